@@ -1,0 +1,5 @@
+"""Configuration: YAML files into strict models. `load_config` is the way in."""
+
+from tolktrain.config.root import Config
+
+__all__ = ["Config"]

@@ -1,0 +1,62 @@
+"""Configuration of the model: SmolTolk (arXiv 2503.06211, section 3), each part of it a switch."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tolktrain.config.base import StrictModel
+
+LayerPooling = Literal["none", "static", "dynamic", "both"]
+
+
+class BackboneConfig(StrictModel):
+    """Shape of a backbone that starts from random weights: a Llama-family decoder."""
+
+    hidden_size: int = Field(gt=0, description="Width of the hidden states.")
+    num_layers: int = Field(gt=0, description="Decoder layers.")
+    num_attention_heads: int = Field(gt=0, description="Query heads.")
+    num_key_value_heads: int = Field(gt=0, description="Key and value heads (grouped queries); must divide the query heads.")
+    ffn_hidden_size: int = Field(gt=0, description="Width of the gated feed-forward layer.")
+    text_vocab_size: int = Field(gt=0, description="Text ids, without the three special ids that are appended.")
+    rope_theta: float = Field(default=100_000.0, gt=0, description="Base of the rotary angles.")
+    rms_norm_eps: float = Field(default=1e-5, gt=0, description="Added to the mean square in RMSNorm.")
+    tie_text_embeddings: bool = Field(default=True, description="Whether the text head shares the text table.")
+    initializer_range: float = Field(default=0.02, gt=0, description="Standard deviation of random weights.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "BackboneConfig":
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size};"
+                f" use one of {[n for n in range(1, 129) if self.hidden_size % n == 0 and self.hidden_size // n % 2 == 0]}"
+            )
+        if self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(
+                f"heads of width {self.hidden_size // self.num_attention_heads} cannot be rotated (the width must be even);"
+                " change num_attention_heads or hidden_size"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads {self.num_key_value_heads} does not divide num_attention_heads {self.num_attention_heads};"
+                f" use one of {[n for n in range(1, self.num_attention_heads + 1) if self.num_attention_heads % n == 0]}"
+            )
+        return self
+
+
+class SpeechConfig(StrictModel):
+    """The speech side of the model."""
+
+    num_units: int = Field(default=500, gt=0, description="Speech units; EOS and PAD are appended to them.")
+    num_codebooks: int = Field(default=1, gt=0, description="Codebooks per frame; codebook k is delayed by k steps.")
+    input_adapter_layers: int = Field(default=2, ge=0, description="Transformer layers over each run of speech, before the backbone.")
+    output_adapter_layers: int = Field(default=2, ge=0, description="Causal transformer layers before the speech head.")
+    layer_pooling: LayerPooling = Field(default="both", description="How backbone layers are averaged for speech prediction.")
+    residual: bool = Field(default=True, description="Whether the raw embedding is added to the pooled states.")
+    entropy_weight: float = Field(default=0.01, ge=0, description="Weight of the bonus for the entropy of the layer selector, in nats.")
+
+
+class ModelConfig(StrictModel):
+    """The text-speech language model."""
+
+    backbone: str | BackboneConfig = Field(description="Folder or hub id of a Llama-family checkpoint, or the shape of a new backbone.")
+    speech: SpeechConfig = Field(default=SpeechConfig(), description="Adapters, pooling and speech vocabulary.")

@@ -1,0 +1,96 @@
+"""The whole configuration: one tree, a branch per component."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tolktrain.config.base import StrictModel
+from tolktrain.config.data import DataConfig
+from tolktrain.config.model import ModelConfig
+from tolktrain.config.training import TrainConfig
+
+
+class RunConfig(StrictModel):
+    """Identity of a run."""
+
+    name: str = Field(description="Name of the run; its folder is <dir>/<name>.")
+    dir: str = Field(default="runs", description="Folder of all runs.")
+    seed: int = Field(default=0, ge=0, description="Seeds weights and data.")
+    restart: bool = Field(default=False, description="Delete the run's folder and start anew instead of resuming.")
+
+
+class ParallelConfig(StrictModel):
+    """How ranks are laid out; the data-parallel size follows from the number of processes."""
+
+    tensor_parallel_size: int = Field(default=1, gt=0, description="Ranks that share each layer.")
+    pipeline_parallel_size: int = Field(default=1, gt=0, description="Stages the layers are cut into.")
+    sequence_parallel: bool = Field(default=False, description="Whether tensor ranks also share the sequence between layers.")
+
+
+class DeepSpeedConfig(StrictModel):
+    """DeepSpeed's settings; batch sizes, precision and clipping are derived and must not be contradicted."""
+
+    config: str | None = Field(default=None, description="JSON file of DeepSpeed settings; a relative path starts at the configuration's folder or the working folder.")
+    zero_stage: Literal[0, 1, 2, 3] | None = Field(default=None, description="ZeRO stage; overrides the one in the JSON file.")
+
+
+class CheckpointConfig(StrictModel):
+    """Checkpoints of a run."""
+
+    every_steps: int = Field(default=500, gt=0, description="Steps between checkpoints; each stage also ends with one.")
+    keep_last: int = Field(default=2, gt=0, description="Newest checkpoints kept.")
+
+
+class LoggingConfig(StrictModel):
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = Field(default=True, description="Write runs/<name>/tensorboard.")
+    wandb_project: str | None = Field(default=None, description="Weights & Biases project; needs the wandb package.")
+
+
+class KernelsConfig(StrictModel):
+    """Choice of kernels."""
+
+    backend: Literal["auto", "torch"] = Field(default="auto", description="Implementation of pooling and adapters; auto takes the fastest that is available.")
+
+
+class EvaluationConfig(StrictModel):
+    """What is measured and shown when training is done."""
+
+    after_training: bool = Field(default=False, description="Whether train ends with evaluate, generate and report.")
+    train_set: str | None = Field(default=None, description="Data set the n-gram baselines are fitted on.")
+    heldout_sets: tuple[str, ...] = Field(default=(), strict=False, description="Data sets that are evaluated.")
+    sequences: int = Field(default=128, gt=0, description="Sequences per strategy and data set for held-out losses.")
+    choices: int = Field(default=200, gt=0, description="True-against-random choices per direction.")
+    prompt_words: int = Field(default=16, gt=0, description="Words of the prompt of a choice.")
+    continuation_words: int = Field(default=12, gt=0, description="Words of the continuation of a choice.")
+    prompts: str | None = Field(default=None, description="Folder of WAV prompts for the spoken samples.")
+    generated_seconds: float = Field(default=6.0, gt=0, description="Length of each spoken continuation.")
+    temperature: float = Field(default=0.8, gt=0, description="Sampling temperature of generation.")
+    top_k: int = Field(default=50, gt=0, description="Most likely ids that generation samples from.")
+
+
+class Config(StrictModel):
+    """Configuration of a tolktrain run."""
+
+    run: RunConfig = Field(description="Name, folder and seed.")
+    model: ModelConfig = Field(description="The model.")
+    data: DataConfig = Field(description="Data sets.")
+    train: TrainConfig = Field(description="Stages, batch and optimizer.")
+    parallel: ParallelConfig = Field(default=ParallelConfig(), description="Layout of ranks.")
+    deepspeed: DeepSpeedConfig = Field(default=DeepSpeedConfig(), description="DeepSpeed settings.")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
+    logging: LoggingConfig = Field(default=LoggingConfig(), description="Trackers.")
+    kernels: KernelsConfig = Field(default=KernelsConfig(), description="Kernels.")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Evaluation, samples and report.")
+
+    @model_validator(mode="after")
+    def _sets_exist(self) -> "Config":
+        used = [(f"train.stages[{i}].mixture.{strategy}.sets", name) for i, stage in enumerate(self.train.stages) for strategy, entry in stage.mixture.items() for name in entry.sets]
+        used += [("train.validation.sets", name) for name in self.train.validation.sets]
+        used += [("evaluation.heldout_sets", name) for name in self.evaluation.heldout_sets]
+        used += [("evaluation.train_set", self.evaluation.train_set)] if self.evaluation.train_set else []
+        for key, name in used:
+            if name not in self.data.sets:
+                raise ValueError(f"{key} names the data set {name!r}, which data.sets does not define; it defines {sorted(self.data.sets)}")
+        return self
