@@ -1,0 +1,155 @@
+"""Speech positions packed by run: what the input adapter works on (SmolTolk, arXiv 2503.06211, section 3.1).
+
+A run is a maximal stretch of speech inside one sequence. The adapter sees only speech, and each position only earlier
+positions of its own run, so the work grows with the speech in a batch and the lengths of its runs, never with T x T.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class SpeechRuns:
+    """Where the speech of a batch lies: N positions in R runs, ordered by run. Made on the host by `pack_runs`.
+
+    Row t * B + b of the time-major, flattened hidden states [T * B, D] is position t of sequence b.
+    """
+
+    rows: Tensor  # [N] int64: row of each speech position
+    positions: Tensor  # [N] int64: its position t in the sequence
+    cu_seqlens: Tensor  # [R + 1] int32: where each run begins in the packed order, and N
+    scatter: Tensor  # [N] int64: its place run * max_run + offset in the padded buffer [R * max_run]
+    max_run: int  # length of the longest run, 0 without speech
+
+    @property
+    def num_positions(self) -> int:
+        """Speech positions in the batch (N)."""
+        return self.rows.shape[0]
+
+    @property
+    def num_runs(self) -> int:
+        """Runs of speech in the batch (R)."""
+        return self.cu_seqlens.shape[0] - 1
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "SpeechRuns":
+        """The same runs with their tensors on another device."""
+        moved = (
+            t.to(device, non_blocking=non_blocking) for t in (self.rows, self.positions, self.cu_seqlens, self.scatter)
+        )
+        return SpeechRuns(*moved, max_run=self.max_run)
+
+    def pin_memory(self) -> "SpeechRuns":
+        """The same runs in page-locked memory, from where a GPU fetches them without waiting."""
+        pinned = (t.pin_memory() for t in (self.rows, self.positions, self.cu_seqlens, self.scatter))
+        return SpeechRuns(*pinned, max_run=self.max_run)
+
+
+def pack_runs(speech_in: np.ndarray | Tensor) -> SpeechRuns:
+    """Find the runs of speech in a batch.
+
+    Args:
+        speech_in: bool [B, T] on the host, true where the input token is speech.
+    """
+    mask = np.asarray(speech_in, dtype=bool)
+    if mask.ndim != 2:
+        raise ValueError(f"speech_in has shape {mask.shape}; expected [sequences, positions]")
+    num_sequences = mask.shape[0]
+    starts = mask.copy()
+    starts[:, 1:] &= ~mask[:, :-1]
+    sequence, position = np.nonzero(mask)
+    is_start = starts[mask]
+    run = np.cumsum(is_start) - 1
+    begins = np.flatnonzero(is_start)
+    boundaries = np.append(begins, run.size)
+    offset = np.arange(run.size) - begins[run]
+    max_run = int(np.diff(boundaries).max()) if begins.size else 0
+    return SpeechRuns(
+        rows=torch.from_numpy(position * num_sequences + sequence),
+        positions=torch.from_numpy(position),
+        cu_seqlens=torch.from_numpy(boundaries.astype(np.int32)),
+        scatter=torch.from_numpy(run * max_run + offset),
+        max_run=max_run,
+    )
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of a matrix, each taken once: the backward writes instead of adding, so it is deterministic without atomics."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, source: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.num_rows = source.shape[0]  # type: ignore[attr-defined]
+        return source.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return place_rows(gradient, rows, ctx.num_rows), None  # type: ignore[attr-defined]
+
+
+class _PlaceRows(torch.autograd.Function):
+    """The adjoint of `_GatherRows`."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, source: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+        ctx.save_for_backward(rows)
+        return source.new_zeros(num_rows, *source.shape[1:]).index_copy_(0, rows, source)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (rows,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gather_rows(gradient, rows), None, None
+
+
+def gather_rows(source: Tensor, rows: Tensor) -> Tensor:
+    """`source[rows]` for rows that are all different. source: [M, ...], rows: [N] int64. Returns [N, ...]."""
+    return _GatherRows.apply(source, rows)
+
+
+def place_rows(source: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Zeros [num_rows, ...] with `source` [N, ...] written at `rows` [N], which are all different."""
+    return _PlaceRows.apply(source, rows, num_rows)
+
+
+class _ReplaceRows(torch.autograd.Function):
+    """A copy of `base` in which some rows, each once, are replaced."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, base: Tensor, rows: Tensor, source: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return base.index_copy(0, rows, source)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
+        (rows,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient.index_fill(0, rows, 0), None, gradient.index_select(0, rows)
+
+
+def replace_rows(base: Tensor, rows: Tensor, source: Tensor) -> Tensor:
+    """`base` [M, ...] with `source` [N, ...] in place of `rows` [N] (int64, all different)."""
+    return _ReplaceRows.apply(base, rows, source)
+
+
+def run_attention(query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns) -> Tensor:
+    """Causal attention inside each run of speech.
+
+    Runs are padded to the longest; padding comes last, so no position sees it and no mask is needed.
+
+    Args:
+        query: [N, H, d], packed in the order of `runs`.
+        key, value: [N, G, d], where G divides H (grouped queries).
+
+    Returns:
+        [N, H, d].
+    """
+    shape = (runs.num_runs, runs.max_run)
+    padded = [
+        place_rows(t.flatten(1), runs.scatter, shape[0] * shape[1]).view(*shape, *t.shape[1:]).transpose(1, 2)
+        for t in (query, key, value)
+    ]
+    mixed = functional.scaled_dot_product_attention(*padded, is_causal=True, enable_gqa=query.shape[1] != key.shape[1])
+    return gather_rows(mixed.transpose(1, 2).reshape(shape[0] * shape[1], -1), runs.scatter).view_as(query)
