@@ -1,0 +1,1 @@
+"""From records in MDS shards to the batches of a training step."""
