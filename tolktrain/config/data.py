@@ -13,27 +13,47 @@ class DatasetConfig(StrictModel):
     """One set of records in MDS shards."""
 
     path: str = Field(description="Folder with index.json and dataset.json; for a remote set its local cache.")
-    remote: str | None = Field(default=None, description="Address the shards are streamed from (s3://..., gs://...), if not local.")
+    remote: str | None = Field(
+        default=None, description="Address the shards are streamed from (s3://..., gs://...), if not local."
+    )
 
 
 class InterleavingConfig(StrictModel):
     """Span lengths of interleaved sequences, in words (arXiv 2503.06211, section 4)."""
 
-    text_words: tuple[int, int] = Field(default=(10, 30), strict=False, description="Shortest and longest span of text, in words.")
-    speech_words: tuple[int, int] = Field(default=(5, 15), strict=False, description="Shortest and longest span of speech, in words.")
+    text_words: tuple[int, int] = Field(
+        default=(10, 30), strict=False, description="Shortest and longest span of text, in words."
+    )
+    speech_words: tuple[int, int] = Field(
+        default=(5, 15), strict=False, description="Shortest and longest span of speech, in words."
+    )
 
 
 class DataConfig(StrictModel):
     """Data sets by name, and how sequences are made of their records."""
 
     sets: dict[str, DatasetConfig] = Field(description="Data sets by the name that mixtures use.")
-    interleaving: InterleavingConfig = Field(default=InterleavingConfig(), description="Spans of interleaved sequences.")
+    interleaving: InterleavingConfig = Field(
+        default=InterleavingConfig(), description="Spans of interleaved sequences."
+    )
     num_workers: int = Field(default=0, ge=0, description="Loader processes per rank; 0 loads in the training process.")
-    shuffle_block_size: int = Field(default=4096, gt=0, description="Records that are shuffled together; larger needs more cache.")
-    num_canonical_nodes: int = Field(default=8, gt=0, description="Nodes the sample order is laid out for; fixed, so that any number of nodes sees the same order.")
-    cache_limit: str | None = Field(default=None, description="Most disk space per node for shards of remote sets, such as 200gb.")
-    text_tokenizer: str | None = Field(default=None, description="Folder of the text tokenizer, for generation and reports.")
-    speech_tokenizer: str | None = Field(default=None, description="Folder of the speech tokenizer, for generation and reports.")
+    shuffle_block_size: int = Field(
+        default=4096, gt=0, description="Records that are shuffled together; larger needs more cache."
+    )
+    num_canonical_nodes: int = Field(
+        default=8,
+        gt=0,
+        description="Nodes the sample order is laid out for; fixed, so that any number of nodes sees the same order.",
+    )
+    cache_limit: str | None = Field(
+        default=None, description="Most disk space per node for shards of remote sets, such as 200gb."
+    )
+    text_tokenizer: str | None = Field(
+        default=None, description="Folder of the text tokenizer, for generation and reports."
+    )
+    speech_tokenizer: str | None = Field(
+        default=None, description="Folder of the speech tokenizer, for generation and reports."
+    )
 
 
 class MixtureEntry(StrictModel):

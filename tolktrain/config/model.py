@@ -15,7 +15,9 @@ class BackboneConfig(StrictModel):
     hidden_size: int = Field(gt=0, description="Width of the hidden states.")
     num_layers: int = Field(gt=0, description="Decoder layers.")
     num_attention_heads: int = Field(gt=0, description="Query heads.")
-    num_key_value_heads: int = Field(gt=0, description="Key and value heads (grouped queries); must divide the query heads.")
+    num_key_value_heads: int = Field(
+        gt=0, description="Key and value heads (grouped queries); must divide the query heads."
+    )
     ffn_hidden_size: int = Field(gt=0, description="Width of the gated feed-forward layer.")
     text_vocab_size: int = Field(gt=0, description="Text ids, without the three special ids that are appended.")
     rope_theta: float = Field(default=100_000.0, gt=0, description="Base of the rotary angles.")
@@ -48,15 +50,23 @@ class SpeechConfig(StrictModel):
 
     num_units: int = Field(default=500, gt=0, description="Speech units; EOS and PAD are appended to them.")
     num_codebooks: int = Field(default=1, gt=0, description="Codebooks per frame; codebook k is delayed by k steps.")
-    input_adapter_layers: int = Field(default=2, ge=0, description="Transformer layers over each run of speech, before the backbone.")
+    input_adapter_layers: int = Field(
+        default=2, ge=0, description="Transformer layers over each run of speech, before the backbone."
+    )
     output_adapter_layers: int = Field(default=2, ge=0, description="Causal transformer layers before the speech head.")
-    layer_pooling: LayerPooling = Field(default="both", description="How backbone layers are averaged for speech prediction.")
+    layer_pooling: LayerPooling = Field(
+        default="both", description="How backbone layers are averaged for speech prediction."
+    )
     residual: bool = Field(default=True, description="Whether the raw embedding is added to the pooled states.")
-    entropy_weight: float = Field(default=0.01, ge=0, description="Weight of the bonus for the entropy of the layer selector, in nats.")
+    entropy_weight: float = Field(
+        default=0.01, ge=0, description="Weight of the bonus for the entropy of the layer selector, in nats."
+    )
 
 
 class ModelConfig(StrictModel):
     """The text-speech language model."""
 
-    backbone: str | BackboneConfig = Field(description="Folder or hub id of a Llama-family checkpoint, or the shape of a new backbone.")
+    backbone: str | BackboneConfig = Field(
+        description="Folder or hub id of a Llama-family checkpoint, or the shape of a new backbone."
+    )
     speech: SpeechConfig = Field(default=SpeechConfig(), description="Adapters, pooling and speech vocabulary.")

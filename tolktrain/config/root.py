@@ -24,14 +24,21 @@ class ParallelConfig(StrictModel):
 
     tensor_parallel_size: int = Field(default=1, gt=0, description="Ranks that share each layer.")
     pipeline_parallel_size: int = Field(default=1, gt=0, description="Stages the layers are cut into.")
-    sequence_parallel: bool = Field(default=False, description="Whether tensor ranks also share the sequence between layers.")
+    sequence_parallel: bool = Field(
+        default=False, description="Whether tensor ranks also share the sequence between layers."
+    )
 
 
 class DeepSpeedConfig(StrictModel):
     """DeepSpeed's settings; batch sizes, precision and clipping are derived and must not be contradicted."""
 
-    config: str | None = Field(default=None, description="JSON file of DeepSpeed settings; a relative path starts at the configuration's folder or the working folder.")
-    zero_stage: Literal[0, 1, 2, 3] | None = Field(default=None, description="ZeRO stage; overrides the one in the JSON file.")
+    config: str | None = Field(
+        default=None,
+        description="JSON file of DeepSpeed settings; a relative path starts at the configuration's folder or the working folder.",
+    )
+    zero_stage: Literal[0, 1, 2, 3] | None = Field(
+        default=None, description="ZeRO stage; overrides the one in the JSON file."
+    )
 
 
 class CheckpointConfig(StrictModel):
@@ -51,7 +58,9 @@ class LoggingConfig(StrictModel):
 class KernelsConfig(StrictModel):
     """Choice of kernels."""
 
-    backend: Literal["auto", "torch"] = Field(default="auto", description="Implementation of pooling and adapters; auto takes the fastest that is available.")
+    backend: Literal["auto", "torch"] = Field(
+        default="auto", description="Implementation of pooling and adapters; auto takes the fastest that is available."
+    )
 
 
 class EvaluationConfig(StrictModel):
@@ -86,11 +95,18 @@ class Config(StrictModel):
 
     @model_validator(mode="after")
     def _sets_exist(self) -> "Config":
-        used = [(f"train.stages[{i}].mixture.{strategy}.sets", name) for i, stage in enumerate(self.train.stages) for strategy, entry in stage.mixture.items() for name in entry.sets]
+        used = [
+            (f"train.stages[{i}].mixture.{strategy}.sets", name)
+            for i, stage in enumerate(self.train.stages)
+            for strategy, entry in stage.mixture.items()
+            for name in entry.sets
+        ]
         used += [("train.validation.sets", name) for name in self.train.validation.sets]
         used += [("evaluation.heldout_sets", name) for name in self.evaluation.heldout_sets]
         used += [("evaluation.train_set", self.evaluation.train_set)] if self.evaluation.train_set else []
         for key, name in used:
             if name not in self.data.sets:
-                raise ValueError(f"{key} names the data set {name!r}, which data.sets does not define; it defines {sorted(self.data.sets)}")
+                raise ValueError(
+                    f"{key} names the data set {name!r}, which data.sets does not define; it defines {sorted(self.data.sets)}"
+                )
         return self

@@ -15,7 +15,9 @@ class ScheduleConfig(StrictModel):
 
     warmup_steps: int = Field(default=100, ge=0, description="Steps from zero to the full rate.")
     decay_steps: int = Field(default=0, ge=0, description="Steps at the end of the stage over which the rate falls.")
-    final_fraction: float = Field(default=0.1, ge=0, le=1, description="Rate at the end of the decay, as a fraction of the full rate.")
+    final_fraction: float = Field(
+        default=0.1, ge=0, le=1, description="Rate at the end of the decay, as a fraction of the full rate."
+    )
 
 
 class StageConfig(StrictModel):
@@ -24,20 +26,28 @@ class StageConfig(StrictModel):
     name: str = Field(description="Name in metrics and reports.")
     tokens: int = Field(gt=0, description="Positions to train on, over all ranks; rounded up to whole steps.")
     trainable: tuple[ParameterGroup, ...] = Field(
-        default=("backbone", "pooling", "speech"), strict=False, description="Parameter groups that change; the others are frozen."
+        default=("backbone", "pooling", "speech"),
+        strict=False,
+        description="Parameter groups that change; the others are frozen.",
     )
     mixture: Mixture = Field(description="Strategies and data sets of this stage.")
     learning_rate: float = Field(gt=0, description="Full rate of the backbone, the text tables and the pooling.")
-    speech_learning_rate: float | None = Field(default=None, gt=0, description="Full rate of speech tables and adapters; the same rate if absent.")
+    speech_learning_rate: float | None = Field(
+        default=None, gt=0, description="Full rate of speech tables and adapters; the same rate if absent."
+    )
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="Course of both rates over the stage.")
 
 
 class OptimizerConfig(StrictModel):
     """AdamW (arXiv 1711.05101)."""
 
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False, description="Decay of the first and second moment.")
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.95), strict=False, description="Decay of the first and second moment."
+    )
     eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
-    weight_decay: float = Field(default=0.1, ge=0, description="Decoupled decay of matrices; norms, biases and layer weights do not decay.")
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="Decoupled decay of matrices; norms, biases and layer weights do not decay."
+    )
     clip_grad_norm: float = Field(default=1.0, gt=0, description="Largest global gradient norm.")
 
 
@@ -46,8 +56,12 @@ class ValidationConfig(StrictModel):
 
     every_steps: int = Field(default=500, gt=0, description="Steps between validations; each stage also ends with one.")
     sequences: int = Field(default=64, gt=0, description="Sequences per strategy and data set, always the same ones.")
-    sets: tuple[str, ...] = Field(default=(), strict=False, description="Held-out data sets, by their names under data.sets.")
-    strategies: tuple[Strategy, ...] = Field(default=("text", "speech", "interleaved"), strict=False, description="Strategies to validate.")
+    sets: tuple[str, ...] = Field(
+        default=(), strict=False, description="Held-out data sets, by their names under data.sets."
+    )
+    strategies: tuple[Strategy, ...] = Field(
+        default=("text", "speech", "interleaved"), strict=False, description="Strategies to validate."
+    )
 
 
 class TrainConfig(StrictModel):
@@ -57,9 +71,15 @@ class TrainConfig(StrictModel):
     global_batch_size: int = Field(gt=0, description="Sequences per step, over all ranks and micro batches.")
     micro_batch_size: int = Field(gt=0, description="Sequences per forward pass of one data rank.")
     sequence_length: int = Field(gt=1, description="Positions per sequence.")
-    precision: Literal["bf16", "fp32"] = Field(default="bf16", description="Precision of weights and activations; masters are float32.")
+    precision: Literal["bf16", "fp32"] = Field(
+        default="bf16", description="Precision of weights and activations; masters are float32."
+    )
     max_steps: int | None = Field(default=None, gt=0, description="Ends the run early, counted over all stages.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimizer settings.")
     validation: ValidationConfig = Field(default=ValidationConfig(), description="Validation during training.")
-    log_every_steps: int = Field(default=10, gt=0, description="Steps between progress lines; metrics.jsonl has every step.")
-    cpu_threads: int | None = Field(default=None, gt=0, description="Threads of a rank without GPU; the machine's cores over its ranks if absent.")
+    log_every_steps: int = Field(
+        default=10, gt=0, description="Steps between progress lines; metrics.jsonl has every step."
+    )
+    cpu_threads: int | None = Field(
+        default=None, gt=0, description="Threads of a rank without GPU; the machine's cores over its ranks if absent."
+    )

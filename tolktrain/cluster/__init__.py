@@ -1,0 +1,1 @@
+"""What the cluster tells a process: its place among the ranks, and that it should stop."""

@@ -1,0 +1,56 @@
+"""Signals that ask a run to save and leave.
+
+Interface for the training loop: `train(config, stop)` reads `stop.requested` once per step (agreed over ranks, since the signal
+reaches them at different steps), writes a checkpoint, and returns `EXIT_PREEMPTED`. Loader processes call
+`reset_signals_in_worker()` first.
+"""
+
+import os
+import signal
+from types import FrameType
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a checkpoint is written, run the same command again
+
+
+class StopRequest:
+    """Whether this process was asked to save and leave.
+
+    USR1 comes from the batch script ahead of the time limit, TERM from Slurm at a time limit, cancel or requeue, INT from a person at
+    the terminal. A second INT ends the process at once, so that nobody has to wait for a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._signal: signal.Signals | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop after the current step."""
+        return self._signal is not None
+
+    @property
+    def reason(self) -> str:
+        """The signal's name, such as SIGUSR1; empty while nothing is requested."""
+        return "" if self._signal is None else self._signal.name
+
+    def install(self) -> None:
+        """Take over USR1, TERM and INT. Must come before torch is imported: until then USR1 kills the process."""
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def request(self, number: signal.Signals = signal.SIGUSR1) -> None:
+        """Ask as the signal `number` would."""
+        self._signal = number
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._signal = signal.Signals(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            # print() is not safe inside a handler that may have interrupted a print.
+            os.write(2, b"\nstopping after this step, with a checkpoint; press Ctrl-C again to leave at once\n")
+
+
+def reset_signals_in_worker() -> None:
+    """For loader processes: USR1 and INT go to the whole process group but concern the rank alone; TERM must end a worker again."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
