@@ -1,0 +1,1 @@
+"""Checkpoints of others: Hugging Face backbones and the published SmolTolk naming."""

@@ -1,0 +1,121 @@
+"""What the model reads of a batch. Every index is computed on the host, so that a GPU never waits for a count."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tolktrain_kernels.speech_adapter import SpeechRuns, pack_runs
+
+
+class HasModelInputs(Protocol):
+    """Anything with the tensors of a batch, on the host."""
+
+    tokens: Tensor
+    targets: Tensor
+    speech_in: Tensor
+    speech_pred: Tensor
+    text_pred: Tensor
+    runs: SpeechRuns
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Where something is predicted. Rows count in the time-major flattened states: row t * width + column."""
+
+    text: Tensor  # [N_t] int64: rows of [T * B] whose target is scored as text
+    speech: Tensor  # [N_s] int64: rows of [T * S] whose target is scored as speech
+    columns: Tensor  # [S] int64: sequences that go through pooling and output adapter; those that predict speech
+    text_targets: Tensor  # [N_t] int64
+    speech_targets: Tensor  # [N_s, K] int64
+    num_text: int
+    num_speech: int
+    num_columns: int
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """The tensors of one micro batch: B sequences of T positions. Made by `from_batch`."""
+
+    tokens: Tensor  # [B, K, T] int64; a text position holds its id in row 0
+    speech_in: Tensor  # [B, T] bool: the input token is speech
+    runs: SpeechRuns
+    scored: ScoredRows
+
+    @classmethod
+    def from_batch(cls, batch: HasModelInputs, every_sequence: bool = False) -> "ModelInputs":
+        """Take the tensors of a batch on the host and index its scored positions.
+
+        Args:
+            batch: tokens and targets int64 [B, K, T]; speech_in, speech_pred and text_pred bool [B, T]; runs.
+            every_sequence: take sequences that predict no speech through the output adapter too (to look at it).
+        """
+        rows = _scored_rows(batch.targets, batch.speech_pred, batch.text_pred, every_sequence)
+        return cls(batch.tokens, batch.speech_in, batch.runs, rows)
+
+    @classmethod
+    def for_next(cls, tokens: Tensor, speech_in: Tensor, lengths: Tensor | None = None) -> "ModelInputs":
+        """Inputs of which the last position of each sequence is to be continued, for `SmolTolk.next_logits`.
+
+        Args:
+            tokens: int64 [B, K, T] on the host.
+            speech_in: bool [B, T] on the host.
+            lengths: int64 [B], positions that count where sequences are padded at their end; T if not given.
+        """
+        last = torch.zeros_like(speech_in)
+        ends = torch.full((tokens.shape[0],), tokens.shape[2]) if lengths is None else lengths
+        last[torch.arange(tokens.shape[0]), ends - 1] = True
+        # Time-major rows come sorted by position; sequences of unequal length would come out in another order.
+        rows = _scored_rows(torch.zeros_like(tokens), last, last, every_sequence=True)
+        order = (ends - 1) * tokens.shape[0] + torch.arange(tokens.shape[0])
+        return cls(tokens, speech_in, pack_runs(speech_in), replace(rows, text=order, speech=order))
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences in the micro batch (B)."""
+        return self.tokens.shape[0]
+
+    @property
+    def sequence_length(self) -> int:
+        """Positions of each sequence (T)."""
+        return self.tokens.shape[2]
+
+    @property
+    def whole_width(self) -> bool:
+        """Whether every sequence predicts speech, so that none need be left out of the output adapter."""
+        return self.scored.num_columns == self.num_sequences
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "ModelInputs":
+        """The same inputs on another device."""
+
+        def moved(owner: ScoredRows) -> dict[str, Tensor]:
+            tensors = ((f.name, getattr(owner, f.name)) for f in fields(owner))
+            return {name: t.to(device, non_blocking=non_blocking) for name, t in tensors if isinstance(t, Tensor)}
+
+        return ModelInputs(
+            tokens=self.tokens.to(device, non_blocking=non_blocking),
+            speech_in=self.speech_in.to(device, non_blocking=non_blocking),
+            runs=self.runs.to(device, non_blocking=non_blocking),
+            scored=replace(self.scored, **moved(self.scored)),
+        )
+
+
+def _scored_rows(targets: Tensor, speech_pred: Tensor, text_pred: Tensor, every_sequence: bool) -> ScoredRows:
+    speech = np.ascontiguousarray(np.asarray(speech_pred, dtype=bool).T)  # [T, B]
+    text = np.ascontiguousarray(np.asarray(text_pred, dtype=bool).T)
+    by_time = np.asarray(targets).transpose(2, 0, 1)  # [T, B, K]
+    columns = np.arange(speech.shape[1]) if every_sequence else np.flatnonzero(speech.any(axis=0))
+    speech_rows = np.flatnonzero(speech[:, columns])
+    text_rows = np.flatnonzero(text)
+    return ScoredRows(
+        text=torch.from_numpy(text_rows),
+        speech=torch.from_numpy(speech_rows),
+        columns=torch.from_numpy(columns),
+        text_targets=torch.from_numpy(by_time[:, :, 0][text]),
+        speech_targets=torch.from_numpy(by_time[speech]),
+        num_text=text_rows.size,
+        num_speech=speech_rows.size,
+        num_columns=columns.size,
+    )

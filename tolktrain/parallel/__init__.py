@@ -1,0 +1,1 @@
+"""Groups of ranks, and the one way in to megatron-core."""

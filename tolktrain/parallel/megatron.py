@@ -1,0 +1,40 @@
+"""The one way in to megatron-core.
+
+Everything of ours imports megatron through here, because its first import warns three times that optional packages are
+missing, which says nothing to a user.
+"""
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message=r"(Transformer Engine|Apex).* not installed")
+    from megatron.core import parallel_state
+    from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+    from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+    from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+    from megatron.core.transformer.enums import AttnMaskType
+    from megatron.core.transformer.mlp import MLP, MLPSubmodules
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+__all__ = [
+    "AttnMaskType",
+    "ColumnParallelLinear",
+    "MLP",
+    "MLPSubmodules",
+    "ModuleSpec",
+    "ProcessGroupCollection",
+    "RowParallelLinear",
+    "SelfAttention",
+    "SelfAttentionSubmodules",
+    "TransformerConfig",
+    "TransformerLayer",
+    "TransformerLayerSubmodules",
+    "VocabParallelEmbedding",
+    "get_bias_dropout_add",
+    "parallel_state",
+    "set_tensor_model_parallel_attributes",
+]
