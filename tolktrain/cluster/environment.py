@@ -84,13 +84,13 @@ class ProcessEnvironment:
             environ.update({name: str(value) for name, value in zip(TORCHRUN_VARIABLES, values, strict=True)})
 
     def device_index(self, visible_devices: int) -> int:
-        """Which of the visible GPUs is this rank's. With `--gpus-per-task=1` every rank sees its own one as device 0."""
+        """Which visible GPU is this rank's. With `--gpus-per-task=1` every rank sees its own one as device 0."""
         if visible_devices == 1:
             return 0
         if self.local_rank >= visible_devices:
             raise UserError(
-                f"local rank {self.local_rank} has no GPU: {visible_devices} are visible for {self.local_world_size} processes"
-                " on this node; start one process per GPU"
+                f"local rank {self.local_rank} has no GPU: {visible_devices} are visible for {self.local_world_size}"
+                " processes on this node; start one process per GPU"
             )
         return self.local_rank
 

@@ -1,7 +1,7 @@
 """Signals that ask a run to save and leave.
 
-Interface for the training loop: `train(config, stop)` reads `stop.requested` once per step (agreed over ranks, since the signal
-reaches them at different steps), writes a checkpoint, and returns `EXIT_PREEMPTED`. Loader processes call
+Interface for the training loop: `train(config, stop)` reads `stop.requested` once per step (agreed over ranks, since
+the signal reaches them at different steps), writes a checkpoint, and returns `EXIT_PREEMPTED`. Loader processes call
 `reset_signals_in_worker()` first.
 """
 
@@ -15,8 +15,8 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a checkpoint is written, run the same comman
 class StopRequest:
     """Whether this process was asked to save and leave.
 
-    USR1 comes from the batch script ahead of the time limit, TERM from Slurm at a time limit, cancel or requeue, INT from a person at
-    the terminal. A second INT ends the process at once, so that nobody has to wait for a checkpoint.
+    USR1 comes from the batch script ahead of the time limit, TERM from Slurm at a time limit, cancel or requeue, INT
+    from a person at the terminal. A second INT ends the process at once, so that nobody has to wait for a checkpoint.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class StopRequest:
 
 
 def reset_signals_in_worker() -> None:
-    """For loader processes: USR1 and INT go to the whole process group but concern the rank alone; TERM must end a worker again."""
+    """For loader processes: USR1 and INT reach them too but concern the rank alone; TERM must end a worker again."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Configuration: YAML files into strict models. `load_config` is the way in."""
+"""Configuration: YAML files into strict models. `load_config` in `tolktrain.config.load` is the way in."""
 
 from tolktrain.config.root import Config
 

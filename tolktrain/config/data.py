@@ -1,10 +1,10 @@
 """Configuration of data: where records lie and how they are mixed."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tolktrain.config.base import StrictModel
+from tolktrain.config.base import InputPath, StrictModel
 
 Strategy = Literal["speech", "text", "interleaved", "recognition", "synthesis"]
 
@@ -12,7 +12,9 @@ Strategy = Literal["speech", "text", "interleaved", "recognition", "synthesis"]
 class DatasetConfig(StrictModel):
     """One set of records in MDS shards."""
 
-    path: str = Field(description="Folder with index.json and dataset.json; for a remote set its local cache.")
+    path: Annotated[str, InputPath()] = Field(
+        description="Folder with index.json and dataset.json; for a remote set its local cache."
+    )
     remote: str | None = Field(
         default=None, description="Address the shards are streamed from (s3://..., gs://...), if not local."
     )
@@ -27,6 +29,16 @@ class InterleavingConfig(StrictModel):
     speech_words: tuple[int, int] = Field(
         default=(5, 15), strict=False, description="Shortest and longest span of speech, in words."
     )
+
+    @model_validator(mode="after")
+    def _spans_are_ranges(self) -> "InterleavingConfig":
+        for key in ("text_words", "speech_words"):
+            shortest, longest = getattr(self, key)
+            if not 1 <= shortest <= longest:
+                raise ValueError(
+                    f"{key} is [{shortest}, {longest}]; give the shortest span first, at least 1 word, then the longest"
+                )
+        return self
 
 
 class DataConfig(StrictModel):
@@ -48,19 +60,22 @@ class DataConfig(StrictModel):
     cache_limit: str | None = Field(
         default=None, description="Most disk space per node for shards of remote sets, such as 200gb."
     )
-    text_tokenizer: str | None = Field(
+    text_tokenizer: Annotated[str | None, InputPath()] = Field(
         default=None, description="Folder of the text tokenizer, for generation and reports."
     )
-    speech_tokenizer: str | None = Field(
+    speech_tokenizer: Annotated[str | None, InputPath()] = Field(
         default=None, description="Folder of the speech tokenizer, for generation and reports."
     )
+
+
+Share = Annotated[float, Field(gt=0)]
 
 
 class MixtureEntry(StrictModel):
     """One strategy's share of the sequences."""
 
     weight: float = Field(default=1.0, gt=0, description="Share of this strategy, relative to the other strategies.")
-    sets: dict[str, float] = Field(description="Share of each data set inside the strategy, relative.")
+    sets: dict[str, Share] = Field(min_length=1, description="Share of each data set inside the strategy, relative.")
 
 
 Mixture = dict[Strategy, MixtureEntry]

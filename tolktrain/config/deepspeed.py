@@ -1,7 +1,7 @@
 """DeepSpeed's settings: a JSON file for what is DeepSpeed's own, the configuration for everything else.
 
-DeepSpeed wants the batch triple, precision, clipping and optimizer in its own file too. Two places for one value drift apart, so
-those entries are derived here, and a file that says something else is refused.
+DeepSpeed wants the batch triple, precision, clipping and optimizer in its own file too. Two places for one value drift
+apart, so those entries are derived here, and a file that says something else is refused.
 """
 
 import difflib
@@ -55,9 +55,9 @@ KNOWN_ENTRIES = (
 def build_deepspeed_config(config: Config, data_parallel_size: int) -> dict[str, Any]:
     """DeepSpeed's configuration for `data_parallel_size` data ranks.
 
-    Reads `deepspeed.config` and adds what follows from the configuration: train_batch_size, train_micro_batch_size_per_gpu,
-    gradient_accumulation_steps, bf16, gradient_clipping, and zero_optimization.stage when `deepspeed.zero_stage` is set. The optimizer
-    and the schedule are ours, and go to `deepspeed.initialize` as objects.
+    Reads `deepspeed.config` and adds what follows from the configuration: train_batch_size,
+    train_micro_batch_size_per_gpu, gradient_accumulation_steps, bf16, gradient_clipping, and zero_optimization.stage
+    when `deepspeed.zero_stage` is set. The optimizer and the schedule are ours, and go to `deepspeed.initialize` as objects.
 
     Raises UserError when the file cannot be read, an entry contradicts the configuration, or the batch does not divide.
     """
@@ -106,13 +106,13 @@ def _batch(config: Config, data_parallel_size: int) -> dict[str, tuple[Any, str]
         "train_micro_batch_size_per_gpu": (micro, "train.micro_batch_size"),
         "gradient_accumulation_steps": (
             share // micro,
-            f"train.global_batch_size {batch} / train.micro_batch_size {micro} / {data_parallel_size} data-parallel ranks",
+            f"train.global_batch_size {batch} / train.micro_batch_size {micro} / {data_parallel_size} data ranks",
         ),
     }
 
 
 def _contradictions(name: str, given: Any, derived: Any, reason: str) -> list[str]:
-    """Entries of the file under `name` that differ from what is derived; "auto" leaves an entry to us, as transformers has it."""
+    """Entries of the file under `name` that differ from what is derived; "auto" leaves an entry to us."""
     if given is None or given == "auto" or given == derived:
         return []
     if isinstance(derived, dict):

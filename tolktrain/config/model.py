@@ -1,10 +1,10 @@
 """Configuration of the model: SmolTolk (arXiv 2503.06211, section 3), each part of it a switch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tolktrain.config.base import StrictModel
+from tolktrain.config.base import InputPath, StrictModel
 
 LayerPooling = Literal["none", "static", "dynamic", "both"]
 
@@ -27,20 +27,20 @@ class BackboneConfig(StrictModel):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "BackboneConfig":
-        if self.hidden_size % self.num_attention_heads:
+        heads, key_value_heads, width = self.num_attention_heads, self.num_key_value_heads, self.hidden_size
+        if width % heads:
+            fitting = [n for n in range(1, 129) if width % n == 0 and width // n % 2 == 0]
+            raise ValueError(f"num_attention_heads {heads} does not divide hidden_size {width}; use one of {fitting}")
+        if width // heads % 2:
             raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size};"
-                f" use one of {[n for n in range(1, 129) if self.hidden_size % n == 0 and self.hidden_size // n % 2 == 0]}"
+                f"num_attention_heads {heads} gives heads of width {width // heads}, which cannot be rotated (the width"
+                " must be even); change num_attention_heads or hidden_size"
             )
-        if self.hidden_size // self.num_attention_heads % 2:
+        if heads % key_value_heads:
+            fitting = [n for n in range(1, heads + 1) if heads % n == 0]
             raise ValueError(
-                f"heads of width {self.hidden_size // self.num_attention_heads} cannot be rotated (the width must be even);"
-                " change num_attention_heads or hidden_size"
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads {self.num_key_value_heads} does not divide num_attention_heads {self.num_attention_heads};"
-                f" use one of {[n for n in range(1, self.num_attention_heads + 1) if self.num_attention_heads % n == 0]}"
+                f"num_key_value_heads {key_value_heads} does not divide num_attention_heads {heads};"
+                f" use one of {fitting}"
             )
         return self
 
@@ -66,7 +66,7 @@ class SpeechConfig(StrictModel):
 class ModelConfig(StrictModel):
     """The text-speech language model."""
 
-    backbone: str | BackboneConfig = Field(
+    backbone: Annotated[str | BackboneConfig, InputPath(may_be_hub_id=True)] = Field(
         description="Folder or hub id of a Llama-family checkpoint, or the shape of a new backbone."
     )
     speech: SpeechConfig = Field(default=SpeechConfig(), description="Adapters, pooling and speech vocabulary.")

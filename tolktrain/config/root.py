@@ -1,10 +1,11 @@
 """The whole configuration: one tree, a branch per component."""
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tolktrain.config.base import StrictModel
+from tolktrain.config.base import InputPath, StrictModel
 from tolktrain.config.data import DataConfig
 from tolktrain.config.model import ModelConfig
 from tolktrain.config.training import TrainConfig
@@ -13,10 +14,16 @@ from tolktrain.config.training import TrainConfig
 class RunConfig(StrictModel):
     """Identity of a run."""
 
-    name: str = Field(description="Name of the run; its folder is <dir>/<name>.")
+    name: str = Field(description="Name of the run, without slashes; its folder is <dir>/<name>.")
     dir: str = Field(default="runs", description="Folder of all runs.")
     seed: int = Field(default=0, ge=0, description="Seeds weights and data.")
     restart: bool = Field(default=False, description="Delete the run's folder and start anew instead of resuming.")
+
+    @model_validator(mode="after")
+    def _name_is_a_folder(self) -> "RunConfig":
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"name is {self.name!r}; use letters, digits, '.', '-' and '_', for it names a folder")
+        return self
 
 
 class ParallelConfig(StrictModel):
@@ -28,13 +35,19 @@ class ParallelConfig(StrictModel):
         default=False, description="Whether tensor ranks also share the sequence between layers."
     )
 
+    @model_validator(mode="after")
+    def _sequence_needs_tensor(self) -> "ParallelConfig":
+        if self.sequence_parallel and self.tensor_parallel_size == 1:
+            raise ValueError("sequence_parallel needs tensor_parallel_size above 1; set it to false")
+        return self
+
 
 class DeepSpeedConfig(StrictModel):
     """DeepSpeed's settings; batch sizes, precision and clipping are derived and must not be contradicted."""
 
-    config: str | None = Field(
+    config: Annotated[str | None, InputPath()] = Field(
         default=None,
-        description="JSON file of DeepSpeed settings; a relative path starts at the configuration's folder or the working folder.",
+        description="JSON file of DeepSpeed settings; all defaults if absent.",
     )
     zero_stage: Literal[0, 1, 2, 3] | None = Field(
         default=None, description="ZeRO stage; overrides the one in the JSON file."
@@ -73,7 +86,9 @@ class EvaluationConfig(StrictModel):
     choices: int = Field(default=200, gt=0, description="True-against-random choices per direction.")
     prompt_words: int = Field(default=16, gt=0, description="Words of the prompt of a choice.")
     continuation_words: int = Field(default=12, gt=0, description="Words of the continuation of a choice.")
-    prompts: str | None = Field(default=None, description="Folder of WAV prompts for the spoken samples.")
+    prompts: Annotated[str | None, InputPath()] = Field(
+        default=None, description="Folder of WAV prompts for the spoken samples."
+    )
     generated_seconds: float = Field(default=6.0, gt=0, description="Length of each spoken continuation.")
     temperature: float = Field(default=0.8, gt=0, description="Sampling temperature of generation.")
     top_k: int = Field(default=50, gt=0, description="Most likely ids that generation samples from.")
@@ -94,19 +109,46 @@ class Config(StrictModel):
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Evaluation, samples and report.")
 
     @model_validator(mode="after")
-    def _sets_exist(self) -> "Config":
-        used = [
-            (f"train.stages[{i}].mixture.{strategy}.sets", name)
-            for i, stage in enumerate(self.train.stages)
-            for strategy, entry in stage.mixture.items()
-            for name in entry.sets
-        ]
-        used += [("train.validation.sets", name) for name in self.train.validation.sets]
-        used += [("evaluation.heldout_sets", name) for name in self.evaluation.heldout_sets]
-        used += [("evaluation.train_set", self.evaluation.train_set)] if self.evaluation.train_set else []
-        for key, name in used:
-            if name not in self.data.sets:
-                raise ValueError(
-                    f"{key} names the data set {name!r}, which data.sets does not define; it defines {sorted(self.data.sets)}"
-                )
+    def _parts_fit(self) -> "Config":
+        mistakes = [*_unknown_sets(self), *_indivisible(self)]
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
         return self
+
+
+def _unknown_sets(config: Config) -> list[str]:
+    used = [
+        (f"train.stages.{i}.mixture.{strategy}.sets.{name}", name)
+        for i, stage in enumerate(config.train.stages)
+        for strategy, entry in stage.mixture.items()
+        for name in entry.sets
+    ]
+    used += [(f"train.validation.sets.{i}", name) for i, name in enumerate(config.train.validation.sets)]
+    used += [(f"evaluation.heldout_sets.{i}", name) for i, name in enumerate(config.evaluation.heldout_sets)]
+    used += [("evaluation.train_set", config.evaluation.train_set)] if config.evaluation.train_set else []
+    known = ", ".join(sorted(config.data.sets)) or "none"
+    return [
+        f"{key} names the data set {name!r}, which data.sets does not define; it defines {known}"
+        for key, name in used
+        if name not in config.data.sets
+    ]
+
+
+def _indivisible(config: Config) -> list[str]:
+    """Shapes of a new backbone that cannot be split as `parallel` says."""
+    shape, parallel = config.model.backbone, config.parallel
+    if isinstance(shape, str):
+        return []
+    parts = [
+        ("pipeline_parallel_size", parallel.pipeline_parallel_size, shape.num_layers, "layers"),
+        ("tensor_parallel_size", parallel.tensor_parallel_size, shape.num_key_value_heads, "key and value heads"),
+    ]
+    return [
+        f"parallel.{key} {size} does not divide {number} {what}; use one of {_divisors(number)}"
+        for key, size, number, what in parts
+        if number % size
+    ]
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

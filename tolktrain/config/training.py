@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tolktrain.config.base import StrictModel
 from tolktrain.config.data import Mixture, Strategy
@@ -27,15 +27,25 @@ class StageConfig(StrictModel):
     tokens: int = Field(gt=0, description="Positions to train on, over all ranks; rounded up to whole steps.")
     trainable: tuple[ParameterGroup, ...] = Field(
         default=("backbone", "pooling", "speech"),
+        min_length=1,
         strict=False,
         description="Parameter groups that change; the others are frozen.",
     )
-    mixture: Mixture = Field(description="Strategies and data sets of this stage.")
+    mixture: Mixture = Field(min_length=1, description="Strategies and data sets of this stage.")
     learning_rate: float = Field(gt=0, description="Full rate of the backbone, the text tables and the pooling.")
     speech_learning_rate: float | None = Field(
         default=None, gt=0, description="Full rate of speech tables and adapters; the same rate if absent."
     )
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="Course of both rates over the stage.")
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> "StageConfig":
+        if "backbone" not in self.trainable and set(self.mixture) == {"text"}:
+            raise ValueError(
+                f"trainable is {list(self.trainable)}, which text alone does not reach; add backbone, or a strategy"
+                " with speech to the mixture"
+            )
+        return self
 
 
 class OptimizerConfig(StrictModel):
@@ -83,3 +93,26 @@ class TrainConfig(StrictModel):
     cpu_threads: int | None = Field(
         default=None, gt=0, description="Threads of a rank without GPU; the machine's cores over its ranks if absent."
     )
+
+    @model_validator(mode="after")
+    def _batch_and_names(self) -> "TrainConfig":
+        mistakes = []
+        if self.global_batch_size % self.micro_batch_size:
+            fitting = [n for n in range(1, self.global_batch_size + 1) if self.global_batch_size % n == 0]
+            near = sorted(sorted(fitting, key=lambda n: abs(n - self.micro_batch_size))[:3])
+            mistakes.append(
+                f"micro_batch_size {self.micro_batch_size} does not divide global_batch_size {self.global_batch_size};"
+                f" use one of {near}"
+            )
+        names = [stage.name for stage in self.stages]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                mistakes.append(
+                    f"stages.{i}.name {name!r} is the name of stage {names.index(name)} too; names must differ"
+                )
+        for key, value in zip(("betas.0", "betas.1"), self.optimizer.betas, strict=True):
+            if not 0 <= value < 1:
+                mistakes.append(f"optimizer.{key} is {value:g}; expected a number from 0 to below 1")
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self

@@ -1,0 +1,135 @@
+"""From YAML files and overrides to one checked configuration.
+
+A configuration may name others in `base:` (one file or a list, relative to its own folder). They are read first, in
+order, and the file is laid over them: mappings merge key by key, a mapping with item numbers as keys changes single
+items of a list, everything else replaces. Overrides come last.
+
+Input paths may be relative. The working folder is searched first, then the folder of the file that names the path,
+then the folders above it up to the root of its git repository; the first place where the path exists wins. The
+resolved configuration holds absolute paths, so that it means the same wherever it is read again. A path that exists
+nowhere counts from the working folder. Where output goes (`run.dir`) is relative to the working folder and stays so.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from tolktrain.config.base import InputPath
+from tolktrain.config.document import KeyPath, Located, Origin, merge, override, parse, read_document
+from tolktrain.config.errors import UserError
+from tolktrain.config.mistakes import describe, field_at
+from tolktrain.config.root import Config
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in the YAML file `path`, with overrides such as `train.max_steps=10` (values are YAML).
+
+    Raises UserError with every mistake, each with its file and line.
+    """
+    tree = _with_bases(Path(path), ())
+    for text in overrides:
+        tree = _override(tree, text)
+    tree = _resolved(tree)
+    try:
+        return Config.model_validate(tree.plain())
+    except ValidationError as error:
+        messages = describe(error.errors(include_url=False), tree, Config)
+    if len(messages) == 1:
+        raise UserError(messages[0])
+    raise UserError(f"{path}: {len(messages)} mistakes\n" + "\n".join(f"  {message}" for message in messages))
+
+
+def dump_config(config: Config) -> str:
+    """The whole configuration as YAML; `load_config` reads the same configuration from it."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of configuration files, for editors."""
+    result = Config.model_json_schema()
+    result["properties"] = {
+        "base": {
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+            "description": "Configuration file or files that this one builds on.",
+        },
+        **result["properties"],
+    }
+    # A file with a base need not name everything itself.
+    result.pop("required", None)
+    return result
+
+
+def _with_bases(path: Path, opened: tuple[Path, ...]) -> Located:
+    document = read_document(path)
+    base = document.children.pop("base", None)
+    if base is None:
+        return document
+    names = list(base.children.values()) if base.is_list else [base]
+    opened = (*opened, path.resolve())
+    below: Located | None = None
+    for name in names:
+        if not isinstance(name.value, str):
+            raise UserError(f"{name.origin}: base: expected the name of a YAML file or a list of them")
+        file = path.parent / Path(name.value).expanduser()
+        if file.resolve() in opened:
+            chain = " -> ".join(str(item.name) for item in (*opened, file))
+            raise UserError(f"{name.origin}: base leads back to {file}: {chain}")
+        if not file.is_file():
+            raise UserError(f"{name.origin}: base names {file}, which does not exist; it is relative to {path.parent}")
+        document_below = _with_bases(file, opened)
+        below = document_below if below is None else merge(below, document_below)
+    return document if below is None else merge(below, document)
+
+
+def _override(tree: Located, text: str) -> Located:
+    dotted, equals, value = text.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise UserError(f"on the command line: {text!r} is not of the form key=value, such as train.max_steps=10")
+    if not value.strip():
+        raise UserError(f"on the command line: {text!r} has no value; write {dotted}=null to unset it")
+    return override(tree, keys, parse(value, None), f"on the command line: {text!r}")
+
+
+def _resolved(tree: Located) -> Located:
+    """The tree with absolute input paths."""
+    for path, node in tree.scalars():
+        kind = _path_kind(path)
+        if kind is not None and isinstance(node.value, str) and node.value:
+            absolute = _search(node.value, node.origin)
+            if absolute is not None:
+                node.value = str(absolute)
+            elif kind.may_be_hub_id and not node.value.startswith((".", "/", "~")):
+                continue
+            else:
+                node.value = os.path.abspath(Path(node.value).expanduser())
+    return tree
+
+
+def _path_kind(path: KeyPath) -> InputPath | None:
+    field = field_at(Config, path)
+    marks = [item for item in (field.metadata if field is not None else []) if isinstance(item, InputPath)]
+    return marks[0] if marks else None
+
+
+def _search(name: str, origin: Origin) -> Path | None:
+    """Where a path exists; None when nowhere."""
+    given = Path(name).expanduser()
+    folders = [Path.cwd(), *([] if origin.file is None else _folders_of(origin.file))]
+    for folder in folders:
+        if (folder / given).exists():
+            return Path(os.path.abspath(folder / given))
+    return None
+
+
+def _folders_of(file: Path) -> list[Path]:
+    """The file's folder and those above it, up to the root of its git repository; the folder alone outside of one."""
+    folder, *above = file.resolve().parents
+    folders = [folder, *above]
+    roots = [i for i, candidate in enumerate(folders) if (candidate / ".git").exists()]
+    return folders[: roots[0] + 1] if roots else [folder]

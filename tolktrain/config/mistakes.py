@@ -1,0 +1,246 @@
+"""Turns what pydantic finds wrong into messages that name the file, line, key, expectation and mend."""
+
+import difflib
+import re
+import types
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from annotated_types import MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from tolktrain.config.document import KeyPath, Located
+
+SCALARS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+BOUNDS = {
+    annotated_types.Gt: ("gt", "greater than"),
+    annotated_types.Ge: ("ge", "at least"),
+    annotated_types.Lt: ("lt", "below"),
+    annotated_types.Le: ("le", "at most"),
+}
+
+
+def describe(errors: Sequence[ErrorDetails], tree: Located, root: type[BaseModel]) -> list[str]:
+    """One message per mistake. `tree` is the document that `root` refused."""
+    messages: dict[str, None] = {}
+    paths = [(key_path(error, tree), error) for error in errors]
+    for path, error in paths:
+        if path is None or (error["type"] == "too_short" and _is_below(path, paths)):
+            continue  # a list whose items failed counts as empty: the items' own errors say it better
+        for message in _messages(error, path, tree, root):
+            messages[message] = None
+    return list(messages)
+
+
+def key_path(error: ErrorDetails, tree: Located) -> KeyPath | None:
+    """The keys of an error as the user would write them; None for the wrong branch of a union.
+
+    Pydantic puts the tried branch of a union into the location (`model.backbone.str`), and `[key]` after a refused key.
+    """
+    path: KeyPath = ()
+    node: Located | None = tree
+    location = error["loc"]
+    for i, part in enumerate(location):
+        known = node is not None and part in node.children
+        last = i == len(location) - 1
+        if not known and not (last and error["type"] in ("missing", "extra_forbidden")):
+            tried_scalar = part in ("str", "int", "float", "bool")
+            if node is not None and not node.is_list and part != "[key]" and tried_scalar == node.is_mapping:
+                return None
+            continue
+        path = (*path, part)
+        node = node.children.get(part) if node is not None else None
+    return path
+
+
+def dotted(path: KeyPath) -> str:
+    """The keys as an override spells them: train.stages.0.tokens."""
+    return ".".join(str(part) for part in path)
+
+
+def _is_below(path: KeyPath, paths: Sequence[tuple[KeyPath | None, ErrorDetails]]) -> bool:
+    return any(other is not None and len(other) > len(path) and other[: len(path)] == path for other, _ in paths)
+
+
+def _messages(error: ErrorDetails, path: KeyPath, tree: Located, root: type[BaseModel]) -> list[str]:
+    kind = error["type"]
+    where = _origin(path, tree)
+    if kind == "missing":
+        field = field_at(root, path)
+        meaning = f" ({field.description.rstrip('.')})" if field is not None and field.description else ""
+        return [f"{where}: {dotted(path)} is missing{meaning}; {_add(path, field)}"]
+    if kind == "extra_forbidden":
+        return [f"{where}: {dotted(path)} is not a known key; {_nearest(path, root)}"]
+    if error["loc"] and error["loc"][-1] == "[key]":
+        expected = expectation(annotation_at(root, path[:-1]), keys=True)
+        near = _closest(str(path[-1]), re.findall(r"'([^']+)'", str(error.get("ctx", {}).get("expected", ""))))
+        return [f"{where}: {dotted(path)} is not a known key; {near or f'expected {expected}'}"]
+    if kind == "value_error":
+        return [_placed(line, path, tree) for line in str(error["ctx"]["error"]).splitlines()]
+    field = field_at(root, path)
+    expected = expectation(annotation_at(root, path), field)
+    given = error["input"]
+    return [f"{where}: {dotted(path)}: expected {expected}, got {_shown(given)}{_mend(expected, given)}"]
+
+
+def _origin(path: KeyPath, tree: Located) -> str:
+    node = tree
+    for part in path:
+        if part not in node.children:
+            break
+        node = node.children[part]
+    return str(node.origin)
+
+
+def _placed(message: str, path: KeyPath, tree: Located) -> str:
+    """A validator's message, at the line of the key that it begins with."""
+    first = message.split(" ", 1)[0]
+    inner: KeyPath = tuple(int(part) if part.isdigit() else part for part in first.split("."))
+    full = (*path, *inner)
+    node: Located | None = tree
+    for part in full:
+        node = node.children.get(part) if node is not None else None
+    if node is not None:
+        return f"{_origin(full, tree)}: {dotted(full)}{message[len(first) :]}"
+    return f"{_origin(path, tree)}: {dotted(path) + ': ' if path else ''}{message}"
+
+
+def _add(path: KeyPath, field: FieldInfo | None) -> str:
+    *parents, name = path
+    expected = "a value" if field is None else expectation(field.annotation, field)
+    return f"add '{name}: ...' under {dotted(tuple(parents)) or 'the top level'} with {expected}"
+
+
+def _nearest(path: KeyPath, root: type[BaseModel]) -> str:
+    name = str(path[-1])
+    model = _model_in(annotation_at(root, path[:-1]))
+    siblings = list(model.model_fields) if model is not None else []
+    elsewhere = [place for place in known_keys(root) if place.rsplit(".", 1)[-1] == name]
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere[:3])}?"
+    return _closest(name, siblings) or f"known here: {', '.join(siblings)}"
+
+
+def _closest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration; N stands for an item's number, NAME for a name of the user's choice."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        keys.append(f"{prefix}{name}")
+        annotation: Any = field.annotation
+        place = f"{prefix}{name}."
+        while get_origin(annotation) in (tuple, dict):
+            place += "N." if get_origin(annotation) is tuple else "NAME."
+            annotation = get_args(annotation)[0 if get_origin(annotation) is tuple else 1]
+        inner = _model_in(annotation)
+        if inner is not None:
+            keys += known_keys(inner, place)
+    return keys
+
+
+def annotation_at(root: type[BaseModel], path: KeyPath) -> Any:
+    """The type that belongs at `path`; None when the path leads nowhere."""
+    annotation: Any = root
+    for part in path:
+        model = _model_in(annotation)
+        container = next((a for a in _branches(annotation) if get_origin(a) in (tuple, dict)), None)
+        if model is not None:
+            annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        elif container is None:
+            return None
+        elif get_origin(container) is dict:
+            annotation = get_args(container)[1]
+        else:
+            items = [a for a in get_args(container) if a is not Ellipsis]
+            annotation = items[part] if isinstance(part, int) and part < len(items) else items[0]
+    return annotation
+
+
+def field_at(root: type[BaseModel], path: KeyPath) -> FieldInfo | None:
+    """The field definition at `path`, if a model (not a list or mapping) holds it."""
+    model = _model_in(annotation_at(root, path[:-1])) if path else None
+    return model.model_fields.get(str(path[-1])) if model is not None else None
+
+
+def _branches(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _branches(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [branch for a in get_args(annotation) for branch in _branches(a)]
+    return [annotation]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    for branch in _branches(annotation):
+        if isinstance(branch, type) and issubclass(branch, BaseModel):
+            return branch
+    return None
+
+
+def expectation(annotation: Any, field: FieldInfo | None = None, keys: bool = False) -> str:
+    """In words, what a type accepts: "a whole number greater than 0"."""
+    words = [_words(branch, keys) for branch in _branches(annotation)]
+    bounds = [
+        f"{word} {getattr(bound, attribute):g}"
+        for bound in (field.metadata if field is not None else [])
+        for kind, (attribute, word) in BOUNDS.items()
+        if isinstance(bound, kind)
+    ]
+    words[0] += f" {' and '.join(bounds)}" if bounds else ""
+    fewest = [bound.min_length for bound in (field.metadata if field is not None else []) if isinstance(bound, MinLen)]
+    words[0] += " with at least one entry" if fewest else ""
+    return " or ".join(words)
+
+
+def _words(annotation: Any, keys: bool) -> str:
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(str(value) for value in arguments)
+    if get_origin(annotation) is dict:
+        return _words(arguments[0], False) if keys else "a mapping"
+    if get_origin(annotation) is tuple:
+        if arguments[-1] is Ellipsis:
+            model = _model_in(arguments[0])
+            return "a list of mappings" if model else f"a list with items of {_words(arguments[0], False)}"
+        return f"a list of {len(arguments)} items, each {_words(arguments[0], False)}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        required = [name for name, field in annotation.model_fields.items() if field.is_required()]
+        return f"a mapping with {', '.join(required)}" if required else "a mapping"
+    return SCALARS.get(annotation, str(annotation))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)} items"
+    return repr(value) if isinstance(value, (str, int, float)) else f"{value!s} ({type(value).__name__})"
+
+
+def _mend(expected: str, given: Any) -> str:
+    if isinstance(given, str) and "number" in expected and _is_number(given):
+        return f"; write {given} without quotes"
+    if isinstance(given, float) and "whole number" in expected and given.is_integer():
+        return f"; write {int(given)}"
+    if expected.startswith("text") and given is not None and not isinstance(given, (str, dict, list, tuple)):
+        return "; put it in quotes"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
