@@ -1,0 +1,118 @@
+"""The manifest of a checkpoint: size and SHA-256 of every file, so that damage is found and the damaged file named."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tolktrain.config.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+_BLOCK_BYTES = 4 * 1024 * 1024
+_HASHING_THREADS = 4
+
+FileDigest = dict[str, Any]  # {"size": bytes, "sha256": hexadecimal}
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint whose files are not what was written. The message names the file."""
+
+
+def digest_files(folder: Path, names: Iterable[str]) -> dict[str, FileDigest]:
+    """Size and SHA-256 of the files `names`, relative to `folder`."""
+    names = list(names)
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:  # hashing releases the interpreter lock
+        return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
+
+
+def write_manifest(folder: Path, files: Mapping[str, FileDigest]) -> None:
+    """Write manifest.json for `files`, with a checksum of itself: its own damage must not be blamed on another file."""
+    ordered = {name: files[name] for name in sorted(files)}
+    content = {"format_version": FORMAT_VERSION, "files": ordered}
+    manifest = {**content, "sha256": _checksum(content)}
+    write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def verify(folder: Path) -> None:
+    """Compare every file of the checkpoint `folder` with its manifest.
+
+    Raises DamagedCheckpointError naming the first file that differs.
+    """
+    expected = _read_manifest(folder)
+    _check_sizes(folder, expected)
+    for name, digest in digest_files(folder, expected).items():
+        if digest != expected[name]:
+            raise DamagedCheckpointError(
+                f"{folder / name}: its content has changed since it was written (SHA-256 differs)"
+            )
+
+
+def looks_complete(folder: Path) -> bool:
+    """Whether all files of the checkpoint exist in their full size. Faster than `verify`, blind to flipped bits."""
+    try:
+        _check_sizes(folder, _read_manifest(folder))
+    except DamagedCheckpointError:
+        return False
+    return True
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_path(path: Path) -> None:
+    """Wait until the disk has the file or folder at `path`; for a folder that means its entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_sizes(folder: Path, expected: Mapping[str, FileDigest]) -> None:
+    for name, digest in expected.items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError:
+            raise DamagedCheckpointError(f"{folder / name}: the file is missing") from None
+        if size != digest["size"]:
+            raise DamagedCheckpointError(f"{folder / name}: has {size} bytes, but {digest['size']} were written")
+
+
+def _read_manifest(folder: Path) -> dict[str, FileDigest]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        checksum, version, files = manifest.pop("sha256"), manifest["format_version"], manifest["files"]
+    except OSError:
+        raise DamagedCheckpointError(f"{path}: the file is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DamagedCheckpointError(f"{path}: not a manifest any more") from None
+    if _checksum(manifest) != checksum:
+        raise DamagedCheckpointError(f"{path}: its content has changed since it was written (SHA-256 differs)")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: checkpoint format {version}, but this version of tolktrain reads format {FORMAT_VERSION}"
+        )
+    return dict(files)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> FileDigest:
+    hasher, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            hasher.update(block)
+            size += len(block)
+    return {"size": size, "sha256": hasher.hexdigest()}

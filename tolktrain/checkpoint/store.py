@@ -1,0 +1,235 @@
+"""Checkpoints of a run: folders that are complete or absent.
+
+```
+checkpoints/
+  latest                      name of the newest complete checkpoint
+  step-00000100/
+    parameters/*.safetensors      float32 value of every parameter, frozen ones too, under canonical names
+    first_moments/*.safetensors   Adam's moments of the parameters that were trained, under the same names
+    second_moments/*.safetensors
+    state.json                    everything small: step, stage, data position, random states, versions, architecture
+    manifest.json                 size and SHA-256 of every file
+```
+In bf16 the model's own parameters are these float32 masters, rounded, and so need no place of their own.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from tolktrain.checkpoint.manifest import (
+    DamagedCheckpointError,
+    digest_files,
+    looks_complete,
+    sync_path,
+    verify,
+    write_manifest,
+    write_synced,
+)
+from tolktrain.checkpoint.tensors import Shares, read_tensors, write_tensors
+from tolktrain.config.errors import UserError
+
+LATEST = "latest"
+STATE = "state.json"
+PARAMETERS, FIRST_MOMENTS, SECOND_MOMENTS = "parameters", "first_moments", "second_moments"
+_COMPLETE_NAME = re.compile(r"step-(\d{8,})")
+_UNFINISHED_PREFIX = ".tmp-"
+_DAMAGED_SUFFIX = ".damaged"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one rank contributes to a checkpoint: tensors it owns, by canonical name, float32 on the CPU."""
+
+    parameters: dict[str, Tensor]
+    first_moments: dict[str, Tensor]
+    second_moments: dict[str, Tensor]
+
+    def kinds(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by the name of their folder."""
+        return {
+            PARAMETERS: self.parameters,
+            FIRST_MOMENTS: self.first_moments,
+            SECOND_MOMENTS: self.second_moments,
+        }
+
+
+class CheckpointStore:
+    """The folder `checkpoints/` of a run. Methods marked collective are called by all ranks together."""
+
+    def __init__(self, run_dir: Path, keep_last: int, rank: int = 0) -> None:
+        self._folder = run_dir / "checkpoints"
+        self._keep_last = keep_last
+        self._rank = rank
+
+    def prepare(self) -> None:
+        """Create the folder, and remove what interrupted saves have left. For one process, before anything is saved."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._folder.glob(f"{_UNFINISHED_PREFIX}*"):
+            logger.info("removing the unfinished %s", leftover)
+            _remove(leftover)
+
+    def save(self, step: int, snapshot: Snapshot, shares: Shares, state: Mapping[str, Any]) -> Path:
+        """Write the checkpoint of `step`; collective. When this returns, all of it is on disk under its name.
+
+        Nothing of it is left when it fails. Raises OSError or RuntimeError on every rank when one of them could not write its part.
+        """
+        final = self._folder / step_name(step)
+        aside = self._folder / f"{_UNFINISHED_PREFIX}{final.name}"
+        try:
+            self._write(aside, snapshot, shares, state)
+            _on_rank_zero(self._rank, lambda: self._publish(aside, final))
+        except BaseException:
+            if self._rank == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
+        return final
+
+    def find_latest(self) -> Path | None:
+        """The newest sound checkpoint, or None where there is none; damaged ones are named in a warning."""
+        for folder in self._newest_first():
+            try:
+                verify(folder)
+            except DamagedCheckpointError as error:
+                logger.warning("%s; trying an older checkpoint", error)
+                continue
+            return folder
+        return None
+
+    def was_used(self) -> bool:
+        """Whether a checkpoint has ever been completed here."""
+        return (self._folder / LATEST).exists() or bool(self._newest_first())
+
+    def set_aside_newer(self, folder: Path | None) -> None:
+        """Rename checkpoints newer than `folder`, which must be damaged ones, so that they are not met again."""
+        for other in self._newest_first():
+            if folder is None or step_of(other) > step_of(folder):
+                target = other.with_name(f"{other.name}{_DAMAGED_SUFFIX}")
+                _remove(target)
+                other.rename(target)
+                logger.warning("%s is damaged and was renamed to %s", other, target.name)
+
+    def _write(self, aside: Path, snapshot: Snapshot, shares: Shares, state: Mapping[str, Any]) -> None:
+        def start() -> None:
+            _remove(aside)
+            for kind in snapshot.kinds():
+                (aside / kind).mkdir(parents=True)
+            write_synced(aside / STATE, json.dumps(state, indent=1).encode())
+
+        _on_rank_zero(self._rank, start)
+        for kind, tensors in snapshot.kinds().items():
+            write_tensors(aside / kind, tensors, shares)
+        # Each rank hashes what it wrote while that is still in its page cache.
+        mine = [f"{kind}/{path.name}" for kind in snapshot.kinds() for path in self._files_of_rank(aside / kind)]
+        digests = digest_files(aside, [*mine, *([STATE] if self._rank == 0 else [])])
+        everyone = _gathered(digests)
+        _on_rank_zero(self._rank, lambda: write_manifest(aside, {k: v for part in everyone for k, v in part.items()}))
+
+    def _files_of_rank(self, folder: Path) -> list[Path]:
+        return sorted(folder.glob(f"shard-{self._rank + 1:05d}-*"))
+
+    def _publish(self, aside: Path, final: Path) -> None:
+        for folder in (*(path for path in aside.iterdir() if path.is_dir()), aside):
+            sync_path(folder)
+        _remove(final)  # a damaged one of the same step, or find_latest would have resumed from it
+        aside.rename(final)
+        sync_path(self._folder)
+        replacement = self._folder / f"{_UNFINISHED_PREFIX}{LATEST}"
+        write_synced(replacement, f"{final.name}\n".encode())
+        os.replace(replacement, self._folder / LATEST)
+        sync_path(self._folder)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        folders = self._newest_first()
+        kept, old = folders[: self._keep_last], folders[self._keep_last :]
+        if any(looks_complete(folder) for folder in kept):
+            for folder in old:
+                # Renamed first: a removal that is interrupted must not leave half a checkpoint under a good name.
+                doomed = folder.with_name(f"{_UNFINISHED_PREFIX}{folder.name}")
+                _remove(doomed)
+                folder.rename(doomed)
+                _remove(doomed)
+
+    def _newest_first(self) -> list[Path]:
+        if not self._folder.is_dir():
+            return []
+        folders = [path for path in self._folder.iterdir() if _COMPLETE_NAME.fullmatch(path.name)]
+        return sorted(folders, key=step_of, reverse=True)
+
+
+def step_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` steps."""
+    return f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint folder."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json of the checkpoint `folder`."""
+    try:
+        state = json.loads((folder / STATE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / STATE}: cannot be read: {error}") from None
+    assert isinstance(state, dict)
+    return state
+
+
+def read_parameters(folder: Path) -> dict[str, Tensor]:
+    """Every parameter by canonical name, float32 on the CPU."""
+    return read_tensors(folder / PARAMETERS)
+
+
+def read_moments(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Adam's first and second moments by canonical name, float32 on the CPU."""
+    return read_tensors(folder / FIRST_MOMENTS), read_tensors(folder / SECOND_MOMENTS)
+
+
+def _on_rank_zero(rank: int, action: Any) -> None:
+    """Run `action` on rank 0 and wait for it everywhere; its failure is raised on every rank."""
+    failure: BaseException | None = None
+    if rank == 0:
+        try:
+            action()
+        except Exception as error:
+            failure = error
+    message = [None if failure is None else f"{type(failure).__name__}: {failure}"]
+    if _together():
+        dist.broadcast_object_list(message, src=0)
+    if failure is not None:
+        raise failure
+    if message[0] is not None:
+        raise RuntimeError(f"rank 0 could not write the checkpoint: {message[0]}")
+
+
+def _gathered(value: dict[str, Any]) -> list[dict[str, Any]]:
+    if not _together():
+        return [value]
+    everyone: list[dict[str, Any]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone
+
+
+def _together() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,84 @@
+"""Named tensors in safetensors shards, through torch.distributed.checkpoint.
+
+Each rank writes its share, any rank reads any of it.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+# A shard is assembled in memory before it is written.
+SHARD_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Which rank writes which tensor, and into which of its files; the same on every rank.
+
+    owners: rank by tensor name. files: number of the file, from 1, by tensor name.
+    """
+
+    owners: dict[str, int]
+    files: dict[str, int]
+
+    @classmethod
+    def split(cls, shapes: Mapping[str, torch.Size], num_ranks: int) -> "Shares":
+        """Give whole tensors to ranks so that their bytes (float32) are about equal, largest tensors first."""
+        owners: dict[str, int] = {}
+        files: dict[str, int] = {}
+        load = [0] * num_ranks
+        for name in sorted(shapes, key=lambda name: (-shapes[name].numel(), name)):
+            rank = load.index(min(load))
+            size = 4 * shapes[name].numel()
+            load[rank] += size
+            owners[name] = rank
+            files[name] = 1 + (load[rank] - size) // SHARD_BYTES
+        return cls(owners, files)
+
+    def of(self, rank: int) -> list[str]:
+        """Names of the tensors that `rank` writes."""
+        return [name for name, owner in self.owners.items() if owner == rank]
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], shares: Shares) -> None:
+    """Write this rank's `tensors` below `folder`. Collective; raises on every rank when one of them fails.
+
+    The files are on disk (fsync) when it returns.
+    """
+    writer = dcp.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=shares.files, save_distributed=True)
+    with _quiet_checkpointing():
+        dcp.save(dict(tensors), storage_writer=writer, no_dist=_alone())
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors below `folder` by name, whole, on the CPU, however many ranks wrote them. Not collective."""
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    entries = reader.read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    with _quiet_checkpointing():
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
+
+
+def _alone() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
+@contextmanager
+def _quiet_checkpointing() -> Iterator[None]:
+    """Silences the notes of torch.distributed.checkpoint on how it was called, which are not about the user's run."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
