@@ -37,6 +37,12 @@ class StopRequest:
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
+    def release(self) -> None:
+        """Training is over: TERM and INT end the process again; USR1 has nothing left to save and is ignored."""
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def request(self, number: signal.Signals = signal.SIGUSR1) -> None:
         """Ask as the signal `number` would."""
         self._signal = number

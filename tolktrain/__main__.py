@@ -1,0 +1,11 @@
+"""`python -m tolktrain`."""
+
+import sys
+
+from tolktrain.source_root import hide_source_root
+
+if __name__ == "__main__":
+    hide_source_root()
+    from tolktrain.cli import main
+
+    sys.exit(main())
