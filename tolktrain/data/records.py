@@ -1,6 +1,7 @@
 """The record: one passage of speech, text or both, as it lies in MDS shards; and the description of a set of records.
 
-This file is the one definition of the schema. A data set folder holds MDS shards, their `index.json`, and `dataset.json`.
+This file is the one definition of the schema. A data set folder holds MDS shards, their `index.json`,
+and `dataset.json`.
 """
 
 import json
@@ -46,9 +47,9 @@ COLUMNS: Mapping[str, str] = MappingProxyType(columns_of())
 class Record:
     """One passage: consecutive utterances of one source.
 
-    Ends are cumulative and exclusive: word w has the text ids `text_ids[ends[w - 1]:ends[w]]`, its leading space included;
-    silence belongs to the word before it. Arrays of an absent modality, or of an absent alignment, are empty. EOS is not
-    stored; it stands at the utterance ends, which coincide with word ends where words are aligned.
+    Ends are cumulative and exclusive: word w has the text ids `text_ids[ends[w - 1]:ends[w]]`, its leading space
+    included; silence belongs to the word before it. Arrays of an absent modality, or of an absent alignment, are empty.
+    EOS is not stored; it stands at the utterance ends, which coincide with word ends where words are aligned.
     """
 
     id: str

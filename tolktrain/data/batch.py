@@ -1,0 +1,60 @@
+"""Sequences collated into a micro batch, with everything the model must know about it counted on the host."""
+
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tolktrain_kernels.speech_adapter import SpeechRuns, pack_runs
+from torch import Tensor
+
+from tolktrain.data.sequences import Sequence
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro batch of B sequences with T positions and K codebooks, on the host."""
+
+    tokens: Tensor  # [B, K, T] int64; a text position holds its id in row 0
+    targets: Tensor  # [B, K, T] int64: the tokens one position later
+    speech_in: Tensor  # [B, T] bool: the input token is speech
+    speech_pred: Tensor  # [B, T] bool: a speech target is scored
+    text_pred: Tensor  # [B, T] bool: a text target is scored
+    runs: SpeechRuns  # the runs of `speech_in`
+    record_ids: list[str]
+    strategies: list[str]
+    num_text_scored: int  # positions with a scored text target
+    num_speech_scored: int  # positions with a scored speech target
+    num_entropy_positions: int  # T times the sequences that score speech
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, from where a GPU fetches it without waiting."""
+        tensors = {name: getattr(self, name).pin_memory() for name in _TENSORS}
+        plain = {name: value for name, value in vars(self).items() if name not in tensors}
+        return Batch(**{**plain, **tensors, "runs": self.runs.pin_memory()})
+
+
+_TENSORS = ("tokens", "targets", "speech_in", "speech_pred", "text_pred")
+
+
+def collate(sequences: AbstractSequence[Sequence]) -> Batch:
+    """Collate sequences of one length into a batch."""
+    tokens = np.stack([sequence.tokens for sequence in sequences])
+    is_speech = np.stack([sequence.is_speech for sequence in sequences])
+    scored = np.stack([sequence.scored for sequence in sequences])
+    speech_in = np.ascontiguousarray(is_speech[:, :-1])
+    speech_pred = is_speech[:, 1:] & scored[:, 1:]
+    text_pred = ~is_speech[:, 1:] & scored[:, 1:]
+    return Batch(
+        tokens=torch.from_numpy(np.ascontiguousarray(tokens[:, :, :-1])),
+        targets=torch.from_numpy(np.ascontiguousarray(tokens[:, :, 1:])),
+        speech_in=torch.from_numpy(speech_in),
+        speech_pred=torch.from_numpy(speech_pred),
+        text_pred=torch.from_numpy(text_pred),
+        runs=pack_runs(speech_in),
+        record_ids=[sequence.record_id for sequence in sequences],
+        strategies=[sequence.strategy for sequence in sequences],
+        num_text_scored=int(text_pred.sum()),
+        num_speech_scored=int(speech_pred.sum()),
+        num_entropy_positions=speech_pred.shape[1] * int(speech_pred.any(axis=1).sum()),
+    )
