@@ -1,13 +1,57 @@
 """Package definition of tolktrain."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
-KERNELS = ["tolktrain_kernels", *(f"tolktrain_kernels.{name}" for name in find_packages("kernels"))]
+HERE = Path(__file__).parent
+# The folder is kernels/; as an import name that would collide with the Hugging Face library of that name.
+KERNELS = ["tolktrain_kernels", *(f"tolktrain_kernels.{name}" for name in find_packages(str(HERE / "kernels")))]
+README = HERE / "README.md"
 
 setup(
     name="tolktrain",
     version="0.1.0",
+    description="Training of text-speech language models (SmolTolk) at cluster scale",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     packages=[*find_packages(include=["tolktrain", "tolktrain.*"]), *KERNELS],
     package_dir={"tolktrain_kernels": "kernels"},
+    package_data={"tolktrain": ["py.typed", "report/*.html"]},
     python_requires=">=3.10",
+    install_requires=[
+        "deepspeed>=0.19.8",
+        "jinja2>=3.1",
+        "matplotlib>=3.8",
+        "megatron-core>=0.16.1,<0.17",
+        "mosaicml-streaming>=0.13,<0.14",
+        "ninja>=1.11",
+        "numpy>=1.26",
+        "pydantic>=2.10",
+        "pyyaml>=6.0",
+        "rich>=13.7",
+        "safetensors>=0.5",
+        "scipy>=1.11",
+        "tensorboard>=2.16",
+        "tokenizers>=0.21",
+        "torch>=2.10",
+        "transformers>=4.57",
+    ],
+    extras_require={
+        # flash-attn exists as source only: it needs CUDA's compiler and a long build.
+        "gpu": ["flash-attn>=2.7; sys_platform == 'linux'"],
+        "audio": ["librosa>=0.10.2", "scikit-learn>=1.4", "soundfile>=0.12"],
+        "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "ruff>=0.6"],
+    },
+    entry_points={"console_scripts": ["tolktrain = tolktrain.cli:main"]},
 )

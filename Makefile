@@ -1,0 +1,42 @@
+# make pretrain   train, evaluate and hear the quickstart model
+# make test       run every test that needs no GPU
+# make lint       formatting, lint and types
+# make clean      remove .venv and caches; runs/ stays
+#
+# PYTHON=/path/to/python3 chooses the interpreter (3.10 to 3.12) that .venv is made with.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help pretrain test lint format clean
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+WITH_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+help:
+	@sed -n 's/^# \?//p' Makefile
+
+# Made anew only when the package's requirements change.
+$(STAMP): setup.py constraints.txt launch/make_venv.sh
+	@PYTHON="$(PYTHON)" bash launch/make_venv.sh $(VENV)
+	@touch $@
+
+pretrain: $(STAMP)
+	@$(WITH_VENV) bash launch/pretrain.sbatch configs/quickstart.yaml
+
+# Not `python -m pytest`: that puts this folder on the path, where kernels/ hides the library of that name.
+test: $(STAMP)
+	@$(WITH_VENV) pytest -q -rs
+
+lint: $(STAMP)
+	@$(WITH_VENV) ruff format --check .
+	@$(WITH_VENV) ruff check .
+	@$(WITH_VENV) mypy
+
+format: $(STAMP)
+	@$(WITH_VENV) ruff check -q --fix .
+	@$(WITH_VENV) ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

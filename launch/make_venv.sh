@@ -1,0 +1,57 @@
+#!/bin/bash
+# Makes the virtual environment FOLDER and installs tolktrain into it, editable, in the versions of constraints.txt.
+# Usage: make_venv.sh FOLDER, from the root of the repository. PYTHON names the interpreter; otherwise one is searched.
+set -euo pipefail
+venv=$1
+
+fail() {
+    printf 'error: %s\n' "$@" >&2
+    exit 1
+}
+
+# What stands in the way of this interpreter; nothing when it is fit.
+objection() {
+    "$1" - 2>/dev/null <<'PYTHON' || echo "does not run"
+import importlib.util
+import sys
+
+if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+    print("is Python %d.%d" % sys.version_info[:2])
+elif importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
+    print("lacks the venv module (Debian, Ubuntu: apt-get install python3-venv)")
+PYTHON
+}
+
+find_python() {
+    local candidate problem problems=""
+    # The word list is meant to split: PYTHON is one name or empty.
+    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.10}; do
+        if ! command -v "$candidate" >/dev/null; then
+            problem="is not installed"
+        else
+            problem=$(objection "$candidate")
+        fi
+        if [ -z "$problem" ]; then
+            echo "$candidate"
+            return
+        fi
+        problems+=$'\n'"  $candidate $problem"
+    done
+    fail "tolktrain needs Python 3.10, 3.11 or 3.12 with its venv module:$problems" \
+        "install one, or name it: make PYTHON=/path/to/python3.11 ..."
+}
+
+# An interrupted attempt may have left a folder without a working pip.
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    python=$(find_python)
+    echo "Making $venv with $("$python" --version) ..."
+    "$python" -m venv --clear "$venv"
+fi
+
+echo "Installing tolktrain and its libraries into $venv (about 7 GB; two to five minutes, only this once) ..."
+start=$SECONDS
+# pip warns once per package about index folders that are configured but absent: noise that hides the one real error.
+"$venv/bin/python" -m pip install -q --no-input --disable-pip-version-check --root-user-action ignore \
+    -e '.[audio,dev]' -c constraints.txt 2> >(grep -v "^WARNING: Location .* is ignored" >&2) ||
+    fail "the installation failed; the reason stands above. It goes on where it stopped when you run make again."
+echo "Installed in $((SECONDS - start)) s."
