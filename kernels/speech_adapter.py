@@ -77,7 +77,7 @@ def pack_runs(speech_in: np.ndarray | Tensor) -> SpeechRuns:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of a matrix, each taken once: the backward writes instead of adding, so it is deterministic without atomics."""
+    """Rows of a matrix, each taken once, so that the backward writes instead of adding: deterministic without atomics."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, source: Tensor, rows: Tensor) -> Tensor:
@@ -153,3 +153,24 @@ def run_attention(query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns) -
     ]
     mixed = functional.scaled_dot_product_attention(*padded, is_causal=True, enable_gqa=query.shape[1] != key.shape[1])
     return gather_rows(mixed.transpose(1, 2).reshape(shape[0] * shape[1], -1), runs.scatter).view_as(query)
+
+
+class _SelectColumns(torch.autograd.Function):
+    """Some sequences of time-major states, each once."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, states: Tensor, columns: Tensor) -> Tensor:
+        ctx.save_for_backward(columns)
+        ctx.width = states.shape[1]  # type: ignore[attr-defined]
+        return states.index_select(1, columns)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        (columns,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        full = gradient.new_zeros(gradient.shape[0], ctx.width, *gradient.shape[2:])  # type: ignore[attr-defined]
+        return full.index_copy_(1, columns, gradient), None
+
+
+def select_columns(states: Tensor, columns: Tensor) -> Tensor:
+    """`states[:, columns]` for columns that are all different. states: [T, B, ...], columns: [S] int64."""
+    return _SelectColumns.apply(states, columns)

@@ -1,0 +1,145 @@
+"""A text backbone from a Hugging Face checkpoint of the Llama family."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tolktrain.config.errors import UserError
+from tolktrain.config.model import ModelConfig
+from tolktrain.model.architecture import SPECIAL_TEXT_IDS, Architecture
+from tolktrain.model.initialization import initial_value, initialize_parameters
+from tolktrain.model.llama import backbone_folder
+from tolktrain.model.naming import Shape, canonical_shapes, copy_canonical
+from tolktrain.model.smoltolk import SmolTolk
+
+_INDEX = "model.safetensors.index.json"
+_TEXT_TABLE, _TEXT_HEAD = "text_embedding.weight", "text_head.weight"
+# Some exporters keep these; they follow from config.json and are computed anew.
+_IGNORED_ENDINGS = ("rotary_emb.inv_freq",)
+
+
+def load_backbone(path: str) -> SmolTolk:
+    """A float32 model in one process whose backbone is a Hugging Face checkpoint; the speech parts are random.
+
+    Args:
+        path: folder with config.json and *.safetensors, or a hub id.
+
+    Raises:
+        UserError: see `load_backbone_into`.
+    """
+    model = SmolTolk(Architecture.from_config(ModelConfig(backbone=path)), seed=None)
+    load_backbone_into(model, path)
+    backbone = [name for name in canonical_shapes(model) if _is_backbone(name)]
+    initialize_parameters(model, seed=0, skip=backbone)
+    return model
+
+
+def load_backbone_into(model: SmolTolk, path: str, seed: int = 0) -> None:
+    """Copy a checkpoint's weights into the backbone of a model.
+
+    The rows of the three special ids, which the checkpoint does not have, are drawn afresh.
+
+    Args:
+        model: of the architecture that the checkpoint's config.json describes.
+        path: folder or hub id.
+        seed: of the special ids' rows.
+
+    Raises:
+        UserError: no such checkpoint, none of the Llama family, weights missing or unreadable, or shapes that
+            disagree with config.json.
+    """
+    folder = backbone_folder(path, weights=True)
+    expected = {name: shape for name, shape in canonical_shapes(model).items() if _is_backbone(name)}
+    table_shape = expected[_TEXT_TABLE]
+    expected[_TEXT_TABLE] = (table_shape[0] - SPECIAL_TEXT_IDS, table_shape[1])
+    found = _read(folder, expected)
+    sizes = model.architecture
+    fresh = initial_value(_TEXT_TABLE, table_shape, seed, sizes.initializer_range, sizes.num_layers)
+    table = found[_TEXT_TABLE].to(fresh.dtype)
+    copy_canonical(model, {**found, _TEXT_TABLE: torch.cat((table, fresh[-SPECIAL_TEXT_IDS:]))})
+
+
+def _is_backbone(name: str) -> bool:
+    return name.startswith("backbone.") or name in (_TEXT_TABLE, _TEXT_HEAD)
+
+
+def _checkpoint_name(canonical: str) -> str:
+    if canonical == _TEXT_TABLE:
+        return "model.embed_tokens.weight"
+    if canonical == _TEXT_HEAD:
+        return "lm_head.weight"
+    return "model." + canonical.removeprefix("backbone.")
+
+
+def _read(folder: Path, expected: Mapping[str, Shape]) -> dict[str, Tensor]:
+    files = _files_by_name(folder)
+    names = {canonical: _checkpoint_name(canonical) for canonical in expected}
+    missing = sorted(name for name in names.values() if name not in files)
+    if missing:
+        raise UserError(
+            f"model.backbone: {folder} lacks {missing[0]}"
+            + (f" and {len(missing) - 1} more weights" if missing[1:] else "")
+            + " that its config.json calls for; download the checkpoint again"
+        )
+    surplus = sorted(name for name in files if name.startswith("model.layers.") and name not in names.values())
+    surplus = [name for name in surplus if not name.endswith(_IGNORED_ENDINGS)]
+    if surplus:
+        raise UserError(
+            f"model.backbone: {folder} holds {surplus[0]}, for which its config.json has no place;"
+            " config.json and weights belong to different models"
+        )
+    result: dict[str, Tensor] = {}
+    for file in sorted({files[name] for name in names.values()}):
+        wanted = {canonical: name for canonical, name in names.items() if files[name] == file}
+        result.update(_read_file(file, wanted, expected))
+    return result
+
+
+def _read_file(file: Path, wanted: Mapping[str, str], expected: Mapping[str, Shape]) -> dict[str, Tensor]:
+    result: dict[str, Tensor] = {}
+    try:
+        with safe_open(file, "pt") as shard:
+            for canonical, name in wanted.items():
+                shape = tuple(shard.get_slice(name).get_shape())
+                if shape != expected[canonical]:
+                    raise UserError(
+                        f"model.backbone: {name} in {file} has shape {list(shape)}, but config.json asks for"
+                        f" {list(expected[canonical])}; config.json and weights belong to different models"
+                    )
+                result[canonical] = shard.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model.backbone: {file} cannot be read ({error}); download the checkpoint again") from error
+    return result
+
+
+def _files_by_name(folder: Path) -> dict[str, Path]:
+    """Which file holds each tensor."""
+    index = folder / _INDEX
+    if index.exists():
+        try:
+            entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"model.backbone: {index} is no index of shards ({error}); download the checkpoint again"
+            ) from error
+        return {name: folder / file for name, file in entries}
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"model.backbone: {folder} holds no *.safetensors file; save the checkpoint with safetensors (pickled *.bin files"
+            " are not read) or download it again"
+        )
+    result: dict[str, Path] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as shard:
+                result.update(dict.fromkeys(shard.keys(), file))
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"model.backbone: {file} cannot be read ({error}); download the checkpoint again"
+            ) from error
+    return result

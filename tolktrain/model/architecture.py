@@ -1,0 +1,111 @@
+"""Every size and switch that decides which parameters a model has and what it computes."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from tolktrain.config.errors import UserError
+from tolktrain.config.model import LayerPooling, ModelConfig
+from tolktrain.model.llama import RopeScaling, read_llama_config
+
+SPECIAL_TEXT_IDS = 3  # prefix-begin, prefix-end, switch: rows of the text table that are never predicted
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A SmolTolk (arXiv 2503.06211, section 3): a Llama-family backbone and the speech parts around it."""
+
+    hidden_size: int  # D
+    num_layers: int  # L, of the backbone
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    ffn_hidden_size: int
+    text_vocab_size: int  # V_t, without the special ids
+    rope_theta: float
+    rms_norm_eps: float
+    tie_text_embeddings: bool
+    initializer_range: float
+    num_units: int
+    num_codebooks: int  # K
+    input_adapter_layers: int
+    output_adapter_layers: int
+    layer_pooling: LayerPooling
+    residual: bool
+    rope_scaling: RopeScaling | None = None
+
+    @property
+    def speech_vocab_size(self) -> int:
+        """V_s: units, EOS and PAD."""
+        return self.num_units + 2
+
+    @property
+    def speech_eos(self) -> int:
+        """Id that ends a stretch of speech at an utterance's end."""
+        return self.num_units
+
+    @property
+    def speech_pad(self) -> int:
+        """Id of a codebook that has nothing to say at a position (delayed codebooks); never scored."""
+        return self.num_units + 1
+
+    @property
+    def text_table_size(self) -> int:
+        """Rows of the text table: V_t and the special ids."""
+        return self.text_vocab_size + SPECIAL_TEXT_IDS
+
+    @property
+    def static_pooling(self) -> bool:
+        """Whether layers are averaged by learned weights that are the same everywhere."""
+        return self.layer_pooling in ("static", "both")
+
+    @property
+    def dynamic_pooling(self) -> bool:
+        """Whether layers are averaged by weights chosen at each position."""
+        return self.layer_pooling in ("dynamic", "both")
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> "Architecture":
+        """The architecture a configuration asks for; of a named backbone, config.json is read.
+
+        Raises:
+            UserError: the named backbone has no readable config.json or is none of the Llama family.
+        """
+        speech = config.speech
+        speech_part = {
+            "num_units": speech.num_units,
+            "num_codebooks": speech.num_codebooks,
+            "input_adapter_layers": speech.input_adapter_layers,
+            "output_adapter_layers": speech.output_adapter_layers,
+            "layer_pooling": speech.layer_pooling,
+            "residual": speech.residual,
+        }
+        if isinstance(config.backbone, str):
+            return cls(**read_llama_config(config.backbone), **speech_part)
+        backbone = config.backbone.model_dump()
+        head_dim = config.backbone.hidden_size // config.backbone.num_attention_heads
+        return cls(**backbone, head_dim=head_dim, **speech_part)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Architecture":
+        """The inverse of `to_dict`.
+
+        Raises:
+            UserError: a key is missing or unknown (written by another version).
+        """
+        known = {f.name for f in fields(cls)}
+        if set(values) != known:
+            raise UserError(
+                f"architecture: keys {sorted(set(values) ^ known)} are missing or unknown;"
+                " it was written by another version of tolktrain, use that one or train anew"
+            )
+        scaling = values["rope_scaling"]
+        return replace(cls(**values), rope_scaling=RopeScaling(**scaling) if scaling is not None else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+    def difference(self, other: "Architecture") -> list[str]:
+        """Where the other architecture differs, one 'name: ours, theirs' each; empty when equal."""
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return [f"{name}: {ours}, {theirs}" for name, ours, theirs in pairs if ours != theirs]

@@ -1,0 +1,146 @@
+"""Adapters, backbone and pooling as pipeline layers (SmolTolk, arXiv 2503.06211, section 3)."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from tolktrain.model.architecture import Architecture
+from tolktrain.model.carrier import Carrier
+from tolktrain.model.naming import ParameterView
+from tolktrain.model.transformer import Block, RMSNorm
+from tolktrain.parallel.megatron import TransformerConfig
+from tolktrain_kernels.layer_pooling import PooledLayers, pool_layers
+from tolktrain_kernels.speech_adapter import replace_rows, select_columns
+
+
+class InputAdapterLayer(nn.Module):
+    """A layer over packed speech; a position sees earlier positions of its own run only. Text passes by unchanged."""
+
+    def __init__(self, architecture: Architecture, config: TransformerConfig, index: int) -> None:
+        super().__init__()
+        self.block = Block(architecture, config, f"input_adapter.layers.{index}", "speech")
+        self.is_last = index == architecture.input_adapter_layers - 1
+
+    def forward(self, carrier: Carrier) -> Carrier:
+        """Update `speech`; the last layer writes it back into `hidden`."""
+        if carrier.speech is None:
+            return carrier
+        assert carrier.run_context is not None
+        speech = self.block(carrier.speech, carrier.run_context)
+        if not self.is_last:
+            return replace(carrier, speech=speech)
+        rows = carrier.inputs.runs.rows
+        hidden = replace_rows(carrier.hidden.flatten(0, 1), rows, speech.squeeze(1)).view_as(carrier.hidden)
+        return replace(carrier, speech=None, hidden=hidden)
+
+    def parameter_views(self) -> dict[str, ParameterView]:
+        """Canonical views of the parameters."""
+        return _prefixed("block", self.block.parameter_views())
+
+
+class BackboneLayer(nn.Module):
+    """A decoder layer, causal over everything."""
+
+    def __init__(self, architecture: Architecture, config: TransformerConfig, index: int) -> None:
+        super().__init__()
+        self.block = Block(architecture, config, f"backbone.layers.{index}", "backbone")
+        self.pools = architecture.layer_pooling != "none"
+        self.is_last = index == architecture.num_layers - 1
+
+    def forward(self, carrier: Carrier) -> Carrier:
+        """Update `hidden`; keep it for the pooling, except after the last layer, which counts behind the final norm."""
+        hidden = self.block(carrier.hidden, carrier.context)
+        if self.is_last or not self.pools or carrier.inputs.scored.num_columns == 0:
+            return replace(carrier, hidden=hidden)
+        return replace(carrier, hidden=hidden, states=(*carrier.states, hidden))
+
+    def parameter_views(self) -> dict[str, ParameterView]:
+        """Canonical views of the parameters."""
+        return _prefixed("block", self.block.parameter_views())
+
+
+class FinalNorm(nn.Module):
+    """The backbone's last norm: makes h_L."""
+
+    def __init__(self, architecture: Architecture, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config, architecture.hidden_size, architecture.rms_norm_eps)
+
+    def forward(self, carrier: Carrier) -> Carrier:
+        """Update `hidden` to h_L."""
+        return replace(carrier, hidden=self.norm(carrier.hidden))
+
+    def parameter_views(self) -> dict[str, ParameterView]:
+        """Canonical view of the norm."""
+        shape = tuple(self.norm.weight.shape)
+        return {"norm.weight": ParameterView(("backbone.norm.weight",), (shape,), "backbone", decays=False)}
+
+
+class LayerPooling(nn.Module):
+    """Weighted average of h_1 .. h_L and the residual, over the sequences that predict speech."""
+
+    def __init__(self, architecture: Architecture, config: TransformerConfig) -> None:
+        super().__init__()
+        self.mode = architecture.layer_pooling
+        self.residual = architecture.residual
+        num_layers, dtype = architecture.num_layers, config.params_dtype
+        self.layer_weights = nn.Parameter(torch.zeros(num_layers, dtype=dtype)) if architecture.static_pooling else None
+        self.selector = (
+            nn.Linear(architecture.hidden_size, num_layers, dtype=dtype) if architecture.dynamic_pooling else None
+        )
+
+    def forward(self, carrier: Carrier) -> Carrier:
+        """Set `pooled` and `speech_hidden`, or leave the carrier alone where no speech is predicted."""
+        if carrier.inputs.scored.num_columns == 0:
+            return replace(carrier, states=(), embedded=None)
+        states = [self._columns(carrier, state) for state in (*carrier.states, carrier.hidden)]
+        residual = None
+        if self.residual:
+            assert carrier.embedded is not None
+            residual = self._columns(carrier, carrier.embedded)
+        pooled = self.pool(states, residual)
+        return replace(carrier, states=(), embedded=None, pooled=pooled, speech_hidden=pooled.pooled)
+
+    def pool(self, states: list[Tensor], residual: Tensor | None) -> PooledLayers:
+        """Average states [..., D] with this module's weights."""
+        weight, bias = (self.selector.weight, self.selector.bias) if self.selector is not None else (None, None)
+        return pool_layers(states, self.layer_weights, weight, bias, residual)
+
+    @staticmethod
+    def _columns(carrier: Carrier, state: Tensor) -> Tensor:
+        return state if carrier.inputs.whole_width else select_columns(state, carrier.inputs.scored.columns)
+
+    def parameter_views(self) -> dict[str, ParameterView]:
+        """Canonical views of the pooling's weights."""
+        views: dict[str, ParameterView] = {}
+        if self.layer_weights is not None:
+            shape = tuple(self.layer_weights.shape)
+            views["layer_weights"] = ParameterView(("pooling.layer_weights",), (shape,), "pooling", decays=False)
+        if self.selector is not None:
+            shape = tuple(self.selector.weight.shape)
+            views["selector.weight"] = ParameterView(("pooling.selector.weight",), (shape,), "pooling", decays=True)
+            views["selector.bias"] = ParameterView(("pooling.selector.bias",), (shape[:1],), "pooling", decays=False)
+        return views
+
+
+class OutputAdapterLayer(nn.Module):
+    """A layer before the speech head, causal over the whole mixed sequence."""
+
+    def __init__(self, architecture: Architecture, config: TransformerConfig, index: int) -> None:
+        super().__init__()
+        self.block = Block(architecture, config, f"output_adapter.layers.{index}", "speech")
+
+    def forward(self, carrier: Carrier) -> Carrier:
+        """Update `speech_hidden`."""
+        if carrier.speech_hidden is None:
+            return carrier
+        return replace(carrier, speech_hidden=self.block(carrier.speech_hidden, carrier.context))
+
+    def parameter_views(self) -> dict[str, ParameterView]:
+        """Canonical views of the parameters."""
+        return _prefixed("block", self.block.parameter_views())
+
+
+def _prefixed(prefix: str, views: dict[str, ParameterView]) -> dict[str, ParameterView]:
+    return {f"{prefix}.{name}": view for name, view in views.items()}

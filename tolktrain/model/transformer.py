@@ -1,0 +1,249 @@
+"""One transformer layer of the Llama kind: megatron-core's, with our attention, norm and gated activation."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tolktrain.model.architecture import Architecture
+from tolktrain.model.naming import ParameterGroup, ParameterView
+from tolktrain.parallel.megatron import (
+    MLP,
+    AttnMaskType,
+    ColumnParallelLinear,
+    MLPSubmodules,
+    ModuleSpec,
+    RowParallelLinear,
+    SelfAttention,
+    SelfAttentionSubmodules,
+    TransformerConfig,
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_bias_dropout_add,
+)
+from tolktrain_kernels.speech_adapter import SpeechRuns, run_attention
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """Who attends to whom, and at which angles. Travels through megatron in the place of its packed-sequence object."""
+
+    cos: Tensor  # [T or N, 1, 1, head_dim] float32
+    sin: Tensor  # the same; the first half of each head negated
+    runs: SpeechRuns | None = None  # attention inside these runs; causal over the whole sequence without
+    qkv_format: str = "sbhd"  # megatron reads this and leaves the layout alone
+
+
+def rotary_angles(architecture: Architecture, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine of the rotary angles of positions 0 .. length - 1: float32 [length, 1, 1, head_dim].
+
+    Computed anew at each step from exact numbers: a buffer would be rounded when the model is cast to bfloat16.
+    """
+    dim = architecture.head_dim
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
+    frequencies = 1.0 / (architecture.rope_theta**exponents)
+    if architecture.rope_scaling is not None:
+        scaling = architecture.rope_scaling
+        # Llama 3.1: the number of turns within the original context decides; between the two bounds, blend linearly.
+        turns = scaling.original_max_position * frequencies / (2 * torch.pi)
+        keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        keep = keep.clamp(0, 1)
+        frequencies = (1 - keep) * frequencies / scaling.factor + keep * frequencies
+    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies)
+    cos, sin = angles.cos(), angles.sin()
+    shape = (length, 1, 1, dim)
+    return torch.cat((cos, cos), dim=-1).view(shape), torch.cat((-sin, sin), dim=-1).view(shape)
+
+
+def rotate(heads: Tensor, context: AttentionContext) -> Tensor:
+    """Turn each head [T, B, H, d] by its position's angles; element i pairs with i + d / 2 (Llama's convention)."""
+    swapped = torch.roll(heads, heads.shape[-1] // 2, dims=-1)
+    return (heads * context.cos + swapped * context.sin).to(heads.dtype)
+
+
+class CoreAttention(nn.Module):
+    """Rotation and softmax attention with grouped queries: causal, or causal inside runs of speech."""
+
+    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, **_: Any) -> None:
+        super().__init__()
+        assert attn_mask_type == AttnMaskType.causal
+
+    def forward(
+        self,
+        query: Tensor,  # [T, B, H, d]
+        key: Tensor,  # [T, B, G, d]
+        value: Tensor,
+        attention_mask: None,
+        *,
+        packed_seq_params: AttentionContext,
+        **_: Any,
+    ) -> Tensor:
+        """Returns [T, B, H * d]."""
+        query, key = rotate(query, packed_seq_params), rotate(key, packed_seq_params)
+        if packed_seq_params.runs is not None:
+            mixed = run_attention(query.squeeze(1), key.squeeze(1), value.squeeze(1), packed_seq_params.runs)
+            return mixed.flatten(1).unsqueeze(1)
+        by_head = [heads.permute(1, 2, 0, 3) for heads in (query, key, value)]
+        grouped = query.shape[2] != key.shape[2]
+        mixed = functional.scaled_dot_product_attention(*by_head, is_causal=True, enable_gqa=grouped)
+        return mixed.permute(2, 0, 1, 3).flatten(2)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        # Under sequence parallelism each rank sees a slice of the positions: the gradient must be summed over them.
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
+        return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up. Keeps only its input, and writes both halves of the gradient in place."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        gate, up = gate_up.chunk(2, dim=-1)
+        result = torch.empty_like(gate_up)
+        to_gate, to_up = result.chunk(2, dim=-1)
+        torch.mul(gradient, functional.silu(gate), out=to_up)
+        to_gate.copy_(torch.ops.aten.silu_backward(gradient * up, gate))
+        return result
+
+
+class SwiGLU(nn.Module):
+    """Gated activation of the feed-forward layer: [..., 2 F] to [..., F]."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+
+    def forward(self, gate_up: Tensor) -> Tensor:
+        """Gate is the first half of the last dimension, up the second."""
+        return _SwiGLU.apply(gate_up)
+
+
+class _WithoutExtraState:
+    """Takes away the empty `_extra_state` of megatron's linear layers, which is no parameter and breaks loaders."""
+
+    get_extra_state = nn.Module.get_extra_state
+    set_extra_state = nn.Module.set_extra_state
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The hook would add the key that a strict load then refuses.
+        self._load_state_dict_pre_hooks.clear()  # type: ignore[attr-defined]
+
+
+class ColumnLinear(_WithoutExtraState, ColumnParallelLinear):
+    """Matrix split over its outputs."""
+
+
+class RowLinear(_WithoutExtraState, RowParallelLinear):
+    """Matrix split over its inputs."""
+
+
+def megatron_config(architecture: Architecture) -> TransformerConfig:
+    """Megatron's configuration of one layer: no biases, no dropout, no fusions, weights left for us to set."""
+    return TransformerConfig(
+        num_layers=architecture.num_layers,
+        hidden_size=architecture.hidden_size,
+        num_attention_heads=architecture.num_attention_heads,
+        num_query_groups=architecture.num_key_value_heads,
+        kv_channels=architecture.head_dim,
+        ffn_hidden_size=architecture.ffn_hidden_size,
+        layernorm_epsilon=architecture.rms_norm_eps,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=functional.silu,
+        use_te_activation_func=True,  # the switch for an activation module of one's own, here SwiGLU
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,  # writes main_grad, which DeepSpeed never reads
+        use_cpu_initialization=True,
+        perform_initialization=False,
+    )
+
+
+def layer_spec() -> ModuleSpec:
+    """Which module stands where in a layer."""
+    attention = SelfAttentionSubmodules(linear_qkv=ColumnLinear, core_attention=CoreAttention, linear_proj=RowLinear)
+    mlp = MLPSubmodules(linear_fc1=ColumnLinear, activation_func=SwiGLU, linear_fc2=RowLinear)
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=ModuleSpec(module=MLP, submodules=mlp),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+class Block(nn.Module):
+    """A transformer layer with canonical names for its parameters."""
+
+    def __init__(self, architecture: Architecture, config: TransformerConfig, name: str, group: ParameterGroup) -> None:
+        super().__init__()
+        spec = layer_spec()
+        self.layer = spec.module(config=config, submodules=spec.submodules)
+        self.name = name
+        self._views = partial(_block_views, architecture, name, group)
+
+    def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
+        """[T, B, D] (or [N, 1, D] for packed speech) to the same."""
+        output, _ = self.layer(hidden, attention_mask=None, packed_seq_params=context)
+        return output
+
+    def parameter_views(self) -> dict[str, ParameterView]:
+        """Canonical views of the parameters, by their names in this module."""
+        return self._views()
+
+
+def _block_views(architecture: Architecture, name: str, group: ParameterGroup) -> dict[str, ParameterView]:
+    width, inner = architecture.hidden_size, architecture.ffn_hidden_size
+    heads, groups, dim = architecture.num_attention_heads, architecture.num_key_value_heads, architecture.head_dim
+    queries, keys = (heads * dim, width), (groups * dim, width)
+
+    def matrix(names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], **layout: Any) -> ParameterView:
+        return ParameterView(tuple(f"{name}.{n}.weight" for n in names), shapes, group, decays=True, **layout)
+
+    def norm(part: str) -> ParameterView:
+        return ParameterView((f"{name}.{part}.weight",), ((width,),), group, decays=False)
+
+    return {
+        "layer.input_layernorm.weight": norm("input_layernorm"),
+        "layer.self_attention.linear_proj.weight": matrix(("self_attn.o_proj",), ((width, heads * dim),)),
+        "layer.self_attention.linear_qkv.weight": matrix(
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            (queries, keys, keys),
+            interleaved=(heads // groups, 1, 1),
+            num_groups=groups,
+        ),
+        "layer.pre_mlp_layernorm.weight": norm("post_attention_layernorm"),
+        "layer.mlp.linear_fc1.weight": matrix(("mlp.gate_proj", "mlp.up_proj"), ((inner, width), (inner, width))),
+        "layer.mlp.linear_fc2.weight": matrix(("mlp.down_proj",), ((width, inner),)),
+    }
