@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tolktrain_kernels.speech_adapter import SpeechRuns, pack_runs
 from torch import Tensor
 
 from tolktrain.data.sequences import Sequence
+from tolktrain_kernels.speech_adapter import SpeechRuns, pack_runs
 
 
 @dataclass(frozen=True)

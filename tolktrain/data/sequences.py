@@ -1,7 +1,7 @@
-"""From a record to a training sequence: a pure function of (record, strategy, seed, epoch) (arXiv 2503.06211, section 4).
+"""From a record to a training sequence, a pure function of (record, seed, epoch) (arXiv 2503.06211, section 4).
 
-A sequence has T + 1 tokens: the first T are the input, the last T the targets. Specials (prefix-begin, prefix-end, switch)
-are text ids after the text vocabulary; EOS ends every utterance in the modality it is in.
+A sequence has T + 1 tokens: the first T are the input, the last T the targets. Specials (prefix-begin, prefix-end,
+switch) are text ids after the text vocabulary; EOS ends every utterance in the modality it is in.
 """
 
 import hashlib
@@ -81,8 +81,9 @@ def build_sequence(
 ) -> Sequence:
     """Make the sequence of a record.
 
-    It starts at random, but so early that the rest of the record fills it, if the record is long enough; every part of a
-    record is drawn about equally often. Tokens beyond `sequence_length` + 1 are cut off, in the middle of a word if need be.
+    It starts at random, but so early that the rest of the record fills it, if the record is long enough; every part
+    of a record is drawn about equally often. Tokens beyond `sequence_length` + 1 are cut off, in the middle of a word
+    if need be.
 
     Raises:
         UserError: the record lacks what the strategy needs, or its ids lie outside the vocabulary.
@@ -235,8 +236,8 @@ def _write_interleaved(
 ) -> None:
     """Spans of words, text and speech in turn, a switch between them.
 
-    A span ends after its drawn number of words, at the end of the record, or where the sequence is full; an utterance end
-    puts EOS into the span but does not end it.
+    A span ends after its drawn number of words, at the end of the record, or where the sequence is full; an utterance
+    end puts EOS into the span but does not end it.
     """
     text, units = _text_with_eos(record, writer.vocabulary), _units_with_eos(record, writer.vocabulary)
     text_offsets = _offsets(record.word_text_ends, record.utterance_text_ends)

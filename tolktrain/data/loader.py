@@ -1,0 +1,159 @@
+"""Batches of the training steps of a stage, and of a validation."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset
+
+from tolktrain.config import Config
+from tolktrain.config.data import DatasetConfig, InterleavingConfig, Mixture, Strategy
+from tolktrain.config.errors import UserError
+from tolktrain.data.batch import Batch, collate
+from tolktrain.data.folder import open_records
+from tolktrain.data.mixture import MixturePlan, RecordMixture, Sample
+from tolktrain.data.sequences import Sequence, Vocabulary, build_sequence, sequence_rng
+
+_PREFETCHED_BATCHES = 4
+
+
+class StageLoader:
+    """Yields, for each optimizer step, the list of accumulation micro batches of this data rank, without an end.
+
+    The global batch of step k is the same for any number of data ranks, loader processes and micro batches; it starts
+    at any step. Close it, or use it as a context manager, before the next stage opens its own.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        mixture: Mixture,
+        vocabulary: Vocabulary,
+        *,
+        seed: int,
+        data_rank: int = 0,
+        data_size: int = 1,
+        step: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        train = config.train
+        self._records = RecordMixture(
+            config.data,
+            MixturePlan.from_config(mixture),
+            seed=seed,
+            global_batch_size=train.global_batch_size,
+            micro_batch_size=train.micro_batch_size,
+            data_rank=data_rank,
+            data_size=data_size,
+        )
+        self.steps_per_epoch = self._records.steps_per_epoch
+        self.accumulation_steps = train.global_batch_size // (train.micro_batch_size * data_size)
+        batches = _MicroBatches(self._records, vocabulary, train.sequence_length, config.data.interleaving, seed, step)
+        workers = config.data.num_workers
+        self._loader: DataLoader[Batch] | None = DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=_PREFETCHED_BATCHES if workers else None,
+            pin_memory=pin_memory,
+        )
+        self._batches: Iterator[Batch | UserError | None] | None = None
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        assert self._loader is not None, "the loader is closed"
+        if self._batches is None:
+            self._batches = iter(self._loader)
+        result: list[Batch] = []
+        while len(result) < self.accumulation_steps:
+            item = next(self._batches)
+            if isinstance(item, UserError):
+                raise item
+            if item is not None:
+                result.append(item)
+        return result
+
+    def close(self) -> None:
+        """End the loader processes and threads, and free the shared memory. Calling it again has no effect."""
+        if self._loader is None:
+            return
+        shut_down = getattr(self._batches, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+        self._batches = self._loader = None
+        self._records.close()
+
+    def __enter__(self) -> "StageLoader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _MicroBatches(IterableDataset[Batch]):
+    """What a loader process runs: records in, micro batches out."""
+
+    def __init__(
+        self,
+        records: RecordMixture,
+        vocabulary: Vocabulary,
+        sequence_length: int,
+        interleaving: InterleavingConfig,
+        seed: int,
+        step: int,
+    ) -> None:
+        self._records = records
+        self._vocabulary = vocabulary
+        self._sequence_length = sequence_length
+        self._interleaving = interleaving
+        self._seed = seed
+        self._step = step
+
+    def __iter__(self) -> Iterator[Batch | UserError | None]:  # type: ignore[override]
+        # A bad record is handed over as a value: a loader process would wrap its traceback into the message.
+        try:
+            for samples in self._records.micro_batches(self._step):
+                yield None if samples is None else collate([self._sequence(sample) for sample in samples])
+        except UserError as error:
+            yield error
+
+    def _sequence(self, sample: Sample) -> Sequence:
+        record, epoch = sample.record, sample.epoch
+        strategy = self._records.plan.strategy(sample.dataset, record.id, epoch, self._seed)
+        rng = sequence_rng(self._seed, record.id, epoch, "sequence")
+        return build_sequence(record, strategy, self._vocabulary, self._sequence_length, self._interleaving, rng)
+
+
+def validation_batches(
+    dataset: DatasetConfig,
+    strategy: Strategy,
+    count: int,
+    *,
+    vocabulary: Vocabulary,
+    sequence_length: int,
+    interleaving: InterleavingConfig,
+    micro_batch_size: int,
+    seed: int = 0,
+    data_rank: int = 0,
+    data_size: int = 1,
+) -> Iterator[Batch]:
+    """One sequence of each of the first `count` records (all if there are fewer), always the same ones.
+
+    Every data rank yields equally many batches of equal size; rows for which there is no record score nothing.
+    """
+    records = open_records(dataset)
+    count = min(count, len(records))
+    rows_per_rank = math.ceil(count / (data_size * micro_batch_size)) * micro_batch_size
+
+    def sequence(row: int) -> Sequence:
+        index = row * data_size + data_rank
+        record = records[min(index, count - 1)]
+        rng = sequence_rng(seed, record.id, 0, f"validation-{strategy}")
+        result = build_sequence(record, strategy, vocabulary, sequence_length, interleaving, rng)
+        return result if index < count else replace(result, scored=np.zeros_like(result.scored))
+
+    for begin in range(0, rows_per_rank, micro_batch_size):
+        yield collate([sequence(row) for row in range(begin, begin + micro_batch_size)])

@@ -1,0 +1,257 @@
+"""Which record comes next: a mixture of data sets in an order that depends on nothing but the seed.
+
+The order is mosaicml-streaming's, with two restrictions that make the position in a stage a pure function of the
+step: an epoch is a multiple of the global batch, and the sequence made of a record depends on the record, the seed
+and the epoch alone. In the library's flat order of an epoch, global batch k is the k-th slice, whatever the numbers
+of nodes, ranks, workers and micro batches.
+"""
+
+import atexit
+import contextlib
+import itertools
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from streaming import StreamingDataset
+from streaming.base.world import World
+
+from tolktrain.config.data import DataConfig, Mixture, Strategy
+from tolktrain.config.errors import UserError
+from tolktrain.data.folder import RecordStream, fetch_descriptions, read_index
+from tolktrain.data.records import Record
+from tolktrain.data.sequences import sequence_rng
+from tolktrain.data.shared_memory import exclusive_start
+
+logger = logging.getLogger(__name__)
+
+_STRATEGIES: tuple[Strategy, ...] = ("speech", "text", "interleaved", "recognition", "synthesis")
+
+
+@dataclass(frozen=True)
+class MixturePlan:
+    """Shares of data sets, and of strategies inside each. The order of keys in a configuration has no effect."""
+
+    names: tuple[str, ...]
+    shares: tuple[float, ...]  # of each data set; they sum to 1
+    strategies: tuple[tuple[Strategy, ...], ...]  # of each data set
+    cumulative: tuple[tuple[float, ...], ...]  # probability of each strategy or one before it, given the data set
+
+    @classmethod
+    def from_config(cls, mixture: Mixture) -> "MixturePlan":
+        """Multiply the strategies' shares by the data sets' shares inside them."""
+        total = sum(entry.weight for entry in mixture.values())
+        joint: dict[str, dict[Strategy, float]] = {}
+        for strategy in _STRATEGIES:
+            if strategy in mixture:
+                entry = mixture[strategy]
+                for name, share in entry.sets.items():
+                    if share > 0:
+                        joint.setdefault(name, {})[strategy] = entry.weight / total * share / sum(entry.sets.values())
+        names = tuple(sorted(joint))
+        return cls(
+            names=names,
+            shares=tuple(sum(joint[name].values()) for name in names),
+            strategies=tuple(tuple(joint[name]) for name in names),
+            cumulative=tuple(
+                tuple((np.cumsum(list(joint[name].values())) / sum(joint[name].values())).tolist()) for name in names
+            ),
+        )
+
+    def strategy(self, dataset: int, record_id: str, epoch: int, seed: int) -> Strategy:
+        """The strategy of a record of the given data set in an epoch."""
+        choices = self.strategies[dataset]
+        if len(choices) == 1:
+            return choices[0]
+        draw = sequence_rng(seed, record_id, epoch, "strategy").random()
+        return choices[min(int(np.searchsorted(self.cumulative[dataset], draw, side="right")), len(choices) - 1)]
+
+    def counts(self, sizes: Sequence[int], multiple: int) -> tuple[int, ...]:
+        """Records of each data set in an epoch: as many as keep the shares without taking a record twice.
+
+        Their sum is a multiple of `multiple`. If not even that many records suffice, records are repeated, with a
+        warning.
+        """
+        # The tolerance keeps a quotient such as 430 / (1 - 2/3) * (1/3) from losing a whole multiple to rounding.
+        largest = min(math.floor(size / share * (1 + 1e-9)) for size, share in zip(sizes, self.shares, strict=True))
+        epoch = max(largest // multiple, 1) * multiple
+        exact = np.array(self.shares) * epoch
+        counts = np.maximum(np.floor(exact + 1e-6).astype(np.int64), 1)
+        while counts.sum() != epoch:
+            missing = exact - counts
+            step = 1 if counts.sum() < epoch else -1
+            counts[int(np.argmax(missing * step))] += step
+        for name, size, count in zip(self.names, sizes, counts, strict=True):
+            if count > size:
+                logger.warning(
+                    "data set %s has %d records, but an epoch of %d sequences takes %d: records repeat within an epoch",
+                    name, size, epoch, count,
+                )  # fmt: skip
+        return tuple(counts.tolist())
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record and what its sequence depends on."""
+
+    record: Record
+    dataset: int  # number in the plan
+    epoch: int
+
+
+class RecordMixture(StreamingDataset):
+    """The sample order of one stage for one data rank, and the shards behind it.
+
+    `data_rank` of `data_size` says whose samples these are; processes with the same data rank (tensor or pipeline
+    ranks) get the same ones. Who shares memory on a node is taken from torchrun's environment variables, as the
+    library does. Call `close` when done: another mixture of the same folders can then be opened in this process.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        plan: MixturePlan,
+        *,
+        seed: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        data_rank: int = 0,
+        data_size: int = 1,
+    ) -> None:
+        if global_batch_size % (micro_batch_size * data_size):
+            raise UserError(
+                f"train.global_batch_size {global_batch_size} is not a multiple of train.micro_batch_size"
+                f" {micro_batch_size} times {data_size} data-parallel ranks; change one of them"
+            )
+        assert 0 <= data_rank < data_size
+        # With an epoch that the canonical nodes do not divide, the library repeats records.
+        multiple = math.lcm(global_batch_size, config.num_canonical_nodes)
+        streams, counts = _open_streams(config, plan, multiple)
+        self.plan = plan
+        self.micro_batches_per_epoch = sum(counts) // (micro_batch_size * data_size)
+        self.steps_per_epoch = sum(counts) // global_batch_size
+        self.global_batch_size = global_batch_size
+        self._position = (0, 0)
+        self._failure: Exception | None = None
+        environment = World.detect()
+        with exclusive_start(environment.is_local_leader):
+            super().__init__(
+                streams=streams,
+                batch_size=micro_batch_size,
+                cache_limit=config.cache_limit,
+                partition_algo="orig",
+                num_canonical_nodes=config.num_canonical_nodes,
+                shuffle=True,
+                shuffle_algo="py1e",
+                shuffle_seed=int(sequence_rng(seed, "", 0, "order").integers(2**31)),
+                shuffle_block_size=config.shuffle_block_size,
+            )
+        num_nodes = _num_nodes(environment.num_nodes, data_size, config.num_canonical_nodes)
+        self._parallel_rank_world = World(num_nodes, data_size // num_nodes, 1, data_rank)
+
+    def micro_batches(self, step: int) -> Iterator[list[Sample] | None]:
+        """Micro batches of this rank (in a loader process: of this worker) from a step on, epoch after epoch, for ever.
+
+        In a loader process a None stands in for each micro batch that the last round of an epoch lacks, so that every
+        worker yields the same number per epoch and a loader that asks them in turn keeps the order.
+        """
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        while True:
+            self._position = (epoch, step_in_epoch * self.global_batch_size)
+            done = step_in_epoch * self.micro_batches_per_epoch // self.steps_per_epoch
+            worker = self._parallel_rank_world.detect_workers()
+            rounds, rest = divmod(self.micro_batches_per_epoch - done, worker.workers_per_rank)
+            expected = rounds + (worker.worker_of_rank < rest)
+            yield from self._epoch(epoch, expected)
+            if rest and worker.worker_of_rank >= rest:
+                yield None
+            epoch, step_in_epoch = epoch + 1, 0
+
+    def _epoch(self, epoch: int, expected: int) -> Iterator[list[Sample]]:
+        samples: Iterator[tuple[Record, int]] = iter(self)
+        for _ in range(expected):
+            rows = [Sample(record, dataset, epoch) for record, dataset in itertools.islice(samples, self.batch_size)]
+            # The library ends an epoch early, without a word, when its download thread fails.
+            if len(rows) < self.batch_size:
+                raise UserError(f"records cannot be read: {self._failure}") from self._failure
+            yield rows
+        for _ in samples:
+            raise AssertionError("the epoch is longer than planned")
+
+    def get_item(self, sample_id: int, retry: int = 7) -> tuple[Record, int]:
+        """Record by number, and the number of its data set."""
+        shard, _ = self.spanner[sample_id]
+        return Record.from_sample(super().get_item(sample_id, retry)), int(self.stream_per_shard[shard])
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Fetch and unpack a shard, keeping the failure, which the library's threads would swallow."""
+        try:
+            super().prepare_shard(shard_id, blocking)
+        except Exception as error:
+            self._failure = error
+            raise
+
+    def _resume_incr_epoch(self) -> tuple[int, int]:
+        # The library keeps the position in shared memory and leaks a file handle per epoch doing so; here each process
+        # knows it.
+        return self._position
+
+    def close(self) -> None:
+        """Stop the threads and free the shared memory. Loader processes must have ended before."""
+        if hasattr(self, "_iterator"):
+            self._iterator.exit()
+        if hasattr(self, "_executor"):
+            self._executor.shutdown()
+        blocks = [self._locals_shm, self._shared_barrier._arr.shm, self._next_epoch.arr.shm, self._cache_usage.arr.shm]
+        for block in (*blocks, self._shard_states.shm, self._shard_access_times.shm):
+            block.cleanup()
+            # At exit the name may belong to somebody else.
+            atexit.unregister(block.cleanup)
+        if self._unique_rank_world.is_local_leader:
+            for path in (self._shared_barrier.filelock_path, self._cache_filelock_path):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+
+def _open_streams(config: DataConfig, plan: MixturePlan, multiple: int) -> tuple[list[RecordStream], tuple[int, ...]]:
+    """A stream for each data set of the plan, and how many records of it make an epoch."""
+    folders: Mapping[str, str] = {name: os.path.abspath(config.sets[name].path) for name in plan.names}
+    for name, folder in folders.items():
+        twins = [other for other in plan.names if folders[other] == folder and other != name]
+        if twins:
+            raise UserError(
+                f"data.sets.{name} and data.sets.{twins[0]} are the same folder, {folder}; keep one of them"
+            )
+        if config.cache_limit is not None and config.sets[name].remote is None:
+            raise UserError(
+                f"data.cache_limit would delete shards of data.sets.{name}, which exist nowhere else; give that set a"
+                " remote (its present folder) and another path, or remove the limit"
+            )
+    sizes, hashes = [], []
+    for name in plan.names:
+        fetch_descriptions(config.sets[name])
+        shards = read_index(config.sets[name].path)
+        sizes.append(sum(shard.samples for shard in shards))
+        hashes.append(shards[0].hashes[0] if shards[0].hashes else None)
+    counts = plan.counts(sizes, multiple)
+    streams = [
+        RecordStream(
+            remote=config.sets[name].remote, local=config.sets[name].path, choose=count, validate_hash=hash_name
+        )
+        for name, count, hash_name in zip(plan.names, counts, hashes, strict=True)
+    ]
+    return streams, counts
+
+
+def _num_nodes(physical: int, data_size: int, canonical: int) -> int:
+    """Nodes to lay the order out for: the real ones where possible, so that each needs only its part of the shards."""
+    if data_size % physical == 0 and (canonical % physical == 0 or physical % canonical == 0):
+        return physical
+    logger.warning(
+        "every node will read all shards: %d nodes do not go with data.num_canonical_nodes %d and %d data ranks",
+        physical, canonical, data_size,
+    )  # fmt: skip
+    return 1
