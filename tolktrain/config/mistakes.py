@@ -66,8 +66,10 @@ def _is_below(path: KeyPath, paths: Sequence[tuple[KeyPath | None, ErrorDetails]
 
 
 def _messages(error: ErrorDetails, path: KeyPath, tree: Located, root: type[BaseModel]) -> list[str]:
-    kind = error["type"]
+    kind, given = error["type"], error["input"]
     where = _origin(path, tree)
+    if kind == "missing" and isinstance(path[-1], int):
+        kind, path = "too_short", path[:-1]  # pydantic takes a missing item of a list for a missing key
     if kind == "missing":
         field = field_at(root, path)
         meaning = f" ({field.description.rstrip('.')})" if field is not None and field.description else ""
@@ -82,7 +84,6 @@ def _messages(error: ErrorDetails, path: KeyPath, tree: Located, root: type[Base
         return [_placed(line, path, tree) for line in str(error["ctx"]["error"]).splitlines()]
     field = field_at(root, path)
     expected = expectation(annotation_at(root, path), field)
-    given = error["input"]
     return [f"{where}: {dotted(path)}: expected {expected}, got {_shown(given)}{_mend(expected, given)}"]
 
 
@@ -187,16 +188,22 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def expectation(annotation: Any, field: FieldInfo | None = None, keys: bool = False) -> str:
     """In words, what a type accepts: "a whole number greater than 0"."""
     words = [_words(branch, keys) for branch in _branches(annotation)]
+    limits = [*(field.metadata if field is not None else []), *_limits(annotation)]
     bounds = [
-        f"{word} {getattr(bound, attribute):g}"
-        for bound in (field.metadata if field is not None else [])
+        f"{word} {getattr(limit, attribute):g}"
+        for limit in limits
         for kind, (attribute, word) in BOUNDS.items()
-        if isinstance(bound, kind)
+        if isinstance(limit, kind)
     ]
     words[0] += f" {' and '.join(bounds)}" if bounds else ""
-    fewest = [bound.min_length for bound in (field.metadata if field is not None else []) if isinstance(bound, MinLen)]
-    words[0] += " with at least one entry" if fewest else ""
+    words[0] += " with at least one entry" if any(isinstance(limit, MinLen) for limit in limits) else ""
     return " or ".join(words)
+
+
+def _limits(annotation: Any) -> list[Any]:
+    """Bounds inside `Annotated[float, Field(gt=0)]`."""
+    extras = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return [limit for extra in extras if isinstance(extra, FieldInfo) for limit in extra.metadata]
 
 
 def _words(annotation: Any, keys: bool) -> str:
