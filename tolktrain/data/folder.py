@@ -12,8 +12,10 @@ import numpy as np
 from filelock import FileLock
 from streaming import Stream
 from streaming.base.compression import decompress
-from streaming.base.format import reader_from_json
+from streaming.base.format.mds.encodings import NDArray, Str
+from streaming.base.format.mds.reader import MDSReader
 from streaming.base.storage import CloudDownloader
+from streaming.base.world import World
 
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.errors import UserError
@@ -48,8 +50,8 @@ def fetch_descriptions(config: DatasetConfig) -> None:
             os.replace(fetched, folder / name)
 
 
-def read_index(folder: str | Path) -> list[Any]:
-    """The shard readers (`streaming.base.format.mds.reader.MDSReader`) that `index.json` lists, in order.
+def read_index(folder: str | Path) -> list["RecordReader"]:
+    """The shard readers that `index.json` lists, in order.
 
     Raises `UserError` when the folder or the index is missing, unreadable, empty or not MDS.
     """
@@ -57,6 +59,8 @@ def read_index(folder: str | Path) -> list[Any]:
     if not folder.is_dir():
         raise UserError(f"the data set folder {folder} does not exist; check data.sets.*.path")
     path = folder / INDEX_FILE
+    if not any(folder.iterdir()):
+        raise UserError(f"the data set folder {folder} is empty; copy the data set again or check data.sets.*.path")
     if not path.exists():
         raise UserError(f"{path} does not exist; a data set folder needs it beside its shards")
     try:
@@ -67,7 +71,7 @@ def read_index(folder: str | Path) -> list[Any]:
     if version != _INDEX_VERSION:
         raise UserError(f"{path} has the MDS version {version!r}, expected {_INDEX_VERSION}; rebuild the data set")
     try:
-        readers = [reader_from_json(str(folder), "", shard) for shard in shards]
+        readers = [RecordReader.from_json(str(folder), "", shard) for shard in shards]
         for reader in readers:
             reader.validate(allow_unsafe_types=False)
     except (ValueError, KeyError, TypeError) as error:
@@ -77,10 +81,41 @@ def read_index(folder: str | Path) -> list[Any]:
     return readers
 
 
+class RecordReader(MDSReader):
+    """A shard of records. Its decoders are made once; the library's are made anew for each column of each record."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._decoders = [_decoder(encoding) for encoding in self.column_encodings]
+
+    def decode_sample(self, data: bytes) -> dict[str, Any]:
+        """Columns by name. All columns of a record vary in size, so the sizes stand before the data."""
+        sizes = np.frombuffer(data, "<u4", len(self._decoders))
+        ends = (np.cumsum(sizes) + sizes.nbytes).tolist()
+        begins = [sizes.nbytes, *ends[:-1]]
+        return {
+            name: decoder.decode(data[begin:end])
+            for name, decoder, begin, end in zip(self.column_names, self._decoders, begins, ends, strict=True)
+        }
+
+
+def _decoder(encoding: str) -> Any:
+    if encoding == "str":
+        return Str()
+    kind, _, dtype = encoding.partition(":")
+    if kind != "ndarray" or dtype not in ("uint16", "uint32"):
+        raise ValueError(f"the column encoding {encoding!r} is not one of records")
+    return NDArray(dtype)
+
+
 class RecordStream(Stream):
     """One data set in a mixture, whose shards several processes and jobs may unpack at the same time."""
 
-    def prepare_shard(self, shard: Any) -> int:
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[RecordReader]:
+        """The shards that the index lists."""
+        return read_index(self.local)
+
+    def prepare_shard(self, shard: RecordReader) -> int:
         """Fetch and unpack a shard; returns the growth of the cache in bytes."""
         raw, packed = shard.file_pairs[0]
         target = Path(self.local) / raw.basename
@@ -101,7 +136,7 @@ class RecordStream(Stream):
         return int(raw.bytes)
 
 
-def unpack_shard(shard: Any) -> bytes:
+def unpack_shard(shard: RecordReader) -> bytes:
     """Content of a packed shard on disk, unpacked in memory. Raises `UserError` when it is missing or broken."""
     packed = shard.zip_data
     path = Path(shard.dirname) / packed.basename
@@ -173,7 +208,7 @@ class RecordFolder(Sequence[Record]):
             self._contents.popitem(last=False)
         return content
 
-    def _read(self, shard: Any) -> bytes:
+    def _read(self, shard: RecordReader) -> bytes:
         raw = Path(shard.dirname) / shard.raw_data.basename
         if self._stream is not None and not raw.exists():
             with FileLock(f"{raw}.lock"):

@@ -65,10 +65,24 @@ class Sequence:
     strategy: Strategy
 
 
+class _Key(np.random.bit_generator.ISeedSequence):
+    """A Philox key as it is.
+
+    `Philox(key=...)` gives the same numbers, but asks the system for entropy it never uses.
+    """
+
+    def __init__(self, digest: bytes) -> None:
+        self._words = np.frombuffer(digest, "<u8")
+
+    def generate_state(self, n_words: int, dtype: npt.DTypeLike = np.uint32) -> Array:
+        assert n_words == len(self._words) and dtype == np.uint64
+        return self._words
+
+
 def sequence_rng(seed: int, record_id: str, epoch: int, purpose: str) -> np.random.Generator:
     """Random numbers that depend on nothing but the arguments (Philox, keyed by a digest of them)."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{purpose}/{record_id}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8")))
+    return np.random.Generator(np.random.Philox(_Key(digest)))  # type: ignore[arg-type]  # numpy's stub is too narrow
 
 
 def build_sequence(

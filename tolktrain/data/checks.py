@@ -1,0 +1,198 @@
+"""What is checked about the data before a run begins: whatever would otherwise end it hours later, or spoil it
+unseen."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from streaming.base.hashing import get_hash
+
+from tolktrain.config import Config
+from tolktrain.config.data import Strategy
+from tolktrain.config.errors import UserError
+from tolktrain.data.folder import RecordFolder, RecordReader, fetch_descriptions, read_index
+from tolktrain.data.records import DatasetInfo, columns_of
+from tolktrain.data.sequences import Vocabulary, require_modalities
+
+HASHED_BYTES = 1 << 30
+"""Sets above this size are hashed when their shards are first read, not before the run."""
+
+_CHECKED_RECORDS = 1000
+
+
+def check_data(config: Config, text_vocab_size: int, verify_files: bool = True) -> Vocabulary:
+    """Check every data set that training, validation and evaluation use; returns the vocabulary of the sequences.
+
+    Of remote sets only the descriptions are fetched; their shards are validated as they arrive.
+
+    Args:
+        config: The whole configuration.
+        text_vocab_size: Text ids of the model, without specials.
+        verify_files: Whether to read the local shards too; one process per node is enough.
+
+    Raises:
+        UserError: naming the data set, the file or key, and how to mend it.
+    """
+    uses = _uses(config)
+    infos: dict[str, DatasetInfo] = {}
+    for key, name, strategy in uses:
+        if name not in infos:
+            infos[name] = _check_set(config, name, text_vocab_size, verify_files)
+        if strategy is not None:
+            columns = read_index(config.data.sets[name].path)[0].column_names
+            where = f"data.sets.{name} ({config.data.sets[name].path}), used by {key},"
+            info = infos[name]
+            require_modalities(
+                strategy, info.text is not None, info.speech is not None, "word_text_ends" in columns, where
+            )
+            _check_length(key, name, strategy, info, config.train.sequence_length)
+    _check_same_tokenizers(infos)
+    text_eos = next((info.text.eos_id for info in infos.values() if info.text is not None), 0)
+    speech = config.model.speech
+    return Vocabulary(text_vocab_size, text_eos, speech.num_units, speech.num_codebooks)
+
+
+def _uses(config: Config) -> list[tuple[str, str, Strategy | None]]:
+    """Each use of a data set: the key that names it, the set, and the strategy if one is tied to it."""
+    uses: list[tuple[str, str, Strategy | None]] = []
+    for number, stage in enumerate(config.train.stages):
+        for strategy, entry in stage.mixture.items():
+            uses += [(f"train.stages[{number}].mixture.{strategy}", name, strategy) for name in entry.sets]
+    validation = config.train.validation
+    for name in validation.sets:
+        uses += [("train.validation", name, strategy) for strategy in validation.strategies]
+    uses += [("evaluation.heldout_sets", name, None) for name in config.evaluation.heldout_sets]
+    if config.evaluation.train_set is not None:
+        uses.append(("evaluation.train_set", config.evaluation.train_set, None))
+    return uses
+
+
+def _check_set(config: Config, name: str, text_vocab_size: int, verify_files: bool) -> DatasetInfo:
+    dataset = config.data.sets[name]
+    fetch_descriptions(dataset)
+    shards = read_index(dataset.path)
+    info = DatasetInfo.read(dataset.path)
+    _check_columns(dataset.path, shards, info)
+    num_records = sum(shard.samples for shard in shards)
+    if num_records != info.num_records:
+        raise UserError(
+            f"{dataset.path}: index.json lists {num_records} records but dataset.json declares {info.num_records};"
+            " the copy is incomplete or mixed from two builds; copy it again or rebuild it"
+        )
+    _check_vocabularies(config, name, info, text_vocab_size)
+    if verify_files and dataset.remote is None:
+        verify_shards(shards)
+        records = RecordFolder(dataset)
+        for number in range(min(num_records, _CHECKED_RECORDS)):
+            _check_record(dataset.path, records, number)
+    return info
+
+
+def _check_columns(folder: str, shards: list[RecordReader], info: DatasetInfo) -> None:
+    text, speech = info.text is not None, info.speech is not None
+    if not text and not speech:
+        raise UserError(f"{folder}/dataset.json declares neither text nor speech; a set needs at least one of them")
+    allowed = [columns_of(text, speech, aligned=False)]
+    allowed += [columns_of(text, speech, aligned=True)] if text and speech else []
+    for shard in shards:
+        columns = dict(zip(shard.column_names, shard.column_encodings, strict=True))
+        if columns not in allowed:
+            raise UserError(
+                f"{folder}: the shard {shard.raw_data.basename} has the columns {columns}, but the record schema of this"
+                f" version of tolktrain has {allowed[-1]}; rebuild the data set"
+            )
+        if columns.keys() != dict.fromkeys(shards[0].column_names).keys():
+            raise UserError(f"{folder}: some shards have word alignment and others do not; rebuild the data set")
+
+
+def _check_vocabularies(config: Config, name: str, info: DatasetInfo, text_vocab_size: int) -> None:
+    speech = config.model.speech
+    if info.text is not None:
+        if info.text.vocab_size > text_vocab_size:
+            raise UserError(
+                f"data.sets.{name} has a text vocabulary of {info.text.vocab_size} ids but the model has"
+                f" {text_vocab_size}; set model.backbone.text_vocab_size to at least the data's, or take a backbone with"
+                " the tokenizer of the data"
+            )
+        if info.text.eos_id >= text_vocab_size:
+            raise UserError(
+                f"data.sets.{name} ends utterances with the text id {info.text.eos_id}, which the model's vocabulary of"
+                f" {text_vocab_size} ids lacks; give dataset.json the tokenizer's end-of-text id"
+            )
+    if info.speech is not None:
+        if info.speech.num_units > speech.num_units:
+            raise UserError(
+                f"data.sets.{name} has {info.speech.num_units} speech units but model.speech.num_units is"
+                f" {speech.num_units}; set it to at least the data's"
+            )
+        if info.speech.num_codebooks != speech.num_codebooks:
+            raise UserError(
+                f"data.sets.{name} has {info.speech.num_codebooks} codebooks but model.speech.num_codebooks is"
+                f" {speech.num_codebooks}; set it to the data's"
+            )
+
+
+def _check_length(key: str, name: str, strategy: Strategy, info: DatasetInfo, sequence_length: int) -> None:
+    longest = {
+        "text": info.longest_text,
+        "speech": info.longest_speech,
+        "interleaved": max(info.longest_text, info.longest_speech),
+    }.get(strategy, info.longest_text + info.longest_speech)
+    if sequence_length > longest:
+        raise UserError(
+            f"train.sequence_length {sequence_length} is longer than any record of data.sets.{name} under {key}: the"
+            f" longest has {longest} tokens; lower it, or build the data set from longer passages"
+        )
+
+
+def _check_same_tokenizers(infos: Mapping[str, DatasetInfo]) -> None:
+    """All sets of a run must mean the same by an id."""
+    for what in ("text", "speech"):
+        described = {name: getattr(info, what) for name, info in infos.items() if getattr(info, what) is not None}
+        for name, tokenizer in described.items():
+            first_name, first = next(iter(described.items()))
+            if tokenizer != first:
+                raise UserError(
+                    f"data.sets.{first_name} and data.sets.{name} were made by different {what} tokenizers ({first} and"
+                    f" {tokenizer}); rebuild one of them with the other's tokenizer"
+                )
+
+
+def _check_record(folder: str, records: RecordFolder, number: int) -> None:
+    info = records.info
+    try:
+        records[number].check(
+            info.text.vocab_size if info.text is not None else None,
+            info.speech.num_units if info.speech is not None else None,
+            info.speech.num_codebooks if info.speech is not None else 1,
+        )
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
+def verify_shards(shards: list[RecordReader]) -> None:
+    """Check that the shards of a local set are there, whole, and (for sets up to `HASHED_BYTES`) unchanged."""
+    total = sum((shard.zip_data or shard.raw_data).bytes for shard in shards)
+    for shard in shards:
+        folder = Path(shard.dirname)
+        # Unpacked shards lie beside packed ones once they were used; then both must be sound.
+        unpacked = folder / shard.raw_data.basename
+        files = [shard.zip_data or shard.raw_data]
+        files += [shard.raw_data] if shard.zip_data is not None and unpacked.exists() else []
+        for file in files:
+            path = folder / file.basename
+            if not path.exists():
+                raise UserError(f"the shard {path} is missing, but index.json lists it; copy it again")
+            size = path.stat().st_size
+            if size != file.bytes:
+                raise UserError(
+                    f"the shard {path} is truncated or was changed: it has {size} bytes, index.json says {file.bytes};"
+                    " copy it again"
+                )
+            if total <= HASHED_BYTES:
+                content = path.read_bytes()
+                for algorithm, digest in file.hashes.items():
+                    if get_hash(algorithm, content) != digest:
+                        raise UserError(
+                            f"the shard {path} is corrupted: its {algorithm} differs from the one in index.json;"
+                            " copy it again"
+                        )
