@@ -26,7 +26,8 @@ HERE = "on the command line: "
         ),
         (
             "train.stages.0.mixture.q={sets: {stories: 1}}",
-            "train.stages.0.mixture.q is not a known key; expected one of speech, text, interleaved, recognition, synthesis",
+            "train.stages.0.mixture.q is not a known key;"
+            " expected one of speech, text, interleaved, recognition, synthesis",
         ),
     ],
 )
@@ -143,7 +144,8 @@ def test_wrong_values(small: Path, mistakes_of: Mistakes, override: str, message
         ("run.name='..'", "run.name is '..'; use letters"),
         (
             "train.validation.sets=[heldout, none]",
-            "train.validation.sets.1 names the data set 'none', which data.sets does not define; it defines heldout, stories",
+            "train.validation.sets.1 names the data set 'none', which data.sets does not define;"
+            " it defines heldout, stories",
         ),
         ("evaluation.train_set=x", "evaluation.train_set names the data set 'x'"),
         (

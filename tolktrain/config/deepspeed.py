@@ -57,7 +57,8 @@ def build_deepspeed_config(config: Config, data_parallel_size: int) -> dict[str,
 
     Reads `deepspeed.config` and adds what follows from the configuration: train_batch_size,
     train_micro_batch_size_per_gpu, gradient_accumulation_steps, bf16, gradient_clipping, and zero_optimization.stage
-    when `deepspeed.zero_stage` is set. The optimizer and the schedule are ours, and go to `deepspeed.initialize` as objects.
+    when `deepspeed.zero_stage` is set. The optimizer and the schedule are ours, and go to
+    `deepspeed.initialize` as objects.
 
     Raises UserError when the file cannot be read, an entry contradicts the configuration, or the batch does not divide.
     """

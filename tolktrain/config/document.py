@@ -139,11 +139,11 @@ class _Builder:
         children: dict[Any, Located] = {}
         for key_node, value_node in node.value:
             origin = Origin(self.file, key_node.start_mark.line + 1)
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise UserError(f"{origin}: '<<' is not supported; use 'base: other.yaml' to build on another file")
             key = self._scalar(key_node, origin) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, Hashable) or key is None:
                 raise UserError(f"{origin}: a key must be a name")
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                raise UserError(f"{origin}: '<<' is not supported; use 'base: other.yaml' to build on another file")
             if key in children:
                 raise UserError(f"{origin}: {key} is given twice (first in line {children[key].origin.line}); keep one")
             children[key] = self.build(value_node, key_node.start_mark.line)
@@ -177,7 +177,7 @@ def merge(below: Located, above: Located) -> Located:
 
 
 def override(tree: Located, keys: Sequence[str], value: Located, spelled: str) -> Located:
-    """`tree` with the value at the dotted `keys` replaced. `spelled` is the override as the user wrote it, for messages.
+    """`tree` with the value at the dotted `keys` replaced. `spelled` is the override as written, for messages.
 
     Raises UserError when the keys lead through a scalar or to a missing list item.
     """

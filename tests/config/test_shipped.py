@@ -1,0 +1,54 @@
+"""The configurations of the repository say what they claim."""
+
+from pathlib import Path
+
+import pytest
+
+from tolktrain.config.deepspeed import build_deepspeed_config
+from tolktrain.config.load import load_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RUNNABLE = [*sorted(CONFIGS.glob("*.yaml")), *sorted((CONFIGS / "ablations").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("file", RUNNABLE, ids=lambda file: file.stem)
+def test_every_configuration_loads_and_is_short(file: Path) -> None:
+    config = load_config(file)
+    assert config.run.name == file.stem
+    assert build_deepspeed_config(config, data_parallel_size=1)["train_batch_size"] == config.train.global_batch_size
+    assert len(file.read_text().splitlines()) < 100
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "rates"),
+    [
+        ("smoltolk-150m", "HuggingFaceTB/SmolLM-135M", (3e-4, 3e-3, 3e-4)),
+        ("smoltolk-400m", "HuggingFaceTB/SmolLM-360M", (3e-4, 3e-3, 3e-4)),
+        ("smoltolk-2b", "HuggingFaceTB/SmolLM-1.7B", (5e-5, 5e-4, 5e-5)),
+    ],
+)
+def test_the_published_recipe(name: str, backbone: str, rates: tuple[float, float, float]) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    adapter, joint = config.train.stages
+    assert config.model.backbone == backbone
+    assert (adapter.learning_rate, adapter.speech_learning_rate, joint.learning_rate) == rates
+    assert joint.speech_learning_rate is None
+    assert config.train.global_batch_size * config.train.sequence_length == 2**20
+    assert "backbone" not in adapter.trainable
+    assert set(adapter.mixture) == {"interleaved"}
+    assert adapter.mixture["interleaved"].sets == {"libriheavy": 0.37, "stinystories": 0.53, "spoken_wikipedia": 0.10}
+    assert {strategy: entry.weight for strategy, entry in joint.mixture.items()} == dict.fromkeys(
+        ("interleaved", "text", "speech"), 1.0
+    )
+    assert (adapter.schedule.decay_steps, adapter.schedule.final_fraction, joint.schedule.decay_steps) == (200, 0.1, 0)
+    # One node of eight GPUs must be able to hold the global batch.
+    assert build_deepspeed_config(config, data_parallel_size=8)["gradient_accumulation_steps"] > 1
+
+
+def test_ablations_differ_from_the_quickstart_in_the_model_alone() -> None:
+    quickstart = load_config(CONFIGS / "quickstart.yaml")
+    for file in sorted((CONFIGS / "ablations").glob("*.yaml")):
+        ablation = load_config(file)
+        assert ablation.model.speech != quickstart.model.speech
+        same = {"run": quickstart.run, "model": quickstart.model}
+        assert ablation.model_copy(update=same) == quickstart
