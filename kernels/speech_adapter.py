@@ -77,7 +77,7 @@ def pack_runs(speech_in: np.ndarray | Tensor) -> SpeechRuns:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of a matrix, each taken once, so that the backward writes instead of adding: deterministic without atomics."""
+    """Rows of a matrix, each once, so that the backward writes instead of adding: deterministic without atomics."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, source: Tensor, rows: Tensor) -> Tensor:

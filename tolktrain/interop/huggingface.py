@@ -130,8 +130,8 @@ def _files_by_name(folder: Path) -> dict[str, Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(
-            f"model.backbone: {folder} holds no *.safetensors file; save the checkpoint with safetensors (pickled *.bin files"
-            " are not read) or download it again"
+            f"model.backbone: {folder} holds no *.safetensors file; save the checkpoint with safetensors (pickled *.bin"
+            " files are not read) or download it again"
         )
     result: dict[str, Path] = {}
     for file in files:

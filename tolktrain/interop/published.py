@@ -83,6 +83,7 @@ def architecture_of(hparams: Mapping[str, str]) -> Architecture:
             output_adapter_layers=int(hparams["out_layers"]),
             layer_pooling=_POOLING[switches],
             residual=hparams["residual"] == "true",
+            adapter_attention="published",
         )
     except KeyError as error:
         raise UserError(
@@ -185,7 +186,7 @@ def _trace_layers(model: SmolTolk, inputs: ModelInputs) -> tuple[Carrier, dict[s
     outputs: list[Tensor] = []
     for layer in model.layers[1:-1]:
         if isinstance(layer, LayerPoolingLayer):
-            outputs[-1:] = []  # what went into the final norm is not h_L, what came out of it is
+            del outputs[-2]  # what went into the final norm is not h_L, what came out of it is
             result["hidden_states"] = torch.stack(outputs).transpose(1, 2)
             result.update(_trace_pooling(layer, outputs, inputs))
         carrier = layer(carrier)

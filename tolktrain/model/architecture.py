@@ -1,11 +1,14 @@
 """Every size and switch that decides which parameters a model has and what it computes."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from tolktrain.config.errors import UserError
 from tolktrain.config.model import LayerPooling, ModelConfig
 from tolktrain.model.llama import RopeScaling, read_llama_config
+
+# Of the input adapter: inside runs of speech, or as the published training code computes it (see published_mask.py).
+AdapterAttention = Literal["runs", "published"]
 
 SPECIAL_TEXT_IDS = 3  # prefix-begin, prefix-end, switch: rows of the text table that are never predicted
 
@@ -32,6 +35,7 @@ class Architecture:
     layer_pooling: LayerPooling
     residual: bool
     rope_scaling: RopeScaling | None = None
+    adapter_attention: AdapterAttention = "runs"
 
     @property
     def speech_vocab_size(self) -> int:

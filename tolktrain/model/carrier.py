@@ -18,7 +18,8 @@ class Carrier:
     run_context: AttentionContext | None  # inside runs, for the input adapter; None without speech
     hidden: Tensor  # [T, B, D]
     embedded: Tensor | None = None  # [T, B, D]: e, kept for the residual
-    speech: Tensor | None = None  # [N, 1, D]: packed speech on its way through the input adapter
+    # [N, 1, D]: packed speech on its way through the input adapter; [T, B, D] where that has a dense mask
+    speech: Tensor | None = None
     states: tuple[Tensor, ...] = ()  # h_1 .. h_L as far as they are there, each [T, B, D]; kept for the pooling
     pooled: PooledLayers | None = None  # over the S sequences that predict speech: [T, S, ...]
     speech_hidden: Tensor | None = None  # [T, S, D]: on its way through the output adapter

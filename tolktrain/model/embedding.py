@@ -6,6 +6,7 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.naming import ParameterView
+from tolktrain.model.published_mask import published_adapter_mask
 from tolktrain.model.transformer import AttentionContext, rotary_angles
 from tolktrain.parallel.megatron import TransformerConfig, VocabParallelEmbedding
 from tolktrain_kernels.speech_adapter import replace_rows
@@ -37,6 +38,9 @@ class Embedding(nn.Module):
             return Carrier(inputs, context, None, embedded, embedded)
         speech = self._speech(inputs)
         embedded = replace_rows(embedded.flatten(0, 1), runs.rows, speech).view_as(embedded)
+        if self.architecture.adapter_attention == "published":
+            mask = published_adapter_mask(inputs.speech_in)
+            return Carrier(inputs, context, AttentionContext(cos, sin, mask=mask), embedded, embedded, embedded)
         positions = (cos.index_select(0, runs.positions), sin.index_select(0, runs.positions))
         return Carrier(inputs, context, AttentionContext(*positions, runs), embedded, embedded, speech.unsqueeze(1))
 

@@ -11,7 +11,7 @@ from tolktrain.model.naming import ParameterView
 from tolktrain.model.transformer import Block, RMSNorm
 from tolktrain.parallel.megatron import TransformerConfig
 from tolktrain_kernels.layer_pooling import PooledLayers, pool_layers
-from tolktrain_kernels.speech_adapter import replace_rows, select_columns
+from tolktrain_kernels.speech_adapter import gather_rows, replace_rows, select_columns
 
 
 class InputAdapterLayer(nn.Module):
@@ -31,7 +31,9 @@ class InputAdapterLayer(nn.Module):
         if not self.is_last:
             return replace(carrier, speech=speech)
         rows = carrier.inputs.runs.rows
-        hidden = replace_rows(carrier.hidden.flatten(0, 1), rows, speech.squeeze(1)).view_as(carrier.hidden)
+        if carrier.run_context.mask is not None:
+            speech = gather_rows(speech.flatten(0, 1), rows)
+        hidden = replace_rows(carrier.hidden.flatten(0, 1), rows, speech.view(len(rows), -1)).view_as(carrier.hidden)
         return replace(carrier, speech=None, hidden=hidden)
 
     def parameter_views(self) -> dict[str, ParameterView]:

@@ -34,6 +34,7 @@ class AttentionContext:
     cos: Tensor  # [T or N, 1, 1, head_dim] float32
     sin: Tensor  # the same; the first half of each head negated
     runs: SpeechRuns | None = None  # attention inside these runs; causal over the whole sequence without
+    mask: Tensor | None = None  # bool [B, 1, T, T] in the place of either
     qkv_format: str = "sbhd"  # megatron reads this and leaves the layout alone
 
 
@@ -88,7 +89,13 @@ class CoreAttention(nn.Module):
             return mixed.flatten(1).unsqueeze(1)
         by_head = [heads.permute(1, 2, 0, 3) for heads in (query, key, value)]
         grouped = query.shape[2] != key.shape[2]
-        mixed = functional.scaled_dot_product_attention(*by_head, is_causal=True, enable_gqa=grouped)
+        mask = packed_seq_params.mask
+        if mask is None:
+            mixed = functional.scaled_dot_product_attention(*by_head, is_causal=True, enable_gqa=grouped)
+        else:
+            mixed = functional.scaled_dot_product_attention(*by_head, attn_mask=mask, enable_gqa=grouped)
+            # Backends disagree on rows that see nothing (zero, NaN, or the mean): here it is zero.
+            mixed = torch.where(mask.any(dim=-1, keepdim=True), mixed, 0)
         return mixed.permute(2, 0, 1, 3).flatten(2)
 
 
@@ -178,6 +185,7 @@ def megatron_config(architecture: Architecture) -> TransformerConfig:
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
+        cuda_graph_scope=[],
         gradient_accumulation_fusion=False,  # writes main_grad, which DeepSpeed never reads
         use_cpu_initialization=True,
         perform_initialization=False,
