@@ -1,0 +1,260 @@
+"""Verbs, exit codes and messages of the command line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from tolktrain import cli
+from tolktrain.cluster.signals import StopRequest
+from tolktrain.config import Config
+from tolktrain.config.errors import UserError
+
+HEAVY = ["torch", "deepspeed", "megatron", "streaming", "transformers", "numpy", "tolktrain_kernels"]
+QUICKSTART = str(Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml")
+
+Stub = Callable[..., list[Any]]
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tolktrain", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Leaves the signal handlers as they were."""
+    numbers = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stub:
+    """Replaces what the verbs do; gives the list of calls. The working folder is an empty one."""
+    monkeypatch.chdir(tmp_path)
+
+    def install(code: int = 0, error: BaseException | None = None) -> list[Any]:
+        calls: list[Any] = []
+
+        def train(config: Config, stop: StopRequest) -> int:
+            calls.append(("train", config, stop))
+            if error is not None:
+                raise error
+            return code
+
+        def verb(name: str, result: Any) -> Callable[[Path], Any]:
+            def call(run_directory: Path) -> Any:
+                calls.append((name, run_directory))
+                return result
+
+            return call
+
+        for name, function in {
+            "train": train,
+            "evaluate": verb("evaluate", {}),
+            "generate": verb("generate", [Path("samples/0.wav")]),
+            "report": verb("report", Path("report.html")),
+        }.items():
+            package = SimpleNamespace(run=SimpleNamespace(**{name: function}))
+            monkeypatch.setitem(sys.modules, f"tolktrain.{name}", package)
+            monkeypatch.setitem(sys.modules, f"tolktrain.{name}.run", package.run)
+        return calls
+
+    return install
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["config", QUICKSTART], ["config", "--schema"]])
+def test_nothing_heavy_is_imported_for_a_quick_answer(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom tolktrain.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as leaving: assert leaving.code == 0\n"
+        f"print('heavy:', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_help_names_the_verbs_and_exit_codes() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for word in ("train", "evaluate", "generate", "report", "config", "exit codes", "75"):
+        assert word in done.stdout
+
+
+def test_bad_input_gives_2_and_one_message() -> None:
+    done = run("train", "none.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: none.yaml does not exist; name a YAML file such as configs/quickstart.yaml\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["train"], ["train", QUICKSTART, "--fast"]])
+def test_wrong_usage_gives_2(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: tolktrain")
+
+
+def test_ranks_say_who_they_are() -> None:
+    group = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    assert run("train", "none.yaml", env={**os.environ, **group}).stderr.startswith("rank 1: error: none.yaml")
+
+
+def test_config_prints_what_was_resolved() -> None:
+    done = run("config", QUICKSTART, "train.max_steps=3")
+    resolved = yaml.safe_load(done.stdout)
+    assert resolved["train"]["max_steps"] == 3
+    assert resolved["model"]["speech"]["layer_pooling"] == "both"
+
+
+def test_config_prints_the_schema() -> None:
+    schema = json.loads(run("config", "--schema").stdout)
+    assert schema["title"] == "Config"
+    assert run("config").stderr == "error: name a configuration, such as configs/quickstart.yaml, or ask for --schema\n"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m tolktrain config --schema | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def test_train_hands_over_the_configuration_and_an_installed_stop(stub: Stub) -> None:
+    calls = stub(code=75)
+    assert cli.main(["train", QUICKSTART, "train.max_steps=3"]) == 75
+    [(_, config, stop)] = calls
+    assert config.train.max_steps == 3
+    assert not stop.requested
+
+
+def test_signals_are_caught_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    """USR1 during the import of torch must be remembered, not kill: an import hook sends it at that very moment."""
+    code = (
+        "import os, signal, sys\n"
+        "class Hook:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'tolktrain.train': os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "        if name == 'tolktrain.train.run': raise SystemExit(55)\n"
+        "        if name in ('torch', 'deepspeed', 'megatron'): raise SystemExit(55)\n"
+        "sys.meta_path.insert(0, Hook())\n"
+        "from tolktrain.cli import main\n"
+        f"main(['train', {QUICKSTART!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert done.returncode == 55
+
+
+def test_after_training_come_evaluation_samples_and_report(stub: Stub) -> None:
+    calls = stub()
+    assert cli.main(["train", QUICKSTART]) == 0
+    folder = Path("runs/quickstart")
+    assert calls[1:] == [("evaluate", folder), ("generate", folder), ("report", folder)]
+
+
+@pytest.mark.parametrize(
+    ("code", "overrides", "environ"),
+    [
+        (75, [], {}),
+        (0, ["evaluation.after_training=false"], {}),
+        (0, [], {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}),
+    ],
+    ids=["preempted", "not wanted", "not rank 0"],
+)
+def test_when_nothing_follows_training(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, code: int, overrides: list[str], environ: dict[str, str]
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    calls = stub(code=code)
+    assert cli.main(["train", QUICKSTART, *overrides]) == code
+    assert [call[0] for call in calls] == ["train"]
+
+
+def test_a_finished_run_is_not_measured_again(stub: Stub) -> None:
+    calls = stub()
+    folder = Path("runs/quickstart")
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "samples").mkdir()
+    latest, evaluation, samples = (
+        folder / name for name in ("checkpoints/latest", "evaluation.json", "samples/samples.json")
+    )
+    for file, time in [(latest, 100), (evaluation, 200), (samples, 50)]:
+        file.write_text("")
+        os.utime(file, (time, time))
+    assert cli.main(["train", QUICKSTART]) == 0
+    assert [call[0] for call in calls[1:]] == ["generate", "report"]
+
+
+def test_rank_0_of_several_measures_in_a_process_of_its_own(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in group.items():
+        monkeypatch.setenv(name, value)
+    commands: list[list[str]] = []
+
+    def record(command: list[str], env: dict[str, str], check: bool) -> SimpleNamespace:
+        assert not set(group) & set(env)
+        commands.append(command[3:])
+        return SimpleNamespace(returncode=2 if "generate" in command else 0)
+
+    calls = stub()
+    monkeypatch.setattr(subprocess, "run", record)
+    assert cli.main(["train", QUICKSTART]) == 2
+    assert [call[0] for call in calls] == ["train"]
+    assert commands == [["evaluate", "runs/quickstart"], ["generate", "runs/quickstart"]]
+
+
+def test_errors_of_training(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    stub(error=UserError("data set x is empty"))
+    assert cli.main(["train", QUICKSTART]) == 2
+    assert capsys.readouterr().err == "error: data set x is empty\n"
+    stub(error=KeyboardInterrupt())
+    assert cli.main(["train", QUICKSTART]) == 130
+    stub(error=RuntimeError("a defect keeps its traceback"))
+    with pytest.raises(RuntimeError):
+        cli.main(["train", QUICKSTART])
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "generate", "report"])
+def test_verbs_take_a_configuration_or_a_run(stub: Stub, verb: str) -> None:
+    calls = stub()
+    folder = Path("elsewhere/trial")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("")
+    assert cli.main([verb, str(folder)]) == 0
+    assert cli.main([verb, QUICKSTART, "run.dir=elsewhere", "run.name=trial"]) == 0
+    assert calls == [(verb, folder), (verb, folder)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["empty"], "empty is not the folder of a run: it has no config.yaml; name a run or a YAML file"),
+        ([QUICKSTART], f"runs/quickstart holds no run yet; train it first: tolktrain train {QUICKSTART}"),
+        (["trial", "evaluation.choices=3"], "'evaluation.choices=3' would have no effect: evaluate uses"),
+        (
+            [QUICKSTART, "run.dir=.", "run.name=trial", "train.max_steps=3"],
+            "'train.max_steps=3' would have no effect: evaluate uses the configuration that the run was trained with,"
+            " trial/config.yaml",
+        ),
+    ],
+)
+def test_runs_that_cannot_be_evaluated(
+    stub: Stub, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    calls = stub()
+    Path("empty").mkdir()
+    Path("trial").mkdir()
+    Path("trial/config.yaml").write_text("")
+    assert cli.main(["evaluate", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert calls == []
