@@ -329,7 +329,7 @@ def _write_prefix(writer: _Writer, record: Record, speech_first: bool, rng: np.r
 
 
 def _first_utterance(offsets: IntArray, size: int, rng: np.random.Generator) -> int:
-    """A random utterance whose task fits into `size` tokens (if any does) and after which enough tokens follow."""
+    """A random utterance that fits into `size` tokens, if any does, with `size` tokens to come from it, if possible."""
     fitting = np.flatnonzero(np.diff(offsets) <= size)
     if not len(fitting):
         fitting = np.arange(len(offsets) - 1)
