@@ -1,1 +1,1 @@
-"""Checkpoints without a layout: named float32 tensors in safetensors, small state in JSON, a manifest with checksums."""
+"""Checkpoints without a layout: float32 tensors in safetensors, small state in JSON, a manifest with checksums."""

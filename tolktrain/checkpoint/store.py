@@ -83,7 +83,7 @@ class CheckpointStore:
     def save(self, step: int, snapshot: Snapshot, shares: Shares, state: Mapping[str, Any]) -> Path:
         """Write the checkpoint of `step`; collective. When this returns, all of it is on disk under its name.
 
-        Nothing of it is left when it fails. Raises OSError or RuntimeError on every rank when one of them could not write its part.
+        Raises OSError or RuntimeError on every rank when one of them could not write its part, and leaves nothing.
         """
         final = self._folder / step_name(step)
         aside = self._folder / f"{_UNFINISHED_PREFIX}{final.name}"
@@ -106,6 +106,11 @@ class CheckpointStore:
                 continue
             return folder
         return None
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint, sound or not; for a process that has written it itself."""
+        folders = self._newest_first()
+        return folders[0] if folders else None
 
     def was_used(self) -> bool:
         """Whether a checkpoint has ever been completed here."""

@@ -3,6 +3,7 @@
 Each rank writes its share, any rank reads any of it.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,14 +31,14 @@ class Shares:
     files: dict[str, int]
 
     @classmethod
-    def split(cls, shapes: Mapping[str, torch.Size], num_ranks: int) -> "Shares":
+    def split(cls, shapes: Mapping[str, tuple[int, ...]], num_ranks: int) -> "Shares":
         """Give whole tensors to ranks so that their bytes (float32) are about equal, largest tensors first."""
         owners: dict[str, int] = {}
         files: dict[str, int] = {}
         load = [0] * num_ranks
-        for name in sorted(shapes, key=lambda name: (-shapes[name].numel(), name)):
+        for name in sorted(shapes, key=lambda name: (-math.prod(shapes[name]), name)):
             rank = load.index(min(load))
-            size = 4 * shapes[name].numel()
+            size = 4 * math.prod(shapes[name])
             load[rank] += size
             owners[name] = rank
             files[name] = 1 + (load[rank] - size) // SHARD_BYTES

@@ -1,0 +1,1 @@
+"""Training: stages, DeepSpeed engine, loop and callbacks."""

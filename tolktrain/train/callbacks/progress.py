@@ -1,0 +1,127 @@
+"""What a person sees of a run."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from tolktrain.config import Config
+from tolktrain.data.records import DatasetInfo
+from tolktrain.parallel.layout import Layout
+from tolktrain.train.callbacks.base import NoCallback
+from tolktrain.train.callbacks.trackers import MetricsLog
+from tolktrain.train.loop import StageRun
+from tolktrain.train.metrics import Line
+from tolktrain.train.stages import StagePlan
+
+_SMOOTHING = 0.9  # of the time per step that the time left is reckoned with
+
+
+class Display(NoCallback):
+    """A banner for each stage; a live bar on a terminal, plain lines elsewhere. Silent on all ranks but the first."""
+
+    def __init__(self, config: Config, plans: Sequence[StagePlan], metrics: MetricsLog, layout: Layout) -> None:
+        self._config = config
+        self._plans = plans
+        self._metrics = metrics
+        self._layout = layout
+        self._console = Console(quiet=layout.rank != 0, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._seconds_per_step = 0.0
+
+    def show_header(self, run_dir: Path, num_parameters: Mapping[str, int], zero_stage: int, step: int) -> None:
+        """What is going to be trained, on what, where."""
+        total = sum(num_parameters.values())
+        parts = ", ".join(f"{name} {_short(count)}" for name, count in num_parameters.items())
+        device = self._layout.device.type
+        ranks = f"{self._layout.world_size} process{'es' * (self._layout.world_size > 1)}"
+        say = self._console.print
+        say(f"[bold]{self._config.run.name}[/bold]: {_short(total)} parameters ({parts})")
+        say(f"layout: {ranks} on {device}, {self._config.train.precision}, ZeRO {zero_stage}")
+        say(f"data: {', '.join(self._sets())}")
+        say(f"folder: {run_dir}" + (f", going on after step {step}" if step else ""))
+
+    def say(self, text: str) -> None:
+        """Print a line, on rank 0."""
+        self._console.print(text)
+
+    def on_stage_start(self, run: StageRun) -> None:
+        """Banner of the stage."""
+        stage, plan = run.plan.config, run.plan
+        place = f"{plan.index + 1} of {len(self._config.train.stages)}"
+        self._console.print(
+            f"\n[bold]stage {plan.name}[/bold] ({place}): trains {', '.join(stage.trainable)} on"
+            f" {', '.join(stage.mixture)}; {plan.num_steps:,} steps, {stage.tokens:,} tokens"
+        )
+        self._seconds_per_step = 0.0
+        self._close_bar()
+        if self._console.is_terminal and self._layout.rank == 0:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
+            self._bar = Progress(*columns, console=self._console)
+            self._task = self._bar.add_task(plan.name, total=plan.num_steps, completed=run.step_in_stage, text="")
+            self._bar.start()
+
+    def on_step(self, run: StageRun) -> None:
+        """Renew the bar, or print a line if it is time to; print validations."""
+        previous = self._seconds_per_step or run.seconds
+        self._seconds_per_step = _SMOOTHING * previous + (1.0 - _SMOOTHING) * run.seconds
+        line, *validations = self._metrics.recent
+        due = run.step_in_stage % self._config.train.log_every_steps == 0 or run.at_last_step
+        if self._bar is not None:
+            self._bar.update(self._task, completed=run.step_in_stage, text=self._progress(run, line))
+        elif due:
+            self._console.print(f"  {self._progress(run, line)}")
+        for dataset, losses in _by_dataset(validations).items():
+            self._console.print(f"  validation on {dataset}: {losses}")
+        if run.at_last_step:
+            self._close_bar()
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self._close_bar()
+
+    def _progress(self, run: StageRun, line: Line) -> str:
+        losses = [
+            f"{kind} {line[f'{kind}_loss']:.3f}" for kind in ("text", "speech") if line[f"{kind}_loss"] is not None
+        ]
+        left = (self._plans[-1].last_step - run.step) * self._seconds_per_step
+        return (
+            f"step {run.step_in_stage:,}/{run.plan.num_steps:,}  loss {line['loss']:.3f} ({', '.join(losses)})"
+            f"  {_short(line['tokens_per_second'])} tokens/s  {time.strftime('%H:%M:%S', time.gmtime(left))} left"
+            + ("  [red]skipped[/red]" if line["skipped"] else "")
+        )
+
+    def _sets(self) -> list[str]:
+        names = {name for stage in self._config.train.stages for entry in stage.mixture.values() for name in entry.sets}
+        described = []
+        for name in sorted(names):
+            info = DatasetInfo.read(self._config.data.sets[name].path)
+            hours = f", {info.hours:,.1f} h" if info.speech is not None else ""
+            described.append(f"{name} ({info.num_records:,} records{hours})")
+        return described
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _by_dataset(validations: Sequence[Line]) -> dict[str, str]:
+    losses: dict[str, list[str]] = {}
+    for line in validations:
+        for key, value in line.items():
+            if key.startswith("validation.") and key.endswith(".loss"):
+                _, strategy, dataset = key.removesuffix(".loss").split(".", 2)
+                losses.setdefault(dataset, []).append(f"{strategy} {value:.3f}")
+    return {dataset: ", ".join(parts) for dataset, parts in losses.items()}
+
+
+def _short(number: float) -> str:
+    """1234567 as 1.2M."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.1f}{unit}"
+    return f"{number:.0f}"

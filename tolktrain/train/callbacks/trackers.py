@@ -1,0 +1,124 @@
+"""Writes metrics to metrics.jsonl, TensorBoard and Weights & Biases."""
+
+import logging
+import uuid
+from pathlib import Path
+from typing import Any, Protocol
+
+from tolktrain.config import Config
+from tolktrain.config.errors import UserError
+from tolktrain.train.callbacks.base import NoCallback
+from tolktrain.train.loop import StageRun
+from tolktrain.train.metrics import Line, MetricsFile, step_line
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """A place where numbers go."""
+
+    def write(self, line: Line) -> None:
+        """Take the numbers of a line, which has a step."""
+
+    def close(self) -> None:
+        """Finish what is under way."""
+
+
+class MetricsLog(NoCallback):
+    """The one way for numbers out of training. Writes on rank 0 only."""
+
+    def __init__(self, config: Config, run_dir: Path, step: int, rank: int) -> None:
+        """`step` is where training begins; what trackers have seen after it is void."""
+        self._entropy_weight = config.model.speech.entropy_weight
+        self._tokens_per_step = config.train.global_batch_size * config.train.sequence_length
+        self._file = MetricsFile(run_dir) if rank == 0 else None
+        self._trackers = _open_trackers(config, run_dir, step) if rank == 0 else []
+        self.recent: list[Line] = []  # lines since the last step, for whoever shows them
+
+    def on_step(self, run: StageRun) -> None:
+        """Write the line of the step."""
+        assert run.result is not None
+        self.recent.clear()
+        arguments = (self._tokens_per_step, run.seconds, run.rates, run.result, self._entropy_weight)
+        self.write(step_line(run.step, run.plan.name, *arguments))
+
+    def write(self, line: Line) -> None:
+        """Write a line with a step to all places."""
+        self.recent.append(line)
+        if self._file is not None:
+            self._file.write(line)
+        for tracker in self._trackers:
+            tracker.write(line)
+
+    def sync(self) -> None:
+        """Wait until metrics.jsonl is on disk."""
+        if self._file is not None:
+            self._file.sync()
+
+    def close(self) -> None:
+        """Close all places."""
+        for place in [*self._trackers, *([self._file] if self._file is not None else [])]:
+            place.close()
+
+
+class TensorBoard:
+    """Event files in the run's folder tensorboard/."""
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Events after the checkpoint of a resumed run belong to steps that are run again.
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, line: Line) -> None:
+        """Each number is a curve."""
+        for name, value in _numbers(line).items():
+            self._writer.add_scalar(name.replace(".", "/"), value, line["step"])
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run on Weights & Biases, the same one after a resume."""
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                "logging.wandb_project needs the package wandb: pip install wandb, or remove the entry"
+            ) from None
+        identity = run_dir / "wandb-id"
+        if not identity.exists():
+            identity.write_text(uuid.uuid4().hex)
+        self._run: Any = wandb.init(
+            project=config.logging.wandb_project,
+            name=config.run.name,
+            id=identity.read_text().strip(),
+            resume="allow",
+            dir=str(run_dir),
+            config=config.model_dump(mode="json"),
+        )
+
+    def write(self, line: Line) -> None:
+        """Each number is a curve."""
+        self._run.log(_numbers(line), step=line["step"])
+
+    def close(self) -> None:
+        """Finish the run's upload."""
+        self._run.finish()
+
+
+def _open_trackers(config: Config, run_dir: Path, step: int) -> list[Tracker]:
+    trackers: list[Tracker] = []
+    if config.logging.tensorboard:
+        trackers.append(TensorBoard(run_dir, step))
+    if config.logging.wandb_project is not None:
+        trackers.append(WeightsAndBiases(config, run_dir))
+    return trackers
+
+
+def _numbers(line: Line) -> dict[str, float]:
+    return {k: v for k, v in line.items() if isinstance(v, (int, float)) and not isinstance(v, bool) and k != "step"}

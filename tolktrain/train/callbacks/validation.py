@@ -1,0 +1,43 @@
+"""Losses on held-out records."""
+
+from collections.abc import Callable, Sequence
+
+from tolktrain.config import Config
+from tolktrain.config.data import Strategy
+from tolktrain.data.batch import Batch
+from tolktrain.train.callbacks.base import NoCallback
+from tolktrain.train.callbacks.trackers import MetricsLog
+from tolktrain.train.loop import StageRun
+from tolktrain.train.metrics import Line
+
+Batches = Callable[[str, Strategy], Sequence[Batch]]
+
+
+class Validation(NoCallback):
+    """Every `train.validation.every_steps` and at the end of a stage: the loss of each strategy on each data set."""
+
+    def __init__(self, config: Config, batches: Batches, metrics: MetricsLog) -> None:
+        """`batches` gives this rank's batches of a data set in a strategy, always the same ones."""
+        self._config = config.train.validation
+        self._batches = batches
+        self._metrics = metrics
+
+    def on_step(self, run: StageRun) -> None:
+        """Validate if it is time to."""
+        if self._config.sets and (run.step % self._config.every_steps == 0 or run.stage_complete):
+            run.engine.model.eval()
+            for dataset in self._config.sets:
+                for strategy in self._config.strategies:
+                    self._metrics.write(
+                        {"step": run.step, "stage": run.plan.name, **self._losses(run, dataset, strategy)}
+                    )
+            run.engine.model.train()
+
+    def _losses(self, run: StageRun, dataset: str, strategy: Strategy) -> Line:
+        """Nats per scored position, of both modalities apart where both are scored."""
+        result = run.engine.loss_sums(self._batches(dataset, strategy))
+        key = f"validation.{strategy}.{dataset}"
+        line: Line = {f"{key}.loss": result.loss(entropy_weight=0.0)}
+        if result.counts.num_text and result.counts.num_speech:
+            line |= {f"{key}.text_loss": result.text_loss, f"{key}.speech_loss": result.speech_loss}
+        return line

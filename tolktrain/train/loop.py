@@ -1,0 +1,66 @@
+"""The training loop of one stage."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tolktrain.data.batch import Batch
+from tolktrain.train.engine import Engine, StepResult
+from tolktrain.train.optimizer import Rates, rates_at
+from tolktrain.train.stages import StagePlan
+
+
+@dataclass
+class StageRun:
+    """A stage while it runs; callbacks read it, and may set `stop`."""
+
+    plan: StagePlan
+    engine: Engine
+    step: int  # steps done since the beginning of the run
+    stop: bool = False  # leave after this step; the same on all ranks
+    seconds: float = 0.0  # of the last step, waiting for data included
+    rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0))  # of the last step
+    result: StepResult | None = None  # of the last step
+
+    @property
+    def step_in_stage(self) -> int:
+        """Steps done in this stage."""
+        return self.step - self.plan.first_step
+
+    @property
+    def stage_complete(self) -> bool:
+        """Whether the stage has been run in full length."""
+        return self.step_in_stage == self.plan.num_steps
+
+    @property
+    def at_last_step(self) -> bool:
+        """Whether no further step of this stage will be run now."""
+        return self.stop or self.step == self.plan.last_step
+
+
+class Callback(Protocol):
+    """Something that happens along the way. Called on all ranks, in the order of the list of callbacks."""
+
+    def on_stage_start(self, run: StageRun) -> None:
+        """Before the first step of a stage, also when it is resumed in its middle."""
+
+    def on_step(self, run: StageRun) -> None:
+        """After each step."""
+
+    def close(self) -> None:
+        """When training ends, also by an error."""
+
+
+def run_stage(run: StageRun, batches: Iterator[list[Batch]], callbacks: Sequence[Callback]) -> None:
+    """Run the steps of a stage from `run.step` on, until its end or until a callback asks to stop."""
+    for callback in callbacks:
+        callback.on_stage_start(run)
+    while not run.at_last_step:
+        started = time.perf_counter()
+        run.rates = rates_at(run.plan.config, run.step_in_stage, run.plan.num_steps)
+        run.result = run.engine.train_step(next(batches), run.rates)
+        run.seconds = time.perf_counter() - started
+        run.step += 1
+        for callback in callbacks:
+            callback.on_step(run)

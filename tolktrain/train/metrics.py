@@ -1,0 +1,99 @@
+"""metrics.jsonl: one JSON object per step, and one per validation."""
+
+import json
+import math
+import os
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tolktrain.train.engine import StepResult
+from tolktrain.train.optimizer import Rates
+
+METRICS_FILE = "metrics.jsonl"
+
+Line = dict[str, Any]
+
+
+class MetricsFile:
+    """The file, open for more lines. Numbers that are not finite are written as null, which JSON has a word for."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file = open(run_dir / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line, readable at once by whoever watches the file."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until the disk has all lines: a checkpoint must not outlive the lines before it."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """End the file."""
+        self._file.close()
+
+
+def truncate_metrics(run_dir: Path, step: int) -> None:
+    """Drop the lines after `step`, and a last line that was cut off in the middle of writing it."""
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return
+    kept = [text for text in path.read_text(encoding="utf-8").splitlines() if _step_of(text) <= step]
+    replacement = path.with_name(f".tmp-{METRICS_FILE}")
+    with open(replacement, "w", encoding="utf-8") as file:
+        file.write("".join(f"{text}\n" for text in kept))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(replacement, path)
+
+
+def last_step(run_dir: Path) -> int:
+    """The last step in metrics.jsonl, 0 without any."""
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return 0
+    steps = [_step_of(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    return int(max((step for step in steps if math.isfinite(step)), default=0))
+
+
+def step_line(
+    step: int, stage: str, tokens_per_step: int, seconds: float, rates: Rates, result: StepResult, entropy_weight: float
+) -> Line:
+    """The line of one step. Losses in nats per scored position; tokens are positions, summed over the run."""
+    return {
+        "step": step,
+        "stage": stage,
+        "tokens": step * tokens_per_step,
+        "loss": result.loss(entropy_weight),
+        "text_loss": result.text_loss,
+        "speech_loss": result.speech_loss,
+        "layer_entropy": result.layer_entropy,
+        "grad_norm": result.grad_norm,
+        "learning_rate": rates.backbone,
+        "speech_learning_rate": rates.speech,
+        "seconds_per_step": seconds,
+        "tokens_per_second": tokens_per_step / seconds,
+        "mfu": None,
+        "memory_gib": memory_gib(),
+        "skipped": int(result.skipped),
+    }
+
+
+def memory_gib() -> float:
+    """Most memory that this rank has used so far: of its GPU, or of the process where there is none. In GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # given in KiB
+
+
+def _step_of(text: str) -> float:
+    try:
+        return int(json.loads(text)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,78 @@
+"""AdamW groups and the course of their learning rates."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tolktrain.config.training import OptimizerConfig, ScheduleConfig, StageConfig
+from tolktrain.model.naming import ParameterView
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of one step."""
+
+    backbone: float  # backbone, text tables and pooling
+    speech: float  # speech tables and adapters
+
+    def of(self, group: str) -> float:
+        """Rate of a parameter group."""
+        return self.speech if group == "speech" else self.backbone
+
+
+def schedule_factor(schedule: ScheduleConfig, step: int, num_steps: int) -> float:
+    """Fraction of the full rate at `step` (from 0) of a stage of `num_steps`: a trapezoid.
+
+    The first step already moves (1 / warmup_steps); the last has final_fraction of the rate if the stage decays at all.
+    """
+    assert 0 <= step < num_steps
+    rising = min(1.0, (step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
+    into_decay = step + 1 - (num_steps - schedule.decay_steps)
+    if into_decay <= 0:
+        return rising
+    falling = 1.0 - (1.0 - schedule.final_fraction) * into_decay / schedule.decay_steps
+    return min(rising, falling)
+
+
+def rates_at(stage: StageConfig, step: int, num_steps: int) -> Rates:
+    """Both learning rates at `step` (from 0) of the stage: a pure function, so that nothing need be saved."""
+    factor = schedule_factor(stage.schedule, step, num_steps)
+    speech = stage.learning_rate if stage.speech_learning_rate is None else stage.speech_learning_rate
+    return Rates(stage.learning_rate * factor, speech * factor)
+
+
+def freeze(model: nn.Module, views: Mapping[str, ParameterView], trainable: Iterable[str]) -> None:
+    """Let gradients flow only into the parameters of the groups `trainable`."""
+    groups = set(trainable)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(views[name].group in groups)
+
+
+def build_optimizer(model: nn.Module, views: Mapping[str, ParameterView], config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters that are not frozen.
+
+    One group for each of {backbone and pooling, speech} x {decay, no decay} that has parameters; a group's "rate" entry
+    says which of the two learning rates is its own.
+    """
+    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            view = views[name]
+            rate = "speech" if view.group == "speech" else "backbone"
+            members.setdefault((rate, view.decays), []).append(parameter)
+    assert members, "a stage without trainable parameters"
+    groups: list[dict[str, Any]] = [
+        {"params": parameters, "rate": rate, "weight_decay": config.weight_decay if decays else 0.0}
+        for (rate, decays), parameters in sorted(members.items(), key=lambda item: item[0])
+    ]
+    first, second = config.betas
+    return torch.optim.AdamW(groups, lr=0.0, betas=(first, second), eps=config.eps, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
+    """Give every group its rate for the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rates.of(group["rate"])

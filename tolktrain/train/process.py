@@ -1,0 +1,61 @@
+"""What a training process needs around it: threads, log file, DeepSpeed without its side effects."""
+
+import importlib
+import logging
+import os
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from tolktrain.parallel.layout import Layout
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def set_threads(layout: Layout, cpu_threads: int | None) -> None:
+    """Share the machine's cores among its ranks, where these compute on them."""
+    if layout.device.type == "cpu":
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(cpu_threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
+
+
+def log_to(run_dir: Path, rank: int) -> logging.Handler:
+    """Append this rank's log to logs/rank-<rank>.log; detach the returned handler with `stop_logging`."""
+    folder = run_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / f"rank-{rank:05d}.log")
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.getLogger("tolktrain").setLevel(logging.INFO)
+    return handler
+
+
+def stop_logging(handler: logging.Handler) -> None:
+    """Undo `log_to`."""
+    logging.getLogger().removeHandler(handler)
+    handler.close()
+
+
+def import_deepspeed() -> ModuleType:
+    """The package `deepspeed`, imported without noise on the terminal. Nothing else may import it before."""
+    if not torch.cuda.is_available():
+        # It looks for an accelerator when it is imported, by trying drivers one after the other.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return importlib.import_module("deepspeed")
+
+
+def start_deepspeed() -> ModuleType:
+    """DeepSpeed, using the process group that runs already. Calling it again has no effect."""
+    deepspeed = import_deepspeed()
+    os.environ.setdefault("LOCAL_RANK", "0")  # demanded even of a single process
+    own = logging.getLogger("DeepSpeed")
+    own.handlers.clear()  # it writes to the terminal; the log files get its records through the root logger
+    own.propagate = True
+    own.setLevel(logging.WARNING)
+    if not deepspeed.comm.is_initialized():
+        # Its all-reduce in shared memory serves inference alone, and is compiled at first use, for half a minute.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return deepspeed

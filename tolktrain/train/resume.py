@@ -1,0 +1,90 @@
+"""Where a run goes on: the newest sound checkpoint, and everything after it undone."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tolktrain.checkpoint.store import CheckpointStore, read_state, step_of
+from tolktrain.config.errors import UserError
+from tolktrain.model.architecture import Architecture
+from tolktrain.train.metrics import last_step, truncate_metrics
+from tolktrain.train.stages import StagePlan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come. The folder is the checkpoint it goes on from, None at the very beginning."""
+
+    folder: Path | None
+    state: Mapping[str, Any]  # state.json of the checkpoint
+
+    @classmethod
+    def of(cls, folder: Path | None) -> "Position":
+        """The position that a checkpoint holds."""
+        return cls(folder, {} if folder is None else read_state(folder))
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.state.get("step", 0))
+
+    def is_inside(self, plan: StagePlan) -> bool:
+        """Whether the checkpoint was written in the middle of this stage, so that its moments are this stage's."""
+        return self.folder is not None and self.state["stage"] == plan.index and not self.state["stage_complete"]
+
+    def check_architecture(self, architecture: Architecture) -> None:
+        """Raise UserError naming the sizes in which the checkpoint differs from the configuration."""
+        if self.folder is None:
+            return
+        saved = Architecture.from_dict(self.state["architecture"])
+        differing = saved.difference(architecture)
+        if differing:
+            raise UserError(
+                f"{self.folder} holds a model of another architecture (checkpoint, configuration):"
+                f" {'; '.join(differing)}; use the configuration it was trained with, or another run.name"
+            )
+
+
+def find_position(run_dir: Path, store: CheckpointStore, previous: Mapping[str, Any] | None) -> Path | None:
+    """The checkpoint to go on from, or None to begin. Metrics after it are dropped. For rank 0.
+
+    `previous` is the configuration of the run's earlier start, None if there is none.
+
+    Raises UserError when checkpoints are lost: beginning anew then would overwrite a run without a word.
+    """
+    store.prepare()
+    folder = store.find_latest()
+    if folder is None:
+        _refuse_if_lost(run_dir, store, previous)
+    store.set_aside_newer(folder)
+    truncate_metrics(run_dir, 0 if folder is None else step_of(folder))
+    return folder
+
+
+def _refuse_if_lost(run_dir: Path, store: CheckpointStore, previous: Mapping[str, Any] | None) -> None:
+    reached = last_step(run_dir)
+    if store.was_used() or reached >= _first_checkpoint_step(previous):
+        raise UserError(
+            f"{run_dir} has metrics up to step {reached} but no sound checkpoint to go on from; restore one into"
+            f" {run_dir / 'checkpoints'}, or start anew with run.restart=true"
+        )
+    if reached:
+        logger.warning("the run was interrupted at step %d, before its first checkpoint, and begins again", reached)
+
+
+def _first_checkpoint_step(previous: Mapping[str, Any] | None) -> float:
+    """The step after which the earlier start must have saved for the first time."""
+    try:
+        assert previous is not None
+        train = previous["train"]
+        tokens_per_step = train["global_batch_size"] * train["sequence_length"]
+        stage_end = math.ceil(train["stages"][0]["tokens"] / tokens_per_step)
+        # A step is in the metrics before its checkpoint is complete.
+        return 1 + min(previous["checkpoint"]["every_steps"], stage_end, train["max_steps"] or math.inf)
+    except (AssertionError, KeyError, TypeError, IndexError):
+        return 1

@@ -1,0 +1,238 @@
+"""A training run from its configuration to its exit code."""
+
+import contextlib
+import gc
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tolktrain.checkpoint.random_states import restore_random_states
+from tolktrain.checkpoint.store import CheckpointStore, read_moments, read_parameters
+from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.signals import EXIT_PREEMPTED
+from tolktrain.config import Config
+from tolktrain.config.data import Strategy
+from tolktrain.config.deepspeed import build_deepspeed_config
+from tolktrain.data.batch import Batch
+from tolktrain.data.checks import check_data
+from tolktrain.data.loader import StageLoader, validation_batches
+from tolktrain.data.sequences import Vocabulary
+from tolktrain.interop.huggingface import load_backbone_into
+from tolktrain.model.architecture import Architecture
+from tolktrain.model.naming import load_canonical, parameter_views
+from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.parallel.layout import Layout, initialize
+from tolktrain.train.callbacks.checkpointing import Checkpointing
+from tolktrain.train.callbacks.guard import DivergenceGuard
+from tolktrain.train.callbacks.progress import Display
+from tolktrain.train.callbacks.stopping import Stop, StopOnRequest
+from tolktrain.train.callbacks.trackers import MetricsLog
+from tolktrain.train.callbacks.validation import Validation
+from tolktrain.train.engine import Engine
+from tolktrain.train.loop import Callback, StageRun, run_stage
+from tolktrain.train.process import log_to, set_threads, stop_logging
+from tolktrain.train.resume import Position, find_position
+from tolktrain.train.rundir import RunDirectory, run_path
+from tolktrain.train.stages import StagePlan, plan_stages, remaining
+from tolktrain.train.together import on_rank_zero
+
+EXIT_DONE = 0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all stages of a run share."""
+
+    config: Config
+    layout: Layout
+    architecture: Architecture
+    vocabulary: Vocabulary
+    store: CheckpointStore
+
+
+def train(config: Config, stop: Stop | None = None) -> int:
+    """Train from the beginning, or go on from the newest sound checkpoint; collective under torchrun or srun.
+
+    Args:
+        config: the run.
+        stop: asked after each step whether to save and leave.
+
+    Returns:
+        0 when the run is complete, 75 when it was stopped and is to be started again.
+
+    Raises:
+        UserError: bad input, a run folder of another configuration, lost or foreign checkpoints, divergence.
+    """
+    plans = plan_stages(config)
+    ProcessEnvironment.detect().export()
+    parallel = config.parallel
+    layout = initialize(parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.sequence_parallel)
+    set_threads(layout, config.train.cpu_threads)
+    build_deepspeed_config(config, layout.data_size)  # for its complaints, before a folder exists
+    architecture = Architecture.from_config(config.model)
+    with _run_folder(config, layout) as (run_dir, position):
+        position.check_architecture(architecture)
+        if not remaining(plans, position.step):
+            if layout.rank == 0:
+                print(f"{run_dir} is complete: {position.step} steps are done; nothing to train")
+            return EXIT_DONE
+        vocabulary = check_data(config, architecture.text_vocab_size, verify_files=layout.local_rank == 0)
+        store = CheckpointStore(run_dir, config.checkpoint.keep_last, layout.rank)
+        setting = Setting(config, layout, architecture, vocabulary, store)
+        return _run_stages(setting, plans, run_dir, position, stop)
+
+
+@contextlib.contextmanager
+def _run_folder(config: Config, layout: Layout) -> Iterator[tuple[Path, Position]]:
+    """The run's folder, locked and with this rank's log open, and where the run goes on."""
+    run_dir = run_path(config)
+    directory: list[RunDirectory] = []  # of rank 0
+
+    def open_directory() -> None:
+        directory.append(RunDirectory.open(config))
+
+    def find() -> Path | None:
+        return find_position(run_dir, CheckpointStore(run_dir, config.checkpoint.keep_last), directory[0].previous)
+
+    try:
+        on_rank_zero(layout, open_directory)
+        handler = log_to(run_dir, layout.rank)
+        try:
+            yield run_dir, Position.of(on_rank_zero(layout, find))
+        except Exception:
+            logger.exception("training ends with an error")
+            raise
+        finally:
+            stop_logging(handler)
+    finally:
+        for opened in directory:
+            opened.close()
+
+
+def _run_stages(
+    setting: Setting, plans: Sequence[StagePlan], run_dir: Path, position: Position, stop: Stop | None
+) -> int:
+    config, layout = setting.config, setting.layout
+    metrics = MetricsLog(config, run_dir, position.step, layout.rank)
+    display = Display(config, plans, metrics, layout)
+    # In this order: a checkpoint comes after all lines of its step are written and all ranks know whether to stop.
+    callbacks: list[Callback] = [
+        metrics,
+        DivergenceGuard(),
+        StopOnRequest(stop, layout),
+        Validation(config, _ValidationSource(setting), metrics),
+        display,
+        Checkpointing(setting.store, metrics, config, setting.architecture),
+    ]
+    stopped = False
+    try:
+        for number, plan in enumerate(remaining(plans, position.step)):
+            model = _build_model(setting, position)
+            if number == 0:
+                zero_stage = build_deepspeed_config(config, layout.data_size)["zero_optimization"]["stage"]
+                display.show_header(run_dir, _count_parameters(model), zero_stage, position.step)
+            stopped = _run_one_stage(setting, plan, position, model, callbacks)
+            position = Position.of(setting.store.newest())
+            if stopped:
+                break
+    finally:
+        for callback in reversed(callbacks):
+            callback.close()
+    if stopped and remaining(plans, position.step):
+        display.say(f"stopped after step {position.step} with a checkpoint; the same command goes on from there")
+        return EXIT_PREEMPTED
+    display.say(f"trained: {position.step:,} steps, in {run_dir}")
+    return EXIT_DONE
+
+
+def _run_one_stage(
+    setting: Setting, plan: StagePlan, position: Position, model: SmolTolk, callbacks: Sequence[Callback]
+) -> bool:
+    """Run a stage from `position` on; returns whether it was stopped."""
+    config, layout = setting.config, setting.layout
+    engine = Engine(model, plan.config, config, layout)
+    if position.is_inside(plan) and position.folder is not None:
+        engine.restore_moments(*read_moments(position.folder), position.state["adam_updates"])
+    _set_random_states(config, position)
+    loader = StageLoader(
+        config,
+        plan.config.mixture,
+        setting.vocabulary,
+        seed=config.run.seed + 1_000_003 * plan.index,  # later stages must not meet the same sequences again
+        data_rank=layout.data_rank,
+        data_size=layout.data_size,
+        step=position.step - plan.first_step,
+        pin_memory=layout.device.type == "cuda",
+    )
+    run = StageRun(plan, engine, position.step)
+    try:
+        with loader:
+            run_stage(run, loader, callbacks)
+    finally:
+        engine.close()
+        del engine
+        gc.collect()
+    return run.stop
+
+
+def _build_model(setting: Setting, position: Position) -> SmolTolk:
+    """The model as the checkpoint has it; at the beginning a new one, on the configured backbone."""
+    backbone, seed = setting.config.model.backbone, setting.config.run.seed
+    if position.folder is not None:
+        model = SmolTolk(setting.architecture, seed=None)
+        load_canonical(model, read_parameters(position.folder))
+        return model
+    model = SmolTolk(setting.architecture, seed=seed)
+    if isinstance(backbone, str):
+        load_backbone_into(model, backbone, seed)
+    return model
+
+
+def _set_random_states(config: Config, position: Position) -> None:
+    """As they were when the checkpoint was written, whatever building model and engine has drawn since."""
+    if position.folder is None:
+        torch.manual_seed(config.run.seed)
+    else:
+        restore_random_states(position.state["random_states"])
+
+
+def _validation_source(setting: Setting) -> "_ValidationSource":
+    return _ValidationSource(setting)
+
+
+class _ValidationSource:
+    """This rank's validation batches, made once: they are always the same."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._made: dict[tuple[str, Strategy], list[Batch]] = {}
+
+    def __call__(self, dataset: str, strategy: Strategy) -> list[Batch]:
+        if (dataset, strategy) not in self._made:
+            config, layout = self._setting.config, self._setting.layout
+            batches = validation_batches(
+                config.data.sets[dataset],
+                strategy,
+                config.train.validation.sequences,
+                vocabulary=self._setting.vocabulary,
+                sequence_length=config.train.sequence_length,
+                interleaving=config.data.interleaving,
+                micro_batch_size=config.train.micro_batch_size,
+                data_rank=layout.data_rank,
+                data_size=layout.data_size,
+            )
+            self._made[dataset, strategy] = list(batches)
+        return self._made[dataset, strategy]
+
+
+def _count_parameters(model: SmolTolk) -> dict[str, int]:
+    views = parameter_views(model)
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        counts[views[name].group] = counts.get(views[name].group, 0) + parameter.numel()
+    return counts

@@ -1,0 +1,168 @@
+"""The folder of a run: made, found again, refused when it belongs to another configuration."""
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tolktrain.config import Config
+from tolktrain.config.errors import UserError
+from tolktrain.config.load import dump_config
+
+CONFIG_FILE = "config.yaml"
+LOCK_FILE = ".lock"
+
+# What may change from one start of a run to the next: it decides neither what is learned nor in which order.
+FREE_KEYS = (
+    "run.dir",
+    "run.name",
+    "run.restart",
+    "data.num_workers",
+    "data.cache_limit",
+    "data.text_tokenizer",
+    "data.speech_tokenizer",
+    "train.max_steps",
+    "train.micro_batch_size",
+    "train.log_every_steps",
+    "train.cpu_threads",
+    "parallel",
+    "deepspeed",
+    "checkpoint",
+    "logging",
+    "kernels",
+    "evaluation",
+)
+_MOST_DIFFERENCES_SHOWN = 12
+
+logger = logging.getLogger(__name__)
+
+
+class RunDirectory:
+    """The folder of a run, held by one training at a time. For rank 0 alone; the others know the path."""
+
+    def __init__(self, path: Path, lock: Any, previous: dict[str, Any] | None) -> None:
+        self.path = path
+        self.previous = previous  # configuration of the earlier start, None for a fresh run
+        self._lock = lock
+
+    @classmethod
+    def open(cls, config: Config) -> "RunDirectory":
+        """Create or find the folder and write config.yaml.
+
+        Raises UserError when another training holds it, or it belongs to a run of another configuration.
+        """
+        path = run_path(config)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path)
+        except OSError as error:
+            raise UserError(f"run.dir: cannot write to {path}: {error}") from None
+        previous = _read_previous(path)
+        if config.run.restart and _may_restart():
+            _clear(path, previous is not None)
+            previous = None
+        if previous is not None:
+            _refuse_other(path, previous, config.model_dump(mode="json"))
+        replacement = path / f".tmp-{CONFIG_FILE}"
+        replacement.write_text(dump_config(config), encoding="utf-8")
+        os.replace(replacement, path / CONFIG_FILE)
+        return cls(path, lock, previous)
+
+    def close(self) -> None:
+        """Let another training have the folder."""
+        self._lock.close()
+
+
+def run_path(config: Config) -> Path:
+    """Folder of the run of this configuration."""
+    name = config.run.name
+    if not name or name in (".", "..") or "/" in name:
+        raise UserError(f"run.name {name!r} cannot name a folder; use letters, digits, '-', '_' and '.'")
+    return Path(config.run.dir) / name
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Keys outside FREE_KEYS whose values differ, as "key: value there, value here"."""
+    old, new = _flat(there), _flat(here)
+    keys = [key for key in {**old, **new} if not _is_free(key) and old.get(key) != new.get(key)]
+    return [f"{key}: {_shown(old, key)} there, {_shown(new, key)} here" for key in sorted(keys)]
+
+
+def _refuse_other(path: Path, previous: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    found = differences(previous, current)
+    if found:
+        listed = found[:_MOST_DIFFERENCES_SHOWN] + ["..."] * (len(found) > _MOST_DIFFERENCES_SHOWN)
+        raise UserError(
+            f"{path} holds a run of another configuration:\n  "
+            + "\n  ".join(listed)
+            + "\ngive this one another run.name, or delete that one with run.restart=true"
+        )
+
+
+def _may_restart() -> bool:
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        return True
+    logger.warning("run.restart has no effect: Slurm has requeued this job, which goes on from its checkpoint")
+    return False
+
+
+def _lock(path: Path) -> Any:
+    lock = open(path / LOCK_FILE, "w")  # noqa: SIM115 - stays open as long as the run
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserError(
+            f"{path}: another training of this run is going on; end it or choose another run.name"
+        ) from None
+    except OSError as error:  # some network file systems know no locks
+        logger.warning("%s cannot be locked (%s); do not start the run twice", path, error)
+    return lock
+
+
+def _read_previous(path: Path) -> dict[str, Any] | None:
+    file = path / CONFIG_FILE
+    if not file.exists():
+        return None
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read ({error}); restore it, or start anew with run.restart=true") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not a configuration; restore it, or start anew with run.restart=true")
+    return content
+
+
+def _clear(path: Path, is_run: bool) -> None:
+    entries = [entry for entry in path.iterdir() if entry.name != LOCK_FILE]
+    if entries and not is_run:
+        raise UserError(f"run.restart would delete {path}, which is not the folder of a run (it has no {CONFIG_FILE})")
+    # config.yaml goes last, so that a restart that was interrupted still finds the folder of a run.
+    for entry in sorted(entries, key=lambda entry: entry.name == CONFIG_FILE):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping) and tree:
+        children = {f"{prefix}.{key}" if prefix else str(key): value for key, value in tree.items()}
+    elif isinstance(tree, (list, tuple)) and any(isinstance(value, Mapping) for value in tree):
+        children = {f"{prefix}[{index}]": value for index, value in enumerate(tree)}
+    else:
+        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
+    return {key: value for name, child in children.items() for key, value in _flat(child, name).items()}
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "absent"
