@@ -54,3 +54,22 @@ def test_an_unfit_interpreter_is_named(tmp_path: Path, answer: str, reason: str)
 
 def test_an_interpreter_that_is_not_there(tmp_path: Path) -> None:
     assert "/nowhere/python3 is not installed" in make_venv(tmp_path, PYTHON="/nowhere/python3").stderr
+
+
+def test_a_failed_installation_shows_the_reason_and_little_else(tmp_path: Path) -> None:
+    pip = (
+        'case "$*" in\n'
+        "*--version) exit 0 ;;\n"
+        "*) echo \"WARNING: Location 'file:///x/torch/' is ignored: it is neither a file nor a directory.\" >&2\n"
+        '   echo "ERROR: no space left on device" >&2; exit 1 ;;\n'
+        "esac"
+    )
+    (tmp_path / "venv").mkdir()
+    interpreter(tmp_path / "venv" / "bin", "python", pip)
+    done = make_venv(tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "ERROR: no space left on device",
+        "error: the installation failed; the reason stands above. It goes on where it stopped when you run make again.",
+    ]
+    assert "Installed" not in done.stdout
