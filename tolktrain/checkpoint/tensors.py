@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 # A shard is assembled in memory before it is written.
@@ -56,7 +57,11 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], shares: Shares) -
     """
     writer = dcp.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=shares.files, save_distributed=True)
     with _quiet_checkpointing():
-        dcp.save(dict(tensors), storage_writer=writer, no_dist=_alone())
+        try:
+            dcp.save(dict(tensors), storage_writer=writer, no_dist=_alone())
+        except CheckpointException as error:  # no Exception, so that it would pass by whoever handles those
+            reasons = "; ".join(f"rank {rank}: {failure[0]!r}" for rank, failure in error.failures.items())
+            raise RuntimeError(f"{folder} cannot be written ({reasons})") from error
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
