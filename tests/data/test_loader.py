@@ -9,52 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from corpora import TEXT_EOS, TEXT_VOCAB_SIZE, random_records, write_dataset
+from corpora import random_records, write_dataset
+from stages import NUM_CANONICAL_NODES, VOCABULARY, global_batches, rows, stage_loader
 
 from tolktrain.config import Config
 from tolktrain.config.data import DatasetConfig, InterleavingConfig
 from tolktrain.config.errors import UserError
-from tolktrain.data.batch import Batch
 from tolktrain.data.folder import open_records
-from tolktrain.data.loader import StageLoader, validation_batches
-from tolktrain.data.sequences import Vocabulary, build_sequence, sequence_rng
+from tolktrain.data.loader import validation_batches
+from tolktrain.data.sequences import build_sequence, sequence_rng
 
 MakeConfig = Callable[..., Config]
-VOCABULARY = Vocabulary(TEXT_VOCAB_SIZE, TEXT_EOS, 50)
-NUM_CANONICAL_NODES = 4
-
-
-def stage_loader(config: Config, step: int = 0, rank: int = 0, size: int = 1, seed: int = 5) -> StageLoader:
-    mixture = config.train.stages[0].mixture
-    return StageLoader(config, mixture, VOCABULARY, seed=seed, data_rank=rank, data_size=size, step=step)
-
-
-def rows(batches: list[Batch]) -> list[tuple[Any, ...]]:
-    """Everything in the rows of some micro batches."""
-    return [
-        (
-            batch.record_ids[b],
-            batch.strategies[b],
-            batch.tokens[b].numpy().tobytes(),
-            batch.targets[b].numpy().tobytes(),
-        )
-        + tuple(mask[b].numpy().tobytes() for mask in (batch.speech_in, batch.speech_pred, batch.text_pred))
-        for batch in batches
-        for b in range(len(batch.record_ids))
-    ]
-
-
-def global_batches(config: Config, steps: int, start: int = 0, size: int = 1, seed: int = 5) -> list[list[Any]]:
-    """The global batch of each step, its rows sorted; all data ranks are emulated here one after the other."""
-    result: list[list[Any]] = [[] for _ in range(steps)]
-    micro = config.train.micro_batch_size
-    for rank in range(size):
-        with stage_loader(config, start, rank, size, seed) as loader:
-            for step in range(steps):
-                batches = next(loader)
-                assert [len(batch.record_ids) for batch in batches] == [micro] * (12 // size // micro)
-                result[step] += rows(batches)
-    return [sorted(batch) for batch in result]
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +173,7 @@ def test_a_remote_set_is_streamed(tmp_path: Path, stories: Path, make_config: Ma
         (remote / name).write_bytes(content)
     sets = {"a": {"path": str(tmp_path / "cache"), "remote": str(remote)}}
     config = make_config(sets, num_canonical_nodes=NUM_CANONICAL_NODES)
-    assert global_batches(config, 3) == reference[:3]
+    assert global_batches(config, 3, size=2) == reference[:3]
     assert {path.name: path.read_bytes() for path in remote.iterdir()} == origin
     # A shard that arrives damaged is noticed.
     (remote / "shard.00002.mds.zstd").write_bytes(origin["shard.00001.mds.zstd"])

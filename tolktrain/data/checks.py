@@ -97,8 +97,8 @@ def _check_columns(folder: str, shards: list[RecordReader], info: DatasetInfo) -
         columns = dict(zip(shard.column_names, shard.column_encodings, strict=True))
         if columns not in allowed:
             raise UserError(
-                f"{folder}: the shard {shard.raw_data.basename} has the columns {columns}, but the record schema of this"
-                f" version of tolktrain has {allowed[-1]}; rebuild the data set"
+                f"{folder}: the shard {shard.raw_data.basename} has the columns {columns}, but the record schema of"
+                f" this version of tolktrain has {allowed[-1]}; rebuild the data set"
             )
         if columns.keys() != dict.fromkeys(shards[0].column_names).keys():
             raise UserError(f"{folder}: some shards have word alignment and others do not; rebuild the data set")
@@ -110,8 +110,8 @@ def _check_vocabularies(config: Config, name: str, info: DatasetInfo, text_vocab
         if info.text.vocab_size > text_vocab_size:
             raise UserError(
                 f"data.sets.{name} has a text vocabulary of {info.text.vocab_size} ids but the model has"
-                f" {text_vocab_size}; set model.backbone.text_vocab_size to at least the data's, or take a backbone with"
-                " the tokenizer of the data"
+                f" {text_vocab_size}; set model.backbone.text_vocab_size to at least the data's, or take a"
+                " backbone with the tokenizer of the data"
             )
         if info.text.eos_id >= text_vocab_size:
             raise UserError(

@@ -1,0 +1,82 @@
+"""What killed runs leave behind neither blocks nor misleads the next, and living runs are let alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from multiprocessing import shared_memory
+from pathlib import Path
+
+import pytest
+
+from tolktrain.data.shared_memory import exclusive_start, remove_stale_blocks
+
+HOLDER = """
+import sys, time
+from multiprocessing import resource_tracker, shared_memory
+block = shared_memory.SharedMemory(sys.argv[1], create=True, size=64)
+resource_tracker.unregister(block._name, "shared_memory")
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """A block name far from those that running programs take."""
+    name = f"{900_000 + os.getpid() % 99_999:06}_barrier"
+    yield name
+    Path("/dev/shm", name).unlink(missing_ok=True)
+
+
+def test_only_blocks_of_dead_processes_are_removed(name: str) -> None:
+    lock = Path(tempfile.gettempdir()) / f"{name[:6]}_barrier_filelock"
+    lock.touch()
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, name], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "ready\n"
+        remove_stale_blocks()
+        assert Path("/dev/shm", name).exists() and lock.exists()
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert Path("/dev/shm", name).exists(), "a killed process leaves its block"
+    removed = remove_stale_blocks()
+    assert {name, lock.name} <= set(removed)
+    assert not Path("/dev/shm", name).exists() and not lock.exists()
+
+
+def test_own_blocks_are_in_use(name: str) -> None:
+    block = shared_memory.SharedMemory(name, create=True, size=64)
+    remove_stale_blocks()
+    assert Path("/dev/shm", name).exists()
+    block.close()
+    block.unlink()
+
+
+def test_other_names_are_let_alone(name: str) -> None:
+    other = f"psm_{name}"
+    block = shared_memory.SharedMemory(other, create=True, size=64)
+    block.close()
+    remove_stale_blocks()
+    assert Path("/dev/shm", other).exists()
+    block.unlink()
+
+
+WAITER = """
+import sys
+from tolktrain.data.shared_memory import exclusive_start
+with exclusive_start(True):
+    print("inside", flush=True)
+"""
+
+
+def test_jobs_start_one_after_the_other() -> None:
+    with exclusive_start(True):
+        other = subprocess.Popen([sys.executable, "-c", WAITER], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(timeout=6)
+    assert other.communicate(timeout=60)[0] == "inside\n"
+    assert other.returncode == 0
