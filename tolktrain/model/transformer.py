@@ -115,23 +115,20 @@ class RMSNorm(nn.Module):
 
 
 class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up. Keeps only its input, and writes both halves of the gradient in place."""
+    """silu(gate) * up. Keeps only its input; autograd's own would pad both halves of the gradient with zeros."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
-        return functional.silu(gate).mul_(up)
+        return functional.silu(gate) * up
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors  # type: ignore[attr-defined]
         gate, up = gate_up.chunk(2, dim=-1)
-        result = torch.empty_like(gate_up)
-        to_gate, to_up = result.chunk(2, dim=-1)
-        torch.mul(gradient, functional.silu(gate), out=to_up)
-        to_gate.copy_(torch.ops.aten.silu_backward(gradient * up, gate))
-        return result
+        to_gate = torch.ops.aten.silu_backward(gradient * up, gate)
+        return torch.cat((to_gate, gradient * functional.silu(gate)), dim=-1)
 
 
 class SwiGLU(nn.Module):

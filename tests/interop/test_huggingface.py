@@ -1,0 +1,173 @@
+"""Backbones from Hugging Face: text logits equal those of transformers; bad checkpoints are named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig
+
+from tolktrain.config.errors import UserError
+from tolktrain.config.model import ModelConfig, SpeechConfig
+from tolktrain.interop.huggingface import load_backbone, load_backbone_into
+from tolktrain.interop.published import trace
+from tolktrain.model.architecture import Architecture
+from tolktrain.model.naming import canonical_state
+from tolktrain.model.smoltolk import SmolTolk
+
+BASE: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 101,
+    "rope_theta": 10_000.0,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.1,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 512,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "tied_grouped": {},
+    "untied": {"tie_word_embeddings": False, "vocab_size": 64},
+    "one_group_large_theta": {"num_key_value_heads": 1, "rope_theta": 500_000.0, "rms_norm_eps": 1e-6},
+    "no_groups_wide_heads": {"num_key_value_heads": 4, "head_dim": 20},
+    "odd_sizes": {"hidden_size": 66, "num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 70},
+    "llama3_scaling": {"rope_scaling": LLAMA3, "max_position_embeddings": 256},
+}
+
+
+def save(folder: Path, changes: dict[str, Any], **options: Any) -> LlamaForCausalLM:
+    """Write a randomly initialized checkpoint."""
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(LlamaConfig(**{**BASE, **changes})).float().eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(folder, **options)
+    return model
+
+
+def assert_same_logits(folder: Path, reference: torch.nn.Module, vocab: int, length: int = 40) -> None:
+    tokens = torch.randint(vocab, (3, length))
+    with torch.no_grad():
+        expected = reference(tokens).logits
+        found = trace(load_backbone(str(folder)), {"input": tokens.unsqueeze(1)})["text_logits"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_text_logits_equal_transformers(name: str, tmp_path: Path) -> None:
+    reference = save(tmp_path, SHAPES[name])
+    assert_same_logits(tmp_path, reference, {**BASE, **SHAPES[name]}["vocab_size"], length=70)
+
+
+def test_sharded_checkpoint(tmp_path: Path) -> None:
+    reference = save(tmp_path, {"tie_word_embeddings": False}, max_shard_size="60KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert_same_logits(tmp_path, reference, BASE["vocab_size"])
+
+
+def test_bfloat16_checkpoint_and_mistral(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    config = MistralConfig(**BASE, sliding_window=None)
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    # Read back, because a cast would round the angles of the reference too.
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert_same_logits(tmp_path, reference, BASE["vocab_size"])
+
+
+def test_newer_config_layout_of_rotary_settings(tmp_path: Path) -> None:
+    reference = save(tmp_path, {"rope_theta": 250_000.0})
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_theta"], config["rope_scaling"]
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 250_000.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_same_logits(tmp_path, reference, BASE["vocab_size"])
+
+
+def test_loads_into_a_model_and_draws_the_special_rows(tmp_path: Path) -> None:
+    reference = save(tmp_path, {})
+    config = ModelConfig(backbone=str(tmp_path), speech=SpeechConfig(num_units=7, input_adapter_layers=1))
+    model = SmolTolk(Architecture.from_config(config), seed=3)
+    before = {name: tensor.clone() for name, tensor in canonical_state(model).items()}
+    load_backbone_into(model, str(tmp_path), seed=3)
+    after = canonical_state(model)
+    table = after["text_embedding.weight"]
+    assert torch.equal(table[:-3], reference.model.embed_tokens.weight)
+    assert torch.equal(table[-3:], before["text_embedding.weight"][-3:])
+    assert table[-3:].std() > 0
+    for name, tensor in after.items():
+        if name.startswith("backbone.layers"):
+            assert torch.equal(tensor, reference.state_dict()["model." + name.removeprefix("backbone.")]), name
+        elif not name.startswith(("backbone.", "text_embedding")):
+            assert torch.equal(tensor, before[name]), name
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_bad_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no folder"):
+        load_backbone(str(tmp_path / "absent"))
+    with pytest.raises(UserError, match=r"config\.json does not exist"):
+        load_backbone(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        load_backbone(str(tmp_path))
+
+
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, {})
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    save_file({k: v for k, v in weights.items() if k != "model.layers.1.mlp.up_proj.weight"}, file)
+    with pytest.raises(UserError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_backbone(str(tmp_path))
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_backbone(str(tmp_path))
+    file.unlink()
+    with pytest.raises(UserError, match=r"no \*\.safetensors file"):
+        load_backbone(str(tmp_path))
+
+
+def test_missing_shard_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, {}, max_shard_size="60KB")
+    sorted(tmp_path.glob("*.safetensors"))[0].unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"intermediate_size": 95}, r"has shape \[96, 48\], but config\.json asks for \[95, 48\]"),
+        ({"num_hidden_layers": 2}, r"holds model\.layers\.2\..*, for which its config\.json has no place"),
+        ({"num_hidden_layers": 4}, r"lacks model\.layers\.3"),
+        ({"tie_word_embeddings": False}, r"lacks lm_head\.weight"),
+        ({"vocab_size": 100}, r"embed_tokens.*asks for \[100, 48\]"),
+        ({"model_type": "gpt2"}, "only Llama-family decoders"),
+        ({"attention_bias": True}, "sets attention_bias to True"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "scales rotary angles by 'yarn'"),
+        ({"hidden_size": None}, "lacks hidden_size"),
+    ],
+)
+def test_config_that_disagrees_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    save(tmp_path, {})
+    edit_config(tmp_path, **changes)
+    with pytest.raises(UserError, match=message):
+        load_backbone(str(tmp_path))
