@@ -40,7 +40,9 @@ def pool_layers(
     last = states[-1]
     static = None
     if static_weights is not None:
-        static = _weighted_sum(states, torch.softmax(static_weights.float(), dim=0).to(last.dtype).unbind())
+        static = _weighted_sum(
+            states, torch.softmax(static_weights, dim=0, dtype=_accurate(static_weights)).to(last.dtype).unbind()
+        )
     pooled = last if static is None else static
     probs = entropy = None
     if selector_weight is not None:

@@ -1,0 +1,316 @@
+"""The whole model against a plain PyTorch twin, and the laws that training relies on."""
+
+import itertools
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tolktrain.model.architecture import Architecture
+from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.naming import canonical_state, parameter_views
+from tolktrain.model.smoltolk import LossSums, SmolTolk, loss_from_sums
+
+MakeArchitecture = Callable[..., Architecture]
+MakeBatch = Callable[..., SimpleNamespace]
+MakeInputs = Callable[..., ModelInputs]
+
+
+def make_model(sizes: Architecture, seed: int = 0) -> SmolTolk:
+    """A model whose norms and layer weights are not at their start values, so that they matter."""
+    model = SmolTolk(sizes, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+class Twin:
+    """SmolTolk written down from the formulas: dense masks, every sequence through every part."""
+
+    def __init__(self, sizes: Architecture, state: dict[str, Tensor]) -> None:
+        self.sizes, self.state = sizes, state
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        return x / (x.pow(2).mean(-1, keepdim=True) + self.sizes.rms_norm_eps).sqrt() * self.state[f"{name}.weight"]
+
+    def rotate(self, x: Tensor) -> Tensor:  # [B, H, T, d]
+        length, dim = x.shape[-2:]
+        angle = torch.arange(length)[:, None] * self.sizes.rope_theta ** (-torch.arange(0, dim, 2, dtype=x.dtype) / dim)
+        pairs = torch.complex(x[..., : dim // 2], x[..., dim // 2 :]) * torch.polar(torch.ones_like(angle), angle)
+        return torch.cat((pairs.real, pairs.imag), dim=-1)
+
+    def layer(self, x: Tensor, name: str, mask: Tensor) -> Tensor:
+        sizes, state = self.sizes, self.state
+        normed = self.norm(x, f"{name}.input_layernorm")
+        heads = {
+            part: (normed @ state[f"{name}.self_attn.{part}_proj.weight"].T)
+            .unflatten(-1, (-1, sizes.head_dim))
+            .transpose(1, 2)
+            for part in "qkv"
+        }
+        share = sizes.num_attention_heads // sizes.num_key_value_heads
+        key, value = (heads[part].repeat_interleave(share, dim=1) for part in "kv")
+        scores = self.rotate(heads["q"]) @ self.rotate(key).mT / math.sqrt(sizes.head_dim)
+        mixed = scores.masked_fill(~mask, -math.inf).softmax(-1) @ value
+        x = x + mixed.transpose(1, 2).flatten(2) @ state[f"{name}.self_attn.o_proj.weight"].T
+        normed = self.norm(x, f"{name}.post_attention_layernorm")
+        gate, up = (normed @ state[f"{name}.mlp.{part}_proj.weight"].T for part in ("gate", "up"))
+        return x + (functional.silu(gate) * up) @ state[f"{name}.mlp.down_proj.weight"].T
+
+    def embed(self, batch: SimpleNamespace) -> Tensor:
+        speech = sum(
+            self.state[f"speech_embedding.{k}.weight"][batch.tokens[:, k]] for k in range(self.sizes.num_codebooks)
+        )
+        text = self.state["text_embedding.weight"][batch.tokens[:, 0].masked_fill(batch.speech_in, 0)]
+        return torch.where(batch.speech_in[..., None], speech, text)
+
+    def sums(self, batch: SimpleNamespace) -> LossSums:
+        sizes, state, speech_in = self.sizes, self.state, batch.speech_in
+        embedded = self.embed(batch)
+        causal = torch.ones(speech_in.shape[1], speech_in.shape[1], dtype=torch.bool).tril()
+        run = (speech_in & ~functional.pad(speech_in, (1, 0))[:, :-1]).cumsum(1)
+        own = (run[:, :, None] == run[:, None]) & speech_in[:, :, None] & speech_in[:, None] & causal
+        own = (own | torch.eye(len(causal), dtype=torch.bool))[:, None]
+        hidden = embedded
+        for i in range(sizes.input_adapter_layers):
+            hidden = self.layer(hidden, f"input_adapter.layers.{i}", own)
+        hidden = torch.where(speech_in[..., None], hidden, embedded)
+        states = []
+        for i in range(sizes.num_layers):
+            hidden = self.layer(hidden, f"backbone.layers.{i}", causal)
+            states.append(hidden)
+        states[-1] = self.norm(hidden, "backbone.norm")
+        speech, entropy = self.pool(torch.stack(states))
+        speech = speech + embedded if sizes.residual else speech
+        for i in range(sizes.output_adapter_layers):
+            speech = self.layer(speech, f"output_adapter.layers.{i}", causal)
+        table = state["text_embedding.weight" if sizes.tie_text_embeddings else "text_head.weight"]
+        text_nll = self.nll(states[-1] @ table[: sizes.text_vocab_size].T, batch.targets[:, 0], batch.text_pred)
+        speech_nll = torch.zeros(())
+        for k in range(sizes.num_codebooks):
+            scored = batch.speech_pred & (batch.targets[:, k] != sizes.speech_pad)
+            speech_nll = speech_nll + self.nll(
+                speech @ state[f"speech_embedding.{k}.weight"].T, batch.targets[:, k], scored
+            )
+        return LossSums(text_nll, speech_nll, entropy[batch.speech_pred.any(1)].sum())
+
+    def pool(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        pooled, entropy = states[-1], torch.zeros(states.shape[1:3], dtype=states.dtype)
+        if self.sizes.static_pooling:
+            pooled = torch.einsum("l,lbtd->btd", self.state["pooling.layer_weights"].softmax(0), states)
+        if self.sizes.dynamic_pooling:
+            logits = pooled @ self.state["pooling.selector.weight"].T + self.state["pooling.selector.bias"]
+            probs = logits.softmax(-1)
+            entropy = torch.special.entr(probs).sum(-1)
+            pooled = torch.einsum("btl,lbtd->btd", probs, states)
+        return pooled, entropy
+
+    @staticmethod
+    def nll(logits: Tensor, targets: Tensor, scored: Tensor) -> Tensor:
+        return -logits.log_softmax(-1)[scored].gather(-1, targets[scored][:, None]).sum()
+
+
+def gradients_of(model: SmolTolk) -> dict[str, Tensor]:
+    views = parameter_views(model)
+    found: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        found.update(views[name].split(gradient))
+    return found
+
+
+CASES = {
+    "everything": ({}, "smt"),
+    "two_codebooks": ({"num_codebooks": 2}, "mms"),
+    "untied": ({"tie_text_embeddings": False}, "mt"),
+    "dynamic_only": ({"layer_pooling": "dynamic", "input_adapter_layers": 1}, "tmm"),
+    "static_only": ({"layer_pooling": "static", "residual": False}, "mm"),
+    "early_fusion": (
+        {"layer_pooling": "none", "residual": False, "input_adapter_layers": 0, "output_adapter_layers": 0},
+        "smt",
+    ),
+    "one_layer_one_group": ({"num_layers": 1, "num_key_value_heads": 1, "output_adapter_layers": 1}, "ms"),
+    "text_only": ({}, "ttt"),
+    "speech_only": ({}, "ss"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_twin_with_every_gradient(case: str, architecture: MakeArchitecture, batch: MakeBatch) -> None:
+    changes, kinds = CASES[case]
+    sizes = architecture(**changes)
+    model = make_model(sizes).double()
+    state = {name: tensor.clone().requires_grad_() for name, tensor in canonical_state(model).items()}
+    data = batch(kinds, codebooks=sizes.num_codebooks, seed=3)
+    if sizes.num_codebooks > 1:
+        data.targets[:, 1, :3] = sizes.speech_pad
+    found, expected = model(ModelInputs.from_batch(data)), Twin(sizes, state).sums(data)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-6, atol=1e-9)
+    loss_from_sums(found, 30, 20, 0.5).backward()
+    loss_from_sums(expected, 30, 20, 0.5).backward()
+    for name, gradient in gradients_of(model).items():
+        other = state[name].grad if state[name].grad is not None else torch.zeros_like(gradient)
+        # The angles are float32 in the model and float64 in the twin.
+        assert (gradient - other).norm() <= 2e-6 * other.norm(), name
+
+
+@pytest.mark.parametrize("adapters", itertools.product((0, 1), (0, 1)))
+@pytest.mark.parametrize("pooling", ["none", "static", "dynamic", "both"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_every_switch_trains(
+    adapters: tuple[int, int], pooling: str, residual: bool, architecture: MakeArchitecture, inputs: MakeInputs
+) -> None:
+    sizes = architecture(
+        input_adapter_layers=adapters[0], output_adapter_layers=adapters[1], layer_pooling=pooling, residual=residual
+    )
+    model = SmolTolk(sizes, 0)
+    sums = model(inputs("mmt"))
+    loss_from_sums(sums, 10, 10, 0.01).backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert unused == []
+    assert (sums.entropy > 0) == (pooling in ("dynamic", "both"))
+
+
+def test_loss_does_not_depend_on_the_split(
+    architecture: MakeArchitecture, batch: MakeBatch, rows: Callable[[SimpleNamespace, slice], SimpleNamespace]
+) -> None:
+    model, data = make_model(architecture()).double(), batch("smtmst", seed=5)
+    scored = int((data.speech_pred | data.text_pred).sum())
+    positions = int(data.speech_pred.any(1).sum()) * data.speech_in.shape[1]
+    results = []
+    for size in (6, 3, 1):
+        model.zero_grad()
+        total = 0.0
+        for start in range(0, 6, size):
+            sums = model(ModelInputs.from_batch(rows(data, slice(start, start + size))))
+            loss = loss_from_sums(sums, scored, positions, 0.01)
+            loss.backward()
+            total += loss.item()
+        results.append((total, gradients_of(model)))
+    for total, gradients in results[1:]:
+        assert total == pytest.approx(results[0][0], rel=1e-6)  # sums are accumulated in float32
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, results[0][1][name], rtol=1e-6, atol=1e-9)
+
+
+def test_two_runs_are_bit_identical(architecture: MakeArchitecture, inputs: MakeInputs) -> None:
+    results = []
+    for _ in range(2):
+        model = SmolTolk(architecture(), 7)
+        sums = model(inputs("smmt", length=64))
+        loss_from_sums(sums, 100, 100, 0.01).backward()
+        results.append((sums, gradients_of(model)))
+    assert all(torch.equal(*pair) for pair in zip(*(sums for sums, _ in results), strict=True))
+    assert all(torch.equal(gradient, results[1][1][name]) for name, gradient in results[0][1].items())
+
+
+def test_bfloat16_is_close_to_float32(architecture: MakeArchitecture, inputs: MakeInputs) -> None:
+    model, data = SmolTolk(architecture(initializer_range=0.05), 0), inputs("smt")
+    exact = model(data)
+    model.bfloat16()
+    found = model(data)
+    assert all(value.dtype == torch.float32 for value in found)
+    for ours, theirs in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=0)
+    loss_from_sums(found, 10, 10, 0.01).backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in model.parameters())
+
+
+def test_nothing_scored_can_still_go_backward(architecture: MakeArchitecture, batch: MakeBatch) -> None:
+    data = batch("m")
+    data.speech_pred[:], data.text_pred[:] = False, False
+    model = SmolTolk(architecture(), 0)
+    sums = model(ModelInputs.from_batch(data))
+    loss_from_sums(sums, 0, 0, 0.01).backward()
+    assert sums.text_nll == sums.speech_nll == sums.entropy == 0
+
+
+def test_text_only_leaves_speech_parts_without_gradient(architecture: MakeArchitecture, inputs: MakeInputs) -> None:
+    model = SmolTolk(architecture(), 0)
+    sums = model(inputs("tt"))
+    loss_from_sums(sums, 10, 0, 0.01).backward()
+    views = parameter_views(model)
+    used = {views[name].group for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert used == {"backbone"}
+
+
+@pytest.mark.parametrize("kinds", ["smtm", "tt", "s"])
+def test_token_nll_adds_up_to_the_sums(kinds: str, architecture: MakeArchitecture, batch: MakeBatch) -> None:
+    data = batch(kinds)
+    model, inputs = make_model(architecture()), ModelInputs.from_batch(data)
+    nll, sums = model.token_nll(inputs), model(inputs)
+    assert nll.shape == data.speech_in.shape
+    torch.testing.assert_close(nll[data.text_pred].sum(), sums.text_nll.detach())
+    torch.testing.assert_close(nll[data.speech_pred].sum(), sums.speech_nll.detach())
+    assert not nll[~(data.text_pred | data.speech_pred)].any()
+
+
+def test_next_logits_score_the_target(architecture: MakeArchitecture, batch: MakeBatch) -> None:
+    data = batch("smtm", codebooks=2)
+    data.speech_pred[:], data.text_pred[:] = False, False
+    data.speech_pred[:, -1], data.text_pred[:, -1] = True, False
+    data.targets[:, :, -1] = torch.randint(50, (4, 2))
+    model = make_model(architecture(num_codebooks=2))
+    logits = model.next_logits(ModelInputs.for_next(data.tokens, data.speech_in))
+    assert logits.text.shape == (4, 40)
+    assert logits.speech.shape == (4, 2, 52)
+    log_probs = logits.speech.log_softmax(-1).gather(-1, data.targets[:, :, -1:]).sum((1, 2))
+    torch.testing.assert_close(-log_probs, model.token_nll(ModelInputs.from_batch(data))[:, -1])
+
+
+def test_next_logits_of_padded_sequences(architecture: MakeArchitecture, batch: MakeBatch) -> None:
+    data, lengths = batch("msm"), torch.tensor([24, 9, 17])
+    model = make_model(architecture())
+    together = model.next_logits(ModelInputs.for_next(data.tokens, data.speech_in, lengths))
+    for row, length in enumerate(lengths.tolist()):
+        part = slice(row, row + 1)
+        alone = model.next_logits(ModelInputs.for_next(data.tokens[part, :, :length], data.speech_in[part, :length]))
+        torch.testing.assert_close(together.text[row], alone.text[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(together.speech[row], alone.speech[0], rtol=1e-4, atol=1e-4)
+
+
+def test_layer_probs(architecture: MakeArchitecture, batch: MakeBatch) -> None:
+    data = batch("tsm")
+    model = make_model(architecture())
+    some = model.layer_probs(ModelInputs.from_batch(data))
+    every = model.layer_probs(ModelInputs.from_batch(data, every_sequence=True))
+    assert some.shape == (3, 24, 3)
+    assert not some[0].any()
+    torch.testing.assert_close(some[1:], every[1:])
+    torch.testing.assert_close(every.sum(-1), torch.ones(3, 24))
+    assert SmolTolk(architecture(layer_pooling="static"), 0).layer_probs(ModelInputs.from_batch(data)) is None
+
+
+def test_a_run_sees_no_other_run_before_the_backbone(architecture: MakeArchitecture, batch: MakeBatch) -> None:
+    model, data = make_model(architecture()), batch("m", length=40, seed=2)
+    assert data.runs.num_runs > 2
+    boundary = int(data.runs.cu_seqlens[1])
+
+    def adapted() -> Tensor:
+        carrier = model.layers[0](ModelInputs.from_batch(data))
+        for layer in model.layers[1:3]:
+            carrier = layer(carrier)
+        return carrier.hidden.detach()
+
+    before = adapted()
+    data.tokens[0, 0, data.runs.positions[:boundary]] = 0  # another first run
+    text = torch.nonzero(~data.speech_in[0]).flatten()
+    data.tokens[0, 0, text] = 1  # and other text
+    after = adapted()
+    changed = (before - after).abs().amax((1, 2)) > 0
+    assert not changed[data.runs.positions[boundary:]].any()
+    assert changed[data.runs.positions[:boundary]].any()
+
+
+def test_loss_from_sums_of_the_design() -> None:
+    sums = LossSums(torch.tensor(6.0), torch.tensor(2.0), torch.tensor(10.0))
+    assert loss_from_sums(sums, 4, 5, 0.01).item() == pytest.approx(2.0 - 0.01 * 2.0)
+    assert loss_from_sums(sums, 4, 0, 0.01).item() == 2.0
