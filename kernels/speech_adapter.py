@@ -4,6 +4,7 @@ A run is a maximal stretch of speech inside one sequence. The adapter sees only 
 positions of its own run, so the work grows with the speech in a batch and the lengths of its runs, never with T x T.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,15 +38,20 @@ class SpeechRuns:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "SpeechRuns":
         """The same runs with their tensors on another device."""
-        moved = (
-            t.to(device, non_blocking=non_blocking) for t in (self.rows, self.positions, self.cu_seqlens, self.scatter)
-        )
-        return SpeechRuns(*moved, max_run=self.max_run)
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "SpeechRuns":
         """The same runs in page-locked memory, from where a GPU fetches them without waiting."""
-        pinned = (t.pin_memory() for t in (self.rows, self.positions, self.cu_seqlens, self.scatter))
-        return SpeechRuns(*pinned, max_run=self.max_run)
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "SpeechRuns":
+        return SpeechRuns(
+            rows=change(self.rows),
+            positions=change(self.positions),
+            cu_seqlens=change(self.cu_seqlens),
+            scatter=change(self.scatter),
+            max_run=self.max_run,
+        )
 
 
 def pack_runs(speech_in: np.ndarray | Tensor) -> SpeechRuns:
@@ -147,11 +153,12 @@ def run_attention(query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns) -
         [N, H, d].
     """
     shape = (runs.num_runs, runs.max_run)
-    padded = [
+    queries, keys, values = (
         place_rows(t.flatten(1), runs.scatter, shape[0] * shape[1]).view(*shape, *t.shape[1:]).transpose(1, 2)
         for t in (query, key, value)
-    ]
-    mixed = functional.scaled_dot_product_attention(*padded, is_causal=True, enable_gqa=query.shape[1] != key.shape[1])
+    )
+    grouped = query.shape[1] != key.shape[1]
+    mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
     return gather_rows(mixed.transpose(1, 2).reshape(shape[0] * shape[1], -1), runs.scatter).view_as(query)
 
 

@@ -75,7 +75,7 @@ class Architecture:
             UserError: the named backbone has no readable config.json or is none of the Llama family.
         """
         speech = config.speech
-        speech_part = {
+        speech_part: dict[str, Any] = {
             "num_units": speech.num_units,
             "num_codebooks": speech.num_codebooks,
             "input_adapter_layers": speech.input_adapter_layers,

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.naming import ParameterView
+from tolktrain.model.naming import ParameterView, PipelineLayer
 from tolktrain.model.published_mask import published_adapter_mask
 from tolktrain.model.transformer import AttentionContext, rotary_angles
 from tolktrain.parallel.megatron import TransformerConfig, VocabParallelEmbedding
@@ -16,7 +16,7 @@ def _table(num_rows: int, config: TransformerConfig) -> VocabParallelEmbedding:
     return VocabParallelEmbedding(num_rows, config.hidden_size, init_method=None, config=config)
 
 
-class Embedding(nn.Module):
+class Embedding(PipelineLayer):
     """Token ids to e [T, B, D]. With several codebooks the embeddings of a frame are summed."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig) -> None:
@@ -43,6 +43,11 @@ class Embedding(nn.Module):
             return Carrier(inputs, context, AttentionContext(cos, sin, mask=mask), embedded, embedded, embedded)
         positions = (cos.index_select(0, runs.positions), sin.index_select(0, runs.positions))
         return Carrier(inputs, context, AttentionContext(*positions, runs), embedded, embedded, speech.unsqueeze(1))
+
+    @property
+    def speech_tables(self) -> list[nn.Parameter]:
+        """K tables [V_s, D]."""
+        return [table.weight for table in self.speech]  # type: ignore[misc]
 
     def _speech(self, inputs: ModelInputs) -> Tensor:
         by_row = inputs.tokens.permute(2, 0, 1).flatten(0, 1).index_select(0, inputs.runs.rows)  # [N, K]

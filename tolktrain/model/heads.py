@@ -9,7 +9,7 @@ from torch.nn import functional
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
 from tolktrain.model.embedding import Embedding
-from tolktrain.model.naming import ParameterView
+from tolktrain.model.naming import ParameterView, PipelineLayer
 from tolktrain.model.transformer import ColumnLinear
 from tolktrain.parallel.megatron import TransformerConfig
 from tolktrain_kernels.speech_adapter import gather_rows
@@ -48,7 +48,7 @@ class TableHead(nn.Module):
         return logits
 
 
-class Heads(nn.Module):
+class Heads(PipelineLayer):
     """The end of the list of layers. Logits are computed only where they are asked for."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig, embedding: Embedding) -> None:
@@ -59,8 +59,8 @@ class Heads(nn.Module):
             shape = (architecture.text_vocab_size, architecture.hidden_size)
             text_table = nn.Parameter(torch.empty(shape, dtype=config.params_dtype))
         self.text = TableHead(text_table, architecture.text_vocab_size, config)
-        tables = (table.weight for table in embedding.speech)
-        self.speech = nn.ModuleList(TableHead(table, architecture.speech_vocab_size, config) for table in tables)
+        size = architecture.speech_vocab_size
+        self.speech = nn.ModuleList(TableHead(table, size, config) for table in embedding.speech_tables)
 
     def text_logits(self, carrier: Carrier) -> Tensor:
         """[N_t, V_t] at the rows scored as text."""

@@ -1,7 +1,7 @@
 """What the model reads of a batch. Every index is computed on the host, so that a GPU never waits for a count."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -90,15 +90,13 @@ class ModelInputs:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "ModelInputs":
         """The same inputs on another device."""
 
-        def moved(owner: ScoredRows) -> dict[str, Tensor]:
-            tensors = ((f.name, getattr(owner, f.name)) for f in fields(owner))
-            return {name: t.to(device, non_blocking=non_blocking) for name, t in tensors if isinstance(t, Tensor)}
-
+        scored = ((f.name, getattr(self.scored, f.name)) for f in fields(self.scored))
+        moved: dict[str, Any] = {n: t.to(device, non_blocking=non_blocking) for n, t in scored if isinstance(t, Tensor)}
         return ModelInputs(
             tokens=self.tokens.to(device, non_blocking=non_blocking),
             speech_in=self.speech_in.to(device, non_blocking=non_blocking),
             runs=self.runs.to(device, non_blocking=non_blocking),
-            scored=replace(self.scored, **moved(self.scored)),
+            scored=replace(self.scored, **moved),
         )
 
 

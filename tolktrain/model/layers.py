@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
-from tolktrain.model.naming import ParameterView
+from tolktrain.model.naming import ParameterView, PipelineLayer
 from tolktrain.model.transformer import Block, RMSNorm
 from tolktrain.parallel.megatron import TransformerConfig
 from tolktrain_kernels.layer_pooling import PooledLayers, pool_layers
 from tolktrain_kernels.speech_adapter import gather_rows, replace_rows, select_columns
 
 
-class InputAdapterLayer(nn.Module):
+class InputAdapterLayer(PipelineLayer):
     """A layer over packed speech; a position sees earlier positions of its own run only. Text passes by unchanged."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig, index: int) -> None:
@@ -41,7 +41,7 @@ class InputAdapterLayer(nn.Module):
         return _prefixed("block", self.block.parameter_views())
 
 
-class BackboneLayer(nn.Module):
+class BackboneLayer(PipelineLayer):
     """A decoder layer, causal over everything."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig, index: int) -> None:
@@ -62,7 +62,7 @@ class BackboneLayer(nn.Module):
         return _prefixed("block", self.block.parameter_views())
 
 
-class FinalNorm(nn.Module):
+class FinalNorm(PipelineLayer):
     """The backbone's last norm: makes h_L."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig) -> None:
@@ -79,7 +79,7 @@ class FinalNorm(nn.Module):
         return {"norm.weight": ParameterView(("backbone.norm.weight",), (shape,), "backbone", decays=False)}
 
 
-class LayerPooling(nn.Module):
+class LayerPooling(PipelineLayer):
     """Weighted average of h_1 .. h_L and the residual, over the sequences that predict speech."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig) -> None:
@@ -126,7 +126,7 @@ class LayerPooling(nn.Module):
         return views
 
 
-class OutputAdapterLayer(nn.Module):
+class OutputAdapterLayer(PipelineLayer):
     """A layer before the speech head, causal over the whole mixed sequence."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig, index: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tolktrain.config.errors import UserError
 
@@ -57,10 +57,19 @@ class ParameterView:
         return torch.cat(heads, dim=1).flatten(0, 2)
 
 
+class PipelineLayer(nn.Module):
+    """One entry of the model's list of layers; it knows the canonical names of its parameters."""
+
+    def parameter_views(self) -> dict[str, ParameterView]:
+        """Canonical views of the parameters, by their names in this layer; tied parameters belong to the first."""
+        raise NotImplementedError
+
+
 def parameter_views(model: "SmolTolk") -> dict[str, ParameterView]:
     """What each parameter of the model holds, by the parameter's name; tied tables once, under their first name."""
     views: dict[str, ParameterView] = {}
     for index, layer in enumerate(model.layers):
+        assert isinstance(layer, PipelineLayer)
         views.update({f"layers.{index}.{name}": view for name, view in layer.parameter_views().items()})
     names = [name for name, _ in model.named_parameters()]
     assert sorted(views) == sorted(names), sorted(set(views) ^ set(names))

@@ -12,6 +12,7 @@ from tolktrain.model.heads import Heads, LossSums
 from tolktrain.model.initialization import initialize_parameters
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.layers import BackboneLayer, FinalNorm, InputAdapterLayer, LayerPooling, OutputAdapterLayer
+from tolktrain.model.naming import PipelineLayer
 from tolktrain.model.transformer import megatron_config
 from tolktrain.parallel.layout import initialize
 from tolktrain.parallel.megatron import parallel_state
@@ -28,7 +29,7 @@ class NextLogits:
     speech: Tensor  # [B, K, V_s]
 
 
-def build_layers(architecture: Architecture) -> list[nn.Module]:
+def build_layers(architecture: Architecture) -> list[PipelineLayer]:
     """The model as a list: embedding, input adapter, backbone, final norm, pooling, output adapter, heads.
 
     The first takes `ModelInputs`, the last gives `LossSums`, a `Carrier` goes from each to the next.

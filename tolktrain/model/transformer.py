@@ -87,13 +87,13 @@ class CoreAttention(nn.Module):
         if packed_seq_params.runs is not None:
             mixed = run_attention(query.squeeze(1), key.squeeze(1), value.squeeze(1), packed_seq_params.runs)
             return mixed.flatten(1).unsqueeze(1)
-        by_head = [heads.permute(1, 2, 0, 3) for heads in (query, key, value)]
+        queries, keys, values = (heads.permute(1, 2, 0, 3) for heads in (query, key, value))
         grouped = query.shape[2] != key.shape[2]
         mask = packed_seq_params.mask
         if mask is None:
-            mixed = functional.scaled_dot_product_attention(*by_head, is_causal=True, enable_gqa=grouped)
+            mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
         else:
-            mixed = functional.scaled_dot_product_attention(*by_head, attn_mask=mask, enable_gqa=grouped)
+            mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=grouped)
             # Backends disagree on rows that see nothing (zero, NaN, or the mean): here it is zero.
             mixed = torch.where(mask.any(dim=-1, keepdim=True), mixed, 0)
         return mixed.permute(2, 0, 1, 3).flatten(2)
