@@ -24,53 +24,55 @@ sys.path.insert(0, sys.argv[1])
 from stages import rows, stage_loader
 from tolktrain.config import Config
 
-config = Config.model_validate(json.loads(sys.argv[2]))
-rank, size, data_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(sys.argv[3])
+rank = int(os.environ["RANK"])
 distributed.init_process_group("gloo")
-steps = []
-# Two stages one after the other, on the same folder.
-for start in (0, 3):
-    with stage_loader(config, start, rank % data_size, data_size) as loader:
-        for _ in range(9):
-            batch = rows(next(loader))
-            steps.append([[value.hex() if isinstance(value, bytes) else value for value in row] for row in batch])
+cases = []
+for config, data_size in json.loads(sys.argv[2]):
+    steps = []
+    # Two stages one after the other, on the same folder.
+    for start in (0, 3):
+        with stage_loader(Config.model_validate_json(config), start, rank % data_size, data_size) as loader:
+            for _ in range(9):
+                batch = rows(next(loader))
+                steps.append([[value.hex() if isinstance(value, bytes) else value for value in row] for row in batch])
+    cases.append(steps)
 distributed.barrier()
 distributed.destroy_process_group()
-print(json.dumps(steps))
+print(json.dumps(cases))
 """
 
 
-def run_ranks(config: Config, data_size: int) -> list[list[list[list[str]]]]:
+def run_ranks(cases: list[tuple[Config, int]]) -> list[list[list[list[list[str]]]]]:
+    """Rows per rank, case, step and row, of two ranks; a case is a configuration and its data-parallel size."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    arguments = [str(Path(__file__).parent), json.dumps([(config.model_dump_json(), size) for config, size in cases])]
     processes = []
     for rank in range(2):
         environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         environment |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, "-c", RANK, str(Path(__file__).parent), config.model_dump_json(), str(data_size)]
+        command = [sys.executable, "-c", RANK, *arguments]
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=180)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     return [json.loads(output) for output in outputs]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_two_ranks(stories: Path, make_config: MakeConfig, workers: int) -> None:
-    config = make_config({"a": stories}, num_workers=workers, num_canonical_nodes=NUM_CANONICAL_NODES)
-    one = global_batches(make_config({"a": stories}, num_canonical_nodes=NUM_CANONICAL_NODES), 12)
+def test_two_ranks(stories: Path, make_config: MakeConfig) -> None:
+    plain, forked = (
+        make_config({"a": stories}, num_workers=workers, num_canonical_nodes=NUM_CANONICAL_NODES) for workers in (0, 2)
+    )
+    one = global_batches(plain, 12)
     expected = [[[v.hex() if isinstance(v, bytes) else v for v in row] for row in batch] for batch in one]
-    ranks = run_ranks(config, data_size=2)
-    merged = [sorted([*first, *second]) for first, second in zip(*ranks, strict=True)]
-    assert [[row[:3] for row in batch] for batch in merged] == [
-        [row[:3] for row in batch] for batch in (*expected[:9], *expected[3:])
-    ]
-
-
-def test_ranks_of_one_data_rank_get_the_same(stories: Path, make_config: MakeConfig) -> None:
-    config = make_config({"a": stories}, num_workers=1, num_canonical_nodes=NUM_CANONICAL_NODES)
-    first, second = run_ranks(config, data_size=1)
-    assert first == second and len(first) == 18
+    expected = [*expected[:9], *expected[3:]]
+    first, second = run_ranks([(plain, 2), (forked, 2), (forked, 1)])
+    for case in (0, 1):
+        merged = [sorted([*a, *b]) for a, b in zip(first[case], second[case], strict=True)]
+        assert merged == [sorted(batch) for batch in expected]
+    # Ranks of one data rank, such as tensor-parallel ones, get the same batches.
+    assert first[2] == second[2]
+    assert [sorted(batch) for batch in first[2]] == [sorted(batch) for batch in expected]
 
 
 @pytest.mark.parametrize(("nodes", "size"), [(2, 4), (4, 4), (12, 12), (3, 6)])

@@ -68,6 +68,7 @@ def test_other_names_are_let_alone(name: str) -> None:
 WAITER = """
 import sys
 from tolktrain.data.shared_memory import exclusive_start
+print("starting", flush=True)
 with exclusive_start(True):
     print("inside", flush=True)
 """
@@ -76,7 +77,8 @@ with exclusive_start(True):
 def test_jobs_start_one_after_the_other() -> None:
     with exclusive_start(True):
         other = subprocess.Popen([sys.executable, "-c", WAITER], stdout=subprocess.PIPE, text=True)
+        assert other.stdout is not None and other.stdout.readline() == "starting\n"
         with pytest.raises(subprocess.TimeoutExpired):
-            other.wait(timeout=6)
+            other.wait(timeout=1)
     assert other.communicate(timeout=60)[0] == "inside\n"
     assert other.returncode == 0
