@@ -1,0 +1,237 @@
+"""The pictures of the report, as SVG elements that take their colours from the page (so they suit light and dark screens)."""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from tolktrain.report.rundata import DIRECTIONS, RunData, Stage
+
+# Each colour stands for a CSS variable of the page, which replaces it in the finished SVG.
+_INK, _MUTED, _GRID, _BAND = "#1b1c1e", "#6b6e74", "#dcdee2", "#f1f2f4"
+_TEXT, _SPEECH, _THIRD = "#2b6cd4", "#d2571f", "#188a6c"
+_VARIABLES = {
+    _INK: "--ink",
+    _MUTED: "--muted",
+    _GRID: "--line",
+    _BAND: "--band",
+    _TEXT: "--text",
+    _SPEECH: "--speech",
+    _THIRD: "--third",
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": _INK,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "text.color": _INK,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "legend.labelcolor": _INK,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+def loss_curves(run: RunData) -> str:
+    """Training loss per step, validation points and the bigram baselines; a panel for text and one for speech."""
+    panels = [(m, c) for m, c in (("text", _TEXT), ("speech", _SPEECH)) if _values(run, f"{m}_loss")[1].size]
+    panels = panels or [("", _INK)]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 2.9 * len(panels) + 0.3), layout="constrained")
+        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axis, (modality, colour) in zip(axes, panels, strict=True):
+            _loss_panel(axis, run, modality, colour)
+            _stage_bands(axis, run.stages, names=axis is axes[0])
+        axes[-1].set_xlabel("step")
+        return _svg(figure, "Loss curves", "loss")
+
+
+def learning_rates(run: RunData) -> str:
+    """Learning rates of backbone and speech parts per step."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.5, 2.6), layout="constrained")
+        axis = figure.subplots()
+        for key, colour, label in (("learning_rate", _TEXT, "backbone"), ("speech_learning_rate", _SPEECH, "speech")):
+            steps, values = _values(run, key)
+            if values.size:
+                axis.plot(steps, values, color=colour, label=label)
+        _stage_bands(axis, run.stages, names=False)
+        axis.set_title("learning rate")
+        axis.set_xlabel("step")
+        axis.set_ylim(bottom=0)
+        axis.ticklabel_format(axis="y", scilimits=(-3, 3))
+        axis.legend(loc="best")
+        return _svg(figure, "Learning rates", "rates")
+
+
+def throughput(run: RunData) -> str:
+    """Tokens per second per step, with the median."""
+    steps, values = _values(run, "tokens_per_second")
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.5, 2.6), layout="constrained")
+        axis = figure.subplots()
+        axis.plot(steps, values, color=_MUTED, linewidth=0.8, alpha=0.45)
+        axis.plot(steps, _smooth(values), color=_INK)
+        _stage_bands(axis, run.stages, names=False)
+        axis.set_title("tokens per second")
+        axis.set_xlabel("step")
+        # The first step compiles and warms caches; it must not set the scale.
+        axis.set_ylim(0, float(np.percentile(values, 98)) * 1.15 if values.size else 1)
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        return _svg(figure, "Tokens per second", "speed")
+
+
+def choices(rows: Sequence[dict[str, Any]], dataset: str) -> str:
+    """Accuracies of the four directions on one data set, with 95 % intervals and the line of chance."""
+    kept = [row for name in DIRECTIONS for row in rows if row["set"] == dataset and row["direction"] == name]
+    with matplotlib.rc_context(_STYLE | {"axes.grid.axis": "x"}):
+        figure = Figure(figsize=(9.2, 0.5 * len(kept) + 0.9), layout="constrained")
+        axis = figure.subplots()
+        for place, row in enumerate(kept):
+            colour = _SPEECH if row["direction"].endswith("speech") else _TEXT
+            accuracy, low, high = (100 * row[key] for key in ("accuracy", "low", "high"))
+            axis.barh(place, accuracy, height=0.56, color=colour, alpha=0.85)
+            axis.plot([low, high], [place, place], color=_INK, linewidth=1.4)
+            axis.plot([low, low, high, high], [place] * 4, "|", color=_INK, markersize=7)
+            axis.text(min(high, 100) + 1.2, place, f"{accuracy:.1f} %", va="center", fontweight="bold")
+        axis.axvline(50, color=_INK, linewidth=1.1, linestyle=(0, (4, 3)))
+        axis.annotate("chance", (50, 1), (4, 2), xycoords=("data", "axes fraction"), textcoords="offset points", color=_MUTED)
+        axis.set_yticks(range(len(kept)), [DIRECTIONS[row["direction"]] for row in kept])
+        axis.tick_params(axis="y", labelcolor=_INK)
+        axis.invert_yaxis()
+        axis.set_xlim(0, 109)
+        axis.set_xticks(range(0, 101, 25), [f"{value} %" for value in range(0, 101, 25)])
+        axis.spines["left"].set_visible(False)
+        return _svg(figure, f"Accuracy of true against random continuation on {dataset}", f"choices-{dataset}")
+
+
+def layer_weights(layers: dict[str, list[float] | None]) -> str:
+    """Pooling weights: a column per backbone layer, a row each for static weights, text positions and speech positions."""
+    titles = {"static": "static weights", "text": "selector, text", "speech": "selector, speech"}
+    rows = [(title, layers[key] or []) for key, title in titles.items() if layers.get(key)]
+    number = max(len(values) for _, values in rows)
+    most = max(max(values) for _, values in rows)
+    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(9.2, 0.52 * len(rows) + 0.75), layout="constrained")
+        axis = figure.subplots()
+        for place, (_, values) in enumerate(rows):
+            for layer, value in enumerate(values):
+                box = matplotlib.patches.Rectangle(
+                    (layer + 0.53, place - 0.46), 0.94, 0.92, facecolor=_SPEECH, alpha=0.04 + 0.7 * value / most
+                )
+                axis.add_patch(box)
+                if number <= 16:
+                    axis.text(layer + 1, place, f"{value:.2f}", ha="center", va="center", fontsize=9.5)
+        axis.set_xlim(0.5, number + 0.5)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_yticks(range(len(rows)), [title for title, _ in rows])
+        axis.tick_params(axis="y", labelcolor=_INK)
+        axis.set_xticks(range(1, number + 1, 1 if number <= 16 else 4))
+        axis.set_xlabel("backbone layer")
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+        return _svg(figure, "Layer-pooling weights", "layers")
+
+
+def _loss_panel(axis: Axes, run: RunData, modality: str, colour: str) -> None:
+    key = f"{modality}_loss" if modality else "loss"
+    steps, values = _values(run, key)
+    axis.plot(steps, values, color=colour, linewidth=0.7, alpha=0.25)
+    axis.plot(steps, _smooth(values), color=colour, label="training")
+    dataset = run.primary_set
+    shown = [values]
+    for strategy, marker, edge in ((modality, "o", _INK), ("interleaved", "D", _THIRD)):
+        points = [(v.step, getattr(v, key)) for v in run.validations if v.strategy == strategy and v.dataset == dataset]
+        points = [(step, value) for step, value in points if value is not None]
+        if points:
+            where, losses = (np.array(column) for column in zip(*points, strict=True))
+            style = {"linestyle": "none", "markersize": 5.5, "markeredgewidth": 1.4, "color": edge}
+            axis.plot(where, losses, marker, markerfacecolor="none", label=f"held out, {strategy}", **style)
+            shown.append(losses)
+    baseline = (run.evaluated(dataset, modality, modality) or {}).get("bigram_loss")
+    if baseline is not None:
+        axis.axhline(baseline, color=_MUTED, linewidth=1.3, linestyle=(0, (5, 3)), label=f"bigram, held out ({baseline:.2f})")
+        shown.append(np.array([baseline]))
+    low = min(float(part.min()) for part in shown if part.size)
+    high = max(float(np.percentile(part, 99.5)) for part in shown if part.size)
+    axis.set_ylim(max(0.0, low - 0.12 * (high - low)), high + 0.08 * (high - low))
+    axis.set_title(f"{modality} loss, nats per token" if modality else "loss, nats per token", pad=16)
+    axis.legend(loc="upper right", ncols=2)
+
+
+def _stage_bands(axis: Axes, stages: Sequence[Stage], names: bool) -> None:
+    first, last = stages[0].first_step, stages[-1].last_step
+    axis.set_xlim(first - 0.5, max(last, first + 1) + 0.5)
+    for place, stage in enumerate(stages):
+        if place % 2:
+            axis.axvspan(stage.first_step - 0.5, stage.last_step + 0.5, color=_BAND, linewidth=0, zorder=0)
+        if names:
+            axis.annotate(
+                stage.name,
+                ((stage.first_step + stage.last_step) / 2, 1),
+                (0, 3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9.5,
+                color=_MUTED,
+            )
+
+
+def _values(run: RunData, key: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(row["step"], row[key]) for row in run.steps if row.get(key) is not None]
+    return np.array([p[0] for p in pairs], dtype=float), np.array([p[1] for p in pairs], dtype=float)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Exponential average over about a hundredth of the curve, free of the pull of its first value."""
+    decay = 1 - 1 / max(1.0, len(values) / 100)
+    smoothed = np.zeros_like(values)
+    average, weight = 0.0, 0.0
+    for index, value in enumerate(values):
+        average, weight = decay * average + (1 - decay) * value, decay * weight + (1 - decay)
+        smoothed[index] = average / weight
+    return smoothed
+
+
+def _svg(figure: Figure, title: str, salt: str) -> str:
+    """The figure as one <svg> element: colours as CSS variables, ids of its own, no metadata, scaled to the page's width."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    # matplotlib numbers its groups alike in every figure, and a page may use an id once only.
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    # The figure's own background is invisible, so the page shows through.
+    svg = re.sub(r"fill: #ffffff", "fill: none", svg)
+    return re.sub(r'<svg ([^>]*?)width="[^"]*" ', rf'<svg role="img" aria-label="{title}" \1', svg, count=1).replace(
+        'height="', 'data-height="', 1
+    )

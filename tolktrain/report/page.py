@@ -1,0 +1,141 @@
+"""The report as one HTML page: pictures as inline SVG, sound as data addresses, nothing loaded from anywhere."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tolktrain.report import figures
+from tolktrain.report.rundata import Row, RunData
+
+_PARTS = (("prompt", "Prompt, as recorded"), ("resynthesis", "Prompt, from its units"), ("continuation", "Model goes on"))
+
+
+def render(run: RunData) -> str:
+    """The page of a run as HTML text."""
+    environment = Environment(
+        loader=PackageLoader("tolktrain.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"nats": nats, "percent": percent, "count": count, "duration": duration}
+    return environment.get_template("template.html").render(
+        name=run.name,
+        stats=_stats(run),
+        stages=run.stages,
+        targets=(run.evaluation or {}).get("targets", []),
+        evaluation=run.evaluation,
+        samples=_samples(run),
+        sampling=run.samples,
+        figures=_figures(run),
+        losses=loss_table(run),
+        run_dir=str(run.directory),
+        config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+    )
+
+
+def loss_table(run: RunData) -> list[Row]:
+    """Rows of held-out losses: a row per data set and strategy, with the value at the end of each stage and in the evaluation."""
+    rows: dict[tuple[str, str, str], Row] = {}
+
+    def row(dataset: str, strategy: str, modality: str) -> Row:
+        empty = {"set": dataset, "strategy": strategy, "modality": modality, "stages": {}, "final": None, "bigram": None}
+        return rows.setdefault((dataset, strategy, modality), empty)
+
+    for validation in run.last_validations():
+        for modality, value in (("text", validation.text_loss), ("speech", validation.speech_loss)):
+            if value is not None:
+                row(validation.dataset, validation.strategy, modality)["stages"][validation.stage] = value
+    for figures_of in (run.evaluation or {}).get("losses", []):
+        for modality in ("text", "speech"):
+            if figures_of.get(modality):
+                target = row(figures_of["set"], figures_of["strategy"], modality)
+                target["final"] = figures_of[modality]["loss"]
+                target["bigram"] = figures_of[modality].get("bigram_loss")
+    order = {name: place for place, name in enumerate(("text", "speech", "interleaved", "recognition", "synthesis"))}
+    sets = list(dict.fromkeys(key[0] for key in rows))
+    return sorted(rows.values(), key=lambda r: (sets.index(r["set"]), order.get(r["strategy"], 9), r["modality"] != "text"))
+
+
+def nats(value: float | None) -> str:
+    """A loss with three decimals, or a dash."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def percent(value: float) -> str:
+    """A fraction as a percentage with one decimal."""
+    return f"{100 * value:.1f} %"
+
+
+def count(value: float) -> str:
+    """A large number in three digits with its unit: 3.21 M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours and minutes, minutes and seconds, or seconds."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    return f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60} min"
+
+
+def _stats(run: RunData) -> list[tuple[str, str, str]]:
+    """Figures for the head of the page: value, name, remark."""
+    last = run.steps[-1]
+    stages = run.stages
+    stats = []
+    if parameters := (run.evaluation or {}).get("parameters"):
+        parts = ", ".join(f"{count(parameters[group])} {group}" for group in ("backbone", "speech") if group in parameters)
+        stats.append((count(parameters["total"]), "parameters", parts))
+    stages_named = f"{len(stages)} stage{'s' if len(stages) > 1 else ''}, {int(last['step']):,} steps"
+    stats.append((count(int(last.get("tokens", 0))), "tokens", stages_named))
+    seconds = sum(stage.seconds for stage in stages)
+    device = str((run.evaluation or {}).get("device", ""))
+    stats.append((duration(seconds), "training", f"on {device}" if device else "validation apart"))
+    for modality in ("speech", "text"):
+        figure = run.evaluated(run.primary_set, modality, modality)
+        if figure is not None:
+            against = f"bigram {nats(figure['bigram_loss'])}" if figure.get("bigram_loss") is not None else "nats per token"
+            stats.append((nats(figure["loss"]), f"held-out {modality} loss", against))
+    return stats
+
+
+def _figures(run: RunData) -> Row:
+    evaluation = run.evaluation or {}
+    rows = evaluation.get("choices", [])
+    layers = evaluation.get("layers")
+    sets = list(dict.fromkeys(row["set"] for row in rows))
+    return {
+        "losses": Markup(figures.loss_curves(run)),
+        "rates": Markup(figures.learning_rates(run)),
+        "throughput": Markup(figures.throughput(run)),
+        "choices": {name: Markup(figures.choices(rows, name)) for name in sets},
+        "layers": Markup(figures.layer_weights(layers)) if layers else None,
+    }
+
+
+def _samples(run: RunData) -> list[dict[str, Any]] | None:
+    if run.samples is None:
+        return None
+    folder = run.directory / "samples"
+    shown = []
+    for prompt in run.samples["prompts"]:
+        sounds = [(title, _sound(folder / prompt["files"][part])) for part, title in _PARTS if part in prompt["files"]]
+        shown.append(prompt | {"sounds": [(title, address) for title, address in sounds if address]})
+    return shown
+
+
+def _sound(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    return "data:audio/wav;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

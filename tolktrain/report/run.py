@@ -1,0 +1,23 @@
+"""`tolktrain report`: the page and the table of a run."""
+
+import os
+from pathlib import Path
+
+from tolktrain.report.page import render
+from tolktrain.report.rundata import read_run
+from tolktrain.report.summary import print_summary
+
+
+def report(run_dir: str | Path) -> Path:
+    """Write `report.html` into the run folder, print the summary, and return the page's path.
+
+    Works on an unfinished run too: what is missing is named together with the verb that makes it. Raises `UserError` where the
+    folder is no run folder.
+    """
+    run = read_run(run_dir)
+    path = run.directory / "report.html"
+    temporary = path.with_suffix(".html.tmp")
+    temporary.write_text(render(run), encoding="utf-8")
+    os.replace(temporary, path)
+    print_summary(run_dir)
+    return path

@@ -1,0 +1,185 @@
+"""What a run folder holds, read for the report. Parts that were not made yet are None."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tolktrain.config.errors import UserError
+
+Row = dict[str, Any]
+
+DIRECTIONS = {
+    "text_to_text": "text → text",
+    "text_to_speech": "text → speech",
+    "speech_to_text": "speech → text",
+    "speech_to_speech": "speech → speech",
+}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation of one strategy on one data set; losses in nats per scored token, None where nothing is scored."""
+
+    step: int
+    stage: str
+    strategy: str
+    dataset: str
+    loss: float | None
+    text_loss: float | None
+    speech_loss: float | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The steps of a stage that were run: first and last, and what they took."""
+
+    name: str
+    first_step: int
+    last_step: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run folder.
+
+    Attributes:
+        directory: the folder.
+        config: the resolved configuration, as plain dictionaries.
+        steps: the training lines of metrics.jsonl, in order.
+        validations: the validation figures of metrics.jsonl, in order.
+        evaluation: evaluation.json, or None.
+        samples: samples/samples.json, or None.
+    """
+
+    directory: Path
+    config: Row
+    steps: list[Row]
+    validations: list[Validation]
+    evaluation: Row | None
+    samples: Row | None
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return str(self.config.get("run", {}).get("name", self.directory.name))
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Stages in the order they were run."""
+        names = list(dict.fromkeys(str(row["stage"]) for row in self.steps))
+        found: list[Stage] = []
+        tokens_before = 0
+        for name in names:
+            rows = [row for row in self.steps if str(row["stage"]) == name]
+            tokens = int(rows[-1].get("tokens", 0))
+            seconds = sum(float(row.get("seconds_per_step") or 0.0) for row in rows)
+            found.append(Stage(name, int(rows[0]["step"]), int(rows[-1]["step"]), tokens - tokens_before, seconds))
+            tokens_before = tokens
+        return found
+
+    @property
+    def primary_set(self) -> str | None:
+        """The held-out set that curves show: the first of the evaluation, or of the validation."""
+        configured = self.config.get("evaluation", {}).get("heldout_sets") or []
+        validated = self.config.get("train", {}).get("validation", {}).get("sets") or []
+        seen = [row["set"] for row in (self.evaluation or {}).get("losses", [])] or [v.dataset for v in self.validations]
+        for name in [*configured, *validated, *seen]:
+            if name in seen:
+                return str(name)
+        return None
+
+    def last_validations(self) -> list[Validation]:
+        """The last validation of each stage, strategy and data set."""
+        last = {(v.stage, v.strategy, v.dataset): v for v in self.validations}
+        return list(last.values())
+
+    def evaluated(self, dataset: str | None, strategy: str, modality: str) -> Row | None:
+        """Loss and baseline of one modality in the evaluation, or None."""
+        for row in (self.evaluation or {}).get("losses", []):
+            if row["set"] == dataset and row["strategy"] == strategy:
+                figures = row.get(modality)
+                return figures if isinstance(figures, dict) else None
+        return None
+
+
+def read_run(directory: str | Path) -> RunData:
+    """Read a run folder. Raises `UserError` where it is no run folder or a file in it is broken."""
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a run folder; `tolktrain train CONFIG` makes one")
+    config = _read_config(folder / "config.yaml")
+    lines = list(_read_lines(folder / "metrics.jsonl"))
+    steps = [line for line in lines if line.get("loss") is not None]
+    if not steps:
+        raise UserError(f"{folder / 'metrics.jsonl'} holds no training step yet; let `tolktrain train CONFIG` run first")
+    return RunData(
+        directory=folder,
+        config=config,
+        steps=steps,
+        validations=[v for line in lines for v in _validations(line)],
+        evaluation=_read_optional(folder / "evaluation.json"),
+        samples=_read_optional(folder / "samples" / "samples.json"),
+    )
+
+
+def _read_config(path: Path) -> Row:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{path} is missing, so {path.parent} is not a run folder; give the folder of a run") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not readable YAML ({error}); restore it or train again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold the run's configuration as a mapping; restore it or train again")
+    return content
+
+
+def _read_lines(path: Path) -> Iterator[Row]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise UserError(f"{path} is missing; `tolktrain train CONFIG` writes it") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            # A run that is being written, or was killed while it wrote, may end inside a line.
+            if number < len(lines):
+                raise UserError(f"{path}, line {number} is not JSON; restore the file or train again") from None
+
+
+def _read_optional(path: Path) -> Row | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}); delete it and make it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object; delete it and make it again")
+    return content
+
+
+def _validations(line: Row) -> Iterator[Validation]:
+    groups: dict[tuple[str, str], dict[str, float | None]] = {}
+    for key, value in line.items():
+        if key.startswith("validation."):
+            head, metric = key.rsplit(".", 1)
+            _, strategy, dataset = head.split(".", 2)
+            groups.setdefault((strategy, dataset), {})[metric] = value
+    for (strategy, dataset), figures in groups.items():
+        yield Validation(
+            step=int(line["step"]),
+            stage=str(line["stage"]),
+            strategy=strategy,
+            dataset=dataset,
+            loss=figures.get("loss"),
+            text_loss=figures.get("text_loss"),
+            speech_loss=figures.get("speech_loss"),
+        )
