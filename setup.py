@@ -51,7 +51,7 @@ setup(
         # flash-attn exists as source only: it needs CUDA's compiler and a long build.
         "gpu": ["flash-attn>=2.7; sys_platform == 'linux'"],
         "audio": ["librosa>=0.10.2", "scikit-learn>=1.4", "soundfile>=0.12", "threadpoolctl>=3.2"],
-        "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8.0", "ruff>=0.6"],
+        "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=9.0", "ruff>=0.6"],
     },
     entry_points={"console_scripts": ["tolktrain = tolktrain.cli:main"]},
 )
