@@ -9,8 +9,8 @@ from hypothesis import settings
 from tolktrain.cluster.environment import alone
 from tolktrain.source_root import hide_source_root
 
-# Tests must not depend on who started pytest, reach for the network, or spread tiny tensors over threads. Set here, before
-# any test module imports torch or transformers.
+# Tests must not depend on who started pytest, reach for the network, or spread tiny tensors over threads. Set here,
+# before any test module imports torch or transformers.
 hide_source_root()
 _launched = dict(os.environ)
 os.environ.clear()

@@ -1,6 +1,7 @@
 """The command line: `tolktrain VERB CONFIG [dotted.key=value ...]`.
 
-Only light modules are imported here, so that `--help` answers at once and signal handlers stand before torch is imported.
+Only light modules are imported here, so that `--help` answers at once and signal handlers stand before torch is
+imported.
 """
 
 import argparse
@@ -28,7 +29,7 @@ RUN_VERBS = {
 
 EPILOG = """\
 exit codes: 0 done; 2 bad input, the message says what to mend; 75 asked to stop, a checkpoint is written: run the same
-command again. Values of dotted.key=value are YAML: train.max_steps=10 run.name=trial data.sets.mine='{path: /data/mine}'.
+command again. Values of dotted.key=value are YAML, such as train.max_steps=10 or data.sets.mine='{path: /data/mine}'.
 """
 
 
