@@ -103,7 +103,7 @@ def build_sequence(
         UserError: the record lacks what the strategy needs, or its ids lie outside the vocabulary.
     """
     require_modalities(strategy, record.has_text, record.has_speech, record.is_aligned, f"record {record.id!r}")
-    writer = _Writer(vocabulary, sequence_length + 1)
+    writer = SequenceWriter(vocabulary, sequence_length + 1)
     if strategy == "text":
         _write_text(writer, record, rng)
     elif strategy == "speech":
@@ -128,7 +128,7 @@ def require_modalities(strategy: Strategy, text: bool, speech: bool, aligned: bo
         )
 
 
-class _Writer:
+class SequenceWriter:
     """Fills a sequence from the left and drops what does not fit."""
 
     def __init__(self, vocabulary: Vocabulary, size: int) -> None:
@@ -177,12 +177,14 @@ class _Writer:
         return begin, self.length
 
 
-def _text_with_eos(record: Record, vocabulary: Vocabulary) -> IntArray:
+def text_with_eos(record: Record, vocabulary: Vocabulary) -> IntArray:
+    """Text ids of a record with EOS after each utterance: [N + U]. Raises `UserError` for foreign ids."""
     _require_below(record, "text_ids", record.text_ids, vocabulary.text_vocab_size, "text vocabulary")
     return _with_eos(record.text_ids[:, None], record.utterance_text_ends, vocabulary.text_eos)[:, 0]
 
 
-def _units_with_eos(record: Record, vocabulary: Vocabulary) -> IntArray:
+def units_with_eos(record: Record, vocabulary: Vocabulary) -> IntArray:
+    """Units of a record with EOS after each utterance: [n + U, K]. Raises `UserError` if they do not fit the model."""
     if record.units.shape[1] != vocabulary.num_codebooks:
         raise UserError(
             f"record {record.id!r} has {record.units.shape[1]} codebooks but the model has {vocabulary.num_codebooks};"
@@ -212,7 +214,7 @@ def _with_eos(rows: Array, utterance_ends: Array, eos: int) -> IntArray:
     return result
 
 
-def _offsets(ends: Array, utterance_ends: Array) -> IntArray:
+def part_offsets(ends: Array, utterance_ends: Array) -> IntArray:
     """Where each part begins, and the last one ends, among rows with EOS; the EOS belongs to the part before it."""
     offsets = np.zeros(len(ends) + 1, np.int64)
     offsets[1:] = ends + np.searchsorted(utterance_ends, ends, side="right")
@@ -229,33 +231,33 @@ def _begin_of_part(offsets: IntArray, row: int) -> int:
     return int(offsets[np.searchsorted(offsets, row, side="right") - 1])
 
 
-def _write_text(writer: _Writer, record: Record, rng: np.random.Generator) -> None:
-    ids = _text_with_eos(record, writer.vocabulary)
+def _write_text(writer: SequenceWriter, record: Record, rng: np.random.Generator) -> None:
+    ids = text_with_eos(record, writer.vocabulary)
     start = _random_start(len(ids), writer.size, rng)
     if record.is_aligned:
-        start = _begin_of_part(_offsets(record.word_text_ends, record.utterance_text_ends), start)
+        start = _begin_of_part(part_offsets(record.word_text_ends, record.utterance_text_ends), start)
     writer.text(ids[start : start + writer.size])
 
 
-def _write_speech(writer: _Writer, record: Record, rng: np.random.Generator) -> None:
-    units = _units_with_eos(record, writer.vocabulary)
+def _write_speech(writer: SequenceWriter, record: Record, rng: np.random.Generator) -> None:
+    units = units_with_eos(record, writer.vocabulary)
     start = _random_start(len(units), writer.size, rng)
     if record.is_aligned:
-        start = _begin_of_part(_offsets(record.word_unit_ends, record.utterance_unit_ends), start)
+        start = _begin_of_part(part_offsets(record.word_unit_ends, record.utterance_unit_ends), start)
     writer.speech(units[start : start + writer.size])
 
 
 def _write_interleaved(
-    writer: _Writer, record: Record, interleaving: InterleavingConfig, rng: np.random.Generator
+    writer: SequenceWriter, record: Record, interleaving: InterleavingConfig, rng: np.random.Generator
 ) -> None:
     """Spans of words, text and speech in turn, a switch between them.
 
     A span ends after its drawn number of words, at the end of the record, or where the sequence is full; an utterance
     end puts EOS into the span but does not end it.
     """
-    text, units = _text_with_eos(record, writer.vocabulary), _units_with_eos(record, writer.vocabulary)
-    text_offsets = _offsets(record.word_text_ends, record.utterance_text_ends)
-    unit_offsets = _offsets(record.word_unit_ends, record.utterance_unit_ends)
+    text, units = text_with_eos(record, writer.vocabulary), units_with_eos(record, writer.vocabulary)
+    text_offsets = part_offsets(record.word_text_ends, record.utterance_text_ends)
+    unit_offsets = part_offsets(record.word_unit_ends, record.utterance_unit_ends)
     num_words = len(record.word_text_ends)
     first_is_speech = bool(rng.integers(2))
     # Each word has at least one token, so no more than `size` words fit.
@@ -303,11 +305,11 @@ def _span_boundaries(
     return np.cumsum(boundaries)
 
 
-def _write_prefix(writer: _Writer, record: Record, speech_first: bool, rng: np.random.Generator) -> None:
+def _write_prefix(writer: SequenceWriter, record: Record, speech_first: bool, rng: np.random.Generator) -> None:
     """Consecutive utterances, each as prefix-begin, condition, prefix-end, target, EOS."""
-    text, units = _text_with_eos(record, writer.vocabulary), _units_with_eos(record, writer.vocabulary)
-    text_offsets = _offsets(record.utterance_text_ends, record.utterance_text_ends)
-    unit_offsets = _offsets(record.utterance_unit_ends, record.utterance_unit_ends)
+    text, units = text_with_eos(record, writer.vocabulary), units_with_eos(record, writer.vocabulary)
+    text_offsets = part_offsets(record.utterance_text_ends, record.utterance_text_ends)
+    unit_offsets = part_offsets(record.utterance_unit_ends, record.utterance_unit_ends)
     # The condition goes without its EOS; two specials and the codebook delay are added.
     lengths = np.diff(text_offsets) + np.diff(unit_offsets) + 1 + writer.delay
     offsets = np.concatenate(([0], np.cumsum(lengths)))
