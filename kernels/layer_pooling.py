@@ -1,15 +1,14 @@
 """Weighted layer pooling (SmolTolk, arXiv 2503.06211, section 3.2): which backbone layers a speech prediction reads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-@dataclass(frozen=True)
-class PooledLayers:
+class PooledLayers(NamedTuple):
     """Result of `pool_layers`; `...` are the positions."""
 
     pooled: Tensor  # [..., D], the residual included

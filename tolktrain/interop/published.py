@@ -199,7 +199,7 @@ def _trace_layers(model: SmolTolk, inputs: ModelInputs) -> tuple[Carrier, dict[s
 def _trace_pooling(layer: LayerPoolingLayer, outputs: list[Tensor], inputs: ModelInputs) -> dict[str, Tensor]:
     if inputs.scored.num_columns == 0:
         return {}
-    pooled = layer.pool(outputs, residual=None)
+    pooled = layer.average(outputs, None)
     result: dict[str, Tensor] = {}
     if pooled.static is not None:
         result["static_pooled"] = pooled.static.transpose(0, 1)

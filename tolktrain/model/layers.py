@@ -79,35 +79,43 @@ class FinalNorm(PipelineLayer):
         return {"norm.weight": ParameterView(("backbone.norm.weight",), (shape,), "backbone", decays=False)}
 
 
+class WeightedAverage(nn.Module):
+    """The pooling's weights. Tensors in, tensors out: ZeRO 3 gathers a module's own parameters by such hooks."""
+
+    def __init__(self, architecture: Architecture, config: TransformerConfig) -> None:
+        super().__init__()
+        num_layers, width, dtype = architecture.num_layers, architecture.hidden_size, config.params_dtype
+        self.layer_weights = self.selector_weight = self.selector_bias = None
+        if architecture.static_pooling:
+            self.layer_weights = nn.Parameter(torch.zeros(num_layers, dtype=dtype))
+        if architecture.dynamic_pooling:
+            self.selector_weight = nn.Parameter(torch.zeros(num_layers, width, dtype=dtype))
+            self.selector_bias = nn.Parameter(torch.zeros(num_layers, dtype=dtype))
+
+    def forward(self, states: list[Tensor], residual: Tensor | None) -> PooledLayers:
+        """Average L states [..., D]."""
+        return pool_layers(states, self.layer_weights, self.selector_weight, self.selector_bias, residual)
+
+
 class LayerPooling(PipelineLayer):
     """Weighted average of h_1 .. h_L and the residual, over the sequences that predict speech."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig) -> None:
         super().__init__()
-        self.mode = architecture.layer_pooling
-        self.residual = architecture.residual
-        num_layers, dtype = architecture.num_layers, config.params_dtype
-        self.layer_weights = nn.Parameter(torch.zeros(num_layers, dtype=dtype)) if architecture.static_pooling else None
-        self.selector = (
-            nn.Linear(architecture.hidden_size, num_layers, dtype=dtype) if architecture.dynamic_pooling else None
-        )
+        self.architecture = architecture
+        self.average = WeightedAverage(architecture, config)
 
     def forward(self, carrier: Carrier) -> Carrier:
-        """Set `pooled` and `speech_hidden`, or leave the carrier alone where no speech is predicted."""
+        """Set `pooled` and `speech_hidden`, or leave both unset where no speech is predicted."""
         if carrier.inputs.scored.num_columns == 0:
             return replace(carrier, states=(), embedded=None)
         states = [self._columns(carrier, state) for state in (*carrier.states, carrier.hidden)]
         residual = None
-        if self.residual:
+        if self.architecture.residual:
             assert carrier.embedded is not None
             residual = self._columns(carrier, carrier.embedded)
-        pooled = self.pool(states, residual)
+        pooled = self.average(states, residual)
         return replace(carrier, states=(), embedded=None, pooled=pooled, speech_hidden=pooled.pooled)
-
-    def pool(self, states: list[Tensor], residual: Tensor | None) -> PooledLayers:
-        """Average states [..., D] with this module's weights."""
-        weight, bias = (self.selector.weight, self.selector.bias) if self.selector is not None else (None, None)
-        return pool_layers(states, self.layer_weights, weight, bias, residual)
 
     @staticmethod
     def _columns(carrier: Carrier, state: Tensor) -> Tensor:
@@ -115,14 +123,15 @@ class LayerPooling(PipelineLayer):
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the pooling's weights."""
+        layers, width = self.architecture.num_layers, self.architecture.hidden_size
         views: dict[str, ParameterView] = {}
-        if self.layer_weights is not None:
-            shape = tuple(self.layer_weights.shape)
-            views["layer_weights"] = ParameterView(("pooling.layer_weights",), (shape,), "pooling", decays=False)
-        if self.selector is not None:
-            shape = tuple(self.selector.weight.shape)
-            views["selector.weight"] = ParameterView(("pooling.selector.weight",), (shape,), "pooling", decays=True)
-            views["selector.bias"] = ParameterView(("pooling.selector.bias",), (shape[:1],), "pooling", decays=False)
+        if self.architecture.static_pooling:
+            view = ParameterView(("pooling.layer_weights",), ((layers,),), "pooling", decays=False)
+            views["average.layer_weights"] = view
+        if self.architecture.dynamic_pooling:
+            weight = ParameterView(("pooling.selector.weight",), ((layers, width),), "pooling", decays=True)
+            bias = ParameterView(("pooling.selector.bias",), ((layers,),), "pooling", decays=False)
+            views.update({"average.selector_weight": weight, "average.selector_bias": bias})
         return views
 
 
