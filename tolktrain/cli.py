@@ -156,12 +156,11 @@ def _run_verb(verb: str, run_directory: Path) -> None:
     elif verb == "generate":
         from tolktrain.generate.run import generate
 
-        for file in generate(run_directory):
-            print(file)
+        print(f"{len(generate(run_directory))} files in {run_directory / 'samples'}")
     else:
         from tolktrain.report.run import report
 
-        print(report(run_directory))
+        report(run_directory)
 
 
 def _config(parsed: argparse.Namespace) -> int:
