@@ -81,6 +81,9 @@ class EvaluationConfig(StrictModel):
 
     after_training: bool = Field(default=False, description="Whether train ends with evaluate, generate and report.")
     train_set: str | None = Field(default=None, description="Data set the n-gram baselines are fitted on.")
+    baseline_records: int = Field(
+        default=20_000, gt=0, description="First records of train_set that baselines and unit durations are taken from."
+    )
     heldout_sets: tuple[str, ...] = Field(default=(), strict=False, description="Data sets that are evaluated.")
     sequences: int = Field(default=128, gt=0, description="Sequences per strategy and data set for held-out losses.")
     choices: int = Field(default=200, gt=0, description="True-against-random choices per direction.")
