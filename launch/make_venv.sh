@@ -48,7 +48,7 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     "$python" -m venv --clear "$venv"
 fi
 
-echo "Installing tolktrain and its libraries into $venv (about 7 GB; two to five minutes, only this once) ..."
+echo "Installing tolktrain and its libraries into $venv (the first time 7 GB, in two to five minutes) ..."
 start=$SECONDS
 # pip warns once per package about index folders that are configured but absent: noise that hides the one real error.
 "$venv/bin/python" -m pip install -q --no-input --disable-pip-version-check --root-user-action ignore \
