@@ -28,6 +28,10 @@ from tolktrain.data.shared_memory import exclusive_start
 
 logger = logging.getLogger(__name__)
 
+# Records that the library's threads make ready ahead. They look only every few milliseconds, in which a small batch is
+# long used up.
+_LOOKAHEAD = 256
+
 _STRATEGIES: tuple[Strategy, ...] = ("speech", "text", "interleaved", "recognition", "synthesis")
 
 
@@ -141,6 +145,7 @@ class RecordMixture(StreamingDataset):
             super().__init__(
                 streams=streams,
                 batch_size=micro_batch_size,
+                predownload=max(8 * micro_batch_size, _LOOKAHEAD),
                 cache_limit=config.cache_limit,
                 partition_algo="orig",
                 num_canonical_nodes=config.num_canonical_nodes,
