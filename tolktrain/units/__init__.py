@@ -1,0 +1,1 @@
+"""Speech tokenizers: from sound to discrete units and, where possible, back."""

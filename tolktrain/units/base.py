@@ -1,0 +1,92 @@
+"""What a speech tokenizer is: from sound to frames of discrete units; and the collapsing of repeated frames."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tolktrain.config.errors import UserError
+
+Samples = npt.NDArray[np.float32]  # [n], mono, within -1 and 1
+Frames = npt.NDArray[np.uint16]  # [frames, K]
+Runs = npt.NDArray[np.uint16]  # [n], frames each row of units lasts
+
+LONGEST_RUN = np.iinfo(np.uint16).max
+
+
+class SpeechTokenizer(Protocol):
+    """A named, versioned artifact that turns sound into units."""
+
+    @property
+    def name(self) -> str:
+        """Kind of tokenizer, as in speech_tokenizer.json."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Version of the features and the file format."""
+        ...
+
+    @property
+    def num_units(self) -> int:
+        """Units of one codebook."""
+        ...
+
+    @property
+    def num_codebooks(self) -> int:
+        """Units of one frame, K."""
+        ...
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames before repeats are collapsed."""
+        ...
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second that `encode` expects."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the weights, as dataset.json gives it."""
+        ...
+
+    def encode(self, samples: Samples) -> Frames:
+        """Units of mono sound: [frames, K]."""
+        ...
+
+
+class SpeechDecoder(SpeechTokenizer, Protocol):
+    """A speech tokenizer that also turns units back into sound."""
+
+    def decode(self, frames: npt.NDArray[Any]) -> Samples:
+        """Sound of the units [frames, K]."""
+        ...
+
+
+def collapse(frames: npt.NDArray[Any]) -> tuple[Frames, Runs]:
+    """Merge equal neighbouring frames [frames, K] into units [n, K] and run lengths [n].
+
+    A run longer than 65,535 frames is split, so that both fit uint16 and `expand` is the exact inverse.
+    """
+    if frames.ndim != 2:
+        raise UserError(f"frames of units must have the shape [frames, codebooks]; got {frames.shape}")
+    if frames.size and (int(frames.min()) < 0 or int(frames.max()) > np.iinfo(np.uint16).max):
+        raise UserError("units must lie between 0 and 65,535; use a tokenizer with fewer units")
+    if not len(frames):
+        return frames.astype(np.uint16), np.zeros(0, np.uint16)
+    starts = np.flatnonzero(np.r_[True, (frames[1:] != frames[:-1]).any(axis=1)])
+    lengths = np.diff(np.r_[starts, len(frames)])
+    pieces = -(-lengths // LONGEST_RUN)
+    units = np.repeat(frames[starts], pieces, axis=0).astype(np.uint16)
+    runs = np.full(len(units), LONGEST_RUN, np.int64)
+    runs[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * LONGEST_RUN
+    return units, runs.astype(np.uint16)
+
+
+def expand(units: npt.NDArray[Any], run_lengths: npt.NDArray[Any]) -> Frames:
+    """Frames [frames, K] of units [n, K] that last `run_lengths` [n] frames: the inverse of `collapse`."""
+    if units.ndim != 2 or run_lengths.shape != units.shape[:1]:
+        raise UserError(f"units {units.shape} and run lengths {run_lengths.shape} do not fit: expected [n, K] and [n]")
+    return np.repeat(units, run_lengths.astype(np.int64), axis=0).astype(np.uint16)
