@@ -57,7 +57,9 @@ def test_against_brute_force() -> None:
     streams = _streams(1)
     bigram = fit(streams, [i % 5 == 0 for i in range(len(streams))], vocab_size=9)
     histories, targets = (grid.ravel() for grid in np.meshgrid(np.arange(-1, 9), np.arange(9)))
-    expected = [_brute_log_prob(streams, bigram.weights, 9, int(x), int(y)) for x, y in zip(histories, targets, strict=True)]
+    expected = [
+        _brute_log_prob(streams, bigram.weights, 9, int(x), int(y)) for x, y in zip(histories, targets, strict=True)
+    ]
     np.testing.assert_allclose(bigram.log_probs(histories, targets), expected, rtol=1e-10)
 
 

@@ -23,10 +23,10 @@ def write_metrics(folder: Path) -> None:
                 text = 1.2 + 5.0 * np.exp(-step / 120) + 0.05 * rng.normal()
                 speech = 1.7 + 3.5 * np.exp(-(step - 300) / 250) + 0.05 * rng.normal() if stage != "text" else None
                 row = {
-                    "step": step, "stage": stage, "tokens": tokens, "loss": text if speech is None else (text + speech) / 2,
+                    "step": step, "stage": stage, "tokens": tokens, "loss": text,
                     "text_loss": text, "speech_loss": speech, "layer_entropy": None if speech is None else 1.5,
                     "grad_norm": 1.0, "learning_rate": 2e-3 * min(1, inside / 20), "seconds_per_step": 0.4,
-                    "speech_learning_rate": 0.0 if stage == "text" else 3e-3 * min(1, inside / 20, (steps - inside) / 100),
+                    "speech_learning_rate": 3e-3 * min(1, inside / 20, (steps - inside) / 100) * (stage != "text"),
                     "tokens_per_second": 9000 + 300 * rng.normal(), "mfu": None, "memory_gib": 1.5, "skipped": 0,
                 }  # fmt: skip
                 if inside % 100 == 99:
@@ -38,8 +38,7 @@ def write_metrics(folder: Path) -> None:
 def _validation(name: str, text: float, speech: float | None) -> dict[str, float | None]:
     heard = 6.2 if speech is None else speech + 0.05
     return {
-        f"validation.text.{name}.loss": text + 0.1, f"validation.text.{name}.text_loss": text + 0.1,
-        f"validation.speech.{name}.loss": heard, f"validation.speech.{name}.speech_loss": heard,
+        f"validation.text.{name}.loss": text + 0.1, f"validation.speech.{name}.loss": heard,
         f"validation.interleaved.{name}.loss": heard, f"validation.interleaved.{name}.text_loss": text + 0.3,
         f"validation.interleaved.{name}.speech_loss": heard + 0.2,
     }  # fmt: skip
@@ -89,7 +88,7 @@ def write_samples(folder: Path) -> None:
             {
                 "name": f"story-{index}", "voice": "en-gb", "files": files, "prompt_units": [1, 2, 3],
                 "text": "Anna had a little red boat & a <blue> kite. She wanted to sail",
-                "text_continuation": "to the island with her brother. They packed some bread and went down to the shore.",
+                "text_continuation": "to the island with her brother. They packed some bread and went to the shore.",
                 "continuation_units": [4, 5], "prompt_seconds": 2.5, "continuation_seconds": 6.0,
             }
         )  # fmt: skip

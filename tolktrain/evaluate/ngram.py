@@ -1,9 +1,9 @@
 """Interpolated bigram models: the baselines that held-out losses are compared with.
 
-Jelinek-Mercer interpolation: p(y | x) = w2 c(x, y) / c(x) + w1 c(y) / N + w0 / V. The three weights are fitted by expectation
-maximization on a tenth of the training records while the counts come from the other nine tenths; the counts are then taken from
-all of them. Where a history was never seen (the first token after a switch, for example), its weight goes to the unigram, so the
-probabilities sum to one for every history.
+Jelinek-Mercer interpolation: p(y | x) = w2 c(x, y) / c(x) + w1 c(y) / N + w0 / V. The three weights are fitted by
+expectation maximization on a tenth of the training records while the counts come from the other nine tenths; the
+counts are then taken from all of them. Where a history was never seen (the first token after a switch, for example),
+its weight goes to the unigram, so the probabilities sum to one for every history.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ class Bigram:
     weights: tuple[float, float, float]
 
     def components(self, history: IntArray, target: IntArray) -> FloatArray:
-        """Probabilities [3, N] of `target` under bigram, unigram and uniform; the bigram row is the unigram's at unseen histories."""
+        """Probabilities [3, N] of `target`: bigram (the unigram's after unseen histories), unigram, uniform."""
         total = self.target_counts.sum()
         unigram = self.target_counts[target] / total if total else np.full(len(target), 1.0 / self.vocab_size)
         known = (history >= 0) & (history < self.vocab_size)
@@ -57,7 +57,7 @@ class Bigram:
         return np.stack([bigram, unigram, np.full(len(target), 1.0 / self.vocab_size)])
 
     def log_probs(self, history: IntArray, target: IntArray) -> FloatArray:
-        """Natural logarithms of p(target | history), float64 [N]; `history` may be `UNKNOWN` or any id outside the vocabulary."""
+        """ln p(target | history), float64 [N]; `history` may be `UNKNOWN` or any id outside the vocabulary."""
         if len(target) == 0:
             return np.zeros(0)
         if target.min() < 0 or target.max() >= self.vocab_size:
@@ -113,7 +113,8 @@ def fit_weights(bigram: Bigram, streams: Sequence[IntArray]) -> Bigram:
 def fit(streams: Sequence[IntArray], held_out: Sequence[bool], vocab_size: int) -> Bigram:
     """Interpolated bigram of `streams`: weights from the ones marked in `held_out` against the rest, counts from all.
 
-    With nothing marked, or everything, the last stream stands in for the tenth; a single stream leaves the weights equal.
+    With nothing marked, or everything, the last stream stands in for the tenth; a single stream leaves the weights
+    equal.
     """
     marked = list(held_out)
     if len(streams) > 1 and (not any(marked) or all(marked)):

@@ -1,1 +1,1 @@
-"""The report of a run: a page that needs nothing beside itself, and a table for the terminal. See `tolktrain.report.run`."""
+"""The report of a run: a page that needs nothing beside itself, and tables for the terminal."""

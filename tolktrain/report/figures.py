@@ -1,4 +1,4 @@
-"""The pictures of the report, as SVG elements that take their colours from the page (so they suit light and dark screens)."""
+"""The pictures of the report: SVG elements that take their colours from the page, for light and dark screens."""
 
 import io
 import re
@@ -118,7 +118,7 @@ def choices(rows: Sequence[dict[str, Any]], dataset: str) -> str:
             axis.plot([low, low, high, high], [place] * 4, "|", color=_INK, markersize=7)
             axis.text(min(high, 100) + 1.2, place, f"{accuracy:.1f} %", va="center", fontweight="bold")
         axis.axvline(50, color=_INK, linewidth=1.1, linestyle=(0, (4, 3)))
-        axis.annotate("chance", (50, 1), (4, 2), xycoords=("data", "axes fraction"), textcoords="offset points", color=_MUTED)
+        _annotate(axis, "chance", 50, (4, 2))
         axis.set_yticks(range(len(kept)), [DIRECTIONS[row["direction"]] for row in kept])
         axis.tick_params(axis="y", labelcolor=_INK)
         axis.invert_yaxis()
@@ -129,7 +129,7 @@ def choices(rows: Sequence[dict[str, Any]], dataset: str) -> str:
 
 
 def layer_weights(layers: dict[str, list[float] | None]) -> str:
-    """Pooling weights: a column per backbone layer, a row each for static weights, text positions and speech positions."""
+    """Pooling weights: a column per backbone layer; rows are static weights, text positions and speech positions."""
     titles = {"static": "static weights", "text": "selector, text", "speech": "selector, speech"}
     rows = [(title, layers[key] or []) for key, title in titles.items() if layers.get(key)]
     number = max(len(values) for _, values in rows)
@@ -173,7 +173,9 @@ def _loss_panel(axis: Axes, run: RunData, modality: str, colour: str) -> None:
             shown.append(losses)
     baseline = (run.evaluated(dataset, modality, modality) or {}).get("bigram_loss")
     if baseline is not None:
-        axis.axhline(baseline, color=_MUTED, linewidth=1.3, linestyle=(0, (5, 3)), label=f"bigram, held out ({baseline:.2f})")
+        axis.axhline(
+            baseline, color=_MUTED, linewidth=1.3, linestyle=(0, (5, 3)), label=f"bigram, held out ({baseline:.2f})"
+        )
         shown.append(np.array([baseline]))
     low = min(float(part.min()) for part in shown if part.size)
     high = max(float(np.percentile(part, 99.5)) for part in shown if part.size)
@@ -189,16 +191,13 @@ def _stage_bands(axis: Axes, stages: Sequence[Stage], names: bool) -> None:
         if place % 2:
             axis.axvspan(stage.first_step - 0.5, stage.last_step + 0.5, color=_BAND, linewidth=0, zorder=0)
         if names:
-            axis.annotate(
-                stage.name,
-                ((stage.first_step + stage.last_step) / 2, 1),
-                (0, 3),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                ha="center",
-                fontsize=9.5,
-                color=_MUTED,
-            )
+            _annotate(axis, stage.name, (stage.first_step + stage.last_step) / 2, (0, 3), ha="center", fontsize=9.5)
+
+
+def _annotate(axis: Axes, text: str, x: float, offset: tuple[float, float], **style: Any) -> None:
+    """Text above the axes at the position x, shifted by points."""
+    coordinates = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    axis.annotate(text, (x, 1), offset, **coordinates, color=_MUTED, **style)
 
 
 def _values(run: RunData, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -218,10 +217,12 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _svg(figure: Figure, title: str, salt: str) -> str:
-    """The figure as one <svg> element: colours as CSS variables, ids of its own, no metadata, scaled to the page's width."""
+    """The figure as one <svg> element: colours as CSS variables, no metadata, as wide as the page lets it."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        FigureCanvasSVG(figure).print_svg(
+            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -11,7 +11,11 @@ from markupsafe import Markup
 from tolktrain.report import figures
 from tolktrain.report.rundata import Row, RunData
 
-_PARTS = (("prompt", "Prompt, as recorded"), ("resynthesis", "Prompt, from its units"), ("continuation", "Model goes on"))
+_PARTS = (
+    ("prompt", "Prompt, as recorded"),
+    ("resynthesis", "Prompt, from its units"),
+    ("continuation", "The model goes on"),
+)
 
 
 def render(run: RunData) -> str:
@@ -40,11 +44,18 @@ def render(run: RunData) -> str:
 
 
 def loss_table(run: RunData) -> list[Row]:
-    """Rows of held-out losses: a row per data set and strategy, with the value at the end of each stage and in the evaluation."""
+    """Held-out losses: a row per set, strategy and modality, with the value after each stage and in the evaluation."""
     rows: dict[tuple[str, str, str], Row] = {}
 
     def row(dataset: str, strategy: str, modality: str) -> Row:
-        empty = {"set": dataset, "strategy": strategy, "modality": modality, "stages": {}, "final": None, "bigram": None}
+        empty: Row = {
+            "set": dataset,
+            "strategy": strategy,
+            "modality": modality,
+            "stages": {},
+            "final": None,
+            "bigram": None,
+        }
         return rows.setdefault((dataset, strategy, modality), empty)
 
     for validation in run.last_validations():
@@ -59,7 +70,9 @@ def loss_table(run: RunData) -> list[Row]:
                 target["bigram"] = figures_of[modality].get("bigram_loss")
     order = {name: place for place, name in enumerate(("text", "speech", "interleaved", "recognition", "synthesis"))}
     sets = list(dict.fromkeys(key[0] for key in rows))
-    return sorted(rows.values(), key=lambda r: (sets.index(r["set"]), order.get(r["strategy"], 9), r["modality"] != "text"))
+    return sorted(
+        rows.values(), key=lambda r: (sets.index(r["set"]), order.get(r["strategy"], 9), r["modality"] != "text")
+    )
 
 
 def nats(value: float | None) -> str:
@@ -95,7 +108,9 @@ def _stats(run: RunData) -> list[tuple[str, str, str]]:
     stages = run.stages
     stats = []
     if parameters := (run.evaluation or {}).get("parameters"):
-        parts = ", ".join(f"{count(parameters[group])} {group}" for group in ("backbone", "speech") if group in parameters)
+        parts = ", ".join(
+            f"{count(parameters[group])} {group}" for group in ("backbone", "speech") if group in parameters
+        )
         stats.append((count(parameters["total"]), "parameters", parts))
     stages_named = f"{len(stages)} stage{'s' if len(stages) > 1 else ''}, {int(last['step']):,} steps"
     stats.append((count(int(last.get("tokens", 0))), "tokens", stages_named))
@@ -105,7 +120,9 @@ def _stats(run: RunData) -> list[tuple[str, str, str]]:
     for modality in ("speech", "text"):
         figure = run.evaluated(run.primary_set, modality, modality)
         if figure is not None:
-            against = f"bigram {nats(figure['bigram_loss'])}" if figure.get("bigram_loss") is not None else "nats per token"
+            against = (
+                f"bigram {nats(figure['bigram_loss'])}" if figure.get("bigram_loss") is not None else "nats per token"
+            )
             stats.append((nats(figure["loss"]), f"held-out {modality} loss", against))
     return stats
 

@@ -11,8 +11,8 @@ from tolktrain.report.summary import print_summary
 def report(run_dir: str | Path) -> Path:
     """Write `report.html` into the run folder, print the summary, and return the page's path.
 
-    Works on an unfinished run too: what is missing is named together with the verb that makes it. Raises `UserError` where the
-    folder is no run folder.
+    Works on an unfinished run too: what is missing is named together with the verb that makes it. Raises `UserError`
+    where the folder is no run folder.
     """
     run = read_run(run_dir)
     path = run.directory / "report.html"

@@ -19,6 +19,10 @@ DIRECTIONS = {
     "speech_to_speech": "speech → speech",
 }
 
+# Strategies that score one modality only: their loss is that modality's.
+_TEXT_ONLY = ("text", "recognition")
+_SPEECH_ONLY = ("speech", "synthesis")
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -88,7 +92,9 @@ class RunData:
         """The held-out set that curves show: the first of the evaluation, or of the validation."""
         configured = self.config.get("evaluation", {}).get("heldout_sets") or []
         validated = self.config.get("train", {}).get("validation", {}).get("sets") or []
-        seen = [row["set"] for row in (self.evaluation or {}).get("losses", [])] or [v.dataset for v in self.validations]
+        seen = [row["set"] for row in (self.evaluation or {}).get("losses", [])] or [
+            v.dataset for v in self.validations
+        ]
         for name in [*configured, *validated, *seen]:
             if name in seen:
                 return str(name)
@@ -117,7 +123,9 @@ def read_run(directory: str | Path) -> RunData:
     lines = list(_read_lines(folder / "metrics.jsonl"))
     steps = [line for line in lines if line.get("loss") is not None]
     if not steps:
-        raise UserError(f"{folder / 'metrics.jsonl'} holds no training step yet; let `tolktrain train CONFIG` run first")
+        raise UserError(
+            f"{folder / 'metrics.jsonl'} holds no training step yet; let `tolktrain train CONFIG` run first"
+        )
     return RunData(
         directory=folder,
         config=config,
@@ -174,12 +182,13 @@ def _validations(line: Row) -> Iterator[Validation]:
             _, strategy, dataset = head.split(".", 2)
             groups.setdefault((strategy, dataset), {})[metric] = value
     for (strategy, dataset), figures in groups.items():
+        loss = figures.get("loss")
         yield Validation(
             step=int(line["step"]),
             stage=str(line["stage"]),
             strategy=strategy,
             dataset=dataset,
-            loss=figures.get("loss"),
-            text_loss=figures.get("text_loss"),
-            speech_loss=figures.get("speech_loss"),
+            loss=loss,
+            text_loss=figures.get("text_loss", loss if strategy in _TEXT_ONLY else None),
+            speech_loss=figures.get("speech_loss", loss if strategy in _SPEECH_ONLY else None),
         )

@@ -10,7 +10,7 @@ from tolktrain.report.rundata import DIRECTIONS, RunData, read_run
 
 
 def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
-    """Print held-out losses per stage and strategy, baselines, accuracies with intervals, targets, and where the files are."""
+    """Print held-out losses per stage, baselines, accuracies with intervals, targets, and where the files are."""
     run = read_run(run_dir)
     out = console or Console()
     last = run.steps[-1]

@@ -1,0 +1,191 @@
+"""`tolktrain evaluate`: measure the newest checkpoint of a run on its held-out sets."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from tolktrain.config import Config
+from tolktrain.config.data import Strategy
+from tolktrain.config.errors import UserError
+from tolktrain.data.batch import Batch
+from tolktrain.data.checks import check_data
+from tolktrain.data.folder import open_records
+from tolktrain.data.loader import validation_batches
+from tolktrain.data.sequences import Vocabulary, require_modalities
+from tolktrain.evaluate.baselines import Baselines, fit_baselines
+from tolktrain.evaluate.choices import DIRECTIONS, choose, draw_trials
+from tolktrain.evaluate.losses import heldout_losses
+from tolktrain.evaluate.scorer import Scorer
+from tolktrain.evaluate.targets import targets
+from tolktrain.train.restore import load_model
+
+FORMAT = 1
+EVALUATION_FILE = "evaluation.json"
+
+_ALWAYS: tuple[Strategy, ...] = ("text", "speech", "interleaved")
+_PREFIX: tuple[Strategy, ...] = ("recognition", "synthesis")
+_LAYER_STRATEGIES: tuple[Strategy, ...] = ("interleaved", "speech")
+_LAYER_SEQUENCES = 32
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(run_dir: str | Path) -> dict[str, Any]:
+    """Evaluate a run and write evaluation.json into its folder, whole or not at all; returns its content.
+
+    Keys: `format`, `run`, `step`, `stage`, `tokens`, `device`, `parameters` (per group and `total`), `bigram` (training
+    set and weights), `losses` (a row per held-out set and strategy, see `heldout_losses`), `choices` (a row per set and
+    direction, see `choose`), `layers` (pooling weights, see `Scorer.layers`), `targets`, `seconds`.
+
+    Raises UserError when the run has no checkpoint, a data set is missing, or no held-out set is configured.
+    """
+    begin = time.monotonic()
+    model, config, state = load_model(run_dir)
+    if not config.evaluation.heldout_sets:
+        raise UserError(
+            "evaluation.heldout_sets is empty; name the held-out data sets of data.sets that evaluation shall use"
+        )
+    vocabulary = check_data(config, model.architecture.text_vocab_size, verify_files=False)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, transient=True) as progress:
+        evaluation = _Evaluation(config, vocabulary, Scorer(model), progress)
+        result = {
+            "format": FORMAT,
+            "run": config.run.name,
+            "step": int(state.get("step", 0)),
+            "stage": _stage_name(config, state),
+            "tokens": int(state.get("step", 0)) * config.train.global_batch_size * config.train.sequence_length,
+            "device": evaluation.scorer.device_name,
+            "parameters": evaluation.scorer.parameters(),
+            **evaluation.measure(),
+        }
+    result["targets"] = targets(result["losses"], result["choices"])
+    result["seconds"] = round(time.monotonic() - begin, 2)
+    path = Path(run_dir) / EVALUATION_FILE
+    temporary = path.with_name(f".tmp-{EVALUATION_FILE}")
+    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return result
+
+
+class _Evaluation:
+    """The measurements, one after the other, with a line of progress."""
+
+    def __init__(self, config: Config, vocabulary: Vocabulary, scorer: Scorer, progress: Progress) -> None:
+        self.config = config
+        self.vocabulary = vocabulary
+        self.scorer = scorer
+        self._progress = progress
+        self._task = progress.add_task("starting", total=None)
+        trained = {strategy for stage in config.train.stages for strategy in stage.mixture}
+        self._strategies = [*_ALWAYS, *(strategy for strategy in _PREFIX if strategy in trained)]
+
+    def measure(self) -> dict[str, Any]:
+        """`bigram`, `losses`, `choices` and `layers`."""
+        baselines = self._baselines()
+        losses = [
+            {"set": name, "strategy": strategy} | self._losses(name, strategy, baselines)
+            for name in self.config.evaluation.heldout_sets
+            for strategy in self._strategies
+            if self._serves(name, strategy)
+        ]
+        choices = [row for name in self.config.evaluation.heldout_sets for row in self._choices(name)]
+        return {
+            "bigram": self._describe(baselines),
+            "losses": losses,
+            "choices": choices,
+            "layers": self._layers(),
+        }
+
+    def _baselines(self) -> Baselines | None:
+        name = self.config.evaluation.train_set
+        if name is None:
+            logger.warning("evaluation.train_set is not set: no bigram baselines")
+            return None
+        self._say(f"bigram baselines on {name}")
+        records = open_records(self.config.data.sets[name])
+        number = min(len(records), self.config.evaluation.baseline_records)
+        return fit_baselines((records[index] for index in range(number)), self.vocabulary)
+
+    def _describe(self, baselines: Baselines | None) -> dict[str, Any] | None:
+        """The weights of bigram, unigram and uniform distribution."""
+        if baselines is None:
+            return None
+        return {
+            "train_set": self.config.evaluation.train_set,
+            "text_weights": baselines.text.weights if baselines.text else None,
+            "speech_weights": [bigram.weights for bigram in baselines.speech] if baselines.speech else None,
+        }
+
+    def _losses(self, name: str, strategy: Strategy, baselines: Baselines | None) -> dict[str, Any]:
+        self._say(f"held-out losses: {strategy} on {name}")
+        return heldout_losses(
+            self._batches(name, strategy, self.config.evaluation.sequences), self.scorer.token_nll, baselines
+        )
+
+    def _choices(self, name: str) -> list[dict[str, Any]]:
+        if not self._serves(name, "interleaved"):
+            return []
+        settings, train = self.config.evaluation, self.config.train
+        trials = draw_trials(
+            open_records(self.config.data.sets[name]),
+            settings.choices,
+            self.vocabulary,
+            settings.prompt_words,
+            settings.continuation_words,
+            self.config.run.seed,
+        )
+        if not trials:
+            words = settings.prompt_words + settings.continuation_words
+            logger.warning("%s: no two passages of %d words from the start of an utterance; no choices", name, words)
+        rows = []
+        for direction in DIRECTIONS if trials else ():
+            self._say(f"true against random continuation: {direction.replace('_', ' ')} on {name}")
+            batch_tokens = train.micro_batch_size * train.sequence_length
+            row = choose(trials, direction, self.scorer.token_nll, self.vocabulary, train.sequence_length, batch_tokens)
+            if row is not None:
+                rows.append({"set": name, "direction": direction} | row)
+        return rows
+
+    def _layers(self) -> dict[str, Any] | None:
+        self._say("layer-pooling weights")
+        for strategy in _LAYER_STRATEGIES:
+            for name in self.config.evaluation.heldout_sets:
+                if self._serves(name, strategy):
+                    return self.scorer.layers(list(self._batches(name, strategy, _LAYER_SEQUENCES)))
+        return None
+
+    def _batches(self, name: str, strategy: Strategy, count: int) -> Iterator[Batch]:
+        train = self.config.train
+        return validation_batches(
+            self.config.data.sets[name],
+            strategy,
+            count,
+            vocabulary=self.vocabulary,
+            sequence_length=train.sequence_length,
+            interleaving=self.config.data.interleaving,
+            micro_batch_size=train.micro_batch_size,
+        )
+
+    def _serves(self, name: str, strategy: Strategy) -> bool:
+        """Whether the records of the set have what the strategy needs."""
+        record = open_records(self.config.data.sets[name])[0]
+        try:
+            require_modalities(strategy, record.has_text, record.has_speech, record.is_aligned, name)
+        except UserError:
+            return False
+        return True
+
+    def _say(self, what: str) -> None:
+        self._progress.update(self._task, description=what)
+
+
+def _stage_name(config: Config, state: dict[str, Any]) -> str:
+    index = int(state.get("stage", 0))
+    return config.train.stages[min(index, len(config.train.stages) - 1)].name
