@@ -1,0 +1,1 @@
+"""Generation of speech and text by a trained model. `tolktrain.generate.run.generate` is the way in."""

@@ -1,0 +1,44 @@
+"""How long units sound. The model predicts units with repeats collapsed, and so no durations."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tolktrain.data.records import Record
+from tolktrain.data.sequences import IntArray
+
+
+@dataclass(frozen=True)
+class DurationTable:
+    """Frames that each unit lasts: the median of its run lengths in the training records."""
+
+    frames: IntArray  # [num_units], of the units of the first codebook
+    frames_per_second: float
+
+    def run_lengths(self, units: IntArray) -> IntArray:
+        """Frames of each row of units [n, K]: [n]."""
+        return self.frames[units[:, 0]]
+
+    def seconds(self, units: IntArray) -> float:
+        """Duration of units [n, K]."""
+        return float(self.run_lengths(units).sum()) / self.frames_per_second
+
+
+def fit_durations(records: Iterable[Record], num_units: int, frames_per_second: float) -> DurationTable:
+    """Median run length of each unit, rounded up from the half; units that never occur get the median of all."""
+    units, runs = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for record in records:
+        if record.has_speech:
+            units.append(record.units[:, 0].astype(np.int64))
+            runs.append(record.run_lengths.astype(np.int64))
+    unit, run = np.concatenate(units), np.concatenate(runs)
+    order = np.lexsort((run, unit))
+    unit, run = unit[order], run[order]
+    begins = np.searchsorted(unit, np.arange(num_units))
+    counts = np.bincount(unit, minlength=num_units)
+    everywhere = int(np.median(run)) if len(run) else 1
+    frames = np.full(num_units, everywhere, np.int64)
+    seen = counts > 0
+    frames[seen] = run[begins[seen] + counts[seen] // 2]
+    return DurationTable(frames, frames_per_second)

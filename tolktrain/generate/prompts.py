@@ -1,0 +1,78 @@
+"""Spoken prompts: a folder of WAV files with prompts.json, which says what they are."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tolktrain.config.errors import UserError
+from tolktrain.units.base import Samples
+
+PROMPTS_FILE = "prompts.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A spoken prompt."""
+
+    name: str  # of its file, without .wav
+    samples: Samples  # mono, at the tokenizer's rate
+    text: str
+    voice: str
+    ends_utterance: bool  # whether EOS follows it
+
+
+def read_prompts(folder: str | Path, sample_rate: int) -> list[Prompt]:
+    """The prompts of a folder, in the order of prompts.json.
+
+    prompts.json is a list of objects: `file` (required), `text`, `voice`, and `ends_utterance` (true if absent: a
+    prompt is a whole utterance, after which the model begins the next one). Sound of several channels is mixed, and of
+    another rate resampled.
+
+    Raises UserError when the folder, prompts.json or a sound file is missing or unreadable.
+    """
+    folder = Path(folder)
+    path = folder / PROMPTS_FILE
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(
+            f"{path} cannot be read; evaluation.prompts must name a folder with WAV files and {PROMPTS_FILE}"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); expected a list of objects with the key 'file'") from None
+    if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) and "file" in e for e in entries):
+        raise UserError(f"{path} must hold a list of objects with the key 'file', at least one")
+    return [_read(folder, entry, sample_rate) for entry in entries]
+
+
+def read_sound(path: Path, sample_rate: int) -> Samples:
+    """Mono samples of a sound file at `sample_rate`. Raises UserError when it is missing, unreadable or empty."""
+    import soundfile
+
+    try:
+        sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} is not a readable sound file ({error}); expected a WAV file") from None
+    if not len(sound):
+        raise UserError(f"{path} holds no sound; expected a spoken prompt")
+    mono = sound.mean(axis=1)
+    if rate != sample_rate:
+        from scipy.signal import resample_poly
+
+        divisor = int(np.gcd(rate, sample_rate))
+        mono = resample_poly(mono, sample_rate // divisor, rate // divisor)
+    return np.clip(mono, -1.0, 1.0).astype(np.float32)
+
+
+def _read(folder: Path, entry: dict[str, Any], sample_rate: int) -> Prompt:
+    path = folder / str(entry["file"])
+    return Prompt(
+        name=path.stem,
+        samples=read_sound(path, sample_rate),
+        text=str(entry.get("text", "")),
+        voice=str(entry.get("voice", "")),
+        ends_utterance=bool(entry.get("ends_utterance", True)),
+    )

@@ -1,0 +1,236 @@
+"""`tolktrain generate`: let the newest checkpoint of a run continue spoken prompts, in speech and in text."""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from tolktrain.config import Config
+from tolktrain.config.errors import UserError
+from tolktrain.data.checks import check_data
+from tolktrain.data.folder import RecordFolder, open_records
+from tolktrain.data.sequences import IntArray, Vocabulary
+from tolktrain.generate.durations import DurationTable, fit_durations
+from tolktrain.generate.prompts import Prompt, read_prompts
+from tolktrain.generate.sampling import Context, Sampling, sample_speech, sample_text
+from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.smoltolk import NextLogits, SmolTolk
+from tolktrain.train.restore import load_model
+from tolktrain.units.base import SpeechDecoder, collapse, expand
+from tolktrain.units.load import load_speech_tokenizer
+
+SAMPLES_FOLDER = "samples"
+SAMPLES_FILE = "samples.json"
+
+_MOST_TEXT_TOKENS = 60
+_TEXT_UTTERANCES = 2
+
+
+def generate(run_dir: str | Path) -> list[Path]:
+    """Continue every prompt of `evaluation.prompts`; returns the files, all of them new, in <run>/samples.
+
+    For a prompt NAME: NAME-prompt.wav, NAME-resynthesis.wav (the prompt from its units, with its own durations) and
+    NAME-continuation.wav (what the model says next, without the prompt; each unit lasts the median of its durations in
+    the training records). samples.json lists texts, units and seconds, and the text that the model writes after hearing
+    the prompt. The same checkpoint and seed give the same files. The folder is replaced as a whole.
+
+    Raises UserError when the run has no checkpoint, or prompts or tokenizers are missing or do not fit the model.
+    """
+    model, config, state = load_model(run_dir)
+    tools = _Tools.load(config, model)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("encoding the prompts", total=None)
+        units = [tools.encode(prompt) for prompt in tools.prompts]
+        progress.update(task, description="continuing the prompts in speech")
+        spoken = tools.speak(units)
+        progress.update(task, description="continuing the prompts in text")
+        written = tools.write(units)
+        progress.update(task, description="turning units into sound")
+        with tempfile.TemporaryDirectory(dir=run_dir, prefix=".tmp-samples-") as temporary:
+            aside = Path(temporary) / SAMPLES_FOLDER
+            aside.mkdir()
+            entries = [
+                tools.save(aside, prompt, said, text)
+                for prompt, said, text in zip(tools.prompts, spoken, written, strict=True)
+            ]
+            content = tools.describe(int(state.get("step", 0))) | {"prompts": entries}
+            (aside / SAMPLES_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            folder = Path(run_dir) / SAMPLES_FOLDER
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(aside, folder)
+    names = [name for entry in entries for name in entry["files"].values()]
+    return [folder / name for name in [*names, SAMPLES_FILE]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Tools:
+    """The model and what surrounds it: tokenizers, prompts, durations."""
+
+    model: SmolTolk
+    config: Config
+    vocabulary: Vocabulary
+    tokenizer: SpeechDecoder
+    text_tokenizer: Any  # tokenizers.Tokenizer, None where the configuration names none
+    durations: DurationTable
+    prompts: list[Prompt]
+    sampling: Sampling
+
+    @classmethod
+    def load(cls, config: Config, model: SmolTolk) -> "_Tools":
+        settings = config.evaluation
+        if settings.prompts is None:
+            raise UserError("evaluation.prompts is not set; name a folder with WAV prompts and prompts.json")
+        if config.data.speech_tokenizer is None:
+            raise UserError(
+                "data.speech_tokenizer is not set; name the folder of the tokenizer that the data sets were made with"
+            )
+        vocabulary = check_data(config, model.architecture.text_vocab_size, verify_files=False)
+        tokenizer = load_speech_tokenizer(config.data.speech_tokenizer)
+        records = _training_records(config)
+        _check_tokenizer(config, tokenizer, records, vocabulary)
+        number = min(len(records), settings.baseline_records)
+        durations = fit_durations(
+            (records[index] for index in range(number)), vocabulary.num_units, tokenizer.frames_per_second
+        )
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(
+            model=model.to(device),
+            config=config,
+            vocabulary=vocabulary,
+            tokenizer=tokenizer,
+            text_tokenizer=_text_tokenizer(config, vocabulary),
+            durations=durations,
+            prompts=read_prompts(settings.prompts, tokenizer.sample_rate),
+            sampling=Sampling(settings.temperature, settings.top_k, config.train.sequence_length, config.run.seed),
+        )
+
+    def encode(self, prompt: Prompt) -> IntArray:
+        """Units [n, K] of a prompt, repeats collapsed, with EOS where the utterance ends."""
+        units = collapse(self.tokenizer.encode(prompt.samples))[0].astype(np.int64)
+        if prompt.ends_utterance:
+            units = np.concatenate([units, np.full((1, units.shape[1]), self.vocabulary.speech_eos)])
+        return units
+
+    def speak(self, prompts: list[IntArray]) -> list[IntArray]:
+        """Units [m, K] that the model says after each prompt, EOS left out."""
+        seconds = self.config.evaluation.generated_seconds
+        most = 2 * int(np.ceil(seconds * self.tokenizer.frames_per_second))
+        drawn = sample_speech(
+            self._next_logits, prompts, self.vocabulary, self.sampling, self.durations.seconds, seconds, most
+        )
+        return [units[units[:, 0] != self.vocabulary.speech_eos] for units in drawn]
+
+    def write(self, prompts: list[IntArray]) -> list[str | None]:
+        """Text that the model writes after each prompt, None without a text tokenizer."""
+        if self.text_tokenizer is None:
+            return [None] * len(prompts)
+        contexts = [Context.of_speech(units, self.vocabulary, switch=True) for units in prompts]
+        texts = sample_text(
+            self._next_logits, contexts, self.vocabulary, self.sampling, _MOST_TEXT_TOKENS, _TEXT_UTTERANCES
+        )
+        return [self._decode(ids) for ids in texts]
+
+    def save(self, folder: Path, prompt: Prompt, said: IntArray, text: str | None) -> dict[str, Any]:
+        """Write the three WAV files of a prompt; its entry of samples.json."""
+        units, runs = collapse(self.tokenizer.encode(prompt.samples))
+        sounds = {
+            "prompt": prompt.samples,
+            "resynthesis": self.tokenizer.decode(expand(units, runs)),
+            "continuation": self.tokenizer.decode(expand(said, self.durations.run_lengths(said))),
+        }
+        files = {part: f"{prompt.name}-{part}.wav" for part in sounds}
+        for part, samples in sounds.items():
+            _write_wav(folder / files[part], samples, self.tokenizer.sample_rate)
+        return {
+            "name": prompt.name,
+            "voice": prompt.voice,
+            "text": prompt.text,
+            "text_continuation": text,
+            "files": files,
+            "prompt_units": units.tolist(),
+            "continuation_units": said.tolist(),
+            "prompt_seconds": round(len(prompt.samples) / self.tokenizer.sample_rate, 3),
+            "continuation_seconds": round(len(sounds["continuation"]) / self.tokenizer.sample_rate, 3),
+        }
+
+    def describe(self, step: int) -> dict[str, Any]:
+        """What samples.json says besides the prompts."""
+        settings = self.config.evaluation
+        return {
+            "step": step,
+            "temperature": settings.temperature,
+            "top_k": settings.top_k,
+            "seed": self.config.run.seed,
+            "sample_rate": self.tokenizer.sample_rate,
+        }
+
+    def _decode(self, ids: list[int]) -> str:
+        """Text of ids; EOS ends a piece and is not spelled out."""
+        pieces: list[list[int]] = [[]]
+        for token in ids:
+            if token == self.vocabulary.text_eos:
+                pieces.append([])
+            else:
+                pieces[-1].append(token)
+        return " ".join(text for piece in pieces if (text := self.text_tokenizer.decode(piece).strip()))
+
+    def _next_logits(self, tokens: Tensor, speech_in: Tensor, lengths: Tensor) -> NextLogits:
+        inputs = ModelInputs.for_next(tokens, speech_in, lengths)
+        return self.model.next_logits(inputs.to(next(self.model.parameters()).device))
+
+
+def _training_records(config: Config) -> RecordFolder:
+    """The records that durations are taken from: evaluation.train_set, or the first set of the mixtures with speech."""
+    names = [config.evaluation.train_set] if config.evaluation.train_set else []
+    names += [name for stage in config.train.stages for entry in stage.mixture.values() for name in entry.sets]
+    for name in names:
+        records = open_records(config.data.sets[name])
+        if records.info.speech is not None:
+            return records
+    raise UserError("no training set has speech, so the model cannot speak; set evaluation.train_set to one that has")
+
+
+def _check_tokenizer(config: Config, tokenizer: SpeechDecoder, records: RecordFolder, vocabulary: Vocabulary) -> None:
+    made_with = records.info.speech
+    assert made_with is not None
+    if made_with.sha256 != tokenizer.sha256 or tokenizer.num_units != vocabulary.num_units:
+        raise UserError(
+            f"data.speech_tokenizer ({config.data.speech_tokenizer}) is {tokenizer.name},"
+            f" {tokenizer.num_units} units, sha256 {tokenizer.sha256[:12]}; the data set {records.info.name!r} was made with {made_with.name},"
+            f" {made_with.num_units} units, sha256 {made_with.sha256[:12]}; name that tokenizer's folder"
+        )
+
+
+def _text_tokenizer(config: Config, vocabulary: Vocabulary) -> Any:
+    if config.data.text_tokenizer is None:
+        return None
+    from tokenizers import Tokenizer
+
+    path = Path(config.data.text_tokenizer) / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; data.text_tokenizer must name a folder with tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises the bare class
+        raise UserError(f"{path} is not a tokenizer of the tokenizers library ({error})") from None
+    if tokenizer.get_vocab_size() > vocabulary.text_vocab_size:
+        raise UserError(
+            f"{path} has {tokenizer.get_vocab_size()} ids, more than the model's {vocabulary.text_vocab_size};"
+            " name the tokenizer that the data sets were made with"
+        )
+    return tokenizer
+
+
+def _write_wav(path: Path, samples: np.ndarray, sample_rate: int) -> None:
+    import soundfile
+
+    soundfile.write(path, samples, sample_rate, subtype="PCM_16")
