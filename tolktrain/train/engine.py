@@ -83,8 +83,10 @@ class Engine:
         optimizer = build_optimizer(model, self._views, config.train.optimizer)
         # A float32 original outlives the rounding to bf16: of trained parameters in the masters, of frozen ones here.
         originals = {n: p.detach().clone() for n, p in model.named_parameters()} if _rounds(config) else {}
-        module = LossModule(model, config.model.speech.entropy_weight, layout.data_size)
+        module = LossModule(model, config.model.speech.entropy_weight)
         self._complete(settings, module)
+        if self._zero_stage == 3:
+            _announce_shared_tables(model)
         self._engine = _initialize(module, optimizer, settings)
         self._states = OptimizerStates(self._engine, self._zero_stage)
         self._frozen: dict[str, Tensor] = {}
@@ -120,7 +122,9 @@ class Engine:
         for number, batch in enumerate(batches, start=1):
             inputs = ModelInputs.from_batch(batch).to(self._layout.device, non_blocking=True)
             loss, parts = self._engine(inputs, counts, deliver_together)
-            self._engine.backward(loss, scale_wrt_gas=False)
+            # The factor undoes DeepSpeed's average over ranks. It must be there for one rank too: sent backward as it
+            # came out of the forward call, the loss would be divided by the number of micro batches nevertheless.
+            self._engine.backward(loss * self._layout.data_size, scale_wrt_gas=False)
             sums += parts
             if number < len(batches):
                 self._engine.step()
@@ -240,6 +244,14 @@ def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: d
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
     logger.debug("deepspeed.initialize printed: %s", chatter.getvalue())
     return engine
+
+
+def _announce_shared_tables(model: SmolTolk) -> None:
+    """Tell ZeRO 3, which gathers a module's own parameters only, that heads use the tables of the embedding."""
+    deepspeed = start_deepspeed()
+    for head in (model.heads.text, *model.heads.speech):
+        for user in (head, head.linear):
+            deepspeed.zero.register_external_parameter(user, head.weight)
 
 
 def _keep(kept: dict[str, Tensor], view: ParameterView, value: Tensor, names: set[str]) -> None:

@@ -27,18 +27,16 @@ class LossModule(nn.Module):
     parts of the model would average the gradients of different parameters, or wait for each other forever.
     """
 
-    def __init__(self, model: SmolTolk, entropy_weight: float, scale: float) -> None:
-        """`scale` undoes the division by the number of data ranks when DeepSpeed averages."""
+    def __init__(self, model: SmolTolk, entropy_weight: float) -> None:
         super().__init__()
         self.model = model
         self._entropy_weight = entropy_weight
-        self._scale = scale
 
     def forward(self, inputs: ModelInputs, counts: LossCounts, deliver_together: bool) -> tuple[Tensor, Tensor]:
         """The loss to send backward, and the detached sums of text nll, speech nll and entropy, float64 [3]."""
         sums: LossSums = self.model(inputs)
         num_scored = counts.num_text + counts.num_speech
-        loss = loss_from_sums(sums, num_scored, counts.num_entropy, self._entropy_weight) * self._scale
+        loss = loss_from_sums(sums, num_scored, counts.num_entropy, self._entropy_weight)
         if deliver_together:
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
@@ -58,5 +56,4 @@ class _Delivery(torch.autograd.Function):
     def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.gradients  # type: ignore[attr-defined]
         ctx.gradients = None  # type: ignore[attr-defined]
-        # DeepSpeed may scale the loss on its way; the usual factor is 1, and exact.
         return None, None, *(gradient * upstream.to(gradient.dtype) for gradient in gradients)

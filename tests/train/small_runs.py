@@ -1,0 +1,164 @@
+"""Runs of a model small enough for tests."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tolktrain_kernels.speech_adapter import pack_runs
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # for `corpora`
+
+from corpora import NUM_UNITS, TEXT_VOCAB_SIZE, random_records, write_dataset
+
+from tolktrain.config import Config
+from tolktrain.config.data import InterleavingConfig, Strategy
+from tolktrain.config.load import load_config
+from tolktrain.data.batch import Batch, collate
+from tolktrain.data.sequences import Vocabulary, build_sequence, sequence_rng
+from tolktrain.train.optimizer import Rates
+
+SEQUENCE_LENGTH = 32
+TOKENS_PER_STEP = 8 * SEQUENCE_LENGTH
+STEPS_PER_STAGE = (3, 4, 5)
+NUM_STEPS = sum(STEPS_PER_STAGE)
+TIMING_KEYS = ("seconds_per_step", "tokens_per_second", "memory_gib")
+VOCABULARY = Vocabulary(TEXT_VOCAB_SIZE, 0, NUM_UNITS)
+
+RATES = Rates(backbone=0.01, speech=0.02)
+MIXED: list[Strategy] = [
+    *("text", "text", "speech", "interleaved", "recognition", "recognition", "speech", "synthesis"),
+]
+# ZeRO stage, precision, strategies of the 8 sequences. In micro batches of 2, MIXED uses other parts on each rank.
+ENGINE_CASES: dict[str, tuple[int, str, list[Strategy]]] = {
+    **{f"mixed-zero{stage}": (stage, "fp32", MIXED) for stage in (0, 1, 2)},
+    **{f"interleaved-zero{stage}": (stage, "fp32", ["interleaved"] * 8) for stage in (1, 2, 3)},
+    "mixed-zero1-bf16": (1, "bf16", MIXED),
+}
+
+Line = dict[str, Any]
+
+
+def write_sets(folder: Path) -> None:
+    """The data sets train and held."""
+    write_dataset(folder / "train", random_records(48, seed=0, words=60))
+    write_dataset(folder / "held", random_records(9, seed=1, words=60))
+
+
+def write_config(folder: Path, sets: Path, name: str = "small") -> Path:
+    """A YAML file of a run in three stages; its run folder is <folder>/runs/<name>."""
+    everything = {"sets": {"train": 1}}
+    stages: list[dict[str, Any]] = [
+        {"name": "text", "trainable": ["backbone"], "mixture": {"text": everything}},
+        {"name": "adapter", "trainable": ["pooling", "speech"], "mixture": {"interleaved": everything}},
+        {"name": "joint", "mixture": {kind: everything for kind in ("speech", "text", "interleaved")}},
+    ]
+    for stage, steps in zip(stages, STEPS_PER_STAGE, strict=True):
+        stage |= {"tokens": steps * TOKENS_PER_STEP, "learning_rate": 0.01, "speech_learning_rate": 0.02}
+        stage["schedule"] = {"warmup_steps": 2, "decay_steps": 2}
+    backbone = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    tree = {
+        "run": {"name": name, "dir": str(folder / "runs")},
+        "model": {
+            "backbone": {**backbone, "ffn_hidden_size": 48, "text_vocab_size": TEXT_VOCAB_SIZE},
+            "speech": {"num_units": NUM_UNITS, "input_adapter_layers": 1, "output_adapter_layers": 1},
+        },
+        "data": {
+            "sets": {name: {"path": str(sets / name)} for name in ("train", "held")},
+            "num_canonical_nodes": 1,
+            "interleaving": {"text_words": [2, 4], "speech_words": [1, 3]},
+        },
+        "train": {
+            "global_batch_size": 8,
+            "micro_batch_size": 4,
+            "sequence_length": SEQUENCE_LENGTH,
+            "precision": "fp32",
+            "stages": stages,
+            "validation": {"every_steps": 5, "sequences": 9, "sets": ["held"]},
+            "log_every_steps": 1,
+        },
+        "deepspeed": {"zero_stage": 1},
+        "checkpoint": {"every_steps": 4, "keep_last": 20},
+        "logging": {"tensorboard": False},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def small_config(folder: Path, sets: Path, *overrides: str, name: str = "small") -> Config:
+    """The configuration of `write_config`."""
+    return load_config(write_config(folder, sets, name), overrides)
+
+
+def assert_close(line: Line, other: Line, rel: float) -> None:
+    """Losses and gradient norms of two lines of metrics agree."""
+    assert (line["step"], line.keys()) == (other["step"], other.keys())
+    for key, value in line.items():
+        if key in ("loss", "text_loss", "speech_loss", "layer_entropy", "grad_norm") or key.startswith("validation."):
+            expected = None if other[key] is None else pytest.approx(other[key], rel=rel)
+            assert value == expected, (line["step"], key)
+
+
+def read_metrics(run_dir: Path) -> list[Line]:
+    """metrics.jsonl without what two equal runs differ in."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMING_KEYS} for line in lines]
+
+
+def make_batch(strategies: list[Strategy], seed: int = 0) -> Batch:
+    """A batch with one sequence for each entry of `strategies`."""
+    records = random_records(len(strategies), seed=seed, words=60)
+    interleaving = InterleavingConfig(text_words=(2, 4), speech_words=(1, 3))
+    return collate(
+        [
+            build_sequence(
+                record, strategy, VOCABULARY, SEQUENCE_LENGTH, interleaving, sequence_rng(seed, record.id, 0, "test")
+            )
+            for record, strategy in zip(records, strategies, strict=True)
+        ]
+    )
+
+
+def cut_batch(whole: Batch, count: int) -> list[Batch]:
+    """The sequences of a batch as `count` micro batches."""
+    parts = []
+    for rows in torch.arange(len(whole.tokens)).chunk(count):
+        cut = {n: getattr(whole, n)[rows] for n in ("tokens", "targets", "speech_in", "speech_pred", "text_pred")}
+        counts = {
+            "num_text_scored": int(cut["text_pred"].sum()),
+            "num_speech_scored": int(cut["speech_pred"].sum()),
+            "num_entropy_positions": SEQUENCE_LENGTH * int(cut["speech_pred"].any(dim=1).sum()),
+        }
+        parts.append(replace(whole, **cut, **counts, runs=pack_runs(cut["speech_in"])))
+    return parts
+
+
+def case_overrides(zero_stage: int, precision: str, micro_batch_size: int) -> list[str]:
+    """Overrides of a case of ENGINE_CASES."""
+    return [
+        f"deepspeed.zero_stage={zero_stage}",
+        f"train.precision={precision}",
+        f"train.micro_batch_size={micro_batch_size}",
+    ]
+
+
+class StopAfter:
+    """A request to stop that arrives during step `step`, counted from where the run goes on."""
+
+    reason = "SIGTEST"
+
+    def __init__(self, step: int) -> None:
+        self._left = step
+
+    @property
+    def requested(self) -> bool:
+        """Whether the step has come; asked once per step."""
+        self._left -= 1
+        return self._left <= 0
