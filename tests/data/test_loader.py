@@ -1,6 +1,7 @@
 """The global batch of a step depends on the seed alone."""
 
 import os
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,16 @@ def test_close_leaves_nothing_behind(stories: Path, make_config: MakeConfig) -> 
         assert threading.active_count() <= threads
     unopened = stage_loader(make_config({"a": stories}))
     unopened.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_random_states_are_let_alone(stories: Path, make_config: MakeConfig, workers: int) -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
+    with stage_loader(make_config({"a": stories}, num_workers=workers)) as loader:
+        for _ in range(10):
+            next(loader)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tobytes(), random.getstate()) == before[1:]
 
 
 def test_many_epochs_leak_no_file_handles(tmp_path: Path, make_config: MakeConfig) -> None:

@@ -1,6 +1,6 @@
 """Two real ranks of one node, which share memory and loader processes."""
 
-import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -8,71 +8,67 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from stages import NUM_CANONICAL_NODES, global_batches, stage_loader
+import torch
+from stages import NUM_CANONICAL_NODES, global_batches, rows, stage_loader
+from torch import distributed
 
 from tolktrain.config import Config
 from tolktrain.data import mixture
 
 MakeConfig = Callable[..., Config]
 
-RANK = """
-import json, os, sys
-from torch import distributed
-sys.path.insert(0, sys.argv[1])
-from stages import rows, stage_loader
-from tolktrain.config import Config
-
-rank = int(os.environ["RANK"])
-distributed.init_process_group("gloo")
-cases = []
-for config, data_size in json.loads(sys.argv[2]):
-    steps = []
-    # Two stages one after the other, on the same folder.
-    for start in (0, 3):
-        with stage_loader(Config.model_validate_json(config), start, rank % data_size, data_size) as loader:
-            for _ in range(9):
-                batch = rows(next(loader))
-                steps.append([[value.hex() if isinstance(value, bytes) else value for value in row] for row in batch])
-    cases.append(steps)
-distributed.barrier()
-distributed.destroy_process_group()
-print(json.dumps(cases))
-"""
+Rows = list[list[list[tuple[Any, ...]]]]  # per case, step and row
 
 
-def run_ranks(cases: list[tuple[Config, int]]) -> list[list[list[list[list[str]]]]]:
-    """Rows per rank, case, step and row, of two ranks; a case is a configuration and its data-parallel size."""
+def run_rank(rank: int, port: int, cases: list[tuple[Config, int]], results: Path) -> None:
+    """One rank: in each case two stages one after the other, on the same folder."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo")
+    made: Rows = []
+    for config, data_size in cases:
+        steps = []
+        for start in (0, 3):
+            with stage_loader(config, start, rank % data_size, data_size) as loader:
+                steps += [rows(next(loader)) for _ in range(9)]
+        made.append(steps)
+    torch.save(made, results / f"rank{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def run_ranks(cases: list[tuple[Config, int]], results: Path) -> list[Rows]:
+    """Run two ranks on some cases, each a configuration and its data-parallel size."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    arguments = [str(Path(__file__).parent), json.dumps([(config.model_dump_json(), size) for config, size in cases])]
-    processes = []
-    for rank in range(2):
-        environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        environment |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, "-c", RANK, *arguments]
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    outputs = [process.communicate(timeout=180)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    return [json.loads(output) for output in outputs]
+    # Forked, so that they need not import everything again.
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=run_rank, args=(rank, port, cases, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    return [torch.load(results / f"rank{rank}.pt") for rank in range(2)]
 
 
-def test_two_ranks(stories: Path, make_config: MakeConfig) -> None:
+def test_two_ranks(tmp_path: Path, stories: Path, make_config: MakeConfig) -> None:
     plain, forked = (
         make_config({"a": stories}, num_workers=workers, num_canonical_nodes=NUM_CANONICAL_NODES) for workers in (0, 2)
     )
     one = global_batches(plain, 12)
-    expected = [[[v.hex() if isinstance(v, bytes) else v for v in row] for row in batch] for batch in one]
-    expected = [*expected[:9], *expected[3:]]
-    first, second = run_ranks([(plain, 2), (forked, 2), (forked, 1)])
+    expected = [*one[:9], *one[3:]]
+    first, second = run_ranks([(plain, 2), (forked, 2), (forked, 1)], tmp_path)
     for case in (0, 1):
         merged = [sorted([*a, *b]) for a, b in zip(first[case], second[case], strict=True)]
-        assert merged == [sorted(batch) for batch in expected]
+        assert merged == expected
     # Ranks of one data rank, such as tensor-parallel ones, get the same batches.
     assert first[2] == second[2]
-    assert [sorted(batch) for batch in first[2]] == [sorted(batch) for batch in expected]
+    assert [sorted(batch) for batch in first[2]] == expected
 
 
 @pytest.mark.parametrize(("nodes", "size"), [(2, 4), (4, 4), (12, 12), (3, 6)])

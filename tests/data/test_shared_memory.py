@@ -1,5 +1,6 @@
 """What killed runs leave behind neither blocks nor misleads the next, and living runs are let alone."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from multiprocessing import shared_memory
+from multiprocessing.synchronize import Event as EventType
 from pathlib import Path
 
 import pytest
@@ -65,20 +67,18 @@ def test_other_names_are_let_alone(name: str) -> None:
     block.unlink()
 
 
-WAITER = """
-import sys
-from tolktrain.data.shared_memory import exclusive_start
-print("starting", flush=True)
-with exclusive_start(True):
-    print("inside", flush=True)
-"""
+def enter(entered: EventType) -> None:
+    with exclusive_start(True):
+        entered.set()
 
 
 def test_jobs_start_one_after_the_other() -> None:
+    context = multiprocessing.get_context("fork")
+    entered = context.Event()
+    other = context.Process(target=enter, args=(entered,))
     with exclusive_start(True):
-        other = subprocess.Popen([sys.executable, "-c", WAITER], stdout=subprocess.PIPE, text=True)
-        assert other.stdout is not None and other.stdout.readline() == "starting\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            other.wait(timeout=1)
-    assert other.communicate(timeout=60)[0] == "inside\n"
-    assert other.returncode == 0
+        other.start()
+        assert not entered.wait(timeout=1)
+    assert entered.wait(timeout=60)
+    other.join()
+    assert other.exitcode == 0

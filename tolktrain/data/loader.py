@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from tolktrain.config import Config
@@ -57,6 +58,8 @@ class StageLoader:
             num_workers=workers,
             prefetch_factor=_PREFETCHED_BATCHES if workers else None,
             pin_memory=pin_memory,
+            # Its own, or starting a loader would move the random state that a checkpoint holds.
+            generator=torch.Generator(),
         )
         self._batches: Iterator[Batch | UserError | None] | None = None
 

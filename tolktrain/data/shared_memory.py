@@ -35,6 +35,8 @@ def exclusive_start(is_local_leader: bool) -> Iterator[None]:
             except BlockingIOError:
                 logger.info("waiting for another job on this node to start (%s)", path)
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            # Closing the file would not do while a process forked meanwhile has it open.
+            stack.callback(fcntl.flock, lock, fcntl.LOCK_UN)
             remove_stale_blocks()
         _barrier()
         yield
