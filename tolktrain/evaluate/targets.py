@@ -16,23 +16,27 @@ def targets(losses: Sequence[dict[str, Any]], choices: Sequence[dict[str, Any]])
     """
     found = []
     for row in losses:
-        figures = row.get(row["strategy"]) if row["strategy"] in ("text", "speech") else None
-        if figures is None or figures["bigram_loss"] is None:
-            continue
-        modality, loss, bigram = row["strategy"], figures["loss"], figures["bigram_loss"]
-        below = 1 - loss / bigram
-        side = f"{abs(below):.0%} {'below' if below >= 0 else 'above'} the bigram's {bigram:.3f}"
-        goal = f"at least {1 - SPEECH_RATIO:.0%} below" if modality == "speech" else "below"
-        reached = loss <= SPEECH_RATIO * bigram if modality == "speech" else loss < bigram
-        statement = f"{row['set']}: {modality} loss {loss:.3f} is {side} (expected: {goal})"
-        found.append({"set": row["set"], "name": f"{modality}_loss", "statement": statement, "reached": reached})
+        modality = row["strategy"]
+        figures = row[modality] if modality in ("text", "speech") else None
+        if figures is not None and figures["bigram_loss"] is not None:
+            found.append({"set": row["set"], "name": f"{modality}_loss"} | _loss_target(modality, figures))
     for row in choices:
         source, target = row["direction"].split("_to_")
-        span = f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %"
         statement = (
-            f"{row['set']}: {source} prompt, {target} continuation: {100 * row['accuracy']:.1f} % right,"
-            f" 95 % interval {span} (expected: above chance, 50 %)"
+            f"{source} → {target}: {100 * row['accuracy']:.1f} % of choices right,"
+            f" {100 * row['low']:.1f} to {100 * row['high']:.1f} % (goal: above 50 %)"
         )
         reached = row["low"] > CHANCE
         found.append({"set": row["set"], "name": row["direction"], "statement": statement, "reached": reached})
     return found
+
+
+def _loss_target(modality: str, figures: dict[str, Any]) -> dict[str, Any]:
+    loss, bigram = figures["loss"], figures["bigram_loss"]
+    below = 1 - loss / bigram
+    side = f"{100 * abs(below):.0f} % {'below' if below >= 0 else 'above'} the bigram's {bigram:.3f}"
+    if modality == "speech":
+        goal, reached = f"{100 * (1 - SPEECH_RATIO):.0f} % below", loss <= SPEECH_RATIO * bigram
+    else:
+        goal, reached = "below", loss < bigram
+    return {"statement": f"{modality} loss {loss:.3f}, {side} (goal: {goal})", "reached": reached}

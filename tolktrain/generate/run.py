@@ -204,8 +204,8 @@ def _check_tokenizer(config: Config, tokenizer: SpeechDecoder, records: RecordFo
     assert made_with is not None
     if made_with.sha256 != tokenizer.sha256 or tokenizer.num_units != vocabulary.num_units:
         raise UserError(
-            f"data.speech_tokenizer ({config.data.speech_tokenizer}) is {tokenizer.name},"
-            f" {tokenizer.num_units} units, sha256 {tokenizer.sha256[:12]}; the data set {records.info.name!r} was made with {made_with.name},"
+            f"data.speech_tokenizer ({config.data.speech_tokenizer}) is {tokenizer.name}, {tokenizer.num_units} units,"
+            f" sha256 {tokenizer.sha256[:12]}; the data set {records.info.name!r} was made with {made_with.name},"
             f" {made_with.num_units} units, sha256 {made_with.sha256[:12]}; name that tokenizer's folder"
         )
 

@@ -83,7 +83,8 @@ def learning_rates(run: RunData) -> str:
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)
         axis.ticklabel_format(axis="y", scilimits=(-3, 3))
-        axis.legend(loc="best")
+        if axis.lines:
+            axis.legend(loc="best")
         return _svg(figure, "Learning rates", "rates")
 
 
@@ -108,7 +109,7 @@ def choices(rows: Sequence[dict[str, Any]], dataset: str) -> str:
     """Accuracies of the four directions on one data set, with 95 % intervals and the line of chance."""
     kept = [row for name in DIRECTIONS for row in rows if row["set"] == dataset and row["direction"] == name]
     with matplotlib.rc_context(_STYLE | {"axes.grid.axis": "x"}):
-        figure = Figure(figsize=(9.2, 0.5 * len(kept) + 0.9), layout="constrained")
+        figure = Figure(figsize=(5.4, 0.5 * len(kept) + 0.8), layout="constrained")
         axis = figure.subplots()
         for place, row in enumerate(kept):
             colour = _SPEECH if row["direction"].endswith("speech") else _TEXT
@@ -116,13 +117,13 @@ def choices(rows: Sequence[dict[str, Any]], dataset: str) -> str:
             axis.barh(place, accuracy, height=0.56, color=colour, alpha=0.85)
             axis.plot([low, high], [place, place], color=_INK, linewidth=1.4)
             axis.plot([low, low, high, high], [place] * 4, "|", color=_INK, markersize=7)
-            axis.text(min(high, 100) + 1.2, place, f"{accuracy:.1f} %", va="center", fontweight="bold")
+            axis.text(high + 2, place, f"{accuracy:.1f} %", va="center", fontweight="bold")
         axis.axvline(50, color=_INK, linewidth=1.1, linestyle=(0, (4, 3)))
         _annotate(axis, "chance", 50, (4, 2))
         axis.set_yticks(range(len(kept)), [DIRECTIONS[row["direction"]] for row in kept])
         axis.tick_params(axis="y", labelcolor=_INK)
         axis.invert_yaxis()
-        axis.set_xlim(0, 109)
+        axis.set_xlim(0, 120)
         axis.set_xticks(range(0, 101, 25), [f"{value} %" for value in range(0, 101, 25)])
         axis.spines["left"].set_visible(False)
         return _svg(figure, f"Accuracy of true against random continuation on {dataset}", f"choices-{dataset}")
@@ -186,7 +187,8 @@ def _loss_panel(axis: Axes, run: RunData, modality: str, colour: str) -> None:
 
 def _stage_bands(axis: Axes, stages: Sequence[Stage], names: bool) -> None:
     first, last = stages[0].first_step, stages[-1].last_step
-    axis.set_xlim(first - 0.5, max(last, first + 1) + 0.5)
+    margin = max(0.5, 0.006 * (last - first))
+    axis.set_xlim(first - margin, last + margin)
     for place, stage in enumerate(stages):
         if place % 2:
             axis.axvspan(stage.first_step - 0.5, stage.last_step + 0.5, color=_BAND, linewidth=0, zorder=0)

@@ -95,11 +95,12 @@ def count(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as hours and minutes, minutes and seconds, or seconds."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
-    return f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60} min"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    larger, smaller = ("min", "s") if whole < 3600 else ("h", "min")
+    first, rest = divmod(whole if whole < 3600 else whole // 60, 60)
+    return f"{first} {larger} {rest} {smaller}" if rest else f"{first} {larger}"
 
 
 def _stats(run: RunData) -> list[tuple[str, str, str]]:

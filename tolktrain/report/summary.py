@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -22,9 +23,7 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
     )
     _print_losses(out, run)
     _print_choices(out, run)
-    for target in (run.evaluation or {}).get("targets", []):
-        mark = "[green]✓ reached    [/green]" if target["reached"] else "[red]✗ not reached[/red]"
-        out.print(f"{mark}  {target['statement']}", highlight=False)
+    _print_targets(out, run)
     if run.evaluation is None:
         out.print("No evaluation yet: `tolktrain evaluate CONFIG` measures baselines, choices and pooling weights.")
     if run.samples is None:
@@ -34,23 +33,29 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
         out.print(f"{label:<16}{path}", highlight=False, soft_wrap=True)
 
 
+def _table(title: str, first_column: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first_column, no_wrap=True)
+    return table
+
+
 def _print_losses(out: Console, run: RunData) -> None:
     rows = loss_table(run)
     if not rows:
         return
-    table = Table(title="Held-out losses, nats per token", title_justify="left", header_style="bold")
-    for name in ("set", "sequences", "tokens"):
-        table.add_column(name)
-    for stage in run.stages:
-        table.add_column(f"after {stage.name}", justify="right")
-    for name in ("evaluation", "bigram", "ratio"):
+    table = _table("Held-out losses after each stage and in the evaluation, nats per token", "sequences")
+    for name in [*(stage.name for stage in run.stages), "evaluation", "bigram", "ratio"]:
         table.add_column(name, justify="right")
+    previous = None
     for row in rows:
+        if row["set"] != previous:
+            table.add_row(f"[bold]{row['set']}[/bold]")
+            previous = row["set"]
         ratio = f"{row['final'] / row['bigram']:.2f}" if row["final"] is not None and row["bigram"] else "–"
         stages = [nats(row["stages"].get(stage.name)) for stage in run.stages]
-        table.add_row(
-            row["set"], row["strategy"], row["modality"], *stages, nats(row["final"]), nats(row["bigram"]), ratio
-        )
+        same = row["strategy"] == row["modality"]
+        label = row["strategy"] if same else f"{row['strategy']}, {row['modality']}"
+        table.add_row(f"  {label}", *stages, nats(row["final"]), nats(row["bigram"]), ratio)
     out.print(table)
 
 
@@ -58,21 +63,31 @@ def _print_choices(out: Console, run: RunData) -> None:
     rows = (run.evaluation or {}).get("choices", [])
     if not rows:
         return
-    table = Table(title="True against random continuation (chance 50 %)", title_justify="left", header_style="bold")
-    table.add_column("set")
-    table.add_column("prompt → continuation")
-    for name in ("accuracy", "95 % interval", "right of"):
+    table = _table("True against random continuation (chance 50 %)", "prompt → continuation")
+    for name in ("accuracy", "95 % interval", "right"):
         table.add_column(name, justify="right")
+    previous = None
     for row in rows:
+        if row["set"] != previous:
+            table.add_row(f"[bold]{row['set']}[/bold]")
+            previous = row["set"]
         interval = f"{100 * row['low']:.1f} – {100 * row['high']:.1f} %"
-        table.add_row(
-            row["set"],
-            DIRECTIONS[row["direction"]],
-            percent(row["accuracy"]),
-            interval,
-            f"{row['correct']:g} / {row['trials']}",
-        )
+        right = f"{row['correct']:g} of {row['trials']}"
+        table.add_row(f"  {DIRECTIONS[row['direction']]}", percent(row["accuracy"]), interval, right)
     out.print(table)
+
+
+def _print_targets(out: Console, run: RunData) -> None:
+    targets = (run.evaluation or {}).get("targets", [])
+    if not targets:
+        return
+    out.print(f"Targets: {sum(target['reached'] for target in targets)} of {len(targets)} reached", highlight=False)
+    for name in dict.fromkeys(target["set"] for target in targets):
+        out.print(f"[bold]{name}[/bold]")
+        for target in targets:
+            if target["set"] == name:
+                mark = "[green]✓[/green]" if target["reached"] else "[red]✗[/red]"
+                out.print(f"  {mark} {target['statement']}", highlight=False, soft_wrap=True)
 
 
 def _files(run: RunData) -> list[tuple[str, Path]]:
