@@ -1,7 +1,9 @@
 """The global batch of a step depends on the seed alone."""
 
+import multiprocessing
 import os
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -116,17 +118,23 @@ def test_same_folder_again_and_beside_validation(stories: Path, make_config: Mak
 
 
 def test_close_leaves_nothing_behind(stories: Path, make_config: MakeConfig) -> None:
-    import threading
+    def blocks(prefix: int) -> set[int]:
+        """Inodes, since another job may take a name as soon as it is free."""
+        return {path.stat().st_ino for path in Path("/dev/shm").glob(f"{prefix:06}_*")}
 
-    own = {f"{prefix:06}_{name}" for prefix in range(5) for name in ("locals", "barrier", "next_epoch", "resume")}
-    before, threads = own & set(os.listdir("/dev/shm")), threading.active_count()
+    threads = threading.active_count()
     for workers in (0, 2):
         loader = stage_loader(make_config({"a": stories}, num_workers=workers))
         next(loader)
+        prefix = loader._records._shm_prefix_int
+        opened = blocks(prefix)
+        assert len(opened) == 6
         loader.close()
         loader.close()
-        assert own & set(os.listdir("/dev/shm")) <= before
+        assert not blocks(prefix) & opened
+        assert "_locals" not in Path("/proc/self/maps").read_text()
         assert threading.active_count() <= threads
+        assert not multiprocessing.active_children()
     unopened = stage_loader(make_config({"a": stories}))
     unopened.close()
 

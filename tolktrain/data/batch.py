@@ -11,7 +11,7 @@ from tolktrain.data.sequences import Sequence
 from tolktrain_kernels.speech_adapter import SpeechRuns, pack_runs
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """One micro batch of B sequences with T positions and K codebooks, on the host."""
 
