@@ -121,7 +121,7 @@ def test_codebooks_keep_their_delay(direction: str) -> None:
 
 
 def _knows_the_truth(sign: float) -> TokenNll:
-    """A model to which the right continuation is likelier (or less likely): it counts on from the last word it knows."""
+    """A model to which the right continuation is likelier (or less likely): it counts on from the last word."""
 
     def token_nll(batch: Batch) -> np.ndarray:
         scored = (batch.text_pred | batch.speech_pred).numpy()

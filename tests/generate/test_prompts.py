@@ -1,0 +1,71 @@
+"""Reading of spoken prompts, good and bad."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tolktrain.config.errors import UserError
+from tolktrain.generate.prompts import read_prompts, read_sound
+
+RATE = 16_000
+
+
+def _tone(seconds: float = 1.0, rate: int = RATE) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def _write(folder: Path, entries: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "prompts.json").write_text(json.dumps(entries))
+    return folder
+
+
+def test_prompts_in_order_with_what_is_said_of_them(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "b.wav", _tone(), RATE)
+    soundfile.write(tmp_path / "a.wav", _tone(0.5), RATE)
+    entries = [{"file": "b.wav", "text": "hello", "voice": "anna", "seconds": 1.0}]
+    first, second = read_prompts(_write(tmp_path, [*entries, {"file": "a.wav", "ends_utterance": False}]), RATE)
+    assert (first.name, first.text, first.voice, first.ends_utterance) == ("b", "hello", "anna", True)
+    assert (second.name, second.text, second.ends_utterance, len(second.samples)) == ("a", "", False, RATE // 2)
+    np.testing.assert_allclose(first.samples, _tone(), atol=1e-4)
+
+
+def test_stereo_at_another_rate_is_mixed_and_resampled(tmp_path: Path) -> None:
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([_tone(rate=44_100), np.zeros(44_100)], axis=1), 44_100)
+    samples = read_sound(path, RATE)
+    assert samples.shape == (RATE,) and samples.dtype == np.float32
+    np.testing.assert_allclose(samples[500:-500], _tone()[500:-500] / 2, atol=5e-3)
+
+
+def test_embedded_prompts(repository: Path) -> None:
+    prompts = read_prompts(repository / "data" / "sample" / "prompts", RATE)
+    assert len(prompts) == 4 and all(prompt.text and prompt.voice for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], r"prompts\.json must hold a list of objects"),
+        ({"file": "a.wav"}, r"prompts\.json must hold a list of objects"),
+        ([{"text": "no file"}], "with the key 'file'"),
+        ([{"file": "gone.wav"}], r"gone\.wav is not a readable sound file"),
+        ([{"file": "prompts.json"}], r"prompts\.json is not a readable sound file"),
+        ([{"file": "silent.wav"}], r"silent\.wav holds no sound"),
+    ],
+)
+def test_bad_prompts(tmp_path: Path, entries: object, message: str) -> None:
+    soundfile.write(tmp_path / "silent.wav", np.zeros(0, np.float32), RATE)
+    with pytest.raises(UserError, match=message):
+        read_prompts(_write(tmp_path, entries), RATE)
+
+
+def test_missing_folder_and_broken_json(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"prompts\.json cannot be read; evaluation\.prompts must name a folder"):
+        read_prompts(tmp_path / "nowhere", RATE)
+    (tmp_path / "prompts.json").write_text("[")
+    with pytest.raises(UserError, match=r"prompts\.json is not JSON"):
+        read_prompts(tmp_path, RATE)

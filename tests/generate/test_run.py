@@ -1,0 +1,122 @@
+"""A tiny random model speaks after the prompts of the embedded corpus."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from tolktrain.config.errors import UserError
+from tolktrain.data.sequences import Vocabulary
+from tolktrain.generate.run import generate
+from tolktrain.generate.sampling import Context
+from tolktrain.model.inputs import ModelInputs
+from tolktrain.train.restore import load_model
+
+
+def _change(run_dir: Path, change: Callable[[dict], None]) -> None:
+    path = run_dir / "config.yaml"
+    tree = yaml.safe_load(path.read_text())
+    change(tree)
+    path.write_text(yaml.safe_dump(tree))
+
+
+@pytest.fixture
+def two_prompts(tiny_run: Path, repository: Path, tmp_path: Path) -> Path:
+    """The run with two prompts only."""
+    source, folder = repository / "data" / "sample" / "prompts", tmp_path / "prompts"
+    shutil.copytree(source, folder)
+    entries = json.loads((folder / "prompts.json").read_text())[:2]
+    (folder / "prompts.json").write_text(json.dumps(entries))
+    _change(tiny_run, lambda tree: tree["evaluation"].update(prompts=str(folder)))
+    return tiny_run
+
+
+def test_files_of_a_run(two_prompts: Path) -> None:
+    files = generate(two_prompts)
+    samples = two_prompts / "samples"
+    assert sorted(files) == sorted(samples.iterdir()) and len(files) == 2 * 3 + 1
+    content = json.loads((samples / "samples.json").read_text())
+    assert (content["temperature"], content["top_k"], content["sample_rate"]) == (0.8, 50, 16_000)
+    for entry in content["prompts"]:
+        sounds = {part: soundfile.read(samples / name) for part, name in entry["files"].items()}
+        assert all(rate == 16_000 and np.abs(sound).max() > 0.001 for sound, rate in sounds.values())
+        seconds = {part: len(sound) / rate for part, (sound, rate) in sounds.items()}
+        assert seconds["prompt"] == pytest.approx(entry["prompt_seconds"], abs=1e-3)
+        assert seconds["resynthesis"] == pytest.approx(seconds["prompt"], abs=0.04)
+        assert seconds["continuation"] == pytest.approx(entry["continuation_seconds"], abs=1e-3)
+        assert 0.5 <= seconds["continuation"] < 1.0
+        assert np.array(entry["continuation_units"]).max() < 500
+        assert entry["text"] and entry["text_continuation"] and entry["voice"]
+    assert not list(two_prompts.glob(".tmp*"))
+
+
+def test_same_seed_gives_the_same_bytes_and_replaces_what_was_there(two_prompts: Path) -> None:
+    first = {path.name: path.read_bytes() for path in generate(two_prompts)}
+    (two_prompts / "samples" / "old.wav").write_bytes(b"")
+    assert {path.name: path.read_bytes() for path in generate(two_prompts)} == first
+    assert not (two_prompts / "samples" / "old.wav").exists()
+    _change(two_prompts, lambda tree: tree["run"].update(seed=5))
+    other = {path.name: path.read_bytes() for path in generate(two_prompts)}
+    assert other["prompt-1-prompt.wav"] == first["prompt-1-prompt.wav"]
+    assert other["prompt-1-continuation.wav"] != first["prompt-1-continuation.wav"]
+
+
+def test_padding_does_not_change_what_comes_next(tiny_run: Path) -> None:
+    """Logits of a short context beside a long one equal those of the short one alone."""
+    import torch
+
+    model = load_model(tiny_run)[0]
+    vocabulary = Vocabulary(1024, 0, 500)
+    short = Context.of_speech(np.arange(5)[:, None], vocabulary, switch=True)
+    tokens = torch.randint(0, 500, (2, 1, 20))
+    speech_in = torch.ones(2, 20, dtype=torch.bool)
+    tokens[0, :, :6], speech_in[0, :6] = torch.from_numpy(short.tokens), torch.from_numpy(short.is_speech)
+    together = model.next_logits(ModelInputs.for_next(tokens, speech_in, torch.tensor([6, 20])))
+    alone = model.next_logits(ModelInputs.for_next(tokens[:1, :, :6], speech_in[:1, :6], torch.tensor([6])))
+    torch.testing.assert_close(together.text[:1], alone.text)
+    torch.testing.assert_close(together.speech[:1], alone.speech)
+
+
+def test_without_text_tokenizer_there_is_no_text(two_prompts: Path) -> None:
+    _change(two_prompts, lambda tree: tree["data"].update(text_tokenizer=None))
+    generate(two_prompts)
+    content = json.loads((two_prompts / "samples" / "samples.json").read_text())
+    assert [entry["text_continuation"] for entry in content["prompts"]] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("branch", "key", "value", "message"),
+    [
+        ("evaluation", "prompts", None, r"evaluation\.prompts is not set"),
+        ("evaluation", "prompts", "/nowhere", r"/nowhere/prompts\.json cannot be read"),
+        ("data", "speech_tokenizer", None, r"data\.speech_tokenizer is not set"),
+        ("data", "speech_tokenizer", "/nowhere", r"/nowhere/speech_tokenizer\.json cannot be read"),
+        ("data", "text_tokenizer", "/nowhere", r"/nowhere/tokenizer\.json does not exist"),
+    ],
+)
+def test_what_is_missing_is_named(tiny_run: Path, branch: str, key: str, value: str | None, message: str) -> None:
+    _change(tiny_run, lambda tree: tree[branch].update({key: value}))
+    with pytest.raises(UserError, match=message):
+        generate(tiny_run)
+    assert not (tiny_run / "samples").exists() and not list(tiny_run.glob(".tmp*"))
+
+
+def test_tokenizer_that_the_data_was_not_made_with(tiny_run: Path, repository: Path, tmp_path: Path) -> None:
+    from tolktrain.units.logmel import LogMelTokenizer
+
+    tokenizer = LogMelTokenizer.load(repository / "data" / "sample" / "speech_tokenizer")
+    LogMelTokenizer(tokenizer.centroids + 1, tokenizer.analysis).save(tmp_path / "other")
+    _change(tiny_run, lambda tree: tree["data"].update(speech_tokenizer=str(tmp_path / "other")))
+    with pytest.raises(UserError, match=r"was made with logmel-kmeans.*name that tokenizer's folder"):
+        generate(tiny_run)
+
+
+def test_run_without_checkpoint(tiny_run: Path) -> None:
+    shutil.rmtree(tiny_run / "checkpoints")
+    with pytest.raises(UserError, match="checkpoint"):
+        generate(tiny_run)
