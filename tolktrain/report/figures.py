@@ -180,7 +180,8 @@ def _loss_panel(axis: Axes, run: RunData, modality: str, colour: str) -> None:
         shown.append(np.array([baseline]))
     low = min(float(part.min()) for part in shown if part.size)
     high = max(float(np.percentile(part, 99.5)) for part in shown if part.size)
-    axis.set_ylim(max(0.0, low - 0.12 * (high - low)), high + 0.08 * (high - low))
+    margin = (high - low) or 1.0
+    axis.set_ylim(max(0.0, low - 0.12 * margin), high + 0.08 * margin)
     axis.set_title(f"{modality} loss, nats per token" if modality else "loss, nats per token", pad=16)
     axis.legend(loc="upper right", ncols=2)
 
@@ -232,7 +233,7 @@ def _svg(figure: Figure, title: str, salt: str) -> str:
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     # matplotlib numbers its groups alike in every figure, and a page may use an id once only.
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     # The figure's own background is invisible, so the page shows through.
     svg = re.sub(r"fill: #ffffff", "fill: none", svg)
     return re.sub(r'<svg ([^>]*?)width="[^"]*" ', rf'<svg role="img" aria-label="{title}" \1', svg, count=1).replace(

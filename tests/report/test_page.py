@@ -1,0 +1,172 @@
+"""The page is parsed as a browser would: pictures, sound, tables, and nothing from outside."""
+
+import base64
+import io
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import soundfile
+import yaml
+
+from tolktrain.report.page import count, duration, loss_table, render
+from tolktrain.report.run import report
+from tolktrain.report.rundata import read_run
+
+VOID = {"meta", "link", "img", "br", "hr", "input", "source"}
+
+
+class Page(HTMLParser):
+    """Elements, text and balance of an HTML page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def _svgs(page: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg .*?</svg>", page, flags=re.DOTALL)]
+
+
+def test_page_is_whole_and_loads_nothing(full_run: Path) -> None:
+    text = render(read_run(full_run))
+    page = Page(text)
+    assert page.open == []
+    for tag, attributes in page.elements:
+        assert tag not in ("link", "script", "iframe", "object", "embed", "base"), tag
+        for name, value in attributes.items():
+            if name in ("src", "href", "srcset", "poster", "data", "xlink:href"):
+                assert value is not None and value.startswith(("data:", "#")), (tag, name, value)
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_picture_is_drawn_with_the_colours_of_the_page(full_run: Path) -> None:
+    text = render(read_run(full_run))
+    svgs = _svgs(text)
+    assert len(svgs) == 1 + 2 + 1 + 2  # losses, choices of two sets, layers, rates and throughput
+    for svg in svgs:
+        shapes = [element for element in svg.iter() if element.tag.endswith(("path", "text"))]
+        assert len(shapes) > 10
+        assert svg.get("viewBox") and svg.get("aria-label") and svg.get("width") is None
+    colours = set(re.findall(r"#[0-9a-f]{6}", "".join(re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL))))
+    assert colours <= {"#000000", "#ffffff"}
+    for variable in set(re.findall(r"var\((--[a-z]+)\)", text)):
+        assert len(re.findall(rf"{variable}: #", text)) >= 1, variable
+
+
+def test_every_player_plays_the_file(full_run: Path) -> None:
+    run = read_run(full_run)
+    players = [a["src"] for tag, a in Page(render(run)).elements if tag == "audio"]
+    assert run.samples is not None
+    files = [
+        prompt["files"][part] for prompt in run.samples["prompts"] for part in ("prompt", "resynthesis", "continuation")
+    ]
+    assert len(players) == len(files) == 9
+    for source, name in zip(players, files, strict=True):
+        assert source is not None and source.startswith("data:audio/wav;base64,")
+        content = base64.b64decode(source.split(",", 1)[1], validate=True)
+        assert content == (full_run / "samples" / name).read_bytes()
+        sound, rate = soundfile.read(io.BytesIO(content))
+        assert rate == 22_050 and len(sound) > rate
+
+
+def test_figures_and_statements_are_on_the_page(full_run: Path) -> None:
+    page = Page(render(read_run(full_run)))
+    for expected in (
+        "3.3 M", "4.92 M", "8 min", "1.710", "bigram 2.300", "✗ missed", "✓ reached", "heldout_voices", "0.74",
+        "Anna had a little red boat & a <blue> kite.", "Sampled at temperature 0.8 from the 50 likeliest units",
+        "93.0 %", "chance", "selector, speech", "after adapter",
+    ):  # fmt: skip
+        assert expected in page.text, expected
+
+
+def test_text_of_a_model_cannot_become_markup(full_run: Path) -> None:
+    path = full_run / "samples" / "samples.json"
+    path.write_text(path.read_text().replace("to the island", "<script>alert(1)</script>"))
+    page = Page(render(read_run(full_run)))
+    assert "<script>alert(1)</script>" in page.text
+    assert all(tag != "script" for tag, _ in page.elements)
+
+
+def test_unfinished_run_says_which_verb_makes_what(bare_run: Path) -> None:
+    page = Page(render(read_run(bare_run)))
+    assert page.open == []
+    assert "tolktrain generate CONFIG" in page.text and "tolktrain evaluate CONFIG" in page.text
+    assert all(tag != "audio" for tag, _ in page.elements)
+    assert len(_svgs(render(read_run(bare_run)))) == 3
+
+
+def test_run_of_one_step(bare_run: Path) -> None:
+    path = bare_run / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    assert Page(render(read_run(bare_run))).open == []
+
+
+def test_missing_sound_file_leaves_its_player_out(full_run: Path) -> None:
+    (full_run / "samples" / "story-0-continuation.wav").unlink()
+    players = [a for tag, a in Page(render(read_run(full_run))).elements if tag == "audio"]
+    assert len(players) == 8
+
+
+def test_loss_table_joins_stages_and_evaluation(full_run: Path) -> None:
+    rows = loss_table(read_run(full_run))
+    keys = [(row["set"], row["strategy"], row["modality"]) for row in rows]
+    order = [("text", "text"), ("speech", "speech"), ("interleaved", "text"), ("interleaved", "speech")]
+    assert keys == [(name, *rest) for name in ("heldout_stories", "heldout_voices") for rest in order]
+    for row in rows:
+        assert set(row["stages"]) == {"text", "adapter", "joint"}
+        assert (row["final"], row["bigram"]) == ((1.31, 2.05) if row["modality"] == "text" else (1.71, 2.30))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.2, "59 s"), (59.7, "1 min"), (61, "1 min 1 s"), (3600, "1 h"), (7322, "2 h 2 min")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(("value", "words"), [(12, "12"), (1500, "1.5 k"), (3_210_000, "3.21 M"), (1.7e9, "1.7 G")])
+def test_counts(value: float, words: str) -> None:
+    assert count(value) == words
+
+
+def test_report_is_written_whole(full_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = report(full_run)
+    assert path == full_run / "report.html"
+    assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+    assert not list(full_run.glob("*.tmp")) and not list(full_run.glob(".tmp*"))
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_configuration_is_shown(full_run: Path) -> None:
+    tree = yaml.safe_load((full_run / "config.yaml").read_text())
+    tree["run"]["note"] = "a <b> & c"
+    (full_run / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert "note: a <b> & c" in Page(render(read_run(full_run))).text

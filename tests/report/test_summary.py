@@ -1,0 +1,38 @@
+"""What the terminal shows."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tolktrain.report.summary import print_summary
+
+
+def _summary(run_dir: Path, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    print_summary(run_dir, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_losses_choices_targets_and_files(full_run: Path) -> None:
+    lines = _summary(full_run).splitlines()
+    text = "\n".join(lines)
+    assert any("interleaved, speech" in line and "1.710" in line and "0.74" in line for line in lines)
+    assert any("speech → text" in line and "70.5 %" in line and "63.7 – 76.7 %" in line for line in lines)
+    assert "Targets: 6 of 8 reached" in text and "✗ speech → speech: 52.0 %" in text
+    for name in ("evaluation.json", "metrics.jsonl", "samples"):
+        assert any(line.rstrip().endswith(str(full_run / name)) for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_nothing_is_cut_off(full_run: Path, width: int) -> None:
+    text = _summary(full_run, width)
+    assert "…" not in text
+    assert "heldout_stories" in text and "heldout_voices" in text
+
+
+def test_unfinished_run(bare_run: Path) -> None:
+    text = _summary(bare_run)
+    assert "`tolktrain evaluate CONFIG`" in text and "`tolktrain generate CONFIG`" in text
+    assert "evaluation.json" not in text
