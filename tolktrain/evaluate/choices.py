@@ -10,6 +10,8 @@ The score is the mean log-likelihood per token of the continuation, given the pr
 same number of words but not of tokens: their sums differ by several nats per surplus token whatever the prompt, which
 would hide what the prompt tells; the mean does not depend on the length to first order.
 
+The interval takes trials as independent; several of one record are not quite.
+
 Between the modalities stands the switch token, as in interleaved sequences; EOS follows the words that end an
 utterance.
 """

@@ -74,10 +74,15 @@ def learning_rates(run: RunData) -> str:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.5, 2.6), layout="constrained")
         axis = figure.subplots()
-        for key, colour, label in (("learning_rate", _TEXT, "backbone"), ("speech_learning_rate", _SPEECH, "speech")):
+        # Both rates are often the same: the upper line is dashed, so that the lower one stays visible.
+        curves = (
+            ("learning_rate", "backbone", _TEXT, "-", 2.6),
+            ("speech_learning_rate", "speech", _SPEECH, "--", 1.6),
+        )
+        for key, label, colour, line, width in curves:
             steps, values = _values(run, key)
             if values.size:
-                axis.plot(steps, values, color=colour, label=label)
+                axis.plot(steps, values, color=colour, label=label, linestyle=line, linewidth=width)
         _stage_bands(axis, run.stages, names=False)
         axis.set_title("learning rate")
         axis.set_xlabel("step")
@@ -209,8 +214,8 @@ def _values(run: RunData, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential average over about a hundredth of the curve, free of the pull of its first value."""
-    decay = 1 - 1 / max(1.0, len(values) / 100)
+    """Exponential average over about a fiftieth of the curve, free of the pull of its first value."""
+    decay = 1 - 1 / max(1.0, len(values) / 50)
     smoothed = np.zeros_like(values)
     average, weight = 0.0, 0.0
     for index, value in enumerate(values):

@@ -43,8 +43,9 @@ def _print_losses(out: Console, run: RunData) -> None:
     rows = loss_table(run)
     if not rows:
         return
-    table = _table("Held-out losses after each stage and in the evaluation, nats per token", "sequences")
-    for name in [*(stage.name for stage in run.stages), "evaluation", "bigram", "ratio"]:
+    table = _table("Held-out losses after each stage, nats per token", "sequences")
+    evaluated = run.evaluation is not None
+    for name in [*(stage.name for stage in run.stages), *(("evaluation", "bigram", "ratio") if evaluated else ())]:
         table.add_column(name, justify="right")
     previous = None
     for row in rows:
@@ -55,7 +56,8 @@ def _print_losses(out: Console, run: RunData) -> None:
         stages = [nats(row["stages"].get(stage.name)) for stage in run.stages]
         same = row["strategy"] == row["modality"]
         label = row["strategy"] if same else f"{row['strategy']}, {row['modality']}"
-        table.add_row(f"  {label}", *stages, nats(row["final"]), nats(row["bigram"]), ratio)
+        final = (nats(row["final"]), nats(row["bigram"]), ratio) if evaluated else ()
+        table.add_row(f"  {label}", *stages, *final)
     out.print(table)
 
 
