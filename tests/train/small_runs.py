@@ -81,6 +81,7 @@ def write_config(folder: Path, sets: Path, name: str = "small") -> Path:
             "stages": stages,
             "validation": {"every_steps": 5, "sequences": 9, "sets": ["held"]},
             "log_every_steps": 1,
+            "cpu_threads": 1,
         },
         "deepspeed": {"zero_stage": 1},
         "checkpoint": {"every_steps": 4, "keep_last": 20},

@@ -2,11 +2,14 @@
 
 import contextlib
 import gc
+import itertools
 import logging
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tolktrain.checkpoint.random_states import restore_random_states
@@ -158,7 +161,6 @@ def _run_one_stage(
     engine = Engine(model, plan.config, config, layout)
     if position.is_inside(plan) and position.folder is not None:
         engine.restore_moments(*read_moments(position.folder), position.state["adam_updates"])
-    _set_random_states(config, position)
     loader = StageLoader(
         config,
         plan.config.mixture,
@@ -172,7 +174,9 @@ def _run_one_stage(
     run = StageRun(plan, engine, position.step)
     try:
         with loader:
-            run_stage(run, loader, callbacks)
+            first = next(loader)  # starting a loader draws from torch's generator
+            _set_random_states(config, position)
+            run_stage(run, itertools.chain([first], loader), callbacks)
     finally:
         engine.close()
         del engine
@@ -194,8 +198,10 @@ def _build_model(setting: Setting, position: Position) -> SmolTolk:
 
 
 def _set_random_states(config: Config, position: Position) -> None:
-    """As they were when the checkpoint was written, whatever building model and engine has drawn since."""
+    """As they were when the checkpoint was written, whatever was drawn since to set up the stage."""
     if position.folder is None:
+        random.seed(config.run.seed)
+        np.random.seed(config.run.seed % 2**32)
         torch.manual_seed(config.run.seed)
     else:
         restore_random_states(position.state["random_states"])
