@@ -112,7 +112,11 @@ def _reached(run_dir: Path, step: int) -> bool:
 
 
 def test_a_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, sets: Path, uninterrupted: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    sets: Path,
+    uninterrupted: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_dir = tmp_path / "runs" / "small"
     shutil.copytree(uninterrupted, run_dir)
@@ -124,6 +128,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         shard.write_bytes(bytes(content))
     assert train(config) == 0
     assert "step-00000008/first_moments/shard-00001" in caplog.text
+    assert "step-00000008/first_moments/shard-00001" in capsys.readouterr().err
     assert_same_run(run_dir, uninterrupted)
     damaged = sorted(path.name for path in (run_dir / "checkpoints").glob("*.damaged"))
     assert damaged == ["step-00000008.damaged", f"step-{NUM_STEPS:08d}.damaged"]

@@ -3,6 +3,9 @@
 import importlib
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -20,22 +23,36 @@ def set_threads(layout: Layout, cpu_threads: int | None) -> None:
         torch.set_num_threads(cpu_threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
 
 
-def log_to(run_dir: Path, rank: int) -> logging.Handler:
-    """Append this rank's log to logs/rank-<rank>.log; detach the returned handler with `stop_logging`."""
+@contextmanager
+def logging_to(run_dir: Path, rank: int) -> Iterator[None]:
+    """Append this rank's log to logs/rank-<rank>.log; rank 0 shows its warnings on the terminal too."""
     folder = run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / f"rank-{rank:05d}.log")
-    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    logging.getLogger("tolktrain").setLevel(logging.INFO)
-    return handler
+    handlers: list[logging.Handler] = [logging.FileHandler(folder / f"rank-{rank:05d}.log")]
+    handlers[0].setFormatter(logging.Formatter(_LOG_FORMAT))
+    if rank == 0:
+        handlers.append(_Terminal(logging.WARNING))
+    root, own = logging.getLogger(), logging.getLogger("tolktrain")
+    level = own.level
+    own.setLevel(logging.INFO)
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        own.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
 
 
-def stop_logging(handler: logging.Handler) -> None:
-    """Undo `log_to`."""
-    logging.getLogger().removeHandler(handler)
-    handler.close()
+class _Terminal(logging.Handler):
+    """Our own records on stderr, wherever that leads at the time: a progress bar redirects it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message."""
+        if record.name.startswith("tolktrain"):
+            print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
 def import_deepspeed() -> ModuleType:

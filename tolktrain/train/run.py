@@ -36,7 +36,7 @@ from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.callbacks.validation import Validation
 from tolktrain.train.engine import Engine
 from tolktrain.train.loop import Callback, StageRun, run_stage
-from tolktrain.train.process import log_to, set_threads, stop_logging
+from tolktrain.train.process import logging_to, set_threads
 from tolktrain.train.resume import Position, find_position
 from tolktrain.train.rundir import RunDirectory, run_path
 from tolktrain.train.stages import StagePlan, plan_stages, remaining
@@ -104,14 +104,12 @@ def _run_folder(config: Config, layout: Layout) -> Iterator[tuple[Path, Position
 
     try:
         on_rank_zero(layout, open_directory)
-        handler = log_to(run_dir, layout.rank)
-        try:
-            yield run_dir, Position.of(on_rank_zero(layout, find))
-        except Exception:
-            logger.exception("training ends with an error")
-            raise
-        finally:
-            stop_logging(handler)
+        with logging_to(run_dir, layout.rank):
+            try:
+                yield run_dir, Position.of(on_rank_zero(layout, find))
+            except Exception:
+                logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it
+                raise
     finally:
         for opened in directory:
             opened.close()

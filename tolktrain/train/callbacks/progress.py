@@ -1,7 +1,7 @@
 """What a person sees of a run."""
 
-import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -59,7 +59,7 @@ class Display(NoCallback):
         self._seconds_per_step = 0.0
         self._close_bar()
         if self._console.is_terminal and self._layout.rank == 0:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.fields[text]}"))
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task(plan.name, total=plan.num_steps, completed=run.step_in_stage, text="")
             self._bar.start()
@@ -71,9 +71,9 @@ class Display(NoCallback):
         line, *validations = self._metrics.recent
         due = run.step_in_stage % self._config.train.log_every_steps == 0 or run.at_last_step
         if self._bar is not None:
-            self._bar.update(self._task, completed=run.step_in_stage, text=self._progress(run, line))
+            self._bar.update(self._task, completed=run.step_in_stage, text=self._live_progress(run, line))
         elif due:
-            self._console.print(f"  {self._progress(run, line)}")
+            self._console.print(f"  {self._plain_progress(run, line)}")
         for dataset, losses in _by_dataset(validations).items():
             self._console.print(f"  validation on {dataset}: {losses}")
         if run.at_last_step:
@@ -83,16 +83,18 @@ class Display(NoCallback):
         """Give the terminal back."""
         self._close_bar()
 
-    def _progress(self, run: StageRun, line: Line) -> str:
-        losses = [
-            f"{kind} {line[f'{kind}_loss']:.3f}" for kind in ("text", "speech") if line[f"{kind}_loss"] is not None
-        ]
+    def _plain_progress(self, run: StageRun, line: Line) -> str:
+        losses = f"loss {line['loss']:.3f} ({', '.join(_losses(line))})"
+        return f"step {run.step_in_stage:,}/{run.plan.num_steps:,}  {losses}  {self._pace(run, line)}"
+
+    def _live_progress(self, run: StageRun, line: Line) -> str:
+        """Short enough to stand beside the bar in 80 columns."""
+        return f"{run.step_in_stage:,}/{run.plan.num_steps:,}  {'  '.join(_losses(line))}  {self._pace(run, line)}"
+
+    def _pace(self, run: StageRun, line: Line) -> str:
         left = (self._plans[-1].last_step - run.step) * self._seconds_per_step
-        return (
-            f"step {run.step_in_stage:,}/{run.plan.num_steps:,}  loss {line['loss']:.3f} ({', '.join(losses)})"
-            f"  {_short(line['tokens_per_second'])} tokens/s  {time.strftime('%H:%M:%S', time.gmtime(left))} left"
-            + ("  [red]skipped[/red]" if line["skipped"] else "")
-        )
+        skipped = "  [red]skipped[/red]" if line["skipped"] else ""
+        return f"{_short(line['tokens_per_second'])} tokens/s  {timedelta(seconds=round(left))} left{skipped}"
 
     def _sets(self) -> list[str]:
         names = {name for stage in self._config.train.stages for entry in stage.mixture.values() for name in entry.sets}
@@ -107,6 +109,10 @@ class Display(NoCallback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _losses(line: Line) -> list[str]:
+    return [f"{kind} {line[f'{kind}_loss']:.3f}" for kind in ("text", "speech") if line[f"{kind}_loss"] is not None]
 
 
 def _by_dataset(validations: Sequence[Line]) -> dict[str, str]:
