@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from streaming import StreamingDataset
+from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.world import World
 
 from tolktrain.config.data import DataConfig, Mixture, Strategy
@@ -197,7 +198,17 @@ class RecordMixture(StreamingDataset):
             super().prepare_shard(shard_id, blocking)
         except Exception as error:
             self._failure = error
+            # The library leaves the shard marked as on its way: whoever waits for it would wait for ever.
+            self._shard_states[shard_id] = _ShardState.REMOTE
             raise
+
+    def _prepare_thread(self, it: _Iterator) -> None:
+        with _exit_counted(it):
+            super()._prepare_thread(it)
+
+    def _ready_thread(self, it: _Iterator) -> None:
+        with _exit_counted(it):
+            super()._ready_thread(it)
 
     def _resume_incr_epoch(self) -> tuple[int, int]:
         # The library keeps the position in shared memory and leaks a file handle per epoch doing so; here each process
@@ -219,6 +230,16 @@ class RecordMixture(StreamingDataset):
             for path in (self._shared_barrier.filelock_path, self._cache_filelock_path):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
+
+
+@contextlib.contextmanager
+def _exit_counted(it: _Iterator) -> Iterator[None]:
+    """The end of an epoch waits for its threads to report; one that fails does not, and the wait would never end."""
+    try:
+        yield
+    except Exception:
+        it.on_exit()
+        raise
 
 
 def _open_streams(config: DataConfig, plan: MixturePlan, multiple: int) -> tuple[list[RecordStream], tuple[int, ...]]:
