@@ -1,6 +1,7 @@
 """Runs of a model small enough for tests."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -89,8 +90,10 @@ def write_config(folder: Path, sets: Path, name: str = "small") -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
+    # Two ranks may write it at once.
+    own = path.with_suffix(f".{os.getpid()}")
+    own.write_text(yaml.safe_dump(tree))
+    return own.replace(path)
 
 
 def small_config(folder: Path, sets: Path, *overrides: str, name: str = "small") -> Config:

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import itertools
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -172,9 +171,8 @@ def _run_one_stage(
     run = StageRun(plan, engine, position.step)
     try:
         with loader:
-            first = next(loader)  # starting a loader draws from torch's generator
             _set_random_states(config, position)
-            run_stage(run, itertools.chain([first], loader), callbacks)
+            run_stage(run, loader, callbacks)
     finally:
         engine.close()
         del engine
