@@ -17,7 +17,7 @@ TRAIN_VOICES = (
     Voice("en-gb-x-rp+m3", rate=180, pitch=55),
     Voice("en-us+m1", rate=195, pitch=50),
 )
-NEW_VOICES = (Voice("en-us+m7", rate=185, pitch=50), Voice("en-gb-x-rp+f5", rate=190, pitch=45))
+NEW_VOICES = (Voice("en-us+m6", rate=185, pitch=50), Voice("en-gb-x-rp+f1", rate=190, pitch=50))
 
 
 @dataclass(frozen=True)

@@ -97,11 +97,14 @@ def build(folder: Path, processes: int, console: Console) -> dict[str, DatasetIn
     return infos
 
 
+def corpus_files(folder: Path) -> list[Path]:
+    """Files of a corpus, without the shards that a reader has unpacked beside the compressed ones."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".mds")
+
+
 def differences(left: Path, right: Path) -> list[str]:
     """Files that only one of two folders has, or whose bytes differ."""
-    files = [
-        {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} for folder in (left, right)
-    ]
+    files = [{str(path.relative_to(folder)) for path in corpus_files(folder)} for folder in (left, right)]
     lines = [f"only in {left}: {name}" for name in sorted(files[0] - files[1])]
     lines += [f"only in {right}: {name}" for name in sorted(files[1] - files[0])]
     both = sorted(files[0] & files[1])
@@ -132,7 +135,7 @@ def create(output: Path, overwrite: bool, processes: int, console: Console) -> N
         if output.exists():
             shutil.rmtree(output)
         os.replace(built, output)
-    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in corpus_files(output))
     console.print(f"{output}: {size / 1e6:.2f} MB")
 
 
@@ -146,7 +149,7 @@ def verify(folder: Path, processes: int, console: Console) -> bool:
         found = differences(folder, built)
     for line in found:
         console.print(line)
-    console.print(f"{folder}: {'the rebuild differs' if found else 'the rebuild gives the same bytes'}")
+    console.print("The rebuild differs." if found else "The rebuild gives the same bytes.")
     return not found
 
 

@@ -1,0 +1,58 @@
+"""Log-mel frames against librosa's, and sound from them."""
+
+import librosa
+import numpy as np
+import pytest
+
+from tolktrain.config.errors import UserError
+from tolktrain.units.mel import LogMelAnalysis
+
+
+def _sweep(seconds: float, rate: int = 16_000) -> np.ndarray:
+    t = np.arange(int(seconds * rate)) / rate
+    return (0.3 * np.sin(2 * np.pi * (200 * t + 700 * t**2))).astype(np.float32)
+
+
+@pytest.mark.parametrize("window", [400, 640, 1024])
+def test_frames_are_librosas(window: int) -> None:
+    analysis = LogMelAnalysis(window=window)
+    sound = _sweep(1.0)
+    frames = analysis.features(sound)
+    # librosa centres frame t on sample t * hop; ours lies on the middle of the hop.
+    shifted = np.concatenate([np.zeros(window // 2 - analysis.hop // 2 if window > analysis.hop else 0), sound])
+    start = max(analysis.hop // 2 - window // 2, 0)
+    padded = np.concatenate([shifted[start:], np.zeros(window)])
+    mels = librosa.feature.melspectrogram(
+        y=padded.astype(np.float64), sr=16_000, n_fft=window, hop_length=analysis.hop, n_mels=80, center=False
+    )
+    expected = np.log(np.maximum(mels.T, analysis.floor))[: len(frames)]
+    assert frames.shape == (25, 80)
+    assert np.abs(frames - expected).max() <= 0.0051
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(0, 0), (1, 1), (640, 1), (641, 2), (6400, 10)])
+def test_number_of_frames(samples: int, frames: int) -> None:
+    analysis = LogMelAnalysis()
+    assert analysis.features(np.zeros(samples, np.float32)).shape == (frames, 80)
+
+
+def test_silence_is_the_floor() -> None:
+    analysis = LogMelAnalysis()
+    frames = analysis.features(np.zeros(3200, np.float32))
+    assert np.allclose(frames, np.log(analysis.floor), atol=0.005)
+
+
+def test_sound_from_frames_has_their_spectrum() -> None:
+    analysis = LogMelAnalysis()
+    frames = analysis.features(_sweep(1.0))
+    sound = analysis.invert(frames)
+    assert sound.shape == (16_000,) and sound.dtype == np.float32
+    assert np.array_equal(sound, analysis.invert(frames))
+    again = analysis.features(sound)
+    assert (np.abs(again.argmax(axis=1) - frames.argmax(axis=1)) <= 1).mean() >= 0.9
+    assert abs(np.log((sound**2).mean() / (_sweep(1.0) ** 2).mean())) < np.log(2)
+
+
+def test_stereo_is_refused() -> None:
+    with pytest.raises(UserError, match="mono"):
+        LogMelAnalysis().features(np.zeros((2, 100), np.float32))
