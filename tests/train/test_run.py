@@ -109,6 +109,24 @@ def test_another_configuration_is_refused_with_its_differences(uninterrupted: Pa
     assert sorted((p, p.stat().st_mtime_ns) for p in run_dir.rglob("*") if p.name != ".lock") == before
 
 
+def test_bad_input_leaves_no_folder_and_deletes_none(uninterrupted: Path, tmp_path: Path, sets: Path) -> None:
+    backbone = tmp_path / "backbone"
+    backbone.mkdir()
+    shapes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    (backbone / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 60, **shapes}))
+    for override, message in (
+        (f"data.sets.held.path={tmp_path / 'absent'}", "absent"),
+        (f"model.backbone={backbone}", "backbone"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(small_config(tmp_path, sets, override))
+        assert not (tmp_path / "runs" / "small").exists()
+    run_dir = copied(uninterrupted, tmp_path)
+    with pytest.raises(UserError, match="absent"):
+        train(small_config(tmp_path, sets, "run.restart=true", f"data.sets.held.path={tmp_path / 'absent'}"))
+    assert read_metrics(run_dir) == read_metrics(uninterrupted)
+
+
 def test_restart_begins_anew(uninterrupted: Path, tmp_path: Path, sets: Path) -> None:
     run_dir = copied(uninterrupted, tmp_path)
     (run_dir / "report.html").write_text("old")

@@ -1,11 +1,15 @@
 """The one way in to megatron-core.
 
-Everything of ours imports megatron through here, because its first import warns three times that optional packages are
-missing, which says nothing to a user.
+Everything of ours imports megatron through here, because its first import warns that optional packages, or the GPU of
+a machine with CUDA's compiler, are missing, which says nothing to a user.
 """
 
+import logging
 import warnings
 
+_extensions = logging.getLogger("torch.utils.cpp_extension")
+_level = _extensions.level
+_extensions.setLevel(logging.ERROR)
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=r"(Transformer Engine|Apex).* not installed")
     from megatron.core import parallel_state
@@ -19,6 +23,8 @@ with warnings.catch_warnings():
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
     from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+_extensions.setLevel(_level)
 
 __all__ = [
     "AttnMaskType",

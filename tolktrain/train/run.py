@@ -18,6 +18,7 @@ from tolktrain.cluster.signals import EXIT_PREEMPTED
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
 from tolktrain.config.deepspeed import build_deepspeed_config
+from tolktrain.config.errors import UserError
 from tolktrain.data.batch import Batch
 from tolktrain.data.checks import check_data
 from tolktrain.data.loader import StageLoader, validation_batches
@@ -77,6 +78,8 @@ def train(config: Config, stop: Stop | None = None) -> int:
     set_threads(layout, config.train.cpu_threads)
     build_deepspeed_config(config, layout.data_size)  # for its complaints, before a folder exists
     architecture = Architecture.from_config(config.model)
+    if config.run.restart:
+        check_data(config, architecture.text_vocab_size, verify_files=False)  # before the old run is deleted
     with _run_folder(config, layout) as (run_dir, position):
         position.check_architecture(architecture)
         if not remaining(plans, position.step):
@@ -109,6 +112,10 @@ def _run_folder(config: Config, layout: Layout) -> Iterator[tuple[Path, Position
             except Exception:
                 logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it
                 raise
+    except UserError:
+        for opened in directory:
+            opened.discard_unused()
+        raise
     finally:
         for opened in directory:
             opened.close()

@@ -13,6 +13,7 @@ import yaml
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
 from tolktrain.config.load import dump_config
+from tolktrain.train.metrics import last_step
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
@@ -45,9 +46,10 @@ logger = logging.getLogger(__name__)
 class RunDirectory:
     """The folder of a run, held by one training at a time. For rank 0 alone; the others know the path."""
 
-    def __init__(self, path: Path, lock: Any, previous: dict[str, Any] | None) -> None:
+    def __init__(self, path: Path, lock: Any, previous: dict[str, Any] | None, is_new: bool) -> None:
         self.path = path
         self.previous = previous  # configuration of the earlier start, None for a fresh run
+        self.is_new = is_new  # not even the folder was there
         self._lock = lock
 
     @classmethod
@@ -57,6 +59,7 @@ class RunDirectory:
         Raises UserError when another training holds it, or it belongs to a run of another configuration.
         """
         path = run_path(config)
+        is_new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
@@ -71,11 +74,16 @@ class RunDirectory:
         replacement = path / f".tmp-{CONFIG_FILE}"
         replacement.write_text(dump_config(config), encoding="utf-8")
         os.replace(replacement, path / CONFIG_FILE)
-        return cls(path, lock, previous)
+        return cls(path, lock, previous, is_new)
 
     def close(self) -> None:
         """Let another training have the folder."""
         self._lock.close()
+
+    def discard_unused(self) -> None:
+        """Remove the folder if it was made for this start and no step has been logged in it."""
+        if self.is_new and last_step(self.path) == 0:
+            shutil.rmtree(self.path)
 
 
 def run_path(config: Config) -> Path:
