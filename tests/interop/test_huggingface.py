@@ -1,6 +1,7 @@
 """Backbones from Hugging Face: text logits equal those of transformers; bad checkpoints are named."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,21 @@ def test_missing_shard_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"weight_map": {"x": None}}, "sets weight_map of x to None; expected the name of a"),
+        ({"weight_map": ["x"]}, "is no index of shards"),
+        ([], "is no index of shards"),
+    ],
+)
+def test_bad_index_of_shards_is_refused(content: Any, message: str, tmp_path: Path) -> None:
+    save(tmp_path, {})
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"intermediate_size": 95}, r"has shape \[96, 48\], but config\.json asks for \[95, 48\]"),
@@ -164,6 +180,25 @@ def test_missing_shard_is_refused(tmp_path: Path) -> None:
         ({"attention_bias": True}, "sets attention_bias to True"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "scales rotary angles by 'yarn'"),
         ({"hidden_size": None}, "lacks hidden_size"),
+        ({"num_attention_heads": 0}, r"config\.json sets num_attention_heads to 0; expected a whole number above 0"),
+        ({"num_key_value_heads": 3}, r"config\.json: num_key_value_heads 3 does not divide num_attention_heads 4"),
+        ({"num_key_value_heads": 0}, "sets num_key_value_heads to 0; expected a whole number above 0"),
+        ({"num_key_value_heads": "2"}, "sets num_key_value_heads to '2'; expected a whole number above 0"),
+        ({"num_attention_heads": True}, "sets num_attention_heads to True; expected a whole number above 0"),
+        ({"num_attention_heads": 5, "head_dim": None}, "num_attention_heads 5 does not divide hidden_size 48"),
+        ({"num_attention_heads": 16, "head_dim": None}, "gives heads of width 3, which cannot be rotated"),
+        ({"head_dim": 11}, "head_dim 11 cannot be rotated"),
+        ({"head_dim": -2}, "sets head_dim to -2; expected a whole number above 0"),
+        ({"num_hidden_layers": 2.0}, r"sets num_hidden_layers to 2\.0; expected a whole number above 0"),
+        ({"vocab_size": -5}, "sets vocab_size to -5; expected a whole number above 0"),
+        ({"rms_norm_eps": "x"}, "sets rms_norm_eps to 'x'; expected a number above 0"),
+        ({"initializer_range": [1]}, r"sets initializer_range to \[1\]; expected a number above 0"),
+        ({"rope_theta": "big"}, "sets rope_theta to 'big'; expected a number above 0"),
+        ({"rope_theta": math.nan}, "sets rope_theta to nan; expected a number above 0"),
+        ({"rope_scaling": "llama3"}, "sets rope_scaling to 'llama3'; expected a JSON object"),
+        ({"rope_scaling": {**LLAMA3, "factor": "8"}}, "sets factor to '8'; expected a number above 0"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, r"lacks factor \(a number above 0\)"),
+        ({"tie_word_embeddings": "no"}, "sets tie_word_embeddings to 'no'; expected true or false"),
     ],
 )
 def test_config_that_disagrees_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -27,22 +27,33 @@ class BackboneConfig(StrictModel):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "BackboneConfig":
-        heads, key_value_heads, width = self.num_attention_heads, self.num_key_value_heads, self.hidden_size
-        if width % heads:
-            fitting = [n for n in range(1, 129) if width % n == 0 and width // n % 2 == 0]
-            raise ValueError(f"num_attention_heads {heads} does not divide hidden_size {width}; use one of {fitting}")
-        if width // heads % 2:
-            raise ValueError(
-                f"num_attention_heads {heads} gives heads of width {width // heads}, which cannot be rotated (the width"
-                " must be even); change num_attention_heads or hidden_size"
-            )
-        if heads % key_value_heads:
-            fitting = [n for n in range(1, heads + 1) if heads % n == 0]
-            raise ValueError(
-                f"num_key_value_heads {key_value_heads} does not divide num_attention_heads {heads};"
-                f" use one of {fitting}"
-            )
+        mistake = head_mistake(self.hidden_size, self.num_attention_heads, self.num_key_value_heads)
+        if mistake is not None:
+            raise ValueError(mistake)
         return self
+
+
+def head_mistake(hidden_size: int, heads: int, key_value_heads: int, head_dim: int | None = None) -> str | None:
+    """Why attention cannot be cut into these heads, and the mend; None when it can.
+
+    `head_dim` is the width of a head where it does not follow from the hidden size.
+    """
+    if head_dim is None and hidden_size % heads:
+        fitting = [n for n in range(1, 129) if hidden_size % n == 0 and hidden_size // n % 2 == 0]
+        return f"num_attention_heads {heads} does not divide hidden_size {hidden_size}; use one of {fitting}"
+    if head_dim is not None and head_dim % 2:
+        return f"head_dim {head_dim} cannot be rotated; the width of a head must be even"
+    if head_dim is None and hidden_size // heads % 2:
+        return (
+            f"num_attention_heads {heads} gives heads of width {hidden_size // heads}, which cannot be rotated (the"
+            " width must be even); change num_attention_heads or hidden_size"
+        )
+    if heads % key_value_heads:
+        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+        return (
+            f"num_key_value_heads {key_value_heads} does not divide num_attention_heads {heads}; use one of {fitting}"
+        )
+    return None
 
 
 class SpeechConfig(StrictModel):

@@ -122,10 +122,16 @@ def _files_by_name(folder: Path) -> dict[str, Path]:
     if index.exists():
         try:
             entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"model.backbone: {index} is no index of shards ({error}); download the checkpoint again"
             ) from error
+        for name, file in entries:
+            if not isinstance(file, str):
+                raise UserError(
+                    f"model.backbone: {index} sets weight_map of {name} to {file!r}; expected the name of a"
+                    " *.safetensors file; download the checkpoint again"
+                )
         return {name: folder / file for name, file in entries}
     files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -1,15 +1,16 @@
 """config.json of a Llama-family checkpoint (Hugging Face transformers), and where to find it."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tolktrain.config.errors import UserError
+from tolktrain.config.model import head_mistake
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral")
-_NEEDED_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -75,22 +76,68 @@ def read_llama_config(path: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"model.backbone: {file} holds no JSON object; download the checkpoint again")
     _refuse_unsupported(config, file)
-    heads = config["num_attention_heads"]
     theta, scaling = _rope(config, file)
     return {
-        "hidden_size": config["hidden_size"],
-        "num_layers": config["num_hidden_layers"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
-        "ffn_hidden_size": config["intermediate_size"],
-        "text_vocab_size": config["vocab_size"],
+        **_heads(config, file),
+        "num_layers": _whole(config, "num_hidden_layers", file),
+        "ffn_hidden_size": _whole(config, "intermediate_size", file),
+        "text_vocab_size": _whole(config, "vocab_size", file),
         "rope_theta": theta,
-        "rms_norm_eps": float(config.get("rms_norm_eps", 1e-6)),
-        "tie_text_embeddings": bool(config.get("tie_word_embeddings", False)),
-        "initializer_range": float(config.get("initializer_range", 0.02)),
+        "rms_norm_eps": _number(config, "rms_norm_eps", file, default=1e-6),
+        "tie_text_embeddings": _switch(config, "tie_word_embeddings", file),
+        "initializer_range": _number(config, "initializer_range", file, default=0.02),
         "rope_scaling": scaling,
     }
+
+
+def _heads(config: Mapping[str, Any], file: Path) -> dict[str, int]:
+    hidden_size = _whole(config, "hidden_size", file)
+    heads = _whole(config, "num_attention_heads", file)
+    key_value_heads = _whole(config, "num_key_value_heads", file, default=heads)
+    head_dim = _whole(config, "head_dim", file) if config.get("head_dim") is not None else None
+    mistake = head_mistake(hidden_size, heads, key_value_heads, head_dim)
+    if mistake is not None:
+        raise UserError(f"model.backbone: {file}: {mistake}")
+    return {
+        "hidden_size": hidden_size,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "head_dim": hidden_size // heads if head_dim is None else head_dim,
+    }
+
+
+def _whole(table: Mapping[str, Any], key: str, file: Path, default: int | None = None) -> int:
+    value = _given(table, key, file, default, "a whole number above 0")
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise _wrong(key, value, file, "a whole number above 0")
+    return value
+
+
+def _number(table: Mapping[str, Any], key: str, file: Path, default: float | None = None) -> float:
+    value = _given(table, key, file, default, "a number above 0")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 < value < math.inf):
+        raise _wrong(key, value, file, "a number above 0")
+    return float(value)
+
+
+def _switch(table: Mapping[str, Any], key: str, file: Path) -> bool:
+    value = _given(table, key, file, False, "true or false")
+    if not isinstance(value, bool):
+        raise _wrong(key, value, file, "true or false")
+    return value
+
+
+def _given(table: Mapping[str, Any], key: str, file: Path, default: Any, expected: str) -> Any:
+    value = default if table.get(key) is None else table[key]
+    if value is None:
+        raise UserError(f"model.backbone: {file} lacks {key} ({expected}); download the checkpoint again")
+    return value
+
+
+def _wrong(key: str, value: Any, file: Path, expected: str) -> UserError:
+    return UserError(
+        f"model.backbone: {file} sets {key} to {value!r}; expected {expected}; download the checkpoint again"
+    )
 
 
 def _refuse_unsupported(config: Mapping[str, Any], file: Path) -> None:
@@ -99,11 +146,6 @@ def _refuse_unsupported(config: Mapping[str, Any], file: Path) -> None:
         raise UserError(
             f"model.backbone: {file} has model_type {model_type!r}; only Llama-family decoders"
             f" ({', '.join(SUPPORTED_MODEL_TYPES)}) can be a backbone"
-        )
-    missing = [key for key in _NEEDED_KEYS if not isinstance(config.get(key), int)]
-    if missing:
-        raise UserError(
-            f"model.backbone: {file} lacks {', '.join(missing)} (whole numbers); download the checkpoint again"
         )
     unsupported = {
         "attention_bias": bool(config.get("attention_bias")),
@@ -124,7 +166,10 @@ def _refuse_unsupported(config: Mapping[str, Any], file: Path) -> None:
 def _rope(config: Mapping[str, Any], file: Path) -> tuple[float, RopeScaling | None]:
     # transformers 5 writes one table rope_parameters, earlier versions rope_theta and rope_scaling.
     table = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(table.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    if not isinstance(table, Mapping):
+        key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+        raise _wrong(key, table, file, "a JSON object")
+    theta = _number(table if table.get("rope_theta") is not None else config, "rope_theta", file, default=10_000.0)
     kind = table.get("rope_type", table.get("type", "default"))
     if kind == "default":
         return theta, None
@@ -132,14 +177,9 @@ def _rope(config: Mapping[str, Any], file: Path) -> tuple[float, RopeScaling | N
         raise UserError(
             f"model.backbone: {file} scales rotary angles by {kind!r}; only 'default' and 'llama3' are supported"
         )
-    try:
-        return theta, RopeScaling(
-            factor=float(table["factor"]),
-            low_freq_factor=float(table["low_freq_factor"]),
-            high_freq_factor=float(table["high_freq_factor"]),
-            original_max_position=int(table["original_max_position_embeddings"]),
-        )
-    except KeyError as error:
-        raise UserError(
-            f"model.backbone: {file} scales rotary angles by llama3 but lacks {error}; download the checkpoint again"
-        ) from error
+    return theta, RopeScaling(
+        factor=_number(table, "factor", file),
+        low_freq_factor=_number(table, "low_freq_factor", file),
+        high_freq_factor=_number(table, "high_freq_factor", file),
+        original_max_position=_whole(table, "original_max_position_embeddings", file),
+    )
