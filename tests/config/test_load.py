@@ -60,6 +60,11 @@ def test_overrides_win_in_order_and_make_branches(small: Path) -> None:
     assert config.evaluation.heldout_sets == ("heldout", "third")
 
 
+def test_files_may_define_sets_that_nothing_uses(small: Path) -> None:
+    small.write_text(small.read_text().replace("    heldout:", "    spare: {path: spare}\n    heldout:"))
+    assert load_config(small, ["data.sets.spare.path=/other"]).data.sets["spare"].path == "/other"
+
+
 def test_bases_merge_mappings_and_replace_the_rest(small: Path) -> None:
     Path("sub").mkdir()
     Path("sub/middle.yaml").write_text("base: ../small.yaml\nrun: {seed: 3}\ntrain: {global_batch_size: 16}\n")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tolktrain.config.load import load_config
 from tolktrain.config.mistakes import known_keys
 from tolktrain.config.root import Config
 
@@ -149,6 +150,16 @@ def test_wrong_values(small: Path, mistakes_of: Mistakes, override: str, message
         ),
         ("evaluation.train_set=x", "evaluation.train_set names the data set 'x'"),
         (
+            "data.sets.storiez.path=/nope",
+            "'data.sets.storiez.path=/nope' adds the data set 'storiez', which no mixture, validation or evaluation"
+            " names; did you mean stories?",
+        ),
+        (
+            "data.sets={stories: {path: stories}, xy: {path: xy}}",
+            "'data.sets={stories: {path: stories}, xy: {path: xy}}' adds the data set 'xy', which no mixture,"
+            " validation or evaluation names; the sets that are there: stories",
+        ),
+        (
             "train.stages.0.mixture.text.sets.x=1",
             "train.stages.0.mixture.text.sets.x names the data set 'x', which data.sets does not define",
         ),
@@ -156,6 +167,24 @@ def test_wrong_values(small: Path, mistakes_of: Mistakes, override: str, message
 )
 def test_values_that_do_not_fit_together(small: Path, mistakes_of: Mistakes, override: str, message: str) -> None:
     assert mistakes_of(small, override).startswith(HERE + message)
+
+
+def test_what_evaluation_after_training_needs(small: Path, mistakes_of: Mistakes) -> None:
+    small.write_text(small.read_text() + "evaluation: {after_training: true}\n")
+    start = "  small.yaml:31: evaluation.after_training is true, but"
+    end = "or set evaluation.after_training to false"
+    assert mistakes_of(small).splitlines() == [
+        "small.yaml: 3 mistakes",
+        f"{start} evaluation.heldout_sets is empty; name the data sets to evaluate on, {end}",
+        f"{start} evaluation.prompts is not set; name the folder of the spoken prompts, {end}",
+        f"{start} data.speech_tokenizer is not set; name the folder of the speech tokenizer, {end}",
+    ]
+    given = ["evaluation.heldout_sets=[heldout]", "evaluation.prompts=prompts", "data.speech_tokenizer=tokenizer"]
+    for left_out in given:
+        rest = [override for override in given if override != left_out]
+        assert left_out.split("=")[0] in mistakes_of(small, *rest)
+    assert load_config(small, given).evaluation.after_training
+    assert not load_config(small, ["evaluation.after_training=false"]).evaluation.after_training
 
 
 def test_all_mistakes_are_told_at_once(small: Path, mistakes_of: Mistakes) -> None:

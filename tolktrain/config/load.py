@@ -10,8 +10,9 @@ resolved configuration holds absolute paths, so that it means the same wherever 
 nowhere counts from the working folder. Where output goes (`run.dir`) is relative to the working folder and stays so.
 """
 
+import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,26 @@ from tolktrain.config.base import InputPath
 from tolktrain.config.document import KeyPath, Located, Origin, merge, override, parse, read_document
 from tolktrain.config.errors import UserError
 from tolktrain.config.mistakes import describe, field_at
-from tolktrain.config.root import Config
+from tolktrain.config.root import Config, set_uses
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in the YAML file `path`, with overrides such as `train.max_steps=10` (values are YAML).
 
-    Raises UserError with every mistake, each with its file and line.
+    Raises UserError with every mistake, each with its file and line, or when an override adds a data set that nothing
+    uses.
     """
     tree = _with_bases(Path(path), ())
+    in_files = _set_names(tree)
+    added: dict[str, str] = {}  # data sets that overrides add, with the override
     for text in overrides:
         tree = _override(tree, text)
+        added |= {name: text for name in _set_names(tree) if name not in in_files and name not in added}
     tree = _resolved(tree)
     try:
-        return Config.model_validate(tree.plain())
+        config = Config.model_validate(tree.plain())
+        _refuse_unused(config, added)
+        return config
     except ValidationError as error:
         messages = describe(error.errors(include_url=False), tree, Config)
     if len(messages) == 1:
@@ -94,6 +101,27 @@ def _override(tree: Located, text: str) -> Located:
     if not value.strip():
         raise UserError(f"on the command line: {text!r} has no value; write {dotted}=null to unset it")
     return override(tree, keys, parse(value, None), f"on the command line: {text!r}")
+
+
+def _set_names(tree: Located) -> list[str]:
+    node: Located | None = tree
+    for key in ("data", "sets"):
+        node = node.children.get(key) if node is not None else None
+    return list(node.children) if node is not None and node.is_mapping else []
+
+
+def _refuse_unused(config: Config, added: Mapping[str, str]) -> None:
+    """A set that an override adds and nothing uses is a misspelled one. Shared files may define more than is used."""
+    used = {name for _, name in set_uses(config)}
+    for name, text in added.items():
+        if name not in used and name in config.data.sets:
+            others = sorted(other for other in config.data.sets if other not in added)
+            near = difflib.get_close_matches(name, others, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the sets that are there: {', '.join(others) or 'none'}"
+            raise UserError(
+                f"on the command line: {text!r} adds the data set {name!r}, which no mixture, validation or evaluation"
+                f" names; {hint}"
+            )
 
 
 def _resolved(tree: Located) -> Located:

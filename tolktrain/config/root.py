@@ -1,7 +1,7 @@
 """The whole configuration: one tree, a branch per component."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -72,14 +72,19 @@ class KernelsConfig(StrictModel):
     """Choice of kernels."""
 
     backend: Literal["auto", "torch"] = Field(
-        default="auto", description="Implementation of pooling and adapters; auto takes the fastest that is available."
+        default="auto",
+        description="Implementation of pooling and adapters: torch is the only one there is, and what auto takes.",
     )
 
 
 class EvaluationConfig(StrictModel):
     """What is measured and shown when training is done."""
 
-    after_training: bool = Field(default=False, description="Whether train ends with evaluate, generate and report.")
+    after_training: bool = Field(
+        default=False,
+        description="Whether train ends with evaluate, generate and report; needs heldout_sets, prompts and"
+        " data.speech_tokenizer.",
+    )
     train_set: str | None = Field(default=None, description="Data set the n-gram baselines are fitted on.")
     baseline_records: int = Field(
         default=20_000, gt=0, description="First records of train_set that baselines and unit durations are taken from."
@@ -113,13 +118,22 @@ class Config(StrictModel):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
-        mistakes = [*_unknown_sets(self), *_indivisible(self)]
+        mistakes = [*_unknown_sets(self), *_indivisible(self), *_missing_for_evaluation(self)]
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
 
+    def follow_up_settings(self) -> dict[str, Any]:
+        """Plain values that evaluation and samples depend on besides the checkpoint and what a run cannot change."""
+        return {
+            "evaluation": self.evaluation.model_dump(mode="json", exclude={"after_training"}),
+            "text_tokenizer": self.data.text_tokenizer,
+            "speech_tokenizer": self.data.speech_tokenizer,
+        }
 
-def _unknown_sets(config: Config) -> list[str]:
+
+def set_uses(config: Config) -> list[tuple[str, str]]:
+    """Each place that names a data set, as (dotted key, name)."""
     used = [
         (f"train.stages.{i}.mixture.{strategy}.sets.{name}", name)
         for i, stage in enumerate(config.train.stages)
@@ -129,11 +143,31 @@ def _unknown_sets(config: Config) -> list[str]:
     used += [(f"train.validation.sets.{i}", name) for i, name in enumerate(config.train.validation.sets)]
     used += [(f"evaluation.heldout_sets.{i}", name) for i, name in enumerate(config.evaluation.heldout_sets)]
     used += [("evaluation.train_set", config.evaluation.train_set)] if config.evaluation.train_set else []
+    return used
+
+
+def _unknown_sets(config: Config) -> list[str]:
     known = ", ".join(sorted(config.data.sets)) or "none"
     return [
         f"{key} names the data set {name!r}, which data.sets does not define; it defines {known}"
-        for key, name in used
+        for key, name in set_uses(config)
         if name not in config.data.sets
+    ]
+
+
+def _missing_for_evaluation(config: Config) -> list[str]:
+    """What `evaluation.after_training` needs and is not there; found now, not when training is done."""
+    if not config.evaluation.after_training:
+        return []
+    parts = [
+        ("evaluation.heldout_sets is empty", config.evaluation.heldout_sets, "name the data sets to evaluate on"),
+        ("evaluation.prompts is not set", config.evaluation.prompts, "name the folder of the spoken prompts"),
+        ("data.speech_tokenizer is not set", config.data.speech_tokenizer, "name the folder of the speech tokenizer"),
+    ]
+    return [
+        f"evaluation.after_training is true, but {missing}; {mend}, or set evaluation.after_training to false"
+        for missing, value, mend in parts
+        if not value
     ]
 
 

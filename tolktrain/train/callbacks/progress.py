@@ -41,6 +41,7 @@ class Display(NoCallback):
         say = self._console.print
         say(f"[bold]{self._config.run.name}[/bold]: {_short(total)} parameters ({parts})")
         say(f"layout: {ranks} on {device}, {self._config.train.precision}, ZeRO {zero_stage}")
+        say(f"kernels: {_kernels(self._config)}")
         say(f"data: {', '.join(self._sets())}")
         say(f"folder: {run_dir}" + (f", going on after step {step}" if step else ""))
 
@@ -109,6 +110,12 @@ class Display(NoCallback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _kernels(config: Config) -> str:
+    """The kernels that run, and why these."""
+    why = "the only ones there are" if config.kernels.backend == "auto" else "as configured"
+    return f"torch, {why} (kernels.backend is {config.kernels.backend})"
 
 
 def _losses(line: Line) -> list[str]:
