@@ -120,11 +120,26 @@ def test_bad_input_leaves_no_folder_and_deletes_none(uninterrupted: Path, tmp_pa
     ):
         with pytest.raises(UserError, match=message):
             train(small_config(tmp_path, sets, override))
-        assert not (tmp_path / "runs" / "small").exists()
+        assert not (tmp_path / "runs").exists()
     run_dir = copied(uninterrupted, tmp_path)
+    broken = shutil.copytree(sets, tmp_path / "broken")
+    shard = broken / "train" / "shard.00000.mds.zstd"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    for override, message in (
+        (f"data.sets.train.path={broken / 'train'}", "shard.00000"),
+        (f"model.backbone={backbone}", "backbone"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(small_config(tmp_path, sets, "run.restart=true", override))
+        assert read_metrics(run_dir) == read_metrics(uninterrupted)
+        assert (run_dir / "checkpoints" / "latest").exists()
+
+
+def test_a_refused_start_does_not_occupy_the_folder(tmp_path: Path, sets: Path) -> None:
+    (tmp_path / "runs" / "small").mkdir(parents=True)
     with pytest.raises(UserError, match="absent"):
-        train(small_config(tmp_path, sets, "run.restart=true", f"data.sets.held.path={tmp_path / 'absent'}"))
-    assert read_metrics(run_dir) == read_metrics(uninterrupted)
+        train(small_config(tmp_path, sets, f"data.sets.held.path={tmp_path / 'absent'}"))
+    assert train(small_config(tmp_path, sets, "train.max_steps=1")) == 0
 
 
 def test_restart_begins_anew(uninterrupted: Path, tmp_path: Path, sets: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from tolktrain.cluster.signals import reset_signals_in_worker
 from tolktrain.config import Config
 from tolktrain.config.data import DatasetConfig, InterleavingConfig, Mixture, Strategy
 from tolktrain.config.errors import UserError
@@ -94,6 +95,10 @@ class StageLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _start_worker(number: int) -> None:
+    reset_signals_in_worker()
 
 
 class _MicroBatches(IterableDataset[Batch]):

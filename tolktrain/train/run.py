@@ -4,7 +4,7 @@ import contextlib
 import gc
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from tolktrain.cluster.signals import EXIT_PREEMPTED
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
 from tolktrain.config.deepspeed import build_deepspeed_config
-from tolktrain.config.errors import UserError
 from tolktrain.data.batch import Batch
 from tolktrain.data.checks import check_data
 from tolktrain.data.loader import StageLoader, validation_batches
@@ -78,41 +77,55 @@ def train(config: Config, stop: Stop | None = None) -> int:
     set_threads(layout, config.train.cpu_threads)
     build_deepspeed_config(config, layout.data_size)  # for its complaints, before a folder exists
     architecture = Architecture.from_config(config.model)
-    if config.run.restart:
-        check_data(config, architecture.text_vocab_size, verify_files=False)  # before the old run is deleted
-    with _run_folder(config, layout) as (run_dir, position):
-        position.check_architecture(architecture)
-        if not remaining(plans, position.step):
+    with _run_folder(config, layout) as folder:
+        folder.position.check_architecture(architecture)
+        if not remaining(plans, folder.position.step):
+            folder.begin()
             if layout.rank == 0:
-                print(f"{run_dir} is complete: {position.step} steps are done; nothing to train")
+                print(f"{folder.path} is complete: {folder.position.step} steps are done; nothing to train")
             return EXIT_DONE
         vocabulary = check_data(config, architecture.text_vocab_size, verify_files=layout.local_rank == 0)
-        store = CheckpointStore(run_dir, config.checkpoint.keep_last, layout.rank)
+        store = CheckpointStore(folder.path, config.checkpoint.keep_last, layout.rank)
         setting = Setting(config, layout, architecture, vocabulary, store)
-        return _run_stages(setting, plans, run_dir, position, stop)
+        return _run_stages(setting, plans, folder, stop)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """The run's folder as all ranks see it."""
+
+    path: Path
+    position: Position
+    begin: Callable[[], None]  # collective: from here on the folder is this run's; nothing was changed before
 
 
 @contextlib.contextmanager
-def _run_folder(config: Config, layout: Layout) -> Iterator[tuple[Path, Position]]:
+def _run_folder(config: Config, layout: Layout) -> Iterator[_Folder]:
     """The run's folder, locked and with this rank's log open, and where the run goes on."""
     run_dir = run_path(config)
+    store = CheckpointStore(run_dir, config.checkpoint.keep_last)
     directory: list[RunDirectory] = []  # of rank 0
 
     def open_directory() -> None:
         directory.append(RunDirectory.open(config))
 
     def find() -> Path | None:
-        return find_position(run_dir, CheckpointStore(run_dir, config.checkpoint.keep_last), directory[0].previous)
+        return None if directory[0].starts_anew else find_position(run_dir, store, directory[0].previous)
+
+    def begin() -> None:
+        directory[0].begin()
+        store.prepare()
 
     try:
         on_rank_zero(layout, open_directory)
         with logging_to(run_dir, layout.rank):
             try:
-                yield run_dir, Position.of(on_rank_zero(layout, find))
+                position = Position.of(on_rank_zero(layout, find))
+                yield _Folder(run_dir, position, lambda: on_rank_zero(layout, begin))
             except Exception:
                 logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it
                 raise
-    except UserError:
+    except BaseException:
         for opened in directory:
             opened.discard_unused()
         raise
@@ -121,11 +134,11 @@ def _run_folder(config: Config, layout: Layout) -> Iterator[tuple[Path, Position
             opened.close()
 
 
-def _run_stages(
-    setting: Setting, plans: Sequence[StagePlan], run_dir: Path, position: Position, stop: Stop | None
-) -> int:
-    config, layout = setting.config, setting.layout
-    metrics = MetricsLog(config, run_dir, position.step, layout.rank)
+def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, stop: Stop | None) -> int:
+    config, layout, position = setting.config, setting.layout, folder.position
+    model: SmolTolk | None = _build_model(setting, position)  # notices a backbone that cannot be read
+    folder.begin()
+    metrics = MetricsLog(config, folder.path, position.step, layout.rank)
     display = Display(config, plans, metrics, layout)
     # In this order: a checkpoint comes after all lines of its step are written and all ranks know whether to stop.
     callbacks: list[Callback] = [
@@ -138,13 +151,12 @@ def _run_stages(
     ]
     stopped = False
     try:
-        for number, plan in enumerate(remaining(plans, position.step)):
-            model = _build_model(setting, position)
-            if number == 0:
-                zero_stage = build_deepspeed_config(config, layout.data_size)["zero_optimization"]["stage"]
-                display.show_header(run_dir, _count_parameters(model), zero_stage, position.step)
+        zero_stage = build_deepspeed_config(config, layout.data_size)["zero_optimization"]["stage"]
+        display.show_header(folder.path, _count_parameters(model), zero_stage, position.step)
+        for plan in remaining(plans, position.step):
+            model = _build_model(setting, position) if model is None else model
             stopped = _run_one_stage(setting, plan, position, model, callbacks)
-            position = Position.of(setting.store.newest())
+            model, position = None, Position.of(setting.store.newest())
             if stopped:
                 break
     finally:
@@ -153,7 +165,7 @@ def _run_stages(
     if stopped and remaining(plans, position.step):
         display.say(f"stopped after step {position.step} with a checkpoint; the same command goes on from there")
         return EXIT_PREEMPTED
-    display.say(f"trained: {position.step:,} steps, in {run_dir}")
+    display.say(f"trained: {position.step:,} steps, in {folder.path}")
     return EXIT_DONE
 
 
@@ -208,10 +220,6 @@ def _set_random_states(config: Config, position: Position) -> None:
         torch.manual_seed(config.run.seed)
     else:
         restore_random_states(position.state["random_states"])
-
-
-def _validation_source(setting: Setting) -> "_ValidationSource":
-    return _ValidationSource(setting)
 
 
 class _ValidationSource:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
 from tolktrain.config.load import dump_config
@@ -17,6 +18,7 @@ from tolktrain.train.metrics import last_step
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
+LOG_FOLDER = "logs"
 
 # What may change from one start of a run to the next: it decides neither what is learned nor in which order.
 FREE_KEYS = (
@@ -44,46 +46,59 @@ logger = logging.getLogger(__name__)
 
 
 class RunDirectory:
-    """The folder of a run, held by one training at a time. For rank 0 alone; the others know the path."""
+    """The folder of a run, held by one training at a time. For rank 0 alone; the others know the path.
 
-    def __init__(self, path: Path, lock: Any, previous: dict[str, Any] | None, is_new: bool) -> None:
-        self.path = path
-        self.previous = previous  # configuration of the earlier start, None for a fresh run
-        self.is_new = is_new  # not even the folder was there
+    `open` changes nothing that was there; `begin` does, when all input has been found sound.
+    """
+
+    def __init__(self, config: Config, lock: Any, previous: dict[str, Any] | None, created: list[Path]) -> None:
+        self.path = run_path(config)
+        self.previous = previous  # configuration of the earlier start that this one goes on with, None for a fresh run
+        self.starts_anew = config.run.restart and _may_restart()
+        self._config = config
         self._lock = lock
+        self._created = created
 
     @classmethod
     def open(cls, config: Config) -> "RunDirectory":
-        """Create or find the folder and write config.yaml.
+        """Create or find the folder.
 
         Raises UserError when another training holds it, or it belongs to a run of another configuration.
         """
         path = run_path(config)
-        is_new = not path.exists()
+        created = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
         except OSError as error:
             raise UserError(f"run.dir: cannot write to {path}: {error}") from None
-        previous = _read_previous(path)
-        if config.run.restart and _may_restart():
-            _clear(path, previous is not None)
-            previous = None
-        if previous is not None:
-            _refuse_other(path, previous, config.model_dump(mode="json"))
-        replacement = path / f".tmp-{CONFIG_FILE}"
-        replacement.write_text(dump_config(config), encoding="utf-8")
-        os.replace(replacement, path / CONFIG_FILE)
-        return cls(path, lock, previous, is_new)
+        try:
+            previous = None if config.run.restart and _may_restart() else _read_previous(path)
+            if previous is not None:
+                _refuse_other(path, previous, config.model_dump(mode="json"))
+        except UserError:
+            lock.close()
+            raise
+        return cls(config, lock, previous, created)
+
+    def begin(self) -> None:
+        """Empty the folder if the run starts anew, and write config.yaml."""
+        if self.starts_anew:
+            _clear(self.path)
+        replacement = self.path / f".tmp-{CONFIG_FILE}"
+        replacement.write_text(dump_config(self._config), encoding="utf-8")
+        os.replace(replacement, self.path / CONFIG_FILE)
 
     def close(self) -> None:
         """Let another training have the folder."""
         self._lock.close()
 
     def discard_unused(self) -> None:
-        """Remove the folder if it was made for this start and no step has been logged in it."""
-        if self.is_new and last_step(self.path) == 0:
+        """Remove the folders that were made for this start, if no step has been logged."""
+        if self.path in self._created and last_step(self.path) == 0:
             shutil.rmtree(self.path)
+            for parent in self._created[1:]:
+                parent.rmdir()
 
 
 def run_path(config: Config) -> Path:
@@ -134,8 +149,9 @@ def _lock(path: Path) -> Any:
 
 
 def _read_previous(path: Path) -> dict[str, Any] | None:
+    """The configuration of the run that is there; a start that never came to a step left none."""
     file = path / CONFIG_FILE
-    if not file.exists():
+    if not file.exists() or not (last_step(path) or CheckpointStore(path, keep_last=1).was_used()):
         return None
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -146,9 +162,9 @@ def _read_previous(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _clear(path: Path, is_run: bool) -> None:
-    entries = [entry for entry in path.iterdir() if entry.name != LOCK_FILE]
-    if entries and not is_run:
+def _clear(path: Path) -> None:
+    entries = [entry for entry in path.iterdir() if entry.name not in (LOCK_FILE, LOG_FOLDER)]
+    if entries and not (path / CONFIG_FILE).exists():
         raise UserError(f"run.restart would delete {path}, which is not the folder of a run (it has no {CONFIG_FILE})")
     # config.yaml goes last, so that a restart that was interrupted still finds the folder of a run.
     for entry in sorted(entries, key=lambda entry: entry.name == CONFIG_FILE):
