@@ -1,5 +1,6 @@
 """What is installed, and the files around it."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import zipfile
 from importlib import metadata
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -74,6 +76,44 @@ def test_every_requirement_is_pinned_for_every_python() -> None:
             continue
         markers = sorted(pin.partition(";")[2].strip() for pin in pins if _name(pin) == name)
         assert markers in ([""], ['python_version < "3.11"', 'python_version >= "3.11"']), name
+
+
+def _declared() -> set[str]:
+    """Requirements in setup.py, those of the extra dev left out."""
+    call = next(node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if _is_setup(node))
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    extras = ast.literal_eval(given["extras_require"])
+    lists = [ast.literal_eval(given["install_requires"]), *(extras[name] for name in ("gpu", "audio"))]
+    return {_name(requirement) for requirements in lists for requirement in requirements}
+
+
+def _is_setup(node: ast.AST) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setup"
+
+
+def _imported() -> dict[str, str]:
+    """Every foreign top-level module that the package imports, with a file that does."""
+    found: dict[str, str] = {}
+    for folder in ("tolktrain", "kernels"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and node.level == 0:
+                    names.append(str(node.module))
+                found |= {name.split(".")[0]: file.name for name in names}
+    own = {"tolktrain", "tolktrain_kernels"}
+    return {name: file for name, file in found.items() if name not in own | set(sys.stdlib_module_names)}
+
+
+def test_everything_that_is_imported_is_required() -> None:
+    declared, distributions = _declared(), metadata.packages_distributions()
+    optional = {"wandb"}  # asked for by configuration; a message says how to install it
+    missing = {
+        name: file
+        for name, file in _imported().items()
+        if name not in optional and not declared & {_name(item) for item in distributions.get(name, [name])}
+    }
+    assert missing == {}
 
 
 def test_the_installed_versions_are_the_pinned_ones() -> None:

@@ -1,0 +1,56 @@
+"""The commands that the documentation shows name configurations and keys that there are."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tolktrain.config.load import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [file for file in (ROOT / "README.md", ROOT / "launch" / "README.md") if file.exists()]
+VERBS = ("train", "evaluate", "generate", "report", "config")
+
+
+def configurations(markdown: str) -> list[list[str]]:
+    """Configuration and overrides of every command in a fenced bash block, or in backticks, that names a YAML file."""
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", markdown, re.DOTALL) for line in block.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", markdown)
+    found = []
+    for line in lines:
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:
+            continue  # prose between backticks, not a command
+        ours = any(word == "tolktrain" and after in VERBS for word, after in zip(words, words[1:], strict=False))
+        if ours or any(word.endswith("pretrain.sbatch") for word in words):
+            places = [i for i, word in enumerate(words) if word.endswith((".yaml", ".yml"))]
+            if places:
+                found.append([word for word in words[places[0] :] if not word.startswith("-")])
+    return found
+
+
+COMMANDS = [
+    pytest.param(command, id=f"{file.relative_to(ROOT)}: {' '.join(command)}")
+    for file in DOCUMENTS
+    for command in configurations(file.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_documented_command_has_a_sound_configuration(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    path, *overrides = command
+    assert load_config(path, overrides).run.name
+
+
+def test_commands_are_found_where_they_stand() -> None:
+    text = (
+        "```bash\ntolktrain config a.yaml   # what is resolved\n"
+        "NPROC=2 bash launch/pretrain.sbatch b.yaml x.y='{z: 1}'\n"
+        "tolktrain evaluate runs/a\ntolktrain config c.yaml --schema\nls d.yaml\n```\n"
+        "and `tolktrain train e.yaml k=v`, don't\n"
+    )
+    assert configurations(text) == [["a.yaml"], ["b.yaml", "x.y={z: 1}"], ["c.yaml"], ["e.yaml", "k=v"]]
+    assert COMMANDS
