@@ -40,6 +40,7 @@ def test_evaluation_of_a_run(tiny_run: Path) -> None:
     assert found["layers"]["static"] == [0.5, 0.5]
     for modality in ("text", "speech"):
         assert sum(found["layers"][modality]) == pytest.approx(1.0)
+    assert found["settings"] == load_model(tiny_run)[1].follow_up_settings()
     assert len(found["targets"]) == 2 * (2 + 4)
     again = evaluate(tiny_run)
     for key in ("losses", "choices", "layers", "bigram"):

@@ -52,6 +52,11 @@ def test_embedded_prompts(repository: Path) -> None:
         ([], r"prompts\.json must hold a list of objects"),
         ({"file": "a.wav"}, r"prompts\.json must hold a list of objects"),
         ([{"text": "no file"}], "with the key 'file'"),
+        ([{"file": 3}], "with the key 'file'"),
+        (
+            [{"file": "a.wav"}, {"file": "more/a.wav"}],
+            r"lists a\.wav and more/a\.wav, whose samples would have the same names \(a-prompt\.wav\)",
+        ),
         ([{"file": "gone.wav"}], r"gone\.wav is not a readable sound file"),
         ([{"file": "prompts.json"}], r"prompts\.json is not a readable sound file"),
         ([{"file": "silent.wav"}], r"silent\.wav holds no sound"),

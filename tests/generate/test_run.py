@@ -1,6 +1,8 @@
 """A tiny random model speaks after the prompts of the embedded corpus."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +44,7 @@ def test_files_of_a_run(two_prompts: Path) -> None:
     assert sorted(files) == sorted(samples.iterdir()) and len(files) == 2 * 3 + 1
     content = json.loads((samples / "samples.json").read_text())
     assert (content["temperature"], content["top_k"], content["sample_rate"]) == (0.8, 50, 16_000)
+    assert content["settings"] == load_model(two_prompts)[1].follow_up_settings()
     for entry in content["prompts"]:
         sounds = {part: soundfile.read(samples / name) for part, name in entry["files"].items()}
         assert all(rate == 16_000 and np.abs(sound).max() > 0.001 for sound, rate in sounds.values())
@@ -64,6 +67,24 @@ def test_same_seed_gives_the_same_bytes_and_replaces_what_was_there(two_prompts:
     other = {path.name: path.read_bytes() for path in generate(two_prompts)}
     assert other["prompt-1-prompt.wav"] == first["prompt-1-prompt.wav"]
     assert other["prompt-1-continuation.wav"] != first["prompt-1-continuation.wav"]
+
+
+def test_samples_that_cannot_be_put_in_place_leave_the_old_ones(
+    two_prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {path.name: path.read_bytes() for path in generate(two_prompts)}
+    real, samples = os.replace, two_prompts / "samples"
+
+    def replace(source: Path, target: Path) -> None:
+        if target == samples and source.name == "samples":
+            raise OSError(errno.EIO, "Input/output error", str(target))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="Input/output error"):
+        generate(two_prompts)
+    assert {path.name: path.read_bytes() for path in samples.iterdir()} == first
+    assert not list(two_prompts.glob(".tmp*"))
 
 
 def test_padding_does_not_change_what_comes_next(tiny_run: Path) -> None:

@@ -39,9 +39,10 @@ logger = logging.getLogger(__name__)
 def evaluate(run_dir: str | Path) -> dict[str, Any]:
     """Evaluate a run and write evaluation.json into its folder, whole or not at all; returns its content.
 
-    Keys: `format`, `run`, `step`, `stage`, `tokens`, `device`, `parameters` (per group and `total`), `bigram` (training
-    set and weights), `losses` (a row per held-out set and strategy, see `heldout_losses`), `choices` (a row per set and
-    direction, see `choose`), `layers` (pooling weights, see `Scorer.layers`), `targets`, `seconds`.
+    Keys: `format`, `run`, `step`, `stage`, `tokens`, `settings` (see `Config.follow_up_settings`), `device`,
+    `parameters` (per group and `total`), `bigram` (training set and weights), `losses` (a row per held-out set and
+    strategy, see `heldout_losses`), `choices` (a row per set and direction, see `choose`), `layers` (pooling weights,
+    see `Scorer.layers`), `targets`, `seconds`.
 
     Raises UserError when the run has no checkpoint, a data set is missing, or no held-out set is configured.
     """
@@ -61,6 +62,7 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
             "step": int(state.get("step", 0)),
             "stage": _stage_name(config, state),
             "tokens": int(state.get("step", 0)) * config.train.global_batch_size * config.train.sequence_length,
+            "settings": config.follow_up_settings(),
             "device": evaluation.scorer.device_name,
             "parameters": evaluation.scorer.parameters(),
             **evaluation.measure(),

@@ -1,6 +1,5 @@
 """Spoken prompts: a folder of WAV files with prompts.json, which says what they are."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from tolktrain.config.errors import UserError
+from tolktrain.generate.inputs import read_entries
 from tolktrain.units.base import Samples
-
-PROMPTS_FILE = "prompts.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,21 +29,10 @@ def read_prompts(folder: str | Path, sample_rate: int) -> list[Prompt]:
     prompt is a whole utterance, after which the model begins the next one). Sound of several channels is mixed, and of
     another rate resampled.
 
-    Raises UserError when the folder, prompts.json or a sound file is missing or unreadable.
+    Raises UserError when the folder, prompts.json or a sound file is missing or unreadable, or two files have one stem.
     """
     folder = Path(folder)
-    path = folder / PROMPTS_FILE
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(
-            f"{path} cannot be read; evaluation.prompts must name a folder with WAV files and {PROMPTS_FILE}"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); expected a list of objects with the key 'file'") from None
-    if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) and "file" in e for e in entries):
-        raise UserError(f"{path} must hold a list of objects with the key 'file', at least one")
-    return [_read(folder, entry, sample_rate) for entry in entries]
+    return [_read(folder, entry, sample_rate) for entry in read_entries(folder)]
 
 
 def read_sound(path: Path, sample_rate: int) -> Samples:
@@ -68,7 +55,7 @@ def read_sound(path: Path, sample_rate: int) -> Samples:
 
 
 def _read(folder: Path, entry: dict[str, Any], sample_rate: int) -> Prompt:
-    path = folder / str(entry["file"])
+    path = folder / entry["file"]
     return Prompt(
         name=path.stem,
         samples=read_sound(path, sample_rate),

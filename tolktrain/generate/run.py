@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from tolktrain.data.checks import check_data
 from tolktrain.data.folder import RecordFolder, open_records
 from tolktrain.data.sequences import IntArray, Vocabulary
 from tolktrain.generate.durations import DurationTable, fit_durations
+from tolktrain.generate.inputs import TEXT_TOKENIZER_FILE
 from tolktrain.generate.prompts import Prompt, read_prompts
 from tolktrain.generate.sampling import Context, Sampling, sample_speech, sample_text
 from tolktrain.model.inputs import ModelInputs
@@ -40,7 +40,8 @@ def generate(run_dir: str | Path) -> list[Path]:
     For a prompt NAME: NAME-prompt.wav, NAME-resynthesis.wav (the prompt from its units, with its own durations) and
     NAME-continuation.wav (what the model says next, without the prompt; each unit lasts the median of its durations in
     the training records). samples.json lists texts, units and seconds, and the text that the model writes after hearing
-    the prompt. The same checkpoint and seed give the same files. The folder is replaced as a whole.
+    the prompt, and under `settings` what they were made with (`Config.follow_up_settings`). The same checkpoint,
+    settings and seed give the same files. The folder is replaced as a whole.
 
     Raises UserError when the run has no checkpoint, or prompts or tokenizers are missing or do not fit the model.
     """
@@ -65,8 +66,7 @@ def generate(run_dir: str | Path) -> list[Path]:
             content = tools.describe(int(state.get("step", 0))) | {"prompts": entries}
             (aside / SAMPLES_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             folder = Path(run_dir) / SAMPLES_FOLDER
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(aside, folder)
+            _replace_folder(folder, aside, Path(temporary) / "old")
     names = [name for entry in entries for name in entry["files"].values()]
     return [folder / name for name in [*names, SAMPLES_FILE]]
 
@@ -167,6 +167,7 @@ class _Tools:
         settings = self.config.evaluation
         return {
             "step": step,
+            "settings": self.config.follow_up_settings(),
             "temperature": settings.temperature,
             "top_k": settings.top_k,
             "seed": self.config.run.seed,
@@ -186,6 +187,19 @@ class _Tools:
     def _next_logits(self, tokens: Tensor, speech_in: Tensor, lengths: Tensor) -> NextLogits:
         inputs = ModelInputs.for_next(tokens, speech_in, lengths)
         return self.model.next_logits(inputs.to(next(self.model.parameters()).device))
+
+
+def _replace_folder(folder: Path, new: Path, old: Path) -> None:
+    """Put the folder `new` in the place of `folder`, and what was there at `old`; all or nothing."""
+    had_one = os.path.lexists(folder)
+    if had_one:
+        os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        if had_one:
+            os.replace(old, folder)
+        raise
 
 
 def _training_records(config: Config) -> RecordFolder:
@@ -215,9 +229,9 @@ def _text_tokenizer(config: Config, vocabulary: Vocabulary) -> Any:
         return None
     from tokenizers import Tokenizer
 
-    path = Path(config.data.text_tokenizer) / "tokenizer.json"
+    path = Path(config.data.text_tokenizer) / TEXT_TOKENIZER_FILE
     if not path.is_file():
-        raise UserError(f"{path} does not exist; data.text_tokenizer must name a folder with tokenizer.json")
+        raise UserError(f"{path} does not exist; data.text_tokenizer must name a folder with {TEXT_TOKENIZER_FILE}")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises the bare class

@@ -1,0 +1,64 @@
+"""The files that evaluation and generation read besides data sets, checked without importing anything heavy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tolktrain.config import Config
+from tolktrain.config.errors import UserError
+
+PROMPTS_FILE = "prompts.json"
+TEXT_TOKENIZER_FILE = "tokenizer.json"
+SPEECH_TOKENIZER_FILE = "speech_tokenizer.json"
+
+
+def check_inputs(config: Config) -> None:
+    """Whether the prompts and tokenizers that the configuration names are there; those it does not name are not asked.
+
+    Raises UserError when a file is missing, or prompts.json is not as `read_entries` expects it.
+    """
+    if config.evaluation.prompts is not None:
+        folder = Path(config.evaluation.prompts)
+        for entry in read_entries(folder):
+            if not (folder / entry["file"]).is_file():
+                raise UserError(
+                    f"{folder / entry['file']} does not exist, but {folder / PROMPTS_FILE} lists it; restore it, or"
+                    " remove its entry"
+                )
+    tokenizers = {
+        "data.speech_tokenizer": (config.data.speech_tokenizer, SPEECH_TOKENIZER_FILE),
+        "data.text_tokenizer": (config.data.text_tokenizer, TEXT_TOKENIZER_FILE),
+    }
+    for key, (name, file) in tokenizers.items():
+        if name is not None and not (Path(name) / file).is_file():
+            raise UserError(f"{Path(name) / file} does not exist; {key} must name a folder with {file}")
+
+
+def read_entries(folder: Path) -> list[dict[str, Any]]:
+    """The entries of the folder's prompts.json, at least one, each with a `file` whose stem is its alone.
+
+    Raises UserError when prompts.json is missing, unreadable or something else.
+    """
+    path = folder / PROMPTS_FILE
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(
+            f"{path} cannot be read; evaluation.prompts must name a folder with WAV files and {PROMPTS_FILE}"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); expected a list of objects with the key 'file'") from None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} must hold a list of objects with the key 'file', at least one")
+    stems: dict[str, str] = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+            raise UserError(f"{path} must hold a list of objects with the key 'file', the name of a WAV file")
+        stem = Path(entry["file"]).stem
+        if stem in stems:
+            raise UserError(
+                f"{path} lists {stems[stem]} and {entry['file']}, whose samples would have the same names"
+                f" ({stem}-prompt.wav); give every prompt a file name of its own"
+            )
+        stems[stem] = entry["file"]
+    return entries
