@@ -5,11 +5,14 @@ imported.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tolktrain import __version__
 from tolktrain.cluster.environment import ProcessEnvironment, alone
@@ -18,6 +21,7 @@ from tolktrain.config import Config
 from tolktrain.config.errors import UserError
 
 EXIT_DONE = 0
+EXIT_MACHINE = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
@@ -28,8 +32,10 @@ RUN_VERBS = {
 }
 
 EPILOG = """\
-exit codes: 0 done; 2 bad input, the message says what to mend; 75 asked to stop, a checkpoint is written: run the same
-command again. Values of dotted.key=value are YAML, such as train.max_steps=10 or data.sets.mine='{path: /data/mine}'.
+exit codes: 0 done; 1 the machine failed (disk full, no permission: one line with the path, details in the run's log) or
+a defect of the program (a traceback); 2 bad input, the message says what to mend; 75 asked to stop, a checkpoint is
+written: run the same command again; 130 interrupted.
+Values of dotted.key=value are YAML, such as train.max_steps=10 or data.sets.mine='{path: /data/mine}'.
 """
 
 
@@ -40,16 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return verb(parsed)
     except UserError as error:
-        sys.stdout.flush()
-        print(f"{_speaker()}error: {error}", file=sys.stderr)
+        _complain(error)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has left; Python would complain about it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
+    except OSError as error:
+        _complain(_described(error, parsed))
+        return EXIT_MACHINE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,36 +100,62 @@ def _train(parsed: argparse.Namespace) -> int:
     stop = StopRequest()
     stop.install()
     config = _load(parsed)
+    parsed.run_directory = _run_directory(config)
+    if config.evaluation.after_training:
+        from tolktrain.generate.inputs import check_inputs
+
+        check_inputs(config)  # what is missing would end the run hours later
     from tolktrain.train.run import train
 
     code = train(config, stop)
     stop.release()
     environment = ProcessEnvironment.detect()
     if code == EXIT_DONE and config.evaluation.after_training and environment.rank == 0:
-        return _follow_up(_run_directory(config), environment)
+        return _follow_up(config, environment)
     return code
 
 
-def _follow_up(run_directory: Path, environment: ProcessEnvironment) -> int:
-    """Evaluate, generate and report; what is newer than the last checkpoint is kept."""
-    latest = run_directory / "checkpoints" / "latest"
+def _follow_up(config: Config, environment: ProcessEnvironment) -> int:
+    """Evaluate, generate and report; what was made of the last checkpoint with the same settings is kept.
+
+    Bad input of one verb does not keep the next ones from being run.
+    """
+    run_directory = _run_directory(config)
     products = {"evaluate": "evaluation.json", "generate": "samples/samples.json", "report": None}
+    worst = EXIT_DONE
     for verb, product in products.items():
-        if product is not None and _is_newer(run_directory / product, latest):
+        if product is not None and _is_current(run_directory / product, config):
             continue
-        if environment.world_size == 1:
-            _run_verb(verb, run_directory)
-        else:
-            # This process belongs to a group whose other ranks have left; a fresh one stands for itself.
-            command = [sys.executable, "-m", "tolktrain", verb, str(run_directory)]
-            code = subprocess.run(command, env=alone(), check=False).returncode
-            if code != EXIT_DONE:
-                return code
+        code = _run_follow_up(verb, run_directory, environment)
+        if code not in (EXIT_DONE, EXIT_BAD_INPUT):
+            return code
+        worst = max(worst, code)
+    return worst
+
+
+def _run_follow_up(verb: str, run_directory: Path, environment: ProcessEnvironment) -> int:
+    if environment.world_size > 1:
+        # This process belongs to a group whose other ranks have left; a fresh one stands for itself.
+        command = [sys.executable, "-m", "tolktrain", verb, str(run_directory)]
+        return subprocess.run(command, env=alone(), check=False).returncode
+    try:
+        _run_verb(verb, run_directory)
+    except UserError as error:
+        _complain(f"{verb}: {error}")
+        return EXIT_BAD_INPUT
     return EXIT_DONE
 
 
-def _is_newer(product: Path, reference: Path) -> bool:
-    return product.exists() and reference.exists() and product.stat().st_mtime_ns >= reference.stat().st_mtime_ns
+def _is_current(product: Path, config: Config) -> bool:
+    """Whether a product is newer than the last checkpoint and was made with the settings of `config`."""
+    latest = _run_directory(config) / "checkpoints" / "latest"
+    if not (product.exists() and latest.exists() and product.stat().st_mtime_ns >= latest.stat().st_mtime_ns):
+        return False
+    try:
+        content: Any = json.loads(product.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.get("settings") == config.follow_up_settings()
 
 
 def _on_run(parsed: argparse.Namespace) -> int:
@@ -144,6 +174,7 @@ def _on_run(parsed: argparse.Namespace) -> int:
             f"{foreign[0]!r} would have no effect: {parsed.verb} uses the configuration that the run was trained with,"
             f" {directory / 'config.yaml'}"
         )
+    parsed.run_directory = directory
     _run_verb(parsed.verb, directory)
     return EXIT_DONE
 
@@ -167,14 +198,27 @@ def _config(parsed: argparse.Namespace) -> int:
     from tolktrain.config.load import dump_config, schema
 
     if parsed.schema:
-        import json
-
-        print(json.dumps(schema(), indent=2))
+        _print(json.dumps(schema(), indent=2) + "\n")
     elif parsed.config is None:
         raise UserError("name a configuration, such as configs/quickstart.yaml, or ask for --schema")
     else:
-        print(dump_config(_load(parsed)), end="")
+        _print(dump_config(_load(parsed)))
     return EXIT_DONE
+
+
+def _print(text: str) -> None:
+    """Print to a reader who may leave before the end (head, less)."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        _drop_stdout()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _drop_stdout() -> None:
+    """What could not be written would be tried again at exit, with a complaint and another exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _load(parsed: argparse.Namespace) -> Config:
@@ -185,6 +229,43 @@ def _load(parsed: argparse.Namespace) -> Config:
 
 def _run_directory(config: Config) -> Path:
     return Path(config.run.dir) / config.run.name
+
+
+def _complain(message: object) -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_stdout()
+    print(f"{_speaker()}error: {message}", file=sys.stderr, flush=True)
+
+
+def _described(error: OSError, parsed: argparse.Namespace) -> str:
+    """An error of the machine in one line with its path; the traceback goes to the run's log, if it has one."""
+    run_directory: Path | None = getattr(parsed, "run_directory", None)
+    paths = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    # A write that fails does not say where; the run's folder is the likeliest place.
+    place = " -> ".join(paths) or (f"in {run_directory}" if run_directory is not None else "")
+    reason = error.strerror or str(error) or type(error).__name__
+    line = " ".join(f"{place}: {reason}".removeprefix(": ").split())
+    log = _log_file(run_directory) if run_directory is not None else None
+    if log is None:
+        return line
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError:
+        return line
+    return f"{line} (details in {log})"
+
+
+def _log_file(run_directory: Path) -> Path | None:
+    """This rank's log, if training has made one."""
+    try:
+        rank = ProcessEnvironment.detect().rank
+    except UserError:
+        return None
+    log = run_directory / "logs" / f"rank-{rank:05d}.log"
+    return log if log.is_file() else None
 
 
 def _speaker() -> str:

@@ -17,6 +17,7 @@ from tolktrain import cli
 from tolktrain.cluster.signals import StopRequest
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
+from tolktrain.config.load import load_config
 
 HEAVY = ["torch", "deepspeed", "megatron", "streaming", "transformers", "numpy", "tolktrain_kernels"]
 QUICKSTART = str(Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml")
@@ -44,18 +45,20 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stub:
     """Replaces what the verbs do; gives the list of calls. The working folder is an empty one."""
     monkeypatch.chdir(tmp_path)
 
-    def install(code: int = 0, error: BaseException | None = None) -> list[Any]:
+    def install(code: int = 0, error: BaseException | None = None, failing: str = "train") -> list[Any]:
         calls: list[Any] = []
 
         def train(config: Config, stop: StopRequest) -> int:
             calls.append(("train", config, stop))
-            if error is not None:
+            if error is not None and failing == "train":
                 raise error
             return code
 
         def verb(name: str, result: Any) -> Callable[[Path], Any]:
             def call(run_directory: Path) -> Any:
                 calls.append((name, run_directory))
+                if error is not None and failing == name:
+                    raise error
                 return result
 
             return call
@@ -66,9 +69,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stub:
             "generate": verb("generate", [Path("samples/0.wav")]),
             "report": verb("report", Path("report.html")),
         }.items():
-            package = SimpleNamespace(run=SimpleNamespace(**{name: function}))
-            monkeypatch.setitem(sys.modules, f"tolktrain.{name}", package)
-            monkeypatch.setitem(sys.modules, f"tolktrain.{name}.run", package.run)
+            monkeypatch.setitem(sys.modules, f"tolktrain.{name}.run", SimpleNamespace(**{name: function}))
         return calls
 
     return install
@@ -88,7 +89,7 @@ def test_nothing_heavy_is_imported_for_a_quick_answer(arguments: list[str]) -> N
 def test_help_names_the_verbs_and_exit_codes() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for word in ("train", "evaluate", "generate", "report", "config", "exit codes", "75"):
+    for word in ("train", "evaluate", "generate", "report", "config", "exit codes", "1 the machine failed", "75"):
         assert word in done.stdout
 
 
@@ -188,11 +189,52 @@ def test_a_finished_run_is_not_measured_again(stub: Stub) -> None:
     latest, evaluation, samples = (
         folder / name for name in ("checkpoints/latest", "evaluation.json", "samples/samples.json")
     )
+    settings = load_config(QUICKSTART).follow_up_settings()
     for file, time in [(latest, 100), (evaluation, 200), (samples, 50)]:
-        file.write_text("")
+        file.write_text(json.dumps({"settings": settings}))
         os.utime(file, (time, time))
     assert cli.main(["train", QUICKSTART]) == 0
     assert [call[0] for call in calls[1:]] == ["generate", "report"]
+
+
+@pytest.mark.parametrize(
+    "override", ["evaluation.choices=3", "evaluation.heldout_sets=[heldout_voices]", "data.text_tokenizer=null"]
+)
+def test_a_finished_run_is_measured_again_with_other_settings(stub: Stub, override: str) -> None:
+    calls = stub()
+    settings = load_config(QUICKSTART).follow_up_settings()
+    for name in ("checkpoints/latest", "evaluation.json", "samples/samples.json"):
+        file = Path("runs/quickstart") / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"settings": settings}))
+    assert cli.main(["train", QUICKSTART]) == 0
+    assert [call[0] for call in calls] == ["train", "report"]
+    assert cli.main(["train", QUICKSTART, override]) == 0
+    assert [call[0] for call in calls[2:]] == ["train", "evaluate", "generate", "report"]
+    Path("runs/quickstart/evaluation.json").write_text("{cut o")
+    assert cli.main(["train", QUICKSTART]) == 0
+    assert [call[0] for call in calls[6:]] == ["train", "evaluate", "report"]
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "generate"])
+def test_a_report_is_made_also_when_a_verb_before_it_fails(
+    stub: Stub, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    calls = stub(error=UserError("the prompts are gone"), failing=verb)
+    assert cli.main(["train", QUICKSTART]) == 2
+    assert [call[0] for call in calls] == ["train", "evaluate", "generate", "report"]
+    assert capsys.readouterr().err == f"error: {verb}: the prompts are gone\n"
+
+
+@pytest.mark.parametrize("key", ["evaluation.prompts", "data.speech_tokenizer", "data.text_tokenizer"])
+def test_what_follows_training_is_looked_for_before_it(
+    stub: Stub, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    calls = stub()
+    assert cli.main(["train", QUICKSTART, f"{key}=/nowhere"]) == 2
+    assert f"{key} must name" in capsys.readouterr().err
+    assert calls == []
+    assert cli.main(["train", QUICKSTART, f"{key}=/nowhere", "evaluation.after_training=false"]) == 0
 
 
 def test_rank_0_of_several_measures_in_a_process_of_its_own(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +252,7 @@ def test_rank_0_of_several_measures_in_a_process_of_its_own(stub: Stub, monkeypa
     monkeypatch.setattr(subprocess, "run", record)
     assert cli.main(["train", QUICKSTART]) == 2
     assert [call[0] for call in calls] == ["train"]
-    assert commands == [["evaluate", "runs/quickstart"], ["generate", "runs/quickstart"]]
+    assert commands == [[verb, "runs/quickstart"] for verb in ("evaluate", "generate", "report")]
 
 
 def test_errors_of_training(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +264,63 @@ def test_errors_of_training(stub: Stub, capsys: pytest.CaptureFixture[str]) -> N
     stub(error=RuntimeError("a defect keeps its traceback"))
     with pytest.raises(RuntimeError):
         cli.main(["train", QUICKSTART])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(13, "Permission denied", "/data/x"), "error: /data/x: Permission denied"),
+        (OSError(28, "No space left on device"), "error: in runs/quickstart: No space left on device"),
+        (OSError(18, "Invalid cross-device link", "a", None, "b"), "error: a -> b: Invalid cross-device link"),
+        (OSError("of several\nlines"), "error: in runs/quickstart: of several lines"),
+        (BrokenPipeError(32, "Broken pipe"), "error: in runs/quickstart: Broken pipe"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_errors_of_the_machine_give_1_and_one_line(
+    stub: Stub, capsys: pytest.CaptureFixture[str], verb: str, error: OSError, line: str
+) -> None:
+    folder = Path("runs/quickstart")
+    (folder / "logs").mkdir(parents=True)
+    (folder / "config.yaml").write_text("")
+    stub(error=error, failing=verb)
+    assert cli.main([verb, QUICKSTART]) == 1
+    assert capsys.readouterr().err == f"{line}\n"
+    log = folder / "logs" / "rank-00000.log"
+    log.write_text("before\n")
+    assert cli.main([verb, QUICKSTART]) == 1
+    assert capsys.readouterr().err == f"{line} (details in {log})\n"
+    assert log.read_text().startswith("before\nTraceback")
+
+
+def test_a_full_disk_is_no_success() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tolktrain", "config", QUICKSTART],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_no_success(stub: Stub, tmp_path: Path) -> None:
+    code = (
+        "import sys, types\nfrom tolktrain import cli\n"
+        "def train(config, stop):\n"
+        "    sys.stdin.read()\n    print('step 1', flush=True)\n"
+        "sys.modules['tolktrain.train.run'] = types.SimpleNamespace(train=train)\n"
+        f"sys.exit(cli.main(['train', {QUICKSTART!r}]))\n"
+    )
+    options: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, text=True, **options)
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == "error: in runs/quickstart: Broken pipe\n"
+    assert process.wait(20) == 1
+    process.stderr.close()
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "generate", "report"])
