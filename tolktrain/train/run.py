@@ -136,7 +136,7 @@ def _run_folder(config: Config, layout: Layout) -> Iterator[_Folder]:
 
 def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, stop: Stop | None) -> int:
     config, layout, position = setting.config, setting.layout, folder.position
-    model: SmolTolk | None = _build_model(setting, position)  # notices a backbone that cannot be read
+    model = _build_model(setting, position)  # notices a backbone that cannot be read
     folder.begin()
     metrics = MetricsLog(config, folder.path, position.step, layout.rank)
     display = Display(config, plans, metrics, layout)
@@ -153,10 +153,12 @@ def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, s
     try:
         zero_stage = build_deepspeed_config(config, layout.data_size)["zero_optimization"]["stage"]
         display.show_header(folder.path, _count_parameters(model), zero_stage, position.step)
-        for plan in remaining(plans, position.step):
-            model = _build_model(setting, position) if model is None else model
+        stages = remaining(plans, position.step)
+        for plan in stages:
+            if plan is not stages[0]:
+                model = _build_model(setting, position)
             stopped = _run_one_stage(setting, plan, position, model, callbacks)
-            model, position = None, Position.of(setting.store.newest())
+            position = Position.of(setting.store.newest())
             if stopped:
                 break
     finally:
