@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tolktrain.config.errors import UserError
+from tolktrain.parallel import layout
 from tolktrain.parallel.layout import initialize
 
 ALONE = """
@@ -62,3 +64,17 @@ def test_layouts_of_later_versions_are_refused() -> None:
         initialize(tensor=2)
     with pytest.raises(UserError, match="not supported yet"):
         initialize(pipeline=2)
+
+
+def test_a_rank_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 3, "LOCAL_WORLD_SIZE": 4, "MASTER_PORT": 1}
+    for name, value in {**variables, "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, str(value))
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    for visible, device in ((1, 0), (4, 3)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda visible=visible: visible)
+        layout._start_distributed()
+        assert chosen.pop() == device

@@ -37,6 +37,7 @@ from tolktrain.checkpoint.manifest import (
 )
 from tolktrain.checkpoint.tensors import Shares, read_tensors, write_tensors
 from tolktrain.config.errors import UserError
+from tolktrain.parallel.together import on_rank_zero, together
 
 LATEST = "latest"
 STATE = "state.json"
@@ -89,7 +90,7 @@ class CheckpointStore:
         aside = self._folder / f"{_UNFINISHED_PREFIX}{final.name}"
         try:
             self._write(aside, snapshot, shares, state)
-            _on_rank_zero(self._rank, lambda: self._publish(aside, final))
+            on_rank_zero(self._rank, lambda: self._publish(aside, final))
         except BaseException:
             if self._rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -132,14 +133,14 @@ class CheckpointStore:
                 (aside / kind).mkdir(parents=True)
             write_synced(aside / STATE, json.dumps(state, indent=1).encode())
 
-        _on_rank_zero(self._rank, start)
+        on_rank_zero(self._rank, start)
         for kind, tensors in snapshot.kinds().items():
             write_tensors(aside / kind, tensors, shares)
         # Each rank hashes what it wrote while that is still in its page cache.
         mine = [f"{kind}/{path.name}" for kind in snapshot.kinds() for path in self._files_of_rank(aside / kind)]
         digests = digest_files(aside, [*mine, *([STATE] if self._rank == 0 else [])])
         everyone = _gathered(digests)
-        _on_rank_zero(self._rank, lambda: write_manifest(aside, {k: v for part in everyone for k, v in part.items()}))
+        on_rank_zero(self._rank, lambda: write_manifest(aside, {k: v for part in everyone for k, v in part.items()}))
 
     def _files_of_rank(self, folder: Path) -> list[Path]:
         return sorted(folder.glob(f"shard-{self._rank + 1:05d}-*"))
@@ -204,33 +205,12 @@ def read_moments(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return read_tensors(folder / FIRST_MOMENTS), read_tensors(folder / SECOND_MOMENTS)
 
 
-def _on_rank_zero(rank: int, action: Any) -> None:
-    """Run `action` on rank 0 and wait for it everywhere; its failure is raised on every rank."""
-    failure: BaseException | None = None
-    if rank == 0:
-        try:
-            action()
-        except Exception as error:
-            failure = error
-    message = [None if failure is None else f"{type(failure).__name__}: {failure}"]
-    if _together():
-        dist.broadcast_object_list(message, src=0)
-    if failure is not None:
-        raise failure
-    if message[0] is not None:
-        raise RuntimeError(f"rank 0 could not write the checkpoint: {message[0]}")
-
-
 def _gathered(value: dict[str, Any]) -> list[dict[str, Any]]:
-    if not _together():
+    if not together():
         return [value]
     everyone: list[dict[str, Any]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everyone, value)
     return everyone
-
-
-def _together() -> bool:
-    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _remove(path: Path) -> None:

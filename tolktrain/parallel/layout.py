@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed
 
+from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.config.errors import UserError
 from tolktrain.parallel.megatron import parallel_state
 
@@ -75,7 +76,7 @@ def initialize(tensor: int = 1, pipeline: int = 1, sequence_parallel: bool = Fal
 def _start_distributed() -> None:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(ProcessEnvironment.detect().device_index(torch.cuda.device_count()))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         torch.distributed.init_process_group(backend)

@@ -27,6 +27,7 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.naming import load_canonical, parameter_views
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout, initialize
+from tolktrain.parallel.together import on_rank_zero
 from tolktrain.train.callbacks.checkpointing import Checkpointing
 from tolktrain.train.callbacks.guard import DivergenceGuard
 from tolktrain.train.callbacks.progress import Display
@@ -39,7 +40,6 @@ from tolktrain.train.process import logging_to, set_threads
 from tolktrain.train.resume import Position, find_position
 from tolktrain.train.rundir import RunDirectory, run_path
 from tolktrain.train.stages import StagePlan, plan_stages, remaining
-from tolktrain.train.together import on_rank_zero
 
 EXIT_DONE = 0
 
@@ -117,11 +117,11 @@ def _run_folder(config: Config, layout: Layout) -> Iterator[_Folder]:
         store.prepare()
 
     try:
-        on_rank_zero(layout, open_directory)
+        on_rank_zero(layout.rank, open_directory)
         with logging_to(run_dir, layout.rank):
             try:
-                position = Position.of(on_rank_zero(layout, find))
-                yield _Folder(run_dir, position, lambda: on_rank_zero(layout, begin))
+                position = Position.of(on_rank_zero(layout.rank, find))
+                yield _Folder(run_dir, position, lambda: on_rank_zero(layout.rank, begin))
             except Exception:
                 logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it
                 raise

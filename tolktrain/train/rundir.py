@@ -103,10 +103,7 @@ class RunDirectory:
 
 def run_path(config: Config) -> Path:
     """Folder of the run of this configuration."""
-    name = config.run.name
-    if not name or name in (".", "..") or "/" in name:
-        raise UserError(f"run.name {name!r} cannot name a folder; use letters, digits, '-', '_' and '.'")
-    return Path(config.run.dir) / name
+    return Path(config.run.dir) / config.run.name
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

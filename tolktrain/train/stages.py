@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
 from tolktrain.config.training import StageConfig
 
 
@@ -28,9 +27,6 @@ class StagePlan:
 def plan_stages(config: Config) -> list[StagePlan]:
     """All stages that are run; `train.max_steps` may cut the last one short or leave stages out."""
     train = config.train
-    names = [stage.name for stage in train.stages]
-    if len(set(names)) < len(names):
-        raise UserError(f"train.stages: names must differ, since metrics are kept by name; got {names}")
     tokens_per_step = train.global_batch_size * train.sequence_length
     limit = math.inf if train.max_steps is None else train.max_steps
     plans: list[StagePlan] = []
