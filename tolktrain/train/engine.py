@@ -26,9 +26,8 @@ from tolktrain.parallel.layout import Layout
 from tolktrain.train.module import LossCounts, LossModule
 from tolktrain.train.optimizer import Rates, build_optimizer, freeze, set_rates
 from tolktrain.train.process import start_deepspeed
+from tolktrain.train.settings import complete_settings
 from tolktrain.train.states import FIRST_MOMENT, SECOND_MOMENT, OptimizerStates
-
-_NEVER_PRINT = 2**31
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,10 @@ class Engine:
         # A float32 original outlives the rounding to bf16: of trained parameters in the masters, of frozen ones here.
         originals = {n: p.detach().clone() for n, p in model.named_parameters()} if _rounds(config) else {}
         module = LossModule(model, config.model.speech.entropy_weight)
-        self._complete(settings, module)
+        # DeepSpeed's own clipping in float32 without ZeRO does not tell the norm and does not skip bad gradients.
+        self._clips_here = self._zero_stage == 0 and not settings["bf16"]["enabled"]
+        num_trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        complete_settings(settings, num_trained, clips_outside=self._clips_here)
         if self._zero_stage == 3:
             _announce_shared_tables(model)
         self._engine = _initialize(module, optimizer, settings)
@@ -215,26 +217,6 @@ class Engine:
             nn.utils.clip_grads_with_norm_(trained, self._clip_grad_norm, norm)
         self._engine.step()
         return norm.item(), skipped
-
-    def _complete(self, settings: dict[str, Any], module: nn.Module) -> None:
-        """Entries that follow from how the engine is used here."""
-        # DeepSpeed's own clipping in float32 without ZeRO does not tell the norm and does not skip bad gradients.
-        self._clips_here = self._zero_stage == 0 and not settings["bf16"]["enabled"]
-        if self._clips_here:
-            settings["gradient_clipping"] = 0.0
-        settings.setdefault("steps_per_print", _NEVER_PRINT)
-        settings["zero_allow_untested_optimizer"] = True
-        if settings["bf16"]["enabled"]:
-            settings["bf16"] = {**settings["bf16"], "check_grad_overflow": True}
-            if self._zero_stage:
-                types = {"grad_accum_dtype": "fp32", **settings.get("data_types", {})}
-                settings["data_types"] = types
-        if self._zero_stage:
-            # Buckets are allocated in full, however small the model.
-            zero = settings["zero_optimization"]
-            size = max(1, sum(p.numel() for p in module.parameters() if p.requires_grad))
-            for entry in ("reduce_bucket_size", "allgather_bucket_size"):
-                zero[entry] = min(int(zero.get(entry, 500_000_000)), size)
 
 
 def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Any:
