@@ -1,0 +1,29 @@
+"""Entries of DeepSpeed's settings that follow from how the engine is used here."""
+
+from typing import Any
+
+_NEVER_PRINT = 2**31
+_DEFAULT_BUCKET = 500_000_000
+
+
+def complete_settings(settings: dict[str, Any], num_trained: int, clips_outside: bool) -> None:
+    """Add to the settings of `build_deepspeed_config`, in place.
+
+    Args:
+        settings: DeepSpeed's configuration.
+        num_trained: elements of the parameters that this rank trains.
+        clips_outside: whether gradients are clipped by the caller of DeepSpeed.
+    """
+    if clips_outside:
+        settings["gradient_clipping"] = 0.0
+    settings.setdefault("steps_per_print", _NEVER_PRINT)
+    settings["zero_allow_untested_optimizer"] = True
+    zero = settings["zero_optimization"]
+    if settings["bf16"]["enabled"]:
+        settings["bf16"] = {**settings["bf16"], "check_grad_overflow": True}
+        if zero["stage"]:
+            settings["data_types"] = {"grad_accum_dtype": "fp32", **settings.get("data_types", {})}
+    if zero["stage"]:
+        # Buckets are allocated in full, however small the model.
+        for entry in ("reduce_bucket_size", "allgather_bucket_size"):
+            zero[entry] = min(int(zero.get(entry, _DEFAULT_BUCKET)), max(1, num_trained))
