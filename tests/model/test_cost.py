@@ -16,6 +16,7 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost import (
     LayerCost,
     PipelineCut,
+    activation_bytes,
     carried_slices,
     carrier_bytes,
     cut_layers,
@@ -23,7 +24,9 @@ from tolktrain.model.cost import (
     layer_flops,
 )
 from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.pipeline import pack_carrier
 from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.model.transformer import AttentionContext, rotary_angles
 from tolktrain_kernels.speech_adapter import pack_runs
 
 Make = Callable[..., Architecture]
@@ -100,7 +103,7 @@ def test_the_published_mask_takes_every_position_through_the_adapter(architectur
 @pytest.mark.parametrize("changes", SWITCHES)
 def test_the_costs_are_those_of_the_list_of_layers(architecture: Make, changes: dict[str, Any]) -> None:
     sizes = architecture(**changes)
-    costs, layers = layer_flops(sizes, LENGTH), SmolTolk(sizes, None).layers
+    costs, layers = layer_flops(sizes, LENGTH), list(SmolTolk(sizes, None).layers.values())
     kinds = {
         "Embedding": "embedding",
         "InputAdapterLayer": "input adapter",
@@ -185,6 +188,48 @@ def test_states_and_residual_travel(architecture: Make, changes: dict[str, Any],
     sizes = architecture(**changes)
     points = cut_points(sizes)
     assert [carried_slices(sizes, point) for point in points] == slices
-    assert [carrier_bytes(sizes, point, 7, 5, bytes_per_element=4) for point in points] == [
-        torch.empty(count, 7, 5, sizes.hidden_size).nbytes for count in slices
+    inputs = periodic(3, 2, 1)
+    layers = list(SmolTolk(sizes, 0).layers.values())
+    for point, count in zip(points, slices, strict=True):
+        state: Any = inputs
+        for layer in layers[:point]:
+            state = layer(state)
+        packed = pack_carrier(state)
+        assert packed.shape == (count, LENGTH, 5, sizes.hidden_size)
+        assert packed.nbytes == carrier_bytes(sizes, point, LENGTH, 5, bytes_per_element=4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"head_dim": 16}, {"num_key_value_heads": 4, "ffn_hidden_size": 96}])
+def test_a_layer_keeps_what_is_said_for_the_backward_pass(architecture: Make, changes: dict[str, Any]) -> None:
+    sizes = architecture(**changes)
+    block = SmolTolk(sizes, 0).layers["3"].block.bfloat16()
+    context = AttentionContext(*rotary_angles(sizes, LENGTH, torch.device("cpu")))
+    hidden = torch.randn(LENGTH, 2, sizes.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*block.parameters(), context.cos, context.sin)}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(hidden, context)
+    # The norms' inputs are added by hand: the CPU's keep float32 copies, which stand alone in having the width D.
+    of_norms = 2 * hidden.nbytes
+    others = [
+        tensor.untyped_storage().nbytes()
+        for place, tensor in kept.items()
+        if place not in known
+        and place != hidden.untyped_storage().data_ptr()
+        and not (tensor.dtype == torch.float32 and tensor.ndim == hidden.ndim and len(tensor) == LENGTH)
     ]
+    assert of_norms + sum(others) == activation_bytes(sizes) * LENGTH * 2
+
+
+def test_tensor_ranks_share_activations(architecture: Make) -> None:
+    sizes = architecture()
+    whole, shared = activation_bytes(sizes), activation_bytes(sizes, tensor_size=2)
+    assert whole - shared == (whole - 8 * sizes.hidden_size) / 2
+    assert activation_bytes(sizes, tensor_size=2, sequence_parallel=True) == whole / 2
+    assert activation_bytes(sizes, 2, recompute=True) == 2 * sizes.hidden_size
+    assert activation_bytes(sizes, 2, sequence_parallel=True, recompute=True) == sizes.hidden_size

@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,14 +195,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def read_parameters(folder: Path) -> dict[str, Tensor]:
-    """Every parameter by canonical name, float32 on the CPU."""
-    return read_tensors(folder / PARAMETERS)
+def read_parameters(folder: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Parameters by canonical name, whole, float32 on the CPU: all, or those of `names` that are there."""
+    return read_tensors(folder / PARAMETERS, names)
 
 
-def read_moments(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Adam's first and second moments by canonical name, float32 on the CPU."""
-    return read_tensors(folder / FIRST_MOMENTS), read_tensors(folder / SECOND_MOMENTS)
+def read_moments(folder: Path, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Adam's first and second moments by canonical name, as `read_parameters` gives parameters."""
+    return read_tensors(folder / FIRST_MOMENTS, names), read_tensors(folder / SECOND_MOMENTS, names)
 
 
 def _gathered(value: dict[str, Any]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ Each rank writes its share, any rank reads any of it.
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,17 @@ class Shares:
             files[name] = 1 + (load[rank] - size) // SHARD_BYTES
         return cls(owners, files)
 
+    @classmethod
+    def of_stages(cls, stages: Sequence[Mapping[str, tuple[int, ...]]], ranks_per_stage: int) -> "Shares":
+        """The same where only the consecutive ranks of a pipeline stage can give the tensors of that stage."""
+        owners: dict[str, int] = {}
+        files: dict[str, int] = {}
+        for stage, shapes in enumerate(stages):
+            part = cls.split(shapes, ranks_per_stage)
+            owners |= {name: stage * ranks_per_stage + rank for name, rank in part.owners.items()}
+            files |= part.files
+        return cls(owners, files)
+
     def of(self, rank: int) -> list[str]:
         """Names of the tensors that `rank` writes."""
         return [name for name, owner in self.owners.items() if owner == rank]
@@ -64,14 +75,17 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], shares: Shares) -
             raise RuntimeError(f"{folder} cannot be written ({reasons})") from error
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors below `folder` by name, whole, on the CPU, however many ranks wrote them. Not collective."""
+def read_tensors(folder: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Tensors below `folder` by name, whole, on the CPU, however many ranks wrote them. Not collective.
+
+    With `names`, those of them that are there; else all.
+    """
     reader = dcp.HuggingFaceStorageReader(str(folder))
     entries = reader.read_metadata().state_dict_metadata
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
+        if isinstance(entry, TensorStorageMetadata) and (names is None or name in names)
     }
     with _quiet_checkpointing():
         dcp.load(tensors, storage_reader=reader, no_dist=True)

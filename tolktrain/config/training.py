@@ -84,6 +84,10 @@ class TrainConfig(StrictModel):
     precision: Literal["bf16", "fp32"] = Field(
         default="bf16", description="Precision of weights and activations; masters are float32."
     )
+    activation_checkpointing: Literal["none", "layers"] = Field(
+        default="none",
+        description="What the backward pass computes again instead of keeping it: nothing, or each transformer layer.",
+    )
     max_steps: int | None = Field(default=None, gt=0, description="Ends the run early, counted over all stages.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimizer settings.")
     validation: ValidationConfig = Field(default=ValidationConfig(), description="Validation during training.")

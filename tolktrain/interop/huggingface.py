@@ -1,7 +1,8 @@
 """A text backbone from a Hugging Face checkpoint of the Llama family."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def load_backbone(path: str) -> SmolTolk:
 
 
 def load_backbone_into(model: SmolTolk, path: str, seed: int = 0) -> None:
-    """Copy a checkpoint's weights into the backbone of a model.
+    """Copy a checkpoint's weights into the backbone of a model, or into this rank's part of it.
 
     The rows of the three special ids, which the checkpoint does not have, are drawn afresh.
 
@@ -53,14 +54,18 @@ def load_backbone_into(model: SmolTolk, path: str, seed: int = 0) -> None:
             disagree with config.json.
     """
     folder = backbone_folder(path, weights=True)
-    expected = {name: shape for name, shape in canonical_shapes(model).items() if _is_backbone(name)}
-    table_shape = expected[_TEXT_TABLE]
-    expected[_TEXT_TABLE] = (table_shape[0] - SPECIAL_TEXT_IDS, table_shape[1])
-    found = _read(folder, expected)
+    shapes = canonical_shapes(model, with_copies=True)
+    expected = {name: shape for name, shape in shapes.items() if _is_backbone(name)}
+    if _TEXT_TABLE in expected:
+        rows, width = expected[_TEXT_TABLE]
+        expected[_TEXT_TABLE] = (rows - SPECIAL_TEXT_IDS, width)
     sizes = model.architecture
-    fresh = initial_value(_TEXT_TABLE, table_shape, seed, sizes.initializer_range, sizes.num_layers)
-    table = found[_TEXT_TABLE].to(fresh.dtype)
-    copy_canonical(model, {**found, _TEXT_TABLE: torch.cat((table, fresh[-SPECIAL_TEXT_IDS:]))})
+    found = _read(folder, expected, sizes.num_layers)
+    if _TEXT_TABLE in found:
+        fresh = initial_value(_TEXT_TABLE, shapes[_TEXT_TABLE], seed, sizes.initializer_range, sizes.num_layers)
+        table = found[_TEXT_TABLE].to(fresh.dtype)
+        found[_TEXT_TABLE] = torch.cat((table, fresh[-SPECIAL_TEXT_IDS:]))
+    copy_canonical(model, found)
 
 
 def _is_backbone(name: str) -> bool:
@@ -75,7 +80,7 @@ def _checkpoint_name(canonical: str) -> str:
     return "model." + canonical.removeprefix("backbone.")
 
 
-def _read(folder: Path, expected: Mapping[str, Shape]) -> dict[str, Tensor]:
+def _read(folder: Path, expected: Mapping[str, Shape], num_layers: int) -> dict[str, Tensor]:
     files = _files_by_name(folder)
     names = {canonical: _checkpoint_name(canonical) for canonical in expected}
     missing = sorted(name for name in names.values() if name not in files)
@@ -85,8 +90,7 @@ def _read(folder: Path, expected: Mapping[str, Shape]) -> dict[str, Tensor]:
             + (f" and {len(missing) - 1} more weights" if missing[1:] else "")
             + " that its config.json calls for; download the checkpoint again"
         )
-    surplus = sorted(name for name in files if name.startswith("model.layers.") and name not in names.values())
-    surplus = [name for name in surplus if not name.endswith(_IGNORED_ENDINGS)]
+    surplus = sorted(name for name in files if _is_surplus(name, names.values(), num_layers))
     if surplus:
         raise UserError(
             f"model.backbone: {folder} holds {surplus[0]}, for which its config.json has no place;"
@@ -114,6 +118,15 @@ def _read_file(file: Path, wanted: Mapping[str, str], expected: Mapping[str, Sha
     except (OSError, SafetensorError) as error:
         raise UserError(f"model.backbone: {file} cannot be read ({error}); download the checkpoint again") from error
     return result
+
+
+def _is_surplus(name: str, wanted: Collection[str], num_layers: int) -> bool:
+    """Whether a weight of a checkpoint's layers has no place in the model; `wanted` may be those of some layers."""
+    layer = re.fullmatch(r"model\.layers\.(\d+)\.(.*)", name)
+    if layer is None or name in wanted or name.endswith(_IGNORED_ENDINGS):
+        return False
+    kinds = {other.split(".", 3)[-1] for other in wanted if other.startswith("model.layers.")}
+    return int(layer[1]) >= num_layers or bool(kinds) and layer[2] not in kinds
 
 
 def _files_by_name(folder: Path) -> dict[str, Path]:

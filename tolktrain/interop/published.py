@@ -145,7 +145,8 @@ def trace(model: SmolTolk, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         result["speech_logits"] = torch.stack(logits, dim=1)
     sums = model.heads(carrier)
     positions = 0
-    if carrier.pooled is not None and carrier.pooled.entropy is not None:
+    assert carrier.pooled is not None
+    if predicts_speech and carrier.pooled.entropy is not None:
         sequences = batch.speech_pred.any(dim=1)
         entropy = carrier.pooled.entropy.transpose(0, 1)[sequences]
         positions = entropy.numel()
@@ -181,10 +182,11 @@ def _batch(inputs: Mapping[str, Tensor]) -> SimpleNamespace:
 
 def _trace_layers(model: SmolTolk, inputs: ModelInputs) -> tuple[Carrier, dict[str, Tensor]]:
     """Everything before the heads, with what it leaves by the way; [T, B, ...] turned to [B, T, ...]."""
-    carrier = model.layers[0](inputs)
+    embedding, *layers = model.trunk
+    carrier = embedding(inputs)
     result = {"embedded": carrier.hidden.transpose(0, 1), "adapted": carrier.hidden.transpose(0, 1)}
     outputs: list[Tensor] = []
-    for layer in model.layers[1:-1]:
+    for layer in layers:
         if isinstance(layer, LayerPoolingLayer):
             del outputs[-2]  # what went into the final norm is not h_L, what came out of it is
             result["hidden_states"] = torch.stack(outputs).transpose(1, 2)

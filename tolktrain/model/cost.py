@@ -162,6 +162,34 @@ def carrier_bytes(
     return carried_slices(architecture, bound) * positions * architecture.hidden_size * bytes_per_element
 
 
+def activation_bytes(
+    architecture: Architecture, tensor_size: int = 1, sequence_parallel: bool = False, recompute: bool = False
+) -> float:
+    """Bytes in bf16 that the backward pass of one transformer layer needs of each position, on each tensor rank.
+
+    With q and g the widths of queries and keys, and F that of the feed-forward layer, these are (2 bytes each)
+
+        4 D                  inputs of both norms, and what both give to the matrices
+        3 q + 3 g            the product q, k, v, of which v is a part; q and k rotated; attention's result
+        3 F                  gate and up, and what goes into down
+        2 H                  logarithms of attention's sums (float32)
+
+    for a norm that keeps its input alone, as CUDA's does. PyTorch's on a CPU keeps float32 copies, 12 D bytes more.
+    Recomputed, a layer keeps its input, which is the state that the pooling reads, and so nothing beyond that.
+
+    Args:
+        architecture: sizes and switches.
+        tensor_size: tensor ranks, which share everything but the 4 D.
+        sequence_parallel: whether they share those too.
+        recompute: whether the backward pass computes the layer anew; one layer at a time then needs the rest.
+    """
+    slices = tensor_size if sequence_parallel else 1
+    if recompute:
+        return 2 * architecture.hidden_size / slices
+    widths = _query_width(architecture) + _key_width(architecture) + architecture.ffn_hidden_size
+    return 8 * architecture.hidden_size / slices + (6 * widths + 4 * architecture.num_attention_heads) / tensor_size
+
+
 def cut_layers(
     architecture: Architecture, sequence_length: int, num_stages: int, speech_share: float = 0.5
 ) -> PipelineCut:
@@ -222,11 +250,8 @@ def _smallest_maximum(flops: list[int], num_stages: int) -> int:
 
 def _block(sizes: Architecture, kind: str, index: int, share: float, seen: float) -> LayerCost:
     """A transformer layer that works on a share of the positions, each of which sees `seen` keys."""
-    width, queries, keys = (
-        sizes.hidden_size,
-        sizes.num_attention_heads * sizes.head_dim,
-        sizes.num_key_value_heads * sizes.head_dim,
-    )
+    width = sizes.hidden_size
+    queries, keys = _query_width(sizes), _key_width(sizes)
     weights = width * (2 * queries + 2 * keys) + 3 * width * sizes.ffn_hidden_size
     return LayerCost(
         kind,
@@ -235,6 +260,14 @@ def _block(sizes: Architecture, kind: str, index: int, share: float, seen: float
         matrices=round(share * 2 * weights),
         attention=round(share * 4 * queries * seen),
     )
+
+
+def _query_width(sizes: Architecture) -> int:
+    return sizes.num_attention_heads * sizes.head_dim
+
+
+def _key_width(sizes: Architecture) -> int:
+    return sizes.num_key_value_heads * sizes.head_dim
 
 
 def _pooling(sizes: Architecture, share: float) -> LayerCost:

@@ -8,10 +8,16 @@ from torch.nn import functional
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
-from tolktrain.model.embedding import Embedding
-from tolktrain.model.naming import ParameterView, PipelineLayer
-from tolktrain.model.transformer import ColumnLinear
-from tolktrain.parallel.megatron import TransformerConfig
+from tolktrain.model.embedding import Embedding, padded_vocabulary, speech_table_views, text_table_view
+from tolktrain.model.naming import ParameterView, PipelineLayer, TensorShare
+from tolktrain.parallel.megatron import (
+    TransformerConfig,
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    parallel_state,
+    reduce_from_tensor_model_parallel_region,
+    vocab_parallel_cross_entropy,
+)
 from tolktrain_kernels.speech_adapter import gather_rows
 
 
@@ -24,86 +30,118 @@ class LossSums(NamedTuple):
 
 
 class TableHead(nn.Module):
-    """Logits over the first rows of a table, which it shares with an embedding where they are tied."""
+    """Logits over the first rows of a table, which it shares with an embedding where they are tied.
 
-    def __init__(self, table: nn.Parameter, num_predicted: int, config: TransformerConfig) -> None:
+    A tensor rank computes those of its own rows.
+    """
+
+    def __init__(self, table: nn.Parameter, num_predicted: int, share: TensorShare) -> None:
         super().__init__()
-        self.weight = table  # [rows, D]; rows beyond num_predicted are never predicted
+        self.weight = table  # [this rank's rows, D]; rows beyond num_predicted of the whole are never predicted
         self.num_predicted = num_predicted
-        self.linear = ColumnLinear(
-            config.hidden_size,
-            num_predicted,
-            config=config,
-            init_method=None,
-            bias=False,
-            skip_weight_param_allocation=True,
-        )
+        self.share = share
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[N, D] to [N, num_predicted]."""
-        table = self.weight
-        logits, _ = self.linear(
-            hidden, weight=table if len(table) == self.num_predicted else table[: self.num_predicted]
-        )
+        """[N, D] to [N, num_predicted] without tensor parallelism, else to [N, this rank's rows]."""
+        rows = len(self.weight)
+        num_predicted = min(max(self.num_predicted - self.share.rank * rows, 0), rows)
+        if self.share.size == 1:
+            return functional.linear(hidden, self.weight[:num_predicted] if num_predicted < rows else self.weight)
+        logits = functional.linear(hidden, self.weight)
+        if num_predicted < rows:
+            unpredicted = torch.arange(rows, device=logits.device) >= num_predicted
+            logits = logits.masked_fill(unpredicted, -torch.inf)
         return logits
+
+    def nll(self, hidden: Tensor, targets: Tensor, ignored: int | None = None) -> Tensor:
+        """Negative log-likelihood of targets [N] in nats, float32 [N]; 0 where the target is `ignored`."""
+        logits = self(hidden)
+        if self.share.size == 1:
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            ignore_index = -100 if ignored is None else ignored
+            return functional.cross_entropy(logits, targets, reduction="none", ignore_index=ignore_index)
+        nll = vocab_parallel_cross_entropy(logits, targets)
+        return nll if ignored is None else nll.masked_fill(targets == ignored, 0.0)
 
 
 class Heads(PipelineLayer):
     """The end of the list of layers. Logits are computed only where they are asked for."""
 
-    def __init__(self, architecture: Architecture, config: TransformerConfig, embedding: Embedding) -> None:
+    def __init__(self, architecture: Architecture, config: TransformerConfig, embedding: Embedding | None) -> None:
+        """`embedding` is None where it lies on another pipeline stage: tied tables are then copies of its own."""
         super().__init__()
         self.architecture = architecture
-        text_table = embedding.text.weight
+        self.config = config
+        self.owns_tables = embedding is None
+        self._share = TensorShare(parallel_state.get_tensor_model_parallel_rank(), config.tensor_model_parallel_size)
+        text_rows, speech_rows = architecture.text_vocab_size, architecture.speech_vocab_size
         if not architecture.tie_text_embeddings:
-            shape = (architecture.text_vocab_size, architecture.hidden_size)
-            text_table = nn.Parameter(torch.empty(shape, dtype=config.params_dtype))
-        self.text = TableHead(text_table, architecture.text_vocab_size, config)
-        size = architecture.speech_vocab_size
-        self.speech = nn.ModuleList(TableHead(table, size, config) for table in embedding.speech_tables)
+            text_table = self._table(text_rows)
+        else:
+            text_table = embedding.text.weight if embedding is not None else self._table(architecture.text_table_size)
+        if embedding is not None:
+            speech_tables = embedding.speech_tables
+        else:
+            speech_tables = [self._table(speech_rows) for _ in range(architecture.num_codebooks)]
+        self.text = TableHead(text_table, text_rows, self._share)
+        self.speech = nn.ModuleList(TableHead(table, speech_rows, self._share) for table in speech_tables)
+
+    def _table(self, num_rows: int) -> nn.Parameter:
+        rows = padded_vocabulary(num_rows, self.config) // self.config.tensor_model_parallel_size
+        return nn.Parameter(torch.empty(rows, self.config.hidden_size, dtype=self.config.params_dtype))
 
     def text_logits(self, carrier: Carrier) -> Tensor:
         """[N_t, V_t] at the rows scored as text."""
-        return self.text(gather_rows(carrier.hidden.flatten(0, 1), carrier.inputs.scored.text))
+        return self.text(self._rows(carrier.hidden, carrier.inputs.scored.text))
 
     def speech_logits(self, carrier: Carrier) -> list[Tensor]:
         """K tensors [N_s, V_s] at the rows scored as speech."""
-        assert carrier.speech_hidden is not None
-        hidden = gather_rows(carrier.speech_hidden.flatten(0, 1), carrier.inputs.scored.speech)
+        hidden = self._speech_rows(carrier)
         return [head(hidden) for head in self.speech]
 
     def text_nll(self, carrier: Carrier) -> Tensor:
         """[N_t] float32, nats."""
-        return _nll(self.text_logits(carrier), carrier.inputs.scored.text_targets)
+        scored = carrier.inputs.scored
+        return self.text.nll(self._rows(carrier.hidden, scored.text), scored.text_targets)
 
     def speech_nll(self, carrier: Carrier) -> Tensor:
         """[N_s] float32, nats, summed over the codebooks; a codebook whose target is PAD does not count."""
-        targets, pad = carrier.inputs.scored.speech_targets, self.architecture.speech_pad
-        parts = [_nll(logits, targets[:, k], pad) for k, logits in enumerate(self.speech_logits(carrier))]
+        targets, hidden = carrier.inputs.scored.speech_targets, self._speech_rows(carrier)
+        pad = self.architecture.speech_pad
+        parts = [head.nll(hidden, targets[:, k], pad) for k, head in enumerate(self.speech)]  # type: ignore[operator]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
 
     def forward(self, carrier: Carrier) -> LossSums:
-        """Sums of the micro batch; a modality that is not scored gives a constant zero."""
-        scored = carrier.inputs.scored
-        zero = carrier.hidden.new_zeros((), dtype=torch.float32)
-        if scored.num_text == 0 and scored.num_speech == 0:
-            # Still part of the graph, so that a micro batch of nothing but padding can be sent backward.
-            return LossSums((carrier.hidden * 0).sum(dtype=torch.float32), zero, zero)
-        entropy = carrier.pooled.entropy if carrier.pooled is not None else None
-        return LossSums(
-            text_nll=self.text_nll(carrier).sum() if scored.num_text else zero,
-            speech_nll=self.speech_nll(carrier).sum() if scored.num_speech else zero,
-            entropy=entropy.sum() if entropy is not None else zero,
-        )
+        """Sums of the micro batch; zero, but part of the graph, where a modality is not scored."""
+        assert carrier.pooled is not None
+        entropy = carrier.pooled.entropy
+        total = carrier.hidden.new_zeros((), dtype=torch.float32)
+        if entropy is not None:
+            total = entropy.sum() if carrier.inputs.scored.num_columns else entropy.sum() * 0
+            if self.config.sequence_parallel:
+                total = reduce_from_tensor_model_parallel_region(total)
+        return LossSums(text_nll=self.text_nll(carrier).sum(), speech_nll=self.speech_nll(carrier).sum(), entropy=total)
+
+    def _speech_rows(self, carrier: Carrier) -> Tensor:
+        assert carrier.speech_hidden is not None
+        return self._rows(carrier.speech_hidden, carrier.inputs.scored.speech)
+
+    def _rows(self, states: Tensor, rows: Tensor) -> Tensor:
+        """Rows of states [T', width, D], for tensor ranks that each compute some of their logits."""
+        if self.config.sequence_parallel:
+            return gather_rows(gather_from_sequence_parallel_region(states).flatten(0, 1), rows)
+        selected = gather_rows(states.flatten(0, 1), rows)
+        return selected if self._share.size == 1 else copy_to_tensor_model_parallel_region(selected)
 
     def parameter_views(self) -> dict[str, ParameterView]:
-        """Canonical view of an untied text head; tied tables belong to the embedding."""
-        if self.architecture.tie_text_embeddings:
-            return {}
-        shape = tuple(self.text.weight.shape)
-        return {"text.weight": ParameterView(("text_head.weight",), (shape,), "backbone", decays=True)}
-
-
-def _nll(logits: Tensor, targets: Tensor, ignored: int = -100) -> Tensor:
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return functional.cross_entropy(exact, targets, reduction="none", ignore_index=ignored)
+        """Canonical views of an untied text head and of copies; tied tables belong to the embedding."""
+        views: dict[str, ParameterView] = {}
+        if not self.architecture.tie_text_embeddings:
+            shape = (self.architecture.text_vocab_size, self.architecture.hidden_size)
+            views["text.weight"] = ParameterView(("text_head.weight",), (shape,), "backbone", decays=True, dim=0)
+        elif self.owns_tables:
+            views["text.weight"] = text_table_view(self.architecture, is_copy=True)
+        if self.owns_tables:
+            copies = enumerate(speech_table_views(self.architecture, is_copy=True))
+            views |= {f"speech.{codebook}.weight": view for codebook, view in copies}
+        return views

@@ -48,4 +48,4 @@ def initialize_parameters(model: "SmolTolk", seed: int, skip: Collection[str] = 
         pairs = zip(view.names, view.shapes, strict=True)
         values = {n: initial_value(n, s, seed, sizes.initializer_range, sizes.num_layers) for n, s in pairs}
         with torch.no_grad():
-            parameters[key].copy_(view.join(values))
+            parameters[key].copy_(view.join(values, model.share))

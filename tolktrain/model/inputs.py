@@ -27,7 +27,9 @@ class ScoredRows:
 
     text: Tensor  # [N_t] int64: rows of [T * B] whose target is scored as text
     speech: Tensor  # [N_s] int64: rows of [T * S] whose target is scored as speech
-    columns: Tensor  # [S] int64: sequences that go through pooling and output adapter; those that predict speech
+    # [S] int64: sequences that go through pooling and output adapter, those that predict speech. Where there is none,
+    # one position does (see `SmolTolk`).
+    columns: Tensor
     text_targets: Tensor  # [N_t] int64
     speech_targets: Tensor  # [N_s, K] int64
     num_text: int
@@ -81,11 +83,6 @@ class ModelInputs:
     def sequence_length(self) -> int:
         """Positions of each sequence (T)."""
         return self.tokens.shape[2]
-
-    @property
-    def whole_width(self) -> bool:
-        """Whether every sequence predicts speech, so that none need be left out of the output adapter."""
-        return self.scored.num_columns == self.num_sequences
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "ModelInputs":
         """The same inputs on another device."""

@@ -8,8 +8,12 @@ from torch import Tensor, nn
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
 from tolktrain.model.naming import ParameterView, PipelineLayer
-from tolktrain.model.transformer import Block, RMSNorm
-from tolktrain.parallel.megatron import TransformerConfig
+from tolktrain.model.transformer import Block, RMSNorm, mark_sequence_parallel
+from tolktrain.parallel.megatron import (
+    TransformerConfig,
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
 from tolktrain_kernels.layer_pooling import PooledLayers, pool_layers
 from tolktrain_kernels.speech_adapter import gather_rows, replace_rows, select_columns
 
@@ -21,20 +25,24 @@ class InputAdapterLayer(PipelineLayer):
         super().__init__()
         self.block = Block(architecture, config, f"input_adapter.layers.{index}", "speech")
         self.is_last = index == architecture.input_adapter_layers - 1
+        self.shares_sequence = config.sequence_parallel
 
     def forward(self, carrier: Carrier) -> Carrier:
         """Update `speech`; the last layer writes it back into `hidden`."""
-        if carrier.speech is None:
-            return carrier
-        assert carrier.run_context is not None
+        assert carrier.speech is not None and carrier.run_context is not None
         speech = self.block(carrier.speech, carrier.run_context)
         if not self.is_last:
             return replace(carrier, speech=speech)
-        rows = carrier.inputs.runs.rows
-        if carrier.run_context.mask is not None:
-            speech = gather_rows(speech.flatten(0, 1), rows)
-        hidden = replace_rows(carrier.hidden.flatten(0, 1), rows, speech.view(len(rows), -1)).view_as(carrier.hidden)
-        return replace(carrier, speech=None, hidden=hidden)
+        if self.shares_sequence:
+            # What follows is the same on all tensor ranks, and so is its gradient.
+            speech = gather_from_sequence_parallel_region(speech, tensor_parallel_output_grad=False)
+        rows, hidden = carrier.inputs.runs.rows, carrier.hidden
+        speech = speech.flatten(0, 1)
+        speech = gather_rows(speech, rows) if carrier.run_context.mask is not None else speech[: len(rows)]
+        hidden = replace_rows(hidden.flatten(0, 1), rows, speech).view_as(hidden)
+        if self.shares_sequence:
+            hidden = scatter_to_sequence_parallel_region(hidden)
+        return replace(carrier, speech=None, run_context=None, hidden=hidden)
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the parameters."""
@@ -47,15 +55,12 @@ class BackboneLayer(PipelineLayer):
     def __init__(self, architecture: Architecture, config: TransformerConfig, index: int) -> None:
         super().__init__()
         self.block = Block(architecture, config, f"backbone.layers.{index}", "backbone")
-        self.pools = architecture.layer_pooling != "none"
-        self.is_last = index == architecture.num_layers - 1
+        self.keeps = architecture.layer_pooling != "none" and index < architecture.num_layers - 1
 
     def forward(self, carrier: Carrier) -> Carrier:
         """Update `hidden`; keep it for the pooling, except after the last layer, which counts behind the final norm."""
         hidden = self.block(carrier.hidden, carrier.context)
-        if self.is_last or not self.pools or carrier.inputs.scored.num_columns == 0:
-            return replace(carrier, hidden=hidden)
-        return replace(carrier, hidden=hidden, states=(*carrier.states, hidden))
+        return replace(carrier, hidden=hidden, states=(*carrier.states, hidden) if self.keeps else carrier.states)
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the parameters."""
@@ -91,6 +96,8 @@ class WeightedAverage(nn.Module):
         if architecture.dynamic_pooling:
             self.selector_weight = nn.Parameter(torch.zeros(num_layers, width, dtype=dtype))
             self.selector_bias = nn.Parameter(torch.zeros(num_layers, dtype=dtype))
+        for parameter in self.parameters():
+            mark_sequence_parallel(parameter, config)
 
     def forward(self, states: list[Tensor], residual: Tensor | None) -> PooledLayers:
         """Average L states [..., D]."""
@@ -106,9 +113,7 @@ class LayerPooling(PipelineLayer):
         self.average = WeightedAverage(architecture, config)
 
     def forward(self, carrier: Carrier) -> Carrier:
-        """Set `pooled` and `speech_hidden`, or leave both unset where no speech is predicted."""
-        if carrier.inputs.scored.num_columns == 0:
-            return replace(carrier, states=(), embedded=None)
+        """Set `pooled` and `speech_hidden`."""
         states = [self._columns(carrier, state) for state in (*carrier.states, carrier.hidden)]
         residual = None
         if self.architecture.residual:
@@ -119,7 +124,10 @@ class LayerPooling(PipelineLayer):
 
     @staticmethod
     def _columns(carrier: Carrier, state: Tensor) -> Tensor:
-        return state if carrier.inputs.whole_width else select_columns(state, carrier.inputs.scored.columns)
+        scored = carrier.inputs.scored
+        if scored.num_columns == 0:
+            return state[:1, :1]
+        return state if scored.num_columns == state.shape[1] else select_columns(state, scored.columns)
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the pooling's weights."""
@@ -144,8 +152,7 @@ class OutputAdapterLayer(PipelineLayer):
 
     def forward(self, carrier: Carrier) -> Carrier:
         """Update `speech_hidden`."""
-        if carrier.speech_hidden is None:
-            return carrier
+        assert carrier.speech_hidden is not None
         return replace(carrier, speech_hidden=self.block(carrier.speech_hidden, carrier.context))
 
     def parameter_views(self) -> dict[str, ParameterView]:

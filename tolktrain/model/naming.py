@@ -5,7 +5,7 @@ says which canonical tensors a module's parameter holds and takes tensors of its
 apart and together.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,39 +22,87 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class TensorShare:
+    """Which part of each split tensor a rank holds: part `rank` of `size` equal ones along the split dimension."""
+
+    rank: int = 0
+    size: int = 1
+
+    def rows(self, length: int) -> tuple[int, int]:
+        """Where this part of `length` rows begins and ends. Later parts may be shorter, or empty."""
+        part = self.padded_rows(length)
+        return min(self.rank * part, length), min((self.rank + 1) * part, length)
+
+    def padded_rows(self, length: int) -> int:
+        """Rows that every part is padded to, so that all are equal."""
+        return -(-length // self.size)
+
+
+WHOLE = TensorShare()
+
+
+@dataclass(frozen=True)
 class ParameterView:
-    """The canonical tensors inside one parameter of the model."""
+    """The canonical tensors inside one parameter of the model.
+
+    A parameter of a tensor-parallel rank holds its share of each: a slice of dimension `dim`, padded with zeros where
+    a vocabulary does not divide. Query, key and value keep whole groups together, so that theirs are slices too.
+    """
 
     names: tuple[str, ...]
-    shapes: tuple[Shape, ...]
+    shapes: tuple[Shape, ...]  # of the whole tensors
     group: ParameterGroup
     decays: bool  # whether weight decay applies: matrices and tables, not norms, biases and layer weights
+    dim: int | None = None  # that tensor ranks share out; None where each holds everything
+    is_copy: bool = False  # of a table that belongs to another pipeline stage
     interleaved: tuple[
         int, ...
     ] = ()  # heads that each name has in turn within one group; () if stored one after the other
     num_groups: int = 1
 
-    def split(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Canonical tensors of a tensor shaped like the parameter. They may share its memory."""
+    def split(self, tensor: Tensor, share: TensorShare = WHOLE) -> dict[str, Tensor]:
+        """Canonical slices in a tensor shaped like the parameter, padding included. They may share its memory."""
         if len(self.names) == 1:
             return {self.names[0]: tensor}
         if not self.interleaved:
-            pieces: Iterable[Tensor] = tensor.split([shape[0] for shape in self.shapes])
+            pieces: Iterable[Tensor] = tensor.split([self._length(shape, share) for shape in self.shapes])
         else:
-            heads = tensor.unflatten(0, (self.num_groups, sum(self.interleaved), -1))
+            heads = tensor.unflatten(0, (self.num_groups // share.size, sum(self.interleaved), -1))
             pieces = (piece.flatten(0, 2) for piece in heads.split(list(self.interleaved), dim=1))
         return dict(zip(self.names, pieces, strict=True))
 
-    def join(self, pieces: Mapping[str, Tensor]) -> Tensor:
-        """The inverse of `split`; further entries of `pieces` are ignored."""
-        tensors = [pieces[name] for name in self.names]
+    def join(self, pieces: Mapping[str, Tensor], share: TensorShare = WHOLE) -> Tensor:
+        """The parameter of a rank, from whole canonical tensors; further entries of `pieces` are ignored."""
+        tensors = [self._slice(pieces[name], share) for name in self.names]
         if len(tensors) == 1:
             return tensors[0]
         if not self.interleaved:
             return torch.cat(tensors)
         parts = zip(tensors, self.interleaved, strict=True)
-        heads = [tensor.unflatten(0, (self.num_groups, count, -1)) for tensor, count in parts]
+        heads = [tensor.unflatten(0, (self.num_groups // share.size, count, -1)) for tensor, count in parts]
         return torch.cat(heads, dim=1).flatten(0, 2)
+
+    def merge(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Whole canonical tensors from what `split` gave on each tensor rank, in their order."""
+        if self.dim is None or len(parts) == 1:
+            return dict(parts[0])
+        whole = {name: torch.cat([part[name] for part in parts], dim=self.dim) for name in self.names}
+        lengths = zip(self.names, self.shapes, strict=True)
+        return {name: whole[name].narrow(self.dim, 0, shape[self.dim]) for name, shape in lengths}
+
+    def _length(self, shape: Shape, share: TensorShare) -> int:
+        return share.padded_rows(shape[0]) if self.dim == 0 else shape[0]
+
+    def _slice(self, tensor: Tensor, share: TensorShare) -> Tensor:
+        if self.dim is None or share.size == 1:
+            return tensor
+        start, end = share.rows(tensor.shape[self.dim])
+        piece = tensor.narrow(self.dim, start, end - start)
+        missing = share.padded_rows(tensor.shape[self.dim]) - (end - start)
+        if not missing:
+            return piece
+        assert self.dim == 0, "only vocabularies are padded"
+        return torch.cat((piece, piece.new_zeros(missing, *piece.shape[1:])))
 
 
 class PipelineLayer(nn.Module):
@@ -66,9 +114,9 @@ class PipelineLayer(nn.Module):
 
 
 def parameter_views(model: "SmolTolk") -> dict[str, ParameterView]:
-    """What each parameter of the model holds, by the parameter's name; tied tables once, under their first name."""
+    """What each parameter of this process's layers holds, by its name; tied tables once, under their first name."""
     views: dict[str, ParameterView] = {}
-    for index, layer in enumerate(model.layers):
+    for index, layer in model.layers.items():
         assert isinstance(layer, PipelineLayer)
         views.update({f"layers.{index}.{name}": view for name, view in layer.parameter_views().items()})
     names = [name for name, _ in model.named_parameters()]
@@ -76,14 +124,18 @@ def parameter_views(model: "SmolTolk") -> dict[str, ParameterView]:
     return {name: views[name] for name in names}
 
 
-def canonical_shapes(model: "SmolTolk") -> dict[str, Shape]:
-    """Shape of every canonical tensor, by name."""
-    views = parameter_views(model).values()
+def canonical_shapes(model: "SmolTolk", with_copies: bool = False) -> dict[str, Shape]:
+    """Whole shape of every canonical tensor of this process's layers, by name.
+
+    `with_copies` adds tied tables that belong to another pipeline stage and are copied here.
+    """
+    views = [view for view in parameter_views(model).values() if with_copies or not view.is_copy]
     return {name: shape for view in views for name, shape in zip(view.names, view.shapes, strict=True)}
 
 
 def canonical_state(model: "SmolTolk") -> dict[str, Tensor]:
-    """Every parameter under its canonical names, detached; the tensors may share memory with the model."""
+    """Every parameter of a whole model under its canonical names, detached; may share memory with the model."""
+    assert model.share.size == 1
     views = parameter_views(model)
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -92,12 +144,13 @@ def canonical_state(model: "SmolTolk") -> dict[str, Tensor]:
 
 
 def load_canonical(model: "SmolTolk", state: Mapping[str, Tensor]) -> None:
-    """Copy canonical tensors into the model.
+    """Copy whole canonical tensors into a model; a rank takes its share of them.
 
     Raises:
         UserError: names are missing or surplus, or a shape differs.
     """
-    check_names_and_shapes(canonical_shapes(model), {name: tuple(tensor.shape) for name, tensor in state.items()})
+    expected = canonical_shapes(model, with_copies=True)
+    check_names_and_shapes(expected, {name: tuple(tensor.shape) for name, tensor in state.items()})
     copy_canonical(model, state)
 
 
@@ -107,7 +160,7 @@ def copy_canonical(model: "SmolTolk", state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if all(part in state for part in views[name].names):
-                parameter.copy_(views[name].join(state))
+                parameter.copy_(views[name].join(state, model.share))
 
 
 def check_names_and_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:

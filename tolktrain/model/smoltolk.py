@@ -1,6 +1,8 @@
 """SmolTolk (arXiv 2503.06211): a list of pipeline layers, run in sequence."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,10 @@ from tolktrain.model.heads import Heads, LossSums
 from tolktrain.model.initialization import initialize_parameters
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.layers import BackboneLayer, FinalNorm, InputAdapterLayer, LayerPooling, OutputAdapterLayer
-from tolktrain.model.naming import PipelineLayer
-from tolktrain.model.transformer import megatron_config
-from tolktrain.parallel.layout import initialize
-from tolktrain.parallel.megatron import parallel_state
+from tolktrain.model.naming import PipelineLayer, TensorShare, parameter_views
+from tolktrain.model.pipeline import pack_carrier, unpack_carrier
+from tolktrain.model.transformer import Block, megatron_config
+from tolktrain.parallel.layout import Layout, initialize
 from tolktrain_kernels.speech_adapter import place_rows
 
 __all__ = ["LossSums", "NextLogits", "SmolTolk", "build_layers", "loss_from_sums"]
@@ -29,60 +31,127 @@ class NextLogits:
     speech: Tensor  # [B, K, V_s]
 
 
-def build_layers(architecture: Architecture) -> list[PipelineLayer]:
+def build_layers(architecture: Architecture, layout: Layout, bounds: range | None = None) -> dict[int, PipelineLayer]:
     """The model as a list: embedding, input adapter, backbone, final norm, pooling, output adapter, heads.
 
     The first takes `ModelInputs`, the last gives `LossSums`, a `Carrier` goes from each to the next.
+
+    Args:
+        architecture: sizes and switches.
+        layout: of the ranks; each builds its share of every layer.
+        bounds: places in the list that are built; all if None.
+
+    Returns:
+        Layers by their place in the whole list.
     """
-    config = megatron_config(architecture)
-    embedding = Embedding(architecture, config)
-    return [
-        embedding,
-        *(InputAdapterLayer(architecture, config, i) for i in range(architecture.input_adapter_layers)),
-        *(BackboneLayer(architecture, config, i) for i in range(architecture.num_layers)),
-        FinalNorm(architecture, config),
-        LayerPooling(architecture, config),
-        *(OutputAdapterLayer(architecture, config, i) for i in range(architecture.output_adapter_layers)),
-        Heads(architecture, config, embedding),
+    config = megatron_config(architecture, layout.tensor_size, layout.sequence_parallel)
+    makers: list[Callable[[], PipelineLayer]] = [
+        partial(Embedding, architecture, config),
+        *(partial(InputAdapterLayer, architecture, config, i) for i in range(architecture.input_adapter_layers)),
+        *(partial(BackboneLayer, architecture, config, i) for i in range(architecture.num_layers)),
+        partial(FinalNorm, architecture, config),
+        partial(LayerPooling, architecture, config),
+        *(partial(OutputAdapterLayer, architecture, config, i) for i in range(architecture.output_adapter_layers)),
     ]
+    wanted = range(len(makers) + 1) if bounds is None else bounds
+    layers = {index: makers[index]() for index in wanted if index < len(makers)}
+    if len(makers) in wanted:
+        embedding = layers.get(0)
+        assert embedding is None or isinstance(embedding, Embedding)
+        layers[len(makers)] = Heads(architecture, config, embedding)
+    return layers
 
 
 class SmolTolk(nn.Module):
-    """The text-speech language model, whole in one process or replicated over data-parallel ones."""
+    """The text-speech language model, or the part of it that one rank holds.
 
-    def __init__(self, architecture: Architecture, seed: int | None) -> None:
+    Every part is computed for every micro batch, on no rows where there is nothing to do: one of text alone passes the
+    speech adapters with a single position whose results count for nothing. So all ranks use all parameters in the same
+    order, which whatever reduces gradients on their arrival (ZeRO) relies on, whatever their micro batches hold.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        seed: int | None,
+        layout: Layout | None = None,
+        bounds: range | None = None,
+    ) -> None:
         """Build on the CPU in float32.
 
         Args:
             architecture: sizes and switches.
             seed: of the random weights; None leaves them unset, for a caller that sets each.
+            layout: of the ranks; a single process if None.
+            bounds: places in the list of layers that this rank holds; all if None.
         """
         super().__init__()
-        if not parallel_state.model_parallel_is_initialized():
-            initialize()
+        layout = initialize() if layout is None else layout
         self.architecture = architecture
-        self.layers = nn.ModuleList(build_layers(architecture))
+        self.share = TensorShare(layout.tensor_rank, layout.tensor_size)
+        layers = build_layers(architecture, layout, bounds)
+        self.layers = nn.ModuleDict({str(index): layer for index, layer in layers.items()})
+        for name, view in parameter_views(self).items():
+            # What DeepSpeed counts once per tensor group in the gradient norm is what lacks this mark.
+            self.get_parameter(name).tensor_model_parallel = view.dim is not None  # type: ignore[attr-defined]
         if seed is not None:
             initialize_parameters(self, seed)
 
     @property
     def heads(self) -> Heads:
         """The last layer."""
-        heads = self.layers[-1]
+        *_, heads = self.layers.values()
         assert isinstance(heads, Heads)
         return heads
 
-    def carry(self, inputs: ModelInputs) -> Carrier:
-        """Everything before the heads."""
-        state = inputs
-        for layer in self.layers[:-1]:
+    @property
+    def ends_model(self) -> bool:
+        """Whether this rank holds the heads."""
+        return any(isinstance(layer, Heads) for layer in self.layers.values())
+
+    @property
+    def trunk(self) -> list[nn.Module]:
+        """This rank's layers without the heads."""
+        return [layer for layer in self.layers.values() if not isinstance(layer, Heads)]
+
+    @property
+    def tied_tables(self) -> list[nn.Parameter]:
+        """Tables that embedding and heads share, where these lie on different stages and each has a copy."""
+        if "0" in self.layers and self.ends_model:
+            return []
+        end = self.layers["0"] if "0" in self.layers else self.heads if self.ends_model else None
+        if end is None:
+            return []
+        tables = [table.weight for table in end.speech]  # type: ignore[union-attr]
+        return [*([end.text.weight] if self.architecture.tie_text_embeddings else []), *tables]  # type: ignore[union-attr,list-item]
+
+    def recompute_layers(self) -> None:
+        """Let the backward pass compute transformer layers again instead of keeping their activations."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recompute = True
+
+    def carry(self, state: ModelInputs | Carrier) -> Carrier:
+        """Everything of this rank before the heads."""
+        for layer in self.trunk:
             state = layer(state)
         assert isinstance(state, Carrier)
         return state
 
     def forward(self, inputs: ModelInputs) -> LossSums:
-        """Summed losses of a micro batch. What no position needs (speech parts, a head) is not computed."""
+        """Summed losses of a micro batch; for a model that is not cut into pipeline stages."""
         return self.heads(self.carry(inputs))
+
+    def run_stage(self, received: Tensor | None, inputs: ModelInputs) -> Tensor | LossSums:
+        """Pass a micro batch through this rank's stage: from what the previous one sent (None on the first) to what
+        the next one receives, [n, T', B, D] both, or on the last to the summed losses."""
+        state: ModelInputs | Carrier = inputs
+        if received is not None:
+            first = min(int(index) for index in self.layers)
+            num_layers = first - 1 - self.architecture.input_adapter_layers
+            state = unpack_carrier(self.architecture, received, inputs, num_layers)
+        carrier = self.carry(state)
+        return self.heads(carrier) if self.ends_model else pack_carrier(carrier)
 
     @torch.no_grad()
     def token_nll(self, inputs: ModelInputs) -> Tensor:
@@ -115,7 +184,8 @@ class SmolTolk(nn.Module):
         carrier, scored = self.carry(inputs), inputs.scored
         shape = (inputs.sequence_length, inputs.num_sequences, self.architecture.num_layers)
         probs = torch.zeros(shape, device=inputs.tokens.device)
-        if carrier.pooled is not None and carrier.pooled.probs is not None:
+        assert carrier.pooled is not None and carrier.pooled.probs is not None
+        if scored.num_columns:
             probs.index_copy_(1, scored.columns, carrier.pooled.probs.float())
         return probs.transpose(0, 1)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.naming import ParameterGroup, ParameterView
@@ -62,7 +63,8 @@ def rotary_angles(architecture: Architecture, length: int, device: torch.device)
 def rotate(heads: Tensor, context: AttentionContext) -> Tensor:
     """Turn each head [T, B, H, d] by its position's angles; element i pairs with i + d / 2 (Llama's convention)."""
     swapped = torch.roll(heads, heads.shape[-1] // 2, dims=-1)
-    return (heads * context.cos + swapped * context.sin).to(heads.dtype)
+    cos, sin = context.cos[: len(heads)], context.sin[: len(heads)]
+    return (heads * cos + swapped * sin).to(heads.dtype)
 
 
 class CoreAttention(nn.Module):
@@ -83,10 +85,15 @@ class CoreAttention(nn.Module):
         **_: Any,
     ) -> Tensor:
         """Returns [T, B, H * d]."""
+        runs = packed_seq_params.runs
+        if runs is not None:
+            # Rows behind the packed speech pad it to what tensor ranks can share out.
+            num_padding = query.shape[0] - runs.num_positions
+            query, key, value = (heads[: runs.num_positions] for heads in (query, key, value))
+            query, key = rotate(query, packed_seq_params), rotate(key, packed_seq_params)
+            mixed = run_attention(query.squeeze(1), key.squeeze(1), value.squeeze(1), runs)
+            return functional.pad(mixed.flatten(1), (0, 0, 0, num_padding)).unsqueeze(1)
         query, key = rotate(query, packed_seq_params), rotate(key, packed_seq_params)
-        if packed_seq_params.runs is not None:
-            mixed = run_attention(query.squeeze(1), key.squeeze(1), value.squeeze(1), packed_seq_params.runs)
-            return mixed.flatten(1).unsqueeze(1)
         queries, keys, values = (heads.permute(1, 2, 0, 3) for heads in (query, key, value))
         grouped = query.shape[2] != key.shape[2]
         mask = packed_seq_params.mask
@@ -99,14 +106,21 @@ class CoreAttention(nn.Module):
         return mixed.permute(2, 0, 1, 3).flatten(2)
 
 
+def mark_sequence_parallel(parameter: nn.Parameter, config: TransformerConfig) -> None:
+    """Mark a parameter that every tensor rank holds whole and applies to its own slice of the sequence.
+
+    Its gradient is then a sum over the tensor group, which `tolktrain.parallel.gradients` takes.
+    """
+    parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        # Under sequence parallelism each rank sees a slice of the positions: the gradient must be summed over them.
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        mark_sequence_parallel(self.weight, config)
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -162,9 +176,13 @@ class RowLinear(_WithoutExtraState, RowParallelLinear):
     """Matrix split over its inputs."""
 
 
-def megatron_config(architecture: Architecture) -> TransformerConfig:
+def megatron_config(
+    architecture: Architecture, tensor_size: int = 1, sequence_parallel: bool = False
+) -> TransformerConfig:
     """Megatron's configuration of one layer: no biases, no dropout, no fusions, weights left for us to set."""
     return TransformerConfig(
+        tensor_model_parallel_size=tensor_size,
+        sequence_parallel=sequence_parallel,
         num_layers=architecture.num_layers,
         hidden_size=architecture.hidden_size,
         num_attention_heads=architecture.num_attention_heads,
@@ -216,10 +234,17 @@ class Block(nn.Module):
         spec = layer_spec()
         self.layer = spec.module(config=config, submodules=spec.submodules)
         self.name = name
+        self.recompute = False  # whether the backward pass computes the layer again instead of keeping activations
         self._views = partial(_block_views, architecture, name, group)
 
     def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
-        """[T, B, D] (or [N, 1, D] for packed speech) to the same."""
+        """[T, B, D] (or [N, 1, D] for packed speech) to the same; a slice of the first dimension if that is shared."""
+        if self.recompute and torch.is_grad_enabled():
+            # Without dropout nothing random is drawn inside.
+            return checkpoint(self._layer, hidden, context, use_reentrant=False, preserve_rng_state=False)
+        return self._layer(hidden, context)
+
+    def _layer(self, hidden: Tensor, context: AttentionContext) -> Tensor:
         output, _ = self.layer(hidden, attention_mask=None, packed_seq_params=context)
         return output
 
@@ -233,15 +258,17 @@ def _block_views(architecture: Architecture, name: str, group: ParameterGroup) -
     heads, groups, dim = architecture.num_attention_heads, architecture.num_key_value_heads, architecture.head_dim
     queries, keys = (heads * dim, width), (groups * dim, width)
 
-    def matrix(names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], **layout: Any) -> ParameterView:
-        return ParameterView(tuple(f"{name}.{n}.weight" for n in names), shapes, group, decays=True, **layout)
+    def matrix(
+        names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], dim: int = 0, **layout: Any
+    ) -> ParameterView:
+        return ParameterView(tuple(f"{name}.{n}.weight" for n in names), shapes, group, decays=True, dim=dim, **layout)
 
     def norm(part: str) -> ParameterView:
         return ParameterView((f"{name}.{part}.weight",), ((width,),), group, decays=False)
 
     return {
         "layer.input_layernorm.weight": norm("input_layernorm"),
-        "layer.self_attention.linear_proj.weight": matrix(("self_attn.o_proj",), ((width, heads * dim),)),
+        "layer.self_attention.linear_proj.weight": matrix(("self_attn.o_proj",), ((width, heads * dim),), dim=1),
         "layer.self_attention.linear_qkv.weight": matrix(
             ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
             (queries, keys, keys),
@@ -250,5 +277,5 @@ def _block_views(architecture: Architecture, name: str, group: ParameterGroup) -
         ),
         "layer.pre_mlp_layernorm.weight": norm("post_attention_layernorm"),
         "layer.mlp.linear_fc1.weight": matrix(("mlp.gate_proj", "mlp.up_proj"), ((inner, width), (inner, width))),
-        "layer.mlp.linear_fc2.weight": matrix(("mlp.down_proj",), ((width, inner),)),
+        "layer.mlp.linear_fc2.weight": matrix(("mlp.down_proj",), ((width, inner),), dim=1),
     }

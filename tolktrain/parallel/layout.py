@@ -2,18 +2,24 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
-import torch.distributed
+import torch.distributed as dist
 
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.config.errors import UserError
+from tolktrain.parallel.cpu import stand_in_for_cuda
 from tolktrain.parallel.megatron import parallel_state
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Place of this process among all of them. Made by `initialize`."""
+    """Place of this process among all of them. Made by `initialize`.
+
+    Ranks count tensor-first, then data, then pipeline: rank = (pipeline_rank * data_size + data_rank) * tensor_size +
+    tensor_rank. So the ranks that talk most, those of a tensor group, are neighbours on a node.
+    """
 
     rank: int
     world_size: int
@@ -32,36 +38,82 @@ class Layout:
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
     @property
-    def data_group(self) -> torch.distributed.ProcessGroup:
+    def data_group(self) -> dist.ProcessGroup:
         """The ranks that hold the same parameters and see other data."""
         return parallel_state.get_data_parallel_group()
 
+    @property
+    def tensor_group(self) -> dist.ProcessGroup:
+        """The ranks that share the layers of a pipeline stage and see the same data."""
+        return parallel_state.get_tensor_model_parallel_group()
 
-def initialize(tensor: int = 1, pipeline: int = 1, sequence_parallel: bool = False) -> Layout:
+    @property
+    def pipeline_group(self) -> dist.ProcessGroup:
+        """The ranks that hold the stages of one replica, for one tensor rank."""
+        return parallel_state.get_pipeline_model_parallel_group()
+
+    @property
+    def replica_group(self) -> dist.ProcessGroup:
+        """The ranks that hold one copy of the model together and see the same data: all its stages and tensor ranks."""
+        return parallel_state.get_model_parallel_group()
+
+    @property
+    def ends_group(self) -> dist.ProcessGroup | None:
+        """The first and the last stage of a replica, for one tensor rank; None on the stages between."""
+        return parallel_state.get_embedding_group(check_initialized=False)
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank holds the embedding."""
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank computes the loss."""
+        return self.pipeline_rank == self.pipeline_size - 1
+
+    def describe(self) -> str:
+        """Sizes in words: "8 processes on cuda: tensor 2 (sequence parallel), pipeline 2, data 2"."""
+        processes = f"{self.world_size} process{'es' * (self.world_size > 1)} on {self.device.type}"
+        if self.world_size == 1:
+            return processes
+        tensor = f"tensor {self.tensor_size}{' (sequence parallel)' * self.sequence_parallel}"
+        return f"{processes}: {tensor}, pipeline {self.pipeline_size}, data {self.data_size}"
+
+
+def initialize(
+    tensor: int = 1, pipeline: int = 1, sequence_parallel: bool = False, timeout: timedelta | None = None
+) -> Layout:
     """Start torch.distributed and megatron-core's groups where they do not run yet, and say which rank this is.
 
     A single process needs no environment variables and opens no port; under torchrun its variables (RANK, WORLD_SIZE,
     LOCAL_RANK, MASTER_ADDR, MASTER_PORT) are used.
 
+    Args:
+        tensor: ranks that share each layer.
+        pipeline: stages that the layers are cut into.
+        sequence_parallel: whether tensor ranks share the sequence between layers too.
+        timeout: after which a collective that waits for a rank gives up; torch's default if None.
+
     Raises:
-        UserError: for tensor or pipeline sizes above 1.
+        UserError: the number of processes is no multiple of tensor * pipeline.
     """
-    if tensor > 1 or pipeline > 1 or sequence_parallel:
-        asked = (
-            f"tensor_parallel_size {tensor}, pipeline_parallel_size {pipeline}, sequence_parallel {sequence_parallel}"
-        )
-        raise UserError(
-            f"parallel: {asked} is not supported yet in this version; use 1, 1 and false (data parallel only)"
-        )
-    if not torch.distributed.is_initialized():
-        _start_distributed()
+    stand_in_for_cuda()
+    if not dist.is_initialized():
+        _start_distributed(timeout)
+    world_size = dist.get_world_size()
+    if world_size % (tensor * pipeline):
+        raise UserError(_indivisible(world_size, tensor, pipeline))
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline, create_gloo_process_groups=False
+            tensor_model_parallel_size=tensor,
+            pipeline_model_parallel_size=pipeline,
+            order="tp-cp-ep-dp-pp",
+            create_gloo_process_groups=False,
         )
-    return Layout(
-        rank=torch.distributed.get_rank(),
-        world_size=torch.distributed.get_world_size(),
+    layout = Layout(
+        rank=dist.get_rank(),
+        world_size=world_size,
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
@@ -71,23 +123,43 @@ def initialize(tensor: int = 1, pipeline: int = 1, sequence_parallel: bool = Fal
         data_rank=parallel_state.get_data_parallel_rank(),
         sequence_parallel=sequence_parallel,
     )
+    assert (layout.tensor_size, layout.pipeline_size) == (tensor, pipeline), "another layout is in use"
+    return layout
 
 
-def _start_distributed() -> None:
+def _start_distributed(timeout: timedelta | None) -> None:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(ProcessEnvironment.detect().device_index(torch.cuda.device_count()))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        torch.distributed.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timeout)
     else:
         # A store in memory: nothing listens, so two runs on one machine never fight for a port.
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def _indivisible(world_size: int, tensor: int, pipeline: int) -> str:
+    fitting = [count for count in range(1, world_size + 1) if world_size % count == 0]
+    tensors = [count for count in fitting if world_size // count % pipeline == 0]
+    pipelines = [count for count in fitting if world_size // count % tensor == 0]
+    proposals = [f"{(world_size // (tensor * pipeline) + 1) * tensor * pipeline} processes"]
+    proposals += [f"parallel.tensor_parallel_size {tensors[-1]}"] if tensors else []
+    proposals += [f"parallel.pipeline_parallel_size {pipelines[-1]}"] if pipelines else []
+    return (
+        f"parallel: tensor_parallel_size {tensor} times pipeline_parallel_size {pipeline} needs a multiple of"
+        f" {tensor * pipeline} processes, but there are {world_size}; use {' or '.join(proposals)}"
+    )
+
+
+def release_groups() -> None:
+    """End megatron-core's groups, so that another layout can be made of the same processes."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
 
 
 def shut_down() -> None:
     """End what `initialize` started, so that the process can leave without a warning or start anew."""
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    release_groups()
+    if dist.is_initialized():
+        dist.destroy_process_group()

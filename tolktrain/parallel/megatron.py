@@ -15,7 +15,16 @@ with warnings.catch_warnings():
     from megatron.core import parallel_state
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
     from megatron.core.process_groups_config import ProcessGroupCollection
-    from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+    from megatron.core.tensor_parallel import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        VocabParallelEmbedding,
+        copy_to_tensor_model_parallel_region,
+        gather_from_sequence_parallel_region,
+        reduce_from_tensor_model_parallel_region,
+        scatter_to_sequence_parallel_region,
+        vocab_parallel_cross_entropy,
+    )
     from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
     from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
     from megatron.core.transformer.enums import AttnMaskType
@@ -40,7 +49,12 @@ __all__ = [
     "TransformerLayer",
     "TransformerLayerSubmodules",
     "VocabParallelEmbedding",
+    "copy_to_tensor_model_parallel_region",
+    "gather_from_sequence_parallel_region",
     "get_bias_dropout_add",
     "parallel_state",
+    "reduce_from_tensor_model_parallel_region",
+    "scatter_to_sequence_parallel_region",
     "set_tensor_model_parallel_attributes",
+    "vocab_parallel_cross_entropy",
 ]

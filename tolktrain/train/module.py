@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.smoltolk import LossSums, SmolTolk, loss_from_sums
@@ -17,43 +16,25 @@ class LossCounts(NamedTuple):
     num_speech: int  # positions scored as speech
     num_entropy: int  # positions of the sequences that predict speech
 
+    def loss(self, sums: LossSums, entropy_weight: float) -> Tensor:
+        """A micro batch's share of the global batch's loss."""
+        return loss_from_sums(sums, self.num_text + self.num_speech, self.num_entropy, entropy_weight)
+
 
 class LossModule(nn.Module):
-    """A micro batch to its share of the global batch's loss, and to the sums behind it.
-
-    With `deliver_together`, gradients are computed inside the forward call and handed to the parameters all at once in
-    a fixed order, zeros where a micro batch (of text alone, for example) does not touch a parameter. DeepSpeed reduces
-    gradients in the order of their arrival and leaves out those that do not arrive: ranks whose micro batches use other
-    parts of the model would average the gradients of different parameters, or wait for each other forever.
-    """
+    """A micro batch to its share of the global batch's loss, and to the sums behind it."""
 
     def __init__(self, model: SmolTolk, entropy_weight: float) -> None:
         super().__init__()
         self.model = model
         self._entropy_weight = entropy_weight
 
-    def forward(self, inputs: ModelInputs, counts: LossCounts, deliver_together: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: ModelInputs, counts: LossCounts) -> tuple[Tensor, Tensor]:
         """The loss to send backward, and the detached sums of text nll, speech nll and entropy, float64 [3]."""
         sums: LossSums = self.model(inputs)
-        num_scored = counts.num_text + counts.num_speech
-        loss = loss_from_sums(sums, num_scored, counts.num_entropy, self._entropy_weight)
-        if deliver_together:
-            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-            gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
-            loss = _Delivery.apply(loss.detach(), gradients, *trained)
-        return loss, torch.stack([part.detach().double() for part in sums])
+        return counts.loss(sums, self._entropy_weight), detached_sums(sums)
 
 
-class _Delivery(torch.autograd.Function):
-    """A loss whose gradients are known already."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, loss: Tensor, gradients: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients  # type: ignore[attr-defined]
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.gradients  # type: ignore[attr-defined]
-        ctx.gradients = None  # type: ignore[attr-defined]
-        return None, None, *(gradient * upstream.to(gradient.dtype) for gradient in gradients)
+def detached_sums(sums: LossSums) -> Tensor:
+    """Float64 [3]: text nll, speech nll, entropy."""
+    return torch.stack([part.detach().double() for part in sums])

@@ -51,13 +51,20 @@ def freeze(model: nn.Module, views: Mapping[str, ParameterView], trainable: Iter
         parameter.requires_grad_(views[name].group in groups)
 
 
-def build_optimizer(model: nn.Module, views: Mapping[str, ParameterView], config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module,
+    views: Mapping[str, ParameterView],
+    config: OptimizerConfig,
+    anchor: nn.Parameter | None = None,
+) -> torch.optim.AdamW:
     """AdamW over the parameters that are not frozen.
 
     One group for each of {backbone and pooling, speech} x {decay, no decay} that has parameters; a group's "rate" entry
-    says which of the two learning rates is its own.
+    says which of the two learning rates is its own. `anchor` stands in for parameters where all are frozen.
     """
     members: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    if anchor is not None:
+        members["backbone", False] = [anchor]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             view = views[name]

@@ -1,17 +1,21 @@
 """What a training process needs around it: threads, log file, DeepSpeed without its side effects."""
 
 import importlib
+import io
 import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from tolktrain.parallel.layout import Layout
+
+logger = logging.getLogger(__name__)
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -61,6 +65,23 @@ def import_deepspeed() -> ModuleType:
         # It looks for an accelerator when it is imported, by trying drivers one after the other.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return importlib.import_module("deepspeed")
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keeps what DeepSpeed prints off the terminal; it goes to the log."""
+    chatter = io.StringIO()
+    with redirect_stdout(chatter):
+        yield
+    logger.debug("deepspeed printed: %s", chatter.getvalue())
+
+
+def quiet_initialize(**arguments: Any) -> Any:
+    """`deepspeed.initialize` without its prints; returns the engine."""
+    deepspeed = start_deepspeed()
+    with silenced():
+        engine, *_ = deepspeed.initialize(**arguments)
+    return engine
 
 
 def start_deepspeed() -> ModuleType:

@@ -31,6 +31,7 @@ FREE_KEYS = (
     "data.speech_tokenizer",
     "train.max_steps",
     "train.micro_batch_size",
+    "train.activation_checkpointing",
     "train.log_every_steps",
     "train.cpu_threads",
     "parallel",

@@ -1,0 +1,135 @@
+"""DeepSpeed's pipeline engine around the stages of a model: ZeRO 1."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from tolktrain.model.cost import PipelineCut
+from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.naming import parameter_views
+from tolktrain.model.smoltolk import LossSums, SmolTolk
+from tolktrain.parallel.layout import Layout
+from tolktrain.train.driver import Update
+from tolktrain.train.groups import deepspeed_topology
+from tolktrain.train.module import LossCounts, detached_sums
+from tolktrain.train.process import import_deepspeed, quiet_initialize, silenced
+
+import_deepspeed()
+
+from deepspeed.runtime.pipe.module import PipelineModule  # noqa: E402
+
+
+class _Anchored(torch.autograd.Function):
+    """A tensor as it is, which a parameter nevertheless seems to take part in."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, tensor: Tensor, anchor: Tensor) -> Tensor:
+        ctx.save_for_backward(anchor)
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (anchor,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient, torch.zeros_like(anchor)
+
+
+class StageModule(PipelineModule):
+    """This rank's stage. Every stage reads the same micro batches itself; between stages one tensor travels.
+
+    DeepSpeed builds nothing here: the layers are those of the model, under the names they have without a pipeline.
+    """
+
+    def __init__(self, model: SmolTolk, cut: PipelineCut, layout: Layout, entropy_weight: float) -> None:
+        self._cut = cut
+        super().__init__(layers=list(cut.layers), topology=deepspeed_topology(layout))
+        self.model = model
+        self._entropy_weight = entropy_weight
+        self._layout = layout
+        # DeepSpeed needs something to train and something to send back on every stage, also where all is frozen.
+        trains = any(parameter.requires_grad for parameter in model.parameters())
+        self.anchor = None if trains else nn.Parameter(torch.zeros(1))
+        copies = {name for name, view in parameter_views(model).items() if view.is_copy}
+        for name, parameter in model.named_parameters():
+            parameter.ds_pipe_replicated = name in copies  # type: ignore[attr-defined]  # counts once in the norm
+        self.sums = torch.zeros(3, dtype=torch.float64, device=layout.device)
+        self._pending: Iterator[ModelInputs] = iter(())
+        self._counts = LossCounts(0, 0, 0)
+        self._scale = 1.0
+
+    def begin(self, micro_batches: Sequence[ModelInputs], counts: LossCounts, scale: float) -> None:
+        """Set what the next forward passes are about. The loss is multiplied by `scale` before it is sent backward."""
+        self.sums.zero_()
+        self._pending, self._counts, self._scale = iter(micro_batches), counts, scale
+
+    def forward(self, received: Tensor) -> Tensor:
+        """Take the next micro batch through the stage; `received` has no meaning on the first."""
+        inputs = next(self._pending)
+        result = self.model.run_stage(None if self._layout.is_first_stage else received, inputs)
+        if isinstance(result, LossSums):
+            self.sums += detached_sums(result)
+            result = self._counts.loss(result, self._entropy_weight) * self._scale
+        return result if self.anchor is None else _Anchored.apply(result, self.anchor)
+
+    def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, dist.ProcessGroup]]:
+        """Trained tables of which first and last stage have copies; DeepSpeed sums their gradients before it averages.
+
+        Called once all gradients of a step are there.
+        """
+        group = self._layout.ends_group
+        if group is None:
+            return []
+        tables = [parameter for parameter in self.model.tied_tables if parameter.requires_grad]
+        return [(table, group) for table in tables]
+
+    def _partition_layers(self, method: str = "") -> None:
+        self.parts = list(self._cut.bounds)
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+
+class PipelineDriver:
+    """Runs micro batches through the stages, one forward and one backward pass in turn."""
+
+    def __init__(
+        self,
+        module: StageModule,
+        optimizer: torch.optim.Optimizer,
+        settings: dict[str, Any],
+        layout: Layout,
+    ) -> None:
+        self._module = module
+        self._layout = layout
+        self.engine = quiet_initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
+
+    def step(self, micro_batches: Sequence[ModelInputs], counts: LossCounts) -> Update:
+        """Forward and backward of all micro batches, then the optimizer's step."""
+        # DeepSpeed averages over data ranks and micro batches; the loss is to be a sum.
+        self._module.begin(micro_batches, counts, scale=float(self._layout.data_size * len(micro_batches)))
+        self.engine.train_batch(_placeholders())
+        return Update(self._module.sums, float(self.engine.get_global_grad_norm()), not self.engine.was_step_applied())
+
+    def evaluate(self, micro_batches: Sequence[ModelInputs]) -> Tensor:
+        """Sums of the micro batches, float64 [3], without training; zero on all stages but the last."""
+        self._module.begin(micro_batches, LossCounts(0, 0, 0), scale=1.0)
+        # The shapes that training has agreed on are void, and so are these afterwards.
+        self.engine.reset_activation_shape()
+        self.engine.eval_batch(_placeholders(), bcast_loss=False, num_micro_batches=len(micro_batches))
+        self.engine.reset_activation_shape()
+        self._module.train()
+        return self._module.sums
+
+
+def make_stage_module(model: SmolTolk, cut: PipelineCut, layout: Layout, entropy_weight: float) -> StageModule:
+    """The module of this rank's stage; collective, for it makes DeepSpeed's groups."""
+    with silenced():
+        return StageModule(model, cut, layout, entropy_weight)
+
+
+def _placeholders() -> Iterator[tuple[Tensor, Tensor]]:
+    """What DeepSpeed takes for inputs and labels."""
+    return itertools.repeat((torch.zeros(1), torch.zeros(1)))
