@@ -1,7 +1,11 @@
-"""FLOPs against PyTorch's count of a forward pass, and cuts against every other cut."""
+"""FLOPs against PyTorch's count of a forward pass, cuts against every other cut, and the page that shows both."""
 
+import contextlib
+import io
+import re
 from collections.abc import Callable
 from itertools import combinations, pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +32,8 @@ from tolktrain.model.pipeline import pack_carrier
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.model.transformer import AttentionContext, rotary_angles
 from tolktrain_kernels.speech_adapter import pack_runs
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "parallelism.md"
 
 Make = Callable[..., Architecture]
 
@@ -233,3 +239,15 @@ def test_tensor_ranks_share_activations(architecture: Make) -> None:
     assert activation_bytes(sizes, tensor_size=2, sequence_parallel=True) == whole / 2
     assert activation_bytes(sizes, 2, recompute=True) == 2 * sizes.hidden_size
     assert activation_bytes(sizes, 2, sequence_parallel=True, recompute=True) == sizes.hidden_size
+
+
+def test_the_tables_in_the_documentation_are_what_its_commands_print() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    programs = re.findall(r"```python\n(.*?)```\n+((?:\|[^\n]*\n)+)", text, re.DOTALL)
+    assert len(programs) == 2
+    names: dict[str, Any] = {}
+    for program, table in programs:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(program, names)
+        assert table.splitlines()[2:] == printed.getvalue().splitlines()
