@@ -1,86 +1,64 @@
 """DeepSpeed's settings: a JSON file for what is DeepSpeed's own, the configuration for everything else.
 
 DeepSpeed wants the batch triple, precision, clipping and optimizer in its own file too. Two places for one value drift
-apart, so those entries are derived here, and a file that says something else is refused.
+apart, so those entries are derived here, and a file that says something else is refused. So is a file that asks for
+what would go wrong without a message, or is not tested with this model (`deepspeed_entries`).
 """
 
 import difflib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tolktrain.config.deepspeed_entries import REFUSED, REFUSED_IN_ZERO, SUPPORTED, ZERO_ENTRIES, Refusal
 from tolktrain.config.errors import UserError
 from tolktrain.config.root import Config
 
-# DeepSpeed ignores top-level names that it does not know, misspelt ones too.
-KNOWN_ENTRIES = (
-    *(
-        "activation_checkpointing",
-        "aio",
-        "amp",
-        "autotuning",
-        "bf16",
-        "bfloat16",
-        "checkpoint",
-        "comms_logger",
-        "compile",
-    ),
-    *("communication_data_type", "compression_training", "csv_monitor", "curriculum_learning", "data_efficiency"),
-    *(
-        "data_types",
-        "dataloader_drop_last",
-        "disable_allgather",
-        "dump_state",
-        "elasticity",
-        "eigenvalue",
-        "flops_profiler",
-    ),
-    *("fp16", "gradient_accumulation_steps", "gradient_allreduce_op", "gradient_clipping", "gradient_predivide_factor"),
-    *("hybrid_engine", "log_level", "memory_breakdown", "optimizer", "pipeline", "prescale_gradients", "scheduler"),
-    *("progressive_layer_drop", "seq_parallel_communication_data_type", "sparse_attention", "sparse_gradients"),
-    *(
-        "steps_per_print",
-        "tensor_parallel",
-        "tensorboard",
-        "torch_autocast",
-        "train_batch_size",
-        "wandb",
-        "zero_optimization",
-    ),
-    *("train_micro_batch_size_per_gpu", "wall_clock_breakdown", "zero_allow_untested_optimizer"),
-    *("zero_force_ds_cpu_optimizer", "weight_quantization", "nebula", "disable_python_gc", "check_overflow"),
-)
+_ADAMW = "the optimizer, torch's AdamW,"
 
 
 def build_deepspeed_config(config: Config, data_parallel_size: int) -> dict[str, Any]:
     """DeepSpeed's configuration for `data_parallel_size` data ranks.
 
     Reads `deepspeed.config` and adds what follows from the configuration: train_batch_size,
-    train_micro_batch_size_per_gpu, gradient_accumulation_steps, bf16, gradient_clipping, and zero_optimization.stage
-    when `deepspeed.zero_stage` is set. The optimizer and the schedule are ours, and go to
-    `deepspeed.initialize` as objects.
+    train_micro_batch_size_per_gpu, gradient_accumulation_steps, bf16, gradient_clipping, zero_optimization.stage
+    when `deepspeed.zero_stage` is set (by default 1 with pipeline stages and 0 without), and how pipeline stages
+    exchange tensors. The optimizer and the schedule are ours, and go to `deepspeed.initialize` as objects.
 
-    Raises UserError when the file cannot be read, an entry contradicts the configuration, or the batch does not divide.
+    Raises UserError when the file cannot be read, an entry contradicts the configuration or is not supported, or the
+    batch does not divide.
     """
     source = config.deepspeed.config or "deepspeed"
     settings = {} if config.deepspeed.config is None else _read(Path(config.deepspeed.config))
-    mistakes = [*_misspelt(settings), *_foreign(settings)]
     precision = {"enabled": config.train.precision == "bf16"}
     derived: dict[str, tuple[Any, str]] = {
         **_batch(config, data_parallel_size),
         "gradient_clipping": (config.train.optimizer.clip_grad_norm, "train.optimizer.clip_grad_norm"),
         "bf16": (precision, f"train.precision {config.train.precision}"),
         "fp16": ({"enabled": False}, f"train.precision {config.train.precision}"),
+        "zero_allow_untested_optimizer": (True, _ADAMW),
+        "zero_force_ds_cpu_optimizer": (False, _ADAMW),
     }
+    mistakes = _misspelt(settings, derived)
     for name, (value, reason) in derived.items():
         mistakes += _contradictions(name, settings.get(name), value, reason)
+    mistakes += _refused(settings, REFUSED)
     zero = settings.get("zero_optimization", {})
-    mistakes += _zero_mistakes(zero, config)
+    if not isinstance(zero, dict):
+        mistakes.append(f"zero_optimization must be a JSON object, got {json.dumps(zero)}")
+    else:
+        zero = {"stage": int(config.parallel.pipeline_parallel_size > 1), **zero}
+        if config.deepspeed.zero_stage is not None:
+            zero["stage"] = config.deepspeed.zero_stage
+        mistakes += _zero_mistakes(zero)
+        mistakes += _combinations(settings, zero, config)
     if mistakes:
-        raise UserError("\n".join(f"{source}: {mistake}" for mistake in mistakes))
+        raise UserError("\n".join(f"{source}: {mistake}" for mistake in dict.fromkeys(mistakes)))
     merged = {**settings, **{name: _combined(settings.get(name), value) for name, (value, _) in derived.items()}}
-    stage = config.deepspeed.zero_stage
-    merged["zero_optimization"] = {"stage": 0, **zero, **({} if stage is None else {"stage": stage})}
+    merged["zero_optimization"] = zero
+    if config.parallel.pipeline_parallel_size > 1:
+        merged["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
     return merged
 
 
@@ -129,53 +107,102 @@ def _combined(given: Any, derived: Any) -> Any:
     return {**given, **derived} if isinstance(given, dict) and isinstance(derived, dict) else derived
 
 
-def _zero_mistakes(zero: Any, config: Config) -> list[str]:
-    if not isinstance(zero, dict):
-        return [f"zero_optimization must be a JSON object, got {json.dumps(zero)}"]
-    stage = zero.get("stage", 0) if config.deepspeed.zero_stage is None else config.deepspeed.zero_stage
-    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
-        return [f"zero_optimization.stage is {json.dumps(stage)}; ZeRO has the stages 0, 1, 2 and 3"]
-    if config.parallel.pipeline_parallel_size > 1 and stage > 1:
-        return [
-            f"ZeRO stage {stage} cannot be combined with parallel.pipeline_parallel_size"
-            f" {config.parallel.pipeline_parallel_size}; set deepspeed.zero_stage to 1 or 0"
-        ]
-    return []
-
-
-def _foreign(settings: dict[str, Any]) -> list[str]:
-    """Entries that would take over what the configuration decides."""
-    owners = {"optimizer": "train.optimizer", "scheduler": "the schedule of each stage (train.stages.N.schedule)"}
-    mistakes = [
-        f"{name} is set, but {owner} decides; remove the entry" for name, owner in owners.items() if name in settings
-    ]
-    for name in ("amp", "torch_autocast"):
-        section = settings.get(name)
-        if isinstance(section, dict) and section.get("enabled"):
-            mistakes.append(f"{name}.enabled is true, but train.precision decides; remove the entry")
-    for name in ("bf16_master_weights_and_grads", "bf16_optimizer_states"):
-        section = settings.get("bf16")
-        if isinstance(section, dict) and section.get(name):
-            mistakes.append(f"bf16.{name} is true, but masters and moments are kept in float32; remove the entry")
-    if "bfloat16" in settings:
-        mistakes.append(
-            "bfloat16 is DeepSpeed's old name for bf16, which is derived from train.precision; remove the entry"
-        )
-    if settings.get("gradient_allreduce_op", "mean") != "mean":
-        mistakes.append(
-            f"gradient_allreduce_op is {json.dumps(settings['gradient_allreduce_op'])}, but the loss is scaled for"
-            ' "mean"; remove the entry'
-        )
-    return mistakes
-
-
-def _misspelt(settings: dict[str, Any]) -> list[str]:
+def _refused(section: dict[str, Any], refusals: Mapping[str, Refusal], prefix: str = "") -> list[str]:
+    """Entries of the section that may not have the value they have."""
     mistakes = []
-    for name in settings:
-        near = [] if name in KNOWN_ENTRIES else difflib.get_close_matches(name, KNOWN_ENTRIES, n=1, cutoff=0.85)
-        if near:
-            mistakes.append(f"{name} is not a DeepSpeed entry; did you mean {near[0]}?")
+    for entry, refusal in refusals.items():
+        head, _, tail = entry.partition(".")
+        held = section.get(head, {}) if tail else section
+        if not isinstance(held, dict):
+            if held is not None:
+                mistakes.append(f"{prefix}{head} must be a JSON object, got {json.dumps(held)}")
+            continue
+        if (tail or head) not in held:
+            continue
+        value = held[tail or head]
+        if not any(value == allowed and type(value) is type(allowed) for allowed in refusal.harmless):
+            shown = "set" if isinstance(value, dict | list) else json.dumps(value)
+            mistakes.append(f"{prefix}{entry} is {shown}, but {refusal.reason}; {refusal.mend}")
     return mistakes
+
+
+def _zero_mistakes(zero: dict[str, Any]) -> list[str]:
+    """What is wrong with the section zero_optimization by itself."""
+    prefix = "zero_optimization."
+    if zero["stage"] not in (0, 1, 2, 3) or isinstance(zero["stage"], bool):
+        return [f"{prefix}stage is {json.dumps(zero['stage'])}; ZeRO has the stages 0, 1, 2 and 3"]
+    mistakes = _refused(zero, REFUSED_IN_ZERO, prefix)
+    for entry, value in zero.items():
+        kind = ZERO_ENTRIES.get(entry)
+        if kind is None and entry not in REFUSED_IN_ZERO:
+            mistakes.append(f"{prefix}{entry} is not supported{_suggestion(entry, ZERO_ENTRIES)}")
+        elif kind is bool and not isinstance(value, bool):
+            mistakes.append(f"{prefix}{entry} must be true or false, got {json.dumps(value)}")
+        elif kind is int and not _is_count(value):
+            mistakes.append(f"{prefix}{entry} must be a whole number of elements, got {json.dumps(value)}")
+    if zero.get("reduce_bucket_size") == 0:
+        mistakes.append(f"{prefix}reduce_bucket_size is 0; expected at least 1 element")
+    return mistakes
+
+
+def _combinations(settings: dict[str, Any], zero: dict[str, Any], config: Config) -> list[str]:
+    """What is not supported together."""
+    stage, precision = zero["stage"], config.train.precision
+    num_stages = config.parallel.pipeline_parallel_size
+    offload = zero.get("offload_optimizer")
+    offloads = isinstance(offload, dict) and offload.get("device", "none") != "none"
+    types = settings.get("data_types")
+    accumulation = types.get("grad_accum_dtype") if isinstance(types, dict) else None
+    sent = settings.get("communication_data_type")
+    mistakes = []
+    if num_stages > 1:
+        partner = f"cannot be combined with parallel.pipeline_parallel_size {num_stages}"
+        if stage != 1:
+            mistakes.append(f"ZeRO stage {stage} {partner}; set deepspeed.zero_stage to 1")
+        if offloads:
+            mistakes.append(
+                f"zero_optimization.offload_optimizer {partner}: DeepSpeed's bf16 optimizer of pipeline stages keeps"
+                " masters on the device; remove the entry, or set parallel.pipeline_parallel_size to 1"
+            )
+        if accumulation == "bf16":
+            mistakes.append(f"data_types.grad_accum_dtype bf16 {partner}; remove the entry")
+        if isinstance(settings.get("bf16"), dict) and settings["bf16"].get("immediate_grad_update"):
+            mistakes.append(f"bf16.immediate_grad_update {partner}; remove the entry")
+    elif offloads and stage == 0:
+        mistakes.append(
+            "zero_optimization.offload_optimizer needs ZeRO, and the stage is 0; set deepspeed.zero_stage to 1, 2 or 3"
+        )
+    for name, value in (("data_types.grad_accum_dtype", accumulation), ("communication_data_type", sent)):
+        if value not in (None, "fp32", "bf16"):
+            mistakes.append(f'{name} is {json.dumps(value)}; expected "fp32" or "bf16"')
+        elif value == "bf16" and precision == "fp32":
+            mistakes.append(f"{name} is bf16, which would round the gradients of train.precision fp32; remove it")
+    if accumulation == "fp32" and precision == "bf16" and stage == 0:
+        mistakes.append(
+            "data_types.grad_accum_dtype is fp32, but without ZeRO DeepSpeed adds up gradients in bf16; set"
+            " deepspeed.zero_stage to 1, or remove the entry"
+        )
+    return mistakes
+
+
+def _misspelt(settings: dict[str, Any], derived: Iterable[str]) -> list[str]:
+    """Top-level names that look like a known one. DeepSpeed ignores those that it does not know."""
+    known = {*SUPPORTED, *derived, *(entry.partition(".")[0] for entry in REFUSED)}
+    return [
+        f"{name} is not a DeepSpeed entry{near}"
+        for name in settings
+        if name not in known and (near := _suggestion(name, known))
+    ]
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a JSON number counts something; 5e8 is a float to JSON."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and float(value).is_integer()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -17,13 +17,17 @@ def complete_settings(settings: dict[str, Any], num_trained: int, clips_outside:
     if clips_outside:
         settings["gradient_clipping"] = 0.0
     settings.setdefault("steps_per_print", _NEVER_PRINT)
-    settings["zero_allow_untested_optimizer"] = True
     zero = settings["zero_optimization"]
     if settings["bf16"]["enabled"]:
         settings["bf16"] = {**settings["bf16"], "check_grad_overflow": True}
         if zero["stage"]:
             settings["data_types"] = {"grad_accum_dtype": "fp32", **settings.get("data_types", {})}
     if zero["stage"]:
-        # Buckets are allocated in full, however small the model.
+        # Buckets are allocated in full, however small the model; DeepSpeed wants an even number of elements.
         for entry in ("reduce_bucket_size", "allgather_bucket_size"):
-            zero[entry] = min(int(zero.get(entry, _DEFAULT_BUCKET)), max(1, num_trained))
+            size = min(int(zero.get(entry, _DEFAULT_BUCKET)), max(1, num_trained))
+            zero[entry] = size + size % 2
+    if zero["stage"] and (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
+        # Gradients on the host outlive the step: Adam would take a parameter's old one when it gets none, silently.
+        # ZeRO 1 and 2 stop instead. ZeRO 3 has no such check.
+        zero["ignore_unused_parameters"] = False

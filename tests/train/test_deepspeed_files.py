@@ -1,0 +1,74 @@
+"""DeepSpeed's settings that may be chosen do not change the training."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from knob_ranks import KNOBS, run_steps, zero
+
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
+FILES = ["zero0", "zero1", "zero2", "zero3", "zero3-offload"]  # pipeline.json needs two processes
+CASES = [(precision, name) for precision, knobs in KNOBS.items() for name in knobs]
+Run = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> dict[str, Run]:
+    """One process without ZeRO, by precision; in bf16 with ZeRO 1, which adds gradients up in float32."""
+    stages = {"fp32": 0, "bf16": 1}
+    return {p: run_steps(tmp_path_factory.mktemp(p), sets, zero(stage), p) for p, stage in stages.items()}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Path:
+    """Folder of what `knob_ranks.py` has left."""
+    folder = tmp_path_factory.mktemp("knobs")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, str(Path(__file__).with_name("knob_ranks.py")), str(folder), str(sets)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return folder
+
+
+def assert_same_training(one: Run, other: Run, rounding: float) -> None:
+    """Losses, gradient norms, every gradient and every parameter agree, the latter two by their norms."""
+    for step, expected in zip(one["steps"], other["steps"], strict=True):
+        assert step == pytest.approx(expected, rel=rounding)
+    # Adam's first updates follow the sign of a gradient, which rounding to bf16 decides where it is small.
+    kinds = ("gradients", "parameters") if rounding < 1e-4 else ("gradients",)
+    for kind in kinds:
+        assert one[kind].keys() == other[kind].keys()
+        for name, value in one[kind].items():
+            expected = other[kind][name]
+            assert (value - expected).norm() <= rounding * expected.norm(), (kind, name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_shipped_file_trains_as_without_zero(tmp_path: Path, sets: Path, alone: dict[str, Run], name: str) -> None:
+    settings = json.loads((SHIPPED / f"{name}.json").read_text())
+    assert_same_training(run_steps(tmp_path, sets, settings, "fp32"), alone["fp32"], 1e-5)
+
+
+def test_every_file_has_its_test() -> None:
+    assert sorted(file.stem for file in SHIPPED.glob("*.json")) == sorted([*FILES, "pipeline"])
+
+
+@pytest.mark.parametrize(("precision", "name"), CASES, ids=lambda case: case)
+def test_a_knob_does_not_change_the_training(two_ranks: Path, alone: dict[str, Run], precision: str, name: str) -> None:
+    parts = [torch.load(two_ranks / f"{precision} {name}-{rank}.pt", weights_only=True) for rank in range(2)]
+    assert parts[0]["steps"] == parts[1]["steps"]
+    assert not parts[0]["parameters"].keys() & parts[1]["parameters"].keys()
+    whole = {kind: parts[0][kind] | parts[1][kind] for kind in ("gradients", "parameters")}
+    rounding = 1e-5 if precision == "fp32" else 2e-2
+    assert_same_training({"steps": parts[0]["steps"], **whole}, alone[precision], rounding)
