@@ -106,6 +106,25 @@ def test_the_published_mask_takes_every_position_through_the_adapter(architectur
     assert LENGTH * 3 * cost.flops == counted(SmolTolk(sizes, 0), inputs)[1]
 
 
+@pytest.mark.parametrize(
+    ("changes", "per_position"),
+    [
+        ({}, 2 * 3 * 64 + 32),  # two averages of three states of width 32, and the residual
+        ({"residual": False}, 2 * 3 * 64),
+        ({"layer_pooling": "static"}, 3 * 64 + 32),
+        ({"layer_pooling": "none", "residual": False}, 0),
+    ],
+)
+def test_additions_count_where_there_is_nothing_else(
+    architecture: Make, changes: dict[str, Any], per_position: int
+) -> None:
+    costs = {cost.kind: cost for cost in layer_flops(architecture(num_codebooks=3, **changes), LENGTH)}
+    assert costs["pooling"].elementwise == per_position
+    assert costs["embedding"].flops == 32  # two sums of three codebooks, at half of the positions
+    assert costs["final norm"].flops == 4 * 32
+    assert costs["backbone"].elementwise == costs["heads"].elementwise == 0
+
+
 @pytest.mark.parametrize("changes", SWITCHES)
 def test_the_costs_are_those_of_the_list_of_layers(architecture: Make, changes: dict[str, Any]) -> None:
     sizes = architecture(**changes)
