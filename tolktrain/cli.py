@@ -12,13 +12,16 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tolktrain import __version__
 from tolktrain.cluster.environment import ProcessEnvironment, alone
 from tolktrain.cluster.signals import StopRequest
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
+
+if TYPE_CHECKING:
+    from tolktrain.cluster.watch import Watch
 
 EXIT_DONE = 0
 EXIT_MACHINE = 1
@@ -45,15 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb: Callable[[argparse.Namespace], int] = parsed.run
     try:
         return verb(parsed)
-    except UserError as error:
-        _complain(error)
-        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except OSError as error:
-        _complain(_described(error, parsed))
-        return EXIT_MACHINE
+    except (UserError, OSError) as error:
+        message, code = _told(error, parsed)
+        _complain(message)
+        return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,7 +100,36 @@ def _verb(
 def _train(parsed: argparse.Namespace) -> int:
     stop = StopRequest()
     stop.install()
+    environment = ProcessEnvironment.detect()
+    if environment.world_size == 1:
+        config, code = _train_rank(parsed, stop, None)
+    else:
+        config, code = _train_watched(parsed, stop, environment)
+    stop.release()
+    if config is not None and code == EXIT_DONE and config.evaluation.after_training and environment.rank == 0:
+        return _follow_up(config, environment)
+    return code
+
+
+def _train_watched(
+    parsed: argparse.Namespace, stop: StopRequest, environment: ProcessEnvironment
+) -> tuple[Config | None, int]:
+    """Train as one of several ranks, of which one speaks when any of them fails."""
+    from tolktrain.cluster.watch import Watch
+
+    watch = Watch.start(environment)
+    try:
+        config, code = _train_rank(parsed, stop, watch)
+    except (Exception, KeyboardInterrupt) as error:
+        text, code = _told(error, parsed)
+        return None, watch.fail(error, f"at {watch.progress.mark}\n{text}" if _is_defect(error) else text, code)
+    return config, watch.finish(code)
+
+
+def _train_rank(parsed: argparse.Namespace, stop: StopRequest, watch: "Watch | None") -> tuple[Config, int]:
     config = _load(parsed)
+    if watch is not None:
+        watch.limit(config.parallel.hang_timeout_seconds)
     parsed.run_directory = _run_directory(config)
     if config.evaluation.after_training:
         from tolktrain.generate.inputs import check_inputs
@@ -107,12 +137,7 @@ def _train(parsed: argparse.Namespace) -> int:
         check_inputs(config)  # what is missing would end the run hours later
     from tolktrain.train.run import train
 
-    code = train(config, stop)
-    stop.release()
-    environment = ProcessEnvironment.detect()
-    if code == EXIT_DONE and config.evaluation.after_training and environment.rank == 0:
-        return _follow_up(config, environment)
-    return code
+    return config, train(config, stop, None if watch is None else watch.progress)
 
 
 def _follow_up(config: Config, environment: ProcessEnvironment) -> int:
@@ -237,6 +262,22 @@ def _complain(message: object) -> None:
     except OSError:
         _drop_stdout()
     print(f"{_speaker()}error: {message}", file=sys.stderr, flush=True)
+
+
+def _told(error: BaseException, parsed: argparse.Namespace) -> tuple[str, int]:
+    """What the user reads about an error, and the exit code."""
+    if isinstance(error, UserError):
+        return str(error), EXIT_BAD_INPUT
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", EXIT_INTERRUPTED
+    if _is_defect(error):
+        return "".join(traceback.format_exception(error)).rstrip(), EXIT_MACHINE
+    assert isinstance(error, OSError)
+    return _described(error, parsed), EXIT_MACHINE
+
+
+def _is_defect(error: BaseException) -> bool:
+    return not isinstance(error, (UserError, KeyboardInterrupt, OSError))
 
 
 def _described(error: OSError, parsed: argparse.Namespace) -> str:

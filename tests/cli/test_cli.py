@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tolktrain import cli
+from tolktrain.cluster.progress import Progress
 from tolktrain.cluster.signals import StopRequest
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
@@ -48,7 +49,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stub:
     def install(code: int = 0, error: BaseException | None = None, failing: str = "train") -> list[Any]:
         calls: list[Any] = []
 
-        def train(config: Config, stop: StopRequest) -> int:
+        def train(config: Config, stop: StopRequest, progress: Progress | None) -> int:
             calls.append(("train", config, stop))
             if error is not None and failing == "train":
                 raise error

@@ -34,6 +34,12 @@ class ParallelConfig(StrictModel):
     sequence_parallel: bool = Field(
         default=False, description="Whether tensor ranks also share the sequence between layers."
     )
+    hang_timeout_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        description="Seconds without progress, or without a sign of life, of any rank after which the job ends with a"
+        " message; must be longer than the longest single action, such as loading the backbone or a checkpoint.",
+    )
 
     @model_validator(mode="after")
     def _sequence_needs_tensor(self) -> "ParallelConfig":
@@ -118,7 +124,7 @@ class Config(StrictModel):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
-        mistakes = [*_unknown_sets(self), *_indivisible(self), *_missing_for_evaluation(self)]
+        mistakes = [*_unknown_sets(self), *_missing_for_evaluation(self)]
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
@@ -169,23 +175,3 @@ def _missing_for_evaluation(config: Config) -> list[str]:
         for missing, value, mend in parts
         if not value
     ]
-
-
-def _indivisible(config: Config) -> list[str]:
-    """Shapes of a new backbone that cannot be split as `parallel` says."""
-    shape, parallel = config.model.backbone, config.parallel
-    if isinstance(shape, str):
-        return []
-    parts = [
-        ("pipeline_parallel_size", parallel.pipeline_parallel_size, shape.num_layers, "layers"),
-        ("tensor_parallel_size", parallel.tensor_parallel_size, shape.num_key_value_heads, "key and value heads"),
-    ]
-    return [
-        f"parallel.{key} {size} does not divide {number} {what}; use one of {_divisors(number)}"
-        for key, size, number, what in parts
-        if number % size
-    ]
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]

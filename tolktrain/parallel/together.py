@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from tolktrain.cluster.verdict import OtherRankFailed
 from tolktrain.config.errors import UserError
 
 T = TypeVar("T")
@@ -13,7 +14,7 @@ T = TypeVar("T")
 def on_rank_zero(rank: int, action: Callable[[], T]) -> T:
     """Run `action` on rank 0 and give its result, which must survive pickling, to all ranks.
 
-    An exception is raised on all ranks: on the others as UserError if it is one, else as RuntimeError.
+    An exception is raised on all ranks: on the others as UserError if it is one, else as OtherRankFailed.
     """
     result: Any = None
     failure: Exception | None = None
@@ -27,7 +28,7 @@ def on_rank_zero(rank: int, action: Callable[[], T]) -> T:
         dist.broadcast_object_list(shared, src=0)
         if rank != 0 and shared[1] is not None:
             is_user_error, message = shared[1]
-            raise UserError(message) if is_user_error else RuntimeError(f"rank 0 failed: {message}")
+            raise UserError(message) if is_user_error else OtherRankFailed(f"rank 0 failed: {message}")
         result = shared[0]
     if failure is not None:
         raise failure

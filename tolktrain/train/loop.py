@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tolktrain.cluster.progress import Progress
 from tolktrain.data.batch import Batch
 from tolktrain.train.engine import Engine, StepResult
 from tolktrain.train.optimizer import Rates, rates_at
@@ -22,6 +23,7 @@ class StageRun:
     seconds: float = 0.0  # of the last step, waiting for data included
     rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0))  # of the last step
     result: StepResult | None = None  # of the last step
+    progress: Progress = field(default_factory=Progress)  # what this rank is doing, for its watch
 
     @property
     def step_in_stage(self) -> int:
@@ -58,9 +60,13 @@ def run_stage(run: StageRun, batches: Iterator[list[Batch]], callbacks: Sequence
         callback.on_stage_start(run)
     while not run.at_last_step:
         started = time.perf_counter()
+        run.progress.at_step(run.plan.name, run.step + 1, "waiting for data")
         run.rates = rates_at(run.plan.config, run.step_in_stage, run.plan.num_steps)
-        run.result = run.engine.train_step(next(batches), run.rates)
+        batch = next(batches)
+        run.progress.at("forward, backward and update")
+        run.result = run.engine.train_step(batch, run.rates)
         run.seconds = time.perf_counter() - started
         run.step += 1
+        run.progress.at("after the update")
         for callback in callbacks:
             callback.on_step(run)

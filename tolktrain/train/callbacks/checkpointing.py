@@ -29,6 +29,7 @@ class Checkpointing(NoCallback):
     def on_step(self, run: StageRun) -> None:
         """Save if it is time to."""
         if run.step % self._config.checkpoint.every_steps == 0 or run.at_last_step:
+            run.progress.at("saving a checkpoint")
             self._metrics.sync()
             self._store.save(run.step, run.engine.snapshot(), run.engine.shares, self._state(run))
 

@@ -28,6 +28,7 @@ class Validation(NoCallback):
             run.engine.model.eval()
             for dataset in self._config.sets:
                 for strategy in self._config.strategies:
+                    run.progress.at(f"validation of {strategy} on {dataset}")
                     self._metrics.write(
                         {"step": run.step, "stage": run.plan.name, **self._losses(run, dataset, strategy)}
                     )
