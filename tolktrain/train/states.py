@@ -23,6 +23,8 @@ class OptimizerStates:
         self._zero_stage = zero_stage
         self._adam: torch.optim.Optimizer = engine.basic_optimizer
         self._masters = {} if zero_stage else _plain_masters(engine)
+        if zero_stage in (1, 2):
+            _forget_skipped_gradients(engine.optimizer)
         self._create_moments()
 
     def read(self, parameter: nn.Parameter) -> Tensor:
@@ -97,6 +99,22 @@ class OptimizerStates:
     def _whole(self, parameter: nn.Parameter) -> Any:
         """A context in which the module's parameter is not partitioned, and changes to it reach all ranks."""
         return self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._zero_stage == 3)
+
+
+def _forget_skipped_gradients(optimizer: Any) -> None:
+    """Make ZeRO 1 and 2 with offload drop added-up gradients whenever they clear their buffers on the host.
+
+    In bf16 training, DeepSpeed keeps the gradients of a step that it skips, adds the next ones to them, and so skips
+    every later step too.
+    """
+    clear = getattr(optimizer, "reset_cpu_buffers", None)
+    if clear is not None:
+
+        def clear_all() -> None:
+            clear()
+            optimizer.averaged_gradients.clear()
+
+        optimizer.reset_cpu_buffers = clear_all
 
 
 def _plain_masters(engine: Any) -> dict[nn.Parameter, Tensor]:
