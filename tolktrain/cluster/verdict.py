@@ -1,0 +1,149 @@
+"""Why a job ends: which rank is the cause, judged from what all ranks report. Pure functions."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from tolktrain.config.errors import UserError
+
+EXIT_FAILED = 1
+
+SETTLE_SECONDS = 0.3  # ranks that meet the same error together report it within this time
+PATIENCE_SECONDS = 5.0  # that another rank's end gets to explain errors which look like its consequence
+SILENCE_SECONDS = 60.0  # without a sign of life; long, since a library may hold Python's lock for a while
+
+_CONSEQUENCE = re.compile(r"gloo|nccl|c10d|tcpstore|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+
+
+class Kind(IntEnum):
+    """How a rank failed; the lower one explains the higher one."""
+
+    ENDED = 0  # its process has gone without a report
+    RAISED = 1
+    CONSEQUENCE = 2  # raised what is raised when another rank has gone
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A rank that has failed."""
+
+    kind: Kind
+    rank: int
+    text: str
+    code: int = EXIT_FAILED
+    seen: float = 0.0  # seconds on the judge's clock
+
+    @property
+    def message(self) -> str:
+        """What the user reads."""
+        return f"rank {self.rank}: error: {self.text}"
+
+
+@dataclass(frozen=True)
+class RankState:
+    """What a rank has last said about itself."""
+
+    rank: int
+    host: str = ""
+    place: str = ""
+    at: str = "starting"
+    position: tuple[int, int] = (0, 0)
+    idle_seconds: float = 0.0  # since `position` changed
+    line: str = ""  # of code, where its main thread is
+    waiting: bool = False  # probably for other ranks
+    finished: bool = False
+
+    def __str__(self) -> str:
+        where = ", ".join(part for part in (self.host, self.place) if part)
+        return f"{self.at} ({where})" if where else self.at
+
+
+class OtherRankFailed(RuntimeError):
+    """Raised where another rank has told that it failed."""
+
+
+def is_consequence(error: BaseException) -> bool:
+    """Whether an error is probably another rank's end as seen from this one."""
+    if isinstance(error, UserError):
+        return False
+    names = " ".join(kind.__name__ for kind in type(error).__mro__)
+    return isinstance(error, OtherRankFailed) or bool(
+        re.search(r"\bDist\w*Error", names)
+        or (isinstance(error, (RuntimeError, ConnectionError)) and _CONSEQUENCE.search(str(error)))
+    )
+
+
+def choose(causes: Collection[Cause], now: float) -> Cause | None:
+    """The cause that explains the others, once enough time has passed for a better one to be reported."""
+    if not causes:
+        return None
+    # Of deaths the first; of errors the lowest rank's, since all ranks may raise the same one.
+    best = min(causes, key=lambda cause: (cause.kind, cause.seen if cause.kind == Kind.ENDED else cause.rank))
+    first = min(cause.seen for cause in causes if cause.kind == best.kind)
+    patience = PATIENCE_SECONDS if best.kind == Kind.CONSEQUENCE else SETTLE_SECONDS
+    return best if now - first >= patience else None
+
+
+def ended(state: RankState) -> str:
+    """What to say of a rank whose connection has closed."""
+    return (
+        f"the process has ended without a word: killed (kill -9, out of memory) or crashed. It was at {state}; what it"
+        " printed last, its log and the system's log may tell more"
+    )
+
+
+def find_silent(states: Mapping[int, RankState], heard: Mapping[int, float], now: float, limit: float) -> Cause | None:
+    """The rank that has given no sign of life for the longest time, if that is beyond `limit` seconds."""
+    unfinished = [rank for rank in heard if not states[rank].finished]
+    rank = min(unfinished, key=lambda rank: heard[rank], default=None)
+    if rank is None or now - heard[rank] < limit:
+        return None
+    text = (
+        f"no sign of life for {now - heard[rank]:.0f} s: its process is stopped or blocked, or its machine cannot be"
+        f" reached. It was at {states[rank]}"
+    )
+    return Cause(Kind.ENDED, rank, text)
+
+
+def find_hang(states: Collection[RankState], limit: float) -> Cause | None:
+    """The rank that the others wait for, when one of them has made no progress for `limit` seconds.
+
+    That is one of those that are furthest behind; of these one that does not itself wait for others; of these one
+    whose place in the code it shares with the fewest, since on a GPU waiting shows in no common place.
+    """
+    unfinished = [state for state in states if not state.finished]
+    if not any(state.idle_seconds >= limit for state in unfinished):
+        return None
+    least = min(state.position for state in unfinished)
+    suspects = [state for state in unfinished if state.position == least]
+    suspects = [state for state in suspects if not state.waiting] or suspects
+    lines = [state.line for state in suspects]
+    rarest = min(lines.count(line) for line in lines)
+    suspects = sorted((state for state in suspects if lines.count(state.line) == rarest), key=lambda s: s.rank)
+    first = suspects[0]
+    text = (
+        f"no progress for {first.idle_seconds:.0f} s (parallel.hang_timeout_seconds is {limit:g}) at {first}; it is in"
+        f" {first.line or 'an unknown place'}"
+    )
+    if first.waiting:
+        text += ", where it waits for other ranks, as all do: they have probably taken different ways"
+    others = [f"rank {state.rank} at {state}, in {state.line}" for state in suspects[1:4]]
+    if others:
+        text += f"; or the cause is one of {len(suspects) - 1} more: {'; '.join(others)}"
+    return Cause(Kind.ENDED, first.rank, text)
+
+
+def find_missing(joined: Collection[int], world_size: int, now: float, limit: float) -> Cause | None:
+    """A rank that has not appeared `limit` seconds after the start."""
+    missing = [rank for rank in range(world_size) if rank not in joined]
+    if not missing or now < limit:
+        return None
+    more = f", nor have {len(missing) - 1} more" if len(missing) > 1 else ""
+    text = f"has not joined the others within {limit:g} s (parallel.hang_timeout_seconds){more}; its process or node"
+    return Cause(Kind.ENDED, missing[0], f"{text} did not start, or cannot reach rank 0")
+
+
+def table(states: Sequence[RankState]) -> str:
+    """What every rank was at, for the log."""
+    return "\n".join(f"rank {state.rank}: {state}, for {state.idle_seconds:.0f} s, in {state.line}" for state in states)

@@ -1,0 +1,271 @@
+"""Ends a job of several processes everywhere when one fails, with one message that names the rank and the cause.
+
+Every rank has a thread that tells rank 0's hub (see `hub`) what the main thread is doing, and hears from it when the
+job ends. The main thread says what it does through `Watch.progress`, and how it ends through `finish` or `fail`.
+"""
+
+import logging
+import os
+import socket
+import sys
+import threading
+import traceback
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from tolktrain.cluster import verdict
+from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.hub import Hub, Limits, RunningClock, briefly
+from tolktrain.cluster.progress import Mark, Progress, Whereabouts, main_frame
+from tolktrain.cluster.verdict import Cause, Kind, RankState
+from tolktrain.cluster.wire import Message, Wire
+from tolktrain.config.errors import UserError
+
+UNWIND_SECONDS = 5.0  # for a main thread to leave by itself, its files closed, once the job is over
+VERDICT_SECONDS = 10.0  # that a failed rank waits for the others before it speaks for itself
+
+logger = logging.getLogger(__name__)
+
+
+def collective_timeout(hang_seconds: float) -> timedelta:
+    """For `init_process_group`: long enough for the watch, which knows the culprit, to speak first."""
+    return timedelta(seconds=hang_seconds + 120)
+
+
+class Watch:
+    """One rank's part in the watch; made by `start`."""
+
+    def __init__(self, environment: ProcessEnvironment) -> None:
+        self.progress = Progress()
+        self._environment = environment
+        self._limits = Limits()
+        self._store: Any = None  # rank 0 keeps the rendezvous for as long as it lives
+        self._hub: Hub | None = None
+        self._wire: Wire | None = None
+        self._failure: Message | None = None
+        self._finished = False
+        self._deputy = 1
+        self._code = verdict.EXIT_FAILED
+        self._ended = threading.Event()  # the job is over
+        self._left = threading.Event()  # this rank's part is
+        self._clock = RunningClock()
+        self._seen: tuple[Mark, float] = (self.progress.mark, 0.0)
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    @classmethod
+    def start(cls, environment: ProcessEnvironment) -> "Watch":
+        """Watch over this process, which is one of several. Raises UserError if rank 0 cannot open its port."""
+        # In the main thread: two threads that import torch at once may see each other's halves of it.
+        import torch.distributed
+
+        watch = cls(environment)
+        if environment.rank == 0:
+            watch._open_hub(torch.distributed.TCPStore)
+        os.register_at_fork(after_in_child=watch._close_sockets)
+        watch._thread.start()
+        return watch
+
+    def limit(self, hang_seconds: float) -> None:
+        """Take over the configured timeout."""
+        self._limits.hang_seconds = hang_seconds
+
+    def finish(self, code: int) -> int:
+        """This rank has left training as it should, with `code`. Returns the job's exit code.
+
+        Rank 0 waits for the others: what they report, and the rendezvous, is with it.
+        """
+        self._finished = True
+        self._beat(Whereabouts())
+        while self._hub is not None and self._hub.is_busy() and not self._ended.wait(0.1):
+            pass
+        if self._ended.is_set():
+            return self._leave()
+        self._left.set()
+        self._thread.join()
+        self._close_sockets()
+        if self._hub is not None:
+            self._hub.close()
+        return code
+
+    def fail(self, error: BaseException, text: str, code: int) -> int:
+        """This rank has failed: let one rank tell why. Returns the job's exit code.
+
+        Args:
+            error: what was raised.
+            text: of the message, if this rank turns out to be the cause.
+            code: exit code in that case.
+        """
+        kind = Kind.CONSEQUENCE if verdict.is_consequence(error) else Kind.RAISED
+        if not self._ended.is_set():
+            self._failure = {"kind": int(kind), "text": text, "code": code}
+            self._send_failure()
+            if not self._ended.wait(VERDICT_SECONDS):
+                self._end(Cause(kind, self._environment.rank, text, code).message, code, speak=True)
+        return self._leave()
+
+    def _leave(self) -> int:
+        if self._hub is not None:
+            self._hub.all_told.wait(UNWIND_SECONDS - 1.0)  # a rank that starts late must not find nobody
+        return self._code
+
+    def _open_hub(self, tcp_store: Any) -> None:
+        self._hub = Hub(self._environment.world_size, self._limits)
+        self._store = self._connect(tcp_store)
+        self._store.set(_key(), f"{self._hub.port} {self._hub.token}")
+        self._hub.start()
+
+    def _connect(self, tcp_store: Any) -> Any:
+        """The rendezvous that torch's process group will use too."""
+        host, port = self._environment.master_address, self._environment.master_port
+        serves = self._environment.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        try:
+            return tcp_store(
+                host, port, is_master=serves, timeout=timedelta(seconds=30), wait_for_workers=False, multi_tenant=serves
+            )
+        except RuntimeError as error:
+            if not serves:
+                raise
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"rank 0 cannot open the rendezvous at {host}:{port}: {reason}; set MASTER_PORT to a free port, and"
+                " MASTER_ADDR to rank 0's machine"
+            ) from error
+
+    def _run(self) -> None:
+        wire = self._join()
+        if wire is None:
+            return
+        self._wire = wire
+        self._send_failure()
+        heard = beaten = self._clock.tick()
+        self._beat(Whereabouts())
+        while not self._left.is_set():
+            if wire.wait(min(0.5, self._limits.beat_seconds)):
+                messages = wire.receive()
+                if messages is None:
+                    self._lose_hub("its process has ended without a word: killed (kill -9, out of memory) or crashed")
+                    return
+                for message in messages:
+                    self._take(message)
+                heard = self._clock.now
+            now = self._clock.tick()
+            if now - heard > self._limits.silence_seconds:
+                self._lose_hub(
+                    f"no sign of life for {now - heard:.0f} s: its process is stopped or blocked, or its machine cannot"
+                    " be reached"
+                )
+            if now - beaten >= self._limits.beat_seconds:
+                beaten = now
+                self._beat(Whereabouts.of_main_thread())
+
+    def _join(self) -> Wire | None:
+        """Find rank 0's hub. None if this rank has left before."""
+        if self._hub is not None:
+            return self._greet(("localhost", self._hub.port), self._hub.token)
+        import torch.distributed
+
+        address = (self._environment.master_address, self._environment.master_port)
+        store = None
+        while not self._left.wait(0.2):
+            if self._clock.tick() > self._limits.hang_seconds:
+                self._lose_hub(f"has not opened the rendezvous at {address[0]}:{address[1]}; it did not start")
+            if store is None and _listens(address):  # torch's own waiting would complain on the terminal
+                try:
+                    store = self._connect(torch.distributed.TCPStore)
+                except RuntimeError:
+                    continue
+            try:
+                found = store is not None and store.check([_key()])
+                port, token = store.get(_key()).decode().split() if store is not None and found else ("", "")
+            except RuntimeError:
+                store = None
+                continue
+            wire = self._greet((address[0], int(port)), token) if port else None
+            if wire is not None:
+                return wire
+        return None
+
+    def _greet(self, address: tuple[str, int], token: str) -> Wire | None:
+        try:
+            wire = Wire(socket.create_connection(address, timeout=10.0))
+        except OSError:
+            return None
+        return wire if wire.send({"rank": self._environment.rank, "token": token}) else None
+
+    def _beat(self, whereabouts: Whereabouts) -> None:
+        mark = self.progress.mark
+        if mark is not self._seen[0]:
+            self._seen = (mark, self._clock.now)
+        state = RankState(
+            rank=self._environment.rank,
+            host=socket.gethostname(),
+            place=self.progress.place,
+            at=str(mark),
+            position=mark.position,
+            idle_seconds=self._clock.now - self._seen[1],
+            line=whereabouts.line,
+            waiting=whereabouts.waiting,
+            finished=self._finished,
+        )
+        if self._wire is not None:
+            self._wire.send({"state": asdict(state)})
+
+    def _send_failure(self) -> None:
+        if self._failure is not None and self._wire is not None:
+            self._wire.send({"failure": self._failure})
+
+    def _take(self, message: Message) -> None:
+        self._deputy = message.get("deputy", self._deputy)
+        if "end" in message:
+            end = message["end"]
+            self._end(f"{end['text']}\n{end['table']}", end["code"], speak=False)
+
+    def _lose_hub(self, text: str) -> None:
+        """Rank 0 has gone, and with it the judge: one of the others speaks."""
+        if self._left.is_set() or self._finished or self._ended.is_set():
+            return
+        own = self._failure
+        if own is not None and own["kind"] == Kind.RAISED:
+            cause = Cause(Kind.RAISED, self._environment.rank, own["text"], own["code"])
+            self._end(cause.message, cause.code, speak=True)
+        else:
+            cause = Cause(Kind.ENDED, 0, f"{text}. This rank was at {self.progress.mark}")
+            self._end(cause.message, cause.code, speak=self._environment.rank == self._deputy)
+
+    def _end(self, text: str, code: int, speak: bool) -> None:
+        """The job is over: let the main thread leave, and end the process if it does not."""
+        if self._ended.is_set():
+            return
+        if speak:
+            briefly(lambda: print(text, file=sys.stderr, flush=True))
+        self._code = code
+        self._ended.set()
+        threading.Thread(target=self._expire, args=(text,), name="watch-end", daemon=True).start()
+
+    def _expire(self, text: str) -> None:
+        stack = "".join(traceback.format_stack(main_frame()))
+        # For the log file alone; a main thread that is stuck while it logs holds the lock.
+        briefly(lambda: logger.info("the job ends: %s\nthis rank is in\n%s", text, stack))
+        if not self._left.wait(UNWIND_SECONDS):
+            os._exit(self._code)
+
+    def _close_sockets(self) -> None:
+        """In a forked process too: its copies would keep the connections open when this process dies."""
+        if self._wire is not None:
+            self._wire.close()
+        if self._hub is not None:
+            self._hub.close_sockets()
+
+
+def _key() -> str:
+    """Where the hub's port stands in the rendezvous, which outlives a restart by torchrun."""
+    return f"tolktrain/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def _listens(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=2.0).close()
+    except OSError:
+        return False
+    return True
