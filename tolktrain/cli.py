@@ -106,14 +106,14 @@ def _train(parsed: argparse.Namespace) -> int:
     else:
         config, code = _train_watched(parsed, stop, environment)
     stop.release()
-    if config is not None and code == EXIT_DONE and config.evaluation.after_training and environment.rank == 0:
+    if code == EXIT_DONE and config.evaluation.after_training and environment.rank == 0:
         return _follow_up(config, environment)
     return code
 
 
 def _train_watched(
     parsed: argparse.Namespace, stop: StopRequest, environment: ProcessEnvironment
-) -> tuple[Config | None, int]:
+) -> tuple[Config, int]:
     """Train as one of several ranks, of which one speaks when any of them fails."""
     from tolktrain.cluster.watch import Watch
 
@@ -122,7 +122,7 @@ def _train_watched(
         config, code = _train_rank(parsed, stop, watch)
     except (Exception, KeyboardInterrupt) as error:
         text, code = _told(error, parsed)
-        return None, watch.fail(error, f"at {watch.progress.mark}\n{text}" if _is_defect(error) else text, code)
+        watch.fail(error, f"at {watch.progress.mark}\n{text}" if _is_defect(error) else text, code)
     return config, watch.finish(code)
 
 

@@ -309,7 +309,7 @@ def test_a_full_disk_is_no_success() -> None:
 def test_a_pipe_that_breaks_elsewhere_is_no_success(stub: Stub, tmp_path: Path) -> None:
     code = (
         "import sys, types\nfrom tolktrain import cli\n"
-        "def train(config, stop):\n"
+        "def train(config, stop, progress):\n"
         "    sys.stdin.read()\n    print('step 1', flush=True)\n"
         "sys.modules['tolktrain.train.run'] = types.SimpleNamespace(train=train)\n"
         f"sys.exit(cli.main(['train', {QUICKSTART!r}]))\n"

@@ -55,7 +55,7 @@ def main() -> int:
     try:
         work(watch, environment, failure, hang_seconds)
     except Exception as error:
-        return watch.fail(error, f"{type(error).__name__}: {error}", 2 if isinstance(error, UserError) else 1)
+        watch.fail(error, f"{type(error).__name__}: {error}", 2 if isinstance(error, UserError) else 1)
     return watch.finish(0)
 
 

@@ -24,6 +24,7 @@ DEFAULT_HANG_SECONDS = 600.0  # until the configuration is read
 class Limits:
     """Times that the configuration sets."""
 
+    world_size: int
     hang_seconds: float = DEFAULT_HANG_SECONDS
 
     @property
@@ -33,8 +34,8 @@ class Limits:
 
     @property
     def beat_seconds(self) -> float:
-        """Time between two signs of life."""
-        return min(5.0, self.hang_seconds / 20)
+        """Time between two signs of life; rank 0 reads at most 200 of them a second."""
+        return min(max(0.5, self.world_size / 200), self.hang_seconds / 20)
 
 
 class RunningClock:
@@ -59,10 +60,9 @@ class RunningClock:
 class Hub:
     """A thread that listens to all ranks, its own included."""
 
-    def __init__(self, world_size: int, limits: Limits) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.token = secrets.token_hex(8)  # keeps out other jobs and port scanners
-        self.all_told = threading.Event()  # every rank has been told why the job ends
-        self._world_size = world_size
+        self.all_told = threading.Event()  # every rank that lives has been told why the job ends
         self._limits = limits
         self._clock = RunningClock()
         self._wires: dict[int, Wire] = {}
@@ -117,7 +117,7 @@ class Hub:
             if now - self._ticked >= self._limits.beat_seconds:
                 self._ticked = now
                 for wire in self._wires.values():
-                    wire.send({"deputy": self._deputy()})
+                    wire.send({"deputy": self._deputy(), "first": str(self._states.get(0, RankState(0)))})
 
     def _accept(self) -> None:
         try:
@@ -149,6 +149,10 @@ class Hub:
             if self._verdict is not None:
                 self._tell(rank, self._verdict)
         self._heard[rank] = self._clock.now
+        if "over" in message and self._verdict is None:
+            # This process was stopped meanwhile, and the others have gone without it.
+            self._verdict = Cause(Kind.ENDED, 0, message["over"])
+            self._tell(0, self._verdict)
         if "state" in message:
             state = message["state"]
             self._states[rank] = RankState(**{**state, "position": tuple(state["position"])})
@@ -158,6 +162,7 @@ class Hub:
 
     def _lost(self, rank: int) -> None:
         state = self._states[rank]
+        self._note_told(rank)
         if not state.finished and rank not in self._causes:
             self._causes[rank] = Cause(Kind.ENDED, rank, verdict.ended(state), seen=self._clock.now)
 
@@ -165,10 +170,13 @@ class Hub:
         if self._causes:
             return verdict.choose(self._causes.values(), now)
         limits, states = self._limits, self._states
+        found = verdict.find_hang(states.values(), limits.hang_seconds)
+        # What hangs and has not been heard of for a while does more than hang.
+        patience = limits.silence_seconds / 4 if found is not None else limits.silence_seconds
         return (
-            verdict.find_silent(states, self._heard, now, limits.silence_seconds)
-            or verdict.find_hang(states.values(), limits.hang_seconds)
-            or verdict.find_missing(states, self._world_size, now, limits.hang_seconds)
+            verdict.find_silent(states, self._heard, now, patience)
+            or found
+            or verdict.find_missing(states, limits.world_size, now, limits.hang_seconds)
         )
 
     def _announce(self, cause: Cause) -> None:
@@ -179,8 +187,11 @@ class Hub:
     def _tell(self, rank: int, cause: Cause) -> None:
         states = [self._states[rank] for rank in sorted(self._states)]
         self._wires[rank].send({"end": {"code": cause.code, "text": cause.message, "table": verdict.table(states)}})
+        self._note_told(rank)
+
+    def _note_told(self, rank: int) -> None:
         self._told.add(rank)
-        if len(self._told) == self._world_size:
+        if len(self._told) == self._limits.world_size:
             self.all_told.set()
 
     def _deputy(self) -> int:

@@ -85,11 +85,19 @@ def choose(causes: Collection[Cause], now: float) -> Cause | None:
     return best if now - first >= patience else None
 
 
-def ended(state: RankState) -> str:
+def ended(state: object) -> str:
     """What to say of a rank whose connection has closed."""
     return (
-        f"the process has ended without a word: killed (kill -9, out of memory) or crashed. It was at {state}; what it"
+        f"the process has ended without a word, killed (kill -9, out of memory) or crashed. It was at {state}; what it"
         " printed last, its log and the system's log may tell more"
+    )
+
+
+def silent(state: object, seconds: float) -> str:
+    """What to say of a rank that is connected but not heard of."""
+    return (
+        f"no sign of life for {seconds:.0f} s: its process is stopped or blocked, or its machine cannot be reached. It"
+        f" was at {state}"
     )
 
 
@@ -99,11 +107,7 @@ def find_silent(states: Mapping[int, RankState], heard: Mapping[int, float], now
     rank = min(unfinished, key=lambda rank: heard[rank], default=None)
     if rank is None or now - heard[rank] < limit:
         return None
-    text = (
-        f"no sign of life for {now - heard[rank]:.0f} s: its process is stopped or blocked, or its machine cannot be"
-        f" reached. It was at {states[rank]}"
-    )
-    return Cause(Kind.ENDED, rank, text)
+    return Cause(Kind.ENDED, rank, silent(states[rank], now - heard[rank]))
 
 
 def find_hang(states: Collection[RankState], limit: float) -> Cause | None:

@@ -12,7 +12,7 @@ import threading
 import traceback
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from tolktrain.cluster import verdict
 from tolktrain.cluster.environment import ProcessEnvironment
@@ -39,13 +39,14 @@ class Watch:
     def __init__(self, environment: ProcessEnvironment) -> None:
         self.progress = Progress()
         self._environment = environment
-        self._limits = Limits()
+        self._limits = Limits(environment.world_size)
         self._store: Any = None  # rank 0 keeps the rendezvous for as long as it lives
         self._hub: Hub | None = None
         self._wire: Wire | None = None
         self._failure: Message | None = None
         self._finished = False
         self._deputy = 1
+        self._first = "starting"  # what rank 0 was last at
         self._code = verdict.EXIT_FAILED
         self._ended = threading.Event()  # the job is over
         self._left = threading.Event()  # this rank's part is
@@ -71,7 +72,7 @@ class Watch:
         self._limits.hang_seconds = hang_seconds
 
     def finish(self, code: int) -> int:
-        """This rank has left training as it should, with `code`. Returns the job's exit code.
+        """This rank has left training as it should, with `code`. Returns it, unless another rank fails meanwhile.
 
         Rank 0 waits for the others: what they report, and the rendezvous, is with it.
         """
@@ -80,7 +81,7 @@ class Watch:
         while self._hub is not None and self._hub.is_busy() and not self._ended.wait(0.1):
             pass
         if self._ended.is_set():
-            return self._leave()
+            self._leave()
         self._left.set()
         self._thread.join()
         self._close_sockets()
@@ -88,8 +89,8 @@ class Watch:
             self._hub.close()
         return code
 
-    def fail(self, error: BaseException, text: str, code: int) -> int:
-        """This rank has failed: let one rank tell why. Returns the job's exit code.
+    def fail(self, error: BaseException, text: str, code: int) -> NoReturn:
+        """This rank has failed: let one rank tell why, and end this process with the job's exit code.
 
         Args:
             error: what was raised.
@@ -102,15 +103,19 @@ class Watch:
             self._send_failure()
             if not self._ended.wait(VERDICT_SECONDS):
                 self._end(Cause(kind, self._environment.rank, text, code).message, code, speak=True)
-        return self._leave()
+        self._leave()
 
-    def _leave(self) -> int:
+    def _leave(self) -> NoReturn:
+        """End this process when all is said."""
         if self._hub is not None:
             self._hub.all_told.wait(UNWIND_SECONDS - 1.0)  # a rank that starts late must not find nobody
-        return self._code
+        briefly(logging.shutdown)
+        briefly(sys.stdout.flush)
+        # Not through the interpreter's shutdown: it is aborted at times by torch's threads whose peers have gone.
+        os._exit(self._code)
 
     def _open_hub(self, tcp_store: Any) -> None:
-        self._hub = Hub(self._environment.world_size, self._limits)
+        self._hub = Hub(self._limits)
         self._store = self._connect(tcp_store)
         self._store.set(_key(), f"{self._hub.port} {self._hub.token}")
         self._hub.start()
@@ -144,17 +149,15 @@ class Watch:
             if wire.wait(min(0.5, self._limits.beat_seconds)):
                 messages = wire.receive()
                 if messages is None:
-                    self._lose_hub("its process has ended without a word: killed (kill -9, out of memory) or crashed")
+                    self._lose_hub(verdict.ended(self._first))
                     return
                 for message in messages:
                     self._take(message)
                 heard = self._clock.now
             now = self._clock.tick()
             if now - heard > self._limits.silence_seconds:
-                self._lose_hub(
-                    f"no sign of life for {now - heard:.0f} s: its process is stopped or blocked, or its machine cannot"
-                    " be reached"
-                )
+                self._lose_hub(verdict.silent(self._first, now - heard))
+                return
             if now - beaten >= self._limits.beat_seconds:
                 beaten = now
                 self._beat(Whereabouts.of_main_thread())
@@ -217,6 +220,7 @@ class Watch:
 
     def _take(self, message: Message) -> None:
         self._deputy = message.get("deputy", self._deputy)
+        self._first = message.get("first", self._first)
         if "end" in message:
             end = message["end"]
             self._end(f"{end['text']}\n{end['table']}", end["code"], speak=False)
@@ -230,7 +234,9 @@ class Watch:
             cause = Cause(Kind.RAISED, self._environment.rank, own["text"], own["code"])
             self._end(cause.message, cause.code, speak=True)
         else:
-            cause = Cause(Kind.ENDED, 0, f"{text}. This rank was at {self.progress.mark}")
+            if self._wire is not None:
+                self._wire.send({"over": text})
+            cause = Cause(Kind.ENDED, 0, text)
             self._end(cause.message, cause.code, speak=self._environment.rank == self._deputy)
 
     def _end(self, text: str, code: int, speak: bool) -> None:
