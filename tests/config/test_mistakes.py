@@ -116,14 +116,6 @@ def test_wrong_values(small: Path, mistakes_of: Mistakes, override: str, message
             "model.backbone.num_key_value_heads 3 does not divide num_attention_heads 4; use one of [1, 2, 4]",
         ),
         (
-            "parallel.pipeline_parallel_size=3",
-            "parallel.pipeline_parallel_size 3 does not divide 4 layers; use one of [1, 2, 4]",
-        ),
-        (
-            "parallel.tensor_parallel_size=4",
-            "parallel.tensor_parallel_size 4 does not divide 2 key and value heads; use one of [1, 2]",
-        ),
-        (
             "parallel.sequence_parallel=true",
             "parallel.sequence_parallel needs tensor_parallel_size above 1; set it to false",
         ),

@@ -1,6 +1,7 @@
 """Small random data sets for the tests of the data package."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from streaming import MDSWriter
@@ -43,7 +44,7 @@ def random_record(
     )
 
 
-def random_records(count: int, seed: int = 0, words: int = 40, **options: bool) -> list[Record]:
+def random_records(count: int, seed: int = 0, words: int = 40, **options: Any) -> list[Record]:
     """Records named r0000, r0001, ..."""
     rng = np.random.default_rng(seed)
     return [random_record(rng, f"r{i:04}", words, **options) for i in range(count)]

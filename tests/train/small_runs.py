@@ -46,9 +46,10 @@ Line = dict[str, Any]
 
 
 def write_sets(folder: Path) -> None:
-    """The data sets train and held."""
+    """The data sets train and held, and codebooks, whose speech has two of them."""
     write_dataset(folder / "train", random_records(48, seed=0, words=60))
     write_dataset(folder / "held", random_records(9, seed=1, words=60))
+    write_dataset(folder / "codebooks", random_records(48, seed=2, words=60, num_codebooks=2))
 
 
 def write_config(folder: Path, sets: Path, name: str = "small") -> Path:
@@ -132,16 +133,28 @@ def make_batch(strategies: list[Strategy], seed: int = 0) -> Batch:
 
 def cut_batch(whole: Batch, count: int) -> list[Batch]:
     """The sequences of a batch as `count` micro batches."""
-    parts = []
-    for rows in torch.arange(len(whole.tokens)).chunk(count):
-        cut = {n: getattr(whole, n)[rows] for n in ("tokens", "targets", "speech_in", "speech_pred", "text_pred")}
-        counts = {
-            "num_text_scored": int(cut["text_pred"].sum()),
-            "num_speech_scored": int(cut["speech_pred"].sum()),
-            "num_entropy_positions": SEQUENCE_LENGTH * int(cut["speech_pred"].any(dim=1).sum()),
-        }
-        parts.append(replace(whole, **cut, **counts, runs=pack_runs(cut["speech_in"])))
-    return parts
+    return [_part(whole, rows) for rows in torch.arange(len(whole.tokens)).chunk(count)]
+
+
+def shorten(whole: Batch) -> list[Batch]:
+    """The first half of each sequence of a batch, each a micro batch of its own."""
+    length = whole.tokens.shape[2] // 2
+    return [_part(whole, rows, length) for rows in torch.arange(len(whole.tokens)).split(1)]
+
+
+def _part(whole: Batch, rows: torch.Tensor, length: int = SEQUENCE_LENGTH) -> Batch:
+    names = ("tokens", "targets", "speech_in", "speech_pred", "text_pred")
+    cut = {name: getattr(whole, name)[rows][..., :length].contiguous() for name in names}
+    counts = {
+        "num_text_scored": int(cut["text_pred"].sum()),
+        "num_speech_scored": int(cut["speech_pred"].sum()),
+        "num_entropy_positions": length * int(cut["speech_pred"].any(dim=1).sum()),
+    }
+    labels = {
+        "record_ids": [whole.record_ids[row] for row in rows],
+        "strategies": [whole.strategies[row] for row in rows],
+    }
+    return replace(whole, **cut, **counts, **labels, runs=pack_runs(cut["speech_in"]))
 
 
 def case_overrides(zero_stage: int, precision: str, micro_batch_size: int) -> list[str]:

@@ -9,7 +9,7 @@ from tolktrain.config.training import OptimizerConfig, ScheduleConfig, StageConf
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.naming import parameter_views
 from tolktrain.model.smoltolk import SmolTolk
-from tolktrain.train.optimizer import build_optimizer, freeze, rates_at, schedule_factor, set_rates
+from tolktrain.train.optimizer import build_optimizer, freeze, rates_at, schedule_factor, set_rates, trained_groups
 
 TEXT: Mixture = {"text": MixtureEntry(sets={"any": 1.0})}
 
@@ -61,7 +61,7 @@ def test_groups(model: SmolTolk) -> None:
     """Matrices and tables decay, vectors do not; the pooling follows the backbone's rate, as published."""
     views = parameter_views(model)
     freeze(model, views, ("backbone", "pooling", "speech"))
-    optimizer = build_optimizer(model, views, OptimizerConfig(weight_decay=0.3))
+    optimizer = build_optimizer(trained_groups(model, views), OptimizerConfig(weight_decay=0.3))
     assert len(optimizer.param_groups) == 4
     names = {parameter: views[name].names[0] for name, parameter in model.named_parameters()}
     seen = set()
@@ -80,7 +80,7 @@ def test_groups(model: SmolTolk) -> None:
 def test_frozen_parameters_are_in_no_group(model: SmolTolk) -> None:
     views = parameter_views(model)
     freeze(model, views, ("pooling",))
-    optimizer = build_optimizer(model, views, OptimizerConfig())
+    optimizer = build_optimizer(trained_groups(model, views), OptimizerConfig())
     in_groups = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     assert in_groups == {p for name, p in model.named_parameters() if views[name].group == "pooling"}
     assert all(p.requires_grad == (p in in_groups) for p in model.parameters())

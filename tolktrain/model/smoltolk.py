@@ -117,13 +117,11 @@ class SmolTolk(nn.Module):
     @property
     def tied_tables(self) -> list[nn.Parameter]:
         """Tables that embedding and heads share, where these lie on different stages and each has a copy."""
-        if "0" in self.layers and self.ends_model:
+        ends = [layer for layer in self.layers.values() if isinstance(layer, (Embedding, Heads))]
+        if len(ends) != 1:
             return []
-        end = self.layers["0"] if "0" in self.layers else self.heads if self.ends_model else None
-        if end is None:
-            return []
-        tables = [table.weight for table in end.speech]  # type: ignore[union-attr]
-        return [*([end.text.weight] if self.architecture.tie_text_embeddings else []), *tables]  # type: ignore[union-attr,list-item]
+        tables = [table.weight for table in ends[0].speech]
+        return [*([ends[0].text.weight] if self.architecture.tie_text_embeddings else []), *tables]  # type: ignore[list-item]
 
     def recompute_layers(self) -> None:
         """Let the backward pass compute transformer layers again instead of keeping their activations."""

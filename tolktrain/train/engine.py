@@ -24,7 +24,7 @@ from tolktrain.parallel.gradients import sum_over_tensor_group
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.driver import Driver
 from tolktrain.train.module import LossCounts
-from tolktrain.train.optimizer import Rates, build_optimizer, freeze, set_rates
+from tolktrain.train.optimizer import GROUPS, Rates, build_optimizer, freeze, set_rates, trained_groups
 from tolktrain.train.sequential import SequentialDriver
 from tolktrain.train.settings import complete_settings
 from tolktrain.train.states import FIRST_MOMENT, SECOND_MOMENT, OptimizerStates
@@ -98,15 +98,16 @@ class Engine:
         clips_here = settings["zero_optimization"]["stage"] == 0 and not settings["bf16"]["enabled"]
         num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         complete_settings(settings, num_trained, clips_outside=clips_here)
+        members = trained_groups(model, self._views)
         if cut is None:
-            optimizer = build_optimizer(model, self._views, config.train.optimizer)
+            optimizer = build_optimizer(members, config.train.optimizer)
             clip_grad_norm = config.train.optimizer.clip_grad_norm if clips_here else None
             return SequentialDriver(model, optimizer, settings, layout, entropy_weight, clip_grad_norm)
         from tolktrain.train.pipeline import PipelineDriver, make_stage_module  # imports DeepSpeed
 
-        module = make_stage_module(model, cut, layout, entropy_weight)
-        optimizer = build_optimizer(model, self._views, config.train.optimizer, module.anchor)
-        return PipelineDriver(module, optimizer, settings, layout)
+        module = make_stage_module(model, cut, layout, entropy_weight, [key for key in GROUPS if key not in members])
+        members |= {key: [anchor] for key, anchor in module.anchors.items()}
+        return PipelineDriver(module, build_optimizer(members, config.train.optimizer), settings, layout)
 
     @property
     def model(self) -> SmolTolk:

@@ -51,29 +51,29 @@ def freeze(model: nn.Module, views: Mapping[str, ParameterView], trainable: Iter
         parameter.requires_grad_(views[name].group in groups)
 
 
-def build_optimizer(
-    model: nn.Module,
-    views: Mapping[str, ParameterView],
-    config: OptimizerConfig,
-    anchor: nn.Parameter | None = None,
-) -> torch.optim.AdamW:
-    """AdamW over the parameters that are not frozen.
+GroupKey = tuple[str, bool]
+"""Whose learning rate a parameter has ("backbone" or "speech"), and whether it decays."""
 
-    One group for each of {backbone and pooling, speech} x {decay, no decay} that has parameters; a group's "rate" entry
-    says which of the two learning rates is its own. `anchor` stands in for parameters where all are frozen.
-    """
-    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    if anchor is not None:
-        members["backbone", False] = [anchor]
+GROUPS: tuple[GroupKey, ...] = (("backbone", False), ("backbone", True), ("speech", False), ("speech", True))
+
+
+def trained_groups(model: nn.Module, views: Mapping[str, ParameterView]) -> dict[GroupKey, list[nn.Parameter]]:
+    """The parameters that are not frozen, by group; only groups that have any."""
+    members: dict[GroupKey, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             view = views[name]
             rate = "speech" if view.group == "speech" else "backbone"
             members.setdefault((rate, view.decays), []).append(parameter)
+    return members
+
+
+def build_optimizer(members: Mapping[GroupKey, list[nn.Parameter]], config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over groups of parameters; a group's "rate" entry says which of the two learning rates is its own."""
     assert members, "a stage without trainable parameters"
     groups: list[dict[str, Any]] = [
         {"params": parameters, "rate": rate, "weight_decay": config.weight_decay if decays else 0.0}
-        for (rate, decays), parameters in sorted(members.items(), key=lambda item: item[0])
+        for (rate, decays), parameters in sorted(members.items())
     ]
     first, second = config.betas
     return torch.optim.AdamW(groups, lr=0.0, betas=(first, second), eps=config.eps, fused=True)

@@ -17,7 +17,8 @@ from tolktrain.parallel.layout import Layout
 from tolktrain.train.driver import Update
 from tolktrain.train.groups import deepspeed_topology
 from tolktrain.train.module import LossCounts, detached_sums
-from tolktrain.train.process import import_deepspeed, quiet_initialize, silenced
+from tolktrain.train.optimizer import GroupKey
+from tolktrain.train.process import import_deepspeed, quiet_initialize, silenced, start_deepspeed
 
 import_deepspeed()
 
@@ -25,17 +26,16 @@ from deepspeed.runtime.pipe.module import PipelineModule  # noqa: E402
 
 
 class _Anchored(torch.autograd.Function):
-    """A tensor as it is, which a parameter nevertheless seems to take part in."""
+    """A tensor as it is, in which parameters nevertheless seem to take part, with a gradient of zero."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, tensor: Tensor, anchor: Tensor) -> Tensor:
-        ctx.save_for_backward(anchor)
+    def forward(ctx: FunctionCtx, tensor: Tensor, *anchors: Tensor) -> Tensor:
+        ctx.save_for_backward(*anchors)
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        (anchor,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient, torch.zeros_like(anchor)
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *(torch.zeros_like(anchor) for anchor in ctx.saved_tensors)  # type: ignore[attr-defined]
 
 
 class StageModule(PipelineModule):
@@ -44,15 +44,23 @@ class StageModule(PipelineModule):
     DeepSpeed builds nothing here: the layers are those of the model, under the names they have without a pipeline.
     """
 
-    def __init__(self, model: SmolTolk, cut: PipelineCut, layout: Layout, entropy_weight: float) -> None:
+    def __init__(
+        self,
+        model: SmolTolk,
+        cut: PipelineCut,
+        layout: Layout,
+        entropy_weight: float,
+        missing_groups: Sequence[GroupKey],
+    ) -> None:
         self._cut = cut
         super().__init__(layers=list(cut.layers), topology=deepspeed_topology(layout))
         self.model = model
         self._entropy_weight = entropy_weight
         self._layout = layout
-        # DeepSpeed needs something to train and something to send back on every stage, also where all is frozen.
-        trains = any(parameter.requires_grad for parameter in model.parameters())
-        self.anchor = None if trains else nn.Parameter(torch.zeros(1))
+        # DeepSpeed takes the gradient norm group by group over all stages, which must therefore have the same groups:
+        # one without parameters here, frozen or of another stage's kind, would let the others wait for ever.
+        self.anchors = {key: nn.Parameter(torch.zeros(1)) for key in missing_groups}
+        self._registered_anchors = nn.ParameterList(self.anchors.values())
         copies = {name for name, view in parameter_views(model).items() if view.is_copy}
         for name, parameter in model.named_parameters():
             parameter.ds_pipe_replicated = name in copies  # type: ignore[attr-defined]  # counts once in the norm
@@ -73,7 +81,7 @@ class StageModule(PipelineModule):
         if isinstance(result, LossSums):
             self.sums += detached_sums(result)
             result = self._counts.loss(result, self._entropy_weight) * self._scale
-        return result if self.anchor is None else _Anchored.apply(result, self.anchor)
+        return _Anchored.apply(result, *self._registered_anchors)
 
     def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, dist.ProcessGroup]]:
         """Trained tables of which first and last stage have copies; DeepSpeed sums their gradients before it averages.
@@ -124,10 +132,16 @@ class PipelineDriver:
         return self._module.sums
 
 
-def make_stage_module(model: SmolTolk, cut: PipelineCut, layout: Layout, entropy_weight: float) -> StageModule:
-    """The module of this rank's stage; collective, for it makes DeepSpeed's groups."""
+def make_stage_module(
+    model: SmolTolk, cut: PipelineCut, layout: Layout, entropy_weight: float, missing_groups: Sequence[GroupKey]
+) -> StageModule:
+    """The module of this rank's stage; collective, for it makes DeepSpeed's groups.
+
+    `missing_groups` are those of the optimizer that have no parameters on this stage.
+    """
+    start_deepspeed()
     with silenced():
-        return StageModule(model, cut, layout, entropy_weight)
+        return StageModule(model, cut, layout, entropy_weight, missing_groups)
 
 
 def _placeholders() -> Iterator[tuple[Tensor, Tensor]]:

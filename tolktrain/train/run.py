@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from tolktrain.checkpoint.random_states import restore_random_states
-from tolktrain.checkpoint.store import CheckpointStore, read_moments, read_parameters
+from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.progress import Progress
 from tolktrain.cluster.signals import EXIT_PREEMPTED
+from tolktrain.cluster.watch import collective_timeout
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
 from tolktrain.config.deepspeed import build_deepspeed_config
@@ -22,19 +24,17 @@ from tolktrain.data.batch import Batch
 from tolktrain.data.checks import check_data
 from tolktrain.data.loader import StageLoader, validation_batches
 from tolktrain.data.sequences import Vocabulary
-from tolktrain.interop.huggingface import load_backbone_into
-from tolktrain.model.architecture import Architecture
-from tolktrain.model.naming import load_canonical, parameter_views
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.parallel.together import on_rank_zero
+from tolktrain.train.build import Blueprint, count_parameters, go_on_inside
 from tolktrain.train.callbacks.checkpointing import Checkpointing
 from tolktrain.train.callbacks.guard import DivergenceGuard
 from tolktrain.train.callbacks.progress import Display
 from tolktrain.train.callbacks.stopping import Stop, StopOnRequest
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.callbacks.validation import Validation
-from tolktrain.train.engine import Engine
+from tolktrain.train.groups import assert_same_groups
 from tolktrain.train.loop import Callback, StageRun, run_stage
 from tolktrain.train.process import logging_to, set_threads
 from tolktrain.train.resume import Position, find_position
@@ -52,17 +52,19 @@ class Setting:
 
     config: Config
     layout: Layout
-    architecture: Architecture
+    blueprint: Blueprint
     vocabulary: Vocabulary
     store: CheckpointStore
+    progress: Progress
 
 
-def train(config: Config, stop: Stop | None = None) -> int:
+def train(config: Config, stop: Stop | None = None, progress: Progress | None = None) -> int:
     """Train from the beginning, or go on from the newest sound checkpoint; collective under torchrun or srun.
 
     Args:
         config: the run.
         stop: asked after each step whether to save and leave.
+        progress: told what this rank is doing, for its watch.
 
     Returns:
         0 when the run is complete, 75 when it was stopped and is to be started again.
@@ -72,11 +74,22 @@ def train(config: Config, stop: Stop | None = None) -> int:
     """
     plans = plan_stages(config)
     ProcessEnvironment.detect().export()
+    progress = progress or Progress()
+    blueprint = Blueprint.of(config)
+    progress.at("joining the other processes")
     parallel = config.parallel
-    layout = initialize(parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.sequence_parallel)
+    layout = initialize(
+        parallel.tensor_parallel_size,
+        parallel.pipeline_parallel_size,
+        parallel.sequence_parallel,
+        timeout=collective_timeout(parallel.hang_timeout_seconds),
+    )
+    progress.place = f"pipeline {layout.pipeline_rank}, tensor {layout.tensor_rank}, data {layout.data_rank}"
+    progress.at("opening the run's folder")
     set_threads(layout, config.train.cpu_threads)
     build_deepspeed_config(config, layout.data_size)  # for its complaints, before a folder exists
-    architecture = Architecture.from_config(config.model)
+    assert_same_groups(layout)
+    architecture = blueprint.architecture
     with _run_folder(config, layout) as folder:
         folder.position.check_architecture(architecture)
         if not remaining(plans, folder.position.step):
@@ -84,9 +97,10 @@ def train(config: Config, stop: Stop | None = None) -> int:
             if layout.rank == 0:
                 print(f"{folder.path} is complete: {folder.position.step} steps are done; nothing to train")
             return EXIT_DONE
+        progress.at("checking the data")
         vocabulary = check_data(config, architecture.text_vocab_size, verify_files=layout.local_rank == 0)
         store = CheckpointStore(folder.path, config.checkpoint.keep_last, layout.rank)
-        setting = Setting(config, layout, architecture, vocabulary, store)
+        setting = Setting(config, layout, blueprint, vocabulary, store, progress)
         return _run_stages(setting, plans, folder, stop)
 
 
@@ -136,7 +150,8 @@ def _run_folder(config: Config, layout: Layout) -> Iterator[_Folder]:
 
 def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, stop: Stop | None) -> int:
     config, layout, position = setting.config, setting.layout, folder.position
-    model = _build_model(setting, position)  # notices a backbone that cannot be read
+    setting.progress.at("building the model")
+    model = setting.blueprint.build(layout, position.folder)  # notices a backbone that cannot be read
     folder.begin()
     metrics = MetricsLog(config, folder.path, position.step, layout.rank)
     display = Display(config, plans, metrics, layout)
@@ -147,16 +162,19 @@ def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, s
         StopOnRequest(stop, layout),
         Validation(config, _ValidationSource(setting), metrics),
         display,
-        Checkpointing(setting.store, metrics, config, setting.architecture),
+        Checkpointing(setting.store, metrics, config, setting.blueprint.architecture),
     ]
     stopped = False
     try:
         zero_stage = build_deepspeed_config(config, layout.data_size)["zero_optimization"]["stage"]
-        display.show_header(folder.path, _count_parameters(model), zero_stage, position.step)
+        display.show_header(
+            folder.path, count_parameters(model, layout), zero_stage, position.step, setting.blueprint.cut
+        )
         stages = remaining(plans, position.step)
         for plan in stages:
             if plan is not stages[0]:
-                model = _build_model(setting, position)
+                setting.progress.at("building the model")
+                model = setting.blueprint.build(layout, position.folder)
             stopped = _run_one_stage(setting, plan, position, model, callbacks)
             position = Position.of(setting.store.newest())
             if stopped:
@@ -176,9 +194,10 @@ def _run_one_stage(
 ) -> bool:
     """Run a stage from `position` on; returns whether it was stopped."""
     config, layout = setting.config, setting.layout
-    engine = Engine(model, plan.config, config, layout)
-    if position.is_inside(plan) and position.folder is not None:
-        engine.restore_moments(*read_moments(position.folder), position.state["adam_updates"])
+    setting.progress.at(f"setting up the stage {plan.name!r}")
+    engine = setting.blueprint.start(model, plan.config, layout)
+    if position.is_inside(plan):
+        go_on_inside(engine, position)
     loader = StageLoader(
         config,
         plan.config.mixture,
@@ -189,7 +208,7 @@ def _run_one_stage(
         step=position.step - plan.first_step,
         pin_memory=layout.device.type == "cuda",
     )
-    run = StageRun(plan, engine, position.step)
+    run = StageRun(plan, engine, position.step, progress=setting.progress)
     try:
         with loader:
             _set_random_states(config, position)
@@ -199,19 +218,6 @@ def _run_one_stage(
         del engine
         gc.collect()
     return run.stop
-
-
-def _build_model(setting: Setting, position: Position) -> SmolTolk:
-    """The model as the checkpoint has it; at the beginning a new one, on the configured backbone."""
-    backbone, seed = setting.config.model.backbone, setting.config.run.seed
-    if position.folder is not None:
-        model = SmolTolk(setting.architecture, seed=None)
-        load_canonical(model, read_parameters(position.folder))
-        return model
-    model = SmolTolk(setting.architecture, seed=seed)
-    if isinstance(backbone, str):
-        load_backbone_into(model, backbone, seed)
-    return model
 
 
 def _set_random_states(config: Config, position: Position) -> None:
@@ -247,11 +253,3 @@ class _ValidationSource:
             )
             self._made[dataset, strategy] = list(batches)
         return self._made[dataset, strategy]
-
-
-def _count_parameters(model: SmolTolk) -> dict[str, int]:
-    views = parameter_views(model)
-    counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        counts[views[name].group] = counts.get(views[name].group, 0) + parameter.numel()
-    return counts

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from tolktrain.config import Config
 from tolktrain.data.records import DatasetInfo
+from tolktrain.model.cost import PipelineCut
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
@@ -32,15 +33,22 @@ class Display(NoCallback):
         self._task = TaskID(0)
         self._seconds_per_step = 0.0
 
-    def show_header(self, run_dir: Path, num_parameters: Mapping[str, int], zero_stage: int, step: int) -> None:
+    def show_header(
+        self,
+        run_dir: Path,
+        num_parameters: Mapping[str, int],
+        zero_stage: int,
+        step: int,
+        cut: PipelineCut | None = None,
+    ) -> None:
         """What is going to be trained, on what, where."""
         total = sum(num_parameters.values())
         parts = ", ".join(f"{name} {_short(count)}" for name, count in num_parameters.items())
-        device = self._layout.device.type
-        ranks = f"{self._layout.world_size} process{'es' * (self._layout.world_size > 1)}"
         say = self._console.print
         say(f"[bold]{self._config.run.name}[/bold]: {_short(total)} parameters ({parts})")
-        say(f"layout: {ranks} on {device}, {self._config.train.precision}, ZeRO {zero_stage}")
+        say(f"layout: {self._layout.describe()}, {self._config.train.precision}, ZeRO {zero_stage}")
+        for line in cut.describe() if cut is not None else ():
+            say(f"  {line}")
         say(f"kernels: {_kernels(self._config)}")
         say(f"data: {', '.join(self._sets())}")
         say(f"folder: {run_dir}" + (f", going on after step {step}" if step else ""))

@@ -1,0 +1,166 @@
+"""The same training under many layouts: what is run, in one process and in several."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import small_runs  # noqa: F401  # finds `corpora`
+import torch
+from corpora import NUM_UNITS, TEXT_VOCAB_SIZE
+from small_runs import shorten, small_config
+from torch import Tensor
+
+from tolktrain.config import Config
+from tolktrain.data.batch import Batch
+from tolktrain.data.loader import StageLoader
+from tolktrain.data.sequences import Vocabulary
+from tolktrain.parallel.layout import initialize
+from tolktrain.train.build import Blueprint
+from tolktrain.train.engine import Engine
+from tolktrain.train.optimizer import Rates
+
+NUM_STEPS = 10
+VALIDATED_STEP = 4  # after which the pipeline sees batches of another shape
+RATES = Rates(backbone=0.002, speech=0.004)
+
+# Of the model and the recipe; each is trained in one process too.
+FOUR_LAYERS = "model.backbone.num_layers=4"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "both": (FOUR_LAYERS,),
+    "static": (FOUR_LAYERS, "model.speech.layer_pooling=static"),
+    "dynamic": (FOUR_LAYERS, "model.speech.layer_pooling=dynamic", "model.speech.residual=false"),
+    "early-fusion": (
+        FOUR_LAYERS,
+        "model.speech.layer_pooling=none",
+        "model.speech.input_adapter_layers=0",
+        "model.speech.output_adapter_layers=0",
+        "model.speech.residual=false",
+    ),
+    "codebooks": (FOUR_LAYERS, "model.speech.num_codebooks=2", "model.speech.input_adapter_layers=2"),
+    "untied": (FOUR_LAYERS, "model.backbone.tie_text_embeddings=false"),
+    "three-groups": (
+        "model.backbone.hidden_size=48",
+        "model.backbone.num_attention_heads=6",
+        "model.backbone.num_key_value_heads=3",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layout of a variant's training."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    sequence_parallel: bool = False
+    zero_stage: int = 1
+    micro_batch_size: int = 2
+    variant: str = "both"
+    stage: int = 2  # of small_runs.write_config: 1 trains adapters on a frozen backbone, 2 everything
+    precision: str = "fp32"
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def num_processes(self) -> int:
+        """Ranks that it takes."""
+        return self.tensor * self.pipeline * self.data
+
+    @property
+    def reference(self) -> "Case":
+        """The same training in one process."""
+        return Case(variant=self.variant, stage=self.stage, precision=self.precision, zero_stage=1, micro_batch_size=8)
+
+    @property
+    def name(self) -> str:
+        """For test ids and files: "tp2-sp-pp2-dp1-zero1-both-stage2-micro2"."""
+        sizes = f"tp{self.tensor}{'-sp' * self.sequence_parallel}-pp{self.pipeline}-dp{self.data}-zero{self.zero_stage}"
+        more = "".join(f"-{override.split('=')[0].split('.')[-1]}" for override in self.overrides)
+        return f"{sizes}-{self.variant}-stage{self.stage}-micro{self.micro_batch_size}-{self.precision}{more}"
+
+    def config(self, folder: Path, sets: Path) -> Config:
+        """Its configuration."""
+        return small_config(
+            folder,
+            sets,
+            f"parallel.tensor_parallel_size={self.tensor}",
+            f"parallel.pipeline_parallel_size={self.pipeline}",
+            f"parallel.sequence_parallel={str(self.sequence_parallel).lower()}",
+            f"deepspeed.zero_stage={self.zero_stage}",
+            f"train.micro_batch_size={self.micro_batch_size}",
+            f"train.precision={self.precision}",
+            # Where a gradient is next to nothing, Adam would otherwise turn its rounding into an update of full size.
+            "train.optimizer.eps=1e-5",
+            "train.optimizer.clip_grad_norm=0.5",
+            *VARIANTS[self.variant],
+            *([f"data.sets.train.path={sets / 'codebooks'}"] if self.variant == "codebooks" else []),
+            *self.overrides,
+        )
+
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Outcome:
+    """What a training did, as far as this rank knows."""
+
+    batches: list[list[list[Any]]]  # of each step: rows of this rank's share of the global batch
+    losses: list[float]
+    grad_norms: list[float]
+    validation: list[float]
+    gradients: Tensors  # of the first step, reduced and clipped, by canonical name
+    parameters: Tensors  # after the last step
+
+
+def run(case: Case, folder: Path, sets: Path) -> Outcome:
+    """Train under a layout; collective."""
+    config = case.config(folder, sets)
+    parallel = config.parallel
+    layout = initialize(parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.sequence_parallel)
+    blueprint = Blueprint.of(config)
+    stage = config.train.stages[case.stage]
+    engine = blueprint.start(blueprint.build(layout, None), stage, layout)
+    outcome = Outcome([], [], [], [], {}, {})
+    vocabulary = Vocabulary(TEXT_VOCAB_SIZE, 0, NUM_UNITS, config.model.speech.num_codebooks)
+    ranks = {"data_rank": layout.data_rank, "data_size": layout.data_size}
+    loader = StageLoader(config, stage.mixture, vocabulary, seed=3, **ranks)
+    with loader:
+        for step in range(NUM_STEPS):
+            batches = next(loader)
+            outcome.batches.append(rows(batches))
+            result = engine.train_step(batches, RATES)
+            assert not result.skipped
+            outcome.losses.append(result.loss(config.model.speech.entropy_weight))
+            outcome.grad_norms.append(result.grad_norm)
+            if step == 0:
+                first_decay, _ = config.train.optimizer.betas
+                moments = engine.snapshot().first_moments
+                outcome.gradients = {name: moment / (1 - first_decay) for name, moment in moments.items()}
+            if step == VALIDATED_STEP:
+                outcome.validation = validate(engine, batches)
+    outcome.parameters = engine.snapshot().parameters
+    engine.close()
+    return outcome
+
+
+def rows(batches: list[Batch]) -> list[list[Any]]:
+    """Each sequence of the micro batches, as what can be compared."""
+    return [
+        [record, strategy, tokens.flatten().tolist()]
+        for batch in batches
+        for record, strategy, tokens in zip(batch.record_ids, batch.strategies, batch.tokens, strict=True)
+    ]
+
+
+def validate(engine: Engine, batches: list[Batch]) -> list[float]:
+    """Losses on this step's sequences, one by one and each cut to half its length: another shape than in training."""
+    singles = [single for batch in batches for single in shorten(batch)]
+    engine.model.eval()
+    result = engine.loss_sums(singles)
+    engine.model.train()
+    torch.set_grad_enabled(True)
+    return [result.text_nll, result.speech_nll, result.entropy]

@@ -1,0 +1,38 @@
+"""Run by torchrun: trains under one layout after the other, and leaves what each rank knows of it.
+
+Usage: layout_ranks.py FOLDER SETS CASES; CASES is a pickled list of cases, FOLDER gets a file per case and rank.
+"""
+
+import pickle
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+import torch.distributed as dist
+from layout_cases import Case, run
+
+from tolktrain.parallel.layout import initialize, release_groups
+
+
+def main() -> None:
+    """All cases, in the same processes."""
+    folder, sets, listed = (Path(argument) for argument in sys.argv[1:])
+    torch.set_num_threads(1)
+    initialize()
+    release_groups()
+    cases: list[Case] = pickle.loads(listed.read_bytes())
+    for case in cases:
+        started = time.perf_counter()
+        outcome = run(case, folder, sets)
+        torch.save(outcome, folder / f"{case.name}-{dist.get_rank()}.pt")
+        release_groups()
+        dist.barrier()
+        if dist.get_rank() == 0:
+            print(f"{time.perf_counter() - started:6.2f} s  {case.name}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
