@@ -1,12 +1,12 @@
 """A rank that trains nothing, watched over as `tolktrain train` is: it adds numbers with the others, step by step.
 
-Usage: watched_rank.py FAILURE RANK HANG_SECONDS. FAILURE is what happens to rank RANK in step 3; the rank writes
-its process id to pid-RANK in the working folder before.
+Usage, under torchrun: watched_rank.py FOLDER FAILURE RANK HANG_SECONDS.
 """
 
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,47 +17,62 @@ from tolktrain.cluster.watch import Watch, collective_timeout
 from tolktrain.config.errors import UserError
 
 NUM_STEPS = 5
+FAILING_STEP = 3
 
 
-def work(watch: Watch, environment: ProcessEnvironment, failure: str, hang_seconds: float) -> None:
-    """Steps, of which the third goes wrong."""
-    fails = environment.rank == int(sys.argv[2])
-    if failure == "early" and fails:
-        raise UserError("bad from the start")
-    if failure == "all-early":
-        raise UserError("bad for all")
-    environment.export()
-    watch.progress.at("joining")
-    dist.init_process_group("gloo", timeout=collective_timeout(hang_seconds))
-    for step in range(1, NUM_STEPS + 1):
-        watch.progress.at_step("second", step, "adding")
-        if step == 3 and failure == "all":
-            raise UserError("all refuse")
-        if step == 3 and fails:
-            if failure == "refuse":
-                raise UserError("of no use")
-            if failure == "defect":
-                raise ZeroDivisionError("a defect")
-            Path(f"pid-{environment.rank}").write_text(str(os.getpid()))
-            if failure in ("sleep", "signal"):
-                time.sleep(10_000)
-        dist.all_reduce(torch.ones(1))
-        watch.progress.at("after adding")
-    dist.destroy_process_group()
+def in_a_process(environ: Mapping[str, str], folder: Path, failure: str, failing_rank: int, hang_seconds: float) -> int:
+    """What a launcher would start: ends the process."""
+    os.environ.update(environ)
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{name}-{environ['RANK']}", os.O_WRONLY | os.O_CREAT), number)
+    sys.exit(run(folder, failure, failing_rank, hang_seconds))
 
 
-def main() -> int:
-    """Work and report."""
-    failure, hang_seconds = sys.argv[1], float(sys.argv[3])
+def run(folder: Path, failure: str, failing_rank: int, hang_seconds: float) -> int:
+    """Work under a watch; `failure` is what happens to the rank in step 3, or before the first one."""
     environment = ProcessEnvironment.detect()
     watch = Watch.start(environment)
     watch.limit(hang_seconds)
     try:
-        work(watch, environment, failure, hang_seconds)
+        _work(watch, environment, folder, failure, failing_rank)
     except Exception as error:
         watch.fail(error, f"{type(error).__name__}: {error}", 2 if isinstance(error, UserError) else 1)
     return watch.finish(0)
 
 
+def _work(watch: Watch, environment: ProcessEnvironment, folder: Path, failure: str, failing_rank: int) -> None:
+    mine = environment.rank == failing_rank
+    if failure == "early" and mine or failure == "all early":
+        raise UserError("bad from the start")
+    if failure == "leave" and mine:
+        time.sleep(1)  # until it has joined the others
+        os._exit(0)
+    environment.export()
+    watch.progress.at("joining")
+    dist.init_process_group("gloo", timeout=collective_timeout(60))
+    watch.progress.place = f"data {environment.rank}"
+    for step in range(1, NUM_STEPS + 1):
+        watch.progress.at_step("second", step, "adding")
+        if step == FAILING_STEP:
+            _go_wrong(folder, failure, environment.rank, mine)
+        dist.all_reduce(torch.ones(1))
+        watch.progress.at("after adding")
+    dist.destroy_process_group()
+
+
+def _go_wrong(folder: Path, failure: str, rank: int, mine: bool) -> None:
+    if failure == "all refuse" or failure == "refuse" and mine:
+        raise UserError("of no use")
+    if failure == "defect" and mine:
+        raise ZeroDivisionError("a defect")
+    if failure in ("sleep", "signal") and mine:
+        if failure == "signal":
+            time.sleep(1)  # until the watch has told where this rank is
+            (folder / "ready").touch()
+        time.sleep(10_000)
+    if failure == "different ways" and mine:
+        dist.recv(torch.ones(1), src=(rank + 1) % dist.get_world_size())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])))

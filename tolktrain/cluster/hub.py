@@ -170,12 +170,9 @@ class Hub:
         if self._causes:
             return verdict.choose(self._causes.values(), now)
         limits, states = self._limits, self._states
-        found = verdict.find_hang(states.values(), limits.hang_seconds)
-        # What hangs and has not been heard of for a while does more than hang.
-        patience = limits.silence_seconds / 4 if found is not None else limits.silence_seconds
         return (
-            verdict.find_silent(states, self._heard, now, patience)
-            or found
+            verdict.find_silent(states, self._heard, now, limits.silence_seconds)
+            or verdict.find_hang(states.values(), limits.hang_seconds)
             or verdict.find_missing(states, limits.world_size, now, limits.hang_seconds)
         )
 

@@ -111,30 +111,31 @@ def find_silent(states: Mapping[int, RankState], heard: Mapping[int, float], now
 
 
 def find_hang(states: Collection[RankState], limit: float) -> Cause | None:
-    """The rank that the others wait for, when one of them has made no progress for `limit` seconds.
+    """The rank that the others wait for, if it has made no progress for `limit` seconds.
 
     That is one of those that are furthest behind; of these one that does not itself wait for others; of these one
-    whose place in the code it shares with the fewest, since on a GPU waiting shows in no common place.
+    whose place in the code it shares with the fewest, since on a GPU waiting shows in no common place. As long as it
+    gets on, the others may wait.
     """
-    unfinished = [state for state in states if not state.finished]
-    if not any(state.idle_seconds >= limit for state in unfinished):
-        return None
-    least = min(state.position for state in unfinished)
-    suspects = [state for state in unfinished if state.position == least]
+    suspects = [state for state in states if not state.finished]
+    least = min((state.position for state in suspects), default=None)
+    suspects = [state for state in suspects if state.position == least]
     suspects = [state for state in suspects if not state.waiting] or suspects
     lines = [state.line for state in suspects]
-    rarest = min(lines.count(line) for line in lines)
-    suspects = sorted((state for state in suspects if lines.count(state.line) == rarest), key=lambda s: s.rank)
-    first = suspects[0]
+    rarest = min((lines.count(line) for line in lines), default=0)
+    suspects = [state for state in suspects if lines.count(state.line) == rarest and state.idle_seconds >= limit]
+    if not suspects:
+        return None
+    first, *others = sorted(suspects, key=lambda state: state.rank)
     text = (
         f"no progress for {first.idle_seconds:.0f} s (parallel.hang_timeout_seconds is {limit:g}) at {first}; it is in"
         f" {first.line or 'an unknown place'}"
     )
     if first.waiting:
         text += ", where it waits for other ranks, as all do: they have probably taken different ways"
-    others = [f"rank {state.rank} at {state}, in {state.line}" for state in suspects[1:4]]
     if others:
-        text += f"; or the cause is one of {len(suspects) - 1} more: {'; '.join(others)}"
+        few = "; ".join(f"rank {state.rank} at {state}, in {state.line}" for state in others[:3])
+        text += f"; or the cause is one of {len(others)} more: {few}"
     return Cause(Kind.ENDED, first.rank, text)
 
 

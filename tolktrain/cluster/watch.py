@@ -22,7 +22,8 @@ from tolktrain.cluster.verdict import Cause, Kind, RankState
 from tolktrain.cluster.wire import Message, Wire
 from tolktrain.config.errors import UserError
 
-UNWIND_SECONDS = 5.0  # for a main thread to leave by itself, its files closed, once the job is over
+UNWIND_SECONDS = 3.0  # for a main thread to leave by itself, its files closed, once the job is over
+LINGER_SECONDS = 5.0  # of rank 0 for ranks that start late, so that they do not find nobody and speak for themselves
 VERDICT_SECONDS = 10.0  # that a failed rank waits for the others before it speaks for itself
 
 logger = logging.getLogger(__name__)
@@ -107,8 +108,9 @@ class Watch:
 
     def _leave(self) -> NoReturn:
         """End this process when all is said."""
+        self._left.set()
         if self._hub is not None:
-            self._hub.all_told.wait(UNWIND_SECONDS - 1.0)  # a rank that starts late must not find nobody
+            self._hub.all_told.wait(LINGER_SECONDS)
         briefly(logging.shutdown)
         briefly(sys.stdout.flush)
         # Not through the interpreter's shutdown: it is aborted at times by torch's threads whose peers have gone.

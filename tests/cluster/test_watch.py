@@ -1,0 +1,157 @@
+"""However a rank fails, all end, and one message says which and why."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import watched_rank
+
+NUM_RANKS = 3
+KILLED = -signal.SIGKILL
+ENDED = "error: the process has ended without a word, killed (kill -9, out of memory) or crashed. It was at"
+
+
+@dataclass
+class Job:
+    """Ranks as srun starts them: each by itself, knowing its place; rank 0 keeps the rendezvous."""
+
+    folder: Path
+    ranks: list[BaseProcess]
+
+    def signal_when_ready(self, rank: int, number: signal.Signals) -> None:
+        """Once this rank is in the step that goes wrong."""
+        deadline = time.monotonic() + 60
+        while not (self.folder / "ready").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(self.ranks[rank].pid or 0, number)
+
+    def end(self, *ranks: int) -> list[int | None]:
+        """Exit codes when all have ended, each None if it does not."""
+        processes = [self.ranks[rank] for rank in ranks or range(len(self.ranks))]
+        for process in processes:
+            process.join(60)
+        return [process.exitcode for process in processes]
+
+    def errors(self) -> str:
+        """What all ranks have written to stderr."""
+        return "".join((self.folder / f"err-{rank}").read_text() for rank in range(len(self.ranks)))
+
+
+Start = Callable[..., Job]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Starts a job of `watched_rank`."""
+    processes: list[BaseProcess] = []
+
+    def go(failure: str, failing_rank: int = 1, hang_seconds: float = 60) -> Job:
+        # Torch is imported once, by the server that the ranks are forked from.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch.distributed", "tolktrain.cluster.watch"])
+        with socket.create_server(("localhost", 0)) as free:
+            port = free.getsockname()[1]
+        for rank in range(NUM_RANKS):
+            environ = {"RANK": rank, "WORLD_SIZE": NUM_RANKS, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+            texts = {name: str(value) for name, value in environ.items()}
+            arguments = (texts, tmp_path, failure, failing_rank, hang_seconds)
+            processes.append(context.Process(target=watched_rank.in_a_process, args=arguments, daemon=True))
+            processes[-1].start()
+        return Job(tmp_path, processes)
+
+    yield go
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+
+
+def test_ranks_that_do_not_fail(start: Start) -> None:
+    job = start("none")
+    assert job.end() == [0, 0, 0]
+    assert job.errors() == ""
+
+
+@pytest.mark.parametrize(
+    ("failure", "rank", "code", "message"),
+    [
+        ("early", 1, 2, "rank 1: error: UserError: bad from the start"),
+        ("all early", 0, 2, "rank 0: error: UserError: bad from the start"),
+        ("refuse", 2, 2, "rank 2: error: UserError: of no use"),
+        ("all refuse", 0, 2, "rank 0: error: UserError: of no use"),
+        ("defect", 0, 1, "rank 0: error: ZeroDivisionError: a defect"),
+        ("defect", 1, 1, "rank 1: error: ZeroDivisionError: a defect"),
+    ],
+)
+def test_a_rank_that_raises(start: Start, failure: str, rank: int, code: int, message: str) -> None:
+    job = start(failure, rank)
+    assert job.end() == [code] * NUM_RANKS
+    assert job.errors() == f"{message}\n"
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_that_is_killed(start: Start, rank: int) -> None:
+    job = start("signal", rank)
+    job.signal_when_ready(rank, signal.SIGKILL)
+    codes = job.end()
+    assert codes.pop(rank) == KILLED and codes == [1, 1]
+    assert job.errors().startswith(f"rank {rank}: {ENDED} stage 'second', step 3, adding ({socket.gethostname()}, data")
+    assert job.errors().count("\n") == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_sleeps(start: Start, rank: int) -> None:
+    job = start("sleep", rank, hang_seconds=3)
+    assert job.end() == [1, 1, 1]
+    assert f"rank {rank}: error: no progress for " in job.errors()
+    assert "at stage 'second', step 3, adding" in job.errors() and "in _go_wrong: `time.sleep(10_000)`" in job.errors()
+    assert job.errors().count("\n") == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_stopped(start: Start, rank: int) -> None:
+    """The others end; the stopped one does when it goes on."""
+    job = start("signal", rank, hang_seconds=3)
+    job.signal_when_ready(rank, signal.SIGSTOP)
+    assert job.end(*({0, 1, 2} - {rank})) == [1, 1]
+    os.kill(job.ranks[rank].pid or 0, signal.SIGCONT)
+    assert job.end(rank) == [1]
+    assert job.errors().startswith(f"rank {rank}: error: no sign of life for ")
+    assert "It was at stage 'second', step 3, adding" in job.errors()
+    assert job.errors().count("\n") == 1
+
+
+def test_a_rank_that_waits_for_what_nobody_sends(start: Start) -> None:
+    job = start("different ways", hang_seconds=3)
+    assert job.end() == [1, 1, 1]
+    assert "where it waits for other ranks, as all do" in job.errors()
+    assert job.errors().count("\n") == 1
+
+
+def test_a_rank_that_leaves_without_a_word(start: Start) -> None:
+    job = start("leave", 2)
+    assert job.end() == [1, 1, 0]
+    assert job.errors().startswith(f"rank 2: {ENDED} starting")
+
+
+def test_under_torchrun(tmp_path: Path) -> None:
+    """Where the rendezvous is torchrun's."""
+    script = Path(watched_rank.__file__)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(
+        [*command, str(tmp_path), "refuse", "1", "60"], capture_output=True, text=True, check=False, timeout=120
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("rank ")]
+    assert lines == ["rank 1: error: UserError: of no use"]
+    assert done.returncode != 0 and done.stderr.count("Traceback") == 1, "one is torchrun's own"
