@@ -191,18 +191,24 @@ def show_memory(layout: Layout) -> None:
             engine, config = make_engine(layout, zero(stage, reduce_bucket_size=1, **offload), "bf16", 4)
             engine.train_step(make_batches(config, layout, 4), RATES)
             kept = total_bytes(tensors_in_memory()) - before
-            adam = engine._states._adam
-            masters = list(adam.state)
-            moments = [value for state in adam.state.values() for value in state.values()]
-            on_host = total_bytes([*masters, *moments, *(m.grad for m in masters if m.grad is not None)])
+            on_host = total_bytes(host_tensors(engine))
             size = num_trained(engine)
-            where = (
-                f", of them {on_host / size:.1f} masters, moments and their gradients on the host" if offload else ""
-            )
+            where = f", of them {on_host / size:.1f} on the host" if offload else ""
             tell(layout, f"ZeRO {stage}, bf16{', offload' if offload else ''}: {kept / size:.1f} bytes{where}")
             engine.close()
-            del engine, adam, masters, moments
+            del engine
             gc.collect()
+
+
+def host_tensors(engine: Engine) -> list[Tensor]:
+    """What DeepSpeed puts on the host under offload: masters, moments, gradients, and copies on their way."""
+    optimizer = engine._driver.engine.optimizer
+    states = engine._states._adam.state
+    found = [*states, *(value for state in states.values() for value in state.values())]
+    found += [master.grad for master in states if master.grad is not None]
+    found += getattr(optimizer, "param_buffer_of_bit16_for_cpu_offload_groups", [])
+    buffers = ("temp_grad_buffer_for_cpu_offload", "grad_partitions_flat_buffer")
+    return found + [getattr(optimizer, name) for name in buffers if hasattr(optimizer, name)]
 
 
 def tensors_in_memory() -> list[Tensor]:
