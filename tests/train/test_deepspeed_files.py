@@ -11,6 +11,8 @@ import pytest
 import torch
 from knob_ranks import KNOBS, run_steps, zero
 
+from tolktrain.train.settings import complete_settings
+
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
 FILES = ["zero0", "zero1", "zero2", "zero3", "zero3-offload"]  # pipeline.json needs two processes
 CASES = [(precision, name) for precision, knobs in KNOBS.items() for name in knobs]
@@ -58,6 +60,15 @@ def assert_same_training(one: Run, other: Run, rounding: float) -> None:
 def test_a_shipped_file_trains_as_without_zero(tmp_path: Path, sets: Path, alone: dict[str, Run], name: str) -> None:
     settings = json.loads((SHIPPED / f"{name}.json").read_text())
     assert_same_training(run_steps(tmp_path, sets, settings, "fp32"), alone["fp32"], 1e-5)
+
+
+@pytest.mark.parametrize(("given", "num_trained", "size"), [(10**9, 101, 102), (50, 101, 50), (51, 101, 52), (8, 0, 2)])
+def test_buckets_are_even_and_no_larger_than_what_is_trained(given: int, num_trained: int, size: int) -> None:
+    """DeepSpeed allocates them whole, and stops at an odd one."""
+    settings = {**zero(1, reduce_bucket_size=given, allgather_bucket_size=given), "bf16": {"enabled": False}}
+    complete_settings(settings, num_trained, clips_outside=False)
+    section = settings["zero_optimization"]
+    assert (section["reduce_bucket_size"], section["allgather_bucket_size"]) == (size, size)
 
 
 def test_every_file_has_its_test() -> None:
