@@ -117,12 +117,15 @@ def _train_watched(
     """Train as one of several ranks, of which one speaks when any of them fails."""
     from tolktrain.cluster.watch import Watch
 
-    watch = Watch.start(environment)
+    def describe(error: BaseException) -> tuple[str, int]:
+        text, code = _told(error, parsed)
+        return f"at {watch.progress.mark}\n{text}" if _is_defect(error) else text, code
+
+    watch = Watch.start(environment, describe)
     try:
         config, code = _train_rank(parsed, stop, watch)
     except (Exception, KeyboardInterrupt) as error:
-        text, code = _told(error, parsed)
-        watch.fail(error, f"at {watch.progress.mark}\n{text}" if _is_defect(error) else text, code)
+        watch.fail(error)
     return config, watch.finish(code)
 
 

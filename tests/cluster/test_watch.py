@@ -92,6 +92,7 @@ def test_ranks_that_do_not_fail(start: Start) -> None:
         ("all refuse", 0, 2, "rank 0: error: UserError: of no use"),
         ("defect", 0, 1, "rank 0: error: ZeroDivisionError: a defect"),
         ("defect", 1, 1, "rank 1: error: ZeroDivisionError: a defect"),
+        ("tidy", 1, 1, "rank 1: error: ValueError: tidied up for long"),
     ],
 )
 def test_a_rank_that_raises(start: Start, failure: str, rank: int, code: int, message: str) -> None:

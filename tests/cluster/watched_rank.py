@@ -31,13 +31,21 @@ def in_a_process(environ: Mapping[str, str], folder: Path, failure: str, failing
 def run(folder: Path, failure: str, failing_rank: int, hang_seconds: float) -> int:
     """Work under a watch; `failure` is what happens to the rank in step 3, or before the first one."""
     environment = ProcessEnvironment.detect()
-    watch = Watch.start(environment)
+    watch = Watch.start(environment, _describe)
     watch.limit(hang_seconds)
     try:
-        _work(watch, environment, folder, failure, failing_rank)
+        try:
+            _work(watch, environment, folder, failure, failing_rank)
+        finally:
+            if failure == "tidy" and environment.rank == failing_rank:
+                time.sleep(10_000)
     except Exception as error:
-        watch.fail(error, f"{type(error).__name__}: {error}", 2 if isinstance(error, UserError) else 1)
+        watch.fail(error)
     return watch.finish(0)
+
+
+def _describe(error: BaseException) -> tuple[str, int]:
+    return f"{type(error).__name__}: {error}", 2 if isinstance(error, UserError) else 1
 
 
 def _work(watch: Watch, environment: ProcessEnvironment, folder: Path, failure: str, failing_rank: int) -> None:
@@ -54,7 +62,8 @@ def _work(watch: Watch, environment: ProcessEnvironment, folder: Path, failure: 
     for step in range(1, NUM_STEPS + 1):
         watch.progress.at_step("second", step, "adding")
         if step == FAILING_STEP:
-            _go_wrong(folder, failure, environment.rank, mine)
+            with watch.progress.failing():
+                _go_wrong(folder, failure, environment.rank, mine)
         dist.all_reduce(torch.ones(1))
         watch.progress.at("after adding")
     dist.destroy_process_group()
@@ -65,6 +74,8 @@ def _go_wrong(folder: Path, failure: str, rank: int, mine: bool) -> None:
         raise UserError("of no use")
     if failure == "defect" and mine:
         raise ZeroDivisionError("a defect")
+    if failure == "tidy" and mine:
+        raise ValueError("tidied up for long")
     if failure in ("sleep", "signal") and mine:
         if failure == "signal":
             time.sleep(1)  # until the watch has told where this rank is

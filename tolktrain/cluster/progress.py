@@ -1,9 +1,11 @@
 """What a rank is doing, as it says itself and as its stack shows."""
 
+import contextlib
 import linecache
 import sys
 import sysconfig
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
@@ -37,6 +39,7 @@ class Progress:
     def __init__(self) -> None:
         self.mark = Mark()
         self.place = ""  # in the layout: "pipeline 1, tensor 0, data 1"
+        self.failure: Exception | None = None  # ends training, whatever is still to be tidied up
 
     def at(self, doing: str) -> None:
         """Say what comes now. Every rank must say the same, and more often than the hang timeout."""
@@ -45,6 +48,15 @@ class Progress:
     def at_step(self, stage: str, step: int, doing: str) -> None:
         """Say that a step begins."""
         self.mark = Mark(doing, stage, step)
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """Make an exception known at once: on its way up it may meet what waits for ranks that wait for this one."""
+        try:
+            yield
+        except Exception as error:
+            self.failure = error
+            raise
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -26,6 +27,8 @@ UNWIND_SECONDS = 3.0  # for a main thread to leave by itself, its files closed, 
 LINGER_SECONDS = 5.0  # of rank 0 for ranks that start late, so that they do not find nobody and speak for themselves
 VERDICT_SECONDS = 10.0  # that a failed rank waits for the others before it speaks for itself
 
+Describe = Callable[[BaseException], tuple[str, int]]
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,9 +40,10 @@ def collective_timeout(hang_seconds: float) -> timedelta:
 class Watch:
     """One rank's part in the watch; made by `start`."""
 
-    def __init__(self, environment: ProcessEnvironment) -> None:
+    def __init__(self, environment: ProcessEnvironment, describe: Describe) -> None:
         self.progress = Progress()
         self._environment = environment
+        self._describe = describe
         self._limits = Limits(environment.world_size)
         self._store: Any = None  # rank 0 keeps the rendezvous for as long as it lives
         self._hub: Hub | None = None
@@ -56,12 +60,20 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     @classmethod
-    def start(cls, environment: ProcessEnvironment) -> "Watch":
-        """Watch over this process, which is one of several. Raises UserError if rank 0 cannot open its port."""
+    def start(cls, environment: ProcessEnvironment, describe: Describe) -> "Watch":
+        """Watch over this process, which is one of several.
+
+        Args:
+            environment: its place.
+            describe: what the user reads about an error, and the exit code.
+
+        Raises:
+            UserError: rank 0 cannot open its port.
+        """
         # In the main thread: two threads that import torch at once may see each other's halves of it.
         import torch.distributed
 
-        watch = cls(environment)
+        watch = cls(environment, describe)
         if environment.rank == 0:
             watch._open_hub(torch.distributed.TCPStore)
         os.register_at_fork(after_in_child=watch._close_sockets)
@@ -90,21 +102,25 @@ class Watch:
             self._hub.close()
         return code
 
-    def fail(self, error: BaseException, text: str, code: int) -> NoReturn:
-        """This rank has failed: let one rank tell why, and end this process with the job's exit code.
-
-        Args:
-            error: what was raised.
-            text: of the message, if this rank turns out to be the cause.
-            code: exit code in that case.
-        """
-        kind = Kind.CONSEQUENCE if verdict.is_consequence(error) else Kind.RAISED
+    def fail(self, error: Exception | KeyboardInterrupt) -> NoReturn:
+        """This rank has failed: let one rank tell why, and end this process with the job's exit code."""
         if not self._ended.is_set():
+            self._report(error)
+            if not self._ended.wait(VERDICT_SECONDS):
+                self._speak_for_itself()
+        self._leave()
+
+    def _report(self, error: BaseException) -> None:
+        if self._failure is None:
+            kind = Kind.CONSEQUENCE if verdict.is_consequence(error) else Kind.RAISED
+            text, code = self._describe(error)
             self._failure = {"kind": int(kind), "text": text, "code": code}
             self._send_failure()
-            if not self._ended.wait(VERDICT_SECONDS):
-                self._end(Cause(kind, self._environment.rank, text, code).message, code, speak=True)
-        self._leave()
+
+    def _speak_for_itself(self) -> None:
+        assert self._failure is not None
+        cause = Cause(Kind.RAISED, self._environment.rank, self._failure["text"], self._failure["code"])
+        self._end(cause.message, cause.code, speak=True)
 
     def _leave(self) -> NoReturn:
         """End this process when all is said."""
@@ -160,6 +176,8 @@ class Watch:
             if now - heard > self._limits.silence_seconds:
                 self._lose_hub(verdict.silent(self._first, now - heard))
                 return
+            if self.progress.failure is not None:
+                self._report(self.progress.failure)
             if now - beaten >= self._limits.beat_seconds:
                 beaten = now
                 self._beat(Whereabouts.of_main_thread())
@@ -231,10 +249,8 @@ class Watch:
         """Rank 0 has gone, and with it the judge: one of the others speaks."""
         if self._left.is_set() or self._finished or self._ended.is_set():
             return
-        own = self._failure
-        if own is not None and own["kind"] == Kind.RAISED:
-            cause = Cause(Kind.RAISED, self._environment.rank, own["text"], own["code"])
-            self._end(cause.message, cause.code, speak=True)
+        if self._failure is not None and self._failure["kind"] == Kind.RAISED:
+            self._speak_for_itself()
         else:
             if self._wire is not None:
                 self._wire.send({"over": text})

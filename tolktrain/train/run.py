@@ -210,7 +210,7 @@ def _run_one_stage(
     )
     run = StageRun(plan, engine, position.step, progress=setting.progress)
     try:
-        with loader:
+        with loader, setting.progress.failing():
             _set_random_states(config, position)
             run_stage(run, loader, callbacks)
     finally:

@@ -1,0 +1,79 @@
+"""A real run of two ranks, of which one fails: both end, and one message says which and why."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import write_config
+
+SCRIPT = Path(__file__).with_name("failing_rank.py")
+OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]"]
+
+
+def launch(folder: Path, *arguments: str) -> tuple[list[int], list[str]]:
+    """Exit codes and standard errors of two ranks, started as srun does."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), *arguments],
+            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [rank.returncode for rank in ranks], errors
+
+
+@pytest.mark.parametrize(
+    ("failure", "codes", "message"),
+    [
+        ("refuse", [2, 2], "rank 1: error: of no use\n"),
+        (
+            "defect",
+            [1, 1],
+            "rank 1: error: at stage 'text', step 3, after the update\nTraceback (most recent call last):",
+        ),
+        ("kill", [1, -signal.SIGKILL], "rank 1: error: the process has ended without a word"),
+        ("sleep", [1, 1], "rank 1: error: no progress for"),
+    ],
+)
+def test_one_of_two_ranks_fails(tmp_path: Path, sets: Path, failure: str, codes: list[int], message: str) -> None:
+    config = write_config(tmp_path, sets)
+    found, (first, second) = launch(tmp_path, failure, str(config), *OVERRIDES)
+    assert found == codes, first + second
+    assert first.startswith(message) and "error: " not in second, first + second
+    assert first.count("error: ") == 1 and (first + second).count("Traceback") == (failure == "defect")
+    if failure in ("kill", "sleep"):
+        assert "stage 'text'" in first and "pipeline 0, tensor 0, data 1" in first
+    if failure == "sleep":
+        assert "step 3, after the update" in first and "in on_step: `time.sleep(10_000)`" in first
+    logs = tmp_path / "runs" / "small" / "logs"
+    assert message.partition("\n")[0] in (logs / "rank-00000.log").read_text()
+
+
+def test_input_that_all_ranks_refuse(tmp_path: Path, sets: Path) -> None:
+    """Before there is a process group, and when rank 0 refuses for all."""
+    codes, errors = launch(tmp_path, "none", "none.yaml")
+    assert codes == [2, 2] and "".join(errors).count("\n") == 1, errors
+    assert "error: none.yaml does not exist" in errors[0]
+    config = write_config(tmp_path, sets)
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("- no configuration")
+    codes, errors = launch(tmp_path, "none", str(config), *OVERRIDES)
+    assert codes == [2, 2] and "".join(errors).count("\n") == 1, errors
+    assert "config.yaml is not a configuration" in "".join(errors)
