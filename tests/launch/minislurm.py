@@ -1,0 +1,81 @@
+"""A Slurm cluster of two nodes that lasts as long as the tests; see `minislurm.sh`."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("minislurm.sh")
+FINISHED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Slurm says of a job."""
+
+    state: str
+    exit_code: str  # of the batch script, and the signal that ended it: "1:0"
+    num_restarts: int
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster, with its files in `folder`."""
+
+    folder: Path
+
+    def obstacle(self) -> str:
+        """Why this machine cannot pretend to be a cluster; empty if it can."""
+        return self._call("check", timeout=60).stdout.strip()
+
+    def start(self) -> None:
+        """Start it; it ends with this process at the latest."""
+        done = self._call("start", timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def stop(self) -> None:
+        """End it and all that runs on it."""
+        self._call("stop", timeout=60).check_returncode()
+        shutil.rmtree(self.folder)
+
+    def run(self, *command: str, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
+        """Run a command as on the login node."""
+        return self._call("exec", *command, timeout=timeout)
+
+    def submit(self, *arguments: str) -> int:
+        """Submit a job; returns its number."""
+        done = self.run("sbatch", "--parsable", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return int(done.stdout)
+
+    def job(self, number: int) -> Job:
+        """State of a job."""
+        done = self.run("scontrol", "show", "job", "-o", str(number))
+        assert done.returncode == 0, done.stdout + done.stderr
+        fields = dict(re.findall(r"\b(JobState|ExitCode|Restarts)=(\S+)", done.stdout))
+        return Job(fields["JobState"], fields["ExitCode"], int(fields["Restarts"]))
+
+    def end_of(self, number: int, timeout: float = 300) -> Job:
+        """Wait for the end of a job."""
+        deadline = time.monotonic() + timeout
+        while (job := self.job(number)).state not in FINISHED:
+            assert time.monotonic() < deadline, job
+            time.sleep(0.2)
+        return job
+
+    def _call(self, *arguments: str, timeout: float) -> "subprocess.CompletedProcess[str]":
+        # The tests may themselves run in a Slurm job.
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        environ |= {
+            "MINISLURM_DIR": str(self.folder),
+            "MINISLURM_OWNER": str(os.getpid()),
+            "PATH": f"{Path(sys.executable).parent}:{environ['PATH']}:/usr/sbin:/sbin",
+            "VIRTUAL_ENV": sys.prefix,
+        }
+        return subprocess.run(
+            [SCRIPT, *arguments], env=environ, capture_output=True, text=True, check=False, timeout=timeout
+        )
