@@ -11,7 +11,6 @@ import time
 from tolktrain import cli
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.watch import Describe, Watch
-from tolktrain.config.errors import UserError
 from tolktrain.train import run as run_module
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.loop import StageRun, run_stage
@@ -32,8 +31,6 @@ class Failing(NoCallback):
             self._watch.limit(HANG_SECONDS)
         if run.step != 3 or ProcessEnvironment.detect().rank != 1:
             return
-        if FAILURE == "refuse":
-            raise UserError("of no use")
         if FAILURE == "defect":
             raise ZeroDivisionError("a defect")
         if FAILURE == "kill":
