@@ -293,6 +293,14 @@ def test_pipeline_stages_have_zero_1_and_exchange_whole_tensors(build: Build) ->
     assert "pipeline" not in build()
 
 
+def test_tensor_ranks_have_zero_1_unless_told_otherwise(refusal: Refusal, build: Build) -> None:
+    tensor = "parallel.tensor_parallel_size=2"
+    assert build(None, tensor)["zero_optimization"] == {"stage": 1}
+    assert build(None, tensor, "deepspeed.zero_stage=0", "train.precision=fp32")["zero_optimization"] == {"stage": 0}
+    message = "ZeRO stage 0 in bf16 cannot be combined with parallel.tensor_parallel_size 2"
+    assert message in refusal(None, tensor, "deepspeed.zero_stage=0", "train.precision=bf16")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

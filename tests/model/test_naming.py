@@ -7,7 +7,14 @@ import torch
 
 from tolktrain.config.errors import UserError
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.naming import canonical_shapes, canonical_state, load_canonical, parameter_views
+from tolktrain.model.naming import (
+    ParameterView,
+    TensorShare,
+    canonical_shapes,
+    canonical_state,
+    load_canonical,
+    parameter_views,
+)
 from tolktrain.model.smoltolk import SmolTolk
 
 MakeArchitecture = Callable[..., Architecture]
@@ -50,6 +57,29 @@ def test_split_and_join_are_inverse(architecture: MakeArchitecture) -> None:
         assert tuple(pieces) == view.names
         assert tuple(tuple(piece.shape) for piece in pieces.values()) == view.shapes
         assert torch.equal(view.join(pieces), tensor)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_shares_of_tensor_ranks_make_up_the_whole(architecture: MakeArchitecture, size: int) -> None:
+    sizes = architecture(num_attention_heads=12, num_key_value_heads=6, tie_text_embeddings=False, num_codebooks=2)
+    model = SmolTolk(sizes, 0)
+    for view in parameter_views(model).values():
+        whole = {name: torch.randn(shape) for name, shape in zip(view.names, view.shapes, strict=True)}
+        shares = [TensorShare(rank, size) for rank in range(size)]
+        parameters = [view.join(whole, share) for share in shares]
+        assert len({parameter.shape for parameter in parameters}) == 1
+        merged = view.merge([view.split(parameter, share) for parameter, share in zip(parameters, shares, strict=True)])
+        assert all(torch.equal(merged[name], tensor) for name, tensor in whole.items()), view.names
+        elements = sum(parameter.numel() for parameter in parameters)
+        padding = elements - sum(tensor.numel() for tensor in whole.values()) * (1 if view.dim is not None else size)
+        assert 0 <= padding < size * sizes.hidden_size
+        assert padding == 0 or "embedding" in view.names[0] or "head" in view.names[0]
+
+
+def test_a_rank_beyond_the_vocabulary_holds_padding_alone() -> None:
+    view = ParameterView(("table",), ((5, 2),), "speech", decays=True, dim=0)
+    parts = [view.join({"table": torch.ones(5, 2)}, TensorShare(rank, 4)) for rank in range(4)]
+    assert [part.sum().item() for part in parts] == [4, 4, 2, 0]
 
 
 def test_groups_and_decay(architecture: MakeArchitecture) -> None:

@@ -248,6 +248,22 @@ def test_text_only_gives_speech_parts_a_gradient_of_zero(
     assert {views[name].group for name, gradient in gradients.items() if gradient.any()} == {"backbone"}
 
 
+@pytest.mark.parametrize("pooling", ["both", "none"])
+def test_gradients_arrive_in_one_order_whatever_the_batch_holds(
+    architecture: MakeArchitecture, inputs: MakeInputs, pooling: str
+) -> None:
+    """ZeRO reduces gradients as they arrive: ranks that read text and ranks that read speech would mix them up."""
+    orders = []
+    for kinds in ("tt", "ss", "sm", "tm"):
+        model, arrived = SmolTolk(architecture(layer_pooling=pooling), 0), []
+        for name, parameter in model.named_parameters():
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name, arrived=arrived: arrived.append(name))
+        loss_from_sums(model(inputs(kinds)), 10, 48, 0.01).backward()
+        orders.append(arrived)
+    assert all(order == orders[0] for order in orders)
+    assert len(orders[0]) == len(list(model.parameters()))
+
+
 @pytest.mark.parametrize("kinds", ["smtm", "tt", "s"])
 def test_token_nll_adds_up_to_the_sums(kinds: str, architecture: MakeArchitecture, batch: MakeBatch) -> None:
     data = batch(kinds)

@@ -31,6 +31,26 @@ torch.distributed.all_reduce(total, group=layout.data_group)
 assert layout.data_size == layout.world_size == 2 and total.item() == 3.0
 shut_down()
 """
+# Groups without processes: torch's fake backend lets one process be each rank in turn.
+EVERY_RANK = """
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from tolktrain.parallel.layout import initialize, shut_down
+from tolktrain.train.groups import assert_same_groups
+for tensor, pipeline, data in ((2, 2, 2), (3, 4, 1)):
+    world_size = tensor * pipeline * data
+    for rank in range(world_size):
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+        layout = initialize(tensor, pipeline)
+        assert (layout.tensor_size, layout.pipeline_size, layout.data_size) == (tensor, pipeline, data)
+        assert rank == (layout.pipeline_rank * data + layout.data_rank) * tensor + layout.tensor_rank
+        assert_same_groups(layout)
+        replica = dist.get_process_group_ranks(layout.replica_group)
+        assert len(replica) == tensor * pipeline and rank in replica
+        assert (layout.ends_group is not None) == (layout.is_first_stage or layout.is_last_stage)
+        shut_down()
+    print(world_size)
+"""
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -59,11 +79,35 @@ def test_two_replicas_under_torchrun_variables() -> None:
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
 
 
-def test_layouts_of_later_versions_are_refused() -> None:
-    with pytest.raises(UserError, match="tensor_parallel_size 2, .* not supported yet"):
-        initialize(tensor=2)
-    with pytest.raises(UserError, match="not supported yet"):
-        initialize(pipeline=2)
+def test_groups_are_deepspeeds_for_every_rank_of_many_layouts() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_RANK], env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["8", "12"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"tensor": 2}, "needs a multiple of 2 processes, but there are 1; use 2 processes or parallel.tensor_paral"),
+        ({"tensor": 2, "pipeline": 3}, "tensor_parallel_size 2 times pipeline_parallel_size 3 needs a multiple of 6"),
+    ],
+)
+def test_too_few_processes(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        initialize(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "tensor", "pipeline", "proposal"),
+    [
+        (8, 3, 1, "needs a multiple of 3 processes, but there are 8; use 9 processes or parallel.tensor_parallel_size"),
+        (12, 2, 4, "use 16 processes or parallel.tensor_parallel_size 3 or parallel.pipeline_parallel_size 6"),
+    ],
+)
+def test_the_refusal_proposes_what_would_work(world_size: int, tensor: int, pipeline: int, proposal: str) -> None:
+    assert proposal in layout._indivisible(world_size, tensor, pipeline)
 
 
 def test_a_rank_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,5 +120,5 @@ def test_a_rank_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     for visible, device in ((1, 0), (4, 3)):
         monkeypatch.setattr(torch.cuda, "device_count", lambda visible=visible: visible)
-        layout._start_distributed()
+        layout._start_distributed(None)
         assert chosen.pop() == device

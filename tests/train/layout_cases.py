@@ -17,7 +17,8 @@ from tolktrain.config import Config
 from tolktrain.data.batch import Batch
 from tolktrain.data.loader import StageLoader
 from tolktrain.data.sequences import Vocabulary
-from tolktrain.parallel.layout import initialize
+from tolktrain.parallel.layout import Layout, initialize
+from tolktrain.train.agreement import agreed_batches
 from tolktrain.train.build import Blueprint
 from tolktrain.train.engine import Engine
 from tolktrain.train.optimizer import Rates
@@ -63,6 +64,7 @@ class Case:
     stage: int = 2  # of small_runs.write_config: 1 trains adapters on a frozen backbone, 2 everything
     precision: str = "fp32"
     overrides: tuple[str, ...] = ()
+    without: str = ""  # a cure of layout_traps.py that is taken away
 
     @property
     def num_processes(self) -> int:
@@ -79,6 +81,7 @@ class Case:
         """For test ids and files: "tp2-sp-pp2-dp1-zero1-both-stage2-micro2"."""
         sizes = f"tp{self.tensor}{'-sp' * self.sequence_parallel}-pp{self.pipeline}-dp{self.data}-zero{self.zero_stage}"
         more = "".join(f"-{override.split('=')[0].split('.')[-1]}" for override in self.overrides)
+        more += f"-without-{self.without}" if self.without else ""
         return f"{sizes}-{self.variant}-stage{self.stage}-micro{self.micro_batch_size}-{self.precision}{more}"
 
     def config(self, folder: Path, sets: Path) -> Config:
@@ -108,6 +111,7 @@ Tensors = dict[str, Tensor]
 class Outcome:
     """What a training did, as far as this rank knows."""
 
+    data_rank: int
     batches: list[list[list[Any]]]  # of each step: rows of this rank's share of the global batch
     losses: list[float]
     grad_norms: list[float]
@@ -124,13 +128,14 @@ def run(case: Case, folder: Path, sets: Path) -> Outcome:
     blueprint = Blueprint.of(config)
     stage = config.train.stages[case.stage]
     engine = blueprint.start(blueprint.build(layout, None), stage, layout)
-    outcome = Outcome([], [], [], [], {}, {})
+    outcome = Outcome(layout.data_rank, [], [], [], [], {}, {})
     vocabulary = Vocabulary(TEXT_VOCAB_SIZE, 0, NUM_UNITS, config.model.speech.num_codebooks)
     ranks = {"data_rank": layout.data_rank, "data_size": layout.data_size}
-    loader = StageLoader(config, stage.mixture, vocabulary, seed=3, **ranks)
+    loader = StageLoader(config, stage.mixture, vocabulary, seed=order_seed(layout), **ranks)
     with loader:
+        agreed = agreed_batches(loader, layout, 0, every_step=True)
         for step in range(NUM_STEPS):
-            batches = next(loader)
+            batches = next(agreed)
             outcome.batches.append(rows(batches))
             result = engine.train_step(batches, RATES)
             assert not result.skipped
@@ -145,6 +150,11 @@ def run(case: Case, folder: Path, sets: Path) -> Outcome:
     outcome.parameters = engine.snapshot().parameters
     engine.close()
     return outcome
+
+
+def order_seed(layout: Layout) -> int:
+    """Of the order of samples: the same on all ranks."""
+    return 3
 
 
 def rows(batches: list[Batch]) -> list[list[Any]]:

@@ -12,8 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 import torch.distributed as dist
-from layout_cases import Case, run
+from layout_cases import Case, Outcome, run
+from layout_traps import taken_away
 
+from tolktrain.config.errors import UserError
 from tolktrain.parallel.layout import initialize, release_groups
 
 
@@ -26,7 +28,12 @@ def main() -> None:
     cases: list[Case] = pickle.loads(listed.read_bytes())
     for case in cases:
         started = time.perf_counter()
-        outcome = run(case, folder, sets)
+        outcome: Outcome | str
+        with taken_away(case.without):
+            try:
+                outcome = run(case, folder, sets)
+            except UserError as error:
+                outcome = str(error)
         torch.save(outcome, folder / f"{case.name}-{dist.get_rank()}.pt")
         release_groups()
         dist.barrier()

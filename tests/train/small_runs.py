@@ -37,7 +37,7 @@ MIXED: list[Strategy] = [
 ]
 # ZeRO stage, precision, strategies of the 8 sequences. In micro batches of 2, MIXED uses other parts on each rank.
 ENGINE_CASES: dict[str, tuple[int, str, list[Strategy]]] = {
-    **{f"mixed-zero{stage}": (stage, "fp32", MIXED) for stage in (0, 1, 2)},
+    **{f"mixed-zero{stage}": (stage, "fp32", MIXED) for stage in (0, 1, 2, 3)},
     **{f"interleaved-zero{stage}": (stage, "fp32", ["interleaved"] * 8) for stage in (1, 2, 3)},
     "mixed-zero1-bf16": (1, "bf16", MIXED),
 }

@@ -1,14 +1,12 @@
 """Two data-parallel processes against one: the same losses, gradient norms and parameters, whatever ZeRO does."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launched import launch
 from small_runs import (
     ENGINE_CASES,
     NUM_STEPS,
@@ -33,17 +31,7 @@ from tolktrain.train.run import train
 def two_ranks(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Path:
     """Folder of what `two_ranks.py` has left."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    script = Path(__file__).with_name("two_ranks.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launcher, str(script), str(folder), str(sets)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    launch("two_ranks.py", 2, folder, sets)
     return folder
 
 

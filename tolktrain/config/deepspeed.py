@@ -23,8 +23,8 @@ def build_deepspeed_config(config: Config, data_parallel_size: int) -> dict[str,
 
     Reads `deepspeed.config` and adds what follows from the configuration: train_batch_size,
     train_micro_batch_size_per_gpu, gradient_accumulation_steps, bf16, gradient_clipping, zero_optimization.stage
-    when `deepspeed.zero_stage` is set (by default 1 with pipeline stages and 0 without), and how pipeline stages
-    exchange tensors. The optimizer and the schedule are ours, and go to `deepspeed.initialize` as objects.
+    when `deepspeed.zero_stage` is set (by default 1 with tensor or pipeline parallelism, else 0), and how pipeline
+    stages exchange tensors. The optimizer and the schedule are ours, and go to `deepspeed.initialize` as objects.
 
     Raises UserError when the file cannot be read, an entry contradicts the configuration or is not supported, or the
     batch does not divide.
@@ -48,7 +48,8 @@ def build_deepspeed_config(config: Config, data_parallel_size: int) -> dict[str,
     if not isinstance(zero, dict):
         mistakes.append(f"zero_optimization must be a JSON object, got {json.dumps(zero)}")
     else:
-        zero = {"stage": int(config.parallel.pipeline_parallel_size > 1), **zero}
+        parallel = config.parallel
+        zero = {"stage": int(parallel.pipeline_parallel_size * parallel.tensor_parallel_size > 1), **zero}
         if config.deepspeed.zero_stage is not None:
             zero["stage"] = config.deepspeed.zero_stage
         mistakes += _zero_mistakes(zero)
@@ -168,6 +169,12 @@ def _combinations(settings: dict[str, Any], zero: dict[str, Any], config: Config
             mistakes.append(f"data_types.grad_accum_dtype bf16 {partner}; remove the entry")
         if isinstance(settings.get("bf16"), dict) and settings["bf16"].get("immediate_grad_update"):
             mistakes.append(f"bf16.immediate_grad_update {partner}; remove the entry")
+    elif config.parallel.tensor_parallel_size > 1 and stage == 0 and precision == "bf16":
+        mistakes.append(
+            "ZeRO stage 0 in bf16 cannot be combined with parallel.tensor_parallel_size"
+            f" {config.parallel.tensor_parallel_size}: DeepSpeed would clip by the norm of a part of the gradients; set"
+            " deepspeed.zero_stage to 1"
+        )
     elif offloads and stage == 0:
         mistakes.append(
             "zero_optimization.offload_optimizer needs ZeRO, and the stage is 0; set deepspeed.zero_stage to 1, 2 or 3"

@@ -40,6 +40,11 @@ class ParallelConfig(StrictModel):
         description="Seconds without progress, or without a sign of life, of any rank after which the job ends with a"
         " message; must be longer than the longest single action, such as loading the backbone or a checkpoint.",
     )
+    check_batches: bool = Field(
+        default=False,
+        description="Whether ranks that share a model compare their batches at every step, to find a fault; they always"
+        " do at the first step of a start.",
+    )
 
     @model_validator(mode="after")
     def _sequence_needs_tensor(self) -> "ParallelConfig":

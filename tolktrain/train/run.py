@@ -27,6 +27,7 @@ from tolktrain.data.sequences import Vocabulary
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.parallel.together import on_rank_zero
+from tolktrain.train.agreement import agreed_batches
 from tolktrain.train.build import Blueprint, count_parameters, go_on_inside
 from tolktrain.train.callbacks.checkpointing import Checkpointing
 from tolktrain.train.callbacks.guard import DivergenceGuard
@@ -212,7 +213,8 @@ def _run_one_stage(
     try:
         with loader, setting.progress.failing():
             _set_random_states(config, position)
-            run_stage(run, loader, callbacks)
+            batches = agreed_batches(loader, layout, position.step, config.parallel.check_batches)
+            run_stage(run, batches, callbacks)
     finally:
         engine.close()
         del engine

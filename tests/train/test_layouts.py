@@ -1,0 +1,226 @@
+"""The first law: every layout of ranks computes the same training run as one process.
+
+Worker processes are started once for each number of ranks and train one case after the other (`layout_ranks.py`).
+"""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from launched import launch
+from layout_cases import VARIANTS, Case, Outcome, Tensors, run
+from layout_traps import taken_away
+
+TOLERANCE = 1e-5  # relative
+RECOMPUTED = ("train.activation_checkpointing=layers",)
+
+TWO = [
+    *(Case(data=2, zero_stage=stage) for stage in (0, 1, 2, 3)),
+    *(Case(data=2, zero_stage=stage, stage=1) for stage in (0, 1, 2, 3)),
+    Case(data=2, zero_stage=3, overrides=RECOMPUTED),
+    Case(data=2, micro_batch_size=1),
+    Case(tensor=2, zero_stage=0),
+    Case(tensor=2, stage=1),
+    Case(tensor=2, zero_stage=3),
+    Case(tensor=2, sequence_parallel=True),
+    Case(tensor=2, sequence_parallel=True, stage=1, micro_batch_size=4),
+    Case(tensor=2, sequence_parallel=True, overrides=RECOMPUTED),
+    *(Case(tensor=2, sequence_parallel=True, variant=name) for name in ("static", "dynamic", "early-fusion")),
+    *(Case(tensor=2, sequence_parallel=True, variant=name) for name in ("codebooks", "untied")),
+    *(Case(pipeline=2, variant=name) for name in VARIANTS if name != "three-groups"),
+    Case(pipeline=2, stage=0),
+    Case(pipeline=2, stage=1),
+    Case(pipeline=2, micro_batch_size=1),
+    Case(pipeline=2, micro_batch_size=8),
+    Case(pipeline=2, overrides=RECOMPUTED),
+]
+THREE = [Case(tensor=3, variant="three-groups"), Case(pipeline=3, variant="three-groups")]
+FOUR = [
+    Case(pipeline=4),
+    Case(pipeline=4, stage=1),
+    Case(pipeline=4, variant="codebooks", micro_batch_size=1),
+    Case(tensor=2, pipeline=2),
+    Case(tensor=2, pipeline=2, sequence_parallel=True),
+    Case(tensor=2, pipeline=2, sequence_parallel=True, stage=1),
+    Case(tensor=2, pipeline=2, sequence_parallel=True, variant="untied"),
+    Case(tensor=2, data=2),
+    Case(tensor=2, data=2, zero_stage=2, sequence_parallel=True),
+    Case(tensor=2, data=2, zero_stage=3, sequence_parallel=True, stage=1),
+    Case(pipeline=2, data=2),
+    Case(pipeline=2, data=2, stage=1, micro_batch_size=1),
+    Case(data=4, zero_stage=3, stage=1),
+]
+ROUNDED = [
+    *(Case(data=2, zero_stage=stage, precision="bf16") for stage in (0, 1, 2, 3)),
+    Case(tensor=2, precision="bf16"),
+    Case(tensor=2, sequence_parallel=True, zero_stage=3, precision="bf16"),
+    Case(pipeline=2, precision="bf16"),
+]
+TRAPS = [
+    Case(tensor=2, sequence_parallel=True, without="sums over the tensor group"),
+    Case(pipeline=2, without="sums over tied tables"),
+    Case(data=2, without="counts of the global batch"),
+    Case(tensor=2, pipeline=2, sequence_parallel=True, without="whole activations"),
+]
+DIFFERENT_ORDERS = Case(pipeline=2, without="one order of samples")
+
+Outcomes = Callable[[Case], list[Outcome]]
+Reference = Callable[[Case], Outcome]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Outcomes:
+    """What each rank of a case knows; the first question starts all cases of as many ranks."""
+    folder = tmp_path_factory.mktemp("layouts")
+    started: set[int] = set()
+
+    def of(case: Case) -> list[Outcome]:
+        size = case.num_processes
+        if size not in started:
+            started.add(size)
+            listed = folder / f"cases-{size}.pkl"
+            cases = [
+                other
+                for other in (*TWO, *THREE, *FOUR, *ROUNDED, *TRAPS, DIFFERENT_ORDERS)
+                if other.num_processes == size
+            ]
+            listed.write_bytes(pickle.dumps(cases))
+            print(launch("layout_ranks.py", size, folder, sets, listed))
+        files = [folder / f"{case.name}-{rank}.pt" for rank in range(size)]
+        return [torch.load(file, weights_only=False) for file in files]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Reference:
+    """The outcome of a case in this process alone."""
+    folder = tmp_path_factory.mktemp("reference")
+    known: dict[str, Outcome] = {}
+
+    def of(case: Case) -> Outcome:
+        if case.name not in known:
+            with taken_away(case.without):
+                known[case.name] = run(case, folder, sets)
+        return known[case.name]
+
+    return of
+
+
+@pytest.mark.parametrize("case", [*TWO, *THREE, *FOUR], ids=lambda case: case.name)
+def test_a_layout_computes_what_one_process_computes(outcomes: Outcomes, reference: Reference, case: Case) -> None:
+    ranks, expected = outcomes(case), reference(case.reference)
+    assert_same_batches(ranks, expected)
+    for rank in ranks:
+        assert rank.losses == pytest.approx(expected.losses, rel=TOLERANCE)
+        assert rank.grad_norms == pytest.approx(expected.grad_norms, rel=TOLERANCE)
+        assert rank.validation == pytest.approx(expected.validation, rel=TOLERANCE)
+    for kind in ("gradients", "parameters"):
+        found = distances(merged(ranks, kind), getattr(expected, kind))
+        assert max(found.values()) < TOLERANCE, (kind, worst(found))
+
+
+@pytest.mark.parametrize("case", ROUNDED, ids=lambda case: case.name)
+def test_in_bf16_a_layout_differs_no_more_than_rounding_does(
+    outcomes: Outcomes, reference: Reference, spread: "Spread", case: Case
+) -> None:
+    """`spread` is how far runs of one process lie apart that differ in nothing but rounding."""
+    ranks, expected = outcomes(case), reference(case.reference)
+    assert_same_batches(ranks, expected)
+    found = Spread.between(joined(ranks), expected)
+    assert found.exceeds(spread, times=2.0) == []
+
+
+@pytest.mark.parametrize("case", TRAPS, ids=lambda case: case.name)
+def test_without_its_cure_a_layout_goes_wrong(outcomes: Outcomes, reference: Reference, case: Case) -> None:
+    """What the tests above would not notice, they could not prove."""
+    expected = reference(case.reference)
+    ranks = outcomes(case)
+    assert_same_batches(ranks, expected)
+    gradients = distances(merged(ranks, "gradients"), expected.gradients)
+    assert max(gradients.values()) > 1e-3, worst(gradients)
+
+
+def test_stages_that_read_different_sequences_are_found(outcomes: Outcomes) -> None:
+    """Trained on, they would learn nothing, with a loss that looks like one."""
+    message = "data.sets: at step 1 rank 1 read other sequences than rank 0, with which it shares a model; their copies"
+    assert all(str(outcome).startswith(message) for outcome in outcomes(DIFFERENT_ORDERS))
+
+
+class Spread:
+    """How far two runs lie apart: relative, of gradients and parameters by norm."""
+
+    def __init__(self, figures: dict[str, float]) -> None:
+        self.figures = figures
+
+    @classmethod
+    def between(cls, one: Outcome, other: Outcome) -> "Spread":
+        """The distance of two runs."""
+        pairs = {name: (getattr(one, name), getattr(other, name)) for name in ("losses", "grad_norms", "validation")}
+        figures = {name: max(abs(x - y) / abs(y) for x, y in zip(*pair, strict=True)) for name, pair in pairs.items()}
+        for kind in ("gradients", "parameters"):
+            figures[kind] = max(distances(getattr(one, kind), getattr(other, kind)).values())
+        return cls(figures)
+
+    def exceeds(self, other: "Spread", times: float) -> list[str]:
+        """Figures that are larger than those of another spread."""
+        mine = self.figures.items()
+        return [f"{n}: {x:.1e} against {other.figures[n]:.1e}" for n, x in mine if x > times * other.figures[n]]
+
+
+@pytest.fixture(scope="module")
+def spread(reference: Reference) -> Spread:
+    """The largest distance of runs in one process whose sums are rounded at other places."""
+    base = Case(precision="bf16").reference
+    others = [
+        Case(precision="bf16", micro_batch_size=2),
+        Case(precision="bf16", micro_batch_size=1),
+        Case(precision="bf16", micro_batch_size=2, zero_stage=0),
+        Case(precision="bf16", micro_batch_size=2, without="whole products"),
+    ]
+    found = [Spread.between(reference(other), reference(base)) for other in others]
+    largest = Spread({name: max(one.figures[name] for one in found) for name in found[0].figures})
+    print("spread of bf16 by rounding alone:", {name: f"{value:.1e}" for name, value in largest.figures.items()})
+    return largest
+
+
+def assert_same_batches(ranks: list[Outcome], expected: Outcome) -> None:
+    """Ranks of a replica read the same, replicas share out the global batch."""
+    replicas: dict[int, Outcome] = {}
+    for rank in ranks:
+        assert rank.batches == replicas.setdefault(rank.data_rank, rank).batches
+    for step, whole in enumerate(expected.batches):
+        assert sorted(row for replica in replicas.values() for row in replica.batches[step]) == sorted(whole)
+
+
+def merged(ranks: list[Outcome], kind: str) -> Tensors:
+    """Tensors of all ranks, each of which gives its share."""
+    result: Tensors = {}
+    for rank in ranks:
+        share: Tensors = getattr(rank, kind)
+        assert not result.keys() & share.keys(), "two ranks give the same tensor"
+        result |= share
+    return result
+
+
+def joined(ranks: list[Outcome]) -> Outcome:
+    """The outcome of all ranks together."""
+    first = ranks[0]
+    return Outcome(
+        0, [], first.losses, first.grad_norms, first.validation, merged(ranks, "gradients"), merged(ranks, "parameters")
+    )
+
+
+def distances(found: Tensors, expected: Tensors) -> dict[str, float]:
+    """Relative distance by norm; where nothing is expected, relative to a millionth of everything."""
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    total = sum(float(value.norm()) ** 2 for value in expected.values()) ** 0.5
+    norms = {name: max(float(value.norm()), 1e-6 * total) for name, value in expected.items()}
+    return {name: float((found[name] - value).norm()) / norms[name] for name, value in expected.items()}
+
+
+def worst(found: dict[str, float]) -> list[tuple[str, float]]:
+    """The three largest."""
+    return sorted(found.items(), key=lambda item: -item[1])[:3]
