@@ -70,7 +70,7 @@ def test_the_environment_of_the_repository_is_used(tools: Path, tmp_path: Path) 
 
 
 SLURM = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_CPUS_PER_TASK": "4"}
-STEP = "srun --kill-on-bad-exit=1 --cpus-per-task=4 python -m tolktrain train a.yaml"
+STEP = "srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task=4 python -m tolktrain train a.yaml"
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 137])
