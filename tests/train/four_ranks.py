@@ -1,0 +1,44 @@
+"""Run by torchrun in four processes: one run under three layouts, each of which goes on where the last one stopped.
+
+Usage: four_ranks.py FOLDER SETS. The run and the ranks' exit codes go to FOLDER.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+import torch.distributed as dist
+from small_runs import StopAfter, small_config
+
+from tolktrain.parallel.layout import initialize, release_groups
+from tolktrain.train.run import train
+
+# Steps 1 to 3 are the stage "text", 4 to 7 "adapter", 8 to 12 "joint"; each layout stops inside a stage.
+LAYOUTS = (
+    (6, "tensor_parallel_size=2 pipeline_parallel_size=2 sequence_parallel=true", 1),
+    (3, "pipeline_parallel_size=2", 1),
+    (10**6, "tensor_parallel_size=2", 3),
+)
+
+
+def main() -> None:
+    """Train to the end, in three goes."""
+    folder, sets = Path(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    initialize()
+    codes = []
+    for steps, layout, zero_stage in LAYOUTS:
+        release_groups()
+        overrides = [f"parallel.{setting}" for setting in layout.split()]
+        config = small_config(
+            folder, sets, *overrides, f"deepspeed.zero_stage={zero_stage}", "train.micro_batch_size=2"
+        )
+        codes.append(train(config, StopAfter(steps if dist.get_rank() == 2 else 10**6)))
+    (folder / f"codes-{dist.get_rank()}.json").write_text(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    main()
