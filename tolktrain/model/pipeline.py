@@ -35,10 +35,10 @@ def unpack_carrier(architecture: Architecture, packed: Tensor, inputs: ModelInpu
         num_layers: of the backbone, done so far.
     """
     context = AttentionContext(*rotary_angles(architecture, inputs.sequence_length, packed.device))
-    slices = packed.unbind()
+    slices = list(packed.unbind())
     embedded = None
     if architecture.residual:
-        *slices, embedded = slices
+        embedded = slices.pop()
     num_states = 0
     if architecture.layer_pooling != "none":
         num_states = min(num_layers, architecture.num_layers - 1)

@@ -1,5 +1,6 @@
 """Which rank holds what: one object over torch.distributed and megatron-core's groups."""
 
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -109,6 +110,7 @@ def initialize(
             tensor_model_parallel_size=tensor,
             pipeline_model_parallel_size=pipeline,
             order="tp-cp-ep-dp-pp",
+            distributed_timeout_minutes=math.ceil(timeout.total_seconds() / 60) if timeout is not None else 30,
             create_gloo_process_groups=False,
         )
     layout = Layout(

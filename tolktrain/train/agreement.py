@@ -34,7 +34,7 @@ def batch_checksum(batches: Sequence[Batch]) -> int:
     for batch in batches:
         for tensor in (batch.tokens, batch.targets, batch.speech_in, batch.speech_pred, batch.text_pred):
             digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.contiguous().numpy())
+            digest.update(tensor.contiguous().numpy().tobytes())
     return int.from_bytes(digest.digest(), "little") >> 1
 
 

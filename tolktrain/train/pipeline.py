@@ -54,6 +54,9 @@ class StageModule(PipelineModule):
     ) -> None:
         self._cut = cut
         super().__init__(layers=list(cut.layers), topology=deepspeed_topology(layout))
+        # The same ranks (see `assert_same_groups`), without a second set of communicators, and with our timeout.
+        self._grid.dp_proc_group, self._grid.pp_proc_group = layout.data_group, layout.pipeline_group
+        self._grid.slice_proc_group, self._grid.ds_model_proc_group = layout.tensor_group, layout.replica_group
         self.model = model
         self._entropy_weight = entropy_weight
         self._layout = layout
