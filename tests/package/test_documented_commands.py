@@ -9,7 +9,7 @@ import pytest
 from tolktrain.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [file for file in (ROOT / "README.md", ROOT / "launch" / "README.md") if file.exists()]
+DOCUMENTS = [ROOT / "README.md", ROOT / "launch" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 VERBS = ("train", "evaluate", "generate", "report", "config")
 
 
