@@ -118,6 +118,7 @@ class Outcome:
     validation: list[float]
     gradients: Tensors  # of the first step, reduced and clipped, by canonical name
     parameters: Tensors  # after the last step
+    tied: dict[int, list[Tensor]]  # tables that the ends of a pipeline share, by this rank's stage
 
 
 def run(case: Case, folder: Path, sets: Path) -> Outcome:
@@ -128,7 +129,7 @@ def run(case: Case, folder: Path, sets: Path) -> Outcome:
     blueprint = Blueprint.of(config)
     stage = config.train.stages[case.stage]
     engine = blueprint.start(blueprint.build(layout, None), stage, layout)
-    outcome = Outcome(layout.data_rank, [], [], [], [], {}, {})
+    outcome = Outcome(layout.data_rank, [], [], [], [], {}, {}, {})
     vocabulary = Vocabulary(TEXT_VOCAB_SIZE, 0, NUM_UNITS, config.model.speech.num_codebooks)
     ranks = {"data_rank": layout.data_rank, "data_size": layout.data_size}
     loader = StageLoader(config, stage.mixture, vocabulary, seed=order_seed(layout), **ranks)
@@ -148,6 +149,8 @@ def run(case: Case, folder: Path, sets: Path) -> Outcome:
             if step == VALIDATED_STEP:
                 outcome.validation = validate(engine, batches)
     outcome.parameters = engine.snapshot().parameters
+    if engine.model.tied_tables:
+        outcome.tied[layout.pipeline_rank] = [table.detach().clone() for table in engine.model.tied_tables]
     engine.close()
     return outcome
 

@@ -45,7 +45,7 @@ FOUR = [
     Case(tensor=2, pipeline=2, sequence_parallel=True),
     Case(tensor=2, pipeline=2, sequence_parallel=True, stage=1),
     Case(tensor=2, pipeline=2, sequence_parallel=True, variant="untied"),
-    Case(tensor=2, data=2),
+    Case(tensor=2, data=2, overrides=("data.num_workers=2",)),
     Case(tensor=2, data=2, zero_stage=2, sequence_parallel=True),
     Case(tensor=2, data=2, zero_stage=3, sequence_parallel=True, stage=1),
     Case(pipeline=2, data=2),
@@ -120,6 +120,8 @@ def test_a_layout_computes_what_one_process_computes(outcomes: Outcomes, referen
     for kind in ("gradients", "parameters"):
         found = distances(merged(ranks, kind), getattr(expected, kind))
         assert max(found.values()) < TOLERANCE, (kind, worst(found))
+    if case.pipeline > 1:
+        assert_same_tables(ranks, case)
 
 
 @pytest.mark.parametrize("case", ROUNDED, ids=lambda case: case.name)
@@ -195,6 +197,16 @@ def assert_same_batches(ranks: list[Outcome], expected: Outcome) -> None:
         assert sorted(row for replica in replicas.values() for row in replica.batches[step]) == sorted(whole)
 
 
+def assert_same_tables(ranks: list[Outcome], case: Case) -> None:
+    """The tables of embedding and heads, which lie on different ranks, are still the same."""
+    last = (case.pipeline - 1) * case.data * case.tensor  # ranks count stage by stage
+    for number in range(case.data * case.tensor):
+        (mine,), (theirs,) = ranks[number].tied.values(), ranks[last + number].tied.values()
+        assert mine
+        for table, copy in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(table, copy, rtol=1e-6, atol=0)
+
+
 def merged(ranks: list[Outcome], kind: str) -> Tensors:
     """Tensors of all ranks, each of which gives its share."""
     result: Tensors = {}
@@ -209,7 +221,14 @@ def joined(ranks: list[Outcome]) -> Outcome:
     """The outcome of all ranks together."""
     first = ranks[0]
     return Outcome(
-        0, [], first.losses, first.grad_norms, first.validation, merged(ranks, "gradients"), merged(ranks, "parameters")
+        first.data_rank,
+        [],
+        first.losses,
+        first.grad_norms,
+        first.validation,
+        merged(ranks, "gradients"),
+        merged(ranks, "parameters"),
+        {},
     )
 
 

@@ -100,6 +100,9 @@ def initialize(
         UserError: the number of processes is no multiple of tensor * pipeline.
     """
     stand_in_for_cuda()
+    if tensor > 1:
+        # megatron-core starts a collective and then the product that is to hide it; CUDA keeps that order on one queue.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if not dist.is_initialized():
         _start_distributed(timeout)
     world_size = dist.get_world_size()
