@@ -1,7 +1,6 @@
 """One command line under torchrun, under srun on two nodes and through the launch script: the same run."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -93,13 +92,13 @@ def test_a_job_is_requeued_goes_on_and_ends_when_a_rank_is_killed(cluster: Clust
     number = cluster.submit(*TWO_NODES, "--ntasks-per-node=1", f"--output={run.output}", *run.command)
     before = run.wait_for_step(cluster, number, 1)
     cluster.run("scancel", "--batch", "--signal=USR1", str(number))
-    run.wait_for_step(cluster, number, before + 1, launched=2)
+    run.wait_for_step(cluster, number, before + 10, launched=2)
     os.kill(run.rank(1), signal.SIGKILL)
     job, text = cluster.end_of(number), run.output.read_text()
-    assert (job.state, job.num_restarts) == ("FAILED", 1), text
+    assert job == Job("FAILED", "137:0", num_restarts=1), text
     assert "with a checkpoint; the same command goes on from there" in text
     assert text.count("rank 1: error: the process has ended without a word, killed (kill -9") == 1, text
-    assert re.search(r"It was at stage 'text', step \d+, .* \(node2, pipeline 0, tensor 0, data 1\)", text), text
+    assert "(node2, pipeline 0, tensor 0, data 1)" in text
 
 
 class EndlessRun:
