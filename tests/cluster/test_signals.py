@@ -61,3 +61,26 @@ def test_a_loader_worker_ignores_usr1_and_dies_of_term() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("alive\n", -signal.SIGTERM)
+
+
+TRACKED = """
+import os, signal, time
+from multiprocessing import resource_tracker, shared_memory
+from tolktrain.cluster.signals import StopRequest
+stop = StopRequest()
+stop.install()
+block = shared_memory.SharedMemory(create=True, size=8)
+os.killpg(0, signal.SIGUSR1)
+time.sleep(0.3)
+block.close()
+block.unlink()
+print(stop.reason, flush=True)
+"""
+
+
+def test_a_signal_to_the_whole_group_leaves_the_tracker_of_shared_memory_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TRACKED], capture_output=True, text=True, timeout=60, start_new_session=True
+    )
+    assert (done.returncode, done.stdout) == (0, "SIGUSR1\n")
+    assert done.stderr == ""

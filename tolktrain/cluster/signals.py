@@ -7,6 +7,7 @@ the signal reaches them at different steps), writes a checkpoint, and returns `E
 
 import os
 import signal
+from multiprocessing import resource_tracker
 from types import FrameType
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a checkpoint is written, run the same command again
@@ -36,6 +37,7 @@ class StopRequest:
         """Take over USR1, TERM and INT. Must come before torch is imported: until then USR1 kills the process."""
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
+        _shield_resource_tracker()
 
     def release(self) -> None:
         """Training is over: TERM and INT end the process again; USR1 has nothing left to save and is ignored."""
@@ -53,6 +55,19 @@ class StopRequest:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             # print() is not safe inside a handler that may have interrupted a print.
             os.write(2, b"\nstopping after this step, with a checkpoint; press Ctrl-C again to leave at once\n")
+
+
+def _shield_resource_tracker() -> None:
+    """Start Python's process that watches over shared memory now, with USR1 blocked.
+
+    Slurm sends USR1 to the children of ranks too. It would end that process, and its successor, which knows nothing of
+    the blocks that there are, would complain about each of them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1,))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1,))
 
 
 def reset_signals_in_worker() -> None:

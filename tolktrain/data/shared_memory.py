@@ -28,7 +28,9 @@ def exclusive_start(is_local_leader: bool) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if is_local_leader:
-            path = Path(tempfile.gettempdir()) / f"tolktrain-start-{os.getuid()}.lock"
+            # Beside what it guards: nodes may share the folder for temporary files, but not this one.
+            folder = _FOLDER if _FOLDER.is_dir() else Path(tempfile.gettempdir())
+            path = folder / f"tolktrain-start-{os.getuid()}.lock"
             lock = stack.enter_context(path.open("w"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
