@@ -1,11 +1,17 @@
-"""Weighted layer pooling (SmolTolk, arXiv 2503.06211, section 3.2): which backbone layers a speech prediction reads."""
+"""Weighted layer pooling (SmolTolk, arXiv 2503.06211, section 3.2): which backbone layers a speech prediction reads.
+
+Three forms of one function: Triton on GPUs (`layer_pooling_triton`), tiles of tokens on the CPU (`layer_pooling_tiled`)
+and plain PyTorch everywhere, which the other two are tested against.
+"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from tolktrain_kernels.layer_pooling_tiled import pool_tiles
 
 
 class PooledLayers(NamedTuple):
@@ -23,6 +29,7 @@ def pool_layers(
     selector_weight: Tensor | None = None,
     selector_bias: Tensor | None = None,
     residual: Tensor | None = None,
+    backend: Literal["torch", "triton"] = "torch",
 ) -> PooledLayers:
     """Average the outputs h_1 .. h_L of a backbone's layers.
 
@@ -35,7 +42,38 @@ def pool_layers(
         selector_weight: W [L, D].
         selector_bias: b [L]; given with `selector_weight`.
         residual: [..., D].
+        backend: which kernels do it, as `backend.choose_backend` says.
+
+    Raises:
+        ValueError: the backend is not one of the two, or cannot run these states.
     """
+    if backend not in ("torch", "triton"):
+        raise ValueError(f"backend {backend!r} is unknown; use torch or triton")
+    if static_weights is None and selector_weight is None:
+        return PooledLayers(states[-1] if residual is None else states[-1] + residual, None, None, None)
+    if backend == "triton":
+        # Triton is an optional dependency of torch, missing on some platforms.
+        from tolktrain_kernels.layer_pooling_triton import pool_rows
+
+        pool = pool_rows
+    elif states[-1].device.type == "cpu" and not torch.compiler.is_compiling():
+        pool = pool_tiles
+    else:
+        return pool_layers_plain(states, static_weights, selector_weight, selector_bias, residual)
+    static_probs = None
+    if static_weights is not None:
+        static_probs = torch.softmax(static_weights, dim=0, dtype=_accurate(static_weights))
+    return PooledLayers(*pool(states, static_probs, selector_weight, selector_bias, residual))
+
+
+def pool_layers_plain(
+    states: Sequence[Tensor],
+    static_weights: Tensor | None = None,
+    selector_weight: Tensor | None = None,
+    selector_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> PooledLayers:
+    """`pool_layers` in plain PyTorch, derived by autograd; any device, and the form to hand to torch.compile."""
     last = states[-1]
     static = None
     if static_weights is not None:
