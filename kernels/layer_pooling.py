@@ -1,7 +1,7 @@
 """Weighted layer pooling (SmolTolk, arXiv 2503.06211, section 3.2): which backbone layers a speech prediction reads.
 
-Three forms of one function: Triton on GPUs (`layer_pooling_triton`), tiles of tokens on the CPU (`layer_pooling_tiled`)
-and plain PyTorch everywhere, which the other two are tested against.
+Three forms of one function: Triton on GPUs (`layer_pooling_triton`, `layer_pooling_op`), tiles of tokens on the CPU
+(`layer_pooling_tiled`), and plain PyTorch everywhere, which the other two are tested against.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def pool_layers(
         return PooledLayers(states[-1] if residual is None else states[-1] + residual, None, None, None)
     if backend == "triton":
         # Triton is an optional dependency of torch, missing on some platforms.
-        from tolktrain_kernels.layer_pooling_triton import pool_rows
+        from tolktrain_kernels.layer_pooling_op import pool_rows
 
         pool = pool_rows
     elif states[-1].device.type == "cpu" and not torch.compiler.is_compiling():

@@ -101,7 +101,7 @@ class _TiledPooling(torch.autograd.Function):
         if d_logits is not None:
             read = states[-1] if static is None else static
             d_weight, d_bias = d_logits.T @ read.to(d_logits.dtype), d_logits.sum(dim=0)
-        return d_static_probs, d_weight, d_bias, *(d_states or [None] * len(states))
+        return d_static_probs, d_weight, d_bias, *(d_states or (None for _ in states))
 
 
 def _tiles(states: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
