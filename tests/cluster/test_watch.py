@@ -20,7 +20,7 @@ import watched_rank
 
 NUM_RANKS = 3
 KILLED = -signal.SIGKILL
-ENDED = "error: the process has ended without a word, killed (kill -9, out of memory) or crashed. It was at"
+ENDED = "error: the process has ended without a word, killed (kill -9, out of memory) or crashed. Last heard of at"
 
 
 @dataclass
@@ -129,7 +129,7 @@ def test_a_rank_that_is_stopped(start: Start, rank: int) -> None:
     os.kill(job.ranks[rank].pid or 0, signal.SIGCONT)
     assert job.end(rank) == [1]
     assert job.errors().startswith(f"rank {rank}: error: no sign of life for ")
-    assert "It was at stage 'second', step 3, adding" in job.errors()
+    assert "Last heard of at stage 'second', step 3, adding" in job.errors()
     assert job.errors().count("\n") == 1
 
 

@@ -175,5 +175,4 @@ def validate(engine: Engine, batches: list[Batch]) -> list[float]:
     engine.model.eval()
     result = engine.loss_sums(singles)
     engine.model.train()
-    torch.set_grad_enabled(True)
     return [result.text_nll, result.speech_nll, result.entropy]

@@ -58,9 +58,9 @@ def test_one_of_two_ranks_fails(tmp_path: Path, sets: Path, failure: str, codes:
     assert first.startswith(message) and "error: " not in second, first + second
     assert first.count("error: ") == 1 and (first + second).count("Traceback") == (failure == "defect")
     if failure in ("kill", "sleep"):
-        assert "stage 'text'" in first and "pipeline 0, tensor 0, data 1" in first
-    if failure == "sleep":
-        assert "step 3, after the update" in first and "in on_step: `time.sleep(10_000)`" in first
+        assert "pipeline 0, tensor 0, data 1" in first
+    if failure == "sleep":  # a killed rank may have been heard of last before it came to the stage
+        assert "stage 'text', step 3, after the update" in first and "in on_step: `time.sleep(10_000)`" in first
         logs = tmp_path / "runs" / "small" / "logs"
         assert all(message in (logs / f"rank-0000{rank}.log").read_text() for rank in range(2))
 

@@ -22,7 +22,7 @@ def test_the_header_names_the_kernels_and_why(
     tmp_path: Path, sets: Path, capsys: pytest.CaptureFixture[str], backend: str, line: str
 ) -> None:
     config = small_config(tmp_path, sets, f"kernels.backend={backend}")
-    layout = cast(Any, SimpleNamespace(rank=0, world_size=1, device=torch.device("cpu")))
+    layout = cast(Any, SimpleNamespace(rank=0, describe=lambda: "1 process on cpu"))
     Display(config, [], cast(Any, None), layout).show_header(tmp_path, {"backbone": 1_500}, 0, 0)
     shown = capsys.readouterr().out.splitlines()
     assert line in shown
