@@ -8,7 +8,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import small_runs  # noqa: F401  # finds `corpora`
-import torch
 from corpora import NUM_UNITS, TEXT_VOCAB_SIZE
 from small_runs import shorten, small_config
 from torch import Tensor

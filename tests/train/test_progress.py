@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-import torch
 from small_runs import small_config
 
 from tolktrain.train.callbacks.progress import Display

@@ -88,8 +88,8 @@ def choose(causes: Collection[Cause], now: float) -> Cause | None:
 def ended(state: object) -> str:
     """What to say of a rank whose connection has closed."""
     return (
-        f"the process has ended without a word, killed (kill -9, out of memory) or crashed. Last heard of at {state}; what it"
-        " printed last, its log and the system's log may tell more"
+        f"the process has ended without a word, killed (kill -9, out of memory) or crashed. Last heard of at {state};"
+        " what it printed last, its log and the system's log may tell more"
     )
 
 
