@@ -36,7 +36,7 @@ EVERY_RANK = """
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from tolktrain.parallel.layout import initialize, shut_down
-from tolktrain.train.groups import assert_same_groups
+from tolktrain.train.groups import check_same_groups
 for tensor, pipeline, data in ((2, 2, 2), (3, 4, 1)):
     world_size = tensor * pipeline * data
     for rank in range(world_size):
@@ -44,7 +44,7 @@ for tensor, pipeline, data in ((2, 2, 2), (3, 4, 1)):
         layout = initialize(tensor, pipeline)
         assert (layout.tensor_size, layout.pipeline_size, layout.data_size) == (tensor, pipeline, data)
         assert rank == (layout.pipeline_rank * data + layout.data_rank) * tensor + layout.tensor_rank
-        assert_same_groups(layout)
+        check_same_groups(layout)
         replica = dist.get_process_group_ranks(layout.replica_group)
         assert len(replica) == tensor * pipeline and rank in replica
         assert (layout.ends_group is not None) == (layout.is_first_stage or layout.is_last_stage)

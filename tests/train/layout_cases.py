@@ -41,6 +41,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ),
     "codebooks": (FOUR_LAYERS, "model.speech.num_codebooks=2", "model.speech.input_adapter_layers=2"),
     "untied": (FOUR_LAYERS, "model.backbone.tie_text_embeddings=false"),
+    "odd": ("model.backbone.num_layers=3",),  # the pooling's vectors cannot be shared out evenly
     "three-groups": (
         "model.backbone.hidden_size=48",
         "model.backbone.num_attention_heads=6",

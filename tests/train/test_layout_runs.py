@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from four_ranks import THREE_LAYERS
 from launched import launch
-from small_runs import NUM_STEPS, assert_close, read_metrics
+from small_runs import NUM_STEPS, assert_close, read_metrics, small_config
 
 from tolktrain.checkpoint.store import read_parameters
+from tolktrain.train.run import train
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +20,11 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> tuple[Pa
 
 
 def test_a_run_that_changes_its_layout_twice_equals_that_of_one_process(
-    four_ranks: tuple[Path, str], uninterrupted: Path
+    four_ranks: tuple[Path, str], tmp_path: Path, sets: Path
 ) -> None:
     folder, _ = four_ranks
+    assert train(small_config(tmp_path, sets, THREE_LAYERS)) == 0
+    uninterrupted = tmp_path / "runs" / "small"
     codes = [json.loads((folder / f"codes-{rank}.json").read_text()) for rank in range(4)]
     assert codes == [[75, 75, 0]] * 4
     lines, expected = read_metrics(folder / "runs" / "small"), read_metrics(uninterrupted)

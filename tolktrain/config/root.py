@@ -129,7 +129,7 @@ class Config(StrictModel):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
-        mistakes = [*_unknown_sets(self), *_missing_for_evaluation(self)]
+        mistakes = [*_unknown_sets(self), *_nothing_to_train(self), *_missing_for_evaluation(self)]
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
@@ -163,6 +163,17 @@ def _unknown_sets(config: Config) -> list[str]:
         f"{key} names the data set {name!r}, which data.sets does not define; it defines {known}"
         for key, name in set_uses(config)
         if name not in config.data.sets
+    ]
+
+
+def _nothing_to_train(config: Config) -> list[str]:
+    if config.model.speech.layer_pooling != "none":
+        return []
+    return [
+        f"train.stages.{i}.trainable is [pooling], of which a model with model.speech.layer_pooling none has nothing;"
+        " add backbone or speech"
+        for i, stage in enumerate(config.train.stages)
+        if set(stage.trainable) == {"pooling"}
     ]
 
 

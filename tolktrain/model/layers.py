@@ -72,7 +72,8 @@ class FinalNorm(PipelineLayer):
 
     def __init__(self, architecture: Architecture, config: TransformerConfig) -> None:
         super().__init__()
-        self.norm = RMSNorm(config, architecture.hidden_size, architecture.rms_norm_eps)
+        self.width = architecture.hidden_size
+        self.norm = RMSNorm(config, self.width, architecture.rms_norm_eps)
 
     def forward(self, carrier: Carrier) -> Carrier:
         """Update `hidden` to h_L."""
@@ -80,8 +81,7 @@ class FinalNorm(PipelineLayer):
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical view of the norm."""
-        shape = tuple(self.norm.weight.shape)
-        return {"norm.weight": ParameterView(("backbone.norm.weight",), (shape,), "backbone", decays=False)}
+        return {"norm.weight": ParameterView(("backbone.norm.weight",), ((self.width,),), "backbone", decays=False)}
 
 
 class WeightedAverage(nn.Module):

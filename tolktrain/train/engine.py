@@ -191,13 +191,13 @@ class Engine:
         """Copy those tensors inside a parameter's value that `names` holds; collective over the tensor group."""
         if view.is_copy:
             return
-        parts = [view.split(value, self._model.share)]
+        own = view.split(value, self._model.share)
+        parts = [own]
         if view.dim is not None and self._layout.tensor_size > 1:
             parts = [
-                {name: torch.empty_like(piece) for name, piece in parts[0].items()}
-                for _ in range(self._layout.tensor_size)
+                {name: torch.empty_like(piece) for name, piece in own.items()} for _ in range(self._layout.tensor_size)
             ]
-            for name, piece in view.split(value, self._model.share).items():
+            for name, piece in own.items():
                 dist.all_gather([part[name] for part in parts], piece.contiguous(), group=self._layout.tensor_group)
         for name, whole in view.merge(parts).items():
             if name in names:

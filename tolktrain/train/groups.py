@@ -51,11 +51,12 @@ def deepspeed_topology(layout: Layout) -> object:
     )
 
 
-def assert_same_groups(layout: Layout) -> None:
-    """Check that DeepSpeed would put the same ranks in the same order into each group as megatron-core has."""
+def check_same_groups(layout: Layout) -> None:
+    """Make sure that DeepSpeed would put the same ranks in the same order into each group as megatron-core has."""
     topology = deepspeed_topology(layout)
     groups = {"model": layout.tensor_group, "data": layout.data_group, "pipe": layout.pipeline_group}
     for axis, group in groups.items():
         ours = dist.get_process_group_ranks(group)
         theirs = topology.get_axis_comm_lists(axis) or [[rank] for rank in range(layout.world_size)]  # type: ignore[attr-defined]
-        assert ours in theirs, f"{axis}: megatron-core has the ranks {ours}, DeepSpeed {theirs}"
+        if ours not in theirs:
+            raise RuntimeError(f"{axis}: megatron-core has the ranks {ours}, DeepSpeed {theirs}")

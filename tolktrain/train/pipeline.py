@@ -54,7 +54,7 @@ class StageModule(PipelineModule):
     ) -> None:
         self._cut = cut
         super().__init__(layers=list(cut.layers), topology=deepspeed_topology(layout))
-        # The same ranks (see `assert_same_groups`), without a second set of communicators, and with our timeout.
+        # The same ranks (see `check_same_groups`), without a second set of NCCL communicators, and with our timeout.
         self._grid.dp_proc_group, self._grid.pp_proc_group = layout.data_group, layout.pipeline_group
         self._grid.slice_proc_group, self._grid.ds_model_proc_group = layout.tensor_group, layout.replica_group
         self.model = model
@@ -67,6 +67,7 @@ class StageModule(PipelineModule):
         copies = {name for name, view in parameter_views(model).items() if view.is_copy}
         for name, parameter in model.named_parameters():
             parameter.ds_pipe_replicated = name in copies  # type: ignore[attr-defined]  # counts once in the norm
+        self.ties_after_averaging = False
         self.sums = torch.zeros(3, dtype=torch.float64, device=layout.device)
         self._pending: Iterator[ModelInputs] = iter(())
         self._counts = LossCounts(0, 0, 0)
@@ -87,10 +88,11 @@ class StageModule(PipelineModule):
         return _Anchored.apply(result, *self._registered_anchors)
 
     def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, dist.ProcessGroup]]:
-        """Trained tables of which first and last stage have copies; DeepSpeed sums their gradients before it averages.
+        """What DeepSpeed sums over first and last stage, once all gradients of a step are there, before it averages."""
+        return [] if self.ties_after_averaging else self.tied()
 
-        Called once all gradients of a step are there.
-        """
+    def tied(self) -> list[tuple[nn.Parameter, dist.ProcessGroup]]:
+        """Trained tables of which first and last stage have copies."""
         group = self._layout.ends_group
         if group is None:
             return []
@@ -116,12 +118,26 @@ class PipelineDriver:
         self._module = module
         self._layout = layout
         self.engine = quiet_initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
+        if self.engine.using_bf16_optimizer:
+            self._average = self.engine._bf16_reduce_grads
+            self.engine._bf16_reduce_grads = self._average_and_tie
+            module.ties_after_averaging = True
+
+    def _average_and_tie(self) -> None:
+        """Average gradients over the data ranks, then sum those of tied tables over first and last stage.
+
+        The other way round, as DeepSpeed does it, either stage would average the same sum, in bf16 and in another
+        order: the copies of a table would drift apart, silently.
+        """
+        self._average()
+        for table, group in self._module.tied():
+            dist.all_reduce(table._hp_grad, group=group)  # type: ignore[attr-defined]
 
     def step(self, micro_batches: Sequence[ModelInputs], counts: LossCounts) -> Update:
         """Forward and backward of all micro batches, then the optimizer's step."""
         # DeepSpeed averages over data ranks and micro batches; the loss is to be a sum.
         self._module.begin(micro_batches, counts, scale=float(self._layout.data_size * len(micro_batches)))
-        self.engine.train_batch(_placeholders())
+        self.engine.train_batch(_placeholders(self._layout.device))
         return Update(self._module.sums, float(self.engine.get_global_grad_norm()), not self.engine.was_step_applied())
 
     def evaluate(self, micro_batches: Sequence[ModelInputs]) -> Tensor:
@@ -129,7 +145,9 @@ class PipelineDriver:
         self._module.begin(micro_batches, LossCounts(0, 0, 0), scale=1.0)
         # The shapes that training has agreed on are void, and so are these afterwards.
         self.engine.reset_activation_shape()
-        self.engine.eval_batch(_placeholders(), bcast_loss=False, num_micro_batches=len(micro_batches))
+        self.engine.eval_batch(
+            _placeholders(self._layout.device), bcast_loss=False, num_micro_batches=len(micro_batches)
+        )
         self.engine.reset_activation_shape()
         self._module.train()
         return self._module.sums
@@ -147,6 +165,6 @@ def make_stage_module(
         return StageModule(model, cut, layout, entropy_weight, missing_groups)
 
 
-def _placeholders() -> Iterator[tuple[Tensor, Tensor]]:
+def _placeholders(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """What DeepSpeed takes for inputs and labels."""
-    return itertools.repeat((torch.zeros(1), torch.zeros(1)))
+    return itertools.repeat((torch.zeros(1, device=device), torch.zeros(1, device=device)))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -79,6 +79,9 @@ def silenced() -> Iterator[None]:
 def quiet_initialize(**arguments: Any) -> Any:
     """`deepspeed.initialize` without its prints; returns the engine."""
     deepspeed = start_deepspeed()
+    if torch.cuda.is_available():
+        # It would take LOCAL_RANK, which is no device where each rank sees its own GPU alone.
+        arguments["args"] = SimpleNamespace(device_rank=torch.cuda.current_device())
     with silenced():
         engine, *_ = deepspeed.initialize(**arguments)
     return engine

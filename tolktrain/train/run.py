@@ -35,7 +35,7 @@ from tolktrain.train.callbacks.progress import Display
 from tolktrain.train.callbacks.stopping import Stop, StopOnRequest
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.callbacks.validation import Validation
-from tolktrain.train.groups import assert_same_groups
+from tolktrain.train.groups import check_same_groups
 from tolktrain.train.loop import Callback, StageRun, run_stage
 from tolktrain.train.process import logging_to, set_threads
 from tolktrain.train.resume import Position, find_position
@@ -89,7 +89,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
     progress.at("opening the run's folder")
     set_threads(layout, config.train.cpu_threads)
     build_deepspeed_config(config, layout.data_size)  # for its complaints, before a folder exists
-    assert_same_groups(layout)
+    check_same_groups(layout)
     architecture = blueprint.architecture
     with _run_folder(config, layout) as folder:
         folder.position.check_architecture(architecture)

@@ -80,7 +80,7 @@ class SequentialDriver:
         """Norm of all gradients; those that every tensor rank has count once."""
         is_first = self._layout.tensor_rank == 0
         mine = [p.grad for p in trained if p.grad is not None and (is_first or p.tensor_model_parallel)]  # type: ignore[attr-defined]
-        norm = nn.utils.get_total_norm(mine)
+        norm = nn.utils.get_total_norm(mine).to(self._layout.device)  # on the CPU if there are none
         if self._layout.tensor_size > 1:
             squares = norm**2
             dist.all_reduce(squares, group=self._layout.tensor_group)

@@ -17,6 +17,8 @@ def complete_settings(settings: dict[str, Any], num_trained: int, clips_outside:
     if clips_outside:
         settings["gradient_clipping"] = 0.0
     settings.setdefault("steps_per_print", _NEVER_PRINT)
+    # It waits for the GPU twice per micro batch, for a figure that is never shown.
+    settings["timers"] = {"throughput": {"enabled": False}, **settings.get("timers", {})}
     zero = settings["zero_optimization"]
     if settings["bf16"]["enabled"]:
         settings["bf16"] = {**settings["bf16"], "check_grad_overflow": True}

@@ -7,7 +7,9 @@ kin) show them per parameter under ZeRO 1 to 3. Without ZeRO they are the optimi
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tolktrain.train.process import start_deepspeed
 
@@ -41,7 +43,9 @@ class OptimizerStates:
     def write(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Set a parameter and, if it is trained, its master."""
         value = value.to(parameter.device)
-        if parameter.requires_grad and self._zero_stage:
+        if parameter.requires_grad and self._zero_stage == 3:
+            self._deepspeed.utils.safe_set_local_fp32_param(parameter, _own_part(parameter, value))
+        elif parameter.requires_grad and self._zero_stage:
             self._deepspeed.utils.safe_set_full_fp32_param(parameter, value)
         elif parameter.requires_grad:
             self._masters[parameter].data.copy_(value)
@@ -61,7 +65,9 @@ class OptimizerStates:
     def write_moment(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         """Set a moment of a trained parameter."""
         value = value.to(parameter.device)
-        if self._zero_stage:
+        if self._zero_stage == 3:
+            self._deepspeed.utils.safe_set_local_optimizer_state(parameter, _own_part(parameter, value), kind)
+        elif self._zero_stage:
             self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, kind)
         else:
             self._adam.state[self._masters[parameter]][kind].copy_(value)
@@ -115,6 +121,14 @@ def _forget_skipped_gradients(optimizer: Any) -> None:
             optimizer.averaged_gradients.clear()
 
         optimizer.reset_cpu_buffers = clear_all
+
+
+def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """This rank's part of a value under ZeRO 3. DeepSpeed's calls for whole values forget that the last is padded."""
+    zero3: Any = parameter
+    size, rank = zero3.partition_numel(), dist.get_rank(zero3.ds_process_group)
+    part = value.flatten()[rank * size : (rank + 1) * size]
+    return functional.pad(part, (0, size - len(part)))
 
 
 def _plain_masters(engine: Any) -> dict[nn.Parameter, Tensor]:
