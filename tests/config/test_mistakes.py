@@ -116,7 +116,7 @@ def test_wrong_values(small: Path, mistakes_of: Mistakes, override: str, message
             "model.backbone.num_key_value_heads 3 does not divide num_attention_heads 4; use one of [1, 2, 4]",
         ),
         (
-            "model.speech.layer_pooling=none train.stages.1.trainable=[pooling]",
+            "model.speech.layer_pooling=none; train.stages.1.trainable=[pooling]",
             "train.stages.1.trainable is [pooling], of which a model with model.speech.layer_pooling none has nothing",
         ),
         (
@@ -162,7 +162,7 @@ def test_wrong_values(small: Path, mistakes_of: Mistakes, override: str, message
     ],
 )
 def test_values_that_do_not_fit_together(small: Path, mistakes_of: Mistakes, override: str, message: str) -> None:
-    assert mistakes_of(small, *override.split(" ")).startswith(HERE + message)
+    assert mistakes_of(small, *override.split("; ")).startswith(HERE + message)
 
 
 def test_what_evaluation_after_training_needs(small: Path, mistakes_of: Mistakes) -> None:
