@@ -87,7 +87,7 @@ class _TiledPooling(torch.autograd.Function):
                 assert d_logits is not None
                 d_chosen = torch.zeros_like(chosen) if d_probs is None else d_probs[rows]
                 if gradient is not None:
-                    d_chosen = d_chosen + torch.bmm(tile.transpose(0, 1), gradient.unsqueeze(-1)).squeeze(-1)
+                    d_chosen = d_chosen + torch.bmm(gradient.unsqueeze(1), tile.permute(1, 2, 0)).squeeze(1)
                 change = chosen * (d_chosen - (chosen * d_chosen).sum(dim=-1, keepdim=True))
                 if d_entropy is not None:
                     slope = torch.special.xlogy(chosen, chosen) + chosen * entropy[rows].unsqueeze(-1)

@@ -177,8 +177,7 @@ def backward_kernel(
                 tl.store(dots + row * LAYERS + layers, products, mask=present)
                 chosen = tl.load(probs + row * LAYERS + layers, mask=present, other=0.0)
                 mean += tl.sum(chosen * products, axis=0)
-            slope = 0.0
-            nats = 0.0
+            slope, nats = 0.0, 0.0
             if d_entropy is not None:
                 slope = tl.load(d_entropy + row)
                 nats = tl.load(entropy + row)

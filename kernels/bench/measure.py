@@ -1,0 +1,89 @@
+"""Times, bandwidth and memory of one function, on a GPU or the CPU."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every benchmark is asked for."""
+
+    device: str  # "cuda" or "cpu"
+    quick: bool  # small shapes, few repetitions
+    copy_rate: float  # bytes per second, read and written, of a plain copy; measured in the same run
+
+    @property
+    def seconds(self) -> float:
+        """Time to spend on one measurement."""
+        return 0.1 if self.quick else 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement."""
+
+    kernel: str
+    provider: str  # the first provider of a kernel is what others are compared with
+    mode: str  # "forward", "backward" or "both"
+    shape: str
+    dtype: str
+    ms_20: float  # milliseconds, 20th percentile
+    ms_50: float
+    ms_80: float
+    least_bytes: int  # that any implementation must move
+    copy_share: float  # least_bytes / (ms_50 x copy rate)
+    peak_bytes: int | None  # allocated at the worst moment, above what was there before; not known on the CPU
+
+
+def measure(
+    plan: Plan, run: Callable[[], object], *, kernel: str, provider: str, mode: str, shape: str, dtype: str, least: int
+) -> Row:
+    """Time a function and set it in relation to the least number of bytes it must move."""
+    peak = _peak_bytes(run) if plan.device == "cuda" else None
+    low, median, high = _times_on_gpu(run, plan) if plan.device == "cuda" else _times_on_cpu(run, plan)
+    share = least / (median / 1e3 * plan.copy_rate)
+    return Row(kernel, provider, mode, shape, dtype, low, median, high, least, share, peak)
+
+
+def copy_rate(device: str, quick: bool) -> float:
+    """Bytes per second of a plain copy of 1 GiB (CPU 256 MiB, quick 64 MiB), read and written bytes counted."""
+    mebibytes = 64 if quick else 1024 if device == "cuda" else 256
+    source = torch.ones(mebibytes << 18, device=device)
+    target = torch.empty_like(source)
+    plan = Plan(device, quick, copy_rate=1.0)
+    times = _times_on_gpu if device == "cuda" else _times_on_cpu
+    return 2 * source.nbytes / (times(lambda: target.copy_(source), plan)[1] / 1e3)
+
+
+def _times_on_gpu(run: Callable[[], object], plan: Plan) -> tuple[float, float, float]:
+    from triton.testing import do_bench
+
+    milliseconds = round(1e3 * plan.seconds)
+    low, median, high = do_bench(run, warmup=milliseconds // 4, rep=milliseconds, quantiles=[0.2, 0.5, 0.8])
+    return low, median, high
+
+
+def _times_on_cpu(run: Callable[[], object], plan: Plan) -> tuple[float, float, float]:
+    run()
+    times: list[float] = []
+    end = time.perf_counter() + plan.seconds
+    while len(times) < 3 or (time.perf_counter() < end and len(times) < 100):
+        start = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - start))
+    cuts = statistics.quantiles(times, n=5, method="inclusive")
+    return cuts[0], statistics.median(times), cuts[3]
+
+
+def _peak_bytes(run: Callable[[], object]) -> int:
+    run()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before

@@ -1,0 +1,147 @@
+"""Weighted layer pooling (both averages, residual, entropy): who moves how many bytes how fast."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tolktrain_kernels.bench.measure import Plan, Row, measure
+from tolktrain_kernels.bench.pooling_check import QUICK_CASES, deviations
+from tolktrain_kernels.bench.published_pooling import published_pooling
+from tolktrain_kernels.compilation import Build
+from tolktrain_kernels.layer_pooling import PooledLayers, pool_layers, pool_layers_plain
+
+Provider = Callable[..., PooledLayers]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is pooled."""
+
+    num_layers: int
+    width: int
+    num_tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.num_layers} x {self.width}, {self.num_tokens} tokens"
+
+
+# The models of 150M, 400M and 2B parameters, and a larger one.
+GPU_SHAPES = (Shape(30, 576, 16384), Shape(32, 960, 16384), Shape(24, 2048, 16384), Shape(32, 4096, 8192))
+CPU_SHAPES = (Shape(30, 576, 2048), Shape(32, 960, 1024), Shape(24, 2048, 512))
+MODES = ("forward", "backward", "both")
+
+
+def rows(plan: Plan) -> list[Row]:
+    """Measure every provider: bf16 on a GPU, bf16 and float32 on the CPU."""
+    shapes: Sequence[Shape] = GPU_SHAPES if plan.device == "cuda" else CPU_SHAPES
+    if plan.quick:
+        shapes = [Shape(shape.num_layers, shape.width, max(16, shape.num_tokens // 16)) for shape in shapes[:2]]
+    dtypes = (torch.bfloat16,) if plan.device == "cuda" else (torch.bfloat16, torch.float32)
+    found: list[Row] = []
+    for shape in shapes:
+        for dtype in dtypes:
+            for name, pool in _providers(plan.device).items():
+                found += measure_provider(plan, name, pool, shape, dtype)
+    return found
+
+
+def builds() -> list[Build]:
+    """Every shipped setting of the Triton kernels."""
+    from tolktrain_kernels.layer_pooling_builds import builds
+
+    return builds()
+
+
+def numerics(device: str) -> list[tuple[str, str, float, float, bool]]:
+    """Errors against float64: (case, tensor, ours, eager PyTorch's, within what is allowed)."""
+    return [
+        (
+            f"pooling {case.mode}, {case.num_layers} x {case.width}, {str(case.dtype).removeprefix('torch.')}",
+            deviation.tensor,
+            deviation.ours,
+            deviation.eager,
+            deviation.is_within(case.dtype),
+        )
+        for case in QUICK_CASES
+        for deviation in deviations(case, device)
+    ]
+
+
+def least_bytes(mode: str, shape: Shape, element_size: int) -> int:
+    """Bytes to move: states, residual in, average, h_static out; backward, states, g, h_static in and dh out."""
+    tensors = {"forward": shape.num_layers + 3, "backward": 2 * shape.num_layers + 2}
+    count = sum(tensors.values()) if mode == "both" else tensors[mode]
+    return count * shape.num_tokens * shape.width * element_size
+
+
+def measure_provider(plan: Plan, name: str, pool: Provider, shape: Shape, dtype: torch.dtype) -> Iterator[Row]:
+    """Three rows of one provider; the published form keeps its weights in float32, the others in the states' type."""
+    weights_dtype = torch.float32 if name.startswith("published") else dtype
+    states, weights, gradients = _inputs(plan.device, shape, dtype, weights_dtype)
+    leaves = [*states, *weights]
+
+    def forward() -> tuple[Tensor, Tensor]:
+        found = pool(states, *weights)
+        assert found.entropy is not None
+        return found.pooled, found.entropy
+
+    def backward(outputs: tuple[Tensor, Tensor], retain: bool) -> None:
+        torch.autograd.grad(outputs, leaves, gradients, retain_graph=retain)
+
+    outputs = forward()
+    runs: dict[str, Callable[[], object]] = {
+        "forward": forward,
+        "backward": partial(backward, outputs, True),
+        "both": lambda: backward(forward(), False),
+    }
+    for mode in MODES:
+        yield measure(
+            plan,
+            runs[mode],
+            kernel="pooling",
+            provider=name,
+            mode=mode,
+            shape=str(shape),
+            dtype=str(dtype).removeprefix("torch."),
+            least=least_bytes(mode, shape, dtype.itemsize),
+        )
+
+
+def _providers(device: str) -> dict[str, Provider]:
+    # The CPU's compiled code is not what anybody trains with.
+    compiled: dict[str, Provider] = {}
+    if device == "cuda":
+        compiled["published, compiled"] = torch.compile(published_pooling, dynamic=False)
+        compiled["list, compiled"] = torch.compile(pool_layers_plain, dynamic=False)
+    backend: Literal["torch", "triton"] = "triton" if device == "cuda" else "torch"
+    ours = "triton" if device == "cuda" else "tiles"
+    return {
+        "published": published_pooling,
+        "list": pool_layers_plain,
+        **compiled,
+        ours: partial(pool_layers, backend=backend),
+    }
+
+
+def _inputs(
+    device: str, shape: Shape, dtype: torch.dtype, weights_dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    generator = torch.Generator(device).manual_seed(0)
+    size = (shape.num_tokens, shape.width)
+
+    def random(*size: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(*size, dtype=dtype, device=device, generator=generator).requires_grad_()
+
+    states = [random(*size, dtype=dtype) for _ in range(shape.num_layers)]
+    weights = [
+        random(shape.num_layers, dtype=weights_dtype),
+        random(shape.num_layers, shape.width, dtype=weights_dtype),
+        random(shape.num_layers, dtype=weights_dtype),
+        random(*size, dtype=dtype),
+    ]
+    entropy = torch.full((shape.num_tokens,), -0.01, device=device)
+    return states, weights, [random(*size, dtype=dtype).detach(), entropy]

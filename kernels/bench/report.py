@@ -1,0 +1,158 @@
+"""What a run of the benchmarks leaves: tables as CSV and Markdown, and plots."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from tolktrain_kernels.bench.measure import Row
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """Error of one output or gradient against float64: root-mean-square ratio."""
+
+    case: str
+    tensor: str
+    ours: float
+    eager: float
+    is_within: bool
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What one kernel takes on one GPU."""
+
+    kernel: str
+    architecture: str
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+
+
+Table = Sequence[Row] | Sequence[Numeric] | Sequence[Compilation]
+
+
+def write_report(
+    folder: Path,
+    facts: Mapping[str, str],
+    rows: Sequence[Row],
+    numerics: Sequence[Numeric],
+    compilations: Sequence[Compilation],
+) -> list[Path]:
+    """Write README.md, a CSV file of each table, and one plot of each kernel and mode.
+
+    Args:
+        folder: made if it is missing; files of an earlier run are overwritten.
+        facts: device, versions, command and the like, in order.
+
+    Returns:
+        The files, in the order written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tables: dict[str, Table] = {"times": rows, "numerics": numerics, "compilation": compilations}
+    written = [_write_csv(folder / f"{name}.csv", table) for name, table in tables.items() if table]
+    plots = []
+    for kernel, mode in dict.fromkeys((row.kernel, row.mode) for row in rows):
+        plots.append(_plot(folder / f"{kernel}-{mode}.png", [r for r in rows if (r.kernel, r.mode) == (kernel, mode)]))
+    readme = folder / "README.md"
+    readme.write_text(_markdown(facts, rows, numerics, compilations, plots), encoding="utf-8")
+    return [*written, *plots, readme]
+
+
+def _write_csv(path: Path, table: Table) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(table[0])], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(entry) for entry in table)
+    return path
+
+
+def _markdown(
+    facts: Mapping[str, str],
+    rows: Sequence[Row],
+    numerics: Sequence[Numeric],
+    compilations: Sequence[Compilation],
+    plots: Sequence[Path],
+) -> str:
+    lines = ["# Microbenchmarks of the kernels", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
+    for kernel in dict.fromkeys(row.kernel for row in rows):
+        lines += [f"## {kernel.capitalize()}", ""]
+        lines += _time_table([row for row in rows if row.kernel == kernel])
+    lines += [line for plot in plots for line in (f"![{plot.stem}]({plot.name})", "")]
+    if numerics:
+        lines += [
+            "## Numerics",
+            "",
+            "Root-mean-square error against float64, over the exact values' root mean square.",
+            "",
+        ]
+        lines += _numeric_table(numerics)
+    if compilations:
+        worst = max(entry.registers for entry in compilations)
+        spilled = [f"{e.kernel} ({e.architecture}, {e.stack_bytes} bytes)" for e in compilations if e.stack_bytes]
+        architectures = ", ".join(dict.fromkeys(entry.architecture for entry in compilations))
+        lines += ["## Compilation", "", f"{len(compilations)} kernels compiled for {architectures}.", ""]
+        lines += [f"- most registers of a thread: {worst}", f"- with a stack: {', '.join(spilled) or 'none'}", ""]
+    return "\n".join(lines)
+
+
+def _time_table(rows: Sequence[Row]) -> list[str]:
+    """Milliseconds, speed against the first provider, share of the copy rate, peak memory."""
+    first = {(row.shape, row.dtype, row.mode): row.ms_50 for row in reversed(rows)}
+    lines = [
+        f"Speed-up: over {rows[0].provider}. Share: least bytes / (median time x copy rate). Peak: above the inputs.",
+        "",
+        "| shape | type | mode | provider | ms (20 % - 80 %) | speed-up | share of copy | peak MiB |",
+        "|---|---|---|---|---:|---:|---:|---:|",
+    ]
+    groups = list(dict.fromkeys((row.shape, row.dtype, mode) for row in rows for mode in _modes(rows)))
+    for row in sorted(rows, key=lambda row: groups.index((row.shape, row.dtype, row.mode))):
+        speed = first[row.shape, row.dtype, row.mode] / row.ms_50
+        peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}"
+        time = f"{row.ms_50:.3g} ({row.ms_20:.3g} - {row.ms_80:.3g})"
+        cells = [row.shape, row.dtype, row.mode, row.provider, time, f"{speed:.1f}", f"{row.copy_share:.0%}", peak]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _modes(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.mode for row in rows))
+
+
+def _numeric_table(numerics: Sequence[Numeric]) -> list[str]:
+    lines = ["| case | worst tensor | ours | eager | allowed |", "|---|---|---:|---:|---|"]
+    for case in dict.fromkeys(entry.case for entry in numerics):
+        worst = max(
+            (entry for entry in numerics if entry.case == case), key=lambda entry: (not entry.is_within, entry.ours)
+        )
+        answer = "yes" if worst.is_within else "NO"
+        lines.append(f"| {case} | {worst.tensor} | {worst.ours:.1e} | {worst.eager:.1e} | {answer} |")
+    return [*lines, ""]
+
+
+def _plot(path: Path, rows: Sequence[Row]) -> Path:
+    """Bars: share of the copy rate that each provider reaches, by shape and type."""
+    from matplotlib.figure import Figure
+
+    groups = list(dict.fromkeys((row.shape, row.dtype) for row in rows))
+    providers = list(dict.fromkeys(row.provider for row in rows))
+    figure = Figure(figsize=(max(6.0, 1.9 * len(groups)), 4.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(providers)
+    for index, provider in enumerate(providers):
+        mine = {(row.shape, row.dtype): row for row in rows if row.provider == provider}
+        places = [number + (index - (len(providers) - 1) / 2) * width for number in range(len(groups))]
+        shares = [100 * mine[group].copy_share if group in mine else 0.0 for group in groups]
+        bars = axes.bar(places, shares, width, label=provider)
+        times = [f"{mine[group].ms_50:.3g}" if group in mine else "" for group in groups]
+        axes.bar_label(bars, times, fontsize=6, rotation=90, padding=2)
+    axes.set_xticks(
+        range(len(groups)), [f"{shape.replace(', ', chr(10))}\n{dtype}" for shape, dtype in groups], fontsize=7
+    )
+    axes.set_ylabel("% of the copy rate (least bytes); labels: ms")
+    axes.set_title(f"{rows[0].kernel}, {rows[0].mode}")
+    axes.margins(y=0.15)
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+    return path
