@@ -52,7 +52,8 @@ setup(
     ],
     extras_require={
         # flash-attn exists as source only: it needs CUDA's compiler and a long build.
-        "gpu": ["flash-attn>=2.7; sys_platform == 'linux'"],
+        # Triton comes with torch where torch is built for GPUs, in the one version that fits.
+        "gpu": ["flash-attn>=2.7; sys_platform == 'linux'", "triton>=3.6; sys_platform == 'linux'"],
         "audio": ["librosa>=0.10.2", "scikit-learn>=1.4", "soundfile>=0.12", "soxr>=0.3", "threadpoolctl>=3.2"],
         "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=9.0", "ruff>=0.6", "transformers>=4.57"],
     },

@@ -1,6 +1,8 @@
 """Choice between the kernels."""
 
 import importlib.util
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -48,3 +50,17 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ValueError, match="'cuda' is unknown; use auto, triton or torch"):
         choose_backend("cuda", "cuda")
+
+
+def test_the_pooling_works_where_triton_is_missing() -> None:
+    program = """
+import sys
+sys.modules["triton"] = None
+import torch
+from tolktrain_kernels.backend import choose_backend
+from tolktrain_kernels.layer_pooling import pool_layers
+import tolktrain_kernels.bench.__main__, tolktrain_kernels.bench.pooling
+states = [torch.ones(2, 4) for _ in range(3)]
+assert pool_layers(states, torch.zeros(3)).pooled.equal(states[0])
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
