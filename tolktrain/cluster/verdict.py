@@ -96,8 +96,8 @@ def ended(state: object) -> str:
 def silent(state: object, seconds: float) -> str:
     """What to say of a rank that is connected but not heard of."""
     return (
-        f"no sign of life for {seconds:.0f} s: its process is stopped or blocked, or its machine cannot be reached. Last"
-        f" heard of at {state}"
+        f"no sign of life for {seconds:.0f} s: its process is stopped or blocked, or its machine cannot be reached."
+        f" Last heard of at {state}"
     )
 
 
