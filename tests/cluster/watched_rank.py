@@ -58,7 +58,7 @@ def _work(watch: Watch, environment: ProcessEnvironment, folder: Path, failure: 
     environment.export()
     watch.progress.at("joining")
     dist.init_process_group("gloo", timeout=collective_timeout(60))
-    watch.progress.place = f"data {environment.rank}"
+    watch.progress.settle(f"data {environment.rank}")
     for step in range(1, NUM_STEPS + 1):
         watch.progress.at_step("second", step, "adding")
         if step == FAILING_STEP:

@@ -5,7 +5,7 @@ import linecache
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
@@ -39,6 +39,7 @@ class Progress:
     def __init__(self) -> None:
         self.mark = Mark()
         self.place = ""  # in the layout: "pipeline 1, tensor 0, data 1"
+        self.on_settled: Callable[[], None] = lambda: None
         self.failure: Exception | None = None  # ends training, whatever is still to be tidied up
 
     def at(self, doing: str) -> None:
@@ -48,6 +49,11 @@ class Progress:
     def at_step(self, stage: str, step: int, doing: str) -> None:
         """Say that a step begins."""
         self.mark = Mark(doing, stage, step)
+
+    def settle(self, place: str) -> None:
+        """Say where in the layout this rank is; told at once, for a process that is killed next can no longer."""
+        self.place = place
+        self.on_settled()
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:

@@ -42,6 +42,7 @@ class Watch:
 
     def __init__(self, environment: ProcessEnvironment, describe: Describe) -> None:
         self.progress = Progress()
+        self.progress.on_settled = lambda: self._beat(Whereabouts())
         self._environment = environment
         self._describe = describe
         self._limits = Limits(environment.world_size)

@@ -85,7 +85,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
         parallel.sequence_parallel,
         timeout=collective_timeout(parallel.hang_timeout_seconds),
     )
-    progress.place = f"pipeline {layout.pipeline_rank}, tensor {layout.tensor_rank}, data {layout.data_rank}"
+    progress.settle(f"pipeline {layout.pipeline_rank}, tensor {layout.tensor_rank}, data {layout.data_rank}")
     progress.at("opening the run's folder")
     set_threads(layout, config.train.cpu_threads)
     build_deepspeed_config(config, layout.data_size)  # for its complaints, before a folder exists
