@@ -7,6 +7,7 @@ from typing import Protocol
 
 from tolktrain.cluster.progress import Progress
 from tolktrain.data.batch import Batch
+from tolktrain.model.step_flops import StepCounts
 from tolktrain.train.engine import Engine, StepResult
 from tolktrain.train.optimizer import Rates, rates_at
 from tolktrain.train.stages import StagePlan
@@ -23,6 +24,7 @@ class StageRun:
     seconds: float = 0.0  # of the last step, waiting for data included
     rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0))  # of the last step
     result: StepResult | None = None  # of the last step
+    counts: StepCounts = StepCounts()  # of this rank's batches in the last step
     progress: Progress = field(default_factory=Progress)  # what this rank is doing, for its watch
 
     @property
@@ -66,6 +68,7 @@ def run_stage(run: StageRun, batches: Iterator[list[Batch]], callbacks: Sequence
         run.progress.at("forward, backward and update")
         run.result = run.engine.train_step(batch, run.rates)
         run.seconds = time.perf_counter() - started
+        run.counts = StepCounts.of(batch)
         run.step += 1
         run.progress.at("after the update")
         for callback in callbacks:

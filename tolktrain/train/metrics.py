@@ -63,7 +63,14 @@ def last_step(run_dir: Path) -> int:
 
 
 def step_line(
-    step: int, stage: str, tokens_per_step: int, seconds: float, rates: Rates, result: StepResult, entropy_weight: float
+    step: int,
+    stage: str,
+    tokens_per_step: int,
+    seconds: float,
+    rates: Rates,
+    result: StepResult,
+    entropy_weight: float,
+    mfu: float | None,
 ) -> Line:
     """The line of one step. Losses in nats per scored position; tokens are positions, summed over the run."""
     return {
@@ -79,7 +86,7 @@ def step_line(
         "speech_learning_rate": rates.speech,
         "seconds_per_step": seconds,
         "tokens_per_second": tokens_per_step / seconds,
-        "mfu": None,
+        "mfu": mfu,
         "memory_gib": memory_gib(),
         "skipped": int(result.skipped),
     }

@@ -41,6 +41,7 @@ from tolktrain.train.process import logging_to, set_threads
 from tolktrain.train.resume import Position, find_position
 from tolktrain.train.rundir import RunDirectory, run_path
 from tolktrain.train.stages import StagePlan, plan_stages, remaining
+from tolktrain.train.utilization import Utilization
 
 EXIT_DONE = 0
 
@@ -154,7 +155,8 @@ def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, s
     setting.progress.at("building the model")
     model = setting.blueprint.build(layout, position.folder)  # notices a backbone that cannot be read
     folder.begin()
-    metrics = MetricsLog(config, folder.path, position.step, layout.rank)
+    utilization = Utilization.of(setting.blueprint.architecture, config, layout)
+    metrics = MetricsLog(config, folder.path, position.step, layout.rank, utilization)
     display = Display(config, plans, metrics, layout)
     # In this order: a checkpoint comes after all lines of its step are written and all ranks know whether to stop.
     callbacks: list[Callback] = [

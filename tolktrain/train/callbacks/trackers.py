@@ -10,6 +10,7 @@ from tolktrain.config.errors import UserError
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.loop import StageRun
 from tolktrain.train.metrics import Line, MetricsFile, step_line
+from tolktrain.train.utilization import Utilization, global_counts
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,9 @@ class Tracker(Protocol):
 class MetricsLog(NoCallback):
     """The one way for numbers out of training. Writes on rank 0 only."""
 
-    def __init__(self, config: Config, run_dir: Path, step: int, rank: int) -> None:
+    def __init__(self, config: Config, run_dir: Path, step: int, rank: int, utilization: Utilization) -> None:
         """`step` is where training begins; what trackers have seen after it is void."""
+        self._utilization = utilization
         self._entropy_weight = config.model.speech.entropy_weight
         self._tokens_per_step = config.train.global_batch_size * config.train.sequence_length
         self._file = MetricsFile(run_dir) if rank == 0 else None
@@ -39,7 +41,9 @@ class MetricsLog(NoCallback):
         """Write the line of the step."""
         assert run.result is not None
         self.recent.clear()
-        arguments = (self._tokens_per_step, run.seconds, run.rates, run.result, self._entropy_weight)
+        counts = global_counts(run.counts, run.result.counts, self._tokens_per_step)
+        mfu = self._utilization.mfu(counts, run.plan.config.trainable, run.seconds)
+        arguments = (self._tokens_per_step, run.seconds, run.rates, run.result, self._entropy_weight, mfu)
         self.write(step_line(run.step, run.plan.name, *arguments))
 
     def write(self, line: Line) -> None:

@@ -1,0 +1,79 @@
+"""Model FLOPs utilization: what a step computes, over what the GPUs could compute in its time."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+
+from tolktrain.config import Config
+from tolktrain.config.training import ParameterGroup
+from tolktrain.model.architecture import Architecture
+from tolktrain.model.step_flops import StepCounts, step_flops
+from tolktrain.parallel.layout import Layout
+from tolktrain.train.module import LossCounts
+
+# FLOP/s of dense bf16 products on tensor cores, from NVIDIA's data sheets (half of what they give for sparse ones). The
+# first name that occurs in a device's counts. GH200, GB200, H20, H800 and the like are other names, and not known.
+_PEAKS = (
+    (r"\bA100\b", 312e12),
+    (r"\bH100 PCIe\b", 756e12),
+    (r"\bH[12]00 NVL\b", 835e12),
+    (r"\bH[12]00\b", 989.4e12),
+    (r"\bB200\b", 2250e12),
+)
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """FLOP/s of one GPU at most, in dense products of `precision`; None where that is not known.
+
+    Args:
+        device_name: as `torch.cuda.get_device_name` gives it, such as "NVIDIA H100 80GB HBM3".
+        precision: train.precision; known for bf16 alone.
+    """
+    if precision != "bf16" or re.search(r"\bMIG\b", device_name):  # a part of a GPU has a part of its rate
+        return None
+    return next((peak for name, peak in _PEAKS if re.search(name, device_name)), None)
+
+
+@dataclass(frozen=True)
+class Utilization:
+    """What a run's GPUs could compute, and the model they compute."""
+
+    architecture: Architecture
+    peak: float | None  # FLOP/s of one GPU
+    num_devices: int
+
+    @classmethod
+    def of(cls, architecture: Architecture, config: Config, layout: Layout) -> "Utilization":
+        """Of this process's device, which stands for all of them."""
+        on_gpu = layout.device.type == "cuda"
+        peak = peak_flops(torch.cuda.get_device_name(), config.train.precision) if on_gpu else None
+        return cls(architecture, peak, layout.world_size)
+
+    def mfu(self, counts: StepCounts, trainable: Collection[ParameterGroup], seconds: float) -> float | None:
+        """FLOPs of a step (`step_flops`) / (seconds x peak of one GPU x GPUs); None where the peak is not known."""
+        if self.peak is None:
+            return None
+        return step_flops(self.architecture, counts, trainable).total / (seconds * self.peak * self.num_devices)
+
+
+def global_counts(mine: StepCounts, scored: LossCounts, num_positions: int) -> StepCounts:
+    """Counts of the global batch, from those of this rank's batches, without asking the other ranks.
+
+    Sequences are all of one length, and what is scored was added up over the ranks already. How much speech the other
+    ranks' input adapters see is not known: as much as this rank's, in proportion to the positions.
+    """
+    share = num_positions / mine.positions
+    pairs_per_position = mine.causal_pairs / mine.positions  # (T + 1) / 2
+    return replace(
+        mine,
+        positions=num_positions,
+        causal_pairs=round(num_positions * pairs_per_position),
+        speech_positions=round(mine.speech_positions * share),
+        run_pairs=round(mine.run_pairs * share),
+        predicting_positions=scored.num_entropy,
+        predicting_pairs=round(scored.num_entropy * pairs_per_position),
+        text_scored=scored.num_text,
+        speech_scored=scored.num_speech,
+    )
