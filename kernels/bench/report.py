@@ -54,7 +54,8 @@ def write_report(
     written = [_write_csv(folder / f"{name}.csv", table) for name, table in tables.items() if table]
     plots = []
     for kernel, mode in dict.fromkeys((row.kernel, row.mode) for row in rows):
-        plots.append(_plot(folder / f"{kernel}-{mode}.png", [r for r in rows if (r.kernel, r.mode) == (kernel, mode)]))
+        path = folder / f"{kernel.replace(' ', '-')}-{mode}.png"  # Markdown's links end at a space
+        plots.append(_plot(path, [r for r in rows if (r.kernel, r.mode) == (kernel, mode)]))
     readme = folder / "README.md"
     readme.write_text(_markdown(facts, rows, numerics, compilations, plots), encoding="utf-8")
     return [*written, *plots, readme]

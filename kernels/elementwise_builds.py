@@ -1,0 +1,92 @@
+"""Every shipped setting of the elementwise kernels, to be compiled and inspected without a GPU."""
+
+import torch
+
+from tolktrain_kernels.compilation import Build
+from tolktrain_kernels.elementwise_triton import (
+    gate_setting,
+    norm_backward_kernel,
+    norm_kernel,
+    norm_setting,
+    rotate_kernel,
+    rotation_setting,
+    swiglu_backward_kernel,
+    swiglu_kernel,
+)
+
+# The models' first, then odd and other widths.
+NORM_WIDTHS = (576, 960, 2048, 72, 96, 4096, 6144, 8192)
+GATE_WIDTHS = (1536, 2560, 8192, 36, 100)
+HEADS = ((9, 64), (32, 64), (8, 128), (4, 72), (2, 16))  # number and width
+_TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+_MODELS = 3
+
+
+def builds() -> list[Build]:
+    """Settings by width, direction and type; norms with a residual, and in bf16 at the models' widths without."""
+    found = []
+    for dtype in _TYPES:
+        for width in NORM_WIDTHS:
+            found += _norm(width, dtype, residual=True)
+        for width in GATE_WIDTHS:
+            found += _gate(width, dtype)
+        for num_heads, width in HEADS:
+            found += _rotation(num_heads, width, dtype)
+    for width in NORM_WIDTHS[:_MODELS]:
+        found += _norm(width, torch.bfloat16, residual=False)
+    return found
+
+
+def _norm(width: int, dtype: torch.dtype, residual: bool) -> list[Build]:
+    rows = f"*{_TYPES[dtype]}"
+    types = dict.fromkeys(("hidden", "weight", "normed"), rows) | {"rstds": "*fp32", "num_rows": "i32", "eps": "fp32"}
+    back = dict.fromkeys(("hidden", "weight", "d_normed", "d_hidden"), rows)
+    back |= {"rstds": "*fp32", "partials": "*fp32", "num_rows": "i32"}
+    if residual:
+        types |= {"update": rows, "total": rows}
+        back |= {"d_total": rows}
+    setting = norm_setting(width)
+    constants = {"WIDTH": width, "BLOCK_WIDTH": setting.block_width, "BLOCK_ROWS": setting.block_rows}
+    name = f"{'norm and residual' if residual else 'norm'} {width} {_TYPES[dtype]}"
+    back_constants = {**constants, "STAGES": setting.stages}
+    return [
+        Build(f"forward {name}", norm_kernel, types, constants, setting.num_warps),
+        Build(f"backward {name}", norm_backward_kernel, back, back_constants, setting.num_warps),
+    ]
+
+
+def _gate(width: int, dtype: torch.dtype) -> list[Build]:
+    rows = f"*{_TYPES[dtype]}"
+    setting = gate_setting(width)
+    constants = {"WIDTH": width, "BLOCK_WIDTH": setting.block_width, "BLOCK_ROWS": setting.block_rows}
+    types = {"gate_up": rows, "output": rows, "num_rows": "i32"}
+    back = dict.fromkeys(("gate_up", "d_output", "d_gate_up"), rows) | {"num_rows": "i32"}
+    name = f"swiglu {width} {_TYPES[dtype]}"
+    return [
+        Build(f"forward {name}", swiglu_kernel, types, constants, setting.num_warps),
+        Build(f"backward {name}", swiglu_backward_kernel, back, constants, setting.num_warps),
+    ]
+
+
+def _rotation(num_heads: int, width: int, dtype: torch.dtype) -> list[Build]:
+    rows = f"*{_TYPES[dtype]}"
+    types = {"heads": rows, "cos": "*fp32", "sin": "*fp32", "output": rows}
+    types |= dict.fromkeys(("num_rows", "batch_size", "position_stride", "batch_stride", "head_stride"), "i32")
+    setting = rotation_setting(width // 2)
+    constants: dict[str, int | str] = {
+        "HEADS": num_heads,
+        "HALF": width // 2,
+        "VECTOR": 16 // dtype.itemsize,
+        "BLOCK_HALF": setting.block_width,
+        "BLOCK_ROWS": setting.block_rows,
+    }
+    return [
+        Build(
+            f"{direction} rotation {num_heads} x {width} {_TYPES[dtype]}",
+            rotate_kernel,
+            types,
+            {**constants, "INVERSE": direction == "backward"},
+            setting.num_warps,
+        )
+        for direction in ("forward", "backward")
+    ]

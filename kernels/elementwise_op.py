@@ -1,0 +1,183 @@
+"""The operations of `elementwise_triton` as operators of PyTorch: opaque to torch.compile, differentiable, checked."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tolktrain_kernels.elementwise_triton import (
+    MAX_NORM_WIDTH,
+    run_norm,
+    run_norm_backward,
+    run_rotate,
+    run_swiglu,
+)
+from tolktrain_kernels.layer_pooling_triton import DTYPES
+
+
+def normalize(hidden: Tensor, update: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`elementwise.add_rms_norm` in Triton, or `rms_norm` without an update: (hidden + update, its norm).
+
+    Any strides and addresses (those that are not plain are copied).
+
+    Raises:
+        ValueError: another type than of 16 or 32 bits, shapes that do not fit, or more than 8192 columns.
+    """
+    width = hidden.shape[-1]
+    _check_type("norm", hidden)
+    if width > MAX_NORM_WIDTH:
+        raise ValueError(f"width {width} is too much for the Triton norm ({MAX_NORM_WIDTH}); use backend torch")
+    if weight.shape != (width,) or (update is not None and update.shape != hidden.shape):
+        shapes = [tuple(tensor.shape) for tensor in (hidden, update, weight) if tensor is not None]
+        raise ValueError(f"the norm takes states [..., D] of one shape and a weight [D], not {shapes}")
+    total, normed, _ = torch.ops.tolktrain.rms_norm(hidden, update, weight, eps)
+    return hidden if update is None else total, normed
+
+
+def gate(gate_up: Tensor) -> Tensor:
+    """`elementwise.swiglu` in Triton.
+
+    Raises:
+        ValueError: another type than of 16 or 32 bits, or an odd width.
+    """
+    _check_type("gated activation", gate_up)
+    if gate_up.shape[-1] % 2:
+        raise ValueError(f"the gated activation takes two halves [..., 2 F], not {tuple(gate_up.shape)}")
+    return torch.ops.tolktrain.swiglu(gate_up)
+
+
+def turn(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`elementwise.rotate` in Triton.
+
+    Raises:
+        ValueError: another type than of 16 or 32 bits, or shapes that do not fit.
+    """
+    _check_type("rotation", heads)
+    length, width = heads.shape[0], heads.shape[-1]
+    fits = heads.ndim == 4 and width % 2 == 0 and cos.shape == sin.shape == (cos.shape[0], 1, 1, width)
+    if not fits or cos.shape[0] < length:
+        shapes = [tuple(tensor.shape) for tensor in (heads, cos, sin)]
+        raise ValueError(
+            f"the rotation takes heads [T, B, H, d], d even, and angles [T or more, 1, 1, d], not {shapes}"
+        )
+    return torch.ops.tolktrain.rotate(heads, cos, sin, False)
+
+
+def _check_type(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in DTYPES:
+        raise ValueError(f"the Triton {name} takes 16 and 32 bit tensors, not {tensor.dtype}; use backend torch")
+
+
+@torch.library.custom_op("tolktrain::rms_norm", mutates_args=())
+def _norm(hidden: Tensor, update: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(total, normed, rstds). The total is empty without an update: an operator cannot return None."""
+    total, normed, rstds = run_norm(hidden, update, weight, eps)
+    return hidden.new_empty(0) if total is None else total.view(hidden.shape), normed.view(hidden.shape), rstds
+
+
+@_norm.register_fake
+def _(hidden: Tensor, update: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        hidden.new_empty(0 if update is None else hidden.shape),
+        hidden.new_empty(hidden.shape),
+        hidden.new_empty(hidden.shape[:-1].numel(), dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("tolktrain::rms_norm_backward", mutates_args=())
+def _norm_backward(
+    hidden: Tensor, weight: Tensor, rstds: Tensor, d_normed: Tensor, d_total: Tensor | None, writes_weight: bool
+) -> tuple[Tensor, Tensor]:
+    d_hidden, d_weight = run_norm_backward(hidden, weight, rstds, d_normed, d_total, writes_weight)
+    return d_hidden.view(hidden.shape), rstds.new_empty(0) if d_weight is None else d_weight
+
+
+@_norm_backward.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, rstds: Tensor, d_normed: Tensor, d_total: Tensor | None, writes_weight: bool
+) -> tuple[Tensor, Tensor]:
+    return hidden.new_empty(hidden.shape), rstds.new_empty(weight.shape if writes_weight else 0)
+
+
+def _keep_for_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, update, weight, _ = inputs
+    total, _, rstds = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(rstds)
+    ctx.save_for_backward(hidden if update is None else total, weight, rstds)
+    ctx.update_dtype = None if update is None else update.dtype
+
+
+def _derive_norm(ctx: Any, d_total: Tensor | None, d_normed: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    """One gradient serves hidden and update both."""
+    hidden, weight, rstds = ctx.saved_tensors
+    if ctx.update_dtype is None:
+        d_total = None  # of an empty tensor
+    d_hidden, d_weight = d_total, None
+    if d_normed is not None:
+        d_hidden, d_weight = torch.ops.tolktrain.rms_norm_backward(
+            hidden, weight, rstds, d_normed, d_total, ctx.needs_input_grad[2]
+        )
+    return (
+        d_hidden if ctx.needs_input_grad[0] else None,
+        d_hidden.to(ctx.update_dtype) if ctx.needs_input_grad[1] and d_hidden is not None else None,
+        d_weight.to(weight.dtype) if ctx.needs_input_grad[2] and d_weight is not None else None,
+        None,
+    )
+
+
+_norm.register_autograd(_derive_norm, setup_context=_keep_for_norm)
+
+
+@torch.library.custom_op("tolktrain::swiglu", mutates_args=())
+def _swiglu(gate_up: Tensor) -> Tensor:
+    return run_swiglu(gate_up).view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+
+
+@_swiglu.register_fake
+def _(gate_up: Tensor) -> Tensor:
+    return gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+
+
+@torch.library.custom_op("tolktrain::swiglu_backward", mutates_args=())
+def _swiglu_backward(gate_up: Tensor, gradient: Tensor) -> Tensor:
+    return run_swiglu(gate_up, gradient).view(gate_up.shape)
+
+
+@_swiglu_backward.register_fake
+def _(gate_up: Tensor, gradient: Tensor) -> Tensor:
+    return gate_up.new_empty(gate_up.shape)
+
+
+def _keep_for_swiglu(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _derive_swiglu(ctx: Any, gradient: Tensor) -> Tensor:
+    (gate_up,) = ctx.saved_tensors
+    return torch.ops.tolktrain.swiglu_backward(gate_up, gradient)
+
+
+_swiglu.register_autograd(_derive_swiglu, setup_context=_keep_for_swiglu)
+
+
+@torch.library.custom_op("tolktrain::rotate", mutates_args=())
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
+    return run_rotate(heads, cos, sin, inverse)
+
+
+@_rotate.register_fake
+def _(heads: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
+    return heads.new_empty(heads.shape)
+
+
+def _keep_for_rotation(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, cos, sin, ctx.inverse = inputs
+    ctx.save_for_backward(cos, sin)
+
+
+def _derive_rotation(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    return torch.ops.tolktrain.rotate(gradient, *ctx.saved_tensors, not ctx.inverse), None, None, None
+
+
+_rotate.register_autograd(_derive_rotation, setup_context=_keep_for_rotation)

@@ -1,0 +1,372 @@
+"""Norm, gated activation and rotation in Triton: one pass over memory each way, arithmetic in float32.
+
+A norm takes whole rows into registers. Its backward pass runs few programs over many rows each, so that a program sums
+its share of the weight's gradient in registers; the shares are added by a second reduction, never atomically: results
+are the same from run to run. Gated activation and rotation go in tiles.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tolktrain_kernels.layer_pooling_triton import ALIGNMENT, aligned_rows
+
+MAX_NORM_WIDTH = 8192  # a row of more columns would spill registers
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def norm_kernel(
+    hidden: tl.tensor,  # [num_rows, WIDTH]
+    update: tl.tensor,  # [num_rows, WIDTH], or None
+    weight: tl.tensor,  # [WIDTH]
+    total: tl.tensor,  # [num_rows, WIDTH], or None without `update`
+    normed: tl.tensor,  # [num_rows, WIDTH]
+    rstds: tl.tensor,  # [num_rows] float32: 1 / sqrt(mean + eps)
+    num_rows: tl.tensor,
+    eps: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+) -> None:
+    """See `elementwise_op.normalize`."""
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = tl.arange(0, BLOCK_WIDTH)
+    there = rows < num_rows
+    inside = there[:, None] & (columns < WIDTH)[None, :]
+    offsets = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+    scale = tl.load(weight + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    # Past the L1 cache, which is for the weight.
+    values = tl.load(hidden + offsets, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
+    if update is not None:
+        values += tl.load(update + offsets, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
+        rounded = values.to(total.dtype.element_ty)
+        tl.store(total + offsets, rounded, mask=inside)
+        values = rounded.to(tl.float32)
+    rstd = 1.0 / tl.sqrt(tl.sum(values * values, axis=1) / WIDTH + eps)
+    tl.store(rstds + rows, rstd, mask=there)
+    tl.store(normed + offsets, values * rstd[:, None] * scale[None, :], mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def norm_backward_kernel(
+    hidden: tl.tensor,  # [num_rows, WIDTH]: what was normed
+    weight: tl.tensor,  # [WIDTH]
+    rstds: tl.tensor,  # [num_rows] float32
+    d_normed: tl.tensor,  # [num_rows, WIDTH]
+    d_total: tl.tensor,  # [num_rows, WIDTH]: the gradient that passes by the norm, or None
+    d_hidden: tl.tensor,  # [num_rows, WIDTH]
+    partials: tl.tensor,  # [programs, WIDTH] float32: shares of the weight's gradient, or None
+    num_rows: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """dx = rstd (g w - n mean(g w n)) where n = rstd x; dw = sum of g n over the rows."""
+    columns = tl.arange(0, BLOCK_WIDTH)
+    scale = tl.load(weight + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    d_weight = tl.zeros([BLOCK_WIDTH], tl.float32)
+    step = tl.num_programs(0) * BLOCK_ROWS
+    for first in tl.range(tl.program_id(0) * BLOCK_ROWS, num_rows, step, num_stages=STAGES):
+        rows = first + tl.arange(0, BLOCK_ROWS)
+        there = rows < num_rows
+        inside = there[:, None] & (columns < WIDTH)[None, :]
+        offsets = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+        rstd = tl.load(rstds + rows, mask=there, other=0.0)
+        unit = tl.load(hidden + offsets, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32) * rstd[:, None]
+        gradient = tl.load(d_normed + offsets, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
+        if partials is not None:
+            d_weight += tl.sum(gradient * unit, axis=0)
+        slope = gradient * scale[None, :]
+        mean = tl.sum(slope * unit, axis=1) / WIDTH
+        result = rstd[:, None] * (slope - unit * mean[:, None])
+        if d_total is not None:
+            result += tl.load(d_total + offsets, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
+        tl.store(d_hidden + offsets, result, mask=inside)
+    if partials is not None:
+        tl.store(partials + tl.program_id(0) * WIDTH + columns, d_weight, mask=columns < WIDTH)
+
+
+@triton.jit
+def _gate_tile(
+    num_rows: tl.tensor, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Rows and columns of a program's tile, and which of its elements exist; neighbours are in the same rows."""
+    across = tl.cdiv(WIDTH, BLOCK_WIDTH)
+    tile = tl.program_id(0)
+    rows = (tile // across) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = (tile % across) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
+    return rows.to(tl.int64)[:, None], columns[None, :], (rows < num_rows)[:, None] & (columns < WIDTH)[None, :]
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def swiglu_kernel(
+    gate_up: tl.tensor,  # [num_rows, 2 WIDTH]
+    output: tl.tensor,  # [num_rows, WIDTH]
+    num_rows: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+) -> None:
+    """silu(gate) * up."""
+    rows, columns, inside = _gate_tile(num_rows, WIDTH, BLOCK_WIDTH, BLOCK_ROWS)
+    pointers = gate_up + rows * (2 * WIDTH) + columns
+    gate = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(pointers + WIDTH, mask=inside, other=0.0).to(tl.float32)
+    tl.store(output + rows * WIDTH + columns, gate / (1.0 + tl.exp(-gate)) * up, mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def swiglu_backward_kernel(
+    gate_up: tl.tensor,  # [num_rows, 2 WIDTH]
+    d_output: tl.tensor,  # [num_rows, WIDTH]
+    d_gate_up: tl.tensor,  # [num_rows, 2 WIDTH]
+    num_rows: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+) -> None:
+    """With s = sigmoid(gate): d_gate = g up s (1 + gate (1 - s)), d_up = g gate s."""
+    rows, columns, inside = _gate_tile(num_rows, WIDTH, BLOCK_WIDTH, BLOCK_ROWS)
+    offsets = rows * (2 * WIDTH) + columns
+    gate = tl.load(gate_up + offsets, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + offsets + WIDTH, mask=inside, other=0.0).to(tl.float32)
+    gradient = tl.load(d_output + rows * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+    open_ = 1.0 / (1.0 + tl.exp(-gate))
+    slope = open_ * (1.0 + gate * (1.0 - open_))
+    tl.store(d_gate_up + offsets, gradient * up * slope, mask=inside)
+    tl.store(d_gate_up + offsets + WIDTH, gradient * gate * open_, mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_rows", "batch_size", "position_stride", "batch_stride", "head_stride"])
+def rotate_kernel(
+    heads: tl.tensor,  # [T, batch_size, HEADS, 2 HALF]; strides are in units of VECTOR elements, the last is 1
+    cos: tl.tensor,  # [T or more, 2 HALF] float32; the first half of each row is read
+    sin: tl.tensor,  # [T or more, 2 HALF] float32, the first half negated
+    output: tl.tensor,  # [num_rows, 2 HALF]
+    num_rows: tl.tensor,  # T batch_size HEADS
+    batch_size: tl.tensor,
+    position_stride: tl.tensor,
+    batch_stride: tl.tensor,
+    head_stride: tl.tensor,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    VECTOR: tl.constexpr,
+    INVERSE: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+) -> None:
+    """(x, y) to (x cos - y sin, y cos + x sin), or back."""
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = tl.arange(0, BLOCK_HALF)
+    inside = (rows < num_rows)[:, None] & (columns < HALF)[None, :]
+    position = (rows // HEADS // batch_size).to(tl.int64)
+    offsets = position * position_stride + (rows // HEADS % batch_size).to(tl.int64) * batch_stride
+    offsets += (rows % HEADS).to(tl.int64) * head_stride
+    # Neither the strides nor their products are known to be even: the factor is what lets vectors be loaded.
+    pointers = heads + offsets[:, None] * VECTOR + columns[None, :]
+    first = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(pointers + HALF, mask=inside, other=0.0).to(tl.float32)
+    angles = position[:, None] * (2 * HALF) + columns[None, :]
+    along = tl.load(cos + angles, mask=inside, other=0.0).to(tl.float32)
+    across = tl.load(sin + angles, mask=inside, other=0.0).to(tl.float32)
+    if INVERSE:
+        across = -across
+    targets = output + rows.to(tl.int64)[:, None] * (2 * HALF) + columns[None, :]
+    tl.store(targets, first * along + second * across, mask=inside)
+    tl.store(targets + HALF, second * along - first * across, mask=inside)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a kernel is laid out on the GPU."""
+
+    block_rows: int  # of one program (one step of it in the norm's backward pass)
+    block_width: int
+    num_warps: int
+    programs_per_sm: int = 0  # of the norm's backward pass; registers must let all of them run at once
+    stages: int = 3  # of the same: steps whose loads are under way
+
+
+GATE_TILE = 2048  # elements of the output
+ROTATION_TILE = 1024  # pairs
+TILE_WARPS = 4
+
+
+def norm_setting(width: int) -> Setting:
+    """Whole rows, several where they are short, at sixteen elements a thread; sixteen warps on each multiprocessor."""
+    block_width = triton.next_power_of_2(width)
+    block_rows = max(1, 1024 // block_width)
+    num_warps = min(16, max(1, block_rows * block_width // 512))
+    return Setting(block_rows, block_width, num_warps, programs_per_sm=16 // num_warps)
+
+
+def gate_setting(width: int) -> Setting:
+    """Tiles of up to 512 columns: the widths of the models are multiples of that."""
+    block_width = min(512, triton.next_power_of_2(width))
+    return Setting(GATE_TILE // block_width, block_width, TILE_WARPS)
+
+
+def rotation_setting(half: int) -> Setting:
+    """Tiles of whole heads; `half` is half of their width."""
+    block_half = triton.next_power_of_2(half)
+    return Setting(max(1, ROTATION_TILE // block_half), block_half, TILE_WARPS)
+
+
+def run_norm(hidden: Tensor, update: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Launch `norm_kernel`.
+
+    Args:
+        hidden, update: [..., D].
+        weight: [D].
+
+    Returns:
+        hidden + update [N, D], or None without an update; its norm [N, D]; 1 / sqrt(mean + eps) [N] float32.
+    """
+    hidden = aligned_rows(hidden)
+    num_rows, width = hidden.shape
+    normed = torch.empty_like(hidden)
+    total = None if update is None else torch.empty_like(hidden)
+    rstds = hidden.new_empty(num_rows, dtype=torch.float32)
+    if num_rows:
+        setting = norm_setting(width)
+        with torch.cuda.device_of(hidden):
+            norm_kernel[(triton.cdiv(num_rows, setting.block_rows),)](
+                hidden,
+                None if update is None else aligned_rows(update),
+                aligned_rows(weight),
+                total,
+                normed,
+                rstds,
+                num_rows,
+                eps,
+                WIDTH=width,
+                BLOCK_WIDTH=setting.block_width,
+                BLOCK_ROWS=setting.block_rows,
+                num_warps=setting.num_warps,
+                enable_fp_fusion=True,
+            )
+    return total, normed, rstds
+
+
+def run_norm_backward(
+    hidden: Tensor, weight: Tensor, rstds: Tensor, d_normed: Tensor, d_total: Tensor | None, writes_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Launch `norm_backward_kernel`.
+
+    Args:
+        hidden: [..., D], what was normed.
+        d_normed, d_total: [..., D], gradients of the norm and of what was normed.
+
+    Returns:
+        Gradients of what was normed [N, D], and of the weight [D] float32 if `writes_weight`.
+    """
+    hidden = aligned_rows(hidden)
+    num_rows, width = hidden.shape
+    setting = norm_setting(width)
+    d_hidden = torch.empty_like(hidden)
+    programs = _num_programs(setting, hidden)
+    partials = hidden.new_empty(programs, width, dtype=torch.float32) if writes_weight else None
+    if num_rows:
+        with torch.cuda.device_of(hidden):
+            norm_backward_kernel[(programs,)](
+                hidden,
+                aligned_rows(weight),
+                rstds,
+                aligned_rows(d_normed),
+                None if d_total is None else aligned_rows(d_total),
+                d_hidden,
+                partials,
+                num_rows,
+                WIDTH=width,
+                BLOCK_WIDTH=setting.block_width,
+                BLOCK_ROWS=setting.block_rows,
+                STAGES=setting.stages,
+                num_warps=setting.num_warps,
+                enable_fp_fusion=True,
+            )
+    return d_hidden, None if partials is None else partials.sum(dim=0)
+
+
+def run_swiglu(gate_up: Tensor, d_output: Tensor | None = None) -> Tensor:
+    """Launch `swiglu_kernel`, or with a gradient `swiglu_backward_kernel`.
+
+    Args:
+        gate_up: [..., 2 F].
+        d_output: [..., F].
+
+    Returns:
+        The output [N, F], or with its gradient that of `gate_up` [N, 2 F].
+    """
+    gate_up = aligned_rows(gate_up)
+    num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    result = gate_up.new_empty(num_rows, width) if d_output is None else torch.empty_like(gate_up)
+    if num_rows:
+        setting = gate_setting(width)
+        kernel = swiglu_kernel if d_output is None else swiglu_backward_kernel
+        with torch.cuda.device_of(gate_up):
+            kernel[(triton.cdiv(num_rows, setting.block_rows) * triton.cdiv(width, setting.block_width),)](
+                gate_up,
+                *(() if d_output is None else (aligned_rows(d_output),)),
+                result,
+                num_rows,
+                WIDTH=width,
+                BLOCK_WIDTH=setting.block_width,
+                BLOCK_ROWS=setting.block_rows,
+                num_warps=setting.num_warps,
+                enable_fp_fusion=True,
+            )
+    return result
+
+
+def run_rotate(heads: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
+    """Launch `rotate_kernel`.
+
+    Args:
+        heads: [T, B, H, d].
+        cos, sin: [T or more, 1, 1, d].
+        inverse: turn the other way.
+
+    Returns:
+        [T, B, H, d] without gaps.
+    """
+    output = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
+    if heads.numel():
+        num_positions, batch_size, num_heads, width = heads.shape
+        if heads.stride(-1) != 1 or heads.data_ptr() % ALIGNMENT:
+            heads = heads.clone(memory_format=torch.contiguous_format)
+        strides = heads.stride()[:3]
+        vector = math.gcd(*strides, ALIGNMENT // heads.element_size())
+        setting = rotation_setting(width // 2)
+        num_rows = num_positions * batch_size * num_heads
+        with torch.cuda.device_of(heads):
+            rotate_kernel[(triton.cdiv(num_rows, setting.block_rows),)](
+                heads,
+                aligned_rows(cos),
+                aligned_rows(sin),
+                output,
+                num_rows,
+                batch_size,
+                *(stride // vector for stride in strides),
+                HEADS=num_heads,
+                HALF=width // 2,
+                VECTOR=vector,
+                INVERSE=inverse,
+                BLOCK_HALF=setting.block_width,
+                BLOCK_ROWS=setting.block_rows,
+                num_warps=setting.num_warps,
+                enable_fp_fusion=True,
+            )
+    return output
+
+
+def _num_programs(setting: Setting, rows: Tensor) -> int:
+    steps = triton.cdiv(rows.shape[0], setting.block_rows)
+    if rows.device.type != "cuda":
+        return min(2, steps)  # the interpreter runs them in turn
+    num_sms = torch.cuda.get_device_properties(rows.device).multi_processor_count
+    return min(setting.programs_per_sm * num_sms, steps)

@@ -1,0 +1,230 @@
+"""The elementwise kernels in Triton, computed: by the interpreter on the CPU, or on a GPU.
+
+Run by test_elementwise_triton.py, in a process of its own: the interpreter must be chosen before the kernels are
+imported. By hand: TRITON_INTERPRET=1 pytest tests/kernels/triton_elementwise.py
+"""
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from tolktrain_kernels.bench.elementwise_check import EPS, KERNELS, Case, compute, deviations, make_angles
+from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, rotate, swiglu
+from tolktrain_kernels.elementwise_triton import rotation_setting
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+WIDE = [(1, 576), (7, 960), (2, 3, 2048), (1, 4096), (2, 6144), (7, 72), (199, 96), (1, 8192), (0, 576), (3, 6)]
+HEADS = [(7, 1, 9, 64), (199, 1, 1, 16), (3, 2, 3, 72), (2, 3, 5, 128), (33, 2, 2, 64), (0, 2, 3, 64), (1, 1, 1, 2)]
+CASES = [(kernel, shape) for kernel in KERNELS for shape in (HEADS if kernel == "rotation" else WIDE)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("kernel", "shape"), CASES, ids=str)
+def test_equals_float64(kernel: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    found = deviations(Case(kernel, shape, dtype), DEVICE)
+    assert not [deviation for deviation in found if not deviation.is_within(dtype)]
+
+
+def inputs_of(kernel: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
+    """Inputs that want gradients, and angles."""
+    case = Case(kernel, (5, 2, 3, 16) if kernel == "rotation" else (5, 3, 72), dtype)
+    generator = torch.Generator().manual_seed(0)
+    leaves = [
+        torch.randn(shape, generator=generator).to(DEVICE, dtype).requires_grad_()
+        for shape in case.input_shapes().values()
+    ]
+    return leaves, make_angles(7, 16, DEVICE) if kernel == "rotation" else []
+
+
+def results_of(kernel: str, leaves: list[Tensor], angles: list[Tensor], backend: str) -> list[Tensor]:
+    """Outputs and gradients."""
+    found = compute(kernel, leaves, angles, backend)
+    return [*found, *torch.autograd.grad(sum(output.sin().sum() for output in found), leaves)]
+
+
+def assert_same(one: list[Tensor], other: list[Tensor]) -> None:
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_half_precision(kernel: str) -> None:
+    found = deviations(Case(kernel, (5, 2, 3, 16) if kernel == "rotation" else (15, 72), torch.float16), DEVICE)
+    assert not [deviation for deviation in found if deviation.ours > min(1e-3, 2 * deviation.eager)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("layout", ["strided", "turned", "shifted"])
+def test_inputs_out_of_line_or_misaligned(kernel: str, layout: str) -> None:
+    leaves, angles = inputs_of(kernel)
+
+    def displaced(leaf: Tensor) -> Tensor:
+        if layout == "strided":
+            room = leaf.new_empty(*leaf.shape[:-1], 2 * leaf.shape[-1])[..., ::2]
+        elif layout == "turned":
+            room = leaf.new_empty(leaf.shape[::-1]).permute(*reversed(range(leaf.ndim)))
+        else:
+            room = leaf.new_empty(leaf.numel() + 1)[1:].view(leaf.shape)
+            assert room.data_ptr() % 16
+        return room.copy_(leaf.detach()).requires_grad_()
+
+    odd, odd_angles = [displaced(leaf) for leaf in leaves], [displaced(angle).detach() for angle in angles]
+    assert_same(results_of(kernel, odd, odd_angles, "triton"), results_of(kernel, leaves, angles, "torch"))
+
+
+@pytest.mark.parametrize("width", [64, 72, 6])
+def test_heads_are_read_from_a_fused_product(width: int) -> None:
+    product = torch.randn(5, 2, 3, 4 * width, device=DEVICE).requires_grad_()  # two queries, a key and a value
+    angles = make_angles(5, width, DEVICE)
+
+    def results(backend: str) -> list[Tensor]:
+        query = product[..., : 2 * width].unflatten(-1, (2, width))[:, :, :, 1]
+        key = product[..., 2 * width : 3 * width]
+        assert not key.is_contiguous()
+        found = [rotate(heads, *angles, backend) for heads in (query, key)]
+        assert backend == "torch" or all(heads.is_contiguous() for heads in found)
+        # As attention gives its gradients back: of another layout.
+        total = sum(heads.permute(1, 2, 0, 3).sin().sum() for heads in found)
+        return [*found, *torch.autograd.grad(total, product)]
+
+    assert_same(results("triton"), results("torch"))
+
+
+def test_a_gradient_of_another_layout() -> None:
+    (heads,), angles = inputs_of("rotation")
+    gradient = torch.randn(2, 3, 5, 16, device=DEVICE).permute(2, 0, 1, 3)
+    one, other = (torch.autograd.grad(rotate(heads, *angles, b), heads, gradient) for b in ("triton", "torch"))
+    assert_same(list(one), list(other))
+
+
+def test_a_rotation_and_its_inverse_cancel() -> None:
+    (heads,), angles = inputs_of("rotation")
+    turned = rotate(heads, *angles, "triton")
+    back = torch.ops.tolktrain.rotate(turned, *angles, True)
+    torch.testing.assert_close(back, heads)
+    assert not torch.allclose(turned[1:], heads[1:])
+
+
+@pytest.mark.parametrize("output", ["sum", "normed"])
+def test_one_output_alone(output: str) -> None:
+    leaves, angles = inputs_of("norm and residual")
+    found, expected = (
+        torch.autograd.grad(
+            compute("norm and residual", leaves, angles, backend)[output == "normed"].sin().sum(),
+            leaves,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for backend in ("triton", "torch")
+    )
+    assert_same(list(found), list(expected))
+
+
+def test_gradients_in_place_do_not_mix() -> None:
+    leaves, _ = inputs_of("norm and residual")
+    sum(output.sum() for output in add_rms_norm(*leaves, EPS, "triton")).backward()
+    hidden, update = leaves[0].grad, leaves[1].grad
+    assert hidden is not None and update is not None and torch.equal(hidden, update)
+    before = update.clone()
+    hidden.zero_()
+    assert torch.equal(update, before)
+
+
+def test_frozen_weights_and_frozen_inputs() -> None:
+    for kept in range(3):
+        leaves, angles = inputs_of("norm and residual")
+        for index, leaf in enumerate(leaves):
+            leaf.requires_grad_(index == kept)
+        found, expected = (
+            torch.autograd.grad(
+                sum(o.sin().sum() for o in compute("norm and residual", leaves, angles, backend)), leaves[kept]
+            )
+            for backend in ("triton", "torch")
+        )
+        assert_same(list(found), list(expected))
+
+
+def test_weights_and_updates_of_another_type() -> None:
+    leaves, _ = inputs_of("norm and residual")
+    hidden, update, weight = leaves
+    low = hidden.detach().bfloat16().requires_grad_()
+    total, normed = add_rms_norm(low, update, weight, EPS, "triton")
+    assert total.dtype == normed.dtype == torch.bfloat16
+    alone = rms_norm(low, weight, EPS, "triton")
+    assert alone.dtype == torch.bfloat16
+    derived = torch.autograd.grad(normed.float().sin().sum() + alone.float().sum(), [low, update, weight])
+    assert [gradient.dtype for gradient in derived] == [torch.bfloat16, torch.float32, torch.float32]
+    exact = low.detach().float().requires_grad_()
+    expected = add_rms_norm(exact, update, weight, EPS)[1].sin().sum() + rms_norm(exact, weight, EPS).sum()
+    for one, other in zip(derived, torch.autograd.grad(expected, [exact, update, weight]), strict=True):
+        assert (one - other).square().mean() < 1e-4 * other.square().mean()
+
+
+@pytest.mark.parametrize("gate", [-1e4, -100.0, 100.0, 1e4])
+def test_a_gate_far_from_zero(gate: float) -> None:
+    gate_up = torch.tensor([[gate, 2.0]], device=DEVICE, requires_grad=True)
+    found = swiglu(gate_up, "triton")
+    torch.testing.assert_close(found, torch.tensor([[max(gate, 0.0) * 2]], device=DEVICE))
+    (gradient,) = torch.autograd.grad(found.sum(), gate_up)
+    torch.testing.assert_close(gradient, torch.tensor([[2.0 if gate > 0 else 0.0, max(gate, 0.0)]], device=DEVICE))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_two_runs_are_equal_to_the_bit(kernel: str) -> None:
+    leaves, angles = inputs_of(kernel)
+    runs = [results_of(kernel, leaves, angles, "triton") for _ in range(2)]
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_opcheck(kernel: str) -> None:
+    leaves, angles = inputs_of(kernel)
+    ops = torch.ops.tolktrain
+    if kernel == "swiglu":
+        torch.library.opcheck(ops.swiglu.default, leaves)
+    elif kernel == "rotation":
+        torch.library.opcheck(ops.rotate.default, (*leaves, *angles, False))
+    else:
+        update = leaves[1] if kernel == "norm and residual" else None
+        torch.library.opcheck(ops.rms_norm.default, (leaves[0], update, leaves[-1], EPS))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_compiles_without_a_break(kernel: str) -> None:
+    leaves, angles = inputs_of(kernel)
+
+    def total(*leaves: Tensor) -> Tensor:
+        return sum(output.sin().sum() for output in compute(kernel, leaves, angles, "triton"))
+
+    compiled = torch.compile(total, backend="aot_eager", fullgraph=True)
+    assert_same(list(torch.autograd.grad(compiled(*leaves), leaves)), list(torch.autograd.grad(total(*leaves), leaves)))
+
+
+def test_what_cannot_be_computed_is_refused() -> None:
+    row = torch.zeros(2, 8, device=DEVICE)
+    with pytest.raises(
+        ValueError, match="Triton norm takes 16 and 32 bit tensors, not torch.float64; use backend torch"
+    ):
+        rms_norm(row.double(), row[0], EPS, "triton")
+    wide = torch.zeros(1, 8200, device=DEVICE)
+    with pytest.raises(ValueError, match="width 8200 is too much for the Triton norm .8192.; use backend torch"):
+        rms_norm(wide, wide[0], EPS, "triton")
+    with pytest.raises(ValueError, match="of one shape and a weight .D., not .*7"):
+        rms_norm(row, row[0, :7], EPS, "triton")
+    with pytest.raises(ValueError, match="of one shape and a weight"):
+        add_rms_norm(row, row[:1], row[0], EPS, "triton")
+    with pytest.raises(ValueError, match="two halves .*7"):
+        swiglu(row[:, :7], "triton")
+    heads = torch.zeros(4, 1, 1, 8, device=DEVICE)
+    for angles in (make_angles(3, 8, DEVICE), make_angles(4, 6, DEVICE)):
+        with pytest.raises(ValueError, match="heads .T, B, H, d., d even, and angles .T or more, 1, 1, d."):
+            rotate(heads, *angles, "triton")
+
+
+def test_the_last_tile_may_be_partly_filled() -> None:
+    rows = rotation_setting(32).block_rows
+    heads = torch.randn(rows + 1, 1, 1, 64, device=DEVICE)
+    angles = make_angles(rows + 1, 64, DEVICE)
+    torch.testing.assert_close(rotate(heads, *angles, "triton"), rotate(heads, *angles))
