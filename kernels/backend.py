@@ -1,10 +1,26 @@
-"""Which kernels run: Triton's or plain PyTorch's."""
+"""Which kernels run: Triton's or plain PyTorch's, and which attention over runs of speech."""
 
+import importlib
 import importlib.util
 import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Backend = Literal["torch", "triton"]
+Attention = Literal["flash", "varlen", "padded"]
 
 
-def choose_backend(requested: str, device_type: str) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Kernels:
+    """What computes. The defaults run everywhere."""
+
+    backend: Backend = "torch"
+    attention: Attention = "padded"  # inside runs of speech, see `run_attention`
+
+
+def choose_backend(requested: str, device_type: str) -> tuple[Backend, str]:
     """Resolve `auto` and check the rest.
 
     Args:
@@ -31,6 +47,64 @@ def choose_backend(requested: str, device_type: str) -> tuple[str, str]:
         return "torch", obstacle
     # The interpreter is for checking the kernels: nobody wants it by default.
     return ("triton", "a GPU and Triton are there") if device_type == "cuda" else ("torch", "there is no GPU")
+
+
+def choose_attention(requested: str, device_type: str, dtype: torch.dtype, head_dim: int) -> tuple[Attention, str]:
+    """The best attention inside runs that is present: flash-attn, PyTorch's own for packed sequences, or padded runs.
+
+    Args:
+        requested: "auto", "flash", "varlen" or "padded".
+        device_type: where the states live, as `torch.device.type`.
+        dtype: of the states.
+        head_dim: width of a head.
+
+    Returns:
+        "flash", "varlen" or "padded", and why, for the log.
+
+    Raises:
+        ValueError: another name, or one is demanded that cannot run.
+    """
+    if requested not in ("auto", "flash", "varlen", "padded"):
+        raise ValueError(f"kernels.attention {requested!r} is unknown; use auto, flash, varlen or padded")
+    if requested == "padded":
+        return "padded", "requested"
+    unfit = _unfit_for_flash(device_type, dtype, head_dim)
+    # Only what could run is looked for: importing flash-attn takes seconds.
+    obstacles = {name: unfit or _missing(module) for name, module in _PACKED_ATTENTION.items()}
+    if requested == "auto":
+        for name in _PACKED_ATTENTION:
+            if obstacles[name] is None:
+                return name, f"{_PACKED_ATTENTION[name]} is there"
+        return "padded", unfit or "neither flash_attn nor torch.nn.attention.varlen is there"
+    name = "flash" if requested == "flash" else "varlen"
+    if obstacles[name]:
+        raise ValueError(f"kernels.attention {requested} cannot run: {obstacles[name]}; use auto or padded")
+    return name, "requested"
+
+
+_PACKED_ATTENTION: dict[Attention, str] = {"flash": "flash_attn", "varlen": "torch.nn.attention.varlen"}
+
+
+def _unfit_for_flash(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Both implementations are FlashAttention-2, whose requirements these are."""
+    if device_type != "cuda":
+        return "there is no GPU"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"attention over packed runs takes 16-bit states, not {str(dtype).removeprefix('torch.')}"
+    if head_dim > 256 or head_dim % 8:
+        return f"attention over packed runs takes heads up to 256 wide, a multiple of 8, not {head_dim}"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} is older than Ampere, which attention over packed runs needs"
+    return None
+
+
+def _missing(module: str) -> str | None:
+    """Why a module cannot be used. An installation of flash-attn for another torch is found, but fails to load."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return f"{module} cannot be imported ({error})"
+    return None
 
 
 def _obstacle(device_type: str) -> str | None:

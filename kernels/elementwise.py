@@ -5,13 +5,11 @@ only its input for the backward pass, and in plain PyTorch, which the other is t
 float32; Triton computes in float32.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Backend = Literal["torch", "triton"]
+from tolktrain_kernels.backend import Backend
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float, backend: Backend = "torch") -> Tensor:

@@ -5,12 +5,13 @@ Three forms of one function: Triton on GPUs (`layer_pooling_triton`, `layer_pool
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tolktrain_kernels.backend import Backend
 from tolktrain_kernels.layer_pooling_tiled import pool_tiles
 
 
@@ -29,7 +30,7 @@ def pool_layers(
     selector_weight: Tensor | None = None,
     selector_bias: Tensor | None = None,
     residual: Tensor | None = None,
-    backend: Literal["torch", "triton"] = "torch",
+    backend: Backend = "torch",
 ) -> PooledLayers:
     """Average the outputs h_1 .. h_L of a backbone's layers.
 

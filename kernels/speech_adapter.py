@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -138,30 +137,6 @@ class _ReplaceRows(torch.autograd.Function):
 def replace_rows(base: Tensor, rows: Tensor, source: Tensor) -> Tensor:
     """`base` [M, ...] with `source` [N, ...] in place of `rows` [N] (int64, all different)."""
     return _ReplaceRows.apply(base, rows, source)
-
-
-def run_attention(query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns) -> Tensor:
-    """Causal attention inside each run of speech.
-
-    Runs are padded to the longest; padding comes last, so no position sees it and no mask is needed.
-
-    Args:
-        query: [N, H, d], packed in the order of `runs`.
-        key, value: [N, G, d], where G divides H (grouped queries).
-
-    Returns:
-        [N, H, d].
-    """
-    if runs.num_runs == 0:
-        return query  # without rows, but still what the backward pass comes through
-    shape = (runs.num_runs, runs.max_run)
-    queries, keys, values = (
-        place_rows(t.flatten(1), runs.scatter, shape[0] * shape[1]).view(*shape, *t.shape[1:]).transpose(1, 2)
-        for t in (query, key, value)
-    )
-    grouped = query.shape[1] != key.shape[1]
-    mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
-    return gather_rows(mixed.transpose(1, 2).reshape(shape[0] * shape[1], -1), runs.scatter).view_as(query)
 
 
 class _SelectColumns(torch.autograd.Function):

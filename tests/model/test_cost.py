@@ -75,7 +75,8 @@ def counted(model: SmolTolk, inputs: ModelInputs) -> list[int]:
     """FLOPs of matrix products in each layer's forward pass, by PyTorch's counter; attention over full squares."""
     found = []
     state: Any = inputs
-    plain = mock.patch("tolktrain.model.layers.pool_layers", pool_layers_plain)  # as it is written down
+    # As it is written down.
+    plain = mock.patch("tolktrain.model.layers.pool_layers", lambda *given, **_: pool_layers_plain(*given))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), plain:
         for layer in model.layers.values():
             with FlopCounterMode(display=False) as counter:

@@ -16,6 +16,7 @@ from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.naming import parameter_views
 from tolktrain.model.smoltolk import SmolTolk, loss_from_sums
 from tolktrain.model.step_flops import StepCounts, step_flops
+from tolktrain_kernels.cross_entropy import linear_cross_entropy_plain
 from tolktrain_kernels.layer_pooling import pool_layers_plain
 
 Make = Callable[..., Architecture]
@@ -49,16 +50,14 @@ def counted(architecture: Architecture, trainable: tuple[str, ...], made: Simple
     views = parameter_views(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(views[name].group in trainable)
-    plain = mock.patch("tolktrain.model.layers.pool_layers", _plain)  # as it is written down
-    with sdpa_kernel(SDPBackend.MATH), plain, FlopCounterMode(display=False) as counter:
-        loss = loss_from_sums(model(inputs), 100, 100, 0.01)
+    # As they are written down.
+    pooling = mock.patch("tolktrain.model.layers.pool_layers", lambda *given, **_: pool_layers_plain(*given))
+    loss = mock.patch("tolktrain.model.heads.linear_cross_entropy", lambda *a: linear_cross_entropy_plain(*a[:5]))
+    with sdpa_kernel(SDPBackend.MATH), pooling, loss, FlopCounterMode(display=False) as counter:
+        total = loss_from_sums(model(inputs), 100, 100, 0.01)
         forward = counter.get_total_flops()
-        loss.backward()
+        total.backward()
     return forward, counter.get_total_flops() - forward
-
-
-def _plain(*tensors: Any, **_: Any) -> Any:
-    return pool_layers_plain(*tensors)
 
 
 def with_whole_squares(counts: StepCounts, made: SimpleNamespace) -> StepCounts:

@@ -7,22 +7,48 @@ from typing import Any, cast
 import pytest
 from small_runs import small_config
 
+from tolktrain.config.errors import UserError
+from tolktrain.model.architecture import Architecture
 from tolktrain.train.callbacks.progress import Display
+from tolktrain.train.kernels import choose_kernels
+
+
+def test_the_header_names_the_kernels(tmp_path: Path, sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small_config(tmp_path, sets)
+    layout = cast(Any, SimpleNamespace(rank=0, describe=lambda: "1 process on cpu"))
+    Display(config, [], cast(Any, None), layout).show_header(tmp_path, {"backbone": 1_500}, 0, 0, "torch (requested)")
+    shown = capsys.readouterr().out.splitlines()
+    assert "kernels: torch (requested)" in shown
+    assert shown[0] == "small: 1.5k parameters (backbone 1.5k)"
 
 
 @pytest.mark.parametrize(
-    ("backend", "line"),
+    ("overrides", "expected"),
     [
-        ("auto", "kernels: torch, the only ones there are (kernels.backend is auto)"),
-        ("torch", "kernels: torch, as configured (kernels.backend is torch)"),
+        ([], "torch (there is no GPU), attention over speech padded (there is no GPU)"),
+        (
+            ["kernels.backend=torch", "kernels.attention=padded", "train.compile=layers"],
+            "torch (requested), attention over speech padded (requested), layers compiled by torch.compile",
+        ),
     ],
 )
-def test_the_header_names_the_kernels_and_why(
-    tmp_path: Path, sets: Path, capsys: pytest.CaptureFixture[str], backend: str, line: str
+def test_what_was_chosen_and_why(tmp_path: Path, sets: Path, overrides: list[str], expected: str) -> None:
+    config = small_config(tmp_path, sets, *overrides)
+    assert choose_kernels(config, Architecture.from_config(config.model), "cpu").description == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("kernels.backend=triton", "kernels.backend triton cannot run: there is no GPU; use auto or torch"),
+        ("kernels.attention=flash", "kernels.attention flash cannot run: there is no GPU; use auto or padded"),
+    ],
+)
+def test_what_cannot_run_is_refused(
+    tmp_path: Path, sets: Path, override: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small_config(tmp_path, sets, f"kernels.backend={backend}")
-    layout = cast(Any, SimpleNamespace(rank=0, describe=lambda: "1 process on cpu"))
-    Display(config, [], cast(Any, None), layout).show_header(tmp_path, {"backbone": 1_500}, 0, 0)
-    shown = capsys.readouterr().out.splitlines()
-    assert line in shown
-    assert shown[0] == "small: 1.5k parameters (backbone 1.5k)"
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    config = small_config(tmp_path, sets, override)
+    with pytest.raises(UserError) as raised:
+        choose_kernels(config, Architecture.from_config(config.model), "cpu")
+    assert str(raised.value) == message

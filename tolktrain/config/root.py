@@ -82,9 +82,15 @@ class LoggingConfig(StrictModel):
 class KernelsConfig(StrictModel):
     """Choice of kernels."""
 
-    backend: Literal["auto", "torch"] = Field(
+    backend: Literal["auto", "triton", "torch"] = Field(
         default="auto",
-        description="Implementation of pooling and adapters: torch is the only one there is, and what auto takes.",
+        description="What computes pooling, adapters, norms, rotations, activations and losses: triton needs a GPU,"
+        " torch runs everywhere; auto takes triton where it can run.",
+    )
+    attention: Literal["auto", "flash", "varlen", "padded"] = Field(
+        default="auto",
+        description="Attention inside runs of speech: the package flash-attn, PyTorch's own for packed sequences, or"
+        " runs padded to the longest; auto takes the first of these that can run.",
     )
 
 

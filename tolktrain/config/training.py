@@ -88,6 +88,11 @@ class TrainConfig(StrictModel):
         default="none",
         description="What the backward pass computes again instead of keeping it: nothing, or each transformer layer.",
     )
+    compile: Literal["none", "layers"] = Field(
+        default="none",
+        description="What torch.compile turns into fused code: nothing, or each transformer layer. It is compiled in"
+        " the first step, for minutes.",
+    )
     max_steps: int | None = Field(default=None, gt=0, description="Ends the run early, counted over all stages.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimizer settings.")
     validation: ValidationConfig = Field(default=ValidationConfig(), description="Validation during training.")

@@ -137,11 +137,11 @@ def trace(model: SmolTolk, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     carrier, result = _trace_layers(model, ModelInputs.from_batch(batch, every_sequence=bool(batch.speech_pred.any())))
     predicts_speech, is_text = bool(batch.speech_pred.any()), bool(batch.text_pred.any()) or not batch.speech_pred.any()
     if is_text:
-        result["text_logits"] = model.heads.text(carrier.hidden.transpose(0, 1))
+        result["text_logits"] = model.heads.text.logits(carrier.hidden.transpose(0, 1))
     if predicts_speech:
         assert carrier.speech_hidden is not None
         result["speech_hidden"] = carrier.speech_hidden.transpose(0, 1)
-        logits = [head(result["speech_hidden"]) for head in model.heads.speech]
+        logits = [head.logits(result["speech_hidden"]) for head in model.heads.speech]  # type: ignore[operator]
         result["speech_logits"] = torch.stack(logits, dim=1)
     sums = model.heads(carrier)
     positions = 0

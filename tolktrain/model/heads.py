@@ -18,6 +18,8 @@ from tolktrain.parallel.megatron import (
     reduce_from_tensor_model_parallel_region,
     vocab_parallel_cross_entropy,
 )
+from tolktrain_kernels.backend import Kernels
+from tolktrain_kernels.cross_entropy import linear_cross_entropy
 from tolktrain_kernels.speech_adapter import gather_rows
 
 
@@ -40,8 +42,20 @@ class TableHead(nn.Module):
         self.weight = table  # [this rank's rows, D]; rows beyond num_predicted of the whole are never predicted
         self.num_predicted = num_predicted
         self.share = share
+        self.kernels = Kernels()
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, targets: Tensor, ignored: int | None = None) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of targets [N] in nats: float32, the sum [], and the terms [N] without gradient.
+
+        A target that is `ignored` counts for nothing.
+        """
+        if self.share.size == 1:
+            return linear_cross_entropy(hidden, self.weight, targets, self.num_predicted, ignored, self.kernels.backend)
+        nll = vocab_parallel_cross_entropy(self.logits(hidden), targets)
+        nll = nll if ignored is None else nll.masked_fill(targets == ignored, 0.0)
+        return nll.sum(), nll.detach()
+
+    def logits(self, hidden: Tensor) -> Tensor:
         """[N, D] to [N, num_predicted] without tensor parallelism, else to [N, this rank's rows]."""
         rows = len(self.weight)
         num_predicted = min(max(self.num_predicted - self.share.rank * rows, 0), rows)
@@ -52,16 +66,6 @@ class TableHead(nn.Module):
             unpredicted = torch.arange(rows, device=logits.device) >= num_predicted
             logits = logits.masked_fill(unpredicted, -torch.inf)
         return logits
-
-    def nll(self, hidden: Tensor, targets: Tensor, ignored: int | None = None) -> Tensor:
-        """Negative log-likelihood of targets [N] in nats, float32 [N]; 0 where the target is `ignored`."""
-        logits = self(hidden)
-        if self.share.size == 1:
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            ignore_index = -100 if ignored is None else ignored
-            return functional.cross_entropy(logits, targets, reduction="none", ignore_index=ignore_index)
-        nll = vocab_parallel_cross_entropy(logits, targets)
-        return nll if ignored is None else nll.masked_fill(targets == ignored, 0.0)
 
 
 class Heads(PipelineLayer):
@@ -92,24 +96,26 @@ class Heads(PipelineLayer):
 
     def text_logits(self, carrier: Carrier) -> Tensor:
         """[N_t, V_t] at the rows scored as text."""
-        return self.text(self._rows(carrier.hidden, carrier.inputs.scored.text))
+        return self.text.logits(self._rows(carrier.hidden, carrier.inputs.scored.text))
 
     def speech_logits(self, carrier: Carrier) -> list[Tensor]:
         """K tensors [N_s, V_s] at the rows scored as speech."""
         hidden = self._speech_rows(carrier)
-        return [head(hidden) for head in self.speech]
+        return [head.logits(hidden) for head in self.speech]  # type: ignore[operator]
 
-    def text_nll(self, carrier: Carrier) -> Tensor:
-        """[N_t] float32, nats."""
+    def text_nll(self, carrier: Carrier) -> tuple[Tensor, Tensor]:
+        """Nats: the sum, and the terms [N_t] without gradient. Float32."""
         scored = carrier.inputs.scored
-        return self.text.nll(self._rows(carrier.hidden, scored.text), scored.text_targets)
+        found: tuple[Tensor, Tensor] = self.text(self._rows(carrier.hidden, scored.text), scored.text_targets)
+        return found
 
-    def speech_nll(self, carrier: Carrier) -> Tensor:
-        """[N_s] float32, nats, summed over the codebooks; a codebook whose target is PAD does not count."""
+    def speech_nll(self, carrier: Carrier) -> tuple[Tensor, Tensor]:
+        """The same of speech, [N_s], summed over the codebooks; a codebook whose target is PAD does not count."""
         targets, hidden = carrier.inputs.scored.speech_targets, self._speech_rows(carrier)
         pad = self.architecture.speech_pad
-        parts = [head.nll(hidden, targets[:, k], pad) for k, head in enumerate(self.speech)]  # type: ignore[operator]
-        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+        parts = [head(hidden, targets[:, k], pad) for k, head in enumerate(self.speech)]
+        sums, terms = zip(*parts, strict=True)
+        return torch.stack(sums).sum(), torch.stack(terms).sum(dim=0)
 
     def forward(self, carrier: Carrier) -> LossSums:
         """Sums of the micro batch; zero, but part of the graph, where a modality is not scored."""
@@ -120,7 +126,7 @@ class Heads(PipelineLayer):
             total = entropy.sum() if carrier.inputs.scored.num_columns else entropy.sum() * 0
             if self.config.sequence_parallel:
                 total = reduce_from_tensor_model_parallel_region(total)
-        return LossSums(text_nll=self.text_nll(carrier).sum(), speech_nll=self.speech_nll(carrier).sum(), entropy=total)
+        return LossSums(text_nll=self.text_nll(carrier)[0], speech_nll=self.speech_nll(carrier)[0], entropy=total)
 
     def _speech_rows(self, carrier: Carrier) -> Tensor:
         assert carrier.speech_hidden is not None

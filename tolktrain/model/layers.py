@@ -14,6 +14,7 @@ from tolktrain.parallel.megatron import (
     gather_from_sequence_parallel_region,
     scatter_to_sequence_parallel_region,
 )
+from tolktrain_kernels.backend import Kernels
 from tolktrain_kernels.layer_pooling import PooledLayers, pool_layers
 from tolktrain_kernels.speech_adapter import gather_rows, replace_rows, select_columns
 
@@ -98,10 +99,12 @@ class WeightedAverage(nn.Module):
             self.selector_bias = nn.Parameter(torch.zeros(num_layers, dtype=dtype))
         for parameter in self.parameters():
             mark_sequence_parallel(parameter, config)
+        self.kernels = Kernels()
 
     def forward(self, states: list[Tensor], residual: Tensor | None) -> PooledLayers:
         """Average L states [..., D]."""
-        return pool_layers(states, self.layer_weights, self.selector_weight, self.selector_bias, residual)
+        weights = (self.layer_weights, self.selector_weight, self.selector_bias)
+        return pool_layers(states, *weights, residual, backend=self.kernels.backend)
 
 
 class LayerPooling(PipelineLayer):

@@ -18,6 +18,7 @@ from tolktrain.model.naming import PipelineLayer, TensorShare, parameter_views
 from tolktrain.model.pipeline import pack_carrier, unpack_carrier
 from tolktrain.model.transformer import Block, megatron_config
 from tolktrain.parallel.layout import Layout, initialize
+from tolktrain_kernels.backend import Kernels
 from tolktrain_kernels.speech_adapter import place_rows
 
 __all__ = ["LossSums", "NextLogits", "SmolTolk", "build_layers", "loss_from_sums"]
@@ -129,6 +130,18 @@ class SmolTolk(nn.Module):
             if isinstance(module, Block):
                 module.recompute = True
 
+    def compile_layers(self) -> None:
+        """Let torch.compile fuse each transformer layer; those of one kind share their code."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.layer.compile()
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Let every part compute with these kernels. They must suit the device that the model is on."""
+        for module in self.modules():
+            if hasattr(module, "kernels"):
+                module.kernels = kernels  # type: ignore[assignment]
+
     def carry(self, state: ModelInputs | Carrier) -> Carrier:
         """Everything of this rank before the heads."""
         for layer in self.trunk:
@@ -158,9 +171,9 @@ class SmolTolk(nn.Module):
         length, width = inputs.sequence_length, inputs.num_sequences
         total = torch.zeros(length, width, device=inputs.tokens.device)
         if scored.num_text:
-            total += place_rows(self.heads.text_nll(carrier), scored.text, length * width).view(length, width)
+            total += place_rows(self.heads.text_nll(carrier)[1], scored.text, length * width).view(length, width)
         if scored.num_speech:
-            speech = place_rows(self.heads.speech_nll(carrier), scored.speech, length * scored.num_columns)
+            speech = place_rows(self.heads.speech_nll(carrier)[1], scored.speech, length * scored.num_columns)
             total.index_add_(1, scored.columns, speech.view(length, scored.num_columns))
         return total.t()
 

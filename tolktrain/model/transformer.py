@@ -23,9 +23,11 @@ from tolktrain.parallel.megatron import (
     TransformerConfig,
     TransformerLayer,
     TransformerLayerSubmodules,
-    get_bias_dropout_add,
 )
-from tolktrain_kernels.speech_adapter import SpeechRuns, run_attention
+from tolktrain_kernels.backend import Kernels
+from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, rotate, swiglu
+from tolktrain_kernels.run_attention import run_attention
+from tolktrain_kernels.speech_adapter import SpeechRuns
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,13 @@ def rotary_angles(architecture: Architecture, length: int, device: torch.device)
     return torch.cat((cos, cos), dim=-1).view(shape), torch.cat((-sin, sin), dim=-1).view(shape)
 
 
-def rotate(heads: Tensor, context: AttentionContext) -> Tensor:
-    """Turn each head [T, B, H, d] by its position's angles; element i pairs with i + d / 2 (Llama's convention)."""
-    swapped = torch.roll(heads, heads.shape[-1] // 2, dims=-1)
-    cos, sin = context.cos[: len(heads)], context.sin[: len(heads)]
-    return (heads * cos + swapped * sin).to(heads.dtype)
-
-
 class CoreAttention(nn.Module):
     """Rotation and softmax attention with grouped queries: causal, or causal inside runs of speech."""
 
     def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, **_: Any) -> None:
         super().__init__()
         assert attn_mask_type == AttnMaskType.causal
+        self.kernels = Kernels()
 
     def forward(
         self,
@@ -85,15 +81,16 @@ class CoreAttention(nn.Module):
         **_: Any,
     ) -> Tensor:
         """Returns [T, B, H * d]."""
-        runs = packed_seq_params.runs
+        runs, backend = packed_seq_params.runs, self.kernels.backend
+        cos, sin = packed_seq_params.cos, packed_seq_params.sin
         if runs is not None:
             # Rows behind the packed speech pad it to what tensor ranks can share out.
             num_padding = query.shape[0] - runs.num_positions
             query, key, value = (heads[: runs.num_positions] for heads in (query, key, value))
-            query, key = rotate(query, packed_seq_params), rotate(key, packed_seq_params)
-            mixed = run_attention(query.squeeze(1), key.squeeze(1), value.squeeze(1), runs)
+            query, key = rotate(query, cos, sin, backend), rotate(key, cos, sin, backend)
+            mixed = run_attention(query.squeeze(1), key.squeeze(1), value.squeeze(1), runs, self.kernels.attention)
             return functional.pad(mixed.flatten(1), (0, 0, 0, num_padding)).unsqueeze(1)
-        query, key = rotate(query, packed_seq_params), rotate(key, packed_seq_params)
+        query, key = rotate(query, cos, sin, backend), rotate(key, cos, sin, backend)
         queries, keys, values = (heads.permute(1, 2, 0, 3) for heads in (query, key, value))
         grouped = query.shape[2] != key.shape[2]
         mask = packed_seq_params.mask
@@ -122,27 +119,13 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         mark_sequence_parallel(self.weight, config)
         self.eps = eps
+        self.kernels = Kernels()
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[..., D] to [..., D]."""
-        return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
-
-
-class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up. Keeps only its input; autograd's own would pad both halves of the gradient with zeros."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return functional.silu(gate) * up
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        gate, up = gate_up.chunk(2, dim=-1)
-        to_gate = torch.ops.aten.silu_backward(gradient * up, gate)
-        return torch.cat((to_gate, gradient * functional.silu(gate)), dim=-1)
+    def forward(self, hidden: Tensor, update: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """[..., D] to [..., D]; with an update that is to be added before, the sum and its norm."""
+        if update is not None:
+            return add_rms_norm(hidden, update, self.weight, self.eps, self.kernels.backend)
+        return rms_norm(hidden, self.weight, self.eps, self.kernels.backend)
 
 
 class SwiGLU(nn.Module):
@@ -150,10 +133,11 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
+        self.kernels = Kernels()
 
     def forward(self, gate_up: Tensor) -> Tensor:
         """Gate is the first half of the last dimension, up the second."""
-        return _SwiGLU.apply(gate_up)
+        return swiglu(gate_up, self.kernels.backend)
 
 
 class _WithoutExtraState:
@@ -207,21 +191,30 @@ def megatron_config(
     )
 
 
+class DecoderLayer(TransformerLayer):
+    """Megatron's parts of a layer, with each residual connection beside the norm behind it."""
+
+    def forward(self, hidden: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+        """The states before the layer's last addition, and what is to be added: their sum is the output."""
+        update, _ = self.self_attention(self.input_layernorm(hidden), attention_mask=None, packed_seq_params=context)
+        hidden, normed = self.pre_mlp_layernorm(hidden, update)
+        update, _ = self.mlp(normed)
+        return hidden, update
+
+
 def layer_spec() -> ModuleSpec:
     """Which module stands where in a layer."""
     attention = SelfAttentionSubmodules(linear_qkv=ColumnLinear, core_attention=CoreAttention, linear_proj=RowLinear)
     mlp = MLPSubmodules(linear_fc1=ColumnLinear, activation_func=SwiGLU, linear_fc2=RowLinear)
     return ModuleSpec(
-        module=TransformerLayer,
+        module=DecoderLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(
                 module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
             ),
-            self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
             mlp=ModuleSpec(module=MLP, submodules=mlp),
-            mlp_bda=get_bias_dropout_add,
         ),
     )
 
@@ -239,14 +232,16 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
         """[T, B, D] (or [N, 1, D] for packed speech) to the same; a slice of the first dimension if that is shared."""
+        hidden, update = self.parts(hidden, context)
+        return hidden + update
+
+    def parts(self, hidden: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+        """Two tensors whose sum is the output."""
         if self.recompute and torch.is_grad_enabled():
             # Without dropout nothing random is drawn inside.
-            return checkpoint(self._layer, hidden, context, use_reentrant=False, preserve_rng_state=False)
-        return self._layer(hidden, context)
-
-    def _layer(self, hidden: Tensor, context: AttentionContext) -> Tensor:
-        output, _ = self.layer(hidden, attention_mask=None, packed_seq_params=context)
-        return output
+            return checkpoint(self.layer, hidden, context, use_reentrant=False, preserve_rng_state=False)
+        found: tuple[Tensor, Tensor] = self.layer(hidden, context)
+        return found
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the parameters, by their names in this module."""

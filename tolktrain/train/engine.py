@@ -23,6 +23,7 @@ from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.gradients import sum_over_tensor_group
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.driver import Driver
+from tolktrain.train.kernels import choose_kernels
 from tolktrain.train.module import LossCounts
 from tolktrain.train.optimizer import GROUPS, Rates, build_optimizer, freeze, set_rates, trained_groups
 from tolktrain.train.sequential import SequentialDriver
@@ -78,8 +79,11 @@ class Engine:
         self._views = parameter_views(model)
         self._accumulation_steps = int(settings["gradient_accumulation_steps"])
         freeze(model, self._views, stage.trainable)
+        model.use_kernels(choose_kernels(config, model.architecture, layout.device.type).kernels)
         if config.train.activation_checkpointing == "layers":
             model.recompute_layers()
+        if config.train.compile == "layers":
+            model.compile_layers()
         # A float32 original outlives the rounding to bf16: of trained parameters in the masters, of frozen ones here.
         originals = {n: p.detach().clone() for n, p in model.named_parameters()} if _rounds(config) else {}
         self._driver = self._make_driver(config, settings, cut)

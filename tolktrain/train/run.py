@@ -36,6 +36,7 @@ from tolktrain.train.callbacks.stopping import Stop, StopOnRequest
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.callbacks.validation import Validation
 from tolktrain.train.groups import check_same_groups
+from tolktrain.train.kernels import KernelChoice, choose_kernels
 from tolktrain.train.loop import Callback, StageRun, run_stage
 from tolktrain.train.process import logging_to, set_threads
 from tolktrain.train.resume import Position, find_position
@@ -57,6 +58,7 @@ class Setting:
     blueprint: Blueprint
     vocabulary: Vocabulary
     store: CheckpointStore
+    kernels: KernelChoice
     progress: Progress
 
 
@@ -92,6 +94,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
     build_deepspeed_config(config, layout.data_size)  # for its complaints, before a folder exists
     check_same_groups(layout)
     architecture = blueprint.architecture
+    choice = choose_kernels(config, architecture, layout.device.type)
     with _run_folder(config, layout) as folder:
         folder.position.check_architecture(architecture)
         if not remaining(plans, folder.position.step):
@@ -102,7 +105,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
         progress.at("checking the data")
         vocabulary = check_data(config, architecture.text_vocab_size, verify_files=layout.local_rank == 0)
         store = CheckpointStore(folder.path, config.checkpoint.keep_last, layout.rank)
-        setting = Setting(config, layout, blueprint, vocabulary, store, progress)
+        setting = Setting(config, layout, blueprint, vocabulary, store, choice, progress)
         return _run_stages(setting, plans, folder, stop)
 
 
@@ -170,8 +173,14 @@ def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, s
     stopped = False
     try:
         zero_stage = build_deepspeed_config(config, layout.data_size)["zero_optimization"]["stage"]
+        logger.info("kernels: %s", setting.kernels.description)
         display.show_header(
-            folder.path, count_parameters(model, layout), zero_stage, position.step, setting.blueprint.cut
+            folder.path,
+            count_parameters(model, layout),
+            zero_stage,
+            position.step,
+            setting.kernels.description,
+            setting.blueprint.cut,
         )
         stages = remaining(plans, position.step)
         for plan in stages:

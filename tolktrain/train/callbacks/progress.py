@@ -39,6 +39,7 @@ class Display(NoCallback):
         num_parameters: Mapping[str, int],
         zero_stage: int,
         step: int,
+        kernels: str,
         cut: PipelineCut | None = None,
     ) -> None:
         """What is going to be trained, on what, where."""
@@ -49,7 +50,7 @@ class Display(NoCallback):
         say(f"layout: {self._layout.describe()}, {self._config.train.precision}, ZeRO {zero_stage}")
         for line in cut.describe() if cut is not None else ():
             say(f"  {line}")
-        say(f"kernels: {_kernels(self._config)}")
+        say(f"kernels: {kernels}")
         say(f"data: {', '.join(self._sets())}")
         say(f"folder: {run_dir}" + (f", going on after step {step}" if step else ""))
 
@@ -118,12 +119,6 @@ class Display(NoCallback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-def _kernels(config: Config) -> str:
-    """The kernels that run, and why these."""
-    why = "the only ones there are" if config.kernels.backend == "auto" else "as configured"
-    return f"torch, {why} (kernels.backend is {config.kernels.backend})"
 
 
 def _losses(line: Line) -> list[str]:

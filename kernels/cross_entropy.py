@@ -1,0 +1,131 @@
+"""Cross-entropy of a linear head, some rows of logits at a time: the logits of a whole micro batch never exist.
+
+For 16,384 rows over 49,152 text ids they would take 3 GB in float32, and their gradient as much. Each chunk's gradient
+is made while its logits are there, since the sum that is trained scales it by one number.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tolktrain_kernels.backend import Backend
+
+CHUNK_LOGITS = {"cuda": 1 << 26, "cpu": 1 << 24}  # logits at a time: 134 MB in bf16; 67 MB in float32
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    num_predicted: int | None = None,
+    ignored: int | None = None,
+    backend: Backend = "torch",
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of targets under softmax(hidden @ weight.T), in nats.
+
+    Products are taken in the type of `hidden`, everything after them in float32 (float64 where the states are). Peak
+    memory beyond inputs and gradients: `CHUNK_LOGITS` logits and, where the weight is trained, its gradient in float32.
+
+    Args:
+        hidden: [N, D].
+        weight: [V, D].
+        targets: [N] int64.
+        num_predicted: rows of the weight that take part, from the first; all if None.
+        ignored: a target that counts for nothing.
+        backend: which kernels do it, as `backend.choose_backend` says.
+
+    Returns:
+        The sum over all rows [], differentiable; and the terms [N], which are not.
+    """
+    num_predicted = len(weight) if num_predicted is None else num_predicted
+    derives = torch.is_grad_enabled() and (hidden.requires_grad, weight.requires_grad) or (False, False)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, num_predicted, ignored, backend, derives)
+
+
+def linear_cross_entropy_plain(
+    hidden: Tensor, weight: Tensor, targets: Tensor, num_predicted: int | None = None, ignored: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy` with all logits at once, derived by autograd."""
+    logits = functional.linear(hidden, weight[:num_predicted])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    ignore_index = -100 if ignored is None else ignored
+    nll = functional.cross_entropy(logits, targets, reduction="none", ignore_index=ignore_index)
+    return nll.sum(), nll.detach()
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        num_predicted: int,
+        ignored: int | None,
+        backend: Backend,
+        derives: tuple[bool, bool],
+    ) -> tuple[Tensor, Tensor]:
+        accurate = torch.promote_types(hidden.dtype, torch.float32)
+        table = weight[:num_predicted].to(hidden.dtype)
+        nll = hidden.new_empty(len(hidden), dtype=accurate)
+        d_hidden = torch.empty_like(hidden) if derives[0] else None
+        d_weight = torch.empty_like(weight, dtype=accurate) if derives[1] else None
+        if d_weight is not None:
+            d_weight[num_predicted if len(hidden) else 0 :].zero_()
+        size = max(1, CHUNK_LOGITS["cpu" if hidden.device.type == "cpu" else "cuda"] // num_predicted)
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            logits = functional.linear(hidden[rows], table)
+            gradient = _softmax_terms(logits, targets[rows], ignored, nll[rows], any(derives), backend)
+            if d_hidden is not None:
+                torch.mm(gradient, table, out=d_hidden[rows])
+            if d_weight is not None:
+                _accumulate(d_weight[:num_predicted], gradient, hidden[rows], is_first=start == 0)
+        ctx.mark_non_differentiable(nll)
+        ctx.weight_dtype = weight.dtype
+        ctx.save_for_backward(d_hidden, d_weight)
+        return nll.sum(), nll
+
+    @staticmethod
+    def backward(ctx: Any, d_sum: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_weight = ctx.saved_tensors
+        return (
+            None if d_hidden is None else d_hidden * d_sum.to(d_hidden.dtype),
+            None if d_weight is None else (d_weight * d_sum).to(ctx.weight_dtype),
+            *(None,) * 5,
+        )
+
+
+def _softmax_terms(
+    logits: Tensor, targets: Tensor, ignored: int | None, nll: Tensor, derives: bool, backend: Backend
+) -> Tensor:
+    """Write the terms of some rows to `nll` [n]; returns the sum's gradient by the logits [n, V], in their type."""
+    if backend == "triton":
+        from tolktrain_kernels.cross_entropy_triton import write_terms
+
+        write_terms(logits, targets, ignored, nll, derives)
+        return logits
+    counts = None if ignored is None else targets != ignored
+    places = (targets if counts is None else targets.where(counts, 0)).unsqueeze(1)
+    log_probs = torch.log_softmax(logits, dim=1, dtype=nll.dtype)
+    terms = log_probs.gather(1, places).squeeze(1).neg_()
+    nll.copy_(terms if counts is None else terms.masked_fill_(~counts, 0))
+    if not derives:
+        return logits
+    gradient = log_probs.exp_()
+    gradient.scatter_add_(1, places, gradient.new_full((), -1).expand(len(gradient), 1))
+    if counts is not None:
+        gradient.mul_(counts.unsqueeze(1))
+    return gradient.to(logits.dtype)
+
+
+def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor, is_first: bool) -> None:
+    """total [V, D] += gradient.T [V, n] @ hidden [n, D], where `total` may be of a more accurate type."""
+    if total.dtype == hidden.dtype:
+        total.addmm_(gradient.t(), hidden, beta=0 if is_first else 1)
+    elif is_first:
+        total.copy_(gradient.t() @ hidden)
+    else:
+        total.add_(gradient.t() @ hidden)

@@ -1,0 +1,76 @@
+"""Causal attention inside runs of speech, by one of three implementations that agree."""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from tolktrain_kernels.backend import Attention
+from tolktrain_kernels.speech_adapter import SpeechRuns, gather_rows, place_rows
+
+
+def run_attention(
+    query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns, attention: Attention = "padded"
+) -> Tensor:
+    """Attention in which a position sees itself and the earlier positions of its own run.
+
+    Args:
+        query: [N, H, d], packed in the order of `runs`.
+        key, value: [N, G, d], where G divides H (grouped queries).
+        runs: where the runs begin.
+        attention: "flash" (flash-attn), "varlen" (PyTorch's FlashAttention for packed sequences), or "padded" (runs
+            padded to the longest, any device), as `backend.choose_attention` says.
+
+    Returns:
+        [N, H, d].
+    """
+    if runs.num_runs == 0:
+        return query  # without rows, but still what the backward pass comes through
+    if attention == "padded":
+        return _padded(query, key, value, runs)
+    attend = _flash if attention == "flash" else _varlen
+    # A view into the fused product of queries, keys and values would do for flash-attn, but not for PyTorch's backward.
+    return attend(query.contiguous(), key.contiguous(), value.contiguous(), runs)
+
+
+def _padded(query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns) -> Tensor:
+    """Padding comes last in a run, so no position sees it and no mask is needed."""
+    shape = (runs.num_runs, runs.max_run)
+    queries, keys, values = (
+        place_rows(t.flatten(1), runs.scatter, shape[0] * shape[1]).view(*shape, *t.shape[1:]).transpose(1, 2)
+        for t in (query, key, value)
+    )
+    grouped = query.shape[1] != key.shape[1]
+    mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
+    return gather_rows(mixed.transpose(1, 2).reshape(shape[0] * shape[1], -1), runs.scatter).view_as(query)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns) -> Tensor:
+    attend = importlib.import_module("flash_attn").flash_attn_varlen_func
+    ends, longest = runs.cu_seqlens, runs.max_run
+    mixed: Tensor = attend(query, key, value, ends, ends, longest, longest, causal=True)
+    return mixed
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns) -> Tensor:
+    attend = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    accepted = _parameters(attend)
+    # How causality is asked for has changed; grouped queries came later than the function.
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True}
+    num_groups = query.shape[1] // key.shape[1]
+    if num_groups > 1 and "enable_gqa" in accepted:
+        options["enable_gqa"] = True
+    elif num_groups > 1:
+        key, value = key.repeat_interleave(num_groups, dim=1), value.repeat_interleave(num_groups, dim=1)
+    ends, longest = runs.cu_seqlens, runs.max_run
+    mixed: Tensor = attend(query, key, value, ends, ends, longest, longest, **options)
+    return mixed
+
+
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

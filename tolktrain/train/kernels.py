@@ -1,0 +1,36 @@
+"""Which kernels a run computes with."""
+
+from dataclasses import dataclass
+
+import torch
+
+from tolktrain.config import Config
+from tolktrain.config.errors import UserError
+from tolktrain.model.architecture import Architecture
+from tolktrain_kernels.backend import Kernels, choose_attention, choose_backend
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """What was chosen, and why."""
+
+    kernels: Kernels
+    description: str  # one line, for the header and the log
+
+
+def choose_kernels(config: Config, architecture: Architecture, device_type: str) -> KernelChoice:
+    """What `kernels` in the configuration means on this device; the same on all ranks of a job on equal machines.
+
+    Raises:
+        UserError: something is demanded that cannot run here.
+    """
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    try:
+        backend, why = choose_backend(config.kernels.backend, device_type)
+        attention, reason = choose_attention(config.kernels.attention, device_type, dtype, architecture.head_dim)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    parts = [f"{backend} ({why})", f"attention over speech {attention} ({reason})"]
+    if config.train.compile == "layers":
+        parts.append("layers compiled by torch.compile")
+    return KernelChoice(Kernels(backend, attention), ", ".join(parts))
