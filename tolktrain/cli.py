@@ -44,7 +44,7 @@ Values of dotted.key=value are YAML, such as train.max_steps=10 or data.sets.min
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; `arguments` defaults to the process's own. Returns the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     verb: Callable[[argparse.Namespace], int] = parsed.run
     try:
         return verb(parsed)
@@ -55,6 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message, code = _told(error, parsed)
         _complain(message)
         return code
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments from one place only; overrides may also stand behind an option.
+    foreign = [text for text in rest if text.startswith("-")]
+    if foreign:
+        parser.error(f"unrecognized arguments: {' '.join(foreign)}")
+    parsed.overrides += rest
+    parsed.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,12 +84,32 @@ def _parser() -> argparse.ArgumentParser:
         verb = _verb(verbs, name, meaning, _on_run)
         verb.add_argument("config", metavar="CONFIG", help="configuration that was trained, or the run's folder")
         verb.set_defaults(verb=name)
+    _add_bench(verbs)
     config = _verb(verbs, "config", "print the resolved configuration", _config)
     config.add_argument("config", metavar="CONFIG", nargs="?", help="configuration, a YAML file")
     config.add_argument("--schema", action="store_true", help="print the JSON schema of configurations instead")
     for verb in verbs.choices.values():
         verb.add_argument("overrides", metavar="key=value", nargs="*", help="dotted key and new value")
     return parser
+
+
+def _add_bench(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    bench = _verb(verbs, "bench", "time the training step on synthetic data, with random weights", _bench)
+    bench.add_argument("config", metavar="CONFIG", help="configuration, such as configs/bench/smoltolk-150m.yaml")
+    bench.add_argument("--stage", metavar="NAME", help="stage whose step is timed (the last)")
+    bench.add_argument("--steps", type=int, default=20, help="steps that are timed (20)")
+    bench.add_argument("--warmup", type=int, default=5, help="steps before them (5)")
+    bench.add_argument(
+        "--accumulation", type=int, default=1, metavar="N", help="micro batches of a step, in place of the recipe's (1)"
+    )
+    bench.add_argument(
+        "--speech-share", type=float, default=0.46, metavar="SHARE", help="share of speech in the positions (0.46)"
+    )
+    bench.add_argument(
+        "--against", default="", metavar="NAMES", help="also time these forms: published, strongest; by commas"
+    )
+    bench.add_argument("--no-compile", action="store_true", help="do not compile the strongest plain form")
+    bench.add_argument("--output", type=Path, metavar="FOLDER", help="for the results (runs/bench-<run.name>)")
 
 
 def _verb(
@@ -220,6 +252,23 @@ def _run_verb(verb: str, run_directory: Path) -> None:
         from tolktrain.report.run import report
 
         report(run_directory)
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    from tolktrain.benchmark.run import Options, bench
+
+    options = Options(
+        stage=parsed.stage,
+        steps=parsed.steps,
+        warmup=parsed.warmup,
+        accumulation=parsed.accumulation,
+        speech_share=parsed.speech_share,
+        against=tuple(name.strip() for name in parsed.against.split(",") if name.strip()),
+        compiles=not parsed.no_compile,
+        output=parsed.output,
+    )
+    bench(parsed.config, parsed.overrides, options, ["tolktrain", *parsed.arguments])
+    return EXIT_DONE
 
 
 def _config(parsed: argparse.Namespace) -> int:

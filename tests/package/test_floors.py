@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FLOORS = {
     **dict.fromkeys(("cli", "__main__"), 4),
-    **dict.fromkeys(("train", "evaluate", "generate", "interop", "prepare", "report"), 3),
+    **dict.fromkeys(("train", "evaluate", "benchmark", "generate", "interop", "prepare", "report"), 3),
     **dict.fromkeys(("model", "checkpoint", "data"), 2),
     **dict.fromkeys(("parallel", "units", "cluster", "config", "source_root"), 1),
 }

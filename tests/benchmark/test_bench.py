@@ -1,0 +1,184 @@
+"""The verb `bench` from the command line to its files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tolktrain import cli
+from tolktrain.benchmark.measure import Measurement
+from tolktrain.benchmark.providers import OURS, EngineRunner, PublishedRunner, Setting
+from tolktrain.benchmark.report import Entry, Report
+from tolktrain.benchmark.run import Options, bench
+from tolktrain.config.errors import UserError
+from tolktrain.config.load import load_config
+from tolktrain.model.architecture import Architecture
+from tolktrain.model.step_flops import StepCounts, StepFlops, step_flops
+from tolktrain.parallel.layout import initialize
+from tolktrain.train.optimizer import Rates
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TINY = [
+    *("model.backbone.hidden_size=32", "model.backbone.num_layers=2", "model.backbone.num_attention_heads=4"),
+    *("model.backbone.ffn_hidden_size=48", "model.backbone.text_vocab_size=64", "train.sequence_length=64"),
+    *("train.cpu_threads=1", "model.speech.num_units=50"),
+]
+
+
+def run_tiny(folder: Path, *arguments: str) -> dict[str, Any]:
+    config = str(CONFIGS / "bench" / "cpu.yaml")
+    base = ["bench", config, "--steps", "3", "--warmup", "1", "--output", str(folder), *TINY, *arguments]
+    assert cli.main(base) == 0
+    result: dict[str, Any] = json.loads((folder / "step-cpu.json").read_text())
+    return result
+
+
+def test_the_verb_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_tiny(tmp_path, "--accumulation", "2", "--against", "published,strongest,published", "--no-compile")
+    assert (result["stage"], result["trainable"]) == ("joint", ["backbone", "pooling", "speech"])
+    assert result["tokens_per_step"] == 2 * 2 * 64 == result["counts"]["positions"]
+    assert result["speech_share"] == pytest.approx(0.46, abs=0.15)
+    ours, published, strongest = result["providers"]
+    assert [entry["name"] for entry in result["providers"]] == ["ours", "published", "strongest"]
+    assert strongest["overrides"] == ["kernels.backend=torch", "train.compile=none"]
+    for entry in result["providers"]:
+        assert len(entry["seconds"]) == 3
+        times = entry["seconds_per_step"]
+        assert 0 < times["p20"] <= times["p50"] <= times["p80"]
+        assert entry["tokens_per_second"] == pytest.approx(256 / times["p50"])
+        assert entry["mfu"] is None
+        assert entry["skipped_steps"] == 0
+    assert ours["ours_over_it"] == 1
+    assert published["ours_over_it"] == pytest.approx(ours["tokens_per_second"] / published["tokens_per_second"])
+    # Same weights, same batches, same loss.
+    assert published["first_loss"] == pytest.approx(ours["first_loss"], rel=1e-5)
+    assert strongest["first_loss"] == ours["first_loss"]
+    parts = result["flops"]["parts"].values()
+    assert result["flops"]["total"] == sum(part["forward"] + part["backward"] for part in parts)
+    assert result["facts"]["command"].startswith("tolktrain bench ")
+    assert result["facts"]["date"].endswith("UTC")
+    assert result["facts"]["kernels"].startswith("torch (there is no GPU)")
+    shown, page = capsys.readouterr().out, (tmp_path / "step-cpu.md").read_text()
+    for text in (shown, page):
+        for word in ("ours", "published", "unknown device", "MFU = FLOPs of a step / (seconds x peak x devices)"):
+            assert word in text
+    assert all(len(line) <= 80 for line in shown.splitlines() if line.lstrip().startswith(("ours ", "published ")))
+
+
+def test_a_stage_with_a_frozen_backbone_in_bf16(tmp_path: Path) -> None:
+    whole = run_tiny(tmp_path / "joint", "train.precision=bf16", "--against", "published")
+    result = run_tiny(tmp_path / "adapter", "train.precision=bf16", "--against", "published", "--stage", "adapter")
+    assert result["trainable"] == ["pooling", "speech"]
+    assert result["flops"]["forward"] == whole["flops"]["forward"]
+    backbone = result["flops"]["parts"]["backbone"]
+    assert backbone["forward"] < backbone["backward"] < 2 * backbone["forward"]
+    ours, published = result["providers"]
+    assert published["first_loss"] == pytest.approx(ours["first_loss"], rel=2e-2)
+
+
+def test_both_forms_train_alike() -> None:
+    config = load_config(CONFIGS / "bench" / "cpu.yaml", [*TINY, "train.global_batch_size=2"])
+    architecture, stage = Architecture.from_config(config.model), config.train.stages[-1]
+    setting = Setting(config, architecture, stage, initialize(), Rates(1e-3, 2e-3))
+    losses = []
+    for runner in (EngineRunner(setting), PublishedRunner(setting)):
+        losses.append([runner.step(batches).loss for batches in _steps(architecture)])
+        runner.close()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][-1] < losses[0][0]
+
+
+def _steps(architecture: Architecture) -> list[Any]:
+    from tolktrain.benchmark.synthetic import Speech, random_batches
+    from tolktrain.config.data import InterleavingConfig
+
+    speech = Speech(architecture.num_units, 1, 2.4)
+    [batch] = random_batches(1, 2, 64, architecture.text_vocab_size, speech, InterleavingConfig(), seed=0)
+    return [[batch]] * 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--against", "published,fastest"], "--against 'fastest' is unknown; expected one or more of published, str"),
+        (["--stage", "middle"], "--stage 'middle' is no stage of the configuration; it has adapter, joint"),
+        (["--steps", "0"], "--steps 0 is too small; use 1 or more"),
+        (["--accumulation", "0"], "--accumulation 0 is too small; use 1 or more"),
+        (["--speech-share", "2"], "--speech-share 2 is no share"),
+        (["--against", "published", "model.speech.residual=false"], "--against published: the published form has"),
+        (["parallel.tensor_parallel_size=2"], "bench measures one process; set parallel.tensor_parallel_size=1"),
+    ],
+)
+def test_bad_input_gives_2_and_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    config = str(CONFIGS / "bench" / "cpu.yaml")
+    assert cli.main(["bench", config, *TINY, "--output", str(tmp_path), *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UserError, match="bench measures one process, but there are 2"):
+        bench(CONFIGS / "bench" / "cpu.yaml", TINY, Options(), ["tolktrain"])
+
+
+def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    with pytest.raises(UserError, match=r"SmolLM-135M is not on this machine.*configs/bench/smoltolk-150m\.yaml"):
+        bench(CONFIGS / "smoltolk-150m.yaml", [], Options(output=tmp_path), ["tolktrain"])
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [("smoltolk-150m", 134_515_008), ("smoltolk-400m", 361_821_120), ("smoltolk-2b", 1_711_376_384)],
+)
+def test_the_shapes_are_those_of_the_published_models(name: str, backbone: int) -> None:
+    """Parameters of SmolLM-135M, 360M and 1.7B as Hugging Face counts them."""
+    config, original = load_config(CONFIGS / "bench" / f"{name}.yaml"), load_config(CONFIGS / f"{name}.yaml")
+    sizes = Architecture.from_config(config.model)
+    width, heads = sizes.hidden_size, sizes.num_attention_heads * sizes.head_dim
+    layer = width * (2 * heads + 2 * sizes.num_key_value_heads * sizes.head_dim + 3 * sizes.ffn_hidden_size + 2)
+    assert sizes.num_layers * layer + sizes.text_vocab_size * width + width == backbone
+    assert sizes.tie_text_embeddings
+    same = config.model.model_copy(update={"backbone": original.model.backbone})
+    assert config.model_copy(update={"model": same}) == original
+
+
+def report_of(seconds: float, peak: float | None) -> tuple[Report, Measurement]:
+    measured = Measurement((seconds,) * 4, None, 1.0, 0)
+    flops: StepFlops = step_flops(_sizes(), StepCounts(positions=100), ("backbone",))
+    entries = [Entry(OURS, measured), Entry(OURS, None)]
+    counts = StepCounts(positions=100, speech_positions=46)
+    return Report("r", "s", ("backbone",), "bf16", 2, 1, 50, 0, counts, flops, peak, {}, entries), measured
+
+
+def _sizes() -> Architecture:
+    return Architecture.from_config(load_config(CONFIGS / "bench" / "cpu.yaml", TINY).model)
+
+
+def test_utilization_where_the_peak_is_known() -> None:
+    report, measured = report_of(0.5, 1e9)
+    assert report.mfu(measured) == pytest.approx(report.flops.total / 0.5e9)
+    assert f"{100 * report.flops.total / 0.5e9:.1f} %" in report.rows[0]
+    assert "peak 1e+09 FLOP/s" in report.formula
+
+
+def test_what_does_not_fit_into_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report, _ = report_of(0.5, None)
+    assert report.rows[1][1] == "out of memory"
+    assert report.to_json()["providers"][1] == {
+        "name": "ours", "what": OURS.what, "overrides": [], "out_of_memory": True
+    }  # fmt: skip
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("tolktrain.train.engine.Engine.train_step", fail)
+    with pytest.raises(UserError, match=r"lower train\.micro_batch_size \(now 2\)"):
+        bench(CONFIGS / "bench" / "cpu.yaml", TINY, Options(output=tmp_path), ["tolktrain"])

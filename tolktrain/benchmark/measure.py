@@ -1,0 +1,75 @@
+"""Times of whole steps and the memory they take."""
+
+import contextlib
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tolktrain.benchmark.providers import Runner
+from tolktrain.data.batch import Batch
+
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Times of one provider's steps."""
+
+    seconds: tuple[float, ...]  # of each step
+    peak_memory_gib: float | None  # of the GPU, or of the process where there is none and the system tells
+    first_loss: float  # of the first warm-up step: the same for all who compute the same
+    skipped: int  # steps whose gradients were not finite
+
+    @property
+    def percentiles(self) -> tuple[float, float, float]:
+        """Seconds per step that 20, 50 and 80 % of the steps stay below."""
+        if len(self.seconds) == 1:
+            return self.seconds[0], self.seconds[0], self.seconds[0]
+        cuts = statistics.quantiles(self.seconds, n=5, method="inclusive")
+        return cuts[0], statistics.median(self.seconds), cuts[3]
+
+
+def measure(runner: Runner, steps: Sequence[Sequence[Batch]], num_warmup: int, device: torch.device) -> Measurement:
+    """Run steps and time all but the first `num_warmup`; the device is waited for around each whole step."""
+    outcomes = [runner.step(batches) for batches in steps[:num_warmup]]
+    is_reset = _reset_peak(device)
+    seconds = []
+    for batches in steps[num_warmup:]:
+        _wait_for(device)
+        started = time.perf_counter()
+        outcomes.append(runner.step(batches))
+        _wait_for(device)
+        seconds.append(time.perf_counter() - started)
+    skipped = sum(outcome.skipped for outcome in outcomes)
+    return Measurement(tuple(seconds), _peak_gib(device) if is_reset else None, outcomes[0].loss, skipped)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak(device: torch.device) -> bool:
+    """Forget the most memory used so far; returns whether that was possible."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:  # another system, or one that forbids it
+        return False
+    return True
+
+
+def _peak_gib(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())
+        return int(found[1]) / 2**20 if found else None
+    return None

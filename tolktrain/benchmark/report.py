@@ -1,0 +1,207 @@
+"""The result of `tolktrain bench`: a table in the terminal, JSON and Markdown."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tolktrain.benchmark.measure import Measurement
+from tolktrain.benchmark.providers import Provider
+from tolktrain.model.step_flops import StepCounts, StepFlops
+
+UNKNOWN = "unknown device"
+_HEADINGS = ("provider", "tokens/s", "ms/step (20-80 %)", "MFU", "peak memory", "ours / it")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One provider's line."""
+
+    provider: Provider
+    measured: Measurement | None  # None where memory did not suffice
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is told about one run of the benchmark."""
+
+    name: str  # of the configuration
+    stage: str
+    trainable: tuple[str, ...]
+    precision: str
+    micro_batch_size: int
+    accumulation: int
+    sequence_length: int
+    warmup: int
+    counts: StepCounts  # of a step, mean over those timed
+    flops: StepFlops  # of such a step
+    peak: float | None  # FLOP/s of the device, where known
+    facts: dict[str, str]
+    entries: list[Entry]  # ours first
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions of a step."""
+        return self.micro_batch_size * self.accumulation * self.sequence_length
+
+    @property
+    def speech_share(self) -> float:
+        """Positions whose token is speech, among all."""
+        return self.counts.speech_positions / self.counts.positions
+
+    def tokens_per_second(self, measured: Measurement) -> float:
+        """Positions of a step over its median time."""
+        return self.tokens_per_step / measured.percentiles[1]
+
+    def mfu(self, measured: Measurement) -> float | None:
+        """FLOPs of a step / (median seconds x peak), None where the peak is not known."""
+        return None if self.peak is None else self.flops.total / (measured.percentiles[1] * self.peak)
+
+    @property
+    def description(self) -> str:
+        """What a step consists of."""
+        parts = f"{self.accumulation} x {self.micro_batch_size} x {self.sequence_length} positions"
+        share = f"{100 * self.speech_share:.1f} % speech"
+        trained = f"trains {', '.join(self.trainable)}"
+        return f"stage {self.stage}: {parts}, {share}, {self.precision}, {trained}"
+
+    @property
+    def formula(self) -> str:
+        """How utilization is reckoned, with this run's numbers."""
+        flops = f"{self.flops.total:.4g} FLOPs (forward {self.flops.forward:.4g}, backward {self.flops.backward:.4g})"
+        peak = UNKNOWN if self.peak is None else f"{self.peak:.4g} FLOP/s"
+        return f"MFU = FLOPs of a step / (seconds x peak x devices): {flops}, peak {peak}, 1 device"
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """Cells of the table, as in `_HEADINGS`."""
+        return [self._row(entry) for entry in self.entries]
+
+    def _row(self, entry: Entry) -> tuple[str, ...]:
+        ours, measured = self.entries[0].measured, entry.measured
+        assert ours is not None
+        if measured is None:
+            return (entry.provider.name, "out of memory", "", "", "", "")
+        low, median, high = (1e3 * seconds for seconds in measured.percentiles)
+        mfu, peak = self.mfu(measured), measured.peak_memory_gib
+        return (
+            entry.provider.name,
+            f"{self.tokens_per_second(measured):,.0f}",
+            f"{median:.4g} ({low:.4g} - {high:.4g})",
+            UNKNOWN if mfu is None else f"{100 * mfu:.1f} %",
+            "unknown" if peak is None else f"{peak:.2f} GiB",
+            f"{measured.percentiles[1] / ours.percentiles[1]:.2f}",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "name": self.name,
+            "stage": self.stage,
+            "trainable": list(self.trainable),
+            "precision": self.precision,
+            "micro_batch_size": self.micro_batch_size,
+            "accumulation": self.accumulation,
+            "sequence_length": self.sequence_length,
+            "tokens_per_step": self.tokens_per_step,
+            "speech_share": self.speech_share,
+            "warmup": self.warmup,
+            "counts": asdict(self.counts),
+            "flops": {
+                "total": self.flops.total,
+                "forward": self.flops.forward,
+                "backward": self.flops.backward,
+                "parts": {part.kind: {"forward": part.forward, "backward": part.backward} for part in self.flops.parts},
+                "formula": self.formula,
+                "peak_per_second": self.peak,
+            },
+            "facts": self.facts,
+            "providers": [self._entry_json(entry) for entry in self.entries],
+        }
+
+    def _entry_json(self, entry: Entry) -> dict[str, Any]:
+        ours, measured, provider = self.entries[0].measured, entry.measured, entry.provider
+        head = {"name": provider.name, "what": provider.what, "overrides": list(provider.overrides)}
+        assert ours is not None
+        if measured is None:
+            return {**head, "out_of_memory": True}
+        low, median, high = measured.percentiles
+        return {
+            **head,
+            "out_of_memory": False,
+            "seconds_per_step": {"p20": low, "p50": median, "p80": high},
+            "seconds": list(measured.seconds),
+            "tokens_per_second": self.tokens_per_second(measured),
+            "mfu": self.mfu(measured),
+            "peak_memory_gib": measured.peak_memory_gib,
+            "ours_over_it": median / ours.percentiles[1],
+            "first_loss": measured.first_loss if math.isfinite(measured.first_loss) else None,
+            "skipped_steps": measured.skipped,
+        }
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the table, what it is about, and the formula."""
+    table = Table(
+        title=report.name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for number, heading in enumerate(_HEADINGS):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for row in report.rows:
+        table.add_row(*row)
+    console.print()
+    console.print(table)
+    console.print(report.description)
+    console.print(report.formula)
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write step-<name>.json and step-<name>.md; what an earlier run wrote there is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, page = (folder / f"step-{report.name}.{ending}" for ending in ("json", "md"))
+    table.write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    page.write_text(_markdown(report), encoding="utf-8")
+    return [table, page]
+
+
+def _markdown(report: Report) -> str:
+    rows = [_HEADINGS, ("---", *("---:" for _ in _HEADINGS[1:])), *report.rows]
+    total = report.flops.total
+    parts = [
+        (part.kind, f"{part.forward:.4g}", f"{part.backward:.4g}", f"{(part.forward + part.backward) / total:.1%}")
+        for part in report.flops.parts
+    ]
+    lines = [
+        f"# A training step of {report.name}",
+        "",
+        *(f"- {name}: {f'`{value}`' if name == 'command' else value}" for name, value in report.facts.items()),
+        f"- {report.description}; {len(_timed(report))} steps after {report.warmup} of warm-up",
+        "",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        *(f"- {entry.provider.name}: {entry.provider.what}{_overrides(entry)}" for entry in report.entries),
+        "",
+        f"{report.formula}. Tokens are positions. FLOPs are counted by `tolktrain.model.step_flops`:",
+        "",
+        *(
+            f"| {' | '.join(row)} |"
+            for row in [("part", "forward", "backward", "share"), ("---", *3 * ("---:",)), *parts]
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _timed(report: Report) -> tuple[float, ...]:
+    ours = report.entries[0].measured
+    assert ours is not None
+    return ours.seconds
+
+
+def _overrides(entry: Entry) -> str:
+    return f" ({', '.join(f'`{text}`' for text in entry.provider.overrides)})" if entry.provider.overrides else ""

@@ -1,0 +1,208 @@
+"""`tolktrain bench`: the whole training step of a configuration, timed on synthetic data."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from tolktrain.benchmark.facts import device_name, facts
+from tolktrain.benchmark.measure import Measurement, measure
+from tolktrain.benchmark.providers import AGAINST, OURS, Provider, Setting, make_provider
+from tolktrain.benchmark.published import check_published
+from tolktrain.benchmark.report import Entry, Report, print_report, write_report
+from tolktrain.benchmark.synthetic import Speech, random_batches, units_per_word
+from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.config import Config
+from tolktrain.config.errors import UserError
+from tolktrain.config.load import load_config
+from tolktrain.config.training import StageConfig
+from tolktrain.data.batch import Batch
+from tolktrain.model.architecture import Architecture
+from tolktrain.model.step_flops import StepCounts, step_flops
+from tolktrain.parallel.layout import Layout, initialize
+from tolktrain.train.kernels import choose_kernels
+from tolktrain.train.optimizer import rates_at
+from tolktrain.train.process import set_threads
+from tolktrain.train.utilization import Utilization
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    stage: str | None = None  # name of the stage whose step is timed; the last if None
+    steps: int = 20  # that are timed
+    warmup: int = 5  # steps before them
+    accumulation: int = 1  # micro batches of a step
+    speech_share: float = 0.46  # of the positions
+    against: tuple[str, ...] = ()  # further providers, of `AGAINST`
+    compiles: bool = True  # whether the strongest plain form is compiled
+    output: Path | None = None  # folder of the result; <run.dir>/bench-<run.name> if None
+
+
+def bench(path: str | Path, overrides: Sequence[str], options: Options, command: Sequence[str]) -> Path:
+    """Time our step and those of other providers on the same batches; print the result and write it.
+
+    Weights are random and data is synthetic: neither the data sets nor the backbone's weights are read, and nothing is
+    downloaded.
+
+    Args:
+        path: configuration.
+        overrides: of the configuration.
+        options: what is measured.
+        command: for the result, how it was made.
+
+    Returns:
+        The JSON file of the result; a Markdown file of the same name stands beside it.
+
+    Raises:
+        UserError: bad options or configuration, or our own step does not fit into memory.
+    """
+    config = load_config(path, overrides)
+    _check(config, options)
+    providers = [OURS, *(make_provider(name, options.compiles) for name in dict.fromkeys(options.against))]
+    # All configurations are read before anything is measured.
+    configs = [_one_step(load_config(path, [*overrides, *item.overrides]), options) for item in providers]
+    stage = _stage(config, options.stage)
+    architecture = _architecture(config)
+    if "published" in options.against:
+        check_published(architecture)
+    ProcessEnvironment.detect().export()
+    layout = initialize()
+    set_threads(layout, config.train.cpu_threads)
+    console = Console(highlight=False, soft_wrap=True)
+    steps = _make_steps(config, architecture, options, pinned=layout.device.type == "cuda")
+    report = _empty_report(config, architecture, stage, options, layout, steps[options.warmup :], command)
+    for provider, own in zip(providers, configs, strict=True):
+        console.print(f"measuring {provider.name}: {provider.what}")
+        setting = Setting(own, architecture, stage, layout, rates_at(stage, 0, stage.tokens))
+        measured = _measured(provider, setting, steps, options.warmup)
+        if measured is None and provider is OURS:
+            raise UserError(
+                f"the step does not fit into the memory of {device_name(layout)}; lower train.micro_batch_size"
+                f" (now {config.train.micro_batch_size}) or set train.activation_checkpointing=layers"
+            )
+        report.entries.append(Entry(provider, measured))
+    print_report(report, console)
+    folder = options.output or Path(config.run.dir) / f"bench-{config.run.name}"
+    files = write_report(report, folder)
+    for file in files:
+        console.print(str(file))
+    return files[0]
+
+
+def _check(config: Config, options: Options) -> None:
+    unknown = [name for name in options.against if name not in AGAINST]
+    if unknown:
+        raise UserError(f"--against {unknown[0]!r} is unknown; expected one or more of {', '.join(AGAINST)}, by commas")
+    least = {"steps": 1, "warmup": 0, "accumulation": 1}
+    for name, smallest in least.items():
+        if getattr(options, name) < smallest:
+            raise UserError(f"--{name} {getattr(options, name)} is too small; use {smallest} or more")
+    world_size = ProcessEnvironment.detect().world_size
+    if world_size > 1:
+        raise UserError(f"bench measures one process, but there are {world_size}; start it without torchrun or srun")
+    parallel = config.parallel
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        if getattr(parallel, name) > 1:
+            raise UserError(f"bench measures one process; set parallel.{name}=1 (it is {getattr(parallel, name)})")
+
+
+def _one_step(config: Config, options: Options) -> Config:
+    """The configuration with a step of `options.accumulation` micro batches."""
+    size = config.train.micro_batch_size * options.accumulation
+    return config.model_copy(update={"train": config.train.model_copy(update={"global_batch_size": size})})
+
+
+def _stage(config: Config, name: str | None) -> StageConfig:
+    stages = {stage.name: stage for stage in config.train.stages}
+    if name is None:
+        return config.train.stages[-1]
+    if name not in stages:
+        raise UserError(f"--stage {name!r} is no stage of the configuration; it has {', '.join(stages)}")
+    return stages[name]
+
+
+def _architecture(config: Config) -> Architecture:
+    """As the configuration says; of a backbone on the hub only what is on this machine is read."""
+    backbone = config.model.backbone
+    if not isinstance(backbone, str) or Path(backbone).expanduser().exists():
+        return Architecture.from_config(config.model)
+    import huggingface_hub  # pulls in an HTTP stack that a local folder never needs
+
+    cached = huggingface_hub.try_to_load_from_cache(backbone, "config.json") if backbone.count("/") == 1 else None
+    if not isinstance(cached, str):
+        raise UserError(
+            f"model.backbone: {backbone} is not on this machine, and bench downloads nothing; give the backbone's shape"
+            " in its place, as configs/bench/smoltolk-150m.yaml, -400m and -2b do for the published models"
+        )
+    return Architecture.from_config(config.model.model_copy(update={"backbone": str(Path(cached).parent)}))
+
+
+def _make_steps(config: Config, architecture: Architecture, options: Options, pinned: bool) -> list[list[Batch]]:
+    """Micro batches of every step, warm-up included."""
+    interleaving, train = config.data.interleaving, config.train
+    units = units_per_word(options.speech_share, interleaving, architecture.num_codebooks)
+    count = options.accumulation
+    made = random_batches(
+        count * (options.warmup + options.steps),
+        train.micro_batch_size,
+        train.sequence_length,
+        architecture.text_vocab_size,
+        Speech(architecture.num_units, architecture.num_codebooks, units),
+        interleaving,
+        config.run.seed,
+    )
+    batches = [batch.pin_memory() for batch in made] if pinned else made
+    return [batches[first : first + count] for first in range(0, len(batches), count)]
+
+
+def _empty_report(
+    config: Config,
+    architecture: Architecture,
+    stage: StageConfig,
+    options: Options,
+    layout: Layout,
+    timed: Sequence[Sequence[Batch]],
+    command: Sequence[str],
+) -> Report:
+    total = StepCounts.of(batch for batches in timed for batch in batches)
+    counts = StepCounts(*(round(getattr(total, field.name) / len(timed)) for field in fields(total)))
+    return Report(
+        name=config.run.name,
+        stage=stage.name,
+        trainable=stage.trainable,
+        precision=config.train.precision,
+        micro_batch_size=config.train.micro_batch_size,
+        accumulation=options.accumulation,
+        sequence_length=config.train.sequence_length,
+        warmup=options.warmup,
+        counts=counts,
+        flops=step_flops(architecture, counts, stage.trainable),
+        peak=Utilization.of(architecture, config, layout).peak,
+        facts=facts(layout, choose_kernels(config, architecture, layout.device.type).description, command),
+        entries=[],
+    )
+
+
+def _measured(
+    provider: Provider, setting: Setting, steps: Sequence[Sequence[Batch]], num_warmup: int
+) -> Measurement | None:
+    """None where memory does not suffice."""
+    device = setting.layout.device
+    try:
+        runner = provider.start(setting)
+        try:
+            return measure(runner, steps, num_warmup, device)
+        finally:
+            runner.close()
+            del runner
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
