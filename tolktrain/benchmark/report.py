@@ -15,7 +15,7 @@ from tolktrain.benchmark.providers import Provider
 from tolktrain.model.step_flops import StepCounts, StepFlops
 
 UNKNOWN = "unknown device"
-_HEADINGS = ("provider", "tokens/s", "ms/step (20-80 %)", "MFU", "peak memory", "ours / it")
+_HEADINGS = ("provider", "tokens/s", "ms/step (20-80 %)", "MFU", "memory", "ours/it")
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
     console = Console(highlight=False, soft_wrap=True)
     steps = _make_steps(config, architecture, options, pinned=layout.device.type == "cuda")
     report = _empty_report(config, architecture, stage, options, layout, steps[options.warmup :], command)
+    folder = options.output or Path(config.run.dir) / f"bench-{config.run.name}"
+    folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is to be known before, not after
     for provider, own in zip(providers, configs, strict=True):
         console.print(f"measuring {provider.name}: {provider.what}")
         setting = Setting(own, architecture, stage, layout, rates_at(stage, 0, stage.tokens))
@@ -85,9 +87,9 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
                 f"the step does not fit into the memory of {device_name(layout)}; lower train.micro_batch_size"
                 f" (now {config.train.micro_batch_size}) or set train.activation_checkpointing=layers"
             )
+        _free_memory(layout.device)
         report.entries.append(Entry(provider, measured))
     print_report(report, console)
-    folder = options.output or Path(config.run.dir) / f"bench-{config.run.name}"
     files = write_report(report, folder)
     for file in files:
         console.print(str(file))
@@ -192,17 +194,18 @@ def _measured(
     provider: Provider, setting: Setting, steps: Sequence[Sequence[Batch]], num_warmup: int
 ) -> Measurement | None:
     """None where memory does not suffice."""
-    device = setting.layout.device
     try:
         runner = provider.start(setting)
         try:
-            return measure(runner, steps, num_warmup, device)
+            return measure(runner, steps, num_warmup, setting.layout.device)
         finally:
             runner.close()
-            del runner
     except torch.OutOfMemoryError:
         return None
-    finally:
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+
+
+def _free_memory(device: torch.device) -> None:
+    """Give back what the last provider held. Its frames are gone by now, also when it failed."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
