@@ -70,19 +70,23 @@ def choose_attention(requested: str, device_type: str, dtype: torch.dtype, head_
         return "padded", "requested"
     unfit = _unfit_for_flash(device_type, dtype, head_dim)
     # Only what could run is looked for: importing flash-attn takes seconds.
-    obstacles = {name: unfit or _missing(module) for name, module in _PACKED_ATTENTION.items()}
     if requested == "auto":
         for name in _PACKED_ATTENTION:
-            if obstacles[name] is None:
-                return name, f"{_PACKED_ATTENTION[name]} is there"
+            if unfit is None and _missing(name) is None:
+                return name, f"{_PACKED_ATTENTION[name][0]} is there"
         return "padded", unfit or "neither flash_attn nor torch.nn.attention.varlen is there"
-    name = "flash" if requested == "flash" else "varlen"
-    if obstacles[name]:
-        raise ValueError(f"kernels.attention {requested} cannot run: {obstacles[name]}; use auto or padded")
-    return name, "requested"
+    demanded: Attention = "flash" if requested == "flash" else "varlen"
+    obstacle = unfit or _missing(demanded)
+    if obstacle:
+        raise ValueError(f"kernels.attention {requested} cannot run: {obstacle}; use auto or padded")
+    return demanded, "requested"
 
 
-_PACKED_ATTENTION: dict[Attention, str] = {"flash": "flash_attn", "varlen": "torch.nn.attention.varlen"}
+# Module and function, the best first.
+_PACKED_ATTENTION: dict[Attention, tuple[str, str]] = {
+    "flash": ("flash_attn", "flash_attn_varlen_func"),
+    "varlen": ("torch.nn.attention.varlen", "varlen_attn"),
+}
 
 
 def _unfit_for_flash(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
@@ -98,13 +102,18 @@ def _unfit_for_flash(device_type: str, dtype: torch.dtype, head_dim: int) -> str
     return None
 
 
-def _missing(module: str) -> str | None:
-    """Why a module cannot be used. An installation of flash-attn for another torch is found, but fails to load."""
+def _missing(name: Attention) -> str | None:
+    """Why an implementation cannot be used.
+
+    A flash-attn that was built for another torch is found, but fails to load. Another of its distributions holds a
+    package of that name without the function.
+    """
+    module, function = _PACKED_ATTENTION[name]
     try:
-        importlib.import_module(module)
+        found = importlib.import_module(module)
     except ImportError as error:
         return f"{module} cannot be imported ({error})"
-    return None
+    return None if hasattr(found, function) else f"{module} has no {function}"
 
 
 def _obstacle(device_type: str) -> str | None:

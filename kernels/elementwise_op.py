@@ -12,7 +12,7 @@ from tolktrain_kernels.elementwise_triton import (
     run_rotate,
     run_swiglu,
 )
-from tolktrain_kernels.layer_pooling_triton import DTYPES
+from tolktrain_kernels.rows import DTYPES
 
 
 def normalize(hidden: Tensor, update: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tolktrain_kernels.layer_pooling_triton import ALIGNMENT, aligned_rows
+from tolktrain_kernels.rows import ALIGNMENT, aligned_rows
 
 MAX_NORM_WIDTH = 8192  # a row of more columns would spill registers
 

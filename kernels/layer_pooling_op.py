@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tolktrain_kernels.layer_pooling_triton import DTYPES, MAX_LAYERS, OutputGradients, run_backward, run_forward
+from tolktrain_kernels.layer_pooling_triton import MAX_LAYERS, OutputGradients, run_backward, run_forward
+from tolktrain_kernels.rows import DTYPES
 
 # The address table is written by the host: a CUDA graph would replay old addresses.
 _TAGS = (torch.Tag.cudagraph_unsafe,)

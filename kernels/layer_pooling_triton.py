@@ -7,7 +7,6 @@ unrolled ones spill registers. Nothing is added atomically: results are the same
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tolktrain_kernels.rows import address_table, aligned_rows
+
 MAX_LAYERS = 64
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-ALIGNMENT = 16  # bytes; what the kernels are told of every state's address
 
 
 @triton.jit
@@ -308,9 +307,9 @@ def run_forward(
         entropy = last.new_empty(num_rows, dtype=torch.float32)
     if num_rows:
         setting = choose_setting(FORWARD_SETTINGS, len(states), width, last.element_size())
-        with _on_device(last):
+        with torch.cuda.device_of(last):
             forward_kernel[(_num_programs(setting, last),)](
-                _address_table(states),
+                address_table(states),
                 _contiguous(static_probs),
                 None if weight is None else aligned_rows(weight),
                 _contiguous(bias),
@@ -366,10 +365,10 @@ def run_backward(
     d_logits = None if weight is None else torch.empty_like(dots)
     if num_rows:
         setting = choose_setting(BACKWARD_SETTINGS, len(states), width, last.element_size())
-        with _on_device(last):
+        with torch.cuda.device_of(last):
             backward_kernel[(_num_programs(setting, last),)](
-                _address_table(states),
-                _address_table(d_states) if writes_states else None,
+                address_table(states),
+                address_table(d_states) if writes_states else None,
                 last,
                 _contiguous(static_probs),
                 None if weight is None else aligned_rows(weight),
@@ -403,7 +402,7 @@ def _selector_gradient(d_logits: Tensor, read: Tensor) -> Tensor:
     splits = min(MAX_SPLITS, triton.cdiv(num_rows, SELECTOR_ROWS))
     partials = d_logits.new_empty(splits, num_layers, width)
     if splits:
-        with _on_device(read):
+        with torch.cuda.device_of(read):
             selector_kernel[(triton.cdiv(width, SELECTOR_WIDTH), splits)](
                 d_logits,
                 read,
@@ -426,20 +425,8 @@ def selector_precision(dtype: torch.dtype) -> str:
     return "ieee" if dtype == torch.float32 else "tf32x3"
 
 
-def aligned_rows(tensor: Tensor) -> Tensor:
-    """The tensor [..., D] as rows [N, D] without gaps at an aligned address: itself where it is so, else a copy."""
-    rows = tensor.reshape(-1, tensor.shape[-1]).contiguous()
-    return rows if rows.data_ptr() % ALIGNMENT == 0 else rows.clone()
-
-
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
-
-
-def _address_table(tensors: Sequence[Tensor]) -> Tensor:
-    addresses = torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
-    device = tensors[0].device
-    return addresses.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else addresses
 
 
 def _num_programs(setting: Setting, rows: Tensor) -> int:
@@ -447,7 +434,3 @@ def _num_programs(setting: Setting, rows: Tensor) -> int:
         return min(2, rows.shape[0])  # the interpreter runs them in turn
     num_sms = torch.cuda.get_device_properties(rows.device).multi_processor_count
     return min(setting.programs_per_sm * num_sms, rows.shape[0])
-
-
-def _on_device(tensor: Tensor) -> AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()

@@ -4,12 +4,16 @@ A run is a maximal stretch of speech inside one sequence. The adapter sees only 
 positions of its own run, so the work grows with the speech in a batch and the lengths of its runs, never with T x T.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from tolktrain_kernels.backend import Backend
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class SpeechRuns:
 
     rows: Tensor  # [N] int64: row of each speech position
     positions: Tensor  # [N] int64: its position t in the sequence
+    places: Tensor  # [T * B] int32: where in the packed order each row is, -1 where it is text
     cu_seqlens: Tensor  # [R + 1] int32: where each run begins in the packed order, and N
     scatter: Tensor  # [N] int64: its place run * max_run + offset in the padded buffer [R * max_run]
     max_run: int  # length of the longest run, 0 without speech
@@ -47,6 +52,7 @@ class SpeechRuns:
         return SpeechRuns(
             rows=change(self.rows),
             positions=change(self.positions),
+            places=change(self.places),
             cu_seqlens=change(self.cu_seqlens),
             scatter=change(self.scatter),
             max_run=self.max_run,
@@ -72,9 +78,13 @@ def pack_runs(speech_in: np.ndarray | Tensor) -> SpeechRuns:
     boundaries = np.append(begins, run.size)
     offset = np.arange(run.size) - begins[run]
     max_run = int(np.diff(boundaries).max()) if begins.size else 0
+    rows = position * num_sequences + sequence
+    places = np.full(mask.size, -1, dtype=np.int32)
+    places[rows] = np.arange(rows.size)
     return SpeechRuns(
-        rows=torch.from_numpy(position * num_sequences + sequence),
+        rows=torch.from_numpy(rows),
         positions=torch.from_numpy(position),
+        places=torch.from_numpy(places),
         cu_seqlens=torch.from_numpy(boundaries.astype(np.int32)),
         scatter=torch.from_numpy(run * max_run + offset),
         max_run=max_run,
@@ -137,6 +147,60 @@ class _ReplaceRows(torch.autograd.Function):
 def replace_rows(base: Tensor, rows: Tensor, source: Tensor) -> Tensor:
     """`base` [M, ...] with `source` [N, ...] in place of `rows` [N] (int64, all different)."""
     return _ReplaceRows.apply(base, rows, source)
+
+
+def embed_tokens(
+    tokens: Tensor,
+    runs: SpeechRuns,
+    text_table: Tensor,
+    speech_tables: Sequence[Tensor],
+    num_packed: int,
+    backend: Backend = "torch",
+) -> tuple[Tensor, Tensor]:
+    """Look text up in its table and speech in K others, whose rows are added; pack the speech at the same time.
+
+    Args:
+        tokens: [M, K] int64, time-major rows; text has its id in column 0.
+        runs: of the same rows.
+        text_table: [V, D].
+        speech_tables: K tensors [V_s, D].
+        num_packed: rows of the packed speech, at least N; those behind the speech are 0.
+        backend: which kernels do it, as `backend.choose_backend` says.
+
+    Returns:
+        Embeddings [M, D], and those of the speech positions in the order of `runs` [num_packed, D].
+    """
+    if backend == "triton":
+        from tolktrain_kernels.speech_adapter_triton import embed
+
+        return embed(tokens, runs, text_table, speech_tables, num_packed)
+    # A speech id may lie outside the text table, so it is looked up as 0 there and then replaced.
+    text = functional.embedding(tokens[:, 0].where(runs.places < 0, 0), text_table)
+    ids = tokens.index_select(0, runs.rows)
+    parts = [functional.embedding(ids[:, codebook], table) for codebook, table in enumerate(speech_tables)]
+    speech = functools.reduce(torch.add, parts)
+    return replace_rows(text, runs.rows, speech), functional.pad(speech, (0, 0, 0, num_packed - len(speech)))
+
+
+def merge_speech(
+    hidden: Tensor, runs: SpeechRuns, packed: Tensor, update: Tensor, backend: Backend = "torch"
+) -> Tensor:
+    """The last addition of the adapter's last layer, written back among the text.
+
+    Args:
+        hidden: [M, D], time-major rows.
+        runs: of the same rows.
+        packed, update: [N or more, D], in the order of `runs`.
+        backend: as in `embed_tokens`.
+
+    Returns:
+        [M, D]: `hidden` where there is text, `packed + update` where there is speech.
+    """
+    if backend == "triton":
+        from tolktrain_kernels.speech_adapter_triton import merge
+
+        return merge(hidden, runs, packed, update)
+    return replace_rows(hidden, runs.rows, (packed + update)[: runs.num_positions])
 
 
 class _SelectColumns(torch.autograd.Function):

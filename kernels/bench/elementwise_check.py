@@ -99,12 +99,12 @@ def deviations(case: Case, device: str) -> list[Deviation]:
     ours = run("triton", case.dtype, device)
     names = [*outputs, *(f"gradient of {name}" for name in shapes)]
     return [
-        Deviation(name, _error(mine, true), _error(plain, true))
+        Deviation(name, relative_error(mine, true), relative_error(plain, true))
         for name, mine, plain, true in zip(names, ours, eager, exact, strict=True)
     ]
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
+def relative_error(found: Tensor, exact: Tensor) -> float:
     """Root mean square of the difference, over that of the exact values."""
     assert found.shape == exact.shape, (found.shape, exact.shape)
     if exact.numel() == 0:

@@ -179,6 +179,11 @@ def _combinations(settings: dict[str, Any], zero: dict[str, Any], config: Config
         mistakes.append(
             "zero_optimization.offload_optimizer needs ZeRO, and the stage is 0; set deepspeed.zero_stage to 1, 2 or 3"
         )
+    if stage == 3 and config.train.compile == "layers":
+        mistakes.append(
+            "ZeRO stage 3 cannot be combined with train.compile layers: it gathers each layer's parameters in Python,"
+            " where torch.compile stops; set train.compile to none, or deepspeed.zero_stage to 2"
+        )
     for name, value in (("data_types.grad_accum_dtype", accumulation), ("communication_data_type", sent)):
         if value not in (None, "fp32", "bf16"):
             mistakes.append(f'{name} is {json.dumps(value)}; expected "fp32" or "bf16"')

@@ -136,6 +136,12 @@ class Config(StrictModel):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
         mistakes = [*_unknown_sets(self), *_nothing_to_train(self), *_missing_for_evaluation(self)]
+        tensor_size = self.parallel.tensor_parallel_size
+        if self.train.compile == "layers" and tensor_size > 1:
+            mistakes.append(
+                f"train.compile layers cannot be combined with parallel.tensor_parallel_size {tensor_size}:"
+                " torch.compile stops at every exchange between tensor ranks; set train.compile to none"
+            )
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self

@@ -1,5 +1,8 @@
 """Multimodal embedding (SmolTolk, arXiv 2503.06211, section 3.1): one table for text, one per codebook for speech."""
 
+import functools
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -11,16 +14,57 @@ from tolktrain.model.published_mask import published_adapter_mask
 from tolktrain.model.transformer import AttentionContext, rotary_angles
 from tolktrain.parallel.megatron import (
     TransformerConfig,
-    VocabParallelEmbedding,
+    parallel_state,
+    reduce_from_tensor_model_parallel_region,
     scatter_to_sequence_parallel_region,
 )
-from tolktrain_kernels.speech_adapter import replace_rows
+from tolktrain_kernels.backend import Kernels
+from tolktrain_kernels.speech_adapter import SpeechRuns, embed_tokens, gather_rows, replace_rows
 
 
-def padded_vocabulary(num_rows: int, config: TransformerConfig) -> int:
-    """Rows of a table of which every tensor rank holds equally many."""
-    size = config.tensor_model_parallel_size
-    return size * TensorShare(size=size).padded_rows(num_rows)
+def empty_table(num_rows: int, config: TransformerConfig) -> nn.Parameter:
+    """A tensor rank's rows of a table, equally many on every rank, unset."""
+    rows = TensorShare(size=config.tensor_model_parallel_size).padded_rows(num_rows)
+    return nn.Parameter(torch.empty(rows, config.hidden_size, dtype=config.params_dtype))
+
+
+class Tables(nn.Module):
+    """A table for text and one for each codebook of speech. Tensors in, tensors out: ZeRO 3 gathers them by hooks.
+
+    A tensor rank holds an equal number of rows of each.
+    """
+
+    def __init__(self, architecture: Architecture, config: TransformerConfig, share: TensorShare) -> None:
+        super().__init__()
+        self.share = share
+        self.kernels = Kernels()
+        self.num_codebooks = architecture.num_codebooks
+        self.text = empty_table(architecture.text_table_size, config)
+        for codebook in range(architecture.num_codebooks):
+            self.register_parameter(f"speech_{codebook}", empty_table(architecture.speech_vocab_size, config))
+
+    @property
+    def speech(self) -> list[nn.Parameter]:
+        """K tables [V_s, D]."""
+        return [self.get_parameter(f"speech_{codebook}") for codebook in range(self.num_codebooks)]
+
+    def forward(self, tokens: Tensor, runs: SpeechRuns, num_packed: int) -> tuple[Tensor, Tensor]:
+        """Embeddings of ids [M, K]: [M, D], and those of the speech packed, padded with zeros [num_packed, D]."""
+        if self.share.size == 1:
+            return embed_tokens(tokens, runs, self.text, self.speech, num_packed, self.kernels.backend)
+        # What lies on other ranks counts as zero here, and all ranks add up. Speech is replaced in the text's rows.
+        text = self._own(tokens[:, 0].where(runs.places < 0, 0), self.text)
+        ids = tokens.index_select(0, runs.rows)
+        parts = [self._own(ids[:, codebook], table) for codebook, table in enumerate(self.speech)]
+        partial = replace_rows(text, runs.rows, functools.reduce(torch.add, parts))
+        embedded = reduce_from_tensor_model_parallel_region(partial)
+        packed = gather_rows(embedded, runs.rows)
+        return embedded, functional.pad(packed, (0, 0, 0, num_packed - runs.num_positions))
+
+    def _own(self, ids: Tensor, table: Tensor) -> Tensor:
+        rows = ids - self.share.rank * len(table)
+        is_own = (rows >= 0) & (rows < len(table))
+        return functional.embedding(rows.where(is_own, 0), table) * is_own.unsqueeze(1)
 
 
 class Embedding(PipelineLayer):
@@ -30,19 +74,19 @@ class Embedding(PipelineLayer):
         super().__init__()
         self.architecture = architecture
         self.config = config
-        self.text = self._table(architecture.text_table_size)
-        self.speech = nn.ModuleList(
-            self._table(architecture.speech_vocab_size) for _ in range(architecture.num_codebooks)
-        )
+        self.share = TensorShare(parallel_state.get_tensor_model_parallel_rank(), config.tensor_model_parallel_size)
+        self.tables = Tables(architecture, config, self.share)
 
     def forward(self, inputs: ModelInputs) -> Carrier:
         """Start the carrier: embeddings, packed speech, angles."""
         cos, sin = rotary_angles(self.architecture, inputs.sequence_length, inputs.tokens.device)
         context = AttentionContext(cos, sin)
-        # A speech id may lie outside the text table, so it is looked up as 0 there and then replaced.
-        text = self.text(inputs.tokens[:, 0].masked_fill(inputs.speech_in, 0).t())
-        speech = self._speech(inputs)
-        everything = replace_rows(text.flatten(0, 1), inputs.runs.rows, speech).view_as(text)
+        # At least one row, so that the adapter computes something, and equally many for tensor ranks that share them.
+        size = self.share.size if self.config.sequence_parallel else 1
+        num_packed = max(1, TensorShare(size=size).padded_rows(inputs.runs.num_positions)) * size
+        tokens = inputs.tokens.permute(2, 0, 1).flatten(0, 1)
+        everything, speech = self.tables(tokens, inputs.runs, num_packed)
+        everything = everything.view(inputs.sequence_length, inputs.num_sequences, -1)
         embedded = self._shared(everything)
         kept = embedded if self.architecture.residual else None
         if self.architecture.input_adapter_layers == 0:
@@ -52,38 +96,20 @@ class Embedding(PipelineLayer):
             return Carrier(inputs, context, everything, kept, run_context, embedded)
         positions = (cos.index_select(0, inputs.runs.positions), sin.index_select(0, inputs.runs.positions))
         run_context = AttentionContext(*positions, inputs.runs)
-        return Carrier(inputs, context, everything, kept, run_context, self._packed(speech))
+        return Carrier(inputs, context, everything, kept, run_context, self._shared(speech.unsqueeze(1)))
 
-    @property
-    def speech_tables(self) -> list[nn.Parameter]:
-        """K tables [V_s, D]."""
-        return [table.weight for table in self.speech]  # type: ignore[misc]
-
-    def _table(self, num_rows: int) -> VocabParallelEmbedding:
-        rows, width = padded_vocabulary(num_rows, self.config), self.config.hidden_size
-        return VocabParallelEmbedding(rows, width, init_method=None, config=self.config)
-
-    def _speech(self, inputs: ModelInputs) -> Tensor:
-        by_row = inputs.tokens.permute(2, 0, 1).flatten(0, 1).index_select(0, inputs.runs.rows)  # [N, K]
-        total = self.speech[0](by_row[:, 0])
-        for codebook, table in enumerate(self.speech[1:], start=1):
-            total = total + table(by_row[:, codebook])
-        return total
-
-    def _packed(self, speech: Tensor) -> Tensor:
-        """[N, D] to [N', 1, D]: at least one row, so that the adapter computes something, and equally many per rank."""
-        size = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
-        num_rows = max(1, TensorShare(size=size).padded_rows(len(speech))) * size
-        return self._shared(functional.pad(speech, (0, 0, 0, num_rows - len(speech))).unsqueeze(1))
+    def parameters_of_tables(self) -> tuple[nn.Parameter, list[nn.Parameter]]:
+        """Of text, and of each codebook of speech."""
+        return self.tables.text, self.tables.speech
 
     def _shared(self, states: Tensor) -> Tensor:
         return scatter_to_sequence_parallel_region(states) if self.config.sequence_parallel else states
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the tables."""
-        views = {"text.weight": text_table_view(self.architecture)}
+        views = {"tables.text": text_table_view(self.architecture)}
         speech = enumerate(speech_table_views(self.architecture))
-        return views | {f"speech.{codebook}.weight": view for codebook, view in speech}
+        return views | {f"tables.speech_{codebook}": view for codebook, view in speech}
 
 
 def text_table_view(architecture: Architecture, is_copy: bool = False) -> ParameterView:

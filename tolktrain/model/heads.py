@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
-from tolktrain.model.embedding import Embedding, padded_vocabulary, speech_table_views, text_table_view
+from tolktrain.model.embedding import Embedding, empty_table, speech_table_views, text_table_view
 from tolktrain.model.naming import ParameterView, PipelineLayer, TensorShare
 from tolktrain.parallel.megatron import (
     TransformerConfig,
@@ -80,19 +80,21 @@ class Heads(PipelineLayer):
         self._share = TensorShare(parallel_state.get_tensor_model_parallel_rank(), config.tensor_model_parallel_size)
         text_rows, speech_rows = architecture.text_vocab_size, architecture.speech_vocab_size
         if not architecture.tie_text_embeddings:
-            text_table = self._table(text_rows)
+            text_table = empty_table(text_rows, config)
+        elif embedding is not None:
+            text_table = embedding.tables.text
         else:
-            text_table = embedding.text.weight if embedding is not None else self._table(architecture.text_table_size)
+            text_table = empty_table(architecture.text_table_size, config)
         if embedding is not None:
-            speech_tables = embedding.speech_tables
+            speech_tables = embedding.tables.speech
         else:
-            speech_tables = [self._table(speech_rows) for _ in range(architecture.num_codebooks)]
+            speech_tables = [empty_table(speech_rows, config) for _ in range(architecture.num_codebooks)]
         self.text = TableHead(text_table, text_rows, self._share)
         self.speech = nn.ModuleList(TableHead(table, speech_rows, self._share) for table in speech_tables)
 
-    def _table(self, num_rows: int) -> nn.Parameter:
-        rows = padded_vocabulary(num_rows, self.config) // self.config.tensor_model_parallel_size
-        return nn.Parameter(torch.empty(rows, self.config.hidden_size, dtype=self.config.params_dtype))
+    def parameters_of_tables(self) -> tuple[nn.Parameter, list[nn.Parameter]]:
+        """Of text, and of each codebook of speech."""
+        return self.text.weight, [head.weight for head in self.speech]  # type: ignore[misc]
 
     def text_logits(self, carrier: Carrier) -> Tensor:
         """[N_t, V_t] at the rows scored as text."""

@@ -16,7 +16,7 @@ from tolktrain.parallel.megatron import (
 )
 from tolktrain_kernels.backend import Kernels
 from tolktrain_kernels.layer_pooling import PooledLayers, pool_layers
-from tolktrain_kernels.speech_adapter import gather_rows, replace_rows, select_columns
+from tolktrain_kernels.speech_adapter import gather_rows, merge_speech, replace_rows, select_columns
 
 
 class InputAdapterLayer(PipelineLayer):
@@ -27,20 +27,24 @@ class InputAdapterLayer(PipelineLayer):
         self.block = Block(architecture, config, f"input_adapter.layers.{index}", "speech")
         self.is_last = index == architecture.input_adapter_layers - 1
         self.shares_sequence = config.sequence_parallel
+        self.kernels = Kernels()
 
     def forward(self, carrier: Carrier) -> Carrier:
         """Update `speech`; the last layer writes it back into `hidden`."""
         assert carrier.speech is not None and carrier.run_context is not None
-        speech = self.block(carrier.speech, carrier.run_context)
         if not self.is_last:
-            return replace(carrier, speech=speech)
+            return replace(carrier, speech=self.block(carrier.speech, carrier.run_context))
+        hidden, runs = carrier.hidden.flatten(0, 1), carrier.inputs.runs
+        packed, update = (part.flatten(0, 1) for part in self.block.parts(carrier.speech, carrier.run_context))
         if self.shares_sequence:
             # What follows is the same on all tensor ranks, and so is its gradient.
-            speech = gather_from_sequence_parallel_region(speech, tensor_parallel_output_grad=False)
-        rows, hidden = carrier.inputs.runs.rows, carrier.hidden
-        speech = speech.flatten(0, 1)
-        speech = gather_rows(speech, rows) if carrier.run_context.mask is not None else speech[: len(rows)]
-        hidden = replace_rows(hidden.flatten(0, 1), rows, speech).view_as(hidden)
+            speech = gather_from_sequence_parallel_region(packed + update, tensor_parallel_output_grad=False)
+            hidden = replace_rows(hidden, runs.rows, speech[: runs.num_positions])
+        elif carrier.run_context.mask is not None:
+            hidden = replace_rows(hidden, runs.rows, gather_rows(packed + update, runs.rows))
+        else:
+            hidden = merge_speech(hidden, runs, packed, update, self.kernels.backend)
+        hidden = hidden.view_as(carrier.hidden)
         if self.shares_sequence:
             hidden = scatter_to_sequence_parallel_region(hidden)
         return replace(carrier, speech=None, run_context=None, hidden=hidden)

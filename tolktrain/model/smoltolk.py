@@ -121,8 +121,8 @@ class SmolTolk(nn.Module):
         ends = [layer for layer in self.layers.values() if isinstance(layer, (Embedding, Heads))]
         if len(ends) != 1:
             return []
-        tables = [table.weight for table in ends[0].speech]
-        return [*([ends[0].text.weight] if self.architecture.tie_text_embeddings else []), *tables]  # type: ignore[list-item]
+        text, speech = ends[0].parameters_of_tables()
+        return [*([text] if self.architecture.tie_text_embeddings else []), *speech]
 
     def recompute_layers(self) -> None:
         """Let the backward pass compute transformer layers again instead of keeping their activations."""
@@ -131,10 +131,16 @@ class SmolTolk(nn.Module):
                 module.recompute = True
 
     def compile_layers(self) -> None:
-        """Let torch.compile fuse each transformer layer; those of one kind share their code."""
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.layer.compile()
+        """Let torch.compile fuse the layers of backbone and output adapter, and the pooling where it is PyTorch's.
+
+        Not those of the input adapter: how many rows of speech they get, in runs of which length, differs from step to
+        step, and PyTorch keeps few variants of a piece of code before it gives up compiling it.
+        """
+        for layer in self.layers.values():
+            if isinstance(layer, (BackboneLayer, OutputAdapterLayer)):
+                layer.block.layer.compile()
+            if isinstance(layer, LayerPooling) and layer.average.kernels.backend == "torch":
+                layer.average.compile()
 
     def use_kernels(self, kernels: Kernels) -> None:
         """Let every part compute with these kernels. They must suit the device that the model is on."""

@@ -32,13 +32,12 @@ from tolktrain_kernels.speech_adapter import SpeechRuns
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """Who attends to whom, and at which angles. Travels through megatron in the place of its packed-sequence object."""
+    """Who attends to whom, and at which angles."""
 
     cos: Tensor  # [T or N, 1, 1, head_dim] float32
     sin: Tensor  # the same; the first half of each head negated
     runs: SpeechRuns | None = None  # attention inside these runs; causal over the whole sequence without
     mask: Tensor | None = None  # bool [B, 1, T, T] in the place of either
-    qkv_format: str = "sbhd"  # megatron reads this and leaves the layout alone
 
 
 def rotary_angles(architecture: Architecture, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -75,14 +74,10 @@ class CoreAttention(nn.Module):
         query: Tensor,  # [T, B, H, d]
         key: Tensor,  # [T, B, G, d]
         value: Tensor,
-        attention_mask: None,
-        *,
-        packed_seq_params: AttentionContext,
-        **_: Any,
+        context: AttentionContext,
     ) -> Tensor:
         """Returns [T, B, H * d]."""
-        runs, backend = packed_seq_params.runs, self.kernels.backend
-        cos, sin = packed_seq_params.cos, packed_seq_params.sin
+        runs, backend, cos, sin = context.runs, self.kernels.backend, context.cos, context.sin
         if runs is not None:
             # Rows behind the packed speech pad it to what tensor ranks can share out.
             num_padding = query.shape[0] - runs.num_positions
@@ -93,7 +88,7 @@ class CoreAttention(nn.Module):
         query, key = rotate(query, cos, sin, backend), rotate(key, cos, sin, backend)
         queries, keys, values = (heads.permute(1, 2, 0, 3) for heads in (query, key, value))
         grouped = query.shape[2] != key.shape[2]
-        mask = packed_seq_params.mask
+        mask = context.mask
         if mask is None:
             mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
         else:
@@ -140,8 +135,8 @@ class SwiGLU(nn.Module):
         return swiglu(gate_up, self.kernels.backend)
 
 
-class _WithoutExtraState:
-    """Takes away the empty `_extra_state` of megatron's linear layers, which is no parameter and breaks loaders."""
+class _Linear:
+    """Megatron's linear layers, without their empty `_extra_state`, which is no parameter and breaks loaders."""
 
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
@@ -151,12 +146,19 @@ class _WithoutExtraState:
         # The hook would add the key that a strict load then refuses.
         self._load_state_dict_pre_hooks.clear()  # type: ignore[attr-defined]
 
+    def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        """Returns the product, and megatron's bias, which there is none of."""
+        if self.config.tensor_model_parallel_size == 1:  # type: ignore[attr-defined]
+            # Nothing to exchange: torch.compile stops at megatron's own way, which warns of absent groups.
+            return functional.linear(states, self.weight), None  # type: ignore[attr-defined]
+        return super().forward(states, *args, **kwargs)  # type: ignore[misc]
 
-class ColumnLinear(_WithoutExtraState, ColumnParallelLinear):
+
+class ColumnLinear(_Linear, ColumnParallelLinear):
     """Matrix split over its outputs."""
 
 
-class RowLinear(_WithoutExtraState, RowParallelLinear):
+class RowLinear(_Linear, RowParallelLinear):
     """Matrix split over its inputs."""
 
 
@@ -191,12 +193,22 @@ def megatron_config(
     )
 
 
+class Attention(SelfAttention):
+    """Megatron's projections around our attention, without what it does for inference, offloading and the like."""
+
+    def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
+        """[T, B, D] to [T, B, D]."""
+        query, key, value = self.get_query_key_value_tensors(hidden)
+        mixed, _ = self.linear_proj(self.core_attention(query, key, value, context))
+        return mixed
+
+
 class DecoderLayer(TransformerLayer):
     """Megatron's parts of a layer, with each residual connection beside the norm behind it."""
 
     def forward(self, hidden: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """The states before the layer's last addition, and what is to be added: their sum is the output."""
-        update, _ = self.self_attention(self.input_layernorm(hidden), attention_mask=None, packed_seq_params=context)
+        update = self.self_attention(self.input_layernorm(hidden), context)
         hidden, normed = self.pre_mlp_layernorm(hidden, update)
         update, _ = self.mlp(normed)
         return hidden, update
@@ -211,7 +223,7 @@ def layer_spec() -> ModuleSpec:
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(
-                module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
+                module=Attention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
             ),
             pre_mlp_layernorm=RMSNorm,
             mlp=ModuleSpec(module=MLP, submodules=mlp),

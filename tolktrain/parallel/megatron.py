@@ -13,12 +13,10 @@ _extensions.setLevel(logging.ERROR)
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=r"(Transformer Engine|Apex).* not installed")
     from megatron.core import parallel_state
-    from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.tensor_parallel import (
         ColumnParallelLinear,
         RowParallelLinear,
-        VocabParallelEmbedding,
         copy_to_tensor_model_parallel_region,
         gather_from_sequence_parallel_region,
         reduce_from_tensor_model_parallel_region,
@@ -48,10 +46,8 @@ __all__ = [
     "TransformerConfig",
     "TransformerLayer",
     "TransformerLayerSubmodules",
-    "VocabParallelEmbedding",
     "copy_to_tensor_model_parallel_region",
     "gather_from_sequence_parallel_region",
-    "get_bias_dropout_add",
     "parallel_state",
     "reduce_from_tensor_model_parallel_region",
     "scatter_to_sequence_parallel_region",

@@ -1,0 +1,213 @@
+"""The input adapter's two ends in Triton: embeddings select and pack, the last residual connection and unpack.
+
+A program for each row of the batch; text and speech take different ways in it, so that every row is read and written
+once. No gradient is added atomically: tables get theirs from PyTorch's sorted reduction.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tolktrain_kernels.rows import address_table, aligned_rows
+from tolktrain_kernels.speech_adapter import SpeechRuns
+
+
+@triton.jit
+def embed_kernel(
+    tokens: tl.tensor,  # [M, CODEBOOKS] int64
+    places: tl.tensor,  # [M] int32
+    text_table: tl.tensor,  # [V, WIDTH]
+    speech_tables: tl.tensor,  # [CODEBOOKS] int64: addresses of [V_s, WIDTH]
+    hidden: tl.tensor,  # [M, WIDTH]
+    packed: tl.tensor,  # [N, WIDTH]
+    CODEBOOKS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """See `speech_adapter.embed_tokens`."""
+    row = tl.cast(tl.program_id(0), tl.int64)
+    place = tl.cast(tl.load(places + row), tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    if place < 0:
+        text = tl.load(tokens + row * CODEBOOKS)
+        values = tl.load(text_table + text * WIDTH + columns, mask=inside, other=0.0)
+        tl.store(hidden + row * WIDTH + columns, values, mask=inside)
+    else:
+        total = tl.zeros([BLOCK], tl.float32)
+        for codebook in tl.static_range(CODEBOOKS):
+            unit = tl.load(tokens + row * CODEBOOKS + codebook)
+            table = tl.multiple_of(tl.load(speech_tables + codebook).to(text_table.dtype), 16)
+            total += tl.load(table + unit * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+        tl.store(hidden + row * WIDTH + columns, total, mask=inside)
+        tl.store(packed + place * WIDTH + columns, total, mask=inside)
+
+
+@triton.jit
+def collect_kernel(
+    places: tl.tensor,  # [M] int32
+    d_hidden: tl.tensor,  # [M, WIDTH]
+    d_packed: tl.tensor,  # [N, WIDTH]
+    d_speech: tl.tensor,  # [N, WIDTH]: the sum of both at the rows of speech
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Gradient of the speech embeddings, which `embed_kernel` writes twice."""
+    row = tl.cast(tl.program_id(0), tl.int64)
+    place = tl.cast(tl.load(places + row), tl.int64)
+    if place >= 0:
+        columns = tl.arange(0, BLOCK)
+        inside = columns < WIDTH
+        total = tl.load(d_hidden + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+        total += tl.load(d_packed + place * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+        tl.store(d_speech + place * WIDTH + columns, total, mask=inside)
+
+
+@triton.jit
+def merge_kernel(
+    places: tl.tensor,  # [M] int32
+    hidden: tl.tensor,  # [M, WIDTH]
+    packed: tl.tensor,  # [N, WIDTH]
+    update: tl.tensor,  # [N, WIDTH]
+    merged: tl.tensor,  # [M, WIDTH]
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """See `speech_adapter.merge_speech`."""
+    row = tl.cast(tl.program_id(0), tl.int64)
+    place = tl.cast(tl.load(places + row), tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    if place < 0:
+        values = tl.load(hidden + row * WIDTH + columns, mask=inside, other=0.0)
+        tl.store(merged + row * WIDTH + columns, values, mask=inside)
+    else:
+        total = tl.load(packed + place * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+        total += tl.load(update + place * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+        tl.store(merged + row * WIDTH + columns, total, mask=inside)
+
+
+@triton.jit
+def split_kernel(
+    places: tl.tensor,  # [M] int32
+    d_merged: tl.tensor,  # [M, WIDTH]
+    d_hidden: tl.tensor,  # [M, WIDTH]: 0 at the rows of speech
+    d_packed: tl.tensor,  # [N, WIDTH]
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """The way back of `merge_kernel`."""
+    row = tl.cast(tl.program_id(0), tl.int64)
+    place = tl.cast(tl.load(places + row), tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    gradient = tl.load(d_merged + row * WIDTH + columns, mask=inside, other=0.0)
+    tl.store(d_hidden + row * WIDTH + columns, tl.where(place < 0, gradient, 0.0), mask=inside)
+    if place >= 0:
+        tl.store(d_packed + place * WIDTH + columns, gradient, mask=inside)
+
+
+def embed(
+    tokens: Tensor, runs: SpeechRuns, text_table: Tensor, speech_tables: Sequence[Tensor], num_packed: int
+) -> tuple[Tensor, Tensor]:
+    """`speech_adapter.embed_tokens` in Triton. All tables are of one type."""
+    found: tuple[Tensor, Tensor] = _Embed.apply(tokens, runs, num_packed, text_table, *speech_tables)
+    return found
+
+
+def merge(hidden: Tensor, runs: SpeechRuns, packed: Tensor, update: Tensor) -> Tensor:
+    """`speech_adapter.merge_speech` in Triton. All states are of one type."""
+    merged: Tensor = _Merge.apply(hidden, runs, packed, update)
+    return merged
+
+
+class _Embed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, tokens: Tensor, runs: SpeechRuns, num_packed: int, text_table: Tensor, *speech_tables: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        tables = [aligned_rows(table) for table in speech_tables]
+        num_rows, width = len(tokens), text_table.shape[1]
+        hidden = text_table.new_empty(num_rows, width)
+        packed = text_table.new_empty(num_packed, width)
+        packed[runs.num_positions :].zero_()
+        if num_rows:
+            with torch.cuda.device_of(hidden):
+                embed_kernel[(num_rows,)](
+                    tokens.contiguous(),
+                    runs.places,
+                    aligned_rows(text_table),
+                    address_table(tables),
+                    hidden,
+                    packed,
+                    CODEBOOKS=len(tables),
+                    **_launch(width),
+                )
+        ctx.save_for_backward(tokens, runs.places, runs.rows)
+        ctx.sizes = (len(text_table), [len(table) for table in speech_tables])
+        return hidden, packed
+
+    @staticmethod
+    def backward(ctx: Any, d_hidden: Tensor, d_packed: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, places, rows = ctx.saved_tensors
+        text_size, speech_sizes = ctx.sizes
+        d_hidden, d_packed = aligned_rows(d_hidden), aligned_rows(d_packed)
+        d_text = None
+        if ctx.needs_input_grad[3]:
+            # Speech counts as one more text id, whose row is then left out.
+            ids = tokens[:, 0].where(places < 0, text_size)
+            d_text = torch.ops.aten.embedding_dense_backward(d_hidden, ids, text_size + 1, -1, False)[:text_size]
+        if not any(ctx.needs_input_grad[4:]):
+            return None, None, None, d_text, *(None for _ in speech_sizes)
+        d_speech = d_packed.new_empty(len(rows), d_packed.shape[1])
+        if len(rows):
+            with torch.cuda.device_of(d_speech):
+                launch = _launch(d_packed.shape[1])
+                collect_kernel[(len(places),)](places, d_hidden, d_packed, d_speech, **launch)
+        ids = tokens.index_select(0, rows)
+        d_tables = (
+            torch.ops.aten.embedding_dense_backward(d_speech, ids[:, codebook].contiguous(), size, -1, False)
+            for codebook, size in enumerate(speech_sizes)
+        )
+        return None, None, None, d_text, *d_tables
+
+
+class _Merge(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, runs: SpeechRuns, packed: Tensor, update: Tensor) -> Tensor:
+        merged = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+        if len(hidden):
+            with torch.cuda.device_of(hidden):
+                merge_kernel[(len(hidden),)](
+                    runs.places,
+                    aligned_rows(hidden),
+                    aligned_rows(packed),
+                    aligned_rows(update),
+                    merged,
+                    **_launch(hidden.shape[1]),
+                )
+        ctx.save_for_backward(runs.places)
+        ctx.num_packed, ctx.num_positions = len(packed), runs.num_positions
+        return merged
+
+    @staticmethod
+    def backward(ctx: Any, d_merged: Tensor) -> tuple[Tensor | None, ...]:
+        (places,) = ctx.saved_tensors
+        d_merged = aligned_rows(d_merged)
+        d_hidden = torch.empty_like(d_merged)
+        d_packed = d_merged.new_empty(ctx.num_packed, d_merged.shape[1])
+        d_packed[ctx.num_positions :].zero_()
+        if len(d_merged):
+            with torch.cuda.device_of(d_merged):
+                launch = _launch(d_merged.shape[1])
+                split_kernel[(len(d_merged),)](places, d_merged, d_hidden, d_packed, **launch)
+        return d_hidden, None, d_packed, d_packed
+
+
+def _launch(width: int) -> dict[str, int]:
+    block = triton.next_power_of_2(width)
+    return {"WIDTH": width, "BLOCK": block, "num_warps": min(8, max(1, block // 512))}
