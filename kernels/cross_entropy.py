@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from tolktrain_kernels.backend import Backend
 
 CHUNK_LOGITS = {"cuda": 1 << 26, "cpu": 1 << 24}  # logits at a time: 134 MB in bf16; 67 MB in float32
+ROW_MULTIPLE = 128  # rows at a time, where there is room for as many: what a tile of a matrix product holds
 
 
 def linear_cross_entropy(
@@ -26,7 +28,8 @@ def linear_cross_entropy(
     """Negative log-likelihood of targets under softmax(hidden @ weight.T), in nats.
 
     Products are taken in the type of `hidden`, everything after them in float32 (float64 where the states are). Peak
-    memory beyond inputs and gradients: `CHUNK_LOGITS` logits and, where the weight is trained, its gradient in float32.
+    memory beyond inputs and gradients: `CHUNK_LOGITS` logits (of backend torch also in float32) and, where the weight
+    is trained, its gradient in float32 and a chunk's share of it in the type of `hidden`.
 
     Args:
         hidden: [N, D].
@@ -74,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_weight = torch.empty_like(weight, dtype=accurate) if derives[1] else None
         if d_weight is not None:
             d_weight[num_predicted if len(hidden) else 0 :].zero_()
-        size = max(1, CHUNK_LOGITS["cpu" if hidden.device.type == "cpu" else "cuda"] // num_predicted)
+        size = _rows_at_a_time(hidden.device.type, num_predicted)
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
             logits = functional.linear(hidden[rows], table)
@@ -84,18 +87,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_weight is not None:
                 _accumulate(d_weight[:num_predicted], gradient, hidden[rows], is_first=start == 0)
         ctx.mark_non_differentiable(nll)
-        ctx.weight_dtype = weight.dtype
+        ctx.dtypes = hidden.dtype, weight.dtype
         ctx.save_for_backward(d_hidden, d_weight)
         return nll.sum(), nll
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_sum: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight = ctx.saved_tensors
-        return (
-            None if d_hidden is None else d_hidden * d_sum.to(d_hidden.dtype),
-            None if d_weight is None else (d_weight * d_sum).to(ctx.weight_dtype),
-            *(None,) * 5,
+        scaled = (
+            None if gradient is None else _scale(gradient, d_sum, dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
+        return (*scaled, *(None,) * 5)
+
+
+def _rows_at_a_time(device_type: str, num_predicted: int) -> int:
+    size = max(1, CHUNK_LOGITS["cpu" if device_type == "cpu" else "cuda"] // num_predicted)
+    return size if size < ROW_MULTIPLE else size - size % ROW_MULTIPLE
 
 
 def _softmax_terms(
@@ -119,6 +127,12 @@ def _softmax_terms(
     if counts is not None:
         gradient.mul_(counts.unsqueeze(1))
     return gradient.to(logits.dtype)
+
+
+def _scale(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient [M, D] times scale [], rounded once, and on a GPU without a copy in the more accurate type."""
+    # A scale without dimensions would be rounded to the gradient's type first: an error that all elements share.
+    return torch.mul(gradient, scale.view(1, 1), out=torch.empty_like(gradient, dtype=dtype))
 
 
 def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor, is_first: bool) -> None:
