@@ -1,4 +1,4 @@
-"""Softmax cross-entropy over a chunk of logits, and its gradient in their place: each logit read twice, written once."""
+"""Softmax cross-entropy of a chunk of logits, and its gradient in their place: each is read twice and written once."""
 
 import torch
 import triton

@@ -36,10 +36,10 @@ QUICK_CASES = tuple(
 
 
 def make_case(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """States [N, D] and weight [V, D], float64 but exact in the case's type, with logits about N(0, 4); and targets [N].
+    """States [N, D] and weight [V, D], float64 but exact in the case's type; and targets [N].
 
-    The targets are drawn as the logits say. If all were unlikely, the interpreter would store -1 + p, which rounds to
-    -1, as -0.996 for each: it cuts bits off.
+    Logits are about N(0, 4), and the targets are drawn as they say. If all were unlikely, the interpreter would store
+    -1 + p, which rounds to -1, as -0.996 for each: it cuts bits off.
     """
     generator = torch.Generator().manual_seed(case.vocabulary + case.num_rows)
 

@@ -1,18 +1,14 @@
-"""Runs of speech and attention inside them, against plain loops and a dense mask."""
+"""Runs of speech, against plain loops, and what moves rows."""
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from tolktrain_kernels.speech_adapter import (
-    SpeechRuns,
     gather_rows,
     pack_runs,
     place_rows,
     replace_rows,
-    run_attention,
     select_columns,
 )
 
@@ -65,29 +61,6 @@ def test_packing_of_all_or_nothing(mask: np.ndarray) -> None:
 def test_packing_refuses_another_shape() -> None:
     with pytest.raises(ValueError, match="expected"):
         pack_runs(np.zeros(3, bool))
-
-
-def dense_attention(query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns) -> Tensor:
-    number = torch.repeat_interleave(torch.arange(runs.num_runs), runs.cu_seqlens.diff().long())
-    mask = (number[:, None] == number) & torch.ones(len(number), len(number), dtype=torch.bool).tril()
-    share = query.shape[1] // key.shape[1]
-    keys, values = (t.repeat_interleave(share, dim=1).transpose(0, 1) for t in (key, value))
-    return functional.scaled_dot_product_attention(query.transpose(0, 1), keys, values, attn_mask=mask).transpose(0, 1)
-
-
-@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (3, 1)])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_run_attention_equals_a_dense_mask(seed: int, heads: int, groups: int) -> None:
-    torch.manual_seed(seed)
-    runs = pack_runs(random_mask(seed))
-    shapes = ((runs.num_positions, heads, 6), (runs.num_positions, groups, 6), (runs.num_positions, groups, 6))
-    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    weight = torch.randn(shapes[0], dtype=torch.float64)
-    found, expected = run_attention(*inputs, runs), dense_attention(*inputs, runs)
-    torch.testing.assert_close(found, expected)
-    gradients = [torch.autograd.grad((out * weight).sum(), inputs) for out in (found, expected)]
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 def test_row_operations_pass_gradcheck() -> None:
