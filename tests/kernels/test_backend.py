@@ -18,7 +18,8 @@ from tolktrain_kernels.backend import choose_attention, choose_backend
 def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where nobody asked for the interpreter, with Triton installed, and with warnings as errors."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "triton" or find_spec(name))
     warnings.simplefilter("error")
 
 
