@@ -86,6 +86,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(gradient, table, out=d_hidden[rows])
             if d_weight is not None:
                 _accumulate(d_weight[:num_predicted], gradient, hidden[rows], is_first=start == 0)
+            del logits, gradient  # or the next chunk's would be made beside them
         ctx.mark_non_differentiable(nll)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.save_for_backward(d_hidden, d_weight)
@@ -109,7 +110,7 @@ def _rows_at_a_time(device_type: str, num_predicted: int) -> int:
 def _softmax_terms(
     logits: Tensor, targets: Tensor, ignored: int | None, nll: Tensor, derives: bool, backend: Backend
 ) -> Tensor:
-    """Write the terms of some rows to `nll` [n]; returns the sum's gradient by the logits [n, V], in their type."""
+    """Write the terms of some rows to `nll` [n]; returns the sum's gradient by the logits [n, V]: it may overwrite them."""
     if backend == "triton":
         from tolktrain_kernels.cross_entropy_triton import write_terms
 
@@ -126,7 +127,7 @@ def _softmax_terms(
     gradient.scatter_add_(1, places, gradient.new_full((), -1).expand(len(gradient), 1))
     if counts is not None:
         gradient.mul_(counts.unsqueeze(1))
-    return gradient.to(logits.dtype)
+    return gradient if gradient.dtype == logits.dtype else logits.copy_(gradient)
 
 
 def _scale(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -25,8 +25,8 @@ from tolktrain_kernels.bench.measure import Plan, copy_rate
 from tolktrain_kernels.bench.report import Compilation, Numeric, write_report
 from tolktrain_kernels.compilation import ARCHITECTURES, compile_for, missing_tool
 
-# Each has rows(plan), builds() and numerics(device), as in `pooling`.
-MODULES = ("pooling", "elementwise")
+# Each has rows(plan), builds() and numerics(device), as in `pooling`, and may have a NOTE on its rows.
+MODULES = ("pooling", "elementwise", "loss")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     numerics = _numerics(device, names)
     compilations = _compilations(names, (90,) if options.quick else ARCHITECTURES) if device == "cpu" else []
     folder = options.output or Path("docs/benchmarks") / f"{datetime.now(timezone.utc):%Y-%m-%d}-{_slug(device)}"
-    for path in write_report(folder, _facts(device, rate, options.quick), rows, numerics, compilations):
+    notes = {name: _module(name).NOTE for name in names if hasattr(_module(name), "NOTE")}
+    for path in write_report(folder, _facts(device, rate, options.quick), rows, numerics, compilations, notes):
         print(path)
     failed = [f"{entry.case}, {entry.tensor}: error {entry.ours:.1e}" for entry in numerics if not entry.is_within]
     failed += [f"{e.kernel} spills on sm_90" for e in compilations if e.stack_bytes and e.architecture == "sm_90"]

@@ -1,11 +1,13 @@
 """Times, bandwidth and memory of one function, on a GPU or the CPU."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,14 @@ class Row:
     ms_80: float
     least_bytes: int  # that any implementation must move
     copy_share: float  # least_bytes / (ms_50 x copy rate)
-    peak_bytes: int | None  # allocated at the worst moment, above what was there before; not known on the CPU
+    peak_bytes: int  # in tensors at the worst moment, above what was there before
 
 
 def measure(
     plan: Plan, run: Callable[[], object], *, kernel: str, provider: str, mode: str, shape: str, dtype: str, least: int
 ) -> Row:
     """Time a function and set it in relation to the least number of bytes it must move."""
-    peak = _peak_bytes(run) if plan.device == "cuda" else None
+    peak = _peak_bytes_on_gpu(run) if plan.device == "cuda" else _peak_bytes_on_cpu(run)
     low, median, high = _times_on_gpu(run, plan) if plan.device == "cuda" else _times_on_cpu(run, plan)
     share = least / (median / 1e3 * plan.copy_rate)
     return Row(kernel, provider, mode, shape, dtype, low, median, high, least, share, peak)
@@ -79,7 +81,7 @@ def _times_on_cpu(run: Callable[[], object], plan: Plan) -> tuple[float, float, 
     return cuts[0], statistics.median(times), cuts[3]
 
 
-def _peak_bytes(run: Callable[[], object]) -> int:
+def _peak_bytes_on_gpu(run: Callable[[], object]) -> int:
     run()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -87,3 +89,14 @@ def _peak_bytes(run: Callable[[], object]) -> int:
     run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def _peak_bytes_on_cpu(run: Callable[[], object]) -> int:
+    """From what the profiler hears of PyTorch's allocator; work space that libraries take for themselves is not in."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate((size for _, size in changes), initial=0))

@@ -39,12 +39,14 @@ def write_report(
     rows: Sequence[Row],
     numerics: Sequence[Numeric],
     compilations: Sequence[Compilation],
+    notes: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write README.md, a CSV file of each table, and one plot of each kernel and mode.
 
     Args:
         folder: made if it is missing; files of an earlier run are overwritten.
         facts: device, versions, command and the like, in order.
+        notes: what to know of a kernel's rows, by kernel.
 
     Returns:
         The files, in the order written.
@@ -57,7 +59,7 @@ def write_report(
         path = folder / f"{kernel.replace(' ', '-')}-{mode}.png"  # Markdown's links end at a space
         plots.append(_plot(path, [r for r in rows if (r.kernel, r.mode) == (kernel, mode)]))
     readme = folder / "README.md"
-    readme.write_text(_markdown(facts, rows, numerics, compilations, plots), encoding="utf-8")
+    readme.write_text(_markdown(facts, rows, numerics, compilations, plots, notes or {}), encoding="utf-8")
     return [*written, *plots, readme]
 
 
@@ -75,10 +77,12 @@ def _markdown(
     numerics: Sequence[Numeric],
     compilations: Sequence[Compilation],
     plots: Sequence[Path],
+    notes: Mapping[str, str],
 ) -> str:
     lines = ["# Microbenchmarks of the kernels", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
     for kernel in dict.fromkeys(row.kernel for row in rows):
         lines += [f"## {kernel.capitalize()}", ""]
+        lines += [notes[kernel], ""] if kernel in notes else []
         lines += _time_table([row for row in rows if row.kernel == kernel])
     lines += [line for plot in plots for line in (f"![{plot.stem}]({plot.name})", "")]
     if numerics:
@@ -110,7 +114,7 @@ def _time_table(rows: Sequence[Row]) -> list[str]:
     groups = list(dict.fromkeys((row.shape, row.dtype, mode) for row in rows for mode in _modes(rows)))
     for row in sorted(rows, key=lambda row: groups.index((row.shape, row.dtype, row.mode))):
         speed = first[row.shape, row.dtype, row.mode] / row.ms_50
-        peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}"
+        peak = f"{row.peak_bytes / 2**20:.0f}"
         time = f"{row.ms_50:.3g} ({row.ms_20:.3g} - {row.ms_80:.3g})"
         cells = [row.shape, row.dtype, row.mode, row.provider, time, f"{speed:.1f}", f"{row.copy_share:.0%}", peak]
         lines.append(f"| {' | '.join(cells)} |")

@@ -20,7 +20,7 @@ QUICK = Plan("cpu", quick=True, copy_rate=1e9)
 
 
 def row(provider: str, milliseconds: float, mode: str = "both") -> Row:
-    return Row("pooling", provider, mode, "3 x 8, 4 tokens", "bfloat16", 1.0, milliseconds, 9.0, 1000, 0.25, None)
+    return Row("pooling", provider, mode, "3 x 8, 4 tokens", "bfloat16", 1.0, milliseconds, 9.0, 1000, 0.25, 3 << 20)
 
 
 def test_the_published_form_equals_the_pooling() -> None:
@@ -46,8 +46,22 @@ def test_a_measurement_relates_time_to_the_copy_rate() -> None:
     assert len(calls) >= 4
     assert found.ms_20 <= found.ms_50 <= found.ms_80
     assert found.copy_share == pytest.approx(2.0 / found.ms_50)
-    assert found.peak_bytes is None
+    assert found.peak_bytes == 0
     assert copy_rate("cpu", quick=True) > 0
+
+
+def test_the_peak_on_the_cpu_is_that_of_the_worst_moment() -> None:
+    kept = torch.zeros(1 << 18)  # there before
+
+    def run() -> torch.Tensor:
+        first, second = torch.zeros(1 << 18), torch.zeros(1 << 18)
+        del first
+        third = torch.zeros(1 << 16) + kept[: 1 << 16]  # with its summand
+        return second + third.sum()
+
+    found = measure(QUICK, run, kernel="k", provider="p", mode="both", shape="s", dtype="d", least=1)
+    # Two of 1 MiB at first; last, the second, the third, its sum and the result.
+    assert found.peak_bytes == (2 << 20) + (1 << 18) + 4
 
 
 def test_every_provider_is_measured_in_every_mode() -> None:
@@ -65,16 +79,20 @@ def test_report(tmp_path: Path) -> None:
     rows = [row("published", 8.0), row("ours", 2.0), row("published", 3.0, "forward")]
     numerics = [Numeric("a", "pooled", 1e-7, 2e-7, True), Numeric("a", "gradient of w", 1e-3, 2e-7, False)]
     compilations = [Compilation("forward", "sm_90", 96, 0, 5), Compilation("backward", "sm_80", 64, 16, 5)]
-    written = write_report(tmp_path / "made", {"device": "this one"}, rows, numerics, compilations)
+    notes = {"pooling": "What to know.", "loss": "What nobody asks."}
+    written = write_report(tmp_path / "made", {"device": "this one"}, rows, numerics, compilations, notes)
     names = [path.name for path in written]
     tables, plots = ["times.csv", "numerics.csv", "compilation.csv"], ["pooling-both.png", "pooling-forward.png"]
     assert names == [*tables, *plots, "README.md"]
     with written[0].open(newline="") as file:
         entries = list(csv.DictReader(file))
-    assert entries[1]["provider"] == "ours" and float(entries[1]["ms_50"]) == 2.0 and entries[1]["peak_bytes"] == ""
+    assert (
+        entries[1]["provider"] == "ours" and float(entries[1]["ms_50"]) == 2.0 and entries[1]["peak_bytes"] == "3145728"
+    )
     text = written[-1].read_text()
     assert "- device: this one" in text
-    assert "| 3 x 8, 4 tokens | bfloat16 | both | ours | 2 (1 - 9) | 4.0 | 25% |  |" in text
+    assert "## Pooling\n\nWhat to know.\n" in text and "What nobody asks" not in text
+    assert "| 3 x 8, 4 tokens | bfloat16 | both | ours | 2 (1 - 9) | 4.0 | 25% | 3 |" in text
     assert "| a | gradient of w | 1.0e-03 | 2.0e-07 | NO |" in text
     assert "most registers of a thread: 96" in text and "backward (sm_80, 16 bytes)" in text
     assert all(path.stat().st_size > 1000 for path in written[3:5])
