@@ -22,7 +22,7 @@ NOTE = (
 )
 # N, V, D: a text head, and one of speech, of models of 150M, 400M and 2B parameters.
 GPU_SHAPES = tuple((8192, vocabulary, width) for vocabulary in (49152, 502) for width in (576, 960, 2048))
-CPU_SHAPES = ((1024, 8192, 576), (1024, 502, 576))
+CPU_SHAPES = ((4096, 8192, 576), (4096, 502, 576))  # the first in two chunks
 MODES = ("forward", "both")
 
 
