@@ -145,7 +145,7 @@ class _Embed(torch.autograd.Function):
                     hidden,
                     packed,
                     CODEBOOKS=len(tables),
-                    **_launch(width),
+                    **launch_options(width),
                 )
         ctx.save_for_backward(tokens, runs.places, runs.rows)
         ctx.sizes = (len(text_table), [len(table) for table in speech_tables])
@@ -166,7 +166,7 @@ class _Embed(torch.autograd.Function):
         d_speech = d_packed.new_empty(len(rows), d_packed.shape[1])
         if len(rows):
             with torch.cuda.device_of(d_speech):
-                launch = _launch(d_packed.shape[1])
+                launch = launch_options(d_packed.shape[1])
                 collect_kernel[(len(places),)](places, d_hidden, d_packed, d_speech, **launch)
         ids = tokens.index_select(0, rows)
         d_tables = (
@@ -188,7 +188,7 @@ class _Merge(torch.autograd.Function):
                     aligned_rows(packed),
                     aligned_rows(update),
                     merged,
-                    **_launch(hidden.shape[1]),
+                    **launch_options(hidden.shape[1]),
                 )
         ctx.save_for_backward(runs.places)
         ctx.num_packed, ctx.num_positions = len(packed), runs.num_positions
@@ -203,11 +203,12 @@ class _Merge(torch.autograd.Function):
         d_packed[ctx.num_positions :].zero_()
         if len(d_merged):
             with torch.cuda.device_of(d_merged):
-                launch = _launch(d_merged.shape[1])
+                launch = launch_options(d_merged.shape[1])
                 split_kernel[(len(d_merged),)](places, d_merged, d_hidden, d_packed, **launch)
         return d_hidden, None, d_packed, d_packed
 
 
-def _launch(width: int) -> dict[str, int]:
+def launch_options(width: int) -> dict[str, int]:
+    """Constants of a launch: a program spans a row."""
     block = triton.next_power_of_2(width)
     return {"WIDTH": width, "BLOCK": block, "num_warps": min(8, max(1, block // 512))}

@@ -26,7 +26,7 @@ from tolktrain_kernels.bench.report import Compilation, Numeric, write_report
 from tolktrain_kernels.compilation import ARCHITECTURES, compile_for, missing_tool
 
 # Each has rows(plan), builds() and numerics(device), as in `pooling`, and may have a NOTE on its rows.
-MODULES = ("pooling", "elementwise", "loss")
+MODULES = ("pooling", "adapter", "elementwise", "loss")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,28 +1,11 @@
 """The published implementation's own numbers: activations, losses and gradients in float32."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors import safe_open
-from torch import Tensor
+from published_files import FILES, LOSSES, read
 
 from tolktrain.config.errors import UserError
 from tolktrain.interop.published import gradients, load_published, trace
-
-REFERENCE = Path(__file__).parents[1] / "reference"
-FILES = ("mixed", "speech", "text", "mixed_early_fusion", "mixed_static_pool")
-LOSSES = ("loss", "speech_nll_sum", "text_nll_sum", "entropy")
-
-
-def read(name: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """Tensors by kind (input, weight, output, grad) and the metadata."""
-    kinds: dict[str, dict[str, Tensor]] = {"input": {}, "weight": {}, "output": {}, "grad": {}}
-    with safe_open(REFERENCE / f"{name}.safetensors", "pt") as file:
-        for key in file.keys():  # noqa: SIM118 (no mapping)
-            kind, rest = key.split(".", 1)
-            kinds[kind][rest] = file.get_tensor(key)
-        return kinds, file.metadata()
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -47,6 +47,11 @@ def test_packing_equals_walking(seed: int) -> None:
         assert runs.positions[part].tolist() == [t for _, t in run]
         assert runs.scatter[part].tolist() == [number * runs.max_run + i for i in range(len(run))]
     assert boundaries[-1] == runs.num_positions == mask.sum()
+    assert runs.places.tolist() == [
+        runs.rows.tolist().index(t * len(mask) + b) if mask[b, t] else -1
+        for t in range(mask.shape[1])
+        for b in range(len(mask))
+    ]
 
 
 @pytest.mark.parametrize("mask", [np.zeros((2, 5), bool), np.ones((2, 5), bool), np.zeros((1, 1), bool)])

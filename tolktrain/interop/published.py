@@ -125,7 +125,7 @@ def trace(model: SmolTolk, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Run the model and give every intermediate result that applies, under the names of tests/reference/README.md.
 
     Args:
-        model: in one process.
+        model: in one process, on any device.
         inputs: `input` [B, K, T] or [B, T] int64 and optionally `target` of that shape, `speech_in`, `speech_pred`,
             `text_pred` [B, T]; also with the prefix "input.". Without masks everything is text, without a target
             nothing is scored.
@@ -134,7 +134,8 @@ def trace(model: SmolTolk, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         `embedded`, `adapted`, `hidden_states`, `text_logits` and so on; `loss` is ready for `backward()`.
     """
     batch = _batch(inputs)
-    carrier, result = _trace_layers(model, ModelInputs.from_batch(batch, every_sequence=bool(batch.speech_pred.any())))
+    made = ModelInputs.from_batch(batch, every_sequence=bool(batch.speech_pred.any()))
+    carrier, result = _trace_layers(model, made.to(next(model.parameters()).device))
     predicts_speech, is_text = bool(batch.speech_pred.any()), bool(batch.text_pred.any()) or not batch.speech_pred.any()
     if is_text:
         result["text_logits"] = model.heads.text.logits(carrier.hidden.transpose(0, 1))

@@ -1,0 +1,29 @@
+"""Attention of the input adapter as published: a dense mask, built sequence by sequence."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def dense_mask(speech_in: Tensor) -> Tensor:
+    """Who sees whom: bool [B, 1, T, T]. Speech sees earlier speech of its run, text itself.
+
+    Args:
+        speech_in: bool [B, T], true where the token is speech; on a GPU, which is waited for.
+    """
+    num_sequences, length = speech_in.shape
+    mask = torch.eye(length, dtype=torch.bool, device=speech_in.device).repeat(num_sequences, 1, 1)
+    causal = torch.ones(length, length, dtype=torch.bool, device=speech_in.device).tril()
+    for sequence, row in enumerate(speech_in):
+        for start, end in _runs(row):
+            mask[sequence, start:end, start:end] = causal[start:end, start:end]
+    return mask.unsqueeze(1)
+
+
+def _runs(row: Tensor) -> Sequence[tuple[int, int]]:
+    """First and behind the last position of each run of speech in one sequence [T]."""
+    changes = (torch.nonzero(row[1:] != row[:-1]).flatten() + 1).tolist()
+    bounds = [0, *changes, len(row)]
+    first = 0 if bool(row[0]) else 1
+    return list(zip(bounds[first::2], bounds[first + 1 :: 2], strict=False))

@@ -1,0 +1,44 @@
+"""The speech adapter's kernels in Triton: computed in a process of their own, and compiled for GPUs that are absent."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from tolktrain_kernels.compilation import ARCHITECTURES, compile_for, missing_tool  # noqa: E402
+from tolktrain_kernels.speech_adapter_builds import builds  # noqa: E402
+
+CHECKS = Path(__file__).with_name("triton_speech_adapter.py")
+MISSING = missing_tool()
+BUILDS = {build.name: build for build in builds()}
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["interpreter", pytest.param("gpu", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))],
+)
+def test_computes_what_it_should(device: str, repository: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(repository / "pyproject.toml")]
+    environ = {**os.environ, "TRITON_INTERPRET": "1" if device == "interpreter" else "0"}
+    done = subprocess.run([*command, str(CHECKS)], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-2000:]
+
+
+@pytest.mark.skipif(MISSING is not None, reason=f"{MISSING} is missing from Triton's package")
+@pytest.mark.parametrize("name", BUILDS)
+def test_compiles_without_spilling(name: str) -> None:
+    usage = compile_for(BUILDS[name], 90)
+    assert usage.stack_bytes == 0
+    assert usage.registers <= 128
+
+
+@pytest.mark.skipif(MISSING is not None, reason=f"{MISSING} is missing from Triton's package")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name in BUILDS if name.endswith(" 576 bf16")])
+def test_compiles_for_other_gpus(name: str, architecture: int) -> None:
+    assert compile_for(BUILDS[name], architecture).stack_bytes == 0
