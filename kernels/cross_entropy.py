@@ -110,7 +110,7 @@ def _rows_at_a_time(device_type: str, num_predicted: int) -> int:
 def _softmax_terms(
     logits: Tensor, targets: Tensor, ignored: int | None, nll: Tensor, derives: bool, backend: Backend
 ) -> Tensor:
-    """Write the terms of some rows to `nll` [n]; returns the gradient by their logits [n, V], perhaps in their place."""
+    """Write the terms of some rows to `nll` [n]. Returns their gradient by the logits [n, V], perhaps in these."""
     if backend == "triton":
         from tolktrain_kernels.cross_entropy_triton import write_terms
 
