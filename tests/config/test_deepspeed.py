@@ -286,6 +286,12 @@ def test_pipeline_stages_allow_zero_1_only(refusal: Refusal, build: Build, stage
     assert build({"zero_optimization": {"stage": stage}}, PIPELINE, "deepspeed.zero_stage=1")
 
 
+def test_zero_3_is_not_compiled(refusal: Refusal, build: Build) -> None:
+    message = "ZeRO stage 3 cannot be combined with train.compile layers"
+    assert message in refusal(None, "deepspeed.zero_stage=3", "train.compile=layers")
+    assert build(None, "deepspeed.zero_stage=2", "train.compile=layers")
+
+
 def test_pipeline_stages_have_zero_1_and_exchange_whole_tensors(build: Build) -> None:
     settings = build(None, PIPELINE)
     assert settings["zero_optimization"] == {"stage": 1}

@@ -124,6 +124,10 @@ def test_wrong_values(small: Path, mistakes_of: Mistakes, override: str, message
             "parallel.sequence_parallel needs tensor_parallel_size above 1; set it to false",
         ),
         (
+            "train.compile=layers; parallel.tensor_parallel_size=2",
+            "train.compile layers cannot be combined with parallel.tensor_parallel_size 2: torch.compile stops at every",
+        ),
+        (
             "train.micro_batch_size=3",
             "train.micro_batch_size 3 does not divide global_batch_size 8; use one of [1, 2, 4]",
         ),

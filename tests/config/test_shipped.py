@@ -6,6 +6,9 @@ import pytest
 
 from tolktrain.config.deepspeed import build_deepspeed_config
 from tolktrain.config.load import load_config
+from tolktrain.model.architecture import Architecture
+from tolktrain.model.cost import activation_bytes, layer_flops
+from tolktrain_kernels.cross_entropy import CHUNK_LOGITS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNNABLE = [*sorted(CONFIGS.glob("*.yaml")), *sorted((CONFIGS / "ablations").glob("*.yaml"))]
@@ -43,6 +46,26 @@ def test_the_published_recipe(name: str, backbone: str, rates: tuple[float, floa
     assert (adapter.schedule.decay_steps, adapter.schedule.final_fraction, joint.schedule.decay_steps) == (200, 0.1, 0)
     # One node of eight GPUs must be able to hold the global batch.
     assert build_deepspeed_config(config, data_parallel_size=8)["gradient_accumulation_steps"] > 1
+
+
+@pytest.mark.parametrize("name", ["smoltolk-150m", "smoltolk-400m", "smoltolk-2b"])
+def test_the_published_models_fit_on_one_gpu_of_141_gb(name: str) -> None:
+    """By the formulas of `model.cost`: states of one rank, and what the backward pass needs of a micro batch."""
+    # The same, but for the backbone's shape in place of its name.
+    config = load_config(CONFIGS / "bench" / f"{name}.yaml")
+    published = load_config(CONFIGS / f"{name}.yaml").train
+    assert config.train == published and published.activation_checkpointing == "none"
+    sizes, positions = Architecture.from_config(config.model), published.micro_batch_size * published.sequence_length
+    parameters = sum(layer.parameters for layer in layer_flops(sizes, published.sequence_length))
+    # bf16 parameters, float32 gradients, masters and two moments.
+    states = (2 + 4 + 12) * parameters
+    layers = sizes.num_layers + sizes.input_adapter_layers + sizes.output_adapter_layers
+    # Of the pooling each layer's output and its gradient, though the output is also a layer's input.
+    activations = positions * layers * (activation_bytes(sizes) + 4 * sizes.hidden_size)
+    # A chunk of logits and its gradient, the gradient of the text table in float32 and before it is added up.
+    loss = 4 * CHUNK_LOGITS["cuda"] + 6 * sizes.text_table_size * sizes.hidden_size
+    total = states + activations + loss
+    assert 30e9 < total < 0.75 * 141e9, total  # neither wasted nor tight
 
 
 def test_ablations_differ_from_the_quickstart_in_the_model_alone() -> None:

@@ -92,7 +92,7 @@ class Report:
         return (
             entry.provider.name,
             f"{self.tokens_per_second(measured):,.0f}",
-            f"{median:.4g} ({low:.4g} - {high:.4g})",
+            f"{_digits(median)} ({_digits(low)} - {_digits(high)})",
             UNKNOWN if mfu is None else f"{100 * mfu:.1f} %",
             "unknown" if peak is None else f"{peak:.2f} GiB",
             f"{measured.percentiles[1] / ours.percentiles[1]:.2f}",
@@ -195,6 +195,10 @@ def _markdown(report: Report) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _digits(milliseconds: float) -> str:
+    return f"{milliseconds:.0f}" if milliseconds >= 1000 else f"{milliseconds:.4g}"
 
 
 def _timed(report: Report) -> tuple[float, ...]:
