@@ -84,9 +84,12 @@ def test_loss_and_all_gradients(changes: dict[str, Any], recompute: bool) -> Non
         gradients |= views[name].split(parameter.grad)
     own = dict(theirs.named_parameters())
     assert own.keys() == gradients.keys()
+    largest = max(float(gradient.norm()) for gradient in gradients.values())
     for name, gradient in gradients.items():
-        assert own[name].grad is not None
-        assert (own[name].grad - gradient).norm() <= 1e-5 * gradient.norm(), name
+        found_gradient = own[name].grad
+        assert found_gradient is not None
+        # Of the pooling's few numbers little is left when the gradients of all positions are summed.
+        assert (found_gradient - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7 * largest, name
 
 
 def test_groups_are_those_of_our_model() -> None:
