@@ -125,7 +125,7 @@ def test_wrong_values(small: Path, mistakes_of: Mistakes, override: str, message
         ),
         (
             "train.compile=layers; parallel.tensor_parallel_size=2",
-            "train.compile layers cannot be combined with parallel.tensor_parallel_size 2: torch.compile stops at every",
+            "train.compile layers cannot be combined with parallel.tensor_parallel_size 2: torch.compile stops",
         ),
         (
             "train.micro_batch_size=3",

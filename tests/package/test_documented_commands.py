@@ -10,7 +10,7 @@ from tolktrain.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "launch" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-VERBS = ("train", "evaluate", "generate", "report", "config")
+VERBS = ("train", "evaluate", "generate", "report", "config", "bench")
 
 
 def configurations(markdown: str) -> list[list[str]]:

@@ -7,7 +7,6 @@ is packed, selected or fused. Where the published form leaves a choice, the fast
 without a mask in backbone and output adapter, the boundaries of a sequence's runs fetched at once).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from tolktrain.config.errors import UserError
 from tolktrain.data.batch import Batch
 from tolktrain.model.architecture import Architecture
+from tolktrain_kernels.bench.published_adapter import dense_mask
 from tolktrain_kernels.bench.published_pooling import published_pooling
 
 _UNSCORED = -100
@@ -180,7 +180,7 @@ class PublishedSmolTolk(nn.Module):
         angles = self._angles(embedded)
         hidden = embedded
         if len(self.input_adapter.layers):
-            adapted = self.input_adapter(embedded, angles, _adapter_mask(inputs.speech_in))[-1]
+            adapted = self.input_adapter(embedded, angles, dense_mask(inputs.speech_in))[-1]
             hidden = torch.where(is_speech, adapted, embedded)
         states = self.backbone(hidden, angles)
         weights, selector = self.pooling.layer_weights, self.pooling.selector
@@ -226,23 +226,3 @@ def _nll(logits: Tensor, targets: Tensor, scored: Tensor) -> Tensor:
     """Summed negative log-likelihood of the scored targets; logits [B, T, V] of all positions, in float32."""
     labels = targets.masked_fill(~scored, _UNSCORED).flatten()
     return functional.cross_entropy(logits.float().flatten(0, 1), labels, ignore_index=_UNSCORED, reduction="sum")
-
-
-def _adapter_mask(speech_in: Tensor) -> Tensor:
-    """Who sees whom: bool [B, 1, T, T]. Speech sees earlier speech of its run, text itself."""
-    num_sequences, length = speech_in.shape
-    mask = torch.eye(length, dtype=torch.bool, device=speech_in.device).repeat(num_sequences, 1, 1)
-    causal = torch.ones(length, length, dtype=torch.bool, device=speech_in.device).tril()
-    for sequence, row in enumerate(speech_in):
-        for start, end in _runs(row):
-            mask[sequence, start:end, start:end] = causal[start:end, start:end]
-    return mask.unsqueeze(1)
-
-
-def _runs(row: Tensor) -> Sequence[tuple[int, int]]:
-    """First and behind the last position of each run of speech in one sequence [T]; a GPU is waited for."""
-    changes = (torch.nonzero(row[1:] != row[:-1]).flatten() + 1).tolist()
-    bounds = [0, *changes, len(row)]
-    is_speech = bool(row[0])
-    first = 0 if is_speech else 1
-    return list(zip(bounds[first::2], bounds[first + 1 :: 2], strict=False))
