@@ -1,7 +1,7 @@
 """Weighted layer pooling (SmolTolk, arXiv 2503.06211, section 3.2): which backbone layers a speech prediction reads.
 
-Three forms of one function: Triton on GPUs (`layer_pooling_triton`, `layer_pooling_op`), tiles of tokens on the CPU
-(`layer_pooling_tiled`), and plain PyTorch everywhere, which the other two are tested against.
+Two forms of one function: Triton on GPUs (`layer_pooling_triton`, `layer_pooling_op`), and plain PyTorch everywhere,
+which the other is tested against.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from tolktrain_kernels.backend import Backend
-from tolktrain_kernels.layer_pooling_tiled import pool_tiles
 
 
 class PooledLayers(NamedTuple):
@@ -52,19 +51,13 @@ def pool_layers(
         raise ValueError(f"backend {backend!r} is unknown; use torch or triton")
     if static_weights is None and selector_weight is None:
         return PooledLayers(states[-1] if residual is None else states[-1] + residual, None, None, None)
-    if backend == "triton":
-        # Triton is an optional dependency of torch, missing on some platforms.
-        from tolktrain_kernels.layer_pooling_op import pool_rows
-
-        pool = pool_rows
-    elif states[-1].device.type == "cpu" and not torch.compiler.is_compiling():
-        pool = pool_tiles
-    else:
+    if backend == "torch":
         return pool_layers_plain(states, static_weights, selector_weight, selector_bias, residual)
-    static_probs = None
-    if static_weights is not None:
-        static_probs = torch.softmax(static_weights, dim=0, dtype=_accurate(static_weights))
-    return PooledLayers(*pool(states, static_probs, selector_weight, selector_bias, residual))
+    # Triton is an optional dependency of torch, missing on some platforms.
+    from tolktrain_kernels.layer_pooling_op import pool_rows
+
+    static_probs = None if static_weights is None else torch.softmax(static_weights, dim=0, dtype=torch.float32)
+    return PooledLayers(*pool_rows(states, static_probs, selector_weight, selector_bias, residual))
 
 
 def pool_layers_plain(
@@ -84,7 +77,8 @@ def pool_layers_plain(
     pooled = last if static is None else static
     probs = entropy = None
     if selector_weight is not None:
-        logits = functional.linear(pooled, selector_weight, selector_bias)
+        bias = None if selector_bias is None else selector_bias.to(last.dtype)
+        logits = functional.linear(pooled, selector_weight.to(last.dtype), bias)
         log_probs = torch.log_softmax(logits, dim=-1, dtype=_accurate(logits))
         probs = log_probs.exp()
         entropy = -(probs * log_probs).sum(dim=-1)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -117,14 +116,9 @@ def _providers(device: str) -> dict[str, Provider]:
     if device == "cuda":
         compiled["published, compiled"] = torch.compile(published_pooling, dynamic=False)
         compiled["list, compiled"] = torch.compile(pool_layers_plain, dynamic=False)
-    backend: Literal["torch", "triton"] = "triton" if device == "cuda" else "torch"
-    ours = "triton" if device == "cuda" else "tiles"
-    return {
-        "published": published_pooling,
-        "list": pool_layers_plain,
-        **compiled,
-        ours: partial(pool_layers, backend=backend),
-    }
+    # On the CPU the list is what a model computes with.
+    triton: dict[str, Provider] = {"triton": partial(pool_layers, backend="triton")} if device == "cuda" else {}
+    return {"published": published_pooling, "list": pool_layers_plain, **compiled, **triton}
 
 
 def _inputs(

@@ -46,7 +46,7 @@ def write_report(
     Args:
         folder: made if it is missing; files of an earlier run are overwritten.
         facts: device, versions, command and the like, in order.
-        notes: what to know of a kernel's rows, by kernel.
+        notes: what to know of the rows of a kernel that arithmetic bounds, by kernel; its plots show speed.
 
     Returns:
         The files, in the order written.
@@ -57,7 +57,8 @@ def write_report(
     plots = []
     for kernel, mode in dict.fromkeys((row.kernel, row.mode) for row in rows):
         path = folder / f"{kernel.replace(' ', '-')}-{mode}.png"  # Markdown's links end at a space
-        plots.append(_plot(path, [r for r in rows if (r.kernel, r.mode) == (kernel, mode)]))
+        mine = [row for row in rows if (row.kernel, row.mode) == (kernel, mode)]
+        plots.append(_plot(path, mine, shows_speed=kernel in (notes or {})))
     readme = folder / "README.md"
     readme.write_text(_markdown(facts, rows, numerics, compilations, plots, notes or {}), encoding="utf-8")
     return [*written, *plots, readme]
@@ -136,26 +137,30 @@ def _numeric_table(numerics: Sequence[Numeric]) -> list[str]:
     return [*lines, ""]
 
 
-def _plot(path: Path, rows: Sequence[Row]) -> Path:
-    """Bars: share of the copy rate that each provider reaches, by shape and type."""
+def _plot(path: Path, rows: Sequence[Row], shows_speed: bool) -> Path:
+    """Bars by shape and type: share of the copy rate that each provider reaches, or its speed over the first one's."""
     from matplotlib.figure import Figure
 
     groups = list(dict.fromkeys((row.shape, row.dtype) for row in rows))
     providers = list(dict.fromkeys(row.provider for row in rows))
+    first = {(row.shape, row.dtype): row.ms_50 for row in rows if row.provider == providers[0]}
     figure = Figure(figsize=(max(6.0, 1.9 * len(groups)), 4.2), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(providers)
     for index, provider in enumerate(providers):
         mine = {(row.shape, row.dtype): row for row in rows if row.provider == provider}
         places = [number + (index - (len(providers) - 1) / 2) * width for number in range(len(groups))]
-        shares = [100 * mine[group].copy_share if group in mine else 0.0 for group in groups]
-        bars = axes.bar(places, shares, width, label=provider)
+        heights = [100 * mine[group].copy_share if group in mine else 0.0 for group in groups]
+        if shows_speed:
+            heights = [first[group] / mine[group].ms_50 if group in mine else 0.0 for group in groups]
+        bars = axes.bar(places, heights, width, label=provider)
         times = [f"{mine[group].ms_50:.3g}" if group in mine else "" for group in groups]
         axes.bar_label(bars, times, fontsize=6, rotation=90, padding=2)
     axes.set_xticks(
         range(len(groups)), [f"{shape.replace(', ', chr(10))}\n{dtype}" for shape, dtype in groups], fontsize=7
     )
-    axes.set_ylabel("% of the copy rate (least bytes); labels: ms")
+    height = f"speed over {providers[0]}" if shows_speed else "% of the copy rate (least bytes)"
+    axes.set_ylabel(f"{height}; labels: ms")
     axes.set_title(f"{rows[0].kernel}, {rows[0].mode}")
     axes.margins(y=0.15)
     axes.legend(fontsize=7)

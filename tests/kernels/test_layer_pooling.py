@@ -4,17 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tolktrain_kernels import layer_pooling_tiled
-from tolktrain_kernels.layer_pooling import pool_layers, pool_layers_plain
+from tolktrain_kernels.layer_pooling import pool_layers
 
-FORMS = {"tiled": pool_layers, "plain": pool_layers_plain}
 MODES = {"none": (False, False), "static": (True, False), "dynamic": (False, True), "both": (True, True)}
-
-
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of the fewest rows, so that ten tokens make two, the last one incomplete."""
-    monkeypatch.setattr(layer_pooling_tiled, "TILE_BYTES", 1)
 
 
 def twin(
@@ -52,10 +44,9 @@ def case(
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2, 5])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("form", FORMS)
-def test_equals_the_twin_with_gradients(form: str, mode: str, num_layers: int, residual: bool) -> None:
+def test_equals_the_twin_with_gradients(mode: str, num_layers: int, residual: bool) -> None:
     arguments = case(mode, num_layers, residual)
-    found = FORMS[form](**arguments)
+    found = pool_layers(**arguments)
     expected, entropy = twin(*arguments.values())
     torch.testing.assert_close(found.pooled, expected)
     assert (found.entropy is None) == (entropy is None) == (mode in ("none", "static"))
@@ -72,14 +63,13 @@ def test_equals_the_twin_with_gradients(form: str, mode: str, num_layers: int, r
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("form", FORMS)
-def test_gradcheck_of_every_output(form: str, mode: str) -> None:
+def test_gradcheck_of_every_output(mode: str) -> None:
     arguments = case(mode, 3, residual=True, shape=(2,), dim=3)
     states = arguments.pop("states")
     names = [name for name, value in arguments.items() if value is not None]
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        found = FORMS[form](list(tensors[:3]), **dict(zip(names, tensors[3:], strict=True)))
+        found = pool_layers(list(tensors[:3]), **dict(zip(names, tensors[3:], strict=True)))
         return tuple(output for output in found if output is not None)
 
     assert torch.autograd.gradcheck(run, (*states, *(arguments[name] for name in names)))
@@ -106,30 +96,6 @@ def test_one_layer_or_a_decided_selector() -> None:
     found = pool_layers(states, None, torch.zeros(3, 3), bias)
     torch.testing.assert_close(found.pooled, states[1])
     assert not found.entropy.any()
-
-
-def test_gradients_of_the_weights_alone() -> None:
-    arguments = case("both", 3, residual=False)
-    arguments["states"] = [state.detach() for state in arguments["states"]]
-    parameters = [arguments[name] for name in ("static_weights", "selector_weight", "selector_bias")]
-    found, expected = (
-        torch.autograd.grad(form(**arguments).pooled.square().sum(), parameters) for form in FORMS.values()
-    )
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("shape", [(0,), (3, 0), (4, 3)])
-def test_no_tokens_and_transposed_states(shape: tuple[int, ...]) -> None:
-    arguments = case("both", 3, residual=True, shape=shape)
-    turned = {**arguments, "states": [state.mT.contiguous().mT for state in arguments["states"]]}
-    found, expected = pool_layers(**turned), pool_layers_plain(**arguments)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
-    gradient, same = (
-        torch.autograd.grad(pooled.sum(), arguments["selector_weight"]) for pooled in (found.pooled, expected.pooled)
-    )
-    torch.testing.assert_close(gradient, same)
 
 
 def test_weights_in_float32_with_states_in_bfloat16() -> None:
