@@ -29,13 +29,14 @@ def builds() -> list[Build]:
     cases += [(shape, mode, torch.bfloat16) for shape in FORWARD_SETTINGS for mode in ("static", "dynamic")]
     found = []
     for (num_layers, width), mode, dtype in cases:
-        found += [_forward(num_layers, width, mode, dtype), _backward(num_layers, width, mode, dtype)]
+        found += [forward_build(num_layers, width, mode, dtype), backward_build(num_layers, width, mode, dtype)]
         if mode == "both":
             found.append(_selector(num_layers, width, dtype))
     return found
 
 
-def _forward(num_layers: int, width: int, mode: str, dtype: torch.dtype) -> Build:
+def forward_build(num_layers: int, width: int, mode: str, dtype: torch.dtype) -> Build:
+    """The forward kernel of a shape in its setting; mode is "static", "dynamic" or "both"."""
     state = f"*{_TYPES[dtype]}"
     types = {"table": "*i64", "residual": state, "pooled": state, "num_rows": "i32"}
     if mode != "dynamic":
@@ -55,7 +56,8 @@ def _forward(num_layers: int, width: int, mode: str, dtype: torch.dtype) -> Buil
     return Build(name, forward_kernel, types, constants, setting.num_warps)
 
 
-def _backward(num_layers: int, width: int, mode: str, dtype: torch.dtype) -> Build:
+def backward_build(num_layers: int, width: int, mode: str, dtype: torch.dtype) -> Build:
+    """The backward kernel of a shape in its setting; mode is "static", "dynamic" or "both"."""
     state = f"*{_TYPES[dtype]}"
     types = {"table": "*i64", "d_table": "*i64", "like": state, "d_pooled": state, "dots": "*fp32", "num_rows": "i32"}
     if mode != "dynamic":

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from tolktrain_kernels.bench.measure import Plan, copy_rate
+from tolktrain_kernels.bench.pooling import GPU_SHAPES
 from tolktrain_kernels.bench.report import Compilation, Numeric, write_report
 from tolktrain_kernels.compilation import ARCHITECTURES, compile_for, missing_tool
 
@@ -38,6 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps([entry for name in names for entry in _module(name).numerics("cpu")]))
         return 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.tune:
+        from tolktrain_kernels.bench.tune import tune_pooling
+
+        if device == "cpu":
+            print("error: there is no GPU to tune for", file=sys.stderr)
+            return 2
+        for line in tune_pooling(device, GPU_SHAPES):
+            print(line, flush=True)
+        return 0
     if device == "cpu":
         print("No GPU: times are the CPU's; the kernels are checked in Triton's interpreter and compiled offline.")
     rate = copy_rate(device, options.quick)
@@ -61,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small shapes, short measurements, sm_90 alone")
     parser.add_argument("--only", action="append", choices=MODULES, help="this kernel; may be repeated")
     parser.add_argument("--output", type=Path, help="folder of the results (docs/benchmarks/DATE-DEVICE)")
+    parser.add_argument("--tune", action="store_true", help="try settings of the pooling and print the fastest, only")
     # How the interpreter's process is started: it must be chosen before the kernels are imported.
     parser.add_argument("--numerics-only", action="store_true", help=argparse.SUPPRESS)
     return parser

@@ -10,8 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tolktrain_kernels import layer_pooling_triton
+from tolktrain_kernels.bench.pooling import Shape
 from tolktrain_kernels.bench.pooling_check import Case, deviations, make_case
+from tolktrain_kernels.bench.tune import tune_pooling
+from tolktrain_kernels.compilation import Build
 from tolktrain_kernels.layer_pooling import PooledLayers, pool_layers, pool_layers_plain
+from tolktrain_kernels.layer_pooling_triton import Setting
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 SHAPES = [
@@ -175,3 +180,23 @@ def test_what_cannot_be_pooled_is_refused() -> None:
         pool_layers([state] * 65, weights, backend="triton")
     with pytest.raises(ValueError, match="takes 16 and 32 bit states, not torch.float64; use backend torch"):
         pool_layers([state.double()], weights[:1], backend="triton")
+
+
+def test_tuning_names_the_fastest_setting_and_leaves_the_tables_alone() -> None:
+    before = dict(layer_pooling_triton.FORWARD_SETTINGS)
+    tried = []
+
+    def usable(build: Build, setting: Setting) -> bool:
+        assert build.constants["GROUP"] == setting.group and build.num_warps == setting.num_warps
+        tried.append(setting)
+        return setting.group == 2
+
+    candidates = [Setting(4, 2, 1, 2), Setting(4, 4, 1, 2)]
+    lines = list(tune_pooling(DEVICE, [Shape(3, 72, 2)], candidates, usable))
+    assert tried == candidates * 2
+    assert [line.split(":")[0].strip() for line in lines] == ["FORWARD_SETTINGS", "(3, 72)"] + [
+        "BACKWARD_SETTINGS",
+        "(3, 72)",
+    ]
+    assert "ms at present" in lines[1] and "Setting(num_warps=" in lines[3]
+    assert before == layer_pooling_triton.FORWARD_SETTINGS
