@@ -111,7 +111,7 @@ def _missing(name: Attention) -> str | None:
     module, function = _PACKED_ATTENTION[name]
     try:
         found = importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:
         return f"{module} cannot be imported ({error})"
     return None if hasattr(found, function) else f"{module} has no {function}"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tolktrain_kernels.bench.elementwise_check import EPS, KERNELS, QUICK_CASES, Case, compute, deviations, make_angles
-from tolktrain_kernels.bench.measure import Plan, Row, measure
+from tolktrain_kernels.bench.measure import Plan, Row, compiled, measure
 from tolktrain_kernels.compilation import Build
 
 Provider = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, ...]]
@@ -130,7 +130,7 @@ def providers(kernel: str, device: str) -> dict[str, Provider]:
         return {"eager": eager}
     found: dict[str, Provider] = {
         "eager": eager,
-        "compiled": torch.compile(eager, dynamic=False),
+        "compiled": compiled(eager),
         "triton": partial(compute, kernel, backend="triton"),
     }
     if kernel != "rotation" and importlib.util.find_spec("liger_kernel") is not None:

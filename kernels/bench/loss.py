@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tolktrain_kernels.bench.loss_check import QUICK_CASES, Case, deviations
-from tolktrain_kernels.bench.measure import Plan, Row, measure
+from tolktrain_kernels.bench.measure import Plan, Row, compiled, measure
 from tolktrain_kernels.compilation import Build
 from tolktrain_kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_plain
 
@@ -100,7 +100,7 @@ def providers(device: str) -> dict[str, Provider]:
     """All logits at once first; on a GPU also compiled, ours in Triton, and Liger's where it is installed."""
     found: dict[str, Provider] = {"full logits": linear_cross_entropy_plain, "chunks": linear_cross_entropy}
     if device == "cuda":
-        found["compiled"] = torch.compile(linear_cross_entropy_plain, dynamic=False)
+        found["compiled"] = compiled(linear_cross_entropy_plain)
         found["triton"] = partial(linear_cross_entropy, backend="triton")
         if importlib.util.find_spec("liger_kernel") is not None:
             found["liger"] = _liger

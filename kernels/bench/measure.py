@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -49,6 +50,30 @@ def measure(
     low, median, high = _times_on_gpu(run, plan) if plan.device == "cuda" else _times_on_cpu(run, plan)
     share = least / (median / 1e3 * plan.copy_rate)
     return Row(kernel, provider, mode, shape, dtype, low, median, high, least, share, peak)
+
+
+def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
+    """The function under torch.compile, anew for every set of shapes.
+
+    PyTorch keeps few variants of one piece of code, over all its wrappers, and then goes on without compiling.
+    """
+    made: dict[tuple[object, ...], Callable[..., Any]] = {}
+
+    def run(*given: Any) -> Any:
+        key = tuple(_signature(argument) for argument in given)
+        if (key, torch.is_grad_enabled()) not in made:
+            torch._dynamo.reset()
+            made.clear()
+            made[key, torch.is_grad_enabled()] = torch.compile(function, dynamic=False, backend=backend)
+        return made[key, torch.is_grad_enabled()](*given)
+
+    return run
+
+
+def _signature(argument: object) -> object:
+    if isinstance(argument, torch.Tensor):
+        return argument.shape, argument.dtype, argument.requires_grad
+    return tuple(_signature(part) for part in argument) if isinstance(argument, (list, tuple)) else argument
 
 
 def copy_rate(device: str, quick: bool) -> float:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tolktrain_kernels.bench.measure import Plan, Row, measure
+from tolktrain_kernels.bench.measure import Plan, Row, compiled, measure
 from tolktrain_kernels.bench.pooling_check import QUICK_CASES, deviations
 from tolktrain_kernels.bench.published_pooling import published_pooling
 from tolktrain_kernels.compilation import Build
@@ -111,14 +111,13 @@ def measure_provider(plan: Plan, name: str, pool: Provider, shape: Shape, dtype:
 
 
 def _providers(device: str) -> dict[str, Provider]:
-    # The CPU's compiled code is not what anybody trains with.
-    compiled: dict[str, Provider] = {}
+    # The CPU's compiled code is not what anybody trains with; the list is what it computes with.
+    found: dict[str, Provider] = {"published": published_pooling, "list": pool_layers_plain}
     if device == "cuda":
-        compiled["published, compiled"] = torch.compile(published_pooling, dynamic=False)
-        compiled["list, compiled"] = torch.compile(pool_layers_plain, dynamic=False)
-    # On the CPU the list is what a model computes with.
-    triton: dict[str, Provider] = {"triton": partial(pool_layers, backend="triton")} if device == "cuda" else {}
-    return {"published": published_pooling, "list": pool_layers_plain, **compiled, **triton}
+        found["published, compiled"] = compiled(published_pooling)
+        found["list, compiled"] = compiled(pool_layers_plain)
+        found["triton"] = partial(pool_layers, backend="triton")
+    return found
 
 
 def _inputs(

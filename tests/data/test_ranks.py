@@ -1,6 +1,5 @@
 """Two real ranks of one node, which share memory and loader processes."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -12,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from stages import NUM_CANONICAL_NODES, global_batches, rows, stage_loader
-from torch import distributed
+from other_processes import run_rank, server
+from stages import NUM_CANONICAL_NODES, global_batches, stage_loader
 
 from tolktrain.config import Config
 from tolktrain.data import mixture
@@ -23,31 +22,12 @@ MakeConfig = Callable[..., Config]
 Rows = list[list[list[tuple[Any, ...]]]]  # per case, step and row
 
 
-def run_rank(rank: int, port: int, cases: list[tuple[Config, int]], results: Path) -> None:
-    """One rank: in each case two stages one after the other, on the same folder."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo")
-    made: Rows = []
-    for config, data_size in cases:
-        steps = []
-        for start in (0, 3):
-            with stage_loader(config, start, rank % data_size, data_size) as loader:
-                steps += [rows(next(loader)) for _ in range(9)]
-        made.append(steps)
-    torch.save(made, results / f"rank{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
 def run_ranks(cases: list[tuple[Config, int]], results: Path) -> list[Rows]:
     """Run two ranks on some cases, each a configuration and its data-parallel size."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # Forked, so that they need not import everything again.
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=run_rank, args=(rank, port, cases, results)) for rank in range(2)]
+    processes = [server().Process(target=run_rank, args=(rank, port, cases, results)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

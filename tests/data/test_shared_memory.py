@@ -1,6 +1,5 @@
 """What killed runs leave behind neither blocks nor misleads the next, and living runs are let alone."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -8,10 +7,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from multiprocessing import shared_memory
-from multiprocessing.synchronize import Event as EventType
 from pathlib import Path
 
 import pytest
+from other_processes import enter, server
 
 from tolktrain.data.shared_memory import exclusive_start, remove_stale_blocks
 
@@ -67,17 +66,13 @@ def test_other_names_are_let_alone(name: str) -> None:
     block.unlink()
 
 
-def enter(entered: EventType) -> None:
-    with exclusive_start(True):
-        entered.set()
-
-
 def test_jobs_start_one_after_the_other() -> None:
-    context = multiprocessing.get_context("fork")
-    entered = context.Event()
-    other = context.Process(target=enter, args=(entered,))
+    context = server()
+    trying, entered = context.Event(), context.Event()
+    other = context.Process(target=enter, args=(trying, entered), daemon=True)
     with exclusive_start(True):
         other.start()
+        assert trying.wait(timeout=60)
         assert not entered.wait(timeout=1)
     assert entered.wait(timeout=60)
     other.join()

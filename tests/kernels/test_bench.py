@@ -10,7 +10,7 @@ import torch
 
 import tolktrain_kernels.bench.__main__ as bench
 from tolktrain_kernels.bench import pooling, pooling_check
-from tolktrain_kernels.bench.measure import Plan, Row, copy_rate, measure
+from tolktrain_kernels.bench.measure import Plan, Row, compiled, copy_rate, measure
 from tolktrain_kernels.bench.pooling import Shape, least_bytes
 from tolktrain_kernels.bench.published_pooling import published_pooling
 from tolktrain_kernels.bench.report import Compilation, Numeric, write_report
@@ -123,3 +123,15 @@ def test_wrong_numbers_and_spills_fail(
     assert bench.main(["--quick", "--output", str(tmp_path)]) == 1
     errors = capsys.readouterr().err
     assert "failed: a, pooled: error 1.0e-02" in errors and "failed: forward spills on sm_90" in errors
+
+
+def test_every_shape_is_compiled() -> None:
+    """PyTorch gives up after eight variants of a function."""
+    run = compiled(lambda tensors, factor: [tensor.sin() * factor for tensor in tensors], backend="eager")
+    for length in range(2, 14):
+        tensor = torch.ones(length)
+        torch._dynamo.utils.counters.clear()
+        torch.testing.assert_close(run([tensor], 2)[0], tensor.sin() * 2)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        run([tensor], 2)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

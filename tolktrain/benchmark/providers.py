@@ -110,7 +110,7 @@ class PublishedRunner:
             for (group, is_matrix), parameters in members.items()
         ]
         first, second = options.betas
-        return torch.optim.AdamW(groups, betas=(first, second), eps=options.eps, fused=False)
+        return torch.optim.AdamW(groups, betas=(first, second), eps=options.eps, fused=True)
 
     def step(self, batches: Sequence[Batch]) -> StepOutcome:
         """Train on the micro batches of one step."""

@@ -1,6 +1,7 @@
 """`tolktrain bench`: the whole training step of a configuration, timed on synthetic data."""
 
 import gc
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,6 +28,8 @@ from tolktrain.train.kernels import choose_kernels
 from tolktrain.train.optimizer import rates_at
 from tolktrain.train.process import set_threads
 from tolktrain.train.utilization import Utilization
+
+_OUT_OF_MEMORY = "out of memory|CUBLAS_STATUS_ALLOC_FAILED"
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,10 @@ def _measured(
             return measure(runner, steps, num_warmup, setting.layout.device)
         finally:
             runner.close()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        # Triton's and cuBLAS's own failures to allocate are of no kind of their own.
+        if not isinstance(error, torch.OutOfMemoryError) and not re.search(_OUT_OF_MEMORY, str(error)):
+            raise
         return None
 
 

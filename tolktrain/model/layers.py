@@ -37,6 +37,7 @@ class InputAdapterLayer(PipelineLayer):
         hidden, runs = carrier.hidden.flatten(0, 1), carrier.inputs.runs
         packed, update = (part.flatten(0, 1) for part in self.block.parts(carrier.speech, carrier.run_context))
         if self.shares_sequence:
+            assert carrier.run_context.mask is None, "the dense mask is for a model in one process"
             # What follows is the same on all tensor ranks, and so is its gradient.
             speech = gather_from_sequence_parallel_region(packed + update, tensor_parallel_output_grad=False)
             hidden = replace_rows(hidden, runs.rows, speech[: runs.num_positions])

@@ -21,6 +21,8 @@ from tolktrain.parallel.layout import Layout, initialize
 from tolktrain_kernels.backend import Kernels
 from tolktrain_kernels.speech_adapter import place_rows
 
+_COMPILED_VARIANTS = 32
+
 __all__ = ["LossSums", "NextLogits", "SmolTolk", "build_layers", "loss_from_sums"]
 
 
@@ -136,6 +138,10 @@ class SmolTolk(nn.Module):
         Not those of the input adapter: how many rows of speech they get, in runs of which length, differs from step to
         step, and PyTorch keeps few variants of a piece of code before it gives up compiling it.
         """
+        # A run has some more: frozen and trained, training and validation, and sequences that predict speech in any
+        # number. Those of a model that has gone do not count.
+        torch._dynamo.reset()
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_VARIANTS)
         for layer in self.layers.values():
             if isinstance(layer, (BackboneLayer, OutputAdapterLayer)):
                 layer.block.layer.compile()
