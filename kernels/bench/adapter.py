@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from tolktrain_kernels.backend import Backend, Kernels, choose_attention
-from tolktrain_kernels.bench.adapter_check import QUICK_CASES, deviations, random_mask
+from tolktrain_kernels.bench.adapter_check import QUICK_CASES, Case, deviations, random_mask
 from tolktrain_kernels.bench.elementwise_check import make_angles
-from tolktrain_kernels.bench.measure import Plan, Row, measure
+from tolktrain_kernels.bench.measure import Plan, Row, measure_modes
+from tolktrain_kernels.bench.pooling_check import entries
 from tolktrain_kernels.bench.published_adapter import dense_mask
 from tolktrain_kernels.compilation import Build
 from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, rotate, swiglu
@@ -26,7 +27,6 @@ EPS = 1e-5
 NUM_LAYERS = 2
 SPEECH_SHARE = 0.46  # of the positions, in the published recipe's interleaved data
 MEAN_RUN = 80  # positions of a run of speech: ten words
-MODES = ("forward", "backward", "both")
 NOTE = "Time goes to matrix products and attention, so the share of copy says little."
 
 Provider = Callable[[Tensor, list["Layer"]], Tensor]
@@ -95,18 +95,12 @@ def builds() -> list[Build]:
 
 
 def numerics(device: str) -> list[tuple[str, str, float, float, bool]]:
-    """Errors against float64: (case, tensor, ours, eager PyTorch's, within what is allowed)."""
-    return [
-        (
-            f"{case.kernel}, {case.width}, {case.num_codebooks} codebooks, {str(case.dtype).removeprefix('torch.')}",
-            deviation.tensor,
-            deviation.ours,
-            deviation.eager,
-            deviation.is_within(case.dtype),
-        )
-        for case in QUICK_CASES
-        for deviation in deviations(case, device)
-    ]
+    """Errors against float64, as `pooling_check.entries` gives them."""
+    return [entry for case in QUICK_CASES for entry in entries(_name(case), case.dtype, deviations(case, device))]
+
+
+def _name(case: Case) -> str:
+    return f"{case.kernel}, {case.width}, {case.num_codebooks} codebooks, {str(case.dtype).removeprefix('torch.')}"
 
 
 def _measure_shape(plan: Plan, shape: Shape, dtype: torch.dtype) -> Iterator[Row]:
@@ -121,8 +115,25 @@ def _measure_shape(plan: Plan, shape: Shape, dtype: torch.dtype) -> Iterator[Row
     layers = [make_layer(shape, random) for _ in range(NUM_LAYERS)]
     gradient = random(*hidden.shape).detach()
     leaves = [hidden, *(tensor for layer in layers for tensor in layer.tensors)]
+    weights = sum(leaf.nbytes for leaf in leaves[1:])
+    least = {"forward": 2 * gradient.nbytes + weights, "backward": 3 * gradient.nbytes + 2 * weights}
+    least["both"] = sum(least.values())
     for name, provider in providers(plan.device, shape, mask, dtype).items():
-        yield from _measure_provider(plan, name, partial(provider, hidden, layers), leaves, gradient, shape)
+        yield from measure_modes(
+            plan,
+            partial(_outputs, provider, hidden, layers),
+            leaves,
+            [gradient],
+            kernel="adapter",
+            provider=name,
+            shape=str(shape),
+            dtype=dtype,
+            least=least,
+        )
+
+
+def _outputs(provider: Provider, hidden: Tensor, layers: list[Layer]) -> list[Tensor]:
+    return [provider(hidden, layers)]
 
 
 def make_layer(shape: Shape, random: Callable[..., Tensor]) -> Layer:
@@ -137,30 +148,6 @@ def make_layer(shape: Shape, random: Callable[..., Tensor]) -> Layer:
         random(2 * inner, width, scale=width**-0.5),
         random(width, inner, scale=inner**-0.5),
     )
-
-
-def _measure_provider(
-    plan: Plan, name: str, forward: Callable[[], Tensor], leaves: list[Tensor], gradient: Tensor, shape: Shape
-) -> Iterator[Row]:
-    output = forward()
-    weights = sum(leaf.nbytes for leaf in leaves[1:])
-    least = {"forward": 2 * gradient.nbytes + weights, "backward": 3 * gradient.nbytes + 2 * weights}
-    runs: dict[str, Callable[[], object]] = {
-        "forward": forward,
-        "backward": lambda: torch.autograd.grad(output, leaves, gradient, retain_graph=True),
-        "both": lambda: torch.autograd.grad(forward(), leaves, gradient),
-    }
-    for mode in MODES:
-        yield measure(
-            plan,
-            runs[mode],
-            kernel="adapter",
-            provider=name,
-            mode=mode,
-            shape=str(shape),
-            dtype=str(gradient.dtype).removeprefix("torch."),
-            least=least.get(mode, sum(least.values())),
-        )
 
 
 def providers(device: str, shape: Shape, mask: np.ndarray, dtype: torch.dtype) -> dict[str, Provider]:

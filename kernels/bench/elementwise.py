@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tolktrain_kernels.bench.elementwise_check import EPS, KERNELS, QUICK_CASES, Case, compute, deviations, make_angles
-from tolktrain_kernels.bench.measure import Plan, Row, compiled, measure
+from tolktrain_kernels.bench.measure import MODES, Plan, Row, compiled, measure_modes
+from tolktrain_kernels.bench.pooling_check import entries
 from tolktrain_kernels.compilation import Build
 
 Provider = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, ...]]
@@ -22,7 +23,6 @@ NUM_TOKENS, BATCH_SIZE = 16384, 8
 HIDDEN_WIDTHS = (576, 960, 2048)
 FFN_WIDTHS = (1536, 2560, 8192)
 HEADS = ((9, 64), (15, 64), (32, 64))  # number and width
-MODES = ("forward", "backward", "both")
 
 
 def rows(plan: Plan) -> list[Row]:
@@ -57,18 +57,12 @@ def builds() -> list[Build]:
 
 
 def numerics(device: str) -> list[tuple[str, str, float, float, bool]]:
-    """Errors against float64: (case, tensor, ours, eager PyTorch's, within what is allowed)."""
-    return [
-        (
-            f"{case.kernel}, {' x '.join(map(str, case.shape))}, {str(case.dtype).removeprefix('torch.')}",
-            deviation.tensor,
-            deviation.ours,
-            deviation.eager,
-            deviation.is_within(case.dtype),
-        )
-        for case in QUICK_CASES
-        for deviation in deviations(case, device)
-    ]
+    """Errors against float64, as `pooling_check.entries` gives them."""
+    return [entry for case in QUICK_CASES for entry in entries(_name(case), case.dtype, deviations(case, device))]
+
+
+def _name(case: Case) -> str:
+    return f"{case.kernel}, {' x '.join(map(str, case.shape))}, {str(case.dtype).removeprefix('torch.')}"
 
 
 def least_bytes(mode: str, case: Case) -> int:
@@ -98,29 +92,17 @@ def measure_provider(plan: Plan, name: str, provider: Provider, case: Case) -> I
     gradients = [random(case.shape) for _ in case.output_names()]
     angles = make_angles(case.shape[0], case.shape[-1], plan.device) if case.kernel == "rotation" else []
 
-    def forward() -> tuple[Tensor, ...]:
-        return provider(leaves, angles)
-
-    def backward(outputs: tuple[Tensor, ...], retain: bool) -> None:
-        torch.autograd.grad(outputs, leaves, gradients, retain_graph=retain)
-
-    outputs = forward()
-    runs: dict[str, Callable[[], object]] = {
-        "forward": forward,
-        "backward": partial(backward, outputs, True),
-        "both": lambda: backward(forward(), False),
-    }
-    for mode in MODES:
-        yield measure(
-            plan,
-            runs[mode],
-            kernel=case.kernel,
-            provider=name,
-            mode=mode,
-            shape=" x ".join(map(str, case.shape)),
-            dtype=str(case.dtype).removeprefix("torch."),
-            least=least_bytes(mode, case),
-        )
+    return measure_modes(
+        plan,
+        lambda: provider(leaves, angles),
+        leaves,
+        gradients,
+        kernel=case.kernel,
+        provider=name,
+        shape=" x ".join(map(str, case.shape)),
+        dtype=case.dtype,
+        least={mode: least_bytes(mode, case) for mode in MODES},
+    )
 
 
 def providers(kernel: str, device: str) -> dict[str, Provider]:

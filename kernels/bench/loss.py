@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tolktrain_kernels.bench.loss_check import QUICK_CASES, Case, deviations
 from tolktrain_kernels.bench.measure import Plan, Row, compiled, measure
+from tolktrain_kernels.bench.pooling_check import entries
 from tolktrain_kernels.compilation import Build
 from tolktrain_kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_plain
 
@@ -50,11 +51,11 @@ def builds() -> list[Build]:
 
 
 def numerics(device: str) -> list[tuple[str, str, float, float, bool]]:
-    """Errors against float64: (case, tensor, ours, eager PyTorch's, within what is allowed)."""
+    """Errors against float64, as `pooling_check.entries` gives them."""
     return [
-        (f"loss {case}", deviation.tensor, deviation.ours, deviation.eager, deviation.is_within(case.dtype))
+        entry
         for case in QUICK_CASES
-        for deviation in deviations(case, device, "triton")
+        for entry in entries(f"loss {case}", case.dtype, deviations(case, device, "triton"))
     ]
 
 

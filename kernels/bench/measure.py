@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,44 @@ def measure(
     low, median, high = _times_on_gpu(run, plan) if plan.device == "cuda" else _times_on_cpu(run, plan)
     share = least / (median / 1e3 * plan.copy_rate)
     return Row(kernel, provider, mode, shape, dtype, low, median, high, least, share, peak)
+
+
+MODES = ("forward", "backward", "both")
+
+
+def measure_modes(
+    plan: Plan,
+    forward: Callable[[], Sequence[torch.Tensor]],
+    leaves: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    *,
+    kernel: str,
+    provider: str,
+    shape: str,
+    dtype: torch.dtype,
+    least: Mapping[str, int],
+) -> Iterator[Row]:
+    """Three rows of one provider: the outputs of `forward`, the gradients of `leaves`, and both in turn.
+
+    Args:
+        gradients: of the outputs.
+        least: the least number of bytes of each of `MODES`.
+    """
+    outputs = forward()
+
+    def backward(outputs: Sequence[torch.Tensor], retain: bool) -> None:
+        torch.autograd.grad(outputs, leaves, gradients, retain_graph=retain)
+
+    runs: dict[str, Callable[[], object]] = {
+        "forward": forward,
+        "backward": lambda: backward(outputs, True),
+        "both": lambda: backward(forward(), False),
+    }
+    name = str(dtype).removeprefix("torch.")
+    for mode in MODES:
+        yield measure(
+            plan, runs[mode], kernel=kernel, provider=provider, mode=mode, shape=shape, dtype=name, least=least[mode]
+        )
 
 
 def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tolktrain_kernels.bench.measure import Plan, Row, compiled, measure
-from tolktrain_kernels.bench.pooling_check import QUICK_CASES, deviations
+from tolktrain_kernels.bench.measure import MODES, Plan, Row, compiled, measure_modes
+from tolktrain_kernels.bench.pooling_check import QUICK_CASES, Case, deviations, entries
 from tolktrain_kernels.bench.published_pooling import published_pooling
 from tolktrain_kernels.compilation import Build
 from tolktrain_kernels.layer_pooling import PooledLayers, pool_layers, pool_layers_plain
@@ -31,7 +31,6 @@ class Shape:
 # The models of 150M, 400M and 2B parameters, and a larger one.
 GPU_SHAPES = (Shape(30, 576, 16384), Shape(32, 960, 16384), Shape(24, 2048, 16384), Shape(32, 4096, 8192))
 CPU_SHAPES = (Shape(30, 576, 2048), Shape(32, 960, 1024), Shape(24, 2048, 512))
-MODES = ("forward", "backward", "both")
 
 
 def rows(plan: Plan) -> list[Row]:
@@ -56,18 +55,12 @@ def builds() -> list[Build]:
 
 
 def numerics(device: str) -> list[tuple[str, str, float, float, bool]]:
-    """Errors against float64: (case, tensor, ours, eager PyTorch's, within what is allowed)."""
-    return [
-        (
-            f"pooling {case.mode}, {case.num_layers} x {case.width}, {str(case.dtype).removeprefix('torch.')}",
-            deviation.tensor,
-            deviation.ours,
-            deviation.eager,
-            deviation.is_within(case.dtype),
-        )
-        for case in QUICK_CASES
-        for deviation in deviations(case, device)
-    ]
+    """Errors against float64, as `pooling_check.entries` gives them."""
+    return [entry for case in QUICK_CASES for entry in entries(_name(case), case.dtype, deviations(case, device))]
+
+
+def _name(case: Case) -> str:
+    return f"pooling {case.mode}, {case.num_layers} x {case.width}, {str(case.dtype).removeprefix('torch.')}"
 
 
 def least_bytes(mode: str, shape: Shape, element_size: int) -> int:
@@ -81,33 +74,24 @@ def measure_provider(plan: Plan, name: str, pool: Provider, shape: Shape, dtype:
     """Three rows of one provider; the published form keeps its weights in float32, the others in the states' type."""
     weights_dtype = torch.float32 if name.startswith("published") else dtype
     states, weights, gradients = _inputs(plan.device, shape, dtype, weights_dtype)
-    leaves = [*states, *weights]
 
     def forward() -> tuple[Tensor, Tensor]:
         found = pool(states, *weights)
         assert found.entropy is not None
         return found.pooled, found.entropy
 
-    def backward(outputs: tuple[Tensor, Tensor], retain: bool) -> None:
-        torch.autograd.grad(outputs, leaves, gradients, retain_graph=retain)
-
-    outputs = forward()
-    runs: dict[str, Callable[[], object]] = {
-        "forward": forward,
-        "backward": partial(backward, outputs, True),
-        "both": lambda: backward(forward(), False),
-    }
-    for mode in MODES:
-        yield measure(
-            plan,
-            runs[mode],
-            kernel="pooling",
-            provider=name,
-            mode=mode,
-            shape=str(shape),
-            dtype=str(dtype).removeprefix("torch."),
-            least=least_bytes(mode, shape, dtype.itemsize),
-        )
+    least = {mode: least_bytes(mode, shape, dtype.itemsize) for mode in MODES}
+    return measure_modes(
+        plan,
+        forward,
+        [*states, *weights],
+        gradients,
+        kernel="pooling",
+        provider=name,
+        shape=str(shape),
+        dtype=dtype,
+        least=least,
+    )
 
 
 def _providers(device: str) -> dict[str, Provider]:

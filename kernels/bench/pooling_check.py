@@ -1,6 +1,6 @@
 """Numerics of the Triton layer pooling against float64, beside those of eager PyTorch in the same type."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,6 +38,11 @@ class Deviation:
     def is_within(self, dtype: torch.dtype) -> bool:
         """Whether it is below the tolerance, and at most twice eager's."""
         return self.ours <= min(TOLERANCES[dtype], max(2 * self.eager, FLOORS[dtype]))
+
+
+def entries(case: str, dtype: torch.dtype, found: Iterable[Deviation]) -> list[tuple[str, str, float, float, bool]]:
+    """What a report says of some deviations: (case, tensor, ours, eager PyTorch's, within what is allowed)."""
+    return [(case, entry.tensor, entry.ours, entry.eager, entry.is_within(dtype)) for entry in found]
 
 
 QUICK_CASES = tuple(

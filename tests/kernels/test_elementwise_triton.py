@@ -1,12 +1,9 @@
 """The elementwise kernels in Triton: computed in a process of its own, and compiled for GPUs that are not there."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("triton")
 
@@ -20,15 +17,8 @@ needs_compiler = pytest.mark.skipif(MISSING is not None, reason=f"{MISSING} is m
 BUILDS = {build.name: build for build in builds()}
 
 
-@pytest.mark.parametrize(
-    "device",
-    ["interpreter", pytest.param("gpu", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))],
-)
-def test_computes_what_it_should(device: str, repository: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(repository / "pyproject.toml")]
-    environ = {**os.environ, "TRITON_INTERPRET": "1" if device == "interpreter" else "0"}
-    done = subprocess.run([*command, str(CHECKS)], cwd=tmp_path, env=environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-2000:]
+def test_computes_what_it_should(run_in_triton: Callable[[Path], None]) -> None:
+    run_in_triton(CHECKS)
 
 
 @needs_compiler
