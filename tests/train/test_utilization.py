@@ -90,4 +90,4 @@ def test_every_step_has_it_in_the_metrics(tmp_path: Path, sets: Path, monkeypatc
     lowest, highest = (step_flops(architecture, counts, ("backbone",)).total for counts in (least, most))
     for text in (tmp_path / "runs" / "small" / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)  # of the first stage, on text alone
-        assert lowest < line["mfu"] * line["seconds_per_step"] * 1e9 <= highest
+        assert lowest < line["mfu"] * line["seconds_per_step"] * 1e9 <= highest * (1 + 1e-9)
