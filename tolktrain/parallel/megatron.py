@@ -13,7 +13,6 @@ _extensions.setLevel(logging.ERROR)
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=r"(Transformer Engine|Apex).* not installed")
     from megatron.core import parallel_state
-    from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.tensor_parallel import (
         ColumnParallelLinear,
         RowParallelLinear,
@@ -23,7 +22,6 @@ with warnings.catch_warnings():
         scatter_to_sequence_parallel_region,
         vocab_parallel_cross_entropy,
     )
-    from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
     from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -39,7 +37,6 @@ __all__ = [
     "MLP",
     "MLPSubmodules",
     "ModuleSpec",
-    "ProcessGroupCollection",
     "RowParallelLinear",
     "SelfAttention",
     "SelfAttentionSubmodules",
@@ -51,6 +48,5 @@ __all__ = [
     "parallel_state",
     "reduce_from_tensor_model_parallel_region",
     "scatter_to_sequence_parallel_region",
-    "set_tensor_model_parallel_attributes",
     "vocab_parallel_cross_entropy",
 ]
