@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tolktrain.config.errors import UserError
-from tolktrain.prepare.stories import stories
+from tolktrain.prepare.sample.stories import stories
 from tolktrain.prepare.text import END_OF_TEXT, encode_words, load_tokenizer, train_tokenizer
 
 TEXTS = tuple(" " + story.text for story in stories(2, 40))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tolktrain.config.errors import UserError
-from tolktrain.prepare import espeak
-from tolktrain.prepare.corpus import NEW_VOICES, TRAIN_VOICES
-from tolktrain.prepare.espeak import SAMPLE_RATE, Utterance, Voice, speak_passages
+from tolktrain.prepare.sample import espeak
+from tolktrain.prepare.sample.corpus import NEW_VOICES, TRAIN_VOICES
+from tolktrain.prepare.sample.espeak import SAMPLE_RATE, Utterance, Voice, speak_passages
 
 VOICE = Voice("en-us", 180, 50)
 SENTENCE = ["Mia", "the", "cat", "lost", "the", "red", "ball", "in", "the", "garden."]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tolktrain.data.records import DatasetInfo
-from tolktrain.prepare import corpus, espeak
+from tolktrain.prepare.sample import corpus, espeak
 
 
 def _table(infos: Mapping[str, DatasetInfo], folder: Path) -> str:
@@ -33,9 +33,9 @@ Short stories, spoken by a synthesizer: enough to watch a small text-speech mode
 
 {_table(infos, folder)}
 
-- **Text.** Written by the story grammar in `tolktrain/prepare/beats.py` and `stories.py`. A story's hero, companion,
-  helper, object, colour, places and weather stay the same from its first to its last sentence. No story occurs in two
-  splits.
+- **Text.** Written by the story grammar in `tolktrain/prepare/sample/beats.py` and `stories.py`. A story's hero,
+  companion, helper, object, colour, places and weather stay the same from its first to its last sentence. No story
+  occurs in two splits.
 - **Sound.** eSpeak NG {espeak_version}, each story in one voice, resampled to 16 kHz. `heldout_voices` has new
   stories in voices that tell no training story. The sound itself is not stored, except for four sentences of
   `heldout_stories` in `prompts/` (`prompts.json` says which words of which record they are).

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tolktrain.prepare.espeak import Voice
-from tolktrain.prepare.stories import Story, stories
+from tolktrain.prepare.sample.espeak import Voice
+from tolktrain.prepare.sample.stories import Story, stories
 
 SEED = 20250305
 LICENSE = "CC0-1.0"

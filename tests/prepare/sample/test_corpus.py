@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from tolktrain.data.records import DatasetInfo, Record
-from tolktrain.prepare import corpus
-from tolktrain.prepare.corpus import Passage
-from tolktrain.prepare.sample import PROMPTS_FOLDER, SPEECH_FOLDER, TEXT_FOLDER, corpus_files
-from tolktrain.prepare.spoken import make_record, speak
+from tolktrain.prepare.sample import corpus
+from tolktrain.prepare.sample.build import PROMPTS_FOLDER, SPEECH_FOLDER, TEXT_FOLDER, corpus_files
+from tolktrain.prepare.sample.corpus import Passage
+from tolktrain.prepare.sample.spoken import make_record, speak
 from tolktrain.prepare.text import load_tokenizer
 from tolktrain.units.base import expand
 from tolktrain.units.load import load_speech_tokenizer
 from tolktrain.units.logmel import LogMelTokenizer
 from tolktrain.units.mel import LogMelAnalysis
 
-SAMPLE = Path(__file__).parents[2] / "data" / "sample"
+SAMPLE = Path(__file__).parents[3] / "data" / "sample"
 PASSAGES = {passage.id: passage for passage in corpus.passages()}
 Records = dict[str, list[Record]]
 

@@ -10,9 +10,9 @@ from streaming.base.format import reader_from_json
 from streaming.base.format.mds.encodings import is_mds_encoding_safe
 
 from tolktrain.data.records import Record
-from tolktrain.prepare import espeak
+from tolktrain.prepare.sample import espeak
 
-SAMPLE = Path(__file__).parents[2] / "data" / "sample"
+SAMPLE = Path(__file__).parents[3] / "data" / "sample"
 
 
 def read_folder(folder: Path, raw: Path) -> list[Record]:

@@ -22,11 +22,11 @@ from tokenizers import Tokenizer
 
 from tolktrain.config.errors import UserError
 from tolktrain.data.records import DatasetInfo, SpeechInfo, TextInfo
-from tolktrain.prepare import corpus, espeak
-from tolktrain.prepare.prompts import write_prompts
-from tolktrain.prepare.readme import describe
+from tolktrain.prepare.sample import corpus, espeak
+from tolktrain.prepare.sample.prompts import write_prompts
+from tolktrain.prepare.sample.readme import describe
+from tolktrain.prepare.sample.spoken import SpokenPassage, make_record, speak
 from tolktrain.prepare.shards import write_dataset
-from tolktrain.prepare.spoken import SpokenPassage, make_record, speak
 from tolktrain.prepare.text import END_OF_TEXT, TOKENIZER_FILE, train_tokenizer
 from tolktrain.units.base import SpeechTokenizer
 from tolktrain.units.logmel import LogMelTokenizer
@@ -173,7 +173,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

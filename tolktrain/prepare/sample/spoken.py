@@ -9,9 +9,9 @@ import soxr  # type: ignore[import-untyped]
 from tokenizers import Tokenizer
 
 from tolktrain.data.records import Record
-from tolktrain.prepare import espeak
 from tolktrain.prepare.alignment import Ends, frame_ends, unit_ends
-from tolktrain.prepare.corpus import Passage
+from tolktrain.prepare.sample import espeak
+from tolktrain.prepare.sample.corpus import Passage
 from tolktrain.prepare.text import encode_words
 from tolktrain.units.base import Frames, Runs, collapse
 from tolktrain.units.logmel import LogMelTokenizer

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tolktrain.prepare.spoken import SpokenPassage
+from tolktrain.prepare.sample.spoken import SpokenPassage
 
 PROMPTS_FILE = "prompts.json"
 SECONDS = (3.0, 4.0)

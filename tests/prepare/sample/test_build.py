@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from tolktrain.data.records import DatasetInfo
-from tolktrain.prepare import corpus, sample
-from tolktrain.prepare.corpus import Split
+from tolktrain.prepare.sample import build as sample
+from tolktrain.prepare.sample import corpus
+from tolktrain.prepare.sample.corpus import Split
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from tolktrain.prepare.beats import (
+from tolktrain.prepare.sample.beats import (
     ADVERBS,
     BEATS,
     CHARACTERS,
