@@ -1,0 +1,160 @@
+"""Configuration of `tolktrain prepare`: from recordings, text or a published set to shards."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tolktrain.config.base import InputPath, StrictModel
+
+
+class FitConfig(StrictModel):
+    """How a log-mel speech tokenizer is made when its folder does not hold one yet."""
+
+    num_units: int = Field(default=500, gt=1, le=65_535, description="Clusters.")
+    hours: float = Field(default=2.0, gt=0, description="Sound of the training split that is clustered, in hours.")
+    seed: int = Field(default=0, ge=0, description="Seeds k-means and the choice of recordings.")
+
+
+class SpeechTokenizerConfig(StrictModel):
+    """The speech tokenizer: a folder with speech_tokenizer.json."""
+
+    path: Annotated[str, InputPath()] = Field(description="Folder of the tokenizer; made there if `fit` is given.")
+    fit: FitConfig | None = Field(default=None, description="Fit a log-mel tokenizer if the folder holds none.")
+
+
+class AlignmentConfig(StrictModel):
+    """Where the end of each word comes from."""
+
+    method: Literal["none", "given", "ctc"] = Field(
+        default="given",
+        description="given: word times of the manifest; ctc: forced alignment of the text; none: no word alignment.",
+    )
+    model: Annotated[str | None, InputPath(may_be_hub_id=True)] = Field(
+        default=None, description="Wav2Vec2-CTC model for ctc: a folder or hub id."
+    )
+    language: str = Field(default="en", description="Language that numbers are spelled out in, as num2words names it.")
+    min_confidence: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Least confidence of an utterance for ctc: the geometric mean of the probabilities of its tokens.",
+    )
+
+    @model_validator(mode="after")
+    def _ctc_needs_a_model(self) -> "AlignmentConfig":
+        if (self.method == "ctc") != (self.model is not None):
+            raise ValueError(
+                f"method {self.method} and model {self.model} do not go together; give a model for ctc, and only then"
+            )
+        return self
+
+
+class RecordingsConfig(StrictModel):
+    """Recordings and their transcripts."""
+
+    manifest: Annotated[str, InputPath()] = Field(description="JSONL or TSV file, folder, or Lhotse manifest.")
+    format: Literal["auto", "jsonl", "tsv", "folder", "librispeech", "libriheavy", "lhotse"] = Field(
+        default="auto", description="Kind of manifest; auto tells by the name and the content."
+    )
+    audio_root: Annotated[str | None, InputPath()] = Field(
+        default=None, description="Folder that relative audio paths start from; the manifest's own if absent."
+    )
+    speech_tokenizer: SpeechTokenizerConfig = Field(description="What turns sound into units.")
+    alignment: AlignmentConfig = Field(default=AlignmentConfig(), description="Where words end.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where neural tokenizers and aligners run; auto takes a GPU where there is one."
+    )
+    batch_seconds: float = Field(
+        default=240.0, gt=0, description="Sound that is encoded at a time, padding included, in seconds."
+    )
+
+
+class TextConfig(StrictModel):
+    """Documents of text."""
+
+    files: tuple[str, ...] = Field(
+        min_length=1, strict=False, description="JSONL (also .gz, .zst) or Parquet files; * and ** may be used."
+    )
+    column: str = Field(default="text", description="Key or column that holds the text.")
+    id_column: str | None = Field(default=None, description="Key or column of a document's name; its place if absent.")
+
+
+class PublishedConfig(StrictModel):
+    """A set in the layout of the SmolTolk authors."""
+
+    folder: Annotated[str, InputPath()] = Field(
+        description="Folder or common prefix of the .bin, .len, .dur, .wrds_tms, .wrds_tms_len and meta.pkl files."
+    )
+    speech_tokenizer: Annotated[str, InputPath()] = Field(description="Folder of the tokenizer the units come from.")
+
+
+class PassagesConfig(StrictModel):
+    """How consecutive utterances or documents are joined into records."""
+
+    tokens: int = Field(
+        default=4096,
+        gt=0,
+        description="A passage ends with the utterance or document that brings its text, and its speech, to this many"
+        " tokens; at least the sequence length of the training to come.",
+    )
+    shortest_tokens: int = Field(
+        default=16, gt=0, description="Passages whose speech (without speech: text) stays shorter are left out."
+    )
+
+
+class HeldOutConfig(StrictModel):
+    """What is kept from training, chosen by the names of speakers and sources."""
+
+    sources: float = Field(default=0.01, ge=0, lt=1, description="Share of sources in the split heldout_sources.")
+    speakers: float = Field(default=0.01, ge=0, lt=1, description="Share of speakers in the split heldout_speakers.")
+    seed: int = Field(default=0, ge=0, description="Seeds the choice.")
+
+
+class PartsConfig(StrictModel):
+    """Pieces that processes prepare one at a time; what a killed process had begun is done again."""
+
+    items: int = Field(default=2000, gt=0, description="Most utterances of a part.")
+    hours: float = Field(default=4.0, gt=0, description="Most sound of a part, where the manifest gives durations.")
+    megabytes: int = Field(default=64, gt=0, description="Text files are cut into parts of about this size.")
+
+
+class ShardsConfig(StrictModel):
+    """Shards as they are written."""
+
+    megabytes: int = Field(default=32, gt=0, description="Largest shard, before compression.")
+    compression: str | None = Field(
+        default="zstd:7", description="Compression and level, as mosaicml-streaming has it."
+    )
+
+
+class PrepareConfig(StrictModel):
+    """Configuration of `tolktrain prepare`."""
+
+    name: str = Field(min_length=1, description="Name of the data set.")
+    license: str = Field(default="unknown", description="Licence of the data, kept in dataset.json.")
+    output: str = Field(description="Folder or address (s3://, gs://, azure://) that receives a folder for each split.")
+    recordings: RecordingsConfig | None = Field(default=None, description="Prepare recordings.")
+    text: TextConfig | None = Field(default=None, description="Prepare text.")
+    published: PublishedConfig | None = Field(default=None, description="Import a published set.")
+    text_tokenizer: Annotated[str | None, InputPath(may_be_hub_id=True)] = Field(
+        default=None, description="Folder or hub id of a Hugging Face tokenizer; speech without text needs none."
+    )
+    passages: PassagesConfig = Field(default=PassagesConfig(), description="Length of records.")
+    heldout: HeldOutConfig = Field(default=HeldOutConfig(), description="What is kept from training.")
+    parts: PartsConfig = Field(default=PartsConfig(), description="Size of the pieces of work.")
+    shards: ShardsConfig = Field(default=ShardsConfig(), description="Size and compression of shards.")
+    processes: int | None = Field(
+        default=None, gt=0, description="Processes of this machine; as many as it has cores if absent."
+    )
+    largest_failed_share: float = Field(
+        default=0.05, ge=0, le=1, description="Above this share of failed items the command fails."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PrepareConfig":
+        given = [name for name in ("recordings", "text", "published") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of recordings, text and published; found {', '.join(given) or 'none of them'}")
+        if self.text is not None and self.text_tokenizer is None:
+            raise ValueError("text needs text_tokenizer; name the folder or hub id of a Hugging Face tokenizer")
+        return self

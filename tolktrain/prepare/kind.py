@@ -1,0 +1,44 @@
+"""What the three kinds of preparation (recordings, text, published sets) have in common."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tolktrain.data.records import Record, SpeechInfo, TextInfo
+from tolktrain.prepare.items import Failure
+
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the work: what one process does at a time, and a restart does again."""
+
+    items: tuple[Any, ...]  # what the kind understands; can be pickled
+    num_items: int  # utterances or documents, as far as known beforehand
+
+
+class Kind(Protocol):
+    """A kind of preparation. Made from the configuration in every process; it must not hold open files."""
+
+    text: TextInfo | None
+    speech: SpeechInfo | None
+    aligned: bool  # records have word alignment
+
+    def parts(self) -> tuple[list[Part], list[Failure]]:
+        """All parts in order, and the entries of the manifest that are not usable.
+
+        The same input gives the same parts on every machine. Raises `UserError` when the input as a whole is unusable.
+        """
+        ...
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What the records depend on besides configuration and parts, such as digests of tokenizers; plain JSON."""
+        ...
+
+    def records(self, part: Part) -> "Iterator[tuple[str, Record] | Failure | int]":
+        """The split and record of each passage of a part, failures, and the number of items done since the last int.
+
+        The same part gives the same records in the same order.
+        """
+        ...
