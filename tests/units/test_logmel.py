@@ -1,11 +1,13 @@
 """The log-mel tokenizer: fitting, files, units to sound and back."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from small_models import tones
 
 from tolktrain.config.errors import UserError
 from tolktrain.units.load import load_speech_tokenizer
@@ -13,20 +15,9 @@ from tolktrain.units.logmel import CENTROIDS_FILE, DESCRIPTION_FILE, LogMelToken
 from tolktrain.units.mel import LogMelAnalysis
 
 
-def _tones(seed: int, seconds: int = 20) -> np.ndarray:
-    """A new mix of three tones every 120 ms."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(1920) / 16_000
-    pieces = []
-    for _ in range(seconds * 16_000 // 1920):
-        frequencies = rng.uniform(100, 4000, 3)
-        pieces.append(sum(np.sin(2 * np.pi * f * t) for f in frequencies) * rng.uniform(0, 0.2))
-    return np.concatenate(pieces).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
 def features() -> np.ndarray:
-    return LogMelAnalysis().features(_tones(0))
+    return LogMelAnalysis().features(tones(0, 20))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +39,7 @@ def test_units_are_the_nearest_centroids(features: np.ndarray, tokenizer: LogMel
 
 
 def test_encode_is_deterministic_and_complete(tokenizer: LogMelTokenizer) -> None:
-    sound = _tones(3, 5)
+    sound = tones(3, 5)
     units = tokenizer.encode(sound)
     assert np.array_equal(units, tokenizer.encode(sound))
     assert units.shape == (-(-len(sound) // 640), 1) and units.dtype == np.uint16
@@ -59,7 +50,7 @@ def test_save_and_load(tmp_path: Path, tokenizer: LogMelTokenizer) -> None:
     tokenizer.save(tmp_path)
     loaded = load_speech_tokenizer(tmp_path)
     assert (loaded.name, loaded.version, loaded.sha256) == (tokenizer.name, tokenizer.version, tokenizer.sha256)
-    sound = _tones(4, 3)
+    sound = tones(4, 3)
     assert np.array_equal(loaded.encode(sound), tokenizer.encode(sound))
     assert sorted(path.name for path in tmp_path.iterdir()) == [CENTROIDS_FILE, DESCRIPTION_FILE]
 
@@ -87,6 +78,7 @@ def test_damaged_or_foreign_centroids(tmp_path: Path, tokenizer: LogMelTokenizer
         ({"version": "2"}, "version"),
         ({"name": "wav2vec"}, "'wav2vec'; this version knows"),
         ({"surplus": 1}, "surplus"),
+        ({"frames_per_second": 50.0}, "frames per second"),
     ],
 )
 def test_descriptions_that_do_not_fit(
@@ -116,3 +108,64 @@ def test_decode_refuses_what_is_no_unit(tokenizer: LogMelTokenizer) -> None:
 def test_too_little_sound_to_fit() -> None:
     with pytest.raises(UserError, match="more sound"):
         LogMelTokenizer.fit(np.zeros((5, 80), np.float32), 6, 0, LogMelAnalysis())
+
+
+def test_analysis_is_part_of_the_digest(tmp_path: Path, tokenizer: LogMelTokenizer) -> None:
+    other = LogMelTokenizer(tokenizer.centroids, LogMelAnalysis(window=1024))
+    assert other.sha256 != tokenizer.sha256
+    other.save(tmp_path)
+    assert load_speech_tokenizer(tmp_path).sha256 == other.sha256
+    path = tmp_path / DESCRIPTION_FILE
+    path.write_text(path.read_text().replace("1024", "640"))
+    with pytest.raises(UserError, match="does not belong"):
+        load_speech_tokenizer(tmp_path)
+
+
+def test_batches_change_nothing(tokenizer: LogMelTokenizer) -> None:
+    sounds = [tones(seed, seconds) for seed, seconds in enumerate((3.0, 0.01, 12.5, 0.0))]
+    batch = tokenizer.encode_batch(sounds)
+    assert [len(units) for units in batch] == [75, 1, 313, 0]
+    assert all(np.array_equal(units, tokenizer.encode(sound)) for units, sound in zip(batch, sounds, strict=True))
+    assert all(units.shape[1:] == (1,) and units.dtype == np.uint16 for units in batch)
+
+
+def test_stereo_is_refused(tokenizer: LogMelTokenizer) -> None:
+    with pytest.raises(UserError, match="mono"):
+        tokenizer.encode(np.zeros((2, 100), np.float32))
+
+
+def test_memory_does_not_grow_with_the_sound(tokenizer: LogMelTokenizer) -> None:
+    sound = np.tile(tones(5, 20), 60)  # 20 minutes, 77 MB
+    tokenizer.encode(sound[:16_000])
+    tracemalloc.start()
+    units = tokenizer.encode(sound)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(units) == 20 * 60 * 25
+    assert peak < 8e6
+
+
+def test_fit_from_a_stream_is_a_fit_of_its_frames() -> None:
+    sounds = [tones(seed, 6) for seed in range(5)]
+    features = np.concatenate([LogMelAnalysis().features(sound) for sound in sounds])
+    streamed = LogMelTokenizer.fit_from(iter(sounds), 16, 3, hours=1.0)
+    assert streamed.sha256 == LogMelTokenizer.fit(features, 16, 3, LogMelAnalysis()).sha256
+    assert LogMelTokenizer.fit_from(iter(sounds[::-1]), 16, 3, hours=1.0).sha256 != streamed.sha256
+
+
+def test_fit_from_a_stream_takes_the_hours_it_was_given() -> None:
+    sounds = [tones(seed, 6) for seed in range(5)]
+    half = LogMelTokenizer.fit_from(iter(sounds), 16, 3, hours=15 / 3600)
+    cut = [sounds[0], sounds[1], sounds[2][: 3 * 16_000]]
+    assert half.sha256 == LogMelTokenizer.fit_from(iter(cut), 16, 3, hours=1.0).sha256
+
+
+def test_fit_from_more_frames_than_needed_draws_some() -> None:
+    sounds = [tones(seed, 30) for seed in range(3)]  # 2,250 frames for 2 units that take 1,000
+    one, again, other = (LogMelTokenizer.fit_from(iter(sounds), 2, seed, hours=1.0) for seed in (3, 3, 4))
+    assert one.sha256 == again.sha256 != other.sha256
+
+
+def test_fit_from_nothing() -> None:
+    with pytest.raises(UserError, match="no sound"):
+        LogMelTokenizer.fit_from(iter([]), 4, 0, hours=1.0)

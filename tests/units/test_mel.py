@@ -1,5 +1,7 @@
 """Log-mel frames against librosa's, and sound from them."""
 
+import sys
+
 import librosa
 import numpy as np
 import pytest
@@ -30,6 +32,30 @@ def test_frames_are_librosas(window: int) -> None:
     assert np.abs(frames - expected).max() <= 0.0051
 
 
+def _in_one_piece(analysis: LogMelAnalysis, samples: np.ndarray) -> np.ndarray:
+    """Each frame by itself, written out."""
+    hop, window = analysis.hop, analysis.window
+    frames = []
+    for index in range(-(-len(samples) // hop)):
+        start = index * hop + (hop - window) // 2
+        cut = np.zeros(window)
+        known = samples[max(start, 0) : start + window]
+        cut[max(-start, 0) : max(-start, 0) + len(known)] = known
+        spectrum = np.fft.rfft(cut * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)))
+        filters = librosa.filters.mel(sr=analysis.sample_rate, n_fft=window, n_mels=80, dtype=np.float64)
+        frames.append(np.log(np.maximum(np.abs(spectrum) ** 2 @ filters.T, analysis.floor)).round(2))
+    return np.array(frames, np.float32)
+
+
+@pytest.mark.parametrize("window", [400, 640, 2048])
+def test_blocks_are_joined_without_a_seam(window: int) -> None:
+    analysis = LogMelAnalysis(window=window)
+    rng = np.random.default_rng(0)
+    sound = np.tile(_sweep(2.0), 14)[: 25 * 16_000 + 77]  # 626 frames: three blocks
+    sound += rng.normal(0, 1e-3, len(sound)).astype(np.float32)
+    assert np.array_equal(analysis.features(sound), _in_one_piece(analysis, sound))
+
+
 @pytest.mark.parametrize(("samples", "frames"), [(0, 0), (1, 1), (640, 1), (641, 2), (6400, 10)])
 def test_number_of_frames(samples: int, frames: int) -> None:
     analysis = LogMelAnalysis()
@@ -51,6 +77,12 @@ def test_sound_from_frames_has_their_spectrum() -> None:
     again = analysis.features(sound)
     assert (np.abs(again.argmax(axis=1) - frames.argmax(axis=1)) <= 1).mean() >= 0.9
     assert abs(np.log((sound**2).mean() / (_sweep(1.0) ** 2).mean())) < np.log(2)
+
+
+def test_without_librosa(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "librosa", None)
+    with pytest.raises(UserError, match=r"pip install 'tolktrain\[audio\]'"):
+        LogMelAnalysis().features(np.zeros(640, np.float32))
 
 
 def test_stereo_is_refused() -> None:

@@ -25,7 +25,7 @@ from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.smoltolk import NextLogits, SmolTolk
 from tolktrain.train.restore import load_model
 from tolktrain.units.base import SpeechDecoder, collapse, expand
-from tolktrain.units.load import load_speech_tokenizer
+from tolktrain.units.load import load_speech_decoder
 
 SAMPLES_FOLDER = "samples"
 SAMPLES_FILE = "samples.json"
@@ -94,7 +94,7 @@ class _Tools:
                 "data.speech_tokenizer is not set; name the folder of the tokenizer that the data sets were made with"
             )
         vocabulary = check_data(config, model.architecture.text_vocab_size, verify_files=False)
-        tokenizer = load_speech_tokenizer(config.data.speech_tokenizer)
+        tokenizer = load_speech_decoder(config.data.speech_tokenizer)
         records = _training_records(config)
         _check_tokenizer(config, tokenizer, records, vocabulary)
         number = min(len(records), settings.baseline_records)

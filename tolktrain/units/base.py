@@ -1,6 +1,7 @@
 """What a speech tokenizer is: from sound to frames of discrete units; and the collapsing of repeated frames."""
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -49,20 +50,39 @@ class SpeechTokenizer(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Digest of the weights, as dataset.json gives it."""
+        """Digest of all that units depend on, as dataset.json gives it: weights, centroids, windows."""
         ...
 
     def encode(self, samples: Samples) -> Frames:
-        """Units of mono sound: [frames, K]."""
+        """Units of mono sound: [frames, K]. Raises `UserError` if the sound is not mono."""
+        ...
+
+    def encode_batch(self, sounds: Sequence[Samples]) -> list[Frames]:
+        """Units of several sounds, in order: what `encode` gives for each of them alone."""
         ...
 
 
+@runtime_checkable
 class SpeechDecoder(SpeechTokenizer, Protocol):
     """A speech tokenizer that also turns units back into sound."""
 
     def decode(self, frames: npt.NDArray[Any]) -> Samples:
         """Sound of the units [frames, K]."""
         ...
+
+
+def check_mono(samples: Samples) -> None:
+    """Raise `UserError` unless the sound has the shape [samples]."""
+    if samples.ndim != 1:
+        raise UserError(f"sound must be mono, with the shape [samples]; got {samples.shape}")
+
+
+def check_units(frames: npt.NDArray[Any], num_units: int, num_codebooks: int) -> None:
+    """Raise `UserError` unless frames have the shape [frames, num_codebooks] and units of the vocabulary."""
+    if frames.ndim != 2 or frames.shape[1] != num_codebooks:
+        raise UserError(f"frames of units must have the shape [frames, {num_codebooks}]; got {frames.shape}")
+    if frames.size and (int(frames.min()) < 0 or int(frames.max()) >= num_units):
+        raise UserError(f"units must lie between 0 and {num_units - 1}; got {int(frames.min())} to {int(frames.max())}")
 
 
 def collapse(frames: npt.NDArray[Any]) -> tuple[Frames, Runs]:

@@ -1,5 +1,6 @@
 """Log-mel frames of sound, and sound from log-mel frames."""
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -9,13 +10,14 @@ from pydantic import Field
 
 from tolktrain.config.base import StrictModel
 from tolktrain.config.errors import UserError
-from tolktrain.units.base import Samples
+from tolktrain.units.base import Samples, check_mono
 
 Features = npt.NDArray[np.float32]  # [frames, num_mels]
 Filters = npt.NDArray[np.float64]  # [num_mels, window / 2 + 1]
 
 _FINER = 8  # frames of the inversion per frame of features
 _TINY = 1e-12
+_BLOCK = 256  # frames computed at a time: what they need stays in the processor's cache
 
 
 class LogMelAnalysis(StrictModel):
@@ -36,7 +38,10 @@ class LogMelAnalysis(StrictModel):
 
     @cached_property
     def _filters(self) -> Filters:
-        import librosa
+        try:
+            import librosa
+        except ImportError:
+            raise UserError("log-mel units need librosa, which is missing; pip install 'tolktrain[audio]'") from None
 
         filters: Filters = librosa.filters.mel(
             sr=self.sample_rate, n_fft=self.window, n_mels=self.num_mels, dtype=np.float64
@@ -53,20 +58,25 @@ class LogMelAnalysis(StrictModel):
         Computed in double precision and rounded to 0.01, so that the last digits of another machine's arithmetic cannot
         change a unit. Raises `UserError` if the sound is not mono.
         """
-        if samples.ndim != 1:
-            raise UserError(f"sound must be mono, with the shape [samples]; got {samples.shape}")
+        blocks = list(self.blocks(samples))
+        return np.concatenate(blocks) if blocks else np.zeros((0, self.num_mels), np.float32)
+
+    def blocks(self, samples: Samples) -> Iterator[Features]:
+        """`features` a few frames at a time, so that memory does not grow with the length of the sound."""
+        check_mono(samples)
         count = -(-len(samples) // self.hop)
-        if not count:
-            return np.zeros((0, self.num_mels), np.float32)
-        padded = np.zeros(self.window + count * self.hop + self.window)
-        padded[self.window : self.window + len(samples)] = samples
-        first = self.window + (self.hop - self.window) // 2
-        windows = np.lib.stride_tricks.sliding_window_view(padded, self.window)[
-            first : first + count * self.hop : self.hop
-        ]
-        power = np.abs(np.fft.rfft(windows * self._hann, axis=1)) ** 2  # [count, window / 2 + 1]
-        mels: npt.NDArray[Any] = np.log(np.maximum(power @ self._filters.T, self.floor))
-        return mels.round(2).astype(np.float32)
+        offset = (self.hop - self.window) // 2
+        for frame in range(0, count, _BLOCK):
+            frames = min(_BLOCK, count - frame)
+            first = frame * self.hop + offset
+            padded = np.zeros((frames - 1) * self.hop + self.window)
+            known = samples[max(first, 0) : max(first + len(padded), 0)]
+            start = max(-first, 0)
+            padded[start : start + len(known)] = known
+            windows = np.lib.stride_tricks.sliding_window_view(padded, self.window)[:: self.hop]
+            power = np.abs(np.fft.rfft(windows * self._hann, axis=1)) ** 2  # [frames, window / 2 + 1]
+            mels: npt.NDArray[Any] = np.log(np.maximum(power @ self._filters.T, self.floor))
+            yield mels.round(2).astype(np.float32)
 
     def invert(self, features: Features) -> Samples:
         """Sound of log-mel frames by Griffin-Lim: [frames * hop]. The same frames give the same sound.

@@ -1,0 +1,205 @@
+"""Mimi units against transformers run plainly, windows, batches, sound, and files."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_models import save_mimi, tones
+
+from tolktrain.config.errors import UserError
+from tolktrain.units.base import SpeechDecoder, collapse, expand
+from tolktrain.units.description import DESCRIPTION_FILE
+from tolktrain.units.load import load_speech_decoder, load_speech_tokenizer
+from tolktrain.units.mimi import MimiTokenizer
+
+pytest.importorskip("transformers")
+RATE, HOP = 24_000, 1920
+SOUNDS = [tones(seed, seconds, RATE) for seed, seconds in enumerate((3.0, 2.2, 0.01, 3.28, 2.2, 0.0, 0.08))]
+
+
+@pytest.fixture(scope="module")
+def folder(mimi_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of three of four codebooks. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("tokenizer") / "mimi"
+    MimiTokenizer.create(folder, str(mimi_model), 3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> MimiTokenizer:
+    return MimiTokenizer.load(folder)
+
+
+def _plain(model: Path) -> Any:
+    """The model as transformers has it, with the window that the newest versions give to its attention."""
+    import transformers
+    from transformers import masking_utils
+    from transformers.models.mimi import modeling_mimi
+
+    modeling_mimi.create_causal_mask = masking_utils.create_sliding_window_causal_mask
+    return transformers.MimiModel.from_pretrained(model, attn_implementation="eager").eval()
+
+
+@pytest.fixture(autouse=True)
+def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends what `_plain` changes."""
+    from transformers.models.mimi import modeling_mimi
+
+    if hasattr(modeling_mimi, "create_causal_mask"):
+        monkeypatch.setattr(modeling_mimi, "create_causal_mask", modeling_mimi.create_causal_mask)
+
+
+def _reference(model: Path, samples: np.ndarray, num_codebooks: int) -> np.ndarray:
+    """Codes [frames, K] of transformers' own model in one pass over sound filled up to whole frames."""
+    import torch
+
+    mimi = _plain(model)
+    padded = np.concatenate([samples, np.zeros(-len(samples) % HOP, np.float32)])
+    with torch.no_grad():
+        codes = mimi.encode(torch.from_numpy(padded)[None, None], num_quantizers=num_codebooks).audio_codes
+    return codes[0].T.numpy()
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 3, 4])
+def test_units_are_those_of_one_pass(mimi_model: Path, tmp_path: Path, num_codebooks: int) -> None:
+    tokenizer = MimiTokenizer.create(tmp_path, str(mimi_model), num_codebooks)
+    for sound in (SOUNDS[0], SOUNDS[3]):
+        units = tokenizer.encode(sound)
+        assert units.dtype == np.uint16
+        assert all(len(np.unique(column)) > 4 for column in units.T)
+        assert np.array_equal(units, _reference(mimi_model, sound, num_codebooks))
+
+
+def test_frames(tokenizer: MimiTokenizer) -> None:
+    assert (tokenizer.frames_per_second, tokenizer.sample_rate) == (12.5, RATE)
+    assert (tokenizer.num_codebooks, tokenizer.num_units) == (3, 16)
+    shapes = [tokenizer.encode(np.zeros(n, np.float32)).shape for n in (0, 1, HOP, HOP + 1)]
+    assert shapes == [(0, 3), (1, 3), (1, 3), (2, 3)]
+    with pytest.raises(UserError, match="mono"):
+        tokenizer.encode(np.zeros((2, 1000), np.float32))
+
+
+def test_batches_change_nothing(folder: Path, tokenizer: MimiTokenizer) -> None:
+    alone = [tokenizer.encode(sound) for sound in SOUNDS]
+    assert [len(units) for units in alone] == [38, 28, 1, 41, 28, 0, 1]
+    for batch_seconds in (0.0, 7.0, 100.0):
+        batch = MimiTokenizer.load(folder, batch_seconds=batch_seconds).encode_batch(SOUNDS)
+        assert all(np.array_equal(one, other) for one, other in zip(alone, batch, strict=True))
+
+
+def test_windows_that_see_enough_are_one_pass(mimi_model: Path, tmp_path: Path) -> None:
+    """Half of an overlap of 3 s is more than this model looks back: windows leave no trace."""
+    sound = tones(9, 12.3, RATE)
+    whole = MimiTokenizer.create(tmp_path / "whole", str(mimi_model), 4)
+    cut = MimiTokenizer.create(tmp_path / "cut", str(mimi_model), 4, window_seconds=5.0, overlap_seconds=3.0)
+    bare = MimiTokenizer.create(tmp_path / "bare", str(mimi_model), 4, window_seconds=5.0, overlap_seconds=0.0)
+    units = cut.encode(sound)
+    assert np.array_equal(units, whole.encode(sound))
+    assert not np.array_equal(bare.encode(sound), units)
+    batched = MimiTokenizer.load(tmp_path / "cut", batch_seconds=60)
+    assert np.array_equal(batched.encode_batch([SOUNDS[0], sound])[1], units)
+    assert np.allclose(cut.decode(units), whole.decode(units), atol=1e-4)
+    assert not np.allclose(bare.decode(units), whole.decode(units), atol=1e-2)
+
+
+def test_decode(mimi_model: Path, tokenizer: MimiTokenizer) -> None:
+    import torch
+
+    units = expand(*collapse(tokenizer.encode(SOUNDS[0])))
+    sound = tokenizer.decode(units)
+    assert sound.shape == (len(units) * HOP,) and sound.dtype == np.float32
+    with torch.no_grad():
+        codes = torch.from_numpy(units.astype(np.int64)).T[None]
+        expected = _plain(mimi_model).decode(codes).audio_values[0, 0].numpy()
+    assert expected.std() > 0.1 and (np.abs(expected) < 1).mean() > 0.9
+    assert np.allclose(sound, np.clip(expected, -1, 1), atol=1e-5)
+    assert tokenizer.decode(np.zeros((0, 3), np.uint16)).shape == (0,)
+    with pytest.raises(UserError, match="between 0 and 15"):
+        tokenizer.decode(np.full((2, 3), 16))
+    with pytest.raises(UserError, match=r"\[frames, 3\]"):
+        tokenizer.decode(np.zeros((2, 1), np.uint16))
+
+
+def test_attention_reaches_as_far_as_in_training(tokenizer: MimiTokenizer) -> None:
+    """Two layers of four steps of 40 ms, and convolutions: other sound more than a second before changes nothing."""
+    sound, other = SOUNDS[3], SOUNDS[3].copy()
+    other[:RATE] = tones(99, 1.0, RATE)
+    units, changed = tokenizer.encode(sound), tokenizer.encode(other)
+    assert not np.array_equal(units[:13], changed[:13])
+    assert np.array_equal(units[25:], changed[25:])
+
+
+def test_load(folder: Path, tokenizer: MimiTokenizer) -> None:
+    assert [path.name for path in folder.iterdir()] == [DESCRIPTION_FILE]
+    loaded = load_speech_tokenizer(folder)
+    assert isinstance(loaded, MimiTokenizer) and isinstance(loaded, SpeechDecoder)
+    assert (loaded.name, loaded.version, loaded.sha256) == ("mimi", "1", tokenizer.sha256)
+    assert isinstance(load_speech_decoder(folder), MimiTokenizer)
+
+
+def test_digest_follows_everything(mimi_model: Path, tmp_path: Path, tokenizer: MimiTokenizer) -> None:
+    model = str(mimi_model)
+    digests = [
+        tokenizer.sha256,
+        MimiTokenizer.create(tmp_path / "codebooks", model, 2).sha256,
+        MimiTokenizer.create(tmp_path / "window", model, 3, window_seconds=50.0).sha256,
+        MimiTokenizer.create(tmp_path / "overlap", model, 3, overlap_seconds=10.0).sha256,
+        MimiTokenizer.create(tmp_path / "model", str(save_mimi(tmp_path / "other", seed=1)), 3).sha256,
+    ]
+    assert len(set(digests)) == 5
+    shutil.copytree(mimi_model, tmp_path / "copy")
+    assert MimiTokenizer.create(tmp_path / "same", str(tmp_path / "copy"), 3).sha256 == tokenizer.sha256
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_units": 32}, "changed by hand"),
+        ({"frames_per_second": 25.0}, "changed by hand"),
+        ({"sample_rate": 16_000}, "changed by hand"),
+        ({"windows": {"window_seconds": 50.0}}, "changed by hand"),
+        ({"num_codebooks": 2}, "changed by hand"),
+        ({"num_codebooks": 5}, "num_codebooks is 5; give a number from 1 to 4"),
+        ({"sha256": "0"}, "changed by hand"),
+        ({"version": "2"}, "version"),
+    ],
+)
+def test_descriptions_that_do_not_fit(folder: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    shutil.copytree(folder, tmp_path / "changed")
+    path = tmp_path / "changed" / DESCRIPTION_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        MimiTokenizer.load(tmp_path / "changed")
+
+
+@pytest.mark.parametrize("num_codebooks", [0, 5])
+def test_more_codebooks_than_there_are(mimi_model: Path, tmp_path: Path, num_codebooks: int) -> None:
+    with pytest.raises(UserError, match="from 1 to 4"):
+        MimiTokenizer.create(tmp_path / "tokenizer", str(mimi_model), num_codebooks)
+    assert not (tmp_path / "tokenizer").exists()
+
+
+@pytest.mark.parametrize(
+    ("window", "message"), [(0.0, "window_seconds: Input should be greater than 0"), (15.0, "shorter than the window")]
+)
+def test_windows_that_cannot_be(mimi_model: Path, tmp_path: Path, window: float, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        MimiTokenizer.create(tmp_path / "tokenizer", str(mimi_model), 2, window_seconds=window)
+    assert not (tmp_path / "tokenizer").exists()
+
+
+def test_models_that_look_ahead_are_refused(tmp_path: Path) -> None:
+    model = save_mimi(tmp_path / "model", use_causal_conv=False)
+    with pytest.raises(UserError, match="use_causal_conv is False.*give a causal model"):
+        MimiTokenizer.create(tmp_path / "tokenizer", str(model), 2)
+
+
+def test_another_model_in_the_same_place(tmp_path: Path) -> None:
+    model = save_mimi(tmp_path / "tokenizer" / "model")
+    MimiTokenizer.create(tmp_path / "tokenizer", str(model), 2)
+    save_mimi(model, seed=3)
+    with pytest.raises(UserError, match="not those that the speech tokenizer was made with"):
+        MimiTokenizer.load(tmp_path / "tokenizer")

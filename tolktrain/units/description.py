@@ -1,0 +1,126 @@
+"""Files of a speech tokenizer's folder: its description, its centroids, and the digests that tie them together."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ValidationError
+
+from tolktrain.config.errors import UserError
+
+DESCRIPTION_FILE = "speech_tokenizer.json"
+CENTROIDS_FILE = "centroids.safetensors"
+TENSOR = "centroids"
+
+Centroids = npt.NDArray[np.float32]  # [num_units, dim]
+_Description = TypeVar("_Description", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class SpeechTokenizerInfo:
+    """What dataset.json says about a speech tokenizer."""
+
+    name: str
+    version: str
+    num_units: int
+    num_codebooks: int
+    frames_per_second: float
+    sha256: str
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of plain values, whatever their order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def centroids_bytes(centroids: Centroids) -> bytes:
+    """Content of centroids.safetensors; the same centroids give the same bytes."""
+    from safetensors.numpy import save
+
+    content: bytes = save({TENSOR: np.ascontiguousarray(centroids, np.float32)})
+    return content
+
+
+def centroids_digest(centroids: Centroids) -> str:
+    """SHA-256 of centroids.safetensors."""
+    return hashlib.sha256(centroids_bytes(centroids)).hexdigest()
+
+
+def read_name(folder: str | Path) -> str:
+    """The kind of tokenizer in a folder. Raises `UserError` if speech_tokenizer.json is missing or not JSON."""
+    path = Path(folder) / DESCRIPTION_FILE
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["name"])
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); data.speech_tokenizer must name the tokenizer's folder"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not a JSON object with a name; restore it from its source") from None
+
+
+def checked(kind: type[_Description], **values: Any) -> _Description:
+    """A part of a description from a caller's values. Raises `UserError` naming each that does not fit."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise UserError(_problems(error)) from None
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+
+
+def read_description(folder: str | Path, kind: type[_Description], name: str, version: str) -> _Description:
+    """speech_tokenizer.json of a folder. Raises `UserError` naming the file and each key that does not fit."""
+    path = Path(folder) / DESCRIPTION_FILE
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); give a folder that a speech tokenizer was saved in"
+        ) from None
+    except ValidationError as error:
+        raise UserError(
+            f"{path} does not describe a {name} tokenizer of version {version} ({_problems(error)})"
+        ) from None
+
+
+def read_centroids(folder: str | Path, num_units: int, dim: int) -> Centroids:
+    """centroids.safetensors of a folder: [num_units, dim]. Raises `UserError` if it is missing, damaged or other."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    path = Path(folder) / CENTROIDS_FILE
+    try:
+        centroids: Centroids = load(path.read_bytes())[TENSOR]
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); a speech tokenizer needs it beside {DESCRIPTION_FILE}"
+        ) from None
+    except (SafetensorError, KeyError):
+        raise UserError(f"{path} holds no tensor named {TENSOR}; restore it from its source") from None
+    expected = (num_units, dim)
+    if centroids.shape != expected or centroids.dtype != np.float32:
+        raise UserError(
+            f"{path}: centroids are {centroids.dtype} {centroids.shape}; {DESCRIPTION_FILE} says float32 {expected}"
+        )
+    return centroids
+
+
+def write_folder(folder: str | Path, description: BaseModel, centroids: Centroids | None = None) -> None:
+    """Write the files of a tokenizer, each at once, the description last."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {} if centroids is None else {CENTROIDS_FILE: centroids_bytes(centroids)}
+    files[DESCRIPTION_FILE] = (json.dumps(description.model_dump(), indent=2) + "\n").encode()
+    for name, content in files.items():
+        temporary = folder / (name + ".tmp")
+        temporary.write_bytes(content)
+        os.replace(temporary, folder / name)

@@ -1,0 +1,252 @@
+"""Mimi, a neural codec: several codebooks per frame at 12.5 frames per second, and sound from them.
+
+A sound is filled up with silence to whole frames, as the codec's own program does. The model is causal: a frame does
+not depend on what follows it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict, Field
+
+from tolktrain.config.base import StrictModel
+from tolktrain.config.errors import UserError
+from tolktrain.units.base import Frames, Samples, check_mono, check_units
+from tolktrain.units.description import DESCRIPTION_FILE, checked, digest, read_description, write_folder
+from tolktrain.units.pretrained import PretrainedModel, checked_device, inference, load_model, model_folder
+from tolktrain.units.windows import FrameGrid, Windowing, run_windows
+
+NAME: Final = "mimi"
+VERSION: Final = "1"
+
+
+class MimiWindows(StrictModel):
+    """How long sounds are cut."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    window_seconds: float = Field(
+        default=60.0, gt=0, description="Longer sounds are computed in windows of this length."
+    )
+    overlap_seconds: float = Field(
+        default=20.0, ge=0, description="What neighbouring windows share; frames of a window depend on all before them."
+    )
+
+
+class MimiDescription(StrictModel):
+    """speech_tokenizer.json of a Mimi tokenizer."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: Literal["mimi"] = Field(default=NAME, description="Kind of tokenizer.")
+    version: Literal["1"] = Field(default=VERSION, description="Version of the computation and of this format.")
+    num_units: int = Field(gt=0, le=65_535, description="Entries of a codebook.")
+    num_codebooks: int = Field(gt=0, description="Units of one frame: the first codebooks of the model.")
+    frames_per_second: float = Field(gt=0, description="Frames before repeats are collapsed.")
+    sample_rate: int = Field(gt=0, description="Samples per second.")
+    model: PretrainedModel = Field(description="The Mimi model.")
+    windows: MimiWindows = Field(default=MimiWindows(), description="How long sounds are cut.")
+    sha256: str = Field(description="Digest of the model and the windows.")
+
+    @classmethod
+    def of(cls, config: Any, num_codebooks: int, model: PretrainedModel, windows: MimiWindows) -> "MimiDescription":
+        """Description of a model with the given configuration, with the digest of all that the units depend on."""
+        parts = {"model": model.sha256, "num_codebooks": num_codebooks, "windows": windows.model_dump()}
+        return cls(
+            num_units=config.codebook_size,
+            num_codebooks=num_codebooks,
+            frames_per_second=float(config.frame_rate),
+            sample_rate=config.sampling_rate,
+            model=model,
+            windows=windows,
+            sha256=digest(parts),
+        )
+
+
+class MimiTokenizer:
+    """Mimi; `create` makes one, `load` reads one."""
+
+    def __init__(self, description: MimiDescription, model: Any, device: str, batch_seconds: float | None) -> None:
+        """Tokenizer of a loaded model; use `load`."""
+        self._description = description
+        self._model = model
+        self._device = device
+        hop = round(description.sample_rate / description.frames_per_second)
+        self._grid = FrameGrid(hop, hop)
+        windows = description.windows
+        self._windowing = Windowing.of_seconds(
+            windows.window_seconds, windows.overlap_seconds, description.frames_per_second
+        )
+        if batch_seconds is None:
+            # Batches make a CPU no faster, and alone a sound gives the same bits whatever its neighbours.
+            batch_seconds = 0.0 if device == "cpu" else 220.0
+        self._most_samples = round(batch_seconds * description.sample_rate)
+
+    @property
+    def name(self) -> str:
+        """Kind of tokenizer."""
+        return self._description.name
+
+    @property
+    def version(self) -> str:
+        """Version of the computation and the file format."""
+        return self._description.version
+
+    @property
+    def num_units(self) -> int:
+        """Entries of a codebook."""
+        return self._description.num_units
+
+    @property
+    def num_codebooks(self) -> int:
+        """Units of one frame."""
+        return self._description.num_codebooks
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames before repeats are collapsed."""
+        return self._description.frames_per_second
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second that `encode` expects and `decode` gives."""
+        return self._description.sample_rate
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the model and the windows."""
+        return self._description.sha256
+
+    def encode(self, samples: Samples) -> Frames:
+        """Units of mono sound at `sample_rate`: [ceil(n / hop), num_codebooks]."""
+        return self.encode_batch([samples])[0]
+
+    def encode_batch(self, sounds: Sequence[Samples]) -> list[Frames]:
+        """Units of each sound, in order. The batch changes a unit only where two entries are equally near up to
+        rounding; on a CPU, where sounds are computed one by one, nowhere."""
+        for samples in sounds:
+            check_mono(samples)
+        # Whole frames: every convolution of the model would otherwise pad what it gets, and batches would differ.
+        whole = [np.pad(samples, (0, -len(samples) % self._grid.hop)) for samples in sounds]
+        with inference():
+            parts = run_windows(whole, self._grid, self._windowing, self._most_samples, self._codes)
+        return [np.concatenate([np.zeros((0, self.num_codebooks), np.uint16), *found]) for found in parts]
+
+    def _codes(self, indices: list[int], pieces: list[Samples]) -> list[npt.NDArray[Any]]:
+        import torch
+
+        # The model is causal: what follows a sound does not change its units.
+        longest = max(map(len, pieces))
+        batch = np.stack([np.pad(piece.astype(np.float32), (0, longest - len(piece))) for piece in pieces])
+        inputs = torch.from_numpy(batch)[:, None].to(self._device)
+        codes = self._model.encode(inputs, num_quantizers=self.num_codebooks, return_dict=True).audio_codes
+        frames = codes.transpose(1, 2).cpu().numpy().astype(np.uint16)  # [pieces, frames, K]
+        return [found[: self._grid.num_frames(len(piece))] for found, piece in zip(frames, pieces, strict=True)]
+
+    def decode(self, frames: npt.NDArray[Any]) -> Samples:
+        """Sound of the units [frames, num_codebooks]: [frames * hop] samples, within -1 and 1.
+
+        Raises `UserError` for ids outside the vocabulary.
+        """
+        import torch
+
+        check_units(frames, self.num_units, self.num_codebooks)
+        parts = [np.zeros(0, np.float32)]
+        hop = self._grid.hop
+        with inference():
+            for window in self._windowing.windows(len(frames)):
+                codes = torch.from_numpy(frames[window.start : window.end].T.astype(np.int64))[None].to(self._device)
+                sound = self._model.decode(codes, return_dict=True).audio_values[0, 0]
+                assert len(sound) == (window.end - window.start) * hop
+                used = slice((window.first - window.start) * hop, (window.last - window.start) * hop)
+                parts.append(sound[used].clamp(-1, 1).cpu().numpy())
+        return np.concatenate(parts)
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        model: str,
+        num_codebooks: int,
+        *,
+        revision: str | None = None,
+        window_seconds: float = 60.0,
+        overlap_seconds: float = 20.0,
+        device: str = "cpu",
+    ) -> "MimiTokenizer":
+        """Write a tokenizer's folder and load it.
+
+        Args:
+            folder: receives speech_tokenizer.json.
+            model: folder (from the working directory) or hub id of a Mimi model, such as kyutai/mimi.
+            num_codebooks: the first codebooks of the model, of which units are made.
+            revision: branch, tag or commit on the hub; best a commit.
+            window_seconds: longer sounds are computed in windows of this length.
+            overlap_seconds: what neighbouring windows share.
+            device: where the model runs.
+
+        Raises:
+            UserError: the model cannot be had or loaded, or has fewer codebooks.
+        """
+        windows = checked(MimiWindows, window_seconds=window_seconds, overlap_seconds=overlap_seconds)
+        loaded = _load(model_folder(model, revision), device)
+        _check_codebooks(loaded.config, num_codebooks, model)
+        source = PretrainedModel.of(model, revision, folder)
+        tokenizer = cls(
+            MimiDescription.of(loaded.config, num_codebooks, source, windows), loaded, checked_device(device), None
+        )
+        write_folder(folder, tokenizer._description)
+        return tokenizer
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu", batch_seconds: float | None = None) -> "MimiTokenizer":
+        """Read a folder that `create` wrote, and the model that it names.
+
+        Raises `UserError` naming what is missing or damaged, or does not belong together.
+        """
+        description = read_description(folder, MimiDescription, NAME, VERSION)
+        loaded = _load(description.model.folder(folder), device)
+        path = Path(folder) / DESCRIPTION_FILE
+        _check_codebooks(loaded.config, description.num_codebooks, str(path))
+        expected = MimiDescription.of(loaded.config, description.num_codebooks, description.model, description.windows)
+        if expected != description:
+            raise UserError(
+                f"{path} was changed by hand, or does not fit its model (other sha256, units, sample or frame rate);"
+                " restore it, or make a new tokenizer in another folder"
+            )
+        return cls(description, loaded, checked_device(device), batch_seconds)
+
+
+def _check_codebooks(config: Any, num_codebooks: int, where: str) -> None:
+    if not 1 <= num_codebooks <= config.num_quantizers:
+        raise UserError(f"{where}: num_codebooks is {num_codebooks}; give a number from 1 to {config.num_quantizers}")
+
+
+def _see_what_was_trained(transformer: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Keep attention to `sliding_window` steps: before transformers 5 only its flash attention does."""
+    import torch
+
+    hidden = arguments[0] if arguments else keywords["hidden_states"]
+    steps = torch.arange(hidden.shape[1], device=hidden.device)
+    back = steps[:, None] - steps
+    hidden_from = (back < 0) | (back >= transformer.config.sliding_window)
+    mask = torch.zeros(hidden_from.shape, device=hidden.device, dtype=hidden.dtype)
+    mask.masked_fill_(hidden_from, torch.finfo(hidden.dtype).min)
+    return arguments, {**keywords, "attention_mask": mask[None, None]}
+
+
+def _load(folder: Path, device: str) -> Any:
+    model = load_model("MimiModel", "mimi", folder, device)
+    config = model.config
+    if not config.use_causal_conv or config.audio_channels != 1 or config.sampling_rate % config.frame_rate:
+        raise UserError(
+            f"{folder / 'config.json'}: use_causal_conv is {config.use_causal_conv}, audio_channels"
+            f" {config.audio_channels}, frame_rate {config.frame_rate}; give a causal model of mono sound with whole"
+            " samples per frame"
+        )
+    for transformer in (model.encoder_transformer, model.decoder_transformer):
+        transformer.register_forward_pre_hook(_see_what_was_trained, with_kwargs=True)
+    return model
