@@ -1,0 +1,45 @@
+"""Sound of a sequence's units."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tolktrain.inspect.spans import TakenApart
+from tolktrain.units.base import Frames, Samples, SpeechDecoder, expand
+
+PAUSE_SECONDS = 0.3
+
+
+def speech_frames(apart: TakenApart, most_frames: int) -> list[Frames]:
+    """Frames [n, K] of each stretch of speech in the sequence, at most `most_frames` together, repeats restored.
+
+    Consecutive utterances of the record are one stretch if nothing stands between them in the sequence.
+    """
+    record = apart.record
+    stretches = []
+    for span in apart.spans:
+        places = span.places[span.places >= 0]
+        if span.kind != "speech" or not len(places):
+            continue
+        frames = expand(record.units[places], record.run_lengths[places])[:most_frames]
+        most_frames -= len(frames)
+        if len(frames):
+            stretches.append(frames)
+    return stretches
+
+
+def sound_of(stretches: Sequence[Frames], tokenizer: SpeechDecoder) -> Samples:
+    """The stretches one after the other, with a short pause where the sequence has text."""
+    pause = np.zeros(round(PAUSE_SECONDS * tokenizer.sample_rate), np.float32)
+    pieces: list[Samples] = []
+    for frames in stretches:
+        pieces += ([pause] if pieces else []) + [tokenizer.decode(frames)]
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+
+def write_wav(path: Path, samples: Samples, sample_rate: int) -> None:
+    """Write mono sound in 16 bit."""
+    import soundfile
+
+    soundfile.write(path, samples, sample_rate, subtype="PCM_16")

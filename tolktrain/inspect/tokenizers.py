@@ -1,0 +1,128 @@
+"""The tokenizers that a data set was made with: given, or found beside it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from tolktrain.config.errors import UserError
+from tolktrain.data.records import Array, DatasetInfo
+from tolktrain.data.storage import Storage
+from tolktrain.units.base import SpeechDecoder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TEXT_FILE = "tokenizer.json"
+SPEECH_FILE = "speech_tokenizer.json"
+TEXT_FOLDER, SPEECH_FOLDER = "text_tokenizer", "speech_tokenizer"
+
+
+class OtherTokenizerError(UserError):
+    """A tokenizer is not the one that a data set was made with."""
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """Turns text ids into text; into the numbers themselves without a tokenizer."""
+
+    tokenizer: "Tokenizer | None"
+
+    def __call__(self, ids: Array) -> str:
+        """Text of consecutive ids, without the space before it."""
+        if self.tokenizer is None:
+            return " ".join(str(number) for number in ids.tolist())
+        text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+        return text.strip()
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """What a data set's ids mean, as far as it could be found."""
+
+    text: TextReader
+    speech: SpeechDecoder | None
+    text_note: str  # where the tokenizer is, or why there is none
+    speech_note: str
+
+
+def find_tokenizers(
+    info: DatasetInfo, beside: Sequence[Path], text_folder: Path | None, speech_folder: Path | None
+) -> Tokenizers:
+    """The tokenizers in the given folders, or else in text_tokenizer and speech_tokenizer in the folders `beside`.
+
+    A speech tokenizer beside the data that cannot be used here is passed over, and the note says why.
+
+    Raises `UserError` if a tokenizer is not the one that dataset.json names, or a given one is unreadable.
+    """
+    text, text_note = _text(info, text_folder or _first(beside, TEXT_FOLDER, TEXT_FILE))
+    if speech_folder is not None:
+        speech, speech_note = _speech(info, speech_folder)
+    else:
+        speech, speech_note = _speech_beside(info, _first(beside, SPEECH_FOLDER, SPEECH_FILE))
+    return Tokenizers(TextReader(text), speech, text_note, speech_note)
+
+
+def fetch_tokenizers(address: str, folder: Path) -> None:
+    """Copy the tokenizers that lie beside a remote data set into a folder, if there are any.
+
+    Raises `UserError` when the storage cannot be read.
+    """
+    parent = address.rstrip("/").rpartition("/")[0]
+    if parent.endswith("/"):  # the data set is a whole bucket
+        return
+    storage = Storage(parent)
+    for name in [name for part in (TEXT_FOLDER, SPEECH_FOLDER) for name in storage.names(f"{part}/")]:
+        content = storage.read(name)
+        if content is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+
+
+def _first(beside: Sequence[Path], folder: str, file: str) -> Path | None:
+    return next((path / folder for path in beside if (path / folder / file).is_file()), None)
+
+
+def _text(info: DatasetInfo, folder: Path | None) -> tuple["Tokenizer | None", str]:
+    if info.text is None:
+        return None, "the set has no text"
+    if folder is None:
+        return None, "none found beside the data, so ids are shown as numbers; name its folder with --text-tokenizer"
+    from tolktrain.prepare.text import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    digest = hashlib.sha256((folder / TEXT_FILE).read_bytes()).hexdigest()
+    _check_digest(folder / TEXT_FILE, digest, info.text.sha256, info, "--text-tokenizer")
+    return tokenizer, str(folder)
+
+
+def _speech_beside(info: DatasetInfo, folder: Path | None) -> tuple[SpeechDecoder | None, str]:
+    if folder is None:
+        return None, "none found beside the data; name its folder with --speech-tokenizer to make sound"
+    try:
+        return _speech(info, folder)
+    except OtherTokenizerError:
+        raise
+    except UserError as error:
+        return None, f"not usable: {error}"
+
+
+def _speech(info: DatasetInfo, folder: Path) -> tuple[SpeechDecoder | None, str]:
+    if info.speech is None:
+        return None, "the set has no speech"
+    from tolktrain.units.load import load_speech_tokenizer
+
+    tokenizer = load_speech_tokenizer(folder)
+    _check_digest(folder, tokenizer.sha256, info.speech.sha256, info, "--speech-tokenizer")
+    if not callable(getattr(tokenizer, "decode", None)):
+        return None, f"{folder}; {tokenizer.name} cannot turn units into sound"
+    return cast(SpeechDecoder, tokenizer), str(folder)
+
+
+def _check_digest(path: Path, found: str, expected: str, info: DatasetInfo, option: str) -> None:
+    if found != expected:
+        raise OtherTokenizerError(
+            f"{path} is not the tokenizer that the data set {info.name!r} was made with: its sha256 is {found[:12]}...,"
+            f" dataset.json says {expected[:12]}...; name the folder of the right one with {option}"
+        )
