@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tolktrain.units.base import Samples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Word:
     """A word and its time, in seconds from the beginning of its utterance."""
 
@@ -20,7 +20,7 @@ class Word:
     end: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Utterance:
     """One line of a manifest."""
 

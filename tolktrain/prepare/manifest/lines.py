@@ -1,0 +1,50 @@
+"""The lines of manifests, compressed or not, and JSON on them."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from tolktrain.config.errors import UserError
+from tolktrain.prepare.items import ItemError, Reason
+
+_GZIP = b"\x1f\x8b"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_UTF_8_MARK = b"\xef\xbb\xbf"
+
+
+def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """Number, from 1 on, and bytes of each line that is not empty. Raises `UserError` if the file cannot be read."""
+    try:
+        with open(path, "rb") as raw:
+            packed = raw.read(2) == _GZIP
+        with gzip.open(path, "rb") if packed else open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    if line.startswith(_UTF_16):
+                        raise UserError(f"{path} is UTF-16 text; save it as UTF-8")
+                    line = line.removeprefix(_UTF_8_MARK)
+                line = line.rstrip(b"\r\n")
+                if line:
+                    yield number, line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is not a whole gzip file ({error}); copy it again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check recordings.manifest") from None
+
+
+def text_of(line: bytes) -> str:
+    """The line as text. Raises `ItemError` if it is not UTF-8."""
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise ItemError(Reason.MANIFEST, f"the line is not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def json_of(line: bytes) -> Any:
+    """What the line holds. Raises `ItemError` if it is not JSON."""
+    try:
+        return json.loads(text_of(line))
+    except (ValueError, RecursionError) as error:
+        raise ItemError(Reason.MANIFEST, f"the line is not JSON ({error})") from None
