@@ -47,3 +47,8 @@ def test_fewer_units_than_words() -> None:
 def test_frame_ends_are_rounded_and_the_last_word_has_the_rest() -> None:
     ends = frame_ends(np.array([882 * 2 + 400, 882 * 3 + 500, 882 * 5]), 22_050, 25, 6)
     assert ends.tolist() == [2, 4, 6]
+
+
+def test_no_words_have_no_ends() -> None:
+    assert frame_ends(np.zeros(0), 22_050, 25, 6).tolist() == []
+    assert unit_ends(np.zeros(0, np.int64), np.array([2, 3], np.uint16)).tolist() == []

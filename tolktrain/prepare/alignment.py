@@ -1,5 +1,7 @@
 """From the times of words to their places among collapsed units."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -8,10 +10,10 @@ from tolktrain.config.errors import UserError
 Ends = npt.NDArray[np.int64]
 
 
-def frame_ends(sample_ends: Ends, sample_rate: int, frames_per_second: float, num_frames: int) -> Ends:
-    """Word ends in frames, rounded; the last word has all that follows, silence included."""
+def frame_ends(sample_ends: npt.NDArray[Any], sample_rate: int, frames_per_second: float, num_frames: int) -> Ends:
+    """Word ends in frames, rounded; the last word has all that follows, silence included. No words have no ends."""
     ends = np.rint(sample_ends / sample_rate * frames_per_second).astype(np.int64)
-    ends[-1] = num_frames
+    ends[-1:] = num_frames
     return np.minimum(ends, num_frames)
 
 
@@ -22,6 +24,8 @@ def unit_ends(word_frame_ends: Ends, run_lengths: npt.NDArray[np.uint16]) -> End
     boundary inside a run moves to the nearer end of the run. Raises `UserError` if there are fewer units than words.
     """
     num_words, num_units = len(word_frame_ends), len(run_lengths)
+    if not num_words:
+        return np.zeros(0, np.int64)
     if num_units < num_words:
         raise UserError(f"{num_words} words have only {num_units} units; speak more slowly or use more clusters")
     boundaries = np.cumsum(run_lengths.astype(np.int64))
