@@ -58,7 +58,16 @@ class DataConfig(StrictModel):
         description="Nodes the sample order is laid out for; fixed, so that any number of nodes sees the same order.",
     )
     cache_limit: str | None = Field(
-        default=None, description="Most disk space per node for shards of remote sets, such as 200gb."
+        default=None,
+        description="Disk space per node for shards of remote sets, such as 200gb; those being fetched come on top.",
+    )
+    download_retries: int = Field(
+        default=3, ge=0, description="Further attempts to fetch a shard, after 1, 2, 4, ... seconds."
+    )
+    download_timeout_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="Longest silence of a storage, in seconds; after download_retries + 1 times that none begins.",
     )
     text_tokenizer: Annotated[str | None, InputPath()] = Field(
         default=None, description="Folder of the text tokenizer, for generation and reports."

@@ -14,16 +14,19 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tolktrain.config.base import InputPath
 from tolktrain.config.document import KeyPath, Located, Origin, merge, override, parse, read_document
 from tolktrain.config.errors import UserError
 from tolktrain.config.mistakes import describe, field_at
+from tolktrain.config.prepare import PrepareConfig
 from tolktrain.config.root import Config, set_uses
+
+Root = TypeVar("Root", bound=BaseModel)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -38,27 +41,39 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for text in overrides:
         tree = _override(tree, text)
         added |= {name: text for name in _set_names(tree) if name not in in_files and name not in added}
-    tree = _resolved(tree)
+    config = _validated(Path(path), tree, Config)
+    _refuse_unused(config, added)
+    return config
+
+
+def load_prepare_config(path: str | Path, overrides: Sequence[str] = ()) -> PrepareConfig:
+    """The configuration of `tolktrain prepare` in the YAML file `path`; otherwise like `load_config`."""
+    tree = _with_bases(Path(path), ())
+    for text in overrides:
+        tree = _override(tree, text)
+    return _validated(Path(path), tree, PrepareConfig)
+
+
+def _validated(path: Path, tree: Located, root: type[Root]) -> Root:
+    tree = _resolved(tree, root)
     try:
-        config = Config.model_validate(tree.plain())
-        _refuse_unused(config, added)
-        return config
+        return root.model_validate(tree.plain())
     except ValidationError as error:
-        messages = describe(error.errors(include_url=False), tree, Config)
+        messages = describe(error.errors(include_url=False), tree, root)
     if len(messages) == 1:
         raise UserError(messages[0])
     raise UserError(f"{path}: {len(messages)} mistakes\n" + "\n".join(f"  {message}" for message in messages))
 
 
-def dump_config(config: Config) -> str:
-    """The whole configuration as YAML; `load_config` reads the same configuration from it."""
+def dump_config(config: BaseModel) -> str:
+    """The whole configuration as YAML, from which the same configuration is read."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     return text
 
 
-def schema() -> dict[str, Any]:
+def schema(root: type[BaseModel] = Config) -> dict[str, Any]:
     """JSON schema of configuration files, for editors."""
-    result = Config.model_json_schema()
+    result = root.model_json_schema()
     result["properties"] = {
         "base": {
             "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
@@ -124,10 +139,10 @@ def _refuse_unused(config: Config, added: Mapping[str, str]) -> None:
             )
 
 
-def _resolved(tree: Located) -> Located:
+def _resolved(tree: Located, root: type[BaseModel]) -> Located:
     """The tree with absolute input paths."""
     for path, node in tree.scalars():
-        kind = _path_kind(path)
+        kind = _path_kind(path, root)
         if kind is not None and isinstance(node.value, str) and node.value:
             absolute = _search(node.value, node.origin)
             if absolute is not None:
@@ -139,8 +154,8 @@ def _resolved(tree: Located) -> Located:
     return tree
 
 
-def _path_kind(path: KeyPath) -> InputPath | None:
-    field = field_at(Config, path)
+def _path_kind(path: KeyPath, root: type[BaseModel]) -> InputPath | None:
+    field = field_at(root, path)
     marks = [item for item in (field.metadata if field is not None else []) if isinstance(item, InputPath)]
     return marks[0] if marks else None
 

@@ -83,9 +83,18 @@ class PublishedConfig(StrictModel):
     """A set in the layout of the SmolTolk authors."""
 
     folder: Annotated[str, InputPath()] = Field(
-        description="Folder or common prefix of the .bin, .len, .dur, .wrds_tms, .wrds_tms_len and meta.pkl files."
+        description="Folder or common prefix of the speech's .bin, .len and .dur files; meta.pkl beside them."
+    )
+    text_folder: Annotated[str | None, InputPath()] = Field(
+        default=None,
+        description="Folder of the text's .bin, .len, .wrds_tms, .wrds_tms_len and meta.pkl; names are the speech's.",
     )
     speech_tokenizer: Annotated[str, InputPath()] = Field(description="Folder of the tokenizer the units come from.")
+    durations: Literal["file", "frames", "unknown"] = Field(
+        default="file",
+        description="file: run lengths are in .dur; frames: repeats are not collapsed, there is no .dur; unknown: they"
+        " are, and each unit counts as one frame, so that hours come out too low and words cannot be aligned.",
+    )
 
 
 class PassagesConfig(StrictModel):

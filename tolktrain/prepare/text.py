@@ -1,16 +1,27 @@
-"""The text tokenizer of a small corpus: byte-level BPE, one file that the `tokenizers` library reads."""
+"""Text tokenizers: training the one of a small corpus, and using any fast tokenizer of Hugging Face."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tolktrain.config.errors import UserError
+from tolktrain.data.records import TextInfo
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
+_LONE_BLANK = re.compile(r"(?<=\w) (?=\w)")
+_WORDS_KEPT = 200_000
+# Where a saved tokenizer names its end-of-text token; the first file that does counts.
+EOS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -33,20 +44,184 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+@dataclass(frozen=True, eq=False)
+class TextTokenizer:
+    """A tokenizer and what dataset.json says about it."""
+
+    tokenizer: Tokenizer
+    info: TextInfo
+
+
+def tokenizer_folder(path: str | Path) -> Path:
+    """The local folder of a tokenizer; the files of a hub id are fetched first.
+
+    Raises `UserError` if there is no such folder and the hub does not give a tokenizer.json either.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=[TOKENIZER_FILE, *EOS_FILES]))
+    except Exception as error:  # Errors of the hub, of the network and of names that are none have no common class.
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"text tokenizer {str(path)!r} is neither a folder nor a tokenizer of the Hugging Face hub that can be had"
+            f" ({reason}); give a folder with {TOKENIZER_FILE}"
+        ) from None
+
+
+def load_text_tokenizer(path: str | Path) -> TextTokenizer:
+    """The tokenizer in a folder or of a hub id, with its end-of-text id, vocabulary size and digest.
+
+    Raises `UserError` if it is missing, no tokenizer, or tells no end-of-text token.
+    """
+    folder = tokenizer_folder(path)
+    tokenizer = load_tokenizer(folder)
+    eos = _eos_token(folder, tokenizer)
+    eos_id = tokenizer.token_to_id(eos)
+    if eos_id is None:
+        raise UserError(f"{folder} names the end-of-text token {eos!r}, which {TOKENIZER_FILE} does not hold")
+    # Ids may have gaps: their number would be too low for the largest.
+    vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    digest = hashlib.sha256((folder / TOKENIZER_FILE).read_bytes()).hexdigest()
+    return TextTokenizer(tokenizer, TextInfo(vocab_size=vocab_size, eos_id=eos_id, sha256=digest))
+
+
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Read tokenizer.json of a folder. Raises `UserError` if it is missing or no tokenizer."""
+    """Read tokenizer.json of a folder; it neither cuts nor pads, and takes special tokens in a text as plain text.
+
+    Raises `UserError` if it is missing or no tokenizer.
+    """
     path = Path(folder) / TOKENIZER_FILE
     if not path.is_file():
-        raise UserError(f"{path} does not exist; a text tokenizer is a folder with this file")
+        raise UserError(
+            f"{path} does not exist; a text tokenizer is a folder with this file, as save_pretrained of a *fast*"
+            " tokenizer of transformers writes it"
+        )
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # The library raises the bare class.
         raise UserError(f"{path} is not a tokenizer of the tokenizers library ({error})") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    # A document that quotes "<|endoftext|>" must not end there.
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-    """Ids of the words, each with its leading space, and where each word ends in them."""
-    encodings = tokenizer.encode_batch([" " + word for word in words])
-    ids = [encoding.ids for encoding in encodings]
-    ends = np.cumsum([len(word) for word in ids]).astype(np.uint32)
-    return np.concatenate([np.asarray(word, np.uint32) for word in ids]), ends
+    """Ids of the words, each with its leading blank, and where each word ends in them.
+
+    The ids are those of the whole text, unless a token spans two words: then each word is encoded by itself. Raises
+    `UserError` if a word has no ids.
+    """
+    if not words:
+        return np.zeros(0, np.uint32), np.zeros(0, np.uint32)
+    blank = " " if _first_word_needs_blank(tokenizer) else ""
+    text = blank + " ".join(words)
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    ids = np.asarray(encoding.ids, np.uint32)
+    ends = _word_ends(np.asarray(encoding.offsets, np.int64).reshape(-1, 2), words, len(blank))
+    if ends is None:
+        encodings = tokenizer.encode_batch([blank + word for word in words], add_special_tokens=False)
+        ids = np.asarray([token for encoding in encodings for token in encoding.ids], np.uint32)
+        ends = np.cumsum([len(encoding.ids) for encoding in encodings])
+    empty = np.flatnonzero(np.diff(ends, prepend=0) == 0)
+    if len(empty):
+        raise UserError(f"the word {words[empty[0]]!r} has no text ids; leave it out")
+    return ids, ends.astype(np.uint32)
+
+
+class SegmentedEncoder:
+    """Encodes documents by the batch. Long ones go in segments, cut before a blank: memory stays bounded."""
+
+    def __init__(self, tokenizer: Tokenizer, longest_segment: int = 1 << 20) -> None:
+        """Args: longest_segment, in characters."""
+        self._tokenizer = tokenizer
+        self._longest = longest_segment
+        self._keeps_blank = _first_word_needs_blank(tokenizer)
+        # The library keeps the ids of the first 10,000 words it meets; with more it is a fifth faster. Not all models
+        # have such a memory, and its name is not promised to stay.
+        with contextlib.suppress(AttributeError):
+            tokenizer.model._resize_cache(_WORDS_KEPT)
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        """The ids of each text, without BOS and EOS."""
+        segments = [list(self._segments(text)) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(
+            [segment for parts in segments for segment in parts], add_special_tokens=False
+        )
+        ids = iter([np.array(encoding.ids, np.uint32) for encoding in encodings])
+        return [np.concatenate([next(ids) for _ in parts]) for parts in segments]
+
+    def ends_line(self) -> npt.NDArray[np.bool_]:
+        """For each id whether its text ends with a line end."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        result = np.zeros(max(vocabulary) + 1, np.bool_)
+        for token in vocabulary:
+            result[token] = self._tokenizer.decode([token], skip_special_tokens=False).endswith("\n")
+        return result
+
+    def _segments(self, text: str) -> Iterator[str]:
+        """The text in segments. A blank between two words begins the next segment, or is what the tokenizer adds."""
+        begin = 0
+        while len(text) - begin > self._longest:
+            end = _last_blank(text, begin + self._longest - self._longest // 8, begin + self._longest)
+            yield text[begin:end]
+            begin = end if self._keeps_blank or text[end] != " " else end + 1
+        yield text[begin:]
+
+
+def _last_blank(text: str, begin: int, end: int) -> int:
+    """Where the last blank that stands alone between two words is; `end` if there is none."""
+    return max((match.start() for match in _LONE_BLANK.finditer(text, begin, end)), default=end)
+
+
+def _first_word_needs_blank(tokenizer: Tokenizer) -> bool:
+    """Whether a word that begins a text has the ids of a word inside only with a blank before it.
+
+    SentencePiece's way puts that blank there by itself, byte-level BPE does not.
+    """
+    alone, first, both = (tokenizer.encode(text, add_special_tokens=False).ids for text in ("a", "b", "b a"))
+    return bool(both != first + alone)
+
+
+def _word_ends(offsets: npt.NDArray[np.int64], words: Sequence[str], first_begin: int) -> npt.NDArray[np.int64] | None:
+    """Where each word ends among the tokens with these offsets [N, 2] into the text; None if a token spans two."""
+    lengths = np.fromiter((len(word) for word in words), np.int64, len(words))
+    text_ends = np.cumsum(lengths + 1) - 1 + first_begin
+    # A token belongs to the word in which it ends; a blank alone ends before the word it leads.
+    word_of = np.searchsorted(text_ends, offsets[:, 1])
+    begins = np.concatenate(([0], text_ends[:-1]))
+    if len(word_of) and (int(word_of[-1]) >= len(words) or (np.diff(word_of) < 0).any()):
+        return None
+    if (offsets[:, 0] < begins[word_of]).any():
+        return None
+    return np.searchsorted(word_of, np.arange(len(words)), side="right")
+
+
+def _eos_token(folder: Path, tokenizer: Tokenizer) -> str:
+    for name in EOS_FILES:
+        path = folder / name
+        if path.is_file():
+            token = _read_object(path).get("eos_token")
+            content = token.get("content") if isinstance(token, dict) else token
+            if isinstance(content, str):
+                return content
+    if tokenizer.token_to_id(END_OF_TEXT) is not None:
+        return END_OF_TEXT
+    raise UserError(
+        f'{folder} tells no end-of-text token; add {{"eos_token": "..."}} as {EOS_FILES[0]}, with a token of'
+        f" {TOKENIZER_FILE}"
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}); restore it from its source") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object; restore it from its source")
+    return content
