@@ -54,8 +54,29 @@ setup(
         # flash-attn exists as source only: it needs CUDA's compiler and a long build.
         # Triton comes with torch where torch is built for GPUs, in the one version that fits.
         "gpu": ["flash-attn>=2.7; sys_platform == 'linux'", "triton>=3.6; sys_platform == 'linux'"],
-        "audio": ["librosa>=0.10.2", "scikit-learn>=1.4", "soundfile>=0.12", "soxr>=0.3", "threadpoolctl>=3.2"],
-        "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=9.0", "ruff>=0.6", "transformers>=4.57"],
+        # Preparing recordings, and sound from units.
+        "audio": [
+            "librosa>=0.10.2",
+            "num2words>=0.5.14",
+            "praatio>=6.2",
+            "scikit-learn>=1.4",
+            "soundfile>=0.12",
+            "soxr>=0.3",
+            "threadpoolctl>=3.2",
+            "transformers>=4.57",
+        ],
+        # Preparing text of Parquet and .zst files.
+        "text": ["pyarrow>=14"],
+        "dev": [
+            "flask>=3.0",  # with flask-cors, what moto's server needs of its long list
+            "flask-cors>=5.0",
+            "hypothesis>=6.100",
+            "lhotse>=1.30",
+            "moto[s3]>=5.2",
+            "mypy>=1.10",
+            "pytest>=9.0",
+            "ruff>=0.6",
+        ],
     },
     entry_points={"console_scripts": ["tolktrain = tolktrain.cli:main"]},
 )

@@ -52,6 +52,6 @@ echo "Installing tolktrain and its libraries into $venv (the first time 7 GB, in
 start=$SECONDS
 # pip warns once per package about index folders that are configured but absent: noise that hides the one real error.
 "$venv/bin/python" -m pip install -q --no-input --disable-pip-version-check --root-user-action ignore \
-    -e '.[audio,dev]' -c constraints.txt 2>&1 | { grep -v "^WARNING: Location .* is ignored" >&2 || true; } ||
+    -e '.[audio,text,dev]' -c constraints.txt 2>&1 | { grep -v "^WARNING: Location .* is ignored" >&2 || true; } ||
     fail "the installation failed; the reason stands above. It goes on where it stopped when you run make again."
 echo "Installed in $((SECONDS - start)) s."

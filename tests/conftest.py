@@ -1,17 +1,24 @@
 """What all tests share."""
 
 import importlib.util
+import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tolktrain.cluster.environment import alone
 from tolktrain.source_root import hide_source_root
+
+sys.path.insert(0, str(Path(__file__).parent / "object_storage"))
+if TYPE_CHECKING:
+    from fault_proxy import FaultProxy
+    from s3_server import S3Server
 
 # Tests must not depend on who started pytest, reach for the network, or spread tiny tensors over threads. Set here,
 # before any test module imports torch or transformers.
@@ -21,6 +28,9 @@ os.environ.clear()
 os.environ.update(alone(_launched))
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Processes that tests start by this server need not each import what takes seconds.
+multiprocessing.set_forkserver_preload(["tolktrain.prepare.pipeline"])
 
 # A shared machine is slow at times; a property does not fail for that.
 settings.register_profile("tolktrain", deadline=None)
@@ -54,3 +64,38 @@ def run_in_triton(request: pytest.FixtureRequest, repository: Path, tmp_path: Pa
         assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-2000:]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Server]":
+    """An S3 server over HTTP. `s3_server.environ` says how to reach it."""
+    if importlib.util.find_spec("moto") is None:
+        pytest.skip("moto is not installed")
+    from s3_server import running_s3_server
+
+    with running_s3_server(tmp_path_factory.mktemp("s3") / "server.log") as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address (s3://NAME) of an empty bucket; the environment says how to reach it."""
+    for name, value in s3_server.environ.items():
+        monkeypatch.setenv(name, value)
+    return s3_server.make_bucket()
+
+
+@pytest.fixture(scope="session")
+def _fault_proxy(s3_server: "S3Server") -> "Iterator[FaultProxy]":
+    from fault_proxy import running_fault_proxy
+
+    with running_fault_proxy(s3_server) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def fault_proxy(_fault_proxy: "FaultProxy", bucket: str, monkeypatch: pytest.MonkeyPatch) -> "FaultProxy":
+    """A proxy that adds faults between the environment's S3 clients and the server."""
+    _fault_proxy.clear()
+    monkeypatch.setenv("S3_ENDPOINT_URL", _fault_proxy.url)
+    return _fault_proxy

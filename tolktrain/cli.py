@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         verb = _verb(verbs, name, meaning, _on_run)
         verb.add_argument("config", metavar="CONFIG", help="configuration that was trained, or the run's folder")
         verb.set_defaults(verb=name)
+    _add_prepare(verbs)
     _add_bench(verbs)
     config = _verb(verbs, "config", "print the resolved configuration", _config)
     config.add_argument("config", metavar="CONFIG", nargs="?", help="configuration, a YAML file")
@@ -91,6 +92,29 @@ def _parser() -> argparse.ArgumentParser:
     for verb in verbs.choices.values():
         verb.add_argument("overrides", metavar="key=value", nargs="*", help="dotted key and new value")
     return parser
+
+
+def _add_prepare(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    prepare = _verb(
+        verbs, "prepare", "make a data set of recordings, text or a published set; or look at one", _prepare
+    )
+    prepare.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="configuration, such as configs/data/librispeech.yaml"
+    )
+    prepare.add_argument(
+        "--task", metavar="I/N", help="do only the parts of machine I (from 0) of N; taken from a Slurm array by itself"
+    )
+    prepare.add_argument("--schema", action="store_true", help="print the JSON schema of configurations instead")
+    look = prepare.add_argument_group("looking at a data set")
+    look.add_argument(
+        "--inspect", metavar="PATH", help="folder or address with index.json: print and draw what is in it"
+    )
+    look.add_argument("--records", type=int, default=3, metavar="N", help="records that are shown (3)")
+    look.add_argument("--strategy", metavar="NAME", help="how sequences are made (interleaved where words are aligned)")
+    look.add_argument("--sequence-length", type=int, default=512, metavar="T", help="tokens of a sequence (512)")
+    look.add_argument("--text-tokenizer", metavar="FOLDER", help="the set's text tokenizer, if not beside it")
+    look.add_argument("--speech-tokenizer", metavar="FOLDER", help="the set's speech tokenizer, if not beside it")
+    look.add_argument("--output", type=Path, metavar="FOLDER", help="for plots and sound (runs/inspect-<name>-<split>)")
 
 
 def _add_bench(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -252,6 +276,45 @@ def _run_verb(verb: str, run_directory: Path) -> None:
         from tolktrain.report.run import report
 
         report(run_directory)
+
+
+def _prepare(parsed: argparse.Namespace) -> int:
+    if parsed.schema:
+        from tolktrain.config.load import schema
+        from tolktrain.config.prepare import PrepareConfig
+
+        _print(json.dumps(schema(PrepareConfig), indent=2) + "\n")
+        return EXIT_DONE
+    if parsed.inspect is not None:
+        return _inspect(parsed)
+    if parsed.config is None:
+        raise UserError("name a configuration, such as configs/data/librispeech.yaml, or a data set to --inspect")
+    stop = StopRequest("stopping; finished parts are kept")
+    stop.install()
+    from tolktrain.config.load import load_prepare_config
+    from tolktrain.prepare.run import run
+
+    return run(load_prepare_config(parsed.config, parsed.overrides), parsed.task, stop)
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    if parsed.config is not None:
+        raise UserError(f"--inspect looks at a data set and takes no configuration; remove {parsed.config}")
+    from rich.console import Console
+
+    from tolktrain.inspect.run import InspectOptions, inspect_dataset
+
+    options = InspectOptions(
+        path=parsed.inspect,
+        records=parsed.records,
+        strategy=parsed.strategy,
+        sequence_length=parsed.sequence_length,
+        text_tokenizer=parsed.text_tokenizer,
+        speech_tokenizer=parsed.speech_tokenizer,
+        output=parsed.output,
+    )
+    inspect_dataset(options, Console())
+    return EXIT_DONE
 
 
 def _bench(parsed: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tolktrain.config.deepspeed import build_deepspeed_config
-from tolktrain.config.load import load_config
+from tolktrain.config.load import load_config, load_prepare_config
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost import activation_bytes, layer_flops
 from tolktrain_kernels.cross_entropy import CHUNK_LOGITS
@@ -20,6 +20,12 @@ def test_every_configuration_loads_and_is_short(file: Path) -> None:
     assert config.run.name == file.stem
     assert build_deepspeed_config(config, data_parallel_size=1)["train_batch_size"] == config.train.global_batch_size
     assert len(file.read_text().splitlines()) < 100
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "prepare").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_preparation_loads_and_is_short(file: Path) -> None:
+    config = load_prepare_config(file)
+    assert config.heldout.sources and len(file.read_text().splitlines()) < 40
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `corpora`
 
-from corpora import NUM_UNITS, TEXT_VOCAB_SIZE, random_records, write_dataset
+from corpora import NUM_UNITS, TEXT_VOCAB_SIZE, packed_copy, random_records, write_dataset
+from s3_server import S3Server
 
 from tolktrain.config import Config
 
@@ -18,6 +19,14 @@ from tolktrain.config import Config
 def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 103 aligned records in several packed shards. Tests must not change it."""
     return write_dataset(tmp_path_factory.mktemp("data") / "stories", random_records(103))
+
+
+@pytest.fixture(scope="session")
+def stored_stories(stories: Path, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Address of the same data set in a bucket. Tests must not change it."""
+    address = f"{s3_server.make_bucket()}/sets/stories"
+    s3_server.put_folder(packed_copy(stories, tmp_path_factory.mktemp("data") / "stories"), address)
+    return address
 
 
 @pytest.fixture(scope="session")

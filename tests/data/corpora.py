@@ -92,3 +92,12 @@ def write_dataset(folder: Path, records: list[Record], shard_bytes: int = 1 << 1
             writer.write(record.to_sample())
     describe(records).write(folder)
     return folder
+
+
+def packed_copy(folder: Path, target: Path) -> Path:
+    """A data set folder as it was written, without the shards that readers have unpacked since."""
+    target.mkdir()
+    for path in folder.iterdir():
+        if path.suffix in (".zstd", ".json"):
+            (target / path.name).write_bytes(path.read_bytes())
+    return target

@@ -190,6 +190,8 @@ def test_remote_sets(folder: Path, tmp_path: Path, make_config: MakeConfig) -> N
     check_data(config, 100)
     assert sorted(path.name for path in cache.iterdir()) == ["dataset.json", "index.json"], "shards stay where they are"
     config = make_config({"a": {"path": str(tmp_path / "cache2"), "remote": str(tmp_path / "nowhere")}})
-    with pytest.raises(UserError, match="nowhere/index.json cannot be fetched .*; check data.sets"):
+    with pytest.raises(
+        UserError, match="nowhere/index.json cannot be fetched: it does not exist .*; check the bucket and the folder"
+    ):
         check_data(config, 100)
     assert list((tmp_path / "cache2").iterdir()) == [], "nothing half-fetched is left"

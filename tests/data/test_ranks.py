@@ -2,16 +2,17 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 from other_processes import run_rank, server
+from s3_server import S3Server, free_port
 from stages import NUM_CANONICAL_NODES, global_batches, stage_loader
 
 from tolktrain.config import Config
@@ -22,18 +23,25 @@ MakeConfig = Callable[..., Config]
 Rows = list[list[list[tuple[Any, ...]]]]  # per case, step and row
 
 
-def run_ranks(cases: list[tuple[Config, int]], results: Path) -> list[Rows]:
-    """Run two ranks on some cases, each a configuration and its data-parallel size."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [server().Process(target=run_rank, args=(rank, port, cases, results)) for rank in range(2)]
+def run_ranks(
+    cases: list[tuple[Config, int]],
+    results: Path,
+    num_ranks: int = 2,
+    environ: Mapping[str, str] = MappingProxyType({}),
+    starts: Sequence[int] = (0, 3),
+) -> list[Rows]:
+    """Run ranks of one node on some cases, each a configuration and its data-parallel size."""
+    others = (num_ranks, free_port(), cases, results, dict(environ), starts)
+    processes = [server().Process(target=run_rank, args=(rank, *others)) for rank in range(num_ranks)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=120)
-    assert [process.exitcode for process in processes] == [0, 0]
-    return [torch.load(results / f"rank{rank}.pt") for rank in range(2)]
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in processes] == [0] * num_ranks
+    return [torch.load(results / f"rank{rank}.pt") for rank in range(num_ranks)]
 
 
 def test_two_ranks(tmp_path: Path, stories: Path, make_config: MakeConfig) -> None:
@@ -49,6 +57,25 @@ def test_two_ranks(tmp_path: Path, stories: Path, make_config: MakeConfig) -> No
     # Ranks of one data rank, such as tensor-parallel ones, get the same batches.
     assert first[2] == second[2]
     assert [sorted(batch) for batch in first[2]] == expected
+
+
+def test_any_ranks_and_workers_stream_the_same_batches_from_s3(
+    tmp_path: Path, stories: Path, stored_stories: str, s3_server: S3Server, make_config: MakeConfig
+) -> None:
+    """Four real ranks, as 4 and 2 data ranks, without and with loader processes, resumed in the second epoch."""
+    one = global_batches(make_config({"a": stories}, num_canonical_nodes=NUM_CANONICAL_NODES), 20)
+    starts = (0, 11)
+    expected = [batch for start in starts for batch in one[start : start + 9]]
+    cases = []
+    for data_size, workers in ((4, 0), (2, 2)):
+        sets = {"a": {"path": str(tmp_path / f"cache-{data_size}-{workers}"), "remote": stored_stories}}
+        options = {"num_workers": workers, "num_canonical_nodes": NUM_CANONICAL_NODES}
+        cases.append((make_config(sets, micro_batch_size=1, **options), data_size))
+    made = run_ranks(cases, tmp_path, 4, s3_server.environ, starts)
+    for case, (_, data_size) in enumerate(cases):
+        data_ranks = [steps[case] for steps in made[:data_size]]
+        assert [sorted(sum(parts, [])) for parts in zip(*data_ranks, strict=True)] == expected
+        assert all(steps[case] == made[rank % data_size][case] for rank, steps in enumerate(made))
 
 
 @pytest.mark.parametrize(("nodes", "size"), [(2, 4), (4, 4), (12, 12), (3, 6)])

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from tolktrain.config.load import load_config
+from tolktrain.config.load import load_config, load_prepare_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "launch" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-VERBS = ("train", "evaluate", "generate", "report", "config", "bench")
+VERBS = ("train", "evaluate", "generate", "report", "config", "bench", "prepare")
+
+
+PREPARE = "prepare:"
 
 
 def configurations(markdown: str) -> list[list[str]]:
-    """Configuration and overrides of every command in a fenced bash block, or in backticks, that names a YAML file."""
+    """Configuration and overrides of every command in a fenced bash block, or in backticks, that names a YAML file.
+
+    Those of the verb prepare, whose configurations are of another kind, begin with `PREPARE`.
+    """
     lines = [line for block in re.findall(r"```bash\n(.*?)```", markdown, re.DOTALL) for line in block.splitlines()]
     lines += re.findall(r"`([^`\n]+)`", markdown)
     found = []
@@ -24,10 +30,12 @@ def configurations(markdown: str) -> list[list[str]]:
         except ValueError:
             continue  # prose between backticks, not a command
         ours = any(word == "tolktrain" and after in VERBS for word, after in zip(words, words[1:], strict=False))
-        if ours or any(word.endswith("pretrain.sbatch") for word in words):
+        prepares = "prepare" in words or any(word.endswith("prepare.sbatch") for word in words)
+        if ours or prepares or any(word.endswith("pretrain.sbatch") for word in words):
             places = [i for i, word in enumerate(words) if word.endswith((".yaml", ".yml"))]
             if places:
-                found.append([word for word in words[places[0] :] if not word.startswith("-")])
+                arguments = [word for word in words[places[0] :] if not word.startswith("-")]
+                found.append([PREPARE, *arguments] if prepares else arguments)
     return found
 
 
@@ -41,8 +49,10 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_documented_command_has_a_sound_configuration(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    path, *overrides = command
-    assert load_config(path, overrides).run.name
+    if command[0] == PREPARE:
+        assert load_prepare_config(command[1], command[2:]).name
+    else:
+        assert load_config(command[0], command[1:]).run.name
 
 
 def test_commands_are_found_where_they_stand() -> None:
@@ -50,7 +60,8 @@ def test_commands_are_found_where_they_stand() -> None:
         "```bash\ntolktrain config a.yaml   # what is resolved\n"
         "NPROC=2 bash launch/pretrain.sbatch b.yaml x.y='{z: 1}'\n"
         "tolktrain evaluate runs/a\ntolktrain config c.yaml --schema\nls d.yaml\n```\n"
-        "and `tolktrain train e.yaml k=v`, don't\n"
+        "and `tolktrain train e.yaml k=v`, don't; `tolktrain prepare f.yaml k=v` and `sbatch prepare.sbatch g.yaml`\n"
     )
-    assert configurations(text) == [["a.yaml"], ["b.yaml", "x.y={z: 1}"], ["c.yaml"], ["e.yaml", "k=v"]]
+    prose = [["e.yaml", "k=v"], [PREPARE, "f.yaml", "k=v"], [PREPARE, "g.yaml"]]
+    assert configurations(text) == [["a.yaml"], ["b.yaml", "x.y={z: 1}"], ["c.yaml"], *prose]
     assert COMMANDS

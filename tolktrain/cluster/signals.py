@@ -20,8 +20,10 @@ class StopRequest:
     from a person at the terminal. A second INT ends the process at once, so that nobody has to wait for a checkpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_interrupt: str = "stopping after this step, with a checkpoint") -> None:
+        """Nothing is requested yet; `on_interrupt` is what a person who presses Ctrl-C reads."""
         self._signal: signal.Signals | None = None
+        self._on_interrupt = f"\n{on_interrupt}; press Ctrl-C again to leave at once\n".encode()
 
     @property
     def requested(self) -> bool:
@@ -54,7 +56,7 @@ class StopRequest:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             # print() is not safe inside a handler that may have interrupted a print.
-            os.write(2, b"\nstopping after this step, with a checkpoint; press Ctrl-C again to leave at once\n")
+            os.write(2, self._on_interrupt)
 
 
 def _shield_resource_tracker() -> None:

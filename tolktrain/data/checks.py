@@ -12,6 +12,7 @@ from tolktrain.config.errors import UserError
 from tolktrain.data.folder import RecordFolder, RecordReader, fetch_descriptions, read_index
 from tolktrain.data.records import DatasetInfo, columns_of
 from tolktrain.data.sequences import Vocabulary, require_modalities
+from tolktrain.data.storage import Patience
 
 HASHED_BYTES = 1 << 30
 """Sets above this size are hashed when their shards are first read, not before the run."""
@@ -68,7 +69,7 @@ def _uses(config: Config) -> list[tuple[str, str, Strategy | None]]:
 
 def _check_set(config: Config, name: str, text_vocab_size: int, verify_files: bool) -> DatasetInfo:
     dataset = config.data.sets[name]
-    fetch_descriptions(dataset)
+    fetch_descriptions(dataset, Patience.of(config.data), compare=True)
     shards = read_index(dataset.path)
     info = DatasetInfo.read(dataset.path)
     _check_columns(dataset.path, shards, info)

@@ -1,10 +1,16 @@
 """A data set folder on disk: its index, its shards, and its records by number, without shared memory or processes."""
 
+import contextlib
+import importlib
 import json
+import logging
 import os
-import tempfile
+import re
+import shutil
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,40 +20,74 @@ from streaming import Stream
 from streaming.base.compression import decompress
 from streaming.base.format.mds.encodings import NDArray, Str
 from streaming.base.format.mds.reader import MDSReader
-from streaming.base.storage import CloudDownloader
+from streaming.base.hashing import get_hash
 from streaming.base.world import World
 
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.errors import UserError
 from tolktrain.data.records import DATASET_FILE, DatasetInfo, Record
+from tolktrain.data.storage import TEMPORARY_PREFIX, DamagedError, Patience, Storage, StorageError, explained, fetch
+
+logger = logging.getLogger(__name__)
 
 INDEX_FILE = "index.json"
 _INDEX_VERSION = 2
-_FETCH_TIMEOUT_SECONDS = 60.0
+_SHARD_NAME = re.compile(r"shard\.\d+\.mds")
+_ABANDONED_SECONDS = 3600.0
+_QUICK_HASHES = ("xxh3_64", "xxh64", "xxh128", "xxh3_128")
 
 
-def fetch_descriptions(config: DatasetConfig) -> None:
+def fetch_descriptions(config: DatasetConfig, patience: Patience | None = None, *, compare: bool = False) -> None:
     """Bring `index.json` and `dataset.json` of a remote set into its cache folder, unless they are there.
 
-    Any number of processes may call this at once. Raises `UserError` when the address cannot be read.
+    Any number of processes may call this at once.
+
+    Args:
+        config: The data set.
+        patience: How long to wait for the storage.
+        compare: Fetch them in any case. Where they differ from those in the cache the data set was rebuilt: they are
+            replaced if no shard is cached yet, and refused otherwise.
+
+    Raises:
+        UserError: the address cannot be read, does not hold a description, or is not what the cache was filled from.
     """
     if config.remote is None:
         return
     folder = Path(config.path)
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained(config.path, "written"):
+        folder.mkdir(parents=True, exist_ok=True)
     for name in (INDEX_FILE, DATASET_FILE):
-        if (folder / name).exists():
+        path = folder / name
+        if path.exists() and not compare:
             continue
         address = f"{config.remote.rstrip('/')}/{name}"
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
-            fetched = os.path.join(temporary, name)
-            try:
-                CloudDownloader.direct_download(address, fetched, _FETCH_TIMEOUT_SECONDS)
-            except Exception as error:  # each storage raises its own kind
-                raise UserError(
-                    f"{address} cannot be fetched ({error}); check data.sets.*.remote and the credentials"
-                ) from error
-            os.replace(fetched, folder / name)
+        content = fetch(address, patience or Patience(), _json_object, folder=folder)
+        cached = path.read_bytes() if path.exists() else None
+        if cached == content:
+            continue
+        if cached is not None and _is_json_object(cached) and _has_shards(folder):
+            raise UserError(
+                f"{path} differs from {address}: the data set was rebuilt since the cache folder {folder} was filled;"
+                f" remove {folder}, and it is filled anew"
+            )
+        Storage(config.path).write(name, content)
+
+
+def _json_object(content: bytes) -> bytes:
+    if not _is_json_object(content):
+        raise DamagedError("it is not a JSON object")
+    return content
+
+
+def _is_json_object(content: bytes) -> bool:
+    try:
+        return isinstance(json.loads(content), dict)
+    except ValueError:
+        return False
+
+
+def _has_shards(folder: Path) -> bool:
+    return any(_SHARD_NAME.match(entry.name) for entry in os.scandir(folder))
 
 
 def read_index(folder: str | Path) -> list["RecordReader"]:
@@ -109,69 +149,133 @@ def _decoder(encoding: str) -> Any:
 
 
 class RecordStream(Stream):
-    """One data set in a mixture, whose shards several processes and jobs may unpack at the same time."""
+    """One data set in a mixture, whose shards several processes and jobs may fetch and unpack at the same time."""
+
+    def __init__(self, config: DatasetConfig, patience: Patience | None = None, choose: int | None = None) -> None:
+        super().__init__(remote=config.remote, local=config.path, choose=choose, keep_zip=False)
+        self._patience = patience or Patience()
+        if config.remote is not None and config.remote.startswith("s3://"):
+            # Here once, or each loader process would spend a second on it.
+            importlib.import_module("boto3")
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[RecordReader]:
         """The shards that the index lists."""
         return read_index(self.local)
 
+    def set_up_local(self, shards: list[RecordReader], cache_usage_per_shard: np.typing.NDArray[np.int64]) -> None:
+        """Find out which shards are here. Broken ones are removed, and what killed processes were fetching."""
+        if self.remote is not None:
+            for shard in shards:
+                _remove_if_broken(shard)
+            for entry in os.scandir(self.local):
+                if entry.name.startswith(TEMPORARY_PREFIX):
+                    _remove_if_abandoned(Path(entry.path))
+        super().set_up_local(shards, cache_usage_per_shard)
+
     def prepare_shard(self, shard: RecordReader) -> int:
-        """Fetch and unpack a shard; returns the growth of the cache in bytes."""
-        raw, packed = shard.file_pairs[0]
-        target = Path(self.local) / raw.basename
-        if self.remote is not None or packed is None or target.exists():
-            return int(super().prepare_shard(shard))
-        data = unpack_shard(shard)
-        # The library writes one fixed temporary name, which two jobs on one folder would take from each other.
+        """Fetch and unpack a shard; returns the growth of the cache in bytes.
+
+        Raises `UserError` naming the shard, the address and the cause.
+        """
+        # The library's own would leave a damaged shard in the cache, where every later attempt finds it.
+        target = Path(shard.dirname) / shard.raw_data.basename
+        if target.exists():
+            return 0
+        if self.remote is None:
+            content, growth = unpack_shard(shard), shard.raw_data.bytes
+        else:
+            content, growth = self._bring(shard)
         try:
-            with tempfile.NamedTemporaryFile(dir=self.local, prefix=f".{raw.basename}-", delete=False) as temporary:
-                temporary.write(data)
-            os.chmod(temporary.name, 0o644)
-            os.replace(temporary.name, target)
-        except OSError as error:
+            Storage(shard.dirname).write(target.name, content)
+        except StorageError as error:
+            if self.remote is not None:
+                raise
             raise UserError(
-                f"{target} cannot be written ({error}); to read packed shards from a folder without write access, set"
-                f" data.sets.*.remote to {self.local} and data.sets.*.path to a folder for unpacked shards"
+                f"{error}; to read packed shards from a folder without write access, set data.sets.*.remote to"
+                f" {self.local} and data.sets.*.path to a folder for unpacked shards"
             ) from None
-        return int(raw.bytes)
+        if self.remote is not None and shard.zip_data is not None:
+            (Path(shard.dirname) / shard.zip_data.basename).unlink(missing_ok=True)
+        return int(growth)
+
+    def _bring(self, shard: RecordReader) -> tuple[bytes, int]:
+        """Content of a shard of a remote set, and by how much the cache will have grown."""
+        file = shard.zip_data or shard.raw_data
+        cached = Path(shard.dirname) / file.basename
+        growth = shard.raw_data.bytes
+        if shard.zip_data is not None and cached.exists():
+            growth -= file.bytes
+            with contextlib.suppress(DamagedError, OSError):
+                return shard_content(shard, cached.read_bytes()), growth
+        content = fetch(
+            f"{self.remote.rstrip('/')}/{file.basename}",
+            self._patience,
+            partial(shard_content, shard),
+            folder=shard.dirname,
+            downloader=self._downloader,
+        )
+        return content, growth
+
+
+def _remove_if_broken(shard: RecordReader) -> None:
+    for file in (shard.raw_data, shard.zip_data):
+        if file is not None:
+            path = Path(shard.dirname) / file.basename
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_size != file.bytes:
+                    logger.warning("%s is not whole and will be fetched again", path)
+                    path.unlink()
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        # No fetch is silent for so long; younger ones may be those of another job.
+        if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+
+
+def shard_content(shard: RecordReader, data: bytes) -> bytes:
+    """Content of a shard from its file as it is stored. Raises `DamagedError` unless it is the one in the index."""
+    file = shard.zip_data or shard.raw_data
+    if len(data) != file.bytes:
+        raise DamagedError(f"it has {len(data)} bytes, index.json says {file.bytes}")
+    algorithm = next((name for name in (*_QUICK_HASHES, *file.hashes) if name in file.hashes), None)
+    if algorithm is not None and get_hash(algorithm, data) != file.hashes[algorithm]:
+        raise DamagedError(f"its {algorithm} differs from the one in index.json")
+    if shard.zip_data is None:
+        return data
+    try:
+        content = decompress(shard.compression, data)
+    except Exception as error:  # each compression raises its own kind
+        raise DamagedError(f"it cannot be unpacked: {error}") from error
+    if len(content) != shard.raw_data.bytes:
+        raise DamagedError(f"it unpacks to {len(content)} bytes, index.json says {shard.raw_data.bytes}")
+    return bytes(content)
 
 
 def unpack_shard(shard: RecordReader) -> bytes:
-    """Content of a packed shard on disk, unpacked in memory. Raises `UserError` when it is missing or broken."""
-    packed = shard.zip_data
-    path = Path(shard.dirname) / packed.basename
+    """Content of a shard on disk, unpacked in memory. Raises `UserError` when it is missing or broken."""
+    path = Path(shard.dirname) / (shard.zip_data or shard.raw_data).basename
     try:
-        data = decompress(shard.compression, path.read_bytes())
+        return shard_content(shard, path.read_bytes())
     except OSError as error:
         raise UserError(f"the shard {path} cannot be read ({error}); copy it again or rebuild the data set") from None
-    except Exception as error:  # each compression raises its own kind
+    except DamagedError as error:
         raise UserError(f"the shard {path} is corrupted ({error}); copy it again or rebuild the data set") from None
-    if len(data) != shard.raw_data.bytes:
-        raise UserError(
-            f"the shard {path} unpacks to {len(data)} bytes, expected {shard.raw_data.bytes}; copy it again"
-        )
-    return bytes(data)
 
 
 class RecordFolder(Sequence[Record]):
     """Records of one set by number. Shards of a remote set are fetched when first used; local folders are only read."""
 
-    def __init__(self, config: DatasetConfig, cached_shards: int = 4) -> None:
-        fetch_descriptions(config)
+    def __init__(self, config: DatasetConfig, cached_shards: int = 4, patience: Patience | None = None) -> None:
+        fetch_descriptions(config, patience)
         self.info = DatasetInfo.read(config.path)
         self._shards = read_index(config.path)
         self._ends = np.cumsum([shard.samples for shard in self._shards])
-        self._stream = None
-        if config.remote is not None:
-            hashes = self._shards[0].hashes
-            self._stream = RecordStream(
-                remote=config.remote,
-                local=config.path,
-                download_retry=2,
-                download_timeout=_FETCH_TIMEOUT_SECONDS,
-                validate_hash=hashes[0] if hashes else None,
-                keep_zip=False,
-            )
+        self._stream = None if config.remote is None else RecordStream(config, patience)
         self._cached_shards = cached_shards
         self._contents: OrderedDict[int, bytes] = OrderedDict()
 
@@ -210,14 +314,14 @@ class RecordFolder(Sequence[Record]):
 
     def _read(self, shard: RecordReader) -> bytes:
         raw = Path(shard.dirname) / shard.raw_data.basename
-        if self._stream is not None and not raw.exists():
+        if self._stream is not None:
             with FileLock(f"{raw}.lock"):
+                _remove_if_broken(shard)
                 self._stream.prepare_shard(shard)
-        if raw.exists() or shard.zip_data is None:
-            return raw.read_bytes()
-        return unpack_shard(shard)
+                return raw.read_bytes()
+        return raw.read_bytes() if raw.exists() else unpack_shard(shard)
 
 
-def open_records(config: DatasetConfig) -> RecordFolder:
+def open_records(config: DatasetConfig, patience: Patience | None = None) -> RecordFolder:
     """Records of a data set by number, for evaluation and validation."""
-    return RecordFolder(config)
+    return RecordFolder(config, patience=patience)

@@ -14,24 +14,30 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from streaming import StreamingDataset
 from streaming.base.dataset import _Iterator, _ShardState
+from streaming.base.util import bytes_to_int
 from streaming.base.world import World
 
 from tolktrain.config.data import DataConfig, Mixture, Strategy
 from tolktrain.config.errors import UserError
-from tolktrain.data.folder import RecordStream, fetch_descriptions, read_index
+from tolktrain.data.folder import INDEX_FILE, RecordReader, RecordStream, fetch_descriptions, read_index
 from tolktrain.data.records import Record
 from tolktrain.data.sequences import sequence_rng
 from tolktrain.data.shared_memory import exclusive_start
+from tolktrain.data.storage import Patience
 
 logger = logging.getLogger(__name__)
 
 # Records that the library's threads make ready ahead. They look only every few milliseconds, in which a small batch is
 # long used up.
 _LOOKAHEAD = 256
+
+# What the library demands.
+_SHARDS_IN_CACHE = 4
 
 _STRATEGIES: tuple[Strategy, ...] = ("speech", "text", "interleaved", "recognition", "synthesis")
 
@@ -179,10 +185,18 @@ class RecordMixture(StreamingDataset):
     def _epoch(self, epoch: int, expected: int) -> Iterator[list[Sample]]:
         samples: Iterator[tuple[Record, int]] = iter(self)
         for _ in range(expected):
-            rows = [Sample(record, dataset, epoch) for record, dataset in itertools.islice(samples, self.batch_size)]
+            failure: Exception | None = None
+            rows: list[Sample] = []
+            try:
+                rows += (
+                    Sample(record, dataset, epoch) for record, dataset in itertools.islice(samples, self.batch_size)
+                )
+            except Exception as error:  # the library raises its own when a thread has failed
+                failure = error
             # The library ends an epoch early, without a word, when its download thread fails.
             if len(rows) < self.batch_size:
-                raise UserError(f"records cannot be read: {self._failure}") from self._failure
+                cause = self._failure or failure
+                raise UserError(f"records cannot be read: {cause}") from cause
             yield rows
         for _ in samples:
             raise AssertionError("the epoch is longer than planned")
@@ -200,6 +214,9 @@ class RecordMixture(StreamingDataset):
             self._failure = error
             # The library leaves the shard marked as on its way: whoever waits for it would wait for ever.
             self._shard_states[shard_id] = _ShardState.REMOTE
+            # Nor does it give back the lock when it fails to evict.
+            while self._cache_filelock.is_locked:
+                self._cache_filelock.release()
             raise
 
     def _prepare_thread(self, it: _Iterator) -> None:
@@ -256,20 +273,35 @@ def _open_streams(config: DataConfig, plan: MixturePlan, multiple: int) -> tuple
                 f"data.cache_limit would delete shards of data.sets.{name}, which exist nowhere else; give that set a"
                 " remote (its present folder) and another path, or remove the limit"
             )
-    sizes, hashes = [], []
+    patience = Patience.of(config)
+    shards = {}
     for name in plan.names:
-        fetch_descriptions(config.sets[name])
-        shards = read_index(config.sets[name].path)
-        sizes.append(sum(shard.samples for shard in shards))
-        hashes.append(shards[0].hashes[0] if shards[0].hashes else None)
-    counts = plan.counts(sizes, multiple)
-    streams = [
-        RecordStream(
-            remote=config.sets[name].remote, local=config.sets[name].path, choose=count, validate_hash=hash_name
-        )
-        for name, count, hash_name in zip(plan.names, counts, hashes, strict=True)
-    ]
+        fetch_descriptions(config.sets[name], patience)
+        shards[name] = read_index(config.sets[name].path)
+    if config.cache_limit is not None:
+        _check_cache_limit(config.cache_limit, shards)
+    counts = plan.counts([sum(shard.samples for shard in shards[name]) for name in plan.names], multiple)
+    streams = [RecordStream(config.sets[name], patience, count) for name, count in zip(plan.names, counts, strict=True)]
     return streams, counts
+
+
+def _check_cache_limit(limit: str, shards: Mapping[str, list[RecordReader]]) -> None:
+    """Raise `UserError` for a limit under which the library would refuse to work, or wait for space for ever."""
+    try:
+        limit_bytes = bytes_to_int(limit)
+    except ValueError:
+        raise UserError(f"data.cache_limit {limit!r} is no size; write it like 200gb or 500mb") from None
+    name, largest = max(
+        ((name, shard.get_max_size()) for name in shards for shard in shards[name]), key=lambda entry: entry[1]
+    )
+    indices = sum(os.path.getsize(Path(readers[0].dirname, INDEX_FILE)) for readers in shards.values())
+    needed = _SHARDS_IN_CACHE * largest + indices
+    if limit_bytes < needed:
+        raise UserError(
+            f"data.cache_limit {limit} is too small: with its packed form a shard of data.sets.{name} takes"
+            f" {largest:,} bytes, and {_SHARDS_IN_CACHE} such shards and the indices must fit; set it to at least"
+            f" {-(-needed // 2**20)}mb, better to what the disk has, or build smaller shards"
+        )
 
 
 def _num_nodes(physical: int, data_size: int, canonical: int) -> int:

@@ -222,9 +222,13 @@ class DatasetInfo(_Description):
                 f"{path} is not a valid description of a data set ({problems}); rebuild the data set"
             ) from None
 
+    def to_json(self) -> str:
+        """The content of `dataset.json`."""
+        return json.dumps(self.model_dump(), indent=2) + "\n"
+
     def write(self, folder: str | Path) -> None:
         """Write `dataset.json` into a data set folder, whole or not at all."""
         path = Path(folder) / DATASET_FILE
         temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(self.model_dump(), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(self.to_json(), encoding="utf-8")
         os.replace(temporary, path)

@@ -1,15 +1,126 @@
-"""Writing a data set folder: MDS shards and dataset.json."""
+"""Writing records as MDS shards, counting them, and describing a set of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from tolktrain.data.records import DatasetInfo, Record, SpeechInfo, TextInfo, columns_of
+from tolktrain.units.base import SpeechTokenizer
 
 SHARD_BYTES = 1 << 20  # before compression
 COMPRESSION = "zstd:19"
 HASHES = ("sha1", "xxh64")
+
+
+class Counts(BaseModel):
+    """What a number of records amounts to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    num_records: int = Field(default=0, ge=0, description="Records.")
+    num_utterances: int = Field(default=0, ge=0, description="Utterances or documents.")
+    num_words: int = Field(default=0, ge=0, description="Aligned words.")
+    num_text_tokens: int = Field(default=0, ge=0, description="Text ids, without EOS.")
+    num_units: int = Field(default=0, ge=0, description="Rows of units, repeats collapsed, without EOS.")
+    num_frames: int = Field(default=0, ge=0, description="Frames, repeats counted.")
+    longest_text: int = Field(default=0, ge=0, description="Most text ids in a record, with one EOS per utterance.")
+    longest_speech: int = Field(default=0, ge=0, description="Most rows of units in a record, with EOS.")
+
+    def add(self, record: Record) -> None:
+        """Count one more record."""
+        text, speech = len(record.text_ids), len(record.units)
+        self.num_records += 1
+        self.num_utterances += record.num_utterances
+        self.num_words += len(record.word_text_ends)
+        self.num_text_tokens += text
+        self.num_units += speech
+        self.num_frames += int(record.run_lengths.astype(np.int64).sum())
+        self.longest_text = max(self.longest_text, text + len(record.utterance_text_ends))
+        self.longest_speech = max(self.longest_speech, speech + len(record.utterance_unit_ends))
+
+    def join(self, other: "Counts") -> None:
+        """Count the records of another part too."""
+        for name in type(self).model_fields:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(self, name, max(mine, theirs) if name.startswith("longest") else mine + theirs)
+
+    def hours(self, speech: SpeechInfo | None) -> float:
+        """Duration of the speech."""
+        return self.num_frames / speech.frames_per_second / 3600 if speech else 0.0
+
+    def describe(
+        self, *, name: str, split: str, license: str, text: TextInfo | None, speech: SpeechInfo | None
+    ) -> DatasetInfo:
+        """The content of dataset.json."""
+        return DatasetInfo(
+            name=name,
+            split=split,
+            license=license,
+            num_records=self.num_records,
+            num_words=self.num_words,
+            num_text_tokens=self.num_text_tokens,
+            num_units=self.num_units,
+            hours=round(self.hours(speech), 4),
+            longest_text=self.longest_text,
+            longest_speech=self.longest_speech,
+            text=text,
+            speech=speech,
+        )
+
+
+def speech_info(tokenizer: SpeechTokenizer) -> SpeechInfo:
+    """The speech side of dataset.json."""
+    return SpeechInfo(
+        name=tokenizer.name,
+        version=tokenizer.version,
+        num_units=tokenizer.num_units,
+        num_codebooks=tokenizer.num_codebooks,
+        frames_per_second=tokenizer.frames_per_second,
+        sha256=tokenizer.sha256,
+    )
+
+
+def check_record(record: Record, text: TextInfo | None, speech: SpeechInfo | None) -> None:
+    """Raise `UserError` if a record does not fit the vocabularies of its set."""
+    record.check(
+        text.vocab_size if text else None, speech.num_units if speech else None, speech.num_codebooks if speech else 1
+    )
+
+
+class ShardWriter:
+    """Writes records as MDS shards with hashes, and in the end index.json, into a folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        columns: dict[str, str],
+        shard_bytes: int = SHARD_BYTES,
+        compression: str | None = COMPRESSION,
+    ) -> None:
+        from streaming import MDSWriter
+
+        self.folder = folder
+        self.counts = Counts()
+        self._writer = MDSWriter(
+            out=str(folder),
+            columns=columns,
+            compression=compression,
+            hashes=list(HASHES),
+            size_limit=shard_bytes,
+            exist_ok=False,
+        )
+
+    def add(self, record: Record) -> None:
+        """Write one more record."""
+        self._writer.write(record.to_sample())
+        self.counts.add(record)
+
+    def finish(self) -> Counts:
+        """Write what is left and index.json; what all records amount to."""
+        self._writer.finish()
+        return self.counts
 
 
 def write_dataset(
@@ -26,41 +137,14 @@ def write_dataset(
 
     All records have the same modalities. Raises `UserError` if a record does not fit the vocabularies.
     """
-    from streaming import MDSWriter
-
     assert records, "a data set has at least one record"
     for record in records:
-        record.check(
-            text.vocab_size if text else None,
-            speech.num_units if speech else None,
-            speech.num_codebooks if speech else 1,
-        )
+        check_record(record, text, speech)
     first = records[0]
     columns = columns_of(first.has_text, first.has_speech, first.is_aligned)
-    with MDSWriter(
-        out=str(folder),
-        columns=columns,
-        compression=COMPRESSION,
-        hashes=list(HASHES),
-        size_limit=SHARD_BYTES,
-        exist_ok=False,
-    ) as writer:
-        for record in records:
-            writer.write(record.to_sample())
-    frames = sum(int(record.run_lengths.astype(np.int64).sum()) for record in records)
-    info = DatasetInfo(
-        name=name,
-        split=split,
-        license=license,
-        num_records=len(records),
-        num_words=sum(len(record.word_text_ends) for record in records),
-        num_text_tokens=sum(len(record.text_ids) for record in records),
-        num_units=sum(len(record.units) for record in records),
-        hours=round(frames / speech.frames_per_second / 3600, 4) if speech else 0.0,
-        longest_text=max(len(record.text_ids) + len(record.utterance_text_ends) for record in records),
-        longest_speech=max(len(record.units) + len(record.utterance_unit_ends) for record in records),
-        text=text,
-        speech=speech,
-    )
+    writer = ShardWriter(folder, columns)
+    for record in records:
+        writer.add(record)
+    info = writer.finish().describe(name=name, split=split, license=license, text=text, speech=speech)
     info.write(folder)
     return info

@@ -21,14 +21,13 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from tolktrain.config.errors import UserError
-from tolktrain.data.records import DatasetInfo, SpeechInfo, TextInfo
+from tolktrain.data.records import DatasetInfo, TextInfo
 from tolktrain.prepare.sample import corpus, espeak
 from tolktrain.prepare.sample.prompts import write_prompts
 from tolktrain.prepare.sample.readme import describe
 from tolktrain.prepare.sample.spoken import SpokenPassage, make_record, speak
-from tolktrain.prepare.shards import write_dataset
+from tolktrain.prepare.shards import speech_info, write_dataset
 from tolktrain.prepare.text import END_OF_TEXT, TOKENIZER_FILE, train_tokenizer
-from tolktrain.units.base import SpeechTokenizer
 from tolktrain.units.logmel import LogMelTokenizer
 from tolktrain.units.mel import LogMelAnalysis
 
@@ -51,18 +50,6 @@ def text_info(tokenizer: Tokenizer, folder: Path) -> TextInfo:
     """The text side of dataset.json."""
     digest = hashlib.sha256((folder / TOKENIZER_FILE).read_bytes()).hexdigest()
     return TextInfo(vocab_size=tokenizer.get_vocab_size(), eos_id=tokenizer.token_to_id(END_OF_TEXT), sha256=digest)
-
-
-def speech_info(tokenizer: SpeechTokenizer) -> SpeechInfo:
-    """The speech side of dataset.json."""
-    return SpeechInfo(
-        name=tokenizer.name,
-        version=tokenizer.version,
-        num_units=tokenizer.num_units,
-        num_codebooks=tokenizer.num_codebooks,
-        frames_per_second=tokenizer.frames_per_second,
-        sha256=tokenizer.sha256,
-    )
 
 
 def build(folder: Path, processes: int, console: Console) -> dict[str, DatasetInfo]:

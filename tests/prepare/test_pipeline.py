@@ -1,0 +1,204 @@
+"""Preparations as a whole: what comes out, whoever does it, and whatever ends it on the way."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import yaml
+from recordings import (
+    RATE,
+    as_lists,
+    configuration,
+    corpus,
+    files_of,
+    parsed,
+    plain_records,
+    write_corpus,
+    write_text_tokenizer,
+)
+from rich.console import Console
+
+from tolktrain.config.data import DatasetConfig
+from tolktrain.config.errors import UserError
+from tolktrain.data.folder import RecordFolder
+from tolktrain.prepare.pipeline import Task, prepare
+from tolktrain.prepare.progress import Narrator
+from tolktrain.prepare.text import load_tokenizer
+from tolktrain.units.load import load_speech_tokenizer
+
+SONGS = corpus()
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a corpus with its text tokenizer. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("songs")
+    write_corpus(folder, SONGS)
+    write_text_tokenizer(folder / "text_tokenizer")
+    return folder
+
+
+def run(settings: dict[str, Any], task: str = "0/1", stop: Callable[[], bool] = lambda: False) -> tuple[bool, str]:
+    """Prepare in this process; whether it came to its end, and what it said."""
+    output = io.StringIO()
+    number, total = map(int, task.split("/"))
+    ended = prepare(parsed(settings), Task(number, total), Narrator(Console(file=output, width=160)), stop)
+    return ended, output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def whole(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus prepared by one process without a disturbance."""
+    output = tmp_path_factory.mktemp("whole")
+    ended, said = run(configuration(songs, songs / "manifest.jsonl", output, processes=1))
+    assert ended and "20 of 20 items used" in said
+    return output
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    return [as_lists(record) for record in RecordFolder(DatasetConfig(path=str(folder)))[:]]
+
+
+def test_records_are_those_of_a_plain_program(songs: Path, whole: Path) -> None:
+    speech, text = load_speech_tokenizer(songs / "units"), load_tokenizer(songs / "text_tokenizer")
+    expected = plain_records(SONGS, speech, text, tokens=60)
+    assert records_of(whole / "train") == expected
+    assert sorted(path.name for path in whole.iterdir()) == [
+        "failures.jsonl", "parts", "preparation.json", "speech_tokenizer", "summary.json", "text_tokenizer", "train",
+    ]  # fmt: skip
+    assert (whole / "failures.jsonl").read_bytes() == b""
+
+
+def test_summary_counts(whole: Path) -> None:
+    info = json.loads((whole / "summary.json").read_text())["splits"]["train"]
+    records = records_of(whole / "train")
+    assert info["num_records"] == len(records) and info["num_words"] == sum(len(song.words) for song in SONGS)
+    frames = sum(-(-len(song.samples) // 640) for song in SONGS)
+    assert info["hours"] == round(frames / 25 / 3600, 4)
+    assert info == json.loads((whole / "train" / "dataset.json").read_text())
+
+
+def test_any_division_of_the_work_gives_the_same_bytes(songs: Path, whole: Path, tmp_path: Path) -> None:
+    manifest = songs / "manifest.jsonl"
+    run(configuration(songs, manifest, tmp_path / "processes", processes=3))
+    first = run(configuration(songs, manifest, tmp_path / "tasks"), "1/2")[1]
+    assert "2 of 4 parts of other tasks are not" in first and not (tmp_path / "tasks" / "train" / "index.json").exists()
+    assert "20 of 20 items used" in run(configuration(songs, manifest, tmp_path / "tasks"), "0/2")[1]
+    assert files_of(tmp_path / "processes") == files_of(whole) == files_of(tmp_path / "tasks")
+
+
+def test_a_second_run_changes_nothing(songs: Path, whole: Path) -> None:
+    before = files_of(whole)
+    ended, said = run(configuration(songs, songs / "manifest.jsonl", whole))
+    assert ended and "20 of 20 items used" in said and files_of(whole) == before
+
+
+def test_killed_at_random_instants(songs: Path, whole: Path, tmp_path: Path) -> None:
+    settings = configuration(songs, songs / "manifest.jsonl", tmp_path / "output", processes=2)
+    file = tmp_path / "prepare.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "tolktrain", "prepare", str(file)]
+    rng, kills = random.Random(0), 0
+    for parts in (0, 2):
+        # Where imports take how long differs, so the kill waits for a number of finished parts, then for an instant.
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        while process.poll() is None and len(list(tmp_path.glob("output/parts/*"))) < parts:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.3 if parts else 3))
+        os.killpg(process.pid, signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert kills and files_of(tmp_path / "output") == files_of(whole)
+
+
+def test_asked_to_stop(songs: Path, whole: Path, tmp_path: Path) -> None:
+    settings = configuration(songs, songs / "manifest.jsonl", tmp_path / "output", processes=1)
+    parts = tmp_path / "output" / "parts"
+    ended, said = run(settings, stop=lambda: len(list(parts.glob("*.json"))) >= 2)
+    assert not ended and not (tmp_path / "output" / "train" / "index.json").exists()
+    assert len(list(parts.glob("*.json"))) in (2, 3)
+    assert run(settings)[0] and files_of(tmp_path / "output") == files_of(whole)
+
+
+def test_one_bad_item_leaves_the_others_as_they_are(songs: Path, whole: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (songs / "manifest.jsonl").read_text().splitlines()]
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF no sound at all")
+    silent = tmp_path / "silent.wav"
+    soundfile.write(silent, [], RATE)
+    for line in lines:
+        line["audio"] = str(songs / line["audio"])
+    lines[2]["audio"] = str(broken)
+    lines[6]["audio"] = str(tmp_path / "absent.wav")
+    lines[9]["audio"] = str(silent)
+    lines[12]["text"] += " mountain"
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("\n".join([*map(json.dumps, lines), "{not json"]) + "\n")
+    settings = configuration(songs, manifest, tmp_path / "output", largest_failed_share=0.5, parts={"items": 5})
+    assert "16 of 21 items used" in run(settings)[1]
+    failures = [json.loads(line) for line in (tmp_path / "output" / "failures.jsonl").read_text().splitlines()]
+    reasons = {failure["id"]: failure["reason"] for failure in failures}
+    bad = {SONGS[2].id: "unreadable audio", SONGS[6].id: "unreadable audio", SONGS[9].id: "no sound"}
+    assert reasons == {**bad, SONGS[12].id: "bad word times", "line 21": "bad manifest entry"}
+    speech, text = load_speech_tokenizer(songs / "units"), load_tokenizer(songs / "text_tokenizer")
+    good = [song for song in SONGS if song.id not in reasons]
+    assert records_of(tmp_path / "output" / "train") == plain_records(good, speech, text, tokens=60)
+
+    strict = configuration(songs, manifest, tmp_path / "strict", largest_failed_share=0.1)
+    with pytest.raises(UserError, match=r"items failed.*unreadable audio.*largest_failed_share 0.1"):
+        run(strict)
+    assert not list((tmp_path / "strict").glob("*/index.json"))
+    # Nothing is prepared again when more is allowed.
+    strict["largest_failed_share"] = 0.5
+    run(strict)
+    assert files_of(tmp_path / "strict" / "train") == files_of(tmp_path / "output" / "train")
+
+
+def test_held_out_speakers_and_sources(songs: Path, tmp_path: Path) -> None:
+    heldout = {"sources": 0.3, "speakers": 0.4, "seed": 2}
+    settings = configuration(songs, songs / "manifest.jsonl", tmp_path / "output", heldout=heldout)
+    run(settings)
+    found = {
+        split.parent.name: {i["id"].split("-")[0] for i in records_of(split.parent)}
+        for split in (tmp_path / "output").glob("*/index.json")
+    }
+    assert found == {"heldout_sources": {"s0"}, "heldout_speakers": {"s2"}, "train": {"s3", "s1"}}
+
+
+def test_another_preparation_in_the_output(songs: Path, whole: Path, tmp_path: Path) -> None:
+    before = files_of(whole)
+    other = configuration(songs, songs / "manifest.jsonl", whole, passages={"tokens": 70, "shortest_tokens": 5})
+    with pytest.raises(UserError, match=r"another preparation: settings.passages.tokens is 70 here and 60 there"):
+        run(other)
+    assert files_of(whole) == before
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds train/index.json, which is not of a preparation"):
+        run(configuration(songs, songs / "manifest.jsonl", tmp_path))
+    assert list(files_of(tmp_path)) == ["train/index.json"]
+
+
+def test_nothing_to_prepare(songs: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text('{"id": "a"}\n')
+    with pytest.raises(
+        UserError, match=r"holds nothing to prepare: 1 entries are unusable, the first \(a\): line 1: audio is missing"
+    ):
+        run(configuration(songs, manifest, tmp_path / "output"))
+
+
+@pytest.mark.parametrize("number, total", [(2, 2), (-1, 3), (0, 0)])
+def test_tasks_that_do_not_exist(number: int, total: int) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        Task(number, total)

@@ -1,0 +1,82 @@
+"""Processes that do parts: results, errors, and deaths."""
+
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from worker_tasks import dying, failing, lingering, squares
+
+from tolktrain.config.errors import UserError
+from tolktrain.data.storage import StorageError
+from tolktrain.prepare.workers import Done, Progress, run_tasks
+
+
+def test_each_task_is_done_once_and_told() -> None:
+    events = list(run_tasks(squares, [3, 0, 5, 2], processes=2))
+    done = {event.task: event.result[0] for event in events if isinstance(event, Done)}
+    assert done == {0: 9, 1: 0, 2: 25, 3: 4}
+    assert sum(event.items for event in events if isinstance(event, Progress)) == 10
+    processes = {event.result[1] for event in events if isinstance(event, Done)}
+    assert os.getpid() not in processes and len(processes) <= 2
+
+
+@pytest.mark.parametrize(
+    "error, kind, message",
+    [
+        (UserError("s3://x is away"), UserError, "s3://x is away"),
+        (StorageError("s3://x is refused", "refused"), StorageError, "s3://x is refused"),
+        (OSError(28, "No space left on device", "/data"), OSError, "No space left on device"),
+        (KeyError("lost"), RuntimeError, "KeyError: 'lost'"),
+    ],
+)
+def test_what_a_task_raises_is_raised_here(error: Exception, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        list(run_tasks(partial(failing, error), [0, 1, 2], processes=1))
+
+
+def test_a_killed_process_is_named() -> None:
+    with pytest.raises(UserError, match=r"ended by SIGKILL.*the same command goes on"):
+        list(run_tasks(dying, [0, 1], processes=2))
+
+
+def _is_gone(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_processes_end_with_the_iterator(tmp_path: Path) -> None:
+    events = run_tasks(partial(lingering, str(tmp_path)), [0, 1], processes=2)
+    while len(list(tmp_path.iterdir())) < 2:
+        next(events)
+    processes = [int(path.name) for path in tmp_path.iterdir()]
+    events.close()
+    assert all(_is_gone(process) for process in processes)
+
+
+def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    folder = tmp_path / "processes"
+    folder.mkdir()
+    program.write_text(
+        "from functools import partial\nfrom worker_tasks import lingering\n"
+        "from tolktrain.prepare.workers import run_tasks\n"
+        "if __name__ == '__main__':\n"
+        f"    list(run_tasks(partial(lingering, {str(folder)!r}), [0, 1], processes=2))\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    parent = subprocess.Popen([sys.executable, str(program)], env=environ)
+    deadline = time.monotonic() + 60
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes = [int(path.name) for path in folder.iterdir()]
+    parent.kill()
+    parent.wait()
+    while not all(map(_is_gone, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(processes) == 2 and all(map(_is_gone, processes))

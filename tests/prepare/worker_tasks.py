@@ -1,0 +1,59 @@
+"""Tasks that other processes import: what pytest collects has no name there."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tolktrain.prepare.workers import Report
+
+
+def square(number: int, report: Report) -> tuple[int, int]:
+    """Report as many items as the number says."""
+    for _ in range(number):
+        report(1)
+    return number**2, os.getpid()
+
+
+def squares() -> Callable[[int, Report], tuple[int, int]]:
+    """A process of squares."""
+    return square
+
+
+def fail(error: Exception, number: int, report: Report) -> int:
+    """Raise at task 1."""
+    if number == 1:
+        raise error
+    return number
+
+
+def failing(error: Exception) -> Callable[[int, Report], int]:
+    """A process that raises."""
+    return partial(fail, error)
+
+
+def die(number: int, report: Report) -> int:
+    """Killed by the kernel at any task but 0."""
+    if number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def dying() -> Callable[[int, Report], int]:
+    """A process that is killed."""
+    return die
+
+
+def linger(folder: str, number: int, report: Report) -> None:
+    """Say who works, and never end."""
+    Path(folder, str(os.getpid())).touch()
+    while True:
+        report(1)
+        time.sleep(0.05)
+
+
+def lingering(folder: str) -> Callable[[int, Report], None]:
+    """A process that never ends."""
+    return partial(linger, folder)

@@ -1,0 +1,37 @@
+"""The verb `prepare`: which machine does what, what a person sees, and how it ends."""
+
+import os
+import re
+from collections.abc import Mapping
+
+from rich.console import Console
+
+from tolktrain.cluster.signals import EXIT_PREEMPTED, StopRequest
+from tolktrain.config.errors import UserError
+from tolktrain.config.prepare import PrepareConfig
+from tolktrain.prepare.pipeline import Task, prepare
+from tolktrain.prepare.progress import Narrator
+
+_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_STEP")
+
+
+def run(config: PrepareConfig, task: str | None, stop: StopRequest) -> int:
+    """Prepare a data set; returns the exit code. Raises `UserError` for bad input."""
+    console = Console()
+    if prepare(config, _task(task), Narrator(console), lambda: stop.requested):
+        return 0
+    console.print(f"stopped by {stop.reason}; the same command goes on with the parts that are left", highlight=False)
+    return EXIT_PREEMPTED
+
+
+def _task(given: str | None, environ: Mapping[str, str] = os.environ) -> Task:
+    """The share of this machine: as given, else that of a task of a Slurm array, else everything."""
+    if given is not None:
+        match = re.fullmatch(r"(\d+)/(\d+)", given)
+        if match is None:
+            raise UserError(f"--task is {given!r}; write it as number/total, such as 0/4 for the first of four")
+        return Task(int(match[1]), int(match[2]))
+    if "SLURM_ARRAY_TASK_ID" not in environ:
+        return Task()
+    number, first, last, step = (int(environ.get(name, "1" if name.endswith("STEP") else "0")) for name in _ARRAY)
+    return Task((number - first) // step, (last - first) // step + 1)

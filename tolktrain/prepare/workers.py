@@ -1,0 +1,142 @@
+"""Processes that do parts of a piece of work, and tell how far they are."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from tolktrain.config.errors import UserError
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A process has done so many more items of its part."""
+
+    items: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """A process has finished a task."""
+
+    task: int  # its place in the list of tasks
+    result: Any
+
+
+Report = Callable[[int], None]
+
+
+def run_tasks(
+    work: Callable[[], Callable[[Any, Report], Any]],
+    tasks: Sequence[Any],
+    processes: int,
+    preload: Sequence[str] = (),
+) -> Iterator[Progress | Done | None]:
+    """Do tasks in so many processes; what happens, as it happens, and None at least every half second.
+
+    `work` is called once in each process and gives the function that does one task; both must be picklable. Modules to
+    `preload` are shared by the processes. Processes end with this iterator, and with this process, however it ends.
+
+    Raises:
+        UserError: that a task raised, or because a process was killed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # What takes seconds to import is imported once, by the process that the others are forked from.
+    context.set_forkserver_preload(list(preload))
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(_Worker(context, work)) for _ in range(min(processes, len(tasks)))]
+        pending = list(range(len(tasks)))[::-1]
+        for worker in workers:
+            worker.start(pending.pop(), tasks)
+        while any(worker.is_busy for worker in workers):
+            ready = wait([worker.connection for worker in workers if worker.is_busy], _POLL_SECONDS)
+            for worker in [worker for worker in workers if worker.connection in ready]:
+                message = worker.receive()
+                if isinstance(message, Progress):
+                    yield message
+                    continue
+                yield Done(worker.task, message)
+                worker.task = -1
+                if pending:
+                    worker.start(pending.pop(), tasks)
+            yield None
+
+
+class _Worker:
+    """One process and the pipe to it."""
+
+    def __init__(self, context: Any, work: Callable[[], Callable[[Any, Report], Any]]) -> None:
+        self.connection, theirs = context.Pipe()
+        self.task = -1
+        self._process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    @property
+    def is_busy(self) -> bool:
+        return self.task >= 0
+
+    def start(self, task: int, tasks: Sequence[Any]) -> None:
+        self.task = task
+        with contextlib.suppress(BrokenPipeError):  # it has died: `receive` says so
+            self.connection.send(tasks[task])
+
+    def receive(self) -> Any:
+        """What the process says next. Raises what it raised."""
+        try:
+            message = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            code = self._process.exitcode
+            how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
+            raise UserError(
+                f"a process of the preparation was ended {how}; if memory ran out, set processes lower; the same"
+                " command goes on with what is left"
+            ) from None
+        if isinstance(message, _Raised):
+            raise message.error
+        return message
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+        self._process.kill()
+        self._process.join()
+
+
+@dataclass(frozen=True)
+class _Raised:
+    error: Exception
+
+
+def _serve(connection: Connection, work: Callable[[], Callable[[Any, Report], Any]]) -> None:
+    """Do tasks until the pipe closes."""
+    # Ctrl-C and a batch system's signals reach every process; the first one decides and ends the others.
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    # The processes are the parallelism: threads of the tokenizers library would only get into each other's way.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        do = None
+        while True:
+            task = connection.recv()
+            try:
+                do = work() if do is None else do
+                result = do(task, lambda items: connection.send(Progress(items)))
+            except (UserError, OSError) as error:
+                if isinstance(error, (BrokenPipeError, ConnectionResetError)):
+                    raise
+                connection.send(_Raised(error))
+            except Exception:
+                connection.send(_Raised(RuntimeError(traceback.format_exc())))
+            else:
+                connection.send(result)
