@@ -1,11 +1,14 @@
 """Text tokenizers: the one of a corpus, and those of the families that models come with."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
     Regex,
@@ -31,6 +34,26 @@ from tolktrain.prepare.text import (
 )
 
 TEXTS = tuple(" " + story.text for story in stories(2, 40))
+PIECES = (
+    " ",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "the",
+    "a",
+    "Zoe",
+    ".",
+    ", ",
+    "'s",
+    "12345",
+    "\u00a0",
+    "é",
+    "東",
+    "</s>",
+    "▁",
+    "ing",
+)
 
 
 def test_training_is_deterministic() -> None:
@@ -297,3 +320,35 @@ def test_ids_that_end_a_line() -> None:
     assert [tokenizer.id_to_token(token) for token in np.flatnonzero(ends)] == ["<0x0A>"]
     ends = SegmentedEncoder(smollm()).ends_line()
     assert ends[smollm().encode("\n").ids].all() and ends.sum() < 10
+
+
+@functools.cache
+def made(family: str) -> Tokenizer:
+    """The tokenizer of a family; tests must not change it."""
+    return {**FAMILIES, "crossing": (crossing, "")}[family][0]()
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "crossing"])
+@given(
+    texts=st.lists(st.text() | st.lists(st.sampled_from(PIECES)).map("".join), min_size=1, max_size=3),
+    kept=st.sampled_from([2, 200_000]),
+)
+@settings(max_examples=60)
+def test_kept_words_give_the_ids_of_the_whole(family: str, texts: list[str], kept: int) -> None:
+    tokenizer = made(family)
+    encoder = SegmentedEncoder(tokenizer, words_kept=kept)
+    expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in [*TEXTS, *texts]]
+    # The first batch proves the way that the second goes.
+    found = [*encoder.encode(TEXTS), *encoder.encode(texts)]
+    assert [ids.tolist() for ids in found] == expected
+
+
+def test_a_way_that_gives_other_ids_is_given_up() -> None:
+    """A tokenizer that treats the first word of a text in another way than its vocabulary shows."""
+    tokenizer = smollm()
+    tokenizer.normalizer = normalizers.Replace(Regex(r"^ t"), " T")
+    encoder = SegmentedEncoder(tokenizer)
+    texts = ["so it was then, " + text for text in TEXTS]
+    for _ in range(2):
+        found = [ids.tolist() for ids in encoder.encode(texts)]
+        assert found == [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]

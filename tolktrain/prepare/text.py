@@ -1,11 +1,11 @@
 """Text tokenizers: training the one of a small corpus, and using any fast tokenizer of Hugging Face."""
 
-import contextlib
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from tolktrain.data.records import TextInfo
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
-_LONE_BLANK = re.compile(r"(?<=\w) (?=\w)")
-_WORDS_KEPT = 200_000
+_LONE_BLANK = re.compile(r"(?<=\S) (?=\S)")
+_ENOUGH_FOR_PROOF = 1000  # ids
 # Where a saved tokenizer names its end-of-text token; the first file that does counts.
 EOS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
@@ -134,26 +134,58 @@ def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[npt.NDArra
 
 
 class SegmentedEncoder:
-    """Encodes documents by the batch. Long ones go in segments, cut before a blank: memory stays bounded."""
+    """Encodes documents by the batch. Long ones go in segments, cut before a blank: memory stays bounded.
 
-    def __init__(self, tokenizer: Tokenizer, longest_segment: int = 1 << 20) -> None:
-        """Args: longest_segment, in characters."""
+    The ids of frequent words are kept, if no token of the vocabulary goes on over a blank into the next word: then a
+    document's ids are those of its words one after the other. Documents of the first batch are encoded whole besides,
+    and if that gives other ids, so are all others.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, longest_segment: int = 1 << 20, words_kept: int = 200_000) -> None:
+        """Args: longest_segment, in characters; words_kept, whose ids are in memory at a time."""
         self._tokenizer = tokenizer
         self._longest = longest_segment
         self._keeps_blank = _first_word_needs_blank(tokenizer)
-        # The library keeps the ids of the first 10,000 words it meets; with more it is a fifth faster. Not all models
-        # have such a memory, and its name is not promised to stay.
-        with contextlib.suppress(AttributeError):
-            tokenizer.model._resize_cache(_WORDS_KEPT)
+        self._words_kept = words_kept
+        self._kept: dict[str, list[int]] = {}
+        self._by_word = not any(
+            _LONE_BLANK.search(tokenizer.decode([token], skip_special_tokens=False))
+            for token in tokenizer.get_vocab(with_added_tokens=True).values()
+        )
+        self._proven = False
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """The ids of each text, without BOS and EOS."""
+        if not self._by_word:
+            return self._encode_whole(texts)
+        result = [np.concatenate([self._encode_words(part) for part in self._segments(text)]) for text in texts]
+        if not self._proven:
+            whole = self._encode_whole(texts)
+            self._by_word = all(map(np.array_equal, result, whole))
+            self._proven = any(len(ids) > _ENOUGH_FOR_PROOF for ids in whole)
+            return whole
+        return result
+
+    def _encode_whole(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         segments = [list(self._segments(text)) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(
             [segment for parts in segments for segment in parts], add_special_tokens=False
         )
         ids = iter([np.array(encoding.ids, np.uint32) for encoding in encodings])
         return [np.concatenate([next(ids) for _ in parts]) for parts in segments]
+
+    def _encode_words(self, text: str) -> npt.NDArray[np.uint32]:
+        first, *words = _LONE_BLANK.split(text)
+        if self._keeps_blank:
+            words = [f" {word}" for word in words]
+        unknown = list({word for word in words if word not in self._kept})
+        if len(self._kept) + len(unknown) > self._words_kept:
+            self._kept.clear()
+            unknown = list(set(words))
+        encodings = self._tokenizer.encode_batch_fast([first, *unknown], add_special_tokens=False)
+        self._kept.update(zip(unknown, (encoding.ids for encoding in encodings[1:]), strict=True))
+        ids = chain(encodings[0].ids, chain.from_iterable(map(self._kept.__getitem__, words)))
+        return np.fromiter(ids, np.uint32)
 
     def ends_line(self) -> npt.NDArray[np.bool_]:
         """For each id whether its text ends with a line end."""
