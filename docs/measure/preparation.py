@@ -1,12 +1,13 @@
 """Measures `tolktrain prepare` on one core: hours of sound by kind of file, and text tokens a second.
 
 Usage, from the root of the repository:
-    OMP_NUM_THREADS=1 python docs/measure/preparation.py [--hours 1.0]
+    OMP_NUM_THREADS=1 python docs/measure/preparation.py [--hours 1.0] [--neural]
 
 Sound: utterances of 6 to 20 s at 16 kHz, a buzz with formants that change every word, and their word times; units of
 log-mel k-means. CPU time of this process from files to shards in a folder; and of the steps alone. Text: what the
 installed Python packages say about themselves (README and documentation files), by a byte-level tokenizer of 40,000 ids
-trained on it.
+trained on it. With --neural also the models of the published recipe, by size (their weights are random): HuBERT-base at
+25 frames a second, of which eleven layers are computed, and forced alignment by Wav2Vec2-base.
 """
 
 import argparse
@@ -27,14 +28,16 @@ import numpy as np
 import soundfile
 import streaming  # noqa: F401  what takes seconds to import is not to be measured
 
-from tolktrain.config.prepare import PrepareConfig
+from tolktrain.config.prepare import AlignmentConfig, PrepareConfig
 from tolktrain.data.storage import Storage
 from tolktrain.prepare.audio import SoundReader
+from tolktrain.prepare.ctc import CtcAligner
 from tolktrain.prepare.fitting import fit_if_missing
 from tolktrain.prepare.kinds import make_kind
 from tolktrain.prepare.manifest import read_manifest
 from tolktrain.prepare.part import do_part
 from tolktrain.prepare.text import END_OF_TEXT, train_tokenizer
+from tolktrain.units.hubert import HubertTokenizer
 from tolktrain.units.load import load_speech_tokenizer
 
 RATE = 16_000
@@ -121,8 +124,7 @@ def measure_sound(folder: Path, hours: float, kind: str, tokenizer: Path) -> lis
     unit_seconds = cpu_seconds(lambda: [speech.encode(sound) for sound in sounds])
     seconds = sum(map(len, sounds)) / RATE
     rates = [seconds / spent for spent in (whole(config), read_seconds, unit_seconds)]
-    size = sum(path.stat().st_size for path in (folder / f"{kind}-output").glob("*/*.mds*"))
-    return [kind, *(f"{rate:,.0f}" for rate in rates), f"{size / seconds * 3600 / 1e6:.2f}"]
+    return [kind, *(f"{rate:,.0f}" for rate in rates)]
 
 
 def measure_text(folder: Path) -> str:
@@ -151,10 +153,33 @@ def measure_text(folder: Path) -> str:
     return f"{tokens / spent / 1e6:.2f}M tokens a second ({tokens / 1e6:.1f}M tokens of {len(texts)} documents)"
 
 
+def measure_neural(folder: Path) -> tuple[float, float]:
+    """Hours of sound per core-hour of units and of alignment by models of the published sizes."""
+    from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+
+    shape = {"conv_dim": (512,) * 8, "conv_kernel": (10, 3, 3, 3, 3, 2, 2, 2), "conv_stride": (5, 2, 2, 2, 2, 2, 2, 2)}
+    HubertModel(HubertConfig(num_feat_extract_layers=8, **shape)).save_pretrained(folder / "hubert")
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz'"]
+    Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=len(letters))).save_pretrained(folder / "ctc")
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder / "ctc")
+    (folder / "ctc" / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    centroids = np.random.default_rng(0).normal(size=(500, 768)).astype(np.float32)
+    hubert = HubertTokenizer.create(folder / "neural", str(folder / "hubert"), centroids, 11, normalize=False)
+    aligner = CtcAligner(AlignmentConfig(method="ctc", model=str(folder / "ctc")), "cpu")
+    rng = np.random.default_rng(0)
+    spoken = [speak(rng) for _ in range(5)]
+    sounds = [sound.astype(np.float32) for sound, _ in spoken]
+    texts = [" ".join(word["word"] for word in words) for _, words in spoken]
+    seconds = sum(map(len, sounds)) / RATE
+    spent = (cpu_seconds(lambda: hubert.encode_batch(sounds)), cpu_seconds(lambda: aligner.align(sounds, texts)))
+    return seconds / spent[0], seconds / spent[1]
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--hours", type=float, default=1.0, help="sound of each kind of file")
+    parser.add_argument("--neural", action="store_true", help="measure models of the published sizes too")
     options = parser.parse_args()
     os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?: ?")
@@ -164,11 +189,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         tokenizer = Path(__file__).resolve().parents[2] / "data" / "sample" / "text_tokenizer"
-        print("| files | hours of sound per core-hour, all | reading alone | units alone | MB of shards per hour |")
-        print("|---|---:|---:|---:|---:|")
+        print("| files | hours of sound per core-hour, all | reading alone | units alone |")
+        print("|---|---:|---:|---:|")
         for kind in FORMATS:
             print(f"| {' | '.join(measure_sound(folder, options.hours, kind, tokenizer))} |", flush=True)
         print(f"\nText: {measure_text(folder)}")
+        if options.neural:
+            units, alignment = measure_neural(folder)
+            print(f"HuBERT units: {units:.1f} hours of sound per core-hour; forced alignment: {alignment:.1f}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Bad data is refused before the run, with a message that says what to mend."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from corpora import describe, random_records, write_dataset
 
@@ -14,6 +16,9 @@ from tolktrain.config.errors import UserError
 from tolktrain.data.checks import check_data
 from tolktrain.data.records import DatasetInfo
 from tolktrain.data.sequences import Vocabulary
+from tolktrain.units.load import describe_speech_tokenizer
+from tolktrain.units.logmel import LogMelTokenizer
+from tolktrain.units.mel import LogMelAnalysis
 
 MakeConfig = Callable[..., Config]
 
@@ -53,6 +58,26 @@ def test_sound_sets_pass(folder: Path, tmp_path: Path, make_config: MakeConfig) 
     )
     assert check_data(config, 120) == Vocabulary(120, 0, 50, 1)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_tokenizers_that_are_named_are_those_of_the_data(tmp_path: Path, make_config: MakeConfig) -> None:
+    tokenizer = LogMelTokenizer(np.arange(50 * 80, dtype=np.float32).reshape(50, 80), LogMelAnalysis())
+    tokenizer.save(tmp_path / "units")
+    other = LogMelTokenizer(np.ones((50, 80), np.float32), LogMelAnalysis())
+    other.save(tmp_path / "other")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "tokenizer.json").write_text("{}")
+    records = random_records(9)
+    folder = write_dataset(tmp_path / "stories", records)
+    text = {**describe(records).model_dump()["text"], "sha256": hashlib.sha256(b"{}").hexdigest()}
+    edit(folder, "dataset.json", text=text, speech=vars(describe_speech_tokenizer(tmp_path / "units")))
+    named = {"text_tokenizer": str(tmp_path / "text"), "speech_tokenizer": str(tmp_path / "units")}
+    check_data(make_config({"a": folder}, **named), 100)
+    with pytest.raises(UserError, match=r"data.speech_tokenizer \(.*other.*was made with.*lies beside the data"):
+        check_data(make_config({"a": folder}, **named | {"speech_tokenizer": str(tmp_path / "other")}), 100)
+    (tmp_path / "text" / "tokenizer.json").write_text("{ }")
+    with pytest.raises(UserError, match=r"data.text_tokenizer \(.*is not the tokenizer that data.sets.a was made with"):
+        check_data(make_config({"a": folder}, **named), 100)
 
 
 def test_missing_folder_and_files(folder: Path, refusal: Callable[..., str]) -> None:

@@ -16,11 +16,16 @@ from recordings import files_of, write_words_tokenizer
 from spoken_corpus import CORRUPTED, EMPTY, WRONG_TEXT, Spoken, need_programs, speak_corpus
 
 from tolktrain.config.data import DatasetConfig
+from tolktrain.config.prepare import AlignmentConfig
 from tolktrain.data.folder import RecordFolder
 from tolktrain.data.storage import Storage
+from tolktrain.prepare.audio import read_audio
+from tolktrain.prepare.ctc import CtcAligner
+from tolktrain.prepare.items import Aligned, Utterance
 from tolktrain.prepare.text import load_tokenizer
 
 FRAMES_PER_SECOND = 25
+ALIGNER = Path(__file__).parent / "aligner" / "model"
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +108,44 @@ def test_given_times_are_kept(spoken: Spoken, alone: Path) -> None:
                 text_begin, unit_begin = int(text_end), int(unit_end)
     # Half a frame from rounding; more only where a run of one unit goes on over the end of the word.
     assert len(errors) > 1500 and np.median(errors) <= 0.5 / FRAMES_PER_SECOND and np.quantile(errors, 0.95) < 0.08
+
+
+def test_forced_alignment_agrees_with_the_synthesizer(spoken: Spoken) -> None:
+    """By a small model for voices of espeak-ng (tests/prepare/aligner), without the given times."""
+    aligner = CtcAligner(AlignmentConfig(method="ctc", model=str(ALIGNER)), "cpu")
+    spoilt = {*CORRUPTED, EMPTY, WRONG_TEXT}
+    entries = [entry for index, entry in enumerate(spoken.entries) if index % 3 and index not in spoilt]
+    sounds = []
+    for entry in entries:
+        audio = str(spoken.manifest.parent / entry["audio"])
+        sounds.append(read_audio(Utterance(entry["id"], "", "", audio), aligner.sample_rate))
+    found = aligner.align(sounds, [entry["text"] for entry in entries])
+    errors = []
+    for entry, aligned in zip(entries, found, strict=True):
+        assert isinstance(aligned, Aligned) and list(aligned.words) == [word["word"] for word in entry["words"]]
+        errors.append(np.abs(aligned.ends - [word["end"] for word in entry["words"]])[:-1])
+    assert np.median(np.concatenate(errors)) <= 0.040
+    assert np.quantile(np.concatenate(errors), 0.9) <= 0.080
+
+
+def test_a_wrong_transcript_is_found_without_times(spoken: Spoken, alone: Path, tmp_path: Path) -> None:
+    chosen = [spoken.entries[index] for index in (WRONG_TEXT - 2, WRONG_TEXT, WRONG_TEXT + 1)]
+    manifest = tmp_path / "manifest.jsonl"
+    untimed = [{key: value for key, value in entry.items() if key != "words"} for entry in chosen]
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in untimed))
+    settings = settings_of(spoken, alone, str(tmp_path / "output"))
+    settings["recordings"] |= {
+        "manifest": str(manifest),
+        "audio_root": str(spoken.manifest.parent),
+        # What a small model is sure of, even where it is right, is less than with a large one.
+        "alignment": {"method": "ctc", "model": str(ALIGNER), "min_confidence": 0.15},
+    }
+    settings |= {"heldout": {"sources": 0, "speakers": 0}, "largest_failed_share": 0.5}
+    finished(command_of(tmp_path, settings))
+    (failure,) = [json.loads(line) for line in (tmp_path / "output" / "failures.jsonl").read_text().splitlines()]
+    assert (failure["id"], failure["reason"]) == (chosen[1]["id"], "low confidence of the alignment")
+    (record,) = RecordFolder(DatasetConfig(path=str(tmp_path / "output" / "train")))[:]
+    assert len(record.word_unit_ends) == sum(len(chosen[index]["words"]) for index in (0, 2))
 
 
 def test_two_machines_of_which_one_is_killed(spoken: Spoken, alone: Path, bucket: str, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """What is checked about the data before a run begins: whatever would otherwise end it hours later, or spoil it
 unseen."""
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from streaming.base.hashing import get_hash
@@ -13,10 +15,12 @@ from tolktrain.data.folder import RecordFolder, RecordReader, fetch_descriptions
 from tolktrain.data.records import DatasetInfo, columns_of
 from tolktrain.data.sequences import Vocabulary, require_modalities
 from tolktrain.data.storage import Patience
+from tolktrain.units.load import describe_speech_tokenizer
 
 HASHED_BYTES = 1 << 30
 """Sets above this size are hashed when their shards are first read, not before the run."""
 
+TEXT_TOKENIZER_FILE = "tokenizer.json"
 _CHECKED_RECORDS = 1000
 
 
@@ -47,6 +51,7 @@ def check_data(config: Config, text_vocab_size: int, verify_files: bool = True) 
             )
             _check_length(key, name, strategy, info, config.train.sequence_length)
     _check_same_tokenizers(infos)
+    _check_named_tokenizers(config, infos)
     text_eos = next((info.text.eos_id for info in infos.values() if info.text is not None), 0)
     speech = config.model.speech
     return Vocabulary(text_vocab_size, text_eos, speech.num_units, speech.num_codebooks)
@@ -155,6 +160,25 @@ def _check_same_tokenizers(infos: Mapping[str, DatasetInfo]) -> None:
                 raise UserError(
                     f"data.sets.{first_name} and data.sets.{name} were made by different {what} tokenizers ({first} and"
                     f" {tokenizer}); rebuild one of them with the other's tokenizer"
+                )
+
+
+def _check_named_tokenizers(config: Config, infos: Mapping[str, DatasetInfo]) -> None:
+    """The tokenizers that the configuration names must be those of the data, or samples would be noise."""
+    for name, info in infos.items():
+        if config.data.text_tokenizer is not None and info.text is not None:
+            path = Path(config.data.text_tokenizer) / TEXT_TOKENIZER_FILE
+            if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != info.text.sha256:
+                raise UserError(
+                    f"data.text_tokenizer ({path}) is not the tokenizer that data.sets.{name} was made with, whose"
+                    f" sha256 begins with {info.text.sha256[:12]}; name the one that lies beside the data"
+                )
+        if config.data.speech_tokenizer is not None and info.speech is not None:
+            found = describe_speech_tokenizer(config.data.speech_tokenizer)
+            if asdict(found) != info.speech.model_dump():
+                raise UserError(
+                    f"data.speech_tokenizer ({config.data.speech_tokenizer}) is {found}, but data.sets.{name} was made"
+                    f" with {info.speech!r}; name the one that lies beside the data"
                 )
 
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from tolktrain.config.errors import UserError
 from tolktrain.data.records import Array, DatasetInfo
@@ -111,13 +111,10 @@ def _speech_beside(info: DatasetInfo, folder: Path | None) -> tuple[SpeechDecode
 def _speech(info: DatasetInfo, folder: Path) -> tuple[SpeechDecoder | None, str]:
     if info.speech is None:
         return None, "the set has no speech"
-    from tolktrain.units.load import load_speech_tokenizer
+    from tolktrain.units.load import describe_speech_tokenizer, load_speech_decoder
 
-    tokenizer = load_speech_tokenizer(folder)
-    _check_digest(folder, tokenizer.sha256, info.speech.sha256, info, "--speech-tokenizer")
-    if not callable(getattr(tokenizer, "decode", None)):
-        return None, f"{folder}; {tokenizer.name} cannot turn units into sound"
-    return cast(SpeechDecoder, tokenizer), str(folder)
+    _check_digest(folder, describe_speech_tokenizer(folder).sha256, info.speech.sha256, info, "--speech-tokenizer")
+    return load_speech_decoder(folder), str(folder)
 
 
 def _check_digest(path: Path, found: str, expected: str, info: DatasetInfo, option: str) -> None:

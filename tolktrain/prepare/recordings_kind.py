@@ -23,6 +23,7 @@ from tolktrain.prepare.text import encode_words, load_text_tokenizer
 from tolktrain.prepare.word_times import check_words, read_word_times
 from tolktrain.units.base import Frames, Samples, collapse
 from tolktrain.units.load import load_speech_tokenizer
+from tolktrain.units.pretrained import checked_device
 
 Outcome = Piece | ItemError
 
@@ -36,7 +37,7 @@ class RecordingsKind:
         assert recordings is not None
         self._config = config
         self._recordings = recordings
-        device = choose_device(recordings.device)
+        device = checked_device(recordings.device)
         # On a CPU sounds are encoded one by one: as fast, and the same to the last bit whatever stands beside them.
         together = recordings.batch_seconds if device == "cuda" else None
         self._speech = load_speech_tokenizer(recordings.speech_tokenizer.path, device, together)
@@ -187,18 +188,6 @@ class RecordingsKind:
         except UserError as error:
             return ItemError(Reason.ALIGNMENT, str(error))
         return Piece(utterance.id, ids, units, run_lengths, word_text_ends, ends)
-
-
-def choose_device(device: str) -> str:
-    """cpu or cuda. Raises `UserError` when a GPU is asked for and none is there."""
-    if device == "cpu":
-        return device
-    import torch
-
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UserError("recordings.device is cuda, but PyTorch sees no GPU; set it to auto or cpu")
-    return "cuda" if available else "cpu"
 
 
 def _attempt(function: Any, *arguments: Any) -> Any:

@@ -59,7 +59,7 @@ def read_name(folder: str | Path) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["name"])
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}); data.speech_tokenizer must name the tokenizer's folder"
+            f"{path} cannot be read ({error.strerror}); name the folder that a speech tokenizer was saved in"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not a JSON object with a name; restore it from its source") from None
