@@ -31,8 +31,11 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "annotated-types>=0.7",
+        "azure-core>=1.23",
+        "botocore>=1.24",
         "deepspeed>=0.19.8",
         "filelock>=3.13",
+        "google-auth>=2.0",
         "huggingface-hub>=0.26",
         "jinja2>=3.1",
         "markupsafe>=2.1",

@@ -83,7 +83,7 @@ def _declared() -> set[str]:
     call = next(node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if _is_setup(node))
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     extras = ast.literal_eval(given["extras_require"])
-    lists = [ast.literal_eval(given["install_requires"]), *(extras[name] for name in ("gpu", "audio"))]
+    lists = [ast.literal_eval(given["install_requires"]), *(extras[name] for name in ("gpu", "audio", "text"))]
     return {_name(requirement) for requirements in lists for requirement in requirements}
 
 
@@ -107,7 +107,7 @@ def _imported() -> dict[str, str]:
 
 def test_everything_that_is_imported_is_required() -> None:
     declared, distributions = _declared(), metadata.packages_distributions()
-    optional = {"wandb"}  # asked for by configuration; a message says how to install it
+    optional = {"wandb", "lhotse"}  # asked for by configuration; a message says how to install it
     missing = {
         name: file
         for name, file in _imported().items()

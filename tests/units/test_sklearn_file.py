@@ -110,7 +110,7 @@ def test_a_program_in_a_file_is_named_and_not_run(tmp_path: Path, with_joblib: b
         (joblib.load, r"joblib\.numpy_pickle\.load"),
         (Path("x"), r"pathlib"),
     ],
-    ids=str,
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )
 def test_whatever_else_is_named_is_refused(tmp_path: Path, value: Any, name: str) -> None:
     (tmp_path / "km").write_bytes(pickle.dumps({"a": [value]}))
