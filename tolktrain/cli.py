@@ -99,10 +99,13 @@ def _add_prepare(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         verbs, "prepare", "make a data set of recordings, text or a published set; or look at one", _prepare
     )
     prepare.add_argument(
-        "config", metavar="CONFIG", nargs="?", help="configuration, such as configs/data/librispeech.yaml"
+        "config", metavar="CONFIG", nargs="?", help="configuration, such as configs/prepare/folder.yaml"
     )
     prepare.add_argument(
         "--task", metavar="I/N", help="do only the parts of machine I (from 0) of N; taken from a Slurm array by itself"
+    )
+    prepare.add_argument(
+        "--retry", action="store_true", help="do parts with failed items again, whose files were mended"
     )
     prepare.add_argument("--schema", action="store_true", help="print the JSON schema of configurations instead")
     look = prepare.add_argument_group("looking at a data set")
@@ -288,13 +291,13 @@ def _prepare(parsed: argparse.Namespace) -> int:
     if parsed.inspect is not None:
         return _inspect(parsed)
     if parsed.config is None:
-        raise UserError("name a configuration, such as configs/data/librispeech.yaml, or a data set to --inspect")
+        raise UserError("name a configuration, such as configs/prepare/folder.yaml, or a data set to --inspect")
     stop = StopRequest("stopping; finished parts are kept")
     stop.install()
     from tolktrain.config.load import load_prepare_config
     from tolktrain.prepare.run import run
 
-    return run(load_prepare_config(parsed.config, parsed.overrides), parsed.task, stop)
+    return run(load_prepare_config(parsed.config, parsed.overrides), parsed.task, stop, parsed.retry)
 
 
 def _inspect(parsed: argparse.Namespace) -> int:

@@ -27,6 +27,11 @@ def load(tmp_path: Path, text: str, *overrides: str) -> PrepareConfig:
         ("recordings: {manifest: m.jsonl}", r"recordings.speech_tokenizer is missing"),
         (f"{RECORDINGS}\npassages: {{token: 5}}", r"passages.token is not a known key; did you mean"),
         (RECORDINGS.replace("units}", "units}, alignment: {method: ctc}"), r"alignment.*give a model for ctc"),
+        (
+            f"{RECORDINGS}\nshards: {{compression: zstd:99}}",
+            r"give zstd:1 to zstd:22, gz:1 to gz:9",
+        ),
+        (f"{RECORDINGS}\nshards: {{megabytes: 5000}}", r"shards.megabytes: expected a whole number.*below 2048"),
         (f"{RECORDINGS}\nheldout: {{sources: 1.0}}", r"heldout.sources: expected a number.*below 1"),
     ],
 )

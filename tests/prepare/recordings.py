@@ -192,5 +192,6 @@ def as_lists(record: Record) -> dict[str, Any]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file of a preparation by its name."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Every file of a preparation by its name, without what a killed process had not finished writing."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".tolktrain-")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

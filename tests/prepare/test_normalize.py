@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tolktrain.config.errors import UserError
@@ -144,6 +144,8 @@ TEXTS = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, st.sampled_from(known_languages()))
+@example("A&²", "en")
+@example("a.².", "en")
 def test_no_text_crashes_and_no_word_is_lost(text: str, language: str) -> None:
     words = spoken_words(text, language)
     assert " ".join(word.text for word in words) == " ".join(text.split())

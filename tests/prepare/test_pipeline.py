@@ -48,11 +48,13 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(settings: dict[str, Any], task: str = "0/1", stop: Callable[[], bool] = lambda: False) -> tuple[bool, str]:
+def run(
+    settings: dict[str, Any], task: str = "0/1", stop: Callable[[], bool] = lambda: False, retry: bool = False
+) -> tuple[bool, str]:
     """Prepare in this process; whether it came to its end, and what it said."""
     output = io.StringIO()
     number, total = map(int, task.split("/"))
-    ended = prepare(parsed(settings), Task(number, total), Narrator(Console(file=output, width=160)), stop)
+    ended = prepare(parsed(settings), Task(number, total), Narrator(Console(file=output, width=160)), stop, retry)
     return ended, output.getvalue()
 
 
@@ -163,6 +165,48 @@ def test_one_bad_item_leaves_the_others_as_they_are(songs: Path, whole: Path, tm
     strict["largest_failed_share"] = 0.5
     run(strict)
     assert files_of(tmp_path / "strict" / "train") == files_of(tmp_path / "output" / "train")
+
+
+def test_what_was_mended_is_done_again(songs: Path, whole: Path, tmp_path: Path) -> None:
+    """Into an output that the sound was broken for; the manifest is the same."""
+    broken = write_corpus(tmp_path / "corpus", SONGS)
+    wav = tmp_path / "corpus" / "audio" / f"{SONGS[7].id}.wav"
+    sound = wav.read_bytes()
+    wav.write_bytes(sound[:100])
+    settings = configuration(songs, broken, tmp_path / "output")
+    with pytest.raises(UserError, match=r"1 items failed .*start again with --retry"):
+        run(settings | {"largest_failed_share": 0})
+    wav.write_bytes(sound)
+    with pytest.raises(UserError, match="1 items failed"):
+        run(settings | {"largest_failed_share": 0})
+    assert "20 of 20 items used" in run(settings | {"largest_failed_share": 0}, retry=True)[1]
+    assert records_of(tmp_path / "output" / "train") == records_of(whole / "train")
+
+
+def test_parts_of_another_preparation_are_not_joined(songs: Path, whole: Path, tmp_path: Path) -> None:
+    """As when two tasks with different settings claim one output at the same instant."""
+    settings = configuration(songs, songs / "manifest.jsonl", tmp_path / "output")
+    run(settings, "0/2")
+    part = json.loads((whole / "parts" / "000001.json").read_text())
+    (tmp_path / "output" / "parts" / "000001.json").write_text(json.dumps(part | {"preparation": "0" * 64}))
+    (tmp_path / "output" / "parts" / "000003.json").write_text(json.dumps(part))
+    with pytest.raises(UserError, match=r"parts/000001.json is damaged, or of another preparation"):
+        run(settings)
+    assert not (tmp_path / "output" / "train" / "index.json").exists()
+
+
+def test_a_tokenizer_that_is_not_what_fit_asks_for(songs: Path, whole: Path, tmp_path: Path) -> None:
+    settings = configuration(songs, songs / "manifest.jsonl", tmp_path / "output")
+    settings["recordings"]["speech_tokenizer"]["fit"]["num_units"] = 30
+    with pytest.raises(UserError, match=r"with 24 units, but recordings.speech_tokenizer.fit asks for .* with 30"):
+        run(settings)
+    assert not (tmp_path / "output").exists()
+
+
+def test_everything_held_out_is_said(songs: Path, whole: Path, tmp_path: Path) -> None:
+    heldout = {"sources": 0.0, "speakers": 0.999}
+    settings = configuration(songs, songs / "manifest.jsonl", tmp_path / "output", heldout=heldout)
+    assert "nothing is left for training" in run(settings)[1]
 
 
 def test_held_out_speakers_and_sources(songs: Path, tmp_path: Path) -> None:

@@ -343,6 +343,24 @@ def test_kept_words_give_the_ids_of_the_whole(family: str, texts: list[str], kep
     assert [ids.tolist() for ids in found] == expected
 
 
+def test_what_is_encoded_after_a_restart_does_not_depend_on_what_was_before() -> None:
+    """A token with a blank at its end: words are never encoded apart, whatever the first batch shows."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    tokenizer.train_from_iterator(["a. b. c. d. e. f. g. "] * 9, special)
+    encoder = SegmentedEncoder(tokenizer)
+    document = "x. y. z. " * 5
+    expected = tokenizer.encode(document).ids
+    assert encoder.encode(["plain words " * 999])[0].tolist() == tokenizer.encode("plain words " * 999).ids
+    assert encoder.encode([document])[0].tolist() == expected
+    encoder.restart()
+    assert encoder.encode([document])[0].tolist() == expected
+
+
 def test_a_way_that_gives_other_ids_is_given_up() -> None:
     """A tokenizer that treats the first word of a text in another way than its vocabulary shows."""
     tokenizer = smollm()

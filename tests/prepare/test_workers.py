@@ -1,11 +1,13 @@
 """Processes that do parts: results, errors, and deaths."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from worker_tasks import dying, failing, lingering, squares
@@ -80,3 +82,29 @@ def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     while not all(map(_is_gone, processes)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(processes) == 2 and all(map(_is_gone, processes))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_to_the_whole_group_concern_the_first_process_alone(tmp_path: Path, number: int) -> None:
+    """Ctrl-C, and what a batch system sends, reach every process, at whatever moment."""
+    program = tmp_path / "program.py"
+    folder = tmp_path / "processes"
+    folder.mkdir()
+    program.write_text(
+        "import signal\nfrom functools import partial\nfrom worker_tasks import lingering\n"
+        "from tolktrain.cluster.signals import StopRequest\nfrom tolktrain.prepare.workers import run_tasks\n"
+        "if __name__ == '__main__':\n"
+        "    stop = StopRequest()\n    stop.install()\n    print('ready', flush=True)\n"
+        f"    for _ in run_tasks(partial(lingering, {str(folder)!r}), [0, 1], processes=2):\n"
+        f"        if stop.requested and len(list(__import__('pathlib').Path({str(folder)!r}).iterdir())) == 2:\n"
+        "            raise SystemExit(75)\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    options: Any = {"env": environ, "start_new_session": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    parent = subprocess.Popen([sys.executable, str(program)], text=True, **options)
+    assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
+    time.sleep(0.1)  # while the server starts
+    os.killpg(parent.pid, number)
+    output, errors = parent.communicate(timeout=60)
+    assert parent.returncode == 75, errors
+    assert "Traceback" not in errors

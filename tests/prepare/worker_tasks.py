@@ -17,7 +17,7 @@ def square(number: int, report: Report) -> tuple[int, int]:
     return number**2, os.getpid()
 
 
-def squares() -> Callable[[int, Report], tuple[int, int]]:
+def squares(process: int) -> Callable[[int, Report], tuple[int, int]]:
     """A process of squares."""
     return square
 
@@ -29,7 +29,7 @@ def fail(error: Exception, number: int, report: Report) -> int:
     return number
 
 
-def failing(error: Exception) -> Callable[[int, Report], int]:
+def failing(error: Exception, process: int) -> Callable[[int, Report], int]:
     """A process that raises."""
     return partial(fail, error)
 
@@ -41,7 +41,7 @@ def die(number: int, report: Report) -> int:
     return number
 
 
-def dying() -> Callable[[int, Report], int]:
+def dying(process: int) -> Callable[[int, Report], int]:
     """A process that is killed."""
     return die
 
@@ -54,6 +54,6 @@ def linger(folder: str, number: int, report: Report) -> None:
         time.sleep(0.05)
 
 
-def lingering(folder: str) -> Callable[[int, Report], None]:
+def lingering(folder: str, process: int) -> Callable[[int, Report], None]:
     """A process that never ends."""
     return partial(linger, folder)

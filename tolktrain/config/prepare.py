@@ -130,10 +130,16 @@ class PartsConfig(StrictModel):
 class ShardsConfig(StrictModel):
     """Shards as they are written."""
 
-    megabytes: int = Field(default=32, gt=0, description="Largest shard, before compression.")
-    compression: str | None = Field(
-        default="zstd:7", description="Compression and level, as mosaicml-streaming has it."
-    )
+    megabytes: int = Field(default=32, gt=0, lt=2048, description="Largest shard, before compression.")
+    compression: str | None = Field(default="zstd:7", description="zstd or gz, and a level; null for none.")
+
+    @model_validator(mode="after")
+    def _compression_is_known(self) -> "ShardsConfig":
+        name, _, level = (self.compression or "zstd:1").partition(":")
+        highest = {"zstd": 22, "gz": 9}.get(name)
+        if highest is None or not level.isdigit() or not 1 <= int(level) <= highest:
+            raise ValueError(f"compression is {self.compression!r}; give zstd:1 to zstd:22, gz:1 to gz:9, or null")
+        return self
 
 
 class PrepareConfig(StrictModel):
@@ -141,7 +147,9 @@ class PrepareConfig(StrictModel):
 
     name: str = Field(min_length=1, description="Name of the data set.")
     license: str = Field(default="unknown", description="Licence of the data, kept in dataset.json.")
-    output: str = Field(description="Folder or address (s3://, gs://, azure://) that receives a folder for each split.")
+    output: str = Field(
+        min_length=1, description="Folder or address (s3://, gs://, azure://) that receives a folder for each split."
+    )
     recordings: RecordingsConfig | None = Field(default=None, description="Prepare recordings.")
     text: TextConfig | None = Field(default=None, description="Prepare text.")
     published: PublishedConfig | None = Field(default=None, description="Import a published set.")
@@ -153,7 +161,9 @@ class PrepareConfig(StrictModel):
     parts: PartsConfig = Field(default=PartsConfig(), description="Size of the pieces of work.")
     shards: ShardsConfig = Field(default=ShardsConfig(), description="Size and compression of shards.")
     processes: int | None = Field(
-        default=None, gt=0, description="Processes of this machine; as many as it has cores if absent."
+        default=None,
+        gt=0,
+        description="Processes of this machine; as many as it has cores if absent, or GPUs where models run on these.",
     )
     largest_failed_share: float = Field(
         default=0.05, ge=0, le=1, description="Above this share of failed items the command fails."

@@ -60,7 +60,9 @@ def find_files(patterns: Sequence[str]) -> list[tuple[str, str, Format]]:
             raise UserError(f"text.files: no file matches {pattern!r}; patterns count from {os.getcwd()}")
         paths |= matches
     common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [(path, os.path.relpath(path, common), _format_of(path)) for path in sorted(paths)]
+    # Names become part of record ids, which are UTF-8.
+    names = {path: os.path.relpath(path, common).encode("utf-8", "backslashreplace").decode() for path in paths}
+    return [(path, names[path], _format_of(path)) for path in sorted(paths)]
 
 
 def ranges_of(path: str, name: str, kind: Format, size: int, config: TextConfig) -> list[tuple[FileRange, int]]:

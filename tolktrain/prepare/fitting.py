@@ -13,8 +13,9 @@ from tolktrain.prepare.items import ItemError, Utterance
 from tolktrain.prepare.manifest import read_manifest
 from tolktrain.prepare.splits import TRAIN, split_of
 from tolktrain.units.base import Samples
-from tolktrain.units.load import DESCRIPTION_FILE
-from tolktrain.units.logmel import LogMelTokenizer
+from tolktrain.units.description import DESCRIPTION_FILE
+from tolktrain.units.load import describe_speech_tokenizer
+from tolktrain.units.logmel import NAME, LogMelTokenizer
 from tolktrain.units.mel import LogMelAnalysis
 
 
@@ -27,7 +28,16 @@ def fit_if_missing(config: PrepareConfig, say: Callable[[str], None]) -> None:
     recordings = config.recordings
     assert recordings is not None
     folder, fit = Path(recordings.speech_tokenizer.path), recordings.speech_tokenizer.fit
-    if fit is None or (folder / DESCRIPTION_FILE).exists():
+    if fit is None:
+        return
+    if (folder / DESCRIPTION_FILE).exists():
+        present = describe_speech_tokenizer(folder)
+        if (present.name, present.num_units) != (NAME, fit.num_units):
+            raise UserError(
+                f"{folder} holds a tokenizer of the kind {present.name} with {present.num_units} units, but"
+                f" recordings.speech_tokenizer.fit asks for {NAME} with {fit.num_units}; name another folder, or remove"
+                " fit to take the one that is there"
+            )
         return
     folder.mkdir(parents=True, exist_ok=True)
     # Machines that share the folder wait for the first of them; where locks are not shared they all make the same.
@@ -38,7 +48,10 @@ def fit_if_missing(config: PrepareConfig, say: Callable[[str], None]) -> None:
         utterances, _ = read_manifest(recordings)
         chosen = [item for item in utterances if split_of(config.heldout, item.source, item.speaker) == TRAIN]
         if not chosen:
-            raise UserError(f"{recordings.manifest} has no usable utterance in the training split to fit units on")
+            raise UserError(
+                f"{recordings.manifest} has no usable utterance in the training split to fit units on; lower"
+                " heldout.sources and heldout.speakers, or mend the manifest"
+            )
         random.Random(fit.seed).shuffle(chosen)
         analysis = LogMelAnalysis()
         tokenizer = LogMelTokenizer.fit_from(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.prepare.kind import Kind
+from tolktrain.units.description import CENTROIDS_FILE, DESCRIPTION_FILE
 
 TEXT_FOLDER = "text_tokenizer"
 SPEECH_FOLDER = "speech_tokenizer"
@@ -46,6 +47,7 @@ def tokenizer_files(config: PrepareConfig) -> list[tuple[Path, str]]:
     elif config.published is not None:
         speech = config.published.speech_tokenizer
     if speech is not None:
-        paths = [path for path in sorted(Path(speech).iterdir()) if path.suffix in (".json", ".safetensors")]
-        files += [(path, f"{SPEECH_FOLDER}/{path.name}") for path in paths]
+        # HuBERT's and Mimi's own files stay where speech_tokenizer.json says.
+        paths = [Path(speech) / name for name in (DESCRIPTION_FILE, CENTROIDS_FILE)]
+        files += [(path, f"{SPEECH_FOLDER}/{path.name}") for path in paths if path.is_file()]
     return files

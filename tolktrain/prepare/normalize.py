@@ -98,6 +98,11 @@ class Written:
     readings: tuple[Spoken, ...]  # all ways to speak it that are considered, `spoken` first
 
 
+def _letters(text: str) -> Spoken:
+    """Each letter; regular expressions take raised digits for letters too."""
+    return tuple(char for char in text.lower() if char.isalpha())
+
+
 def spoken_words(text: str, language: str) -> list[Written]:
     """The written words of a text, in order, with what is spoken for each.
 
@@ -241,9 +246,9 @@ class _Reader:
         if name == "minus":
             return (("minus",),) if numbers.english else ((),)
         if name == "initials":
-            return (tuple(found[0].lower().replace(".", "")),)
+            return (_letters(found[0]),)
         if name == "pair":
-            return ((*found[1].lower(), *self._signs.get("&", "").split(), *found[2].lower()),)
+            return ((*_letters(found[1]), *self._signs.get("&", "").split(), *_letters(found[2])),)
         if name == "number":
             return numbers.readings(found[0])
         return self._english(name, found)

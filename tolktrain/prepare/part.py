@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.records import Record, columns_of
 from tolktrain.data.storage import Storage
-from tolktrain.prepare.items import Failure, Reason
+from tolktrain.prepare.items import Failure
 from tolktrain.prepare.kind import Kind, Part
 from tolktrain.prepare.shards import Counts, ShardWriter, check_record
 from tolktrain.prepare.workers import Report
@@ -41,6 +42,7 @@ class PartResult(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    preparation: str = Field(description="Digest of the preparation that it belongs to.")
     num_items: int = Field(ge=0, description="Utterances or documents of the part.")
     counts: dict[str, Counts] = Field(description="Of each split.")
     shards: dict[str, list[dict[str, Any]]] = Field(description="Entries of each split's index.json.")
@@ -52,9 +54,21 @@ def part_name(number: int) -> str:
     return f"{PARTS_FOLDER}/{number:06d}.json"
 
 
-def do_part(config: PrepareConfig, kind: Kind, storage: Storage, number: int, part: Part, report: Report) -> PartResult:
-    """Prepare one part. Its result is written last: a part without one is done again, with the same bytes."""
-    with tempfile.TemporaryDirectory(prefix="tolktrain-prepare-") as temporary:
+@dataclass(frozen=True)
+class Workplace:
+    """Where parts are done."""
+
+    storage: Storage
+    preparation: str  # digest of what the output says is prepared
+    folder: str | None = None  # for shards until they are uploaded; the system's own if None
+
+
+def do_part(config: PrepareConfig, kind: Kind, place: Workplace, number: int, part: Part, report: Report) -> PartResult:
+    """Prepare one part. Its result is written last: a part without one is done again, with the same bytes.
+
+    Raises `UserError` if a record does not fit the vocabularies, or the output cannot be written.
+    """
+    with tempfile.TemporaryDirectory(dir=place.folder) as temporary:
         records = _Records(kind, part, report)
         columns = columns_of(kind.text is not None, kind.speech is not None, kind.aligned)
         writers: dict[str, ShardWriter] = {}
@@ -65,12 +79,13 @@ def do_part(config: PrepareConfig, kind: Kind, storage: Storage, number: int, pa
             writers[split].add(record)
         splits = sorted(writers)
         result = PartResult(
+            preparation=place.preparation,
             num_items=records.num_items,
             counts={split: writers[split].finish() for split in splits},
-            shards={split: _upload(writers[split].folder, storage, split, number) for split in splits},
+            shards={split: _upload(writers[split].folder, place.storage, split, number) for split in splits},
             failures=records.failures,
         )
-    storage.write(part_name(number), result.model_dump_json().encode())
+    place.storage.write(part_name(number), result.model_dump_json().encode())
     return result
 
 
@@ -92,12 +107,9 @@ class _Records:
             elif isinstance(item, Failure):
                 self.failures.append(FailureEntry.of(item))
             else:
-                try:
-                    check_record(item[1], self._kind.text, self._kind.speech)
-                except ValueError as error:
-                    self.failures.append(FailureEntry.of(Failure(item[1].id, Reason.RECORD, str(error))))
-                else:
-                    yield item
+                # Of pieces that were checked one by one: a record that is wrong is nobody's item to leave out.
+                check_record(item[1], self._kind.text, self._kind.speech)
+                yield item
 
 
 def _upload(folder: Path, storage: Storage, split: str, number: int) -> list[dict[str, Any]]:

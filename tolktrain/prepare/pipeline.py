@@ -8,11 +8,15 @@ configuration and the input alone, so a killed preparation goes on where it was,
 import hashlib
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import metadata
 from typing import Any
+
+from pydantic import ValidationError
 
 from tolktrain import __version__
 from tolktrain.config.errors import UserError
@@ -20,10 +24,11 @@ from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.folder import INDEX_FILE
 from tolktrain.data.records import DATASET_FILE, SCHEMA_VERSION
 from tolktrain.data.storage import Storage
+from tolktrain.prepare.gpus import num_gpus, share_gpus, uses_models
 from tolktrain.prepare.items import Failure
 from tolktrain.prepare.kind import Kind, Part
 from tolktrain.prepare.kinds import make_kind, tokenizer_files
-from tolktrain.prepare.part import PARTS_FOLDER, FailureEntry, PartResult, do_part, part_name
+from tolktrain.prepare.part import PARTS_FOLDER, FailureEntry, PartResult, Workplace, do_part, part_name
 from tolktrain.prepare.progress import Narrator
 from tolktrain.prepare.shards import Counts
 from tolktrain.prepare.splits import SPLITS
@@ -33,6 +38,8 @@ from tolktrain.prepare.workers import Done, Progress, Report, run_tasks
 PREPARATION_FILE = "preparation.json"
 FAILURES_FILE = "failures.jsonl"
 SUMMARY_FILE = "summary.json"
+# Whose versions may change a unit, an id or a byte of a shard.
+LIBRARIES = ("mosaicml-streaming", "numpy", "scipy", "soundfile", "soxr", "tokenizers", "torch", "transformers", "zstd")
 
 
 @dataclass(frozen=True)
@@ -47,22 +54,32 @@ class Task:
             raise UserError(f"task {self.number} of {self.total} does not exist; tasks are counted from 0")
 
 
-def prepare(config: PrepareConfig, task: Task, narrator: Narrator, stop_requested: Callable[[], bool]) -> bool:
+def prepare(
+    config: PrepareConfig,
+    task: Task,
+    narrator: Narrator,
+    stop_requested: Callable[[], bool],
+    retry: bool = False,
+) -> bool:
     """Do this task's parts, and put the set together if all parts are done then.
 
+    With `retry`, parts in which items failed are done again, for sound or word times that were mended in place.
     Returns False if it was asked to stop before its parts were done. Raises `UserError` when the input, the output or
     the share of failures is bad.
     """
+    if "://" not in config.output:
+        config = config.model_copy(update={"output": os.path.expanduser(config.output)})
     storage = Storage(config.output)
     narrator.say(f"reading {_source(config)}")
-    kind = make_kind(config, narrator.say)
+    kind = make_kind(_without_gpu(config), narrator.say)
     parts, rejected = kind.parts()
     if not parts:
         raise UserError(f"{_source(config)} holds nothing to prepare{_first(rejected)}")
-    _claim(storage, _description(config, kind, parts))
+    preparation = _claim(storage, _description(config, kind, parts))
     finished = set(storage.names(f"{PARTS_FOLDER}/"))
-    mine = [n for n in range(task.number, len(parts), task.total) if part_name(n) not in finished]
-    if not _do(config, parts, mine, narrator, stop_requested):
+    own = range(task.number, len(parts), task.total)
+    mine = [n for n in own if part_name(n) not in finished or (retry and _read_part(storage, n, preparation).failures)]
+    if not _do(config, parts, mine, preparation, narrator, stop_requested):
         return False
     finished = set(storage.names(f"{PARTS_FOLDER}/"))
     missing = [n for n in range(len(parts)) if part_name(n) not in finished]
@@ -72,7 +89,7 @@ def prepare(config: PrepareConfig, task: Task, narrator: Narrator, stop_requeste
             " ends last puts the set together. If none is running any more, run their command again"
         )
         return True
-    _finish(config, kind, storage, len(parts), rejected).show(config.output, narrator.console)
+    _finish(config, kind, storage, len(parts), preparation, rejected).show(config.output, narrator.console)
     return True
 
 
@@ -102,32 +119,63 @@ def _description(config: PrepareConfig, kind: Kind, parts: Sequence[Part]) -> di
     return {
         "schema_version": SCHEMA_VERSION,
         "tolktrain": __version__,
+        "libraries": {name: _version(name) for name in LIBRARIES},
         "settings": settings,
         "inputs": {**kind.fingerprint(), "parts": digest.hexdigest(), "num_parts": len(parts)},
     }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _plain(item: Any) -> Any:
     return asdict(item)
 
 
-def _claim(storage: Storage, description: dict[str, Any]) -> None:
-    """Say in the output what is prepared there; refuse an output that holds something else."""
+def _without_gpu(config: PrepareConfig) -> PrepareConfig:
+    """The same for the process that does no parts itself."""
+    if config.recordings is None:
+        return config
+    return config.model_copy(update={"recordings": config.recordings.model_copy(update={"device": "cpu"})})
+
+
+def _claim(storage: Storage, description: dict[str, Any]) -> str:
+    """Say in the output what is prepared there, whose digest is returned; refuse an output that holds something else.
+
+    Tasks that start at once may overwrite each other's description: what counts is the digest in each part.
+    """
     content = (json.dumps(description, indent=2, sort_keys=True) + "\n").encode()
     present = storage.read(PREPARATION_FILE)
     if present is None:
-        others = [name for name in storage.names() if name.endswith((INDEX_FILE, DATASET_FILE))]
+        others = [name for name in storage.names() if name.rpartition("/")[2] in (INDEX_FILE, DATASET_FILE)]
         if others:
             raise UserError(
                 f"{storage.address} holds {others[0]}, which is not of a preparation; give output another place"
             )
         storage.write(PREPARATION_FILE, content)
-        return
-    if present != content:
+    elif present != content:
         raise UserError(
             f"{storage.address} holds another preparation: {_difference(present, description)}; go on with the"
             f" settings that {PREPARATION_FILE} there tells, give output another place, or delete what is there"
         )
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_part(storage: Storage, number: int, preparation: str) -> PartResult:
+    try:
+        part = PartResult.model_validate_json(storage.read(part_name(number)) or b"")
+    except ValidationError:
+        part = None
+    if part is None or part.preparation != preparation:
+        raise UserError(
+            f"{storage.path_of(part_name(number))} is damaged, or of another preparation, which a task with other"
+            " settings or versions of libraries began at the same time; delete the output and start all tasks alike"
+        )
+    return part
 
 
 def _difference(present: bytes, description: dict[str, Any]) -> str:
@@ -153,6 +201,7 @@ def _do(
     config: PrepareConfig,
     parts: Sequence[Part],
     mine: Sequence[int],
+    preparation: str,
     narrator: Narrator,
     stop_requested: Callable[[], bool],
 ) -> bool:
@@ -164,33 +213,45 @@ def _do(
     allowed = 2 * config.largest_failed_share * sum(part.num_items for part in parts)
     narrator.begin(sum(part.num_items for _, part in tasks), len(tasks))
     failed: Counter[str] = Counter()
-    try:
-        processes = config.processes or default_processes()
-        for event in run_tasks(partial(_worker, config), tasks, processes, preload=[__name__]):
-            if isinstance(event, Progress):
-                narrator.advance(event.items)
-            elif isinstance(event, Done):
-                failed.update(failure.reason for failure in event.result.failures)
-                narrator.part_done(event.result)
-                if failed.total() > allowed:
-                    raise _too_many(config, failed, "so far")
+    with tempfile.TemporaryDirectory(prefix="tolktrain-prepare-") as folder, narrator:
+        place = Workplace(Storage(config.output), preparation, folder)
+        processes = config.processes or _default_processes(config)
+        try:
+            for event in run_tasks(partial(_worker, config, place), tasks, processes, preload=[__name__]):
+                if isinstance(event, Progress):
+                    narrator.advance(event.items)
+                elif isinstance(event, Done):
+                    failed.update(failure.reason for failure in event.result.failures)
+                    narrator.part_done(event.result)
+                    if failed.total() > allowed:
+                        raise _too_many(config, failed, "so far")
+                if stop_requested():
+                    return False
+        except UserError:
+            # What stops this process may have ended the others before.
             if stop_requested():
                 return False
-    finally:
-        narrator.end()
+            raise
     return True
 
 
-def _worker(config: PrepareConfig) -> Callable[[tuple[int, Part], Report], PartResult]:
-    """What a process does: it reads tokenizers once, then does part after part."""
+def _worker(config: PrepareConfig, place: Workplace, number: int) -> Callable[[tuple[int, Part], Report], PartResult]:
+    """What process `number` does: it reads tokenizers once, then does part after part."""
+    if _uses_gpu(config):
+        share_gpus(number)
     kind = make_kind(config)
-    storage = Storage(config.output)
-    return lambda task, report: do_part(config, kind, storage, task[0], task[1], report)
+    return lambda task, report: do_part(config, kind, place, task[0], task[1], report)
 
 
-def default_processes() -> int:
-    """As many processes as this process may use cores."""
+def _default_processes(config: PrepareConfig) -> int:
+    """One for each GPU, if models run on them; else one for each core that this process may use."""
+    if _uses_gpu(config) and (number := num_gpus()):
+        return number
     return len(os.sched_getaffinity(0))
+
+
+def _uses_gpu(config: PrepareConfig) -> bool:
+    return config.recordings is not None and config.recordings.device != "cpu" and uses_models(config.recordings)
 
 
 def _too_many(config: PrepareConfig, failed: "Counter[str]", when: str) -> UserError:
@@ -198,7 +259,7 @@ def _too_many(config: PrepareConfig, failed: "Counter[str]", when: str) -> UserE
     return UserError(
         f"{failed.total():,} items failed {when} ({reasons}), more than largest_failed_share"
         f" {config.largest_failed_share:g} allows; {config.output}/{PARTS_FOLDER} and, in the end, {FAILURES_FILE} name"
-        " each: mend them, or raise largest_failed_share"
+        " each: mend their files and start again with --retry, or raise largest_failed_share"
     )
 
 
@@ -209,7 +270,12 @@ def _write_tokenizers(config: PrepareConfig, storage: Storage) -> None:
 
 
 def _finish(
-    config: PrepareConfig, kind: Kind, storage: Storage, num_parts: int, rejected: Sequence[Failure]
+    config: PrepareConfig,
+    kind: Kind,
+    storage: Storage,
+    num_parts: int,
+    preparation: str,
+    rejected: Sequence[Failure],
 ) -> Summary:
     """Put the parts together. The same parts give the same files, so several machines may do it at once."""
     failures = [FailureEntry.of(failure) for failure in rejected]
@@ -217,9 +283,7 @@ def _finish(
     shards: dict[str, list[dict[str, Any]]] = {}
     num_items = len(rejected)
     for number in range(num_parts):
-        content = storage.read(part_name(number))
-        assert content is not None, "parts are never deleted"
-        part = PartResult.model_validate_json(content)
+        part = _read_part(storage, number, preparation)
         num_items += part.num_items
         failures += part.failures
         for split, count in part.counts.items():

@@ -24,7 +24,7 @@ class Narrator:
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, num_items: int, num_parts: int) -> None:
         """So many items in so many parts are to be done."""
@@ -41,6 +41,9 @@ class Narrator:
 
     def advance(self, items: int) -> None:
         """So many more items are done."""
+        if not self._items and items:
+            # Processes take seconds to start, which says nothing of the rate.
+            self._began = self._clock()
         self._items += items
         if self._bar is not None:
             self._bar.update(self._task, completed=self._items, description=self.state())
@@ -58,10 +61,16 @@ class Narrator:
         """Rate, time left, parts and failures."""
         seconds = self._clock() - self._began
         rate = self._items / seconds if seconds > 0 else 0.0
-        left = f", {_duration((self._total - self._items) / rate)} left" if rate > 0 else ""
+        # Totals of text are estimates.
+        left = (
+            f", {_duration((self._total - self._items) / rate)} left" if rate > 0 and self._items < self._total else ""
+        )
         return f"{rate:,.1f}/s{left}, {self._parts:,} of {self._num_parts:,} parts, {self._failed:,} failed"
 
-    def end(self) -> None:
+    def __enter__(self) -> "Narrator":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Nothing more is done, for better or worse."""
         if self._bar is not None:
             self._bar.stop()

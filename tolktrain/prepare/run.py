@@ -15,16 +15,16 @@ from tolktrain.prepare.progress import Narrator
 _ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_STEP")
 
 
-def run(config: PrepareConfig, task: str | None, stop: StopRequest) -> int:
+def run(config: PrepareConfig, task: str | None, stop: StopRequest, retry: bool = False) -> int:
     """Prepare a data set; returns the exit code. Raises `UserError` for bad input."""
     console = Console()
-    if prepare(config, _task(task), Narrator(console), lambda: stop.requested):
+    if prepare(config, task_of(task), Narrator(console), lambda: stop.requested, retry):
         return 0
     console.print(f"stopped by {stop.reason}; the same command goes on with the parts that are left", highlight=False)
     return EXIT_PREEMPTED
 
 
-def _task(given: str | None, environ: Mapping[str, str] = os.environ) -> Task:
+def task_of(given: str | None, environ: Mapping[str, str] = os.environ) -> Task:
     """The share of this machine: as given, else that of a task of a Slurm array, else everything."""
     if given is not None:
         match = re.fullmatch(r"(\d+)/(\d+)", given)
@@ -34,4 +34,10 @@ def _task(given: str | None, environ: Mapping[str, str] = os.environ) -> Task:
     if "SLURM_ARRAY_TASK_ID" not in environ:
         return Task()
     number, first, last, step = (int(environ.get(name, "1" if name.endswith("STEP") else "0")) for name in _ARRAY)
-    return Task((number - first) // step, (last - first) // step + 1)
+    total = (last - first) // step + 1
+    if int(environ.get("SLURM_ARRAY_TASK_COUNT", total)) != total:
+        raise UserError(
+            f"the array's tasks from {first} to {last} are not evenly numbered, so the parts of those that are left out"
+            " would belong to nobody; submit with --array=0-N, or give each its share by --task I/N"
+        )
+    return Task((number - first) // step, total)

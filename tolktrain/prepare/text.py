@@ -19,6 +19,7 @@ from tolktrain.data.records import TextInfo
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
 _LONE_BLANK = re.compile(r"(?<=\S) (?=\S)")
+_BLANK_AFTER = re.compile(r"\S ")
 _ENOUGH_FOR_PROOF = 1000  # ids
 # Where a saved tokenizer names its end-of-text token; the first file that does counts.
 EOS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
@@ -136,9 +137,9 @@ def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[npt.NDArra
 class SegmentedEncoder:
     """Encodes documents by the batch. Long ones go in segments, cut before a blank: memory stays bounded.
 
-    The ids of frequent words are kept, if no token of the vocabulary goes on over a blank into the next word: then a
+    The ids of frequent words are kept, if no token of the vocabulary goes on over a blank after a word: then a
     document's ids are those of its words one after the other. Documents of the first batch are encoded whole besides,
-    and if that gives other ids, so are all others.
+    and if that gives other ids, so are all others until `restart`.
     """
 
     def __init__(self, tokenizer: Tokenizer, longest_segment: int = 1 << 20, words_kept: int = 200_000) -> None:
@@ -148,11 +149,13 @@ class SegmentedEncoder:
         self._keeps_blank = _first_word_needs_blank(tokenizer)
         self._words_kept = words_kept
         self._kept: dict[str, list[int]] = {}
-        self._by_word = not any(
-            _LONE_BLANK.search(tokenizer.decode([token], skip_special_tokens=False))
-            for token in tokenizer.get_vocab(with_added_tokens=True).values()
-        )
-        self._proven = False
+        self._separable = _words_are_encoded_apart(tokenizer)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was met so far: what comes next does not depend on it."""
+        self._kept.clear()
+        self._by_word, self._proven = self._separable, False
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """The ids of each text, without BOS and EOS."""
@@ -203,6 +206,15 @@ class SegmentedEncoder:
             yield text[begin:end]
             begin = end if self._keeps_blank or text[end] != " " else end + 1
         yield text[begin:]
+
+
+def _words_are_encoded_apart(tokenizer: Tokenizer) -> bool:
+    """Whether no token holds a blank after something else, nor takes blanks beside it."""
+    added = [token for token in tokenizer.get_added_tokens_decoder().values() if not token.special]
+    if any(token.lstrip or token.rstrip or " " in token.content for token in added):
+        return False
+    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    return not any(_BLANK_AFTER.search(tokenizer.decode([token], skip_special_tokens=False)) for token in ids)
 
 
 def _last_blank(text: str, begin: int, end: int) -> int:

@@ -66,6 +66,7 @@ class TextKind:
 
     def records(self, part: Part) -> Iterator[tuple[str, Record] | Failure | int]:
         """See `Kind`. Passages do not reach beyond the ranges of a part."""
+        self._encoder.restart()
         for item in part.items:
             yield from self._records(item)
 

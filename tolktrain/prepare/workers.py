@@ -7,6 +7,8 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -34,15 +36,16 @@ Report = Callable[[int], None]
 
 
 def run_tasks(
-    work: Callable[[], Callable[[Any, Report], Any]],
+    work: Callable[[int], Callable[[Any, Report], Any]],
     tasks: Sequence[Any],
     processes: int,
     preload: Sequence[str] = (),
 ) -> Iterator[Progress | Done | None]:
     """Do tasks in so many processes; what happens, as it happens, and None at least every half second.
 
-    `work` is called once in each process and gives the function that does one task; both must be picklable. Modules to
-    `preload` are shared by the processes. Processes end with this iterator, and with this process, however it ends.
+    `work` is called once in each process, with the number of the process, and gives the function that does one task;
+    both must be picklable. Modules to `preload` are shared by the processes. Processes end with this iterator, and with
+    this process, however it ends.
 
     Raises:
         UserError: that a task raised, or because a process was killed.
@@ -50,8 +53,10 @@ def run_tasks(
     context = multiprocessing.get_context("forkserver")
     # What takes seconds to import is imported once, by the process that the others are forked from.
     context.set_forkserver_preload(list(preload))
+    _start_server()
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(context, work)) for _ in range(min(processes, len(tasks)))]
+        numbers = range(min(processes, len(tasks)))
+        workers = [stack.enter_context(_Worker(context, partial(work, number))) for number in numbers]
         pending = list(range(len(tasks)))[::-1]
         for worker in workers:
             worker.start(pending.pop(), tasks)
@@ -67,6 +72,19 @@ def run_tasks(
                 if pending:
                     worker.start(pending.pop(), tasks)
             yield None
+
+
+def _start_server() -> None:
+    """Start the process that the others are forked from with signals blocked, which these inherit.
+
+    Ctrl-C and the signals of a batch system reach every process of the group: this one decides, and ends the others.
+    """
+    shielded = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, shielded)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, shielded)
 
 
 class _Worker:
@@ -120,9 +138,6 @@ class _Raised:
 
 def _serve(connection: Connection, work: Callable[[], Callable[[Any, Report], Any]]) -> None:
     """Do tasks until the pipe closes."""
-    # Ctrl-C and a batch system's signals reach every process; the first one decides and ends the others.
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
     # The processes are the parallelism: threads of the tokenizers library would only get into each other's way.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
