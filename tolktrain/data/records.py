@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 
 _TEXT = {"text_ids": "ndarray:uint32", "utterance_text_ends": "ndarray:uint32"}
 _SPEECH = {"units": "ndarray:uint16", "run_lengths": "ndarray:uint16", "utterance_unit_ends": "ndarray:uint32"}
+_SPEECH_ONLY = ("run_lengths", "utterance_unit_ends")
 _ALIGNMENT = {"word_text_ends": "ndarray:uint32", "word_unit_ends": "ndarray:uint32"}
 
 
@@ -100,6 +101,10 @@ class Record:
         """Raise `UserError` unless the arrays agree with each other and with the vocabularies (None: absent)."""
         if not self.has_text and not self.has_speech:
             raise self._error("it holds neither text nor speech")
+        for present, absent in ((self.has_text, ("utterance_text_ends",)), (self.has_speech, _SPEECH_ONLY)):
+            stray = [name for name in absent if not present and len(getattr(self, name))]
+            if stray:
+                raise self._error(f"it has {stray[0]}, but nothing that they could belong to")
         if self.has_text:
             self._check_ids("text_ids", self.text_ids, text_vocab_size, "text vocabulary")
             self._check_ends("utterance_text_ends", self.utterance_text_ends, len(self.text_ids), "text ids")
