@@ -87,9 +87,11 @@ def test_arrays_that_are_nearly_right(seed: int, changes: int) -> None:
     for name in rng.choice(NAMES, changes, replace=False):
         array = getattr(record, name)
         place = int(rng.integers(len(array)))
-        changed = np.delete(array, place, axis=0) if rng.random() < 0.5 else array.copy()
-        if len(changed) == len(array):
-            changed[place] += rng.integers(1, 4)
+        if rng.random() < 0.5:
+            changed = np.delete(array, place, axis=0)
+        else:
+            changed = array.copy()
+            changed[place] += array.dtype.type(rng.integers(1, 4))
         record = Record(**{**vars(record), name: changed})
     check_and_use(record)
 
