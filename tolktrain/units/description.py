@@ -34,6 +34,42 @@ class SpeechTokenizerInfo:
     sha256: str
 
 
+class Described:
+    """What speech_tokenizer.json says about a tokenizer, as its properties."""
+
+    _description: Any  # the kind's own model, which has these fields
+
+    @property
+    def name(self) -> str:
+        """Kind of tokenizer."""
+        return str(self._description.name)
+
+    @property
+    def version(self) -> str:
+        """Version of the computation and the file format."""
+        return str(self._description.version)
+
+    @property
+    def num_units(self) -> int:
+        """Units of one codebook."""
+        return int(self._description.num_units)
+
+    @property
+    def num_codebooks(self) -> int:
+        """Units of one frame, K."""
+        return int(self._description.num_codebooks)
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames before repeats are collapsed."""
+        return float(self._description.frames_per_second)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all that units depend on."""
+        return str(self._description.sha256)
+
+
 def digest(content: Mapping[str, Any]) -> str:
     """SHA-256 of plain values, whatever their order."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

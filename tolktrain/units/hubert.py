@@ -18,6 +18,7 @@ from tolktrain.units.base import Frames, Samples, check_mono
 from tolktrain.units.description import (
     DESCRIPTION_FILE,
     Centroids,
+    Described,
     centroids_digest,
     checked,
     digest,
@@ -163,7 +164,7 @@ def _scale(samples: Samples) -> tuple[float, float]:
     return mean, float(np.sqrt(sum(float((block**2).sum()) for block in blocks) / len(samples) + 1e-7))
 
 
-class HubertTokenizer:
+class HubertTokenizer(Described):
     """HuBERT and k-means; `create` and `fit_from` make one, `load` reads one."""
 
     def __init__(self, description: HubertDescription, centroids: Centroids, features: HubertFeatures) -> None:
@@ -177,39 +178,9 @@ class HubertTokenizer:
         self._norms = (self._columns**2).sum(dim=0)
 
     @property
-    def name(self) -> str:
-        """Kind of tokenizer."""
-        return self._description.name
-
-    @property
-    def version(self) -> str:
-        """Version of the features and the file format."""
-        return self._description.version
-
-    @property
-    def num_units(self) -> int:
-        """Clusters."""
-        return self._description.num_units
-
-    @property
-    def num_codebooks(self) -> int:
-        """Always 1."""
-        return self._description.num_codebooks
-
-    @property
-    def frames_per_second(self) -> float:
-        """Frames before repeats are collapsed."""
-        return self._description.frames_per_second
-
-    @property
     def sample_rate(self) -> int:
         """Samples per second that `encode` expects."""
         return SAMPLE_RATE
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the model, the centroids and the frames."""
-        return self._description.sha256
 
     def encode(self, samples: Samples) -> Frames:
         """Units of mono sound at 16 kHz: [frames, 1]; none for a sound shorter than the model's field (25 ms)."""

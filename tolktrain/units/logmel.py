@@ -20,6 +20,7 @@ from tolktrain.units.description import (
     CENTROIDS_FILE,
     DESCRIPTION_FILE,
     Centroids,
+    Described,
     centroids_digest,
     digest,
     read_centroids,
@@ -47,7 +48,7 @@ class LogMelDescription(StrictModel):
     sha256: str = Field(description="Digest of the centroids and the frames.")
 
 
-class LogMelTokenizer:
+class LogMelTokenizer(Described):
     """Log-mel k-means; `fit` makes one, `load` reads one."""
 
     def __init__(self, centroids: npt.NDArray[np.float32], analysis: LogMelAnalysis) -> None:
@@ -62,31 +63,6 @@ class LogMelTokenizer:
         )
 
     @property
-    def name(self) -> str:
-        """Kind of tokenizer."""
-        return self._description.name
-
-    @property
-    def version(self) -> str:
-        """Version of the features and the file format."""
-        return self._description.version
-
-    @property
-    def num_units(self) -> int:
-        """Clusters."""
-        return self._description.num_units
-
-    @property
-    def num_codebooks(self) -> int:
-        """Always 1."""
-        return self._description.num_codebooks
-
-    @property
-    def frames_per_second(self) -> float:
-        """Frames before repeats are collapsed."""
-        return self._description.frames_per_second
-
-    @property
     def sample_rate(self) -> int:
         """Samples per second that `encode` expects and `decode` gives."""
         return self.analysis.sample_rate
@@ -95,11 +71,6 @@ class LogMelTokenizer:
     def analysis(self) -> LogMelAnalysis:
         """The frames that are clustered."""
         return self._description.analysis
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the centroids and the frames."""
-        return self._description.sha256
 
     @property
     def centroids(self) -> npt.NDArray[np.float32]:

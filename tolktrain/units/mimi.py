@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from tolktrain.config.base import StrictModel
 from tolktrain.config.errors import UserError
 from tolktrain.units.base import Frames, Samples, check_mono, check_units
-from tolktrain.units.description import DESCRIPTION_FILE, checked, digest, read_description, write_folder
+from tolktrain.units.description import DESCRIPTION_FILE, Described, checked, digest, read_description, write_folder
 from tolktrain.units.pretrained import PretrainedModel, checked_device, inference, load_model, model_folder
 from tolktrain.units.windows import FrameGrid, Windowing, run_windows
 
@@ -66,7 +66,7 @@ class MimiDescription(StrictModel):
         )
 
 
-class MimiTokenizer:
+class MimiTokenizer(Described):
     """Mimi; `create` makes one, `load` reads one."""
 
     def __init__(self, description: MimiDescription, model: Any, device: str, batch_seconds: float | None) -> None:
@@ -86,39 +86,9 @@ class MimiTokenizer:
         self._most_samples = round(batch_seconds * description.sample_rate)
 
     @property
-    def name(self) -> str:
-        """Kind of tokenizer."""
-        return self._description.name
-
-    @property
-    def version(self) -> str:
-        """Version of the computation and the file format."""
-        return self._description.version
-
-    @property
-    def num_units(self) -> int:
-        """Entries of a codebook."""
-        return self._description.num_units
-
-    @property
-    def num_codebooks(self) -> int:
-        """Units of one frame."""
-        return self._description.num_codebooks
-
-    @property
-    def frames_per_second(self) -> float:
-        """Frames before repeats are collapsed."""
-        return self._description.frames_per_second
-
-    @property
     def sample_rate(self) -> int:
         """Samples per second that `encode` expects and `decode` gives."""
         return self._description.sample_rate
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the model and the windows."""
-        return self._description.sha256
 
     def encode(self, samples: Samples) -> Frames:
         """Units of mono sound at `sample_rate`: [ceil(n / hop), num_codebooks]."""
