@@ -57,7 +57,7 @@ def test_the_wheel_holds_templates_licence_and_command(wheel: zipfile.ZipFile) -
 
 def test_the_installed_package_is_this_one() -> None:
     assert metadata.version("tolktrain") == tolktrain.__version__
-    assert set(metadata.metadata("tolktrain").get_all("Provides-Extra") or []) == {"gpu", "audio", "dev"}
+    assert set(metadata.metadata("tolktrain").get_all("Provides-Extra") or []) == {"gpu", "audio", "text", "dev"}
 
 
 def _name(requirement: str) -> str:
