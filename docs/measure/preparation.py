@@ -35,7 +35,7 @@ from tolktrain.prepare.ctc import CtcAligner
 from tolktrain.prepare.fitting import fit_if_missing
 from tolktrain.prepare.kinds import make_kind
 from tolktrain.prepare.manifest import read_manifest
-from tolktrain.prepare.part import do_part
+from tolktrain.prepare.part import Workplace, do_part
 from tolktrain.prepare.text import END_OF_TEXT, train_tokenizer
 from tolktrain.units.hubert import HubertTokenizer
 from tolktrain.units.load import load_speech_tokenizer
@@ -92,7 +92,7 @@ def whole(config: PrepareConfig) -> float:
 
     def work() -> None:
         for number, part in enumerate(parts):
-            assert not do_part(config, kind, storage, number, part, lambda items: None).failures
+            assert not do_part(config, kind, Workplace(storage, ""), number, part, lambda items: None).failures
 
     return cpu_seconds(work)
 
