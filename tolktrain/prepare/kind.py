@@ -7,8 +7,6 @@ from typing import Any, Protocol
 from tolktrain.data.records import Record, SpeechInfo, TextInfo
 from tolktrain.prepare.items import Failure
 
-TRAIN = "train"
-
 
 @dataclass(frozen=True)
 class Part:
