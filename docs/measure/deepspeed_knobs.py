@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tolktrain.checkpoint.slices import Slice
 from tolktrain.config import Config
 from tolktrain.config.load import load_config
 from tolktrain.data.batch import Batch
@@ -223,11 +224,15 @@ def total_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def gathered(share: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The shares of all ranks."""
+def gathered(share: dict[str, Slice]) -> dict[str, Tensor]:
+    """Whole tensors from the slices of all ranks."""
     shares: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shares, share)
-    return {name: value for part in shares for name, value in part.items()}
+    result: dict[str, Tensor] = {}
+    for name, block in ((name, block) for part in shares for name, block in part.items()):
+        whole = result.setdefault(name, torch.empty(block.shape))
+        whole[tuple(slice(o, o + n) for o, n in zip(block.offsets, block.sizes, strict=True))] = block.tensor
+    return result
 
 
 def tell(layout: Layout, line: str) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tolktrain.checkpoint.store import CheckpointStore, Snapshot
-from tolktrain.checkpoint.tensors import Shares
+from tolktrain.checkpoint.retention import Retention
+from tolktrain.checkpoint.saver import CheckpointSaver
+from tolktrain.checkpoint.slices import Slice, Snapshot
+from tolktrain.checkpoint.store import CheckpointStore, step_name
 
 Save = Callable[[CheckpointStore, int], Path]
 
@@ -16,7 +18,7 @@ def _snapshot(seed: int) -> Snapshot:
     generator = torch.Generator().manual_seed(seed)
     shapes = {"layer.weight": (8, 4), "layer.bias": (8,), "scale": (), "frozen": (3, 5)}
     parameters, first, second = (
-        {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for _ in range(3)
+        {name: Slice.whole(torch.randn(shape, generator=generator)) for name, shape in shapes.items()} for _ in range(3)
     )
     del first["frozen"], second["frozen"]
     return Snapshot(parameters, first, second)
@@ -30,12 +32,11 @@ def make_snapshot() -> Callable[[int], Snapshot]:
 
 @pytest.fixture
 def save() -> Save:
-    """Saves a checkpoint whose tensors depend on the step."""
+    """Saves a checkpoint whose tensors depend on the step; two are kept."""
 
     def save(store: CheckpointStore, step: int) -> Path:
-        snapshot = _snapshot(step)
-        shares = Shares.split({name: tuple(tensor.shape) for name, tensor in snapshot.parameters.items()}, 1)
-        return store.save(step, snapshot, shares, {"step": step, "note": "€"})
+        CheckpointSaver(store, Retention(last=2)).save(step, _snapshot(step), {"step": step, "note": "€"})
+        return store.folder / step_name(step)
 
     return save
 
@@ -48,7 +49,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(run_dir: Path) -> CheckpointStore:
-    """A store that keeps two checkpoints."""
-    store = CheckpointStore(run_dir, keep_last=2)
+    """A store ready for use."""
+    store = CheckpointStore(run_dir)
     store.prepare()
     return store

@@ -1,29 +1,32 @@
 """Checkpoints are complete or absent, and damage is found."""
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from tolktrain.checkpoint import store as store_module
+from tolktrain.checkpoint import saver as saver_module
+from tolktrain.checkpoint import writer as writer_module
 from tolktrain.checkpoint.manifest import DamagedCheckpointError, verify
-from tolktrain.checkpoint.store import (
-    CheckpointStore,
-    Snapshot,
-    read_moments,
-    read_parameters,
-    read_state,
-)
-from tolktrain.checkpoint.tensors import Shares
+from tolktrain.checkpoint.retention import Retention
+from tolktrain.checkpoint.saver import CheckpointSaver, Fence
+from tolktrain.checkpoint.slices import Snapshot
+from tolktrain.checkpoint.store import CheckpointStore, read_moments, read_parameters, read_state
+from tolktrain.config.errors import UserError
 
 Save = Callable[[CheckpointStore, int], Path]
+MakeSnapshot = Callable[[int], Snapshot]
 FILES = (
-    "parameters/shard-00001-model-00001-of-00001.safetensors",
-    "first_moments/shard-00001-model-00001-of-00001.safetensors",
-    "second_moments/shard-00001-model-00001-of-00001.safetensors",
+    "parameters/shard-00001-of-00001.safetensors",
+    "first_moments/shard-00001-of-00001.safetensors",
+    "second_moments/shard-00001-of-00001.safetensors",
+    "tensors.json",
     "state.json",
     "manifest.json",
 )
@@ -39,7 +42,7 @@ def names(run_dir: Path) -> list[str]:
     return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
 
 
-def test_what_is_written_is_read(store: CheckpointStore, save: Save, make_snapshot: Callable[[int], Snapshot]) -> None:
+def test_what_is_written_is_read(store: CheckpointStore, save: Save, make_snapshot: MakeSnapshot) -> None:
     folder, written = save(store, 7), make_snapshot(7)
     first, second = read_moments(folder)
     kinds = (
@@ -49,7 +52,7 @@ def test_what_is_written_is_read(store: CheckpointStore, save: Save, make_snapsh
     )
     for read, expected in kinds:
         assert read.keys() == expected.keys()
-        assert all(torch.equal(read[name], expected[name]) for name in expected)
+        assert all(torch.equal(read[name], expected[name].tensor) for name in expected)
     assert read_state(folder) == {"step": 7, "note": "€"}
     assert store.find_latest() == folder
     assert (folder.parent / "latest").read_text() == "step-00000007\n"
@@ -89,7 +92,7 @@ def test_missing_and_truncated_files_are_named(store: CheckpointStore, save: Sav
     assert store.find_latest() is None
 
 
-@pytest.mark.parametrize("victim", ["write_tensors", "digest_files", "write_manifest", "sync_path"])
+@pytest.mark.parametrize("victim", ["write_snapshot", "digest_files", "write_manifest", "sync_path", "write_synced"])
 def test_nothing_is_left_of_a_save_that_fails(
     store: CheckpointStore, save: Save, run_dir: Path, victim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +101,7 @@ def test_nothing_is_left_of_a_save_that_fails(
     def fail(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(store_module, victim, fail)
+    monkeypatch.setattr(saver_module, victim, fail)
     with pytest.raises(OSError, match="No space left"):
         save(store, 2)
     assert names(run_dir) == ["latest", "step-00000001"]
@@ -108,49 +111,127 @@ def test_nothing_is_left_of_a_save_that_fails(
 
 
 def test_a_tensor_that_cannot_be_written_leaves_nothing(
-    store: CheckpointStore, make_snapshot: Callable[[int], Snapshot], run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    store: CheckpointStore, save: Save, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Failure inside torch.distributed.checkpoint, after a shard has been opened."""
-    snapshot = make_snapshot(0)
-    shares = Shares.split({name: tuple(tensor.shape) for name, tensor in snapshot.parameters.items()}, 1)
+    """Failure inside torch.distributed.checkpoint, after a file has been opened."""
 
-    def fail(*_: object, **__: object) -> bytes:
-        raise OSError("disk full")
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save", fail)
-    with pytest.raises(RuntimeError, match="cannot be written.*disk full"):
-        store.save(1, snapshot, shares, {})
+    monkeypatch.setattr(writer_module.os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        save(store, 1)
     assert names(run_dir) == []
 
 
 def test_unfinished_saves_are_removed_at_start(store: CheckpointStore, save: Save, run_dir: Path) -> None:
     folder = save(store, 1)
-    unfinished = run_dir / "checkpoints" / ".tmp-step-00000002" / "parameters"
+    unfinished = run_dir / "checkpoints" / ".tmp-00000001-step-00000002" / "parameters"
     unfinished.mkdir(parents=True)
     (unfinished / "shard").write_bytes(b"half")
-    (run_dir / "checkpoints" / ".tmp-latest").write_text("step-0000")
+    (run_dir / "checkpoints" / ".tmp-00000001-latest").write_text("step-0000")
     assert store.find_latest() == folder
     store.prepare()
     assert names(run_dir) == ["latest", "step-00000001"]
 
 
-def test_only_the_newest_are_kept(store: CheckpointStore, save: Save, run_dir: Path) -> None:
+def test_old_ones_are_removed(store: CheckpointStore, save: Save, run_dir: Path) -> None:
     for step in (3, 1, 20, 100):
         save(store, step)
     assert names(run_dir) == ["latest", "step-00000020", "step-00000100"]
 
 
-def test_the_only_complete_one_is_never_removed(
-    run_dir: Path, save: Save, make_snapshot: Callable[[int], Snapshot]
-) -> None:
-    store = CheckpointStore(run_dir, keep_last=1)
-    store.prepare()
+def test_the_best_are_those_of_state_json(store: CheckpointStore, run_dir: Path, make_snapshot: MakeSnapshot) -> None:
+    saver = CheckpointSaver(store, Retention(last=1, best=1), best_metric="validation.text.held.loss")
+    for step, loss in ((1, 3.0), (2, 1.5), (3, 2.0), (4, None)):
+        metrics = {} if loss is None else {"validation.text.held.loss": loss}
+        saver.save(step, make_snapshot(step), {"step": step, "metrics": metrics})
+    assert names(run_dir) == ["latest", "step-00000002", "step-00000004"]
+
+
+def test_the_only_complete_one_is_never_removed(run_dir: Path, store: CheckpointStore, save: Save) -> None:
     sound = save(store, 1)
-    damaged = run_dir / "checkpoints" / "step-00000099"
-    damaged.mkdir()
-    (damaged / "manifest.json").write_text("{}")
+    for step in (97, 98, 99):
+        damaged = run_dir / "checkpoints" / f"step-{step:08d}"
+        damaged.mkdir()
+        (damaged / "manifest.json").write_text("{}")
     save(store, 2)
     assert sound.exists() and store.find_latest() == run_dir / "checkpoints" / "step-00000002"
+
+
+def test_in_the_background_it_is_written_while_the_caller_goes_on(
+    store: CheckpointStore, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, gate = saver_module.write_snapshot, threading.Event()
+
+    def write_when_let(*arguments: Any) -> None:
+        assert gate.wait(60)
+        written(*arguments)
+
+    monkeypatch.setattr(saver_module, "write_snapshot", write_when_let)
+    saver = CheckpointSaver(store, Retention(last=2))
+    saver.save(1, make_snapshot(1), {"step": 1}, background=True)
+    assert saver.is_saving and store.newest() is None
+    gate.set()
+    saver.save(2, make_snapshot(2), {"step": 2}, background=True)  # waits for the first one
+    assert store.newest() is not None
+    saver.wait()
+    assert store.find_latest() == store.folder / "step-00000002"
+
+
+def test_a_failure_in_the_background_is_told_at_the_next_step(
+    store: CheckpointStore, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saver_module, "write_synced", fail)
+    saver = CheckpointSaver(store, Retention(last=2))
+    saver.save(1, make_snapshot(1), {}, background=True)
+    deadline = time.monotonic() + 60
+    while saver.is_saving:
+        assert time.monotonic() < deadline
+    with pytest.raises(OSError, match="No space left"):
+        saver.poll()
+    saver.poll()  # told once
+    assert store.newest() is None and not list(store.folder.iterdir())
+
+
+def test_a_job_that_was_overtaken_cannot_publish(
+    store: CheckpointStore, save: Save, make_snapshot: MakeSnapshot, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was thought dead while it wrote; its successor tidies up, and saves."""
+    save(store, 1)
+    old = CheckpointSaver(store, Retention(last=1), fence=Fence(1))
+
+    def successor_comes() -> None:
+        CheckpointStore(run_dir).prepare()
+        CheckpointSaver(CheckpointStore(run_dir), Retention(last=2), fence=Fence(2)).save(3, make_snapshot(3), {})
+
+    with pytest.raises(FileNotFoundError):
+        old.save(2, make_snapshot(2), {}, before_publishing=successor_comes)
+    assert names(run_dir) == ["latest", "step-00000001", "step-00000003"]
+    assert store.find_latest() == store.folder / "step-00000003"
+
+
+@pytest.mark.parametrize("asked", [1, 2, 3])
+def test_the_lease_is_checked_before_anything_changes(
+    store: CheckpointStore, save: Save, make_snapshot: MakeSnapshot, run_dir: Path, asked: int
+) -> None:
+    """Lost at the first, second or third question: before writing, before the folder's and before latest's renaming."""
+    save(store, 1)
+    answers = iter([None] * (asked - 1))
+
+    def check() -> None:
+        try:
+            next(answers)
+        except StopIteration:
+            raise UserError("taken over") from None
+
+    with pytest.raises(UserError, match="taken over"):
+        CheckpointSaver(store, Retention(last=1), fence=Fence(7, check)).save(2, make_snapshot(2), {})
+    assert (store.folder / "latest").read_text() == "step-00000001\n"
+    assert (store.folder / "step-00000001").exists() and (store.folder / "step-00000002").exists() == (asked == 3)
 
 
 def test_damaged_ones_are_set_aside_and_can_be_written_again(store: CheckpointStore, save: Save, run_dir: Path) -> None:
@@ -162,24 +243,3 @@ def test_damaged_ones_are_set_aside_and_can_be_written_again(store: CheckpointSt
     # Damage that appears later under the name of a step that is reached again.
     flip_bit(newer / FILES[1])
     assert save(store, 2) == store.find_latest()
-
-
-def test_shares_are_even_and_cover_everything() -> None:
-    shapes = {f"matrix{i}": (i + 1, 64) for i in range(40)} | {"bias": (3,), "scalar": ()}
-    shares = Shares.split(shapes, 4)
-    sizes = [sum(torch.Size(shapes[name]).numel() for name in shares.of(rank)) for rank in range(4)]
-    assert sorted(name for rank in range(4) for name in shares.of(rank)) == sorted(shapes)
-    assert max(sizes) - min(sizes) <= 64 * 2
-    assert shares == Shares.split(dict(reversed(shapes.items())), 4)
-
-
-def test_large_shares_are_cut_into_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tolktrain.checkpoint import tensors
-
-    monkeypatch.setattr(tensors, "SHARD_BYTES", 4096)
-    written = {f"matrix{i}": torch.full((16, 16), float(i)) for i in range(9)}
-    shares = Shares.split({name: tuple(tensor.shape) for name, tensor in written.items()}, 1)
-    tensors.write_tensors(tmp_path, written, shares)
-    assert len(list(tmp_path.iterdir())) == 3
-    read = tensors.read_tensors(tmp_path)
-    assert all(torch.equal(read[name], tensor) for name, tensor in written.items())

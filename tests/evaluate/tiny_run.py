@@ -6,8 +6,10 @@ from typing import Any
 import torch
 import yaml
 
-from tolktrain.checkpoint.store import CheckpointStore, Snapshot
-from tolktrain.checkpoint.tensors import Shares
+from tolktrain.checkpoint.retention import Retention
+from tolktrain.checkpoint.saver import CheckpointSaver
+from tolktrain.checkpoint.slices import Slice, Snapshot
+from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config.load import load_config
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.naming import canonical_state
@@ -73,11 +75,11 @@ def write_run(folder: Path, tree: dict[str, Any], seed: int = 0) -> Path:
     for name, tensor in parameters.items():
         if "embedding" in name:
             tensor.copy_(torch.randn(tensor.shape, generator=generator) / 4)
-    store = CheckpointStore(run_dir, keep_last=1)
+    store = CheckpointStore(run_dir)
     store.prepare()
-    shares = Shares.split({name: tuple(tensor.shape) for name, tensor in parameters.items()}, 1)
+    slices = {name: Slice.whole(tensor) for name, tensor in parameters.items()}
     state = {"step": 2, "stage": 1, "stage_complete": True, "architecture": architecture.to_dict()}
-    store.save(2, Snapshot(parameters, {}, {}), shares, state)
+    CheckpointSaver(store, Retention(last=1)).save(2, Snapshot(slices), state)
     lines = '{"step": 1, "stage": "text", "tokens": 768, "loss": 7.0, "text_loss": 7.0, "seconds_per_step": 1}\n'
     lines += '{"step": 2, "stage": "joint", "tokens": 1536, "loss": 6.2, "text_loss": 6.5, "speech_loss": 6.1}\n'
     (run_dir / "metrics.jsonl").write_text(lines, encoding="utf-8")

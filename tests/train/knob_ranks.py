@@ -11,7 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from small_runs import MIXED, RATES, cut_batch, make_batch, small_config
+from small_runs import MIXED, RATES, cut_batch, make_batch, plain, small_config
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.smoltolk import SmolTolk
@@ -101,8 +101,8 @@ def run_steps(folder: Path, sets: Path, settings: dict[str, Any], precision: str
         result = engine.train_step(mine, RATES)
         results.append([getattr(result, key) for key in RESULTS])
         if not seed:
-            gradients = engine.snapshot().first_moments  # a tenth of the clipped gradients
-    parameters = engine.snapshot().parameters
+            gradients = plain(engine.snapshot().first_moments)  # a tenth of the clipped gradients
+    parameters = plain(engine.snapshot().parameters)
     engine.close()
     return {"steps": results, "gradients": gradients, "parameters": parameters}
 

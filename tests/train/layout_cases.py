@@ -1,7 +1,7 @@
 """The same training under many layouts: what is run, in one process and in several."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from corpora import NUM_UNITS, TEXT_VOCAB_SIZE
 from small_runs import shorten, small_config
 from torch import Tensor
 
+from tolktrain.checkpoint.slices import Slice
 from tolktrain.config import Config
 from tolktrain.data.batch import Batch
 from tolktrain.data.loader import StageLoader
@@ -104,7 +105,7 @@ class Case:
         )
 
 
-Tensors = dict[str, Tensor]
+Slices = dict[str, Slice]
 
 
 @dataclass
@@ -116,8 +117,8 @@ class Outcome:
     losses: list[float]
     grad_norms: list[float]
     validation: list[float]
-    gradients: Tensors  # of the first step, reduced and clipped, by canonical name
-    parameters: Tensors  # after the last step
+    gradients: Slices  # of the first step, reduced and clipped, by canonical name
+    parameters: Slices  # after the last step
     tied: dict[int, list[Tensor]]  # tables that the ends of a pipeline share, by this rank's stage
 
 
@@ -145,7 +146,9 @@ def run(case: Case, folder: Path, sets: Path) -> Outcome:
             if step == 0:
                 first_decay, _ = config.train.optimizer.betas
                 moments = engine.snapshot().first_moments
-                outcome.gradients = {name: moment / (1 - first_decay) for name, moment in moments.items()}
+                outcome.gradients = {
+                    name: replace(moment, tensor=moment.tensor / (1 - first_decay)) for name, moment in moments.items()
+                }
             if step == VALIDATED_STEP:
                 outcome.validation = validate(engine, batches)
     outcome.parameters = engine.snapshot().parameters

@@ -1,8 +1,10 @@
 """Runs of a model small enough for tests."""
 
 import json
+import math
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # for `corpora`
 
 from corpora import NUM_UNITS, TEXT_VOCAB_SIZE, random_records, write_dataset
 
+from tolktrain.checkpoint.slices import Slice, Snapshot
 from tolktrain.config import Config
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.config.load import load_config
@@ -166,6 +169,51 @@ def case_overrides(zero_stage: int, precision: str, micro_batch_size: int) -> li
         # Where a gradient is next to nothing, Adam would otherwise turn its rounding into an update of full size.
         "train.optimizer.eps=1e-5",
     ]
+
+
+Tensors = dict[str, torch.Tensor]
+Plain = tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]]
+
+
+def plain(slices: Mapping[str, Slice]) -> dict[str, Plain]:
+    """Slices as what torch.load takes without executing code."""
+    return {name: (block.tensor.clone(), block.offsets, block.shape) for name, block in slices.items()}
+
+
+def assembled(parts: Iterable[Mapping[str, Slice | Plain]]) -> Tensors:
+    """Whole tensors from the slices of all ranks, each element from exactly one of them."""
+    result: Tensors = {}
+    filled: dict[str, torch.Tensor] = {}
+    for part in parts:
+        for name, given in part.items():
+            block = given if isinstance(given, Slice) else Slice(*given)
+            whole = result.setdefault(name, torch.full(block.shape, math.nan))
+            count = filled.setdefault(name, torch.zeros(block.shape, dtype=torch.int64))
+            where = tuple(slice(o, o + n) for o, n in zip(block.offsets, block.sizes, strict=True))
+            whole[where] = block.tensor
+            count[where] += 1
+    assert all(bool((count == 1).all()) for count in filled.values())
+    return result
+
+
+def tensors_of(snapshot: Snapshot) -> dict[str, Tensors]:
+    """Whole tensors of the snapshot of a single process, by kind."""
+    return {kind: assembled([slices]) for kind, slices in snapshot.kinds().items()}
+
+
+class Memory:
+    """Whole tensors, as an engine reads them from a checkpoint."""
+
+    def __init__(self, kinds: Mapping[str, Tensors]) -> None:
+        self._kinds = kinds
+
+    def shapes(self, kind: str) -> dict[str, tuple[int, ...]]:
+        """Shapes by name."""
+        return {name: tuple(tensor.shape) for name, tensor in self._kinds[kind].items()}
+
+    def read(self, kind: str, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> torch.Tensor:
+        """A block of a tensor."""
+        return self._kinds[kind][name][tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))]
 
 
 class StopAfter:

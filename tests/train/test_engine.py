@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import MIXED, RATES, VOCABULARY, cut_batch, make_batch, small_config
+from small_runs import MIXED, RATES, VOCABULARY, Memory, assembled, cut_batch, make_batch, small_config, tensors_of
 from torch import Tensor
 
 from tolktrain.config import Config
@@ -44,7 +44,7 @@ def halves(strategies: list[Strategy], count: int, seed: int = 0) -> list[Batch]
 
 
 def values(engine: Engine) -> dict[str, Tensor]:
-    return engine.snapshot().parameters
+    return assembled([engine.snapshot().parameters])
 
 
 def plain_steps(model: SmolTolk, batches: list[Batch], clip: float) -> list[tuple[float, float]]:
@@ -149,14 +149,14 @@ def test_restored_engines_go_on_the_same(make: Make, zero_stage: int, precision:
     final = engine.snapshot()
 
     model = SmolTolk(engine.model.architecture, seed=None)
-    load_canonical(model, saved.parameters)
+    load_canonical(model, assembled([saved.parameters]))
     other, _ = make(*options, model=model)
-    assert all(torch.equal(value, saved.parameters[name]) for name, value in values(other).items())
-    other.restore_moments(saved.first_moments, saved.second_moments, updates)
+    assert all(torch.equal(value, saved.parameters[name].tensor) for name, value in values(other).items())
+    other.restore_moments(Memory(tensors_of(saved)), updates)
     assert [other.train_step(step, RATES) for step in steps[2:]] == expected
     again = other.snapshot()
-    for kind, tensors in final.kinds().items():
-        assert all(torch.equal(again.kinds()[kind][name], tensor) for name, tensor in tensors.items())
+    for kind, slices in final.kinds().items():
+        assert all(torch.equal(again.kinds()[kind][name].tensor, block.tensor) for name, block in slices.items())
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
@@ -198,8 +198,8 @@ def test_a_step_with_bad_gradients_changes_nothing(make: Make, zero_stage: int, 
     for hook in hooks:
         hook.remove()
     after = engine.snapshot()
-    for kind, tensors in before.kinds().items():
-        assert all(torch.equal(after.kinds()[kind][name], tensor) for name, tensor in tensors.items())
+    for kind, slices in before.kinds().items():
+        assert all(torch.equal(after.kinds()[kind][name].tensor, block.tensor) for name, block in slices.items())
     assert engine.num_updates == 1
     assert not engine.train_step([good[1]], RATES).skipped and engine.num_updates == 2
 
@@ -215,10 +215,10 @@ def test_validation_does_not_train(make: Make) -> None:
 
 def test_a_foreign_moment_is_refused_by_its_shape(make: Make) -> None:
     engine, _ = make()
-    saved = engine.snapshot()
-    del saved.first_moments["backbone.norm.weight"]
+    saved = tensors_of(engine.snapshot())
+    del saved["first_moments"]["backbone.norm.weight"]
     with pytest.raises(KeyError, match="backbone.norm.weight"):
-        engine.restore_moments(saved.first_moments, saved.second_moments, 1)
+        engine.restore_moments(Memory(saved), 1)
 
 
 def test_stage_names_and_vocabulary_are_those_of_the_data(make: Make) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from launched import launch
-from layout_cases import VARIANTS, Case, Outcome, Tensors, run
+from layout_cases import VARIANTS, Case, Outcome, run
 from layout_traps import taken_away
+from small_runs import Tensors, assembled
 
 TOLERANCE = 1e-5  # relative
 RECOMPUTED = ("train.activation_checkpointing=layers",)
@@ -126,7 +127,7 @@ def test_a_layout_computes_what_one_process_computes(outcomes: Outcomes, referen
         assert rank.grad_norms == pytest.approx(expected.grad_norms, rel=TOLERANCE)
         assert rank.validation == pytest.approx(expected.validation, rel=TOLERANCE)
     for kind in ("gradients", "parameters"):
-        found = distances(merged(ranks, kind), getattr(expected, kind))
+        found = distances(merged(ranks, kind), merged([expected], kind))
         assert max(found.values()) < TOLERANCE, (kind, worst(found))
     if case.pipeline > 1:
         assert_same_tables(ranks, case)
@@ -139,7 +140,7 @@ def test_in_bf16_a_layout_differs_no_more_than_rounding_does(
     """`spread` is how far runs of one process lie apart that differ in nothing but rounding."""
     ranks, expected = outcomes(case), reference(case.reference)
     assert_same_batches(ranks, expected)
-    found = Spread.between(joined(ranks), expected)
+    found = Spread.between(ranks, [expected])
     assert found.exceeds(spread, times=3.0) == []
 
 
@@ -149,7 +150,7 @@ def test_without_its_cure_a_layout_goes_wrong(outcomes: Outcomes, reference: Ref
     expected = reference(case.reference)
     ranks = outcomes(case)
     assert_same_batches(ranks, expected)
-    gradients = distances(merged(ranks, "gradients"), expected.gradients)
+    gradients = distances(merged(ranks, "gradients"), merged([expected], "gradients"))
     assert max(gradients.values()) > 1e-3, worst(gradients)
 
 
@@ -170,13 +171,14 @@ class Spread:
         self.figures = figures
 
     @classmethod
-    def between(cls, one: Outcome, other: Outcome) -> "Spread":
-        """The distance of two runs."""
-        pairs = {name: (getattr(one, name), getattr(other, name)) for name in ("losses", "grad_norms", "validation")}
+    def between(cls, one: list[Outcome], other: list[Outcome]) -> "Spread":
+        """The distance of two runs, each given by what its ranks know."""
+        names = ("losses", "grad_norms", "validation")
+        pairs = {name: (getattr(one[0], name), getattr(other[0], name)) for name in names}
         figures = {name: max(abs(x - y) / abs(y) for x, y in zip(*pair, strict=True)) for name, pair in pairs.items()}
         for kind in ("gradients", "parameters"):
             # All tensors together: of one that is next to nothing rounding decides alone.
-            mine, theirs = getattr(one, kind), getattr(other, kind)
+            mine, theirs = merged(one, kind), merged(other, kind)
             difference = sum(float((mine[name] - value).norm()) ** 2 for name, value in theirs.items())
             figures[kind] = (difference / sum(float(value.norm()) ** 2 for value in theirs.values())) ** 0.5
         return cls(figures)
@@ -197,7 +199,7 @@ def spread(reference: Reference) -> Spread:
         Case(precision="bf16", micro_batch_size=2, zero_stage=0),
         Case(precision="bf16", micro_batch_size=2, without="whole products"),
     ]
-    found = [Spread.between(reference(other), reference(base)) for other in others]
+    found = [Spread.between([reference(other)], [reference(base)]) for other in others]
     largest = Spread({name: max(one.figures[name] for one in found) for name in found[0].figures})
     print("spread of bf16 by rounding alone:", {name: f"{value:.1e}" for name, value in largest.figures.items()})
     return largest
@@ -223,28 +225,8 @@ def assert_same_tables(ranks: list[Outcome], case: Case, rtol: float = 1e-6) -> 
 
 
 def merged(ranks: list[Outcome], kind: str) -> Tensors:
-    """Tensors of all ranks, each of which gives its share."""
-    result: Tensors = {}
-    for rank in ranks:
-        share: Tensors = getattr(rank, kind)
-        assert not result.keys() & share.keys(), "two ranks give the same tensor"
-        result |= share
-    return result
-
-
-def joined(ranks: list[Outcome]) -> Outcome:
-    """The outcome of all ranks together."""
-    first = ranks[0]
-    return Outcome(
-        first.data_rank,
-        [],
-        first.losses,
-        first.grad_norms,
-        first.validation,
-        merged(ranks, "gradients"),
-        merged(ranks, "parameters"),
-        {},
-    )
+    """Whole tensors, of which each rank gives slices."""
+    return assembled(getattr(rank, kind) for rank in ranks)
 
 
 def distances(found: Tensors, expected: Tensors) -> dict[str, float]:

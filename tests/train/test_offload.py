@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import MIXED, RATES, cut_batch, make_batch, small_config
+from small_runs import MIXED, RATES, Memory, assembled, cut_batch, make_batch, small_config, tensors_of
 
-from tolktrain.checkpoint.store import Snapshot
+from tolktrain.checkpoint.slices import Snapshot
 from tolktrain.config.data import Strategy
 from tolktrain.data.batch import Batch
 from tolktrain.model.architecture import Architecture
@@ -50,8 +50,8 @@ def micro_batches(seed: int, strategies: list[Strategy] = MIXED) -> list[Batch]:
 
 def assert_equal(one: Snapshot, other: Snapshot, tolerance: float = 0.0) -> None:
     """Parameters and moments agree, each by its norm."""
-    for kind, tensors in one.kinds().items():
-        expected = other.kinds()[kind]
+    for kind, tensors in tensors_of(one).items():
+        expected = tensors_of(other)[kind]
         assert tensors.keys() == expected.keys()
         for name, tensor in tensors.items():
             assert (tensor - expected[name]).norm() <= tolerance * expected[name].norm(), (kind, name)
@@ -82,9 +82,9 @@ def test_restored_engines_go_on_the_same(make: Make, zero_stage: int, precision:
     expected = [engine.train_step(micro_batches(seed), RATES) for seed in (2, 3)]
 
     model = SmolTolk(engine.model.architecture, seed=None)
-    load_canonical(model, saved.parameters)
+    load_canonical(model, assembled([saved.parameters]))
     other = make(zero_stage, precision, model=model)
-    other.restore_moments(saved.first_moments, saved.second_moments, updates)
+    other.restore_moments(Memory(tensors_of(saved)), updates)
     assert_equal(other.snapshot(), saved)
     assert [other.train_step(micro_batches(seed), RATES) for seed in (2, 3)] == expected
     assert_equal(other.snapshot(), engine.snapshot())
@@ -96,9 +96,9 @@ def test_a_checkpoint_without_offload_is_continued_with_it(make: Make, zero_stag
     engine.train_step(micro_batches(0), RATES)
     saved = engine.snapshot()
     model = SmolTolk(engine.model.architecture, seed=None)
-    load_canonical(model, saved.parameters)
+    load_canonical(model, assembled([saved.parameters]))
     other = make(zero_stage, "bf16", model=model)
-    other.restore_moments(saved.first_moments, saved.second_moments, engine.num_updates)
+    other.restore_moments(Memory(tensors_of(saved)), engine.num_updates)
     assert_equal(other.snapshot(), saved)
     engine.train_step(micro_batches(1), RATES)
     other.train_step(micro_batches(1), RATES)
@@ -135,11 +135,11 @@ def test_a_step_with_bad_gradients_changes_nothing(make: Make, zero_stage: int, 
 def test_frozen_parameters_stay(make: Make, zero_stage: int) -> None:
     interleaved: list[Strategy] = ["interleaved"] * 8
     plain, engine = make(0, "fp32", offload=False, stage=1), make(zero_stage, "fp32", stage=1)
-    before = engine.snapshot().parameters
+    before = assembled([engine.snapshot().parameters])
     for seed in range(2):
         for one in (plain, engine):
             one.train_step(micro_batches(seed, interleaved), RATES)
     after = engine.snapshot()
     assert_equal(after, plain.snapshot(), 1e-5)
-    for name, value in after.parameters.items():
+    for name, value in assembled([after.parameters]).items():
         assert torch.equal(value, before[name]) == name.startswith(("backbone", "text_")), name

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_runs import NUM_STEPS, STEPS_PER_STAGE, TOKENS_PER_STEP, read_metrics, small_config
 
-from tolktrain.checkpoint import store
+from tolktrain.checkpoint import saver
 from tolktrain.checkpoint.manifest import FileDigest, digest_files, write_manifest
 from tolktrain.checkpoint.store import read_parameters
 from tolktrain.config.errors import UserError
@@ -212,7 +212,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(
             raise OSError("No space left on device")
         write_manifest(folder, files)
 
-    monkeypatch.setattr(store, "write_manifest", write_until_full)
+    monkeypatch.setattr(saver, "write_manifest", write_until_full)
     with pytest.raises(OSError, match="No space left"):
         train(config)
     assert read_metrics(run_dir)[-1]["step"] == 7

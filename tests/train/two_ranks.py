@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import small_runs
 import torch
 import torch.distributed as dist
-from small_runs import ENGINE_CASES, RATES, StopAfter, case_overrides, cut_batch, make_batch, small_config
+from small_runs import ENGINE_CASES, RATES, StopAfter, case_overrides, cut_batch, make_batch, plain, small_config
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.smoltolk import SmolTolk
@@ -33,7 +33,7 @@ def run_engine(folder: Path, sets: Path, name: str) -> None:
         mine = cut_batch(make_batch(strategies, seed), 4)[layout.rank :: 2]
         results.append(asdict(engine.train_step(mine, RATES)))
     snapshot = engine.snapshot()
-    torch.save(snapshot.parameters, folder / f"{name}-{layout.rank}.pt")
+    torch.save(plain(snapshot.parameters), folder / f"{name}-{layout.rank}.pt")
     if layout.rank == 0:
         (folder / f"{name}.json").write_text(json.dumps(results))
     engine.close()

@@ -69,7 +69,19 @@ class CheckpointConfig(StrictModel):
     """Checkpoints of a run."""
 
     every_steps: int = Field(default=500, gt=0, description="Steps between checkpoints; each stage also ends with one.")
+    background: bool = Field(
+        default=True,
+        description="Whether training goes on while a checkpoint is written; needs memory for a copy of what a rank"
+        " writes.",
+    )
     keep_last: int = Field(default=2, gt=0, description="Newest checkpoints kept.")
+    keep_every_steps: int | None = Field(
+        default=None, gt=0, description="Checkpoints whose step this divides are kept too, for ever."
+    )
+    keep_best: int = Field(default=0, ge=0, description="Checkpoints with the lowest best_metric, kept too.")
+    best_metric: str = Field(
+        default="loss", description="Key of metrics.jsonl that keep_best goes by, such as validation.text.held.loss."
+    )
 
 
 class LoggingConfig(StrictModel):
@@ -136,6 +148,7 @@ class Config(StrictModel):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
         mistakes = [*_unknown_sets(self), *_nothing_to_train(self), *_missing_for_evaluation(self)]
+        mistakes += _unknown_metric(self)
         tensor_size = self.parallel.tensor_parallel_size
         if self.train.compile == "layers" and tensor_size > 1:
             mistakes.append(
@@ -186,6 +199,17 @@ def _nothing_to_train(config: Config) -> list[str]:
         " add backbone or speech"
         for i, stage in enumerate(config.train.stages)
         if set(stage.trainable) == {"pooling"}
+    ]
+
+
+def _unknown_metric(config: Config) -> list[str]:
+    validation, metric = config.train.validation, config.checkpoint.best_metric
+    kinds = ("loss", "text_loss", "speech_loss")
+    names = [f"validation.{s}.{d}.{kind}" for s in validation.strategies for d in validation.sets for kind in kinds]
+    if not config.checkpoint.keep_best or metric in (*kinds, *names):
+        return []
+    return [
+        f"checkpoint.best_metric is {metric!r}, which is never measured; use one of {', '.join((*kinds, *names[::3]))}"
     ]
 
 

@@ -5,7 +5,7 @@ says which canonical tensors a module's parameter holds and takes tensors of its
 apart and together.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -82,13 +82,51 @@ class ParameterView:
         heads = [tensor.unflatten(0, (self.num_groups // share.size, count, -1)) for tensor, count in parts]
         return torch.cat(heads, dim=1).flatten(0, 2)
 
-    def merge(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Whole canonical tensors from what `split` gave on each tensor rank, in their order."""
-        if self.dim is None or len(parts) == 1:
-            return dict(parts[0])
-        whole = {name: torch.cat([part[name] for part in parts], dim=self.dim) for name in self.names}
-        lengths = zip(self.names, self.shapes, strict=True)
-        return {name: whole[name].narrow(self.dim, 0, shape[self.dim]) for name, shape in lengths}
+    def sections(self, share: TensorShare, start: int, stop: int) -> list["Section"]:
+        """The parts of canonical tensors that lie in rows `start` to `stop` of a rank's parameter, padding left out.
+
+        A row is everything under one index of the first dimension; a scalar is a single row.
+        """
+        numbers = torch.arange(self.num_rows(share)).unsqueeze(1)
+        rows_of = {name: column.flatten() for name, column in self.split(numbers, share).items()}
+        found = [
+            self._section(name, shape, rows_of[name], share, start, stop)
+            for name, shape in zip(self.names, self.shapes, strict=True)
+        ]
+        return [section for section in found if section is not None]
+
+    def num_rows(self, share: TensorShare) -> int:
+        """Rows of a rank's parameter, padding included."""
+        return sum(self._length(shape, share) if shape else 1 for shape in self.shapes)
+
+    def local_shape(self, share: TensorShare) -> Shape:
+        """Shape of a rank's parameter, padding included."""
+        first, *others = self.shapes[0] or (1,)
+        if self.dim is not None and self.dim > 0:
+            others[self.dim - 1] //= share.size
+        return (self.num_rows(share), *others) if self.shapes[0] else ()
+
+    def _section(
+        self, name: str, shape: Shape, rows: Tensor, share: TensorShare, start: int, stop: int
+    ) -> "Section | None":
+        if not shape:
+            return Section(name, shape, (), (), slice(0, 1)) if start < stop else None
+        first = share.rank * len(rows) if self.dim == 0 else 0
+        rows = rows[: max(0, shape[0] - first)]  # without padding
+        inside = torch.nonzero((rows >= start) & (rows < stop)).flatten()
+        if not len(inside):
+            return None
+        begin, end = int(inside[0]), int(inside[-1]) + 1
+        assert end - begin == len(inside), "canonical rows keep their order in a parameter"
+        offsets, sizes = [0] * len(shape), list(shape)
+        offsets[0], sizes[0] = first + begin, end - begin
+        if self.dim is not None and self.dim > 0:
+            sizes[self.dim] //= share.size
+            offsets[self.dim] = share.rank * sizes[self.dim]
+        picked = rows[begin:end] - start
+        consecutive = int(picked[-1]) - int(picked[0]) == len(picked) - 1
+        where = slice(int(picked[0]), int(picked[-1]) + 1) if consecutive else picked
+        return Section(name, shape, tuple(offsets), tuple(sizes), where)
 
     def _length(self, shape: Shape, share: TensorShare) -> int:
         return share.padded_rows(shape[0]) if self.dim == 0 else shape[0]
@@ -103,6 +141,17 @@ class ParameterView:
             return piece
         assert self.dim == 0, "only vocabularies are padded"
         return torch.cat((piece, piece.new_zeros(missing, *piece.shape[1:])))
+
+
+@dataclass(frozen=True)
+class Section:
+    """Part of a canonical tensor, and the rows of a parameter that hold it."""
+
+    name: str
+    shape: Shape  # of the whole tensor
+    offsets: Shape  # where the part begins in it
+    sizes: Shape  # of the part
+    rows: slice | Tensor  # of the rows that were asked for, in the part's order
 
 
 class PipelineLayer(nn.Module):

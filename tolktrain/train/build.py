@@ -6,18 +6,20 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from tolktrain.checkpoint.store import read_moments, read_parameters
+from tolktrain.checkpoint.reader import CheckpointReader
+from tolktrain.checkpoint.slices import PARAMETERS
 from tolktrain.config import Config
 from tolktrain.config.training import StageConfig
 from tolktrain.interop.huggingface import load_backbone_into
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost import PipelineCut, cut_layers
 from tolktrain.model.divisibility import check_tensor_parallel
-from tolktrain.model.naming import canonical_shapes, load_canonical, parameter_views
+from tolktrain.model.naming import canonical_shapes, check_names_and_shapes, parameter_views
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.engine import Engine
 from tolktrain.train.resume import Position
+from tolktrain.train.tensors import load_slices
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Blueprint:
             bounds = range(*self.cut.bounds[layout.pipeline_rank : layout.pipeline_rank + 2])
         if folder is not None:
             model = SmolTolk(self.architecture, None, layout, bounds)
-            load_canonical(model, read_parameters(folder, canonical_shapes(model, with_copies=True)))
+            with CheckpointReader(folder) as reader:
+                _fill(model, reader)
             return model
         backbone, seed = self.config.model.backbone, self.config.run.seed
         model = SmolTolk(self.architecture, seed, layout, bounds)
@@ -56,16 +59,37 @@ class Blueprint:
             load_backbone_into(model, backbone, seed)
         return model
 
-    def start(self, model: SmolTolk, stage: StageConfig, layout: Layout) -> Engine:
-        """An engine for the beginning of a stage; collective."""
-        return Engine(model, stage, self.config, layout, self.cut)
+    def start(
+        self,
+        model: SmolTolk,
+        stage: StageConfig,
+        layout: Layout,
+        position: Position | None = None,
+        is_inside: bool = False,
+    ) -> Engine:
+        """An engine for a stage; collective.
+
+        Args:
+            model: this rank's part.
+            stage: what is trained.
+            layout: place of this rank.
+            position: the one whose checkpoint filled the model.
+            is_inside: whether the checkpoint is from the middle of the stage, so that its moments count.
+        """
+        if position is None or position.folder is None:
+            return Engine(model, stage, self.config, layout, self.cut)
+        with CheckpointReader(position.folder) as reader:
+            engine = Engine(model, stage, self.config, layout, self.cut, reader)
+            if is_inside:
+                engine.restore_moments(reader, position.state["adam_updates"])
+        return engine
 
 
-def go_on_inside(engine: Engine, position: Position) -> None:
-    """Give an engine the moments of a checkpoint from the middle of its stage; collective."""
-    assert position.folder is not None
-    names = canonical_shapes(engine.model, with_copies=True)
-    engine.restore_moments(*read_moments(position.folder, names), position.state["adam_updates"])
+def _fill(model: SmolTolk, reader: CheckpointReader) -> None:
+    expected = canonical_shapes(model, with_copies=True)
+    found = reader.shapes(PARAMETERS)
+    check_names_and_shapes(expected, {name: shape for name, shape in found.items() if name in expected})
+    load_slices(dict(model.named_parameters()), parameter_views(model), model.share, reader)
 
 
 def count_parameters(model: SmolTolk, layout: Layout) -> dict[str, int]:

@@ -1,24 +1,22 @@
 """DeepSpeed around the model for one stage: a step on the global batch, and its state in and out by canonical names."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tolktrain.checkpoint.store import Snapshot
-from tolktrain.checkpoint.tensors import Shares
+from tolktrain.checkpoint.slices import PARAMETERS, Snapshot, Source
 from tolktrain.config import Config
 from tolktrain.config.deepspeed import build_deepspeed_config
 from tolktrain.config.training import StageConfig
 from tolktrain.data.batch import Batch
 from tolktrain.model.cost import PipelineCut
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.naming import ParameterView, canonical_shapes, parameter_views
+from tolktrain.model.naming import parameter_views
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.gradients import sum_over_tensor_group
 from tolktrain.parallel.layout import Layout
@@ -28,7 +26,8 @@ from tolktrain.train.module import LossCounts
 from tolktrain.train.optimizer import GROUPS, Rates, build_optimizer, freeze, set_rates, trained_groups
 from tolktrain.train.sequential import SequentialDriver
 from tolktrain.train.settings import complete_settings
-from tolktrain.train.states import FIRST_MOMENT, SECOND_MOMENT, OptimizerStates
+from tolktrain.train.states import OptimizerStates
+from tolktrain.train.tensors import ModelTensors, Rows, read_rows
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,25 @@ class Engine:
     """
 
     def __init__(
-        self, model: SmolTolk, stage: StageConfig, config: Config, layout: Layout, cut: PipelineCut | None = None
+        self,
+        model: SmolTolk,
+        stage: StageConfig,
+        config: Config,
+        layout: Layout,
+        cut: PipelineCut | None = None,
+        source: Source | None = None,
     ) -> None:
-        """Collective. `cut` is given where the model is cut into pipeline stages, of which `model` holds one."""
+        """Collective.
+
+        Args:
+            model: this rank's part, in float32.
+            stage: what is trained, and how.
+            config: the run.
+            layout: place of this rank.
+            cut: given where the model is cut into pipeline stages, of which `model` holds one.
+            source: the checkpoint that `model` was filled from, if it was; else its values are copied where they are
+                rounded, which takes the memory for them.
+        """
         settings = build_deepspeed_config(config, layout.data_size)
         self._layout = layout
         self._model = model
@@ -84,17 +99,29 @@ class Engine:
             model.recompute_layers()
         if config.train.compile == "layers":
             model.compile_layers()
-        # A float32 original outlives the rounding to bf16: of trained parameters in the masters, of frozen ones here.
-        originals = {n: p.detach().clone() for n, p in model.named_parameters()} if _rounds(config) else {}
+        rounds = config.train.precision != "fp32"
+        originals = self._originals(source) if rounds else None
         self._driver = self._make_driver(config, settings, cut)
         self._hooks = sum_over_tensor_group(model.parameters(), layout.tensor_group)
         self._states = OptimizerStates(self._driver.engine, int(settings["zero_optimization"]["stage"]))
-        self._frozen: dict[str, Tensor] = {}
-        for name, parameter in model.named_parameters():
-            if name in originals and parameter.requires_grad:
-                self._states.write(parameter, originals[name])
-            elif name in originals:
-                self._frozen[name] = originals[name]
+        parameters = dict(model.named_parameters())
+        self._tensors = ModelTensors(parameters, self._views, model.share, self._states, layout)
+        if originals is not None:
+            self._tensors.set_originals(originals)
+
+    def _originals(self, source: Source | None) -> Rows:
+        """Float32 values of the model, before it is rounded."""
+        if source is not None:
+            return lambda name, start, stop: read_rows(
+                source, PARAMETERS, self._views[name], self._model.share, start, stop
+            )
+        copies = {name: value.detach().cpu().clone() for name, value in self._model.named_parameters()}
+
+        def rows(name: str, start: int, stop: int) -> Tensor:
+            value = copies[name]
+            return (value if value.dim() else value.view(1))[start:stop]
+
+        return rows
 
     def _make_driver(self, config: Config, settings: dict[str, Any], cut: PipelineCut | None) -> Driver:
         model, layout, entropy_weight = self._model, self._layout, config.model.speech.entropy_weight
@@ -123,13 +150,6 @@ class Engine:
         """Updates that were made in this stage; skipped steps do not count."""
         return self._states.num_updates
 
-    @cached_property
-    def shares(self) -> Shares:
-        """Which rank writes which tensor of a checkpoint; collective when first asked for."""
-        stages: list[Any] = [None] * self._layout.pipeline_size
-        dist.all_gather_object(stages, canonical_shapes(self._model), group=self._layout.pipeline_group)
-        return Shares.of_stages(stages, self._layout.data_size * self._layout.tensor_size)
-
     def train_step(self, batches: Sequence[Batch], rates: Rates) -> StepResult:
         """Forward, backward and update on this rank's micro batches of one global batch; collective."""
         assert len(batches) == self._accumulation_steps
@@ -144,27 +164,16 @@ class Engine:
         sums = self._driver.evaluate(self._inputs(batches))
         return self._result(sums, self._exchange_counts(batches), math.nan, False)
 
-    def snapshot(self) -> Snapshot:
-        """This rank's share of parameters and moments, float32 on the CPU, by canonical name; collective."""
-        mine = set(self.shares.of(self._layout.rank))
-        parameters: dict[str, Tensor] = {}
-        moments: dict[str, dict[str, Tensor]] = {FIRST_MOMENT: {}, SECOND_MOMENT: {}}
-        for name, parameter in self._model.named_parameters():
-            view = self._views[name]
-            value = self._frozen[name] if name in self._frozen else self._states.read(parameter)
-            self._keep(parameters, view, value, mine)
-            if parameter.requires_grad:
-                for kind, kept in moments.items():
-                    self._keep(kept, view, self._states.read_moment(parameter, kind), mine)
-        return Snapshot(parameters, moments[FIRST_MOMENT], moments[SECOND_MOMENT])
+    def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
+        """This rank's slices of parameters and moments, float32 on the CPU; collective.
 
-    def restore_moments(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor], num_updates: int) -> None:
-        """Go on with the moments of a checkpoint of this stage, given whole by canonical name; collective."""
-        for name, parameter in self._model.named_parameters():
-            if parameter.requires_grad:
-                view = self._views[name]
-                self._states.write_moment(parameter, FIRST_MOMENT, view.join(first, self._model.share))
-                self._states.write_moment(parameter, SECOND_MOMENT, view.join(second, self._model.share))
+        They are copied into the memory of `reuse`, an earlier snapshot of this engine, if given.
+        """
+        return self._tensors.snapshot(reuse)
+
+    def restore_moments(self, source: Source, num_updates: int) -> None:
+        """Go on with the moments of a checkpoint of this stage, after `num_updates` updates."""
+        self._tensors.restore_moments(source)
         self._states.num_updates = num_updates
 
     def close(self) -> None:
@@ -190,23 +199,3 @@ class Engine:
             dist.all_reduce(sums, group=self._layout.pipeline_group)  # only the last stage has any
         text_nll, speech_nll, entropy = sums.tolist()
         return StepResult(text_nll, speech_nll, entropy, counts, grad_norm, skipped)
-
-    def _keep(self, kept: dict[str, Tensor], view: ParameterView, value: Tensor, names: set[str]) -> None:
-        """Copy those tensors inside a parameter's value that `names` holds; collective over the tensor group."""
-        if view.is_copy:
-            return
-        own = view.split(value, self._model.share)
-        parts = [own]
-        if view.dim is not None and self._layout.tensor_size > 1:
-            parts = [
-                {name: torch.empty_like(piece) for name, piece in own.items()} for _ in range(self._layout.tensor_size)
-            ]
-            for name, piece in own.items():
-                dist.all_gather([part[name] for part in parts], piece.contiguous(), group=self._layout.tensor_group)
-        for name, whole in view.merge(parts).items():
-            if name in names:
-                kept[name] = whole.to("cpu", torch.float32, copy=True).contiguous()
-
-
-def _rounds(config: Config) -> bool:
-    return config.train.precision != "fp32"

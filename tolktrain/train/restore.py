@@ -24,7 +24,7 @@ def load_model(run_dir: str | Path) -> tuple[SmolTolk, Config, dict[str, Any]]:
     if not (run_dir / CONFIG_FILE).is_file():
         raise UserError(f"{run_dir} is not the folder of a run: it has no {CONFIG_FILE}; train first")
     config = load_config(run_dir / CONFIG_FILE)
-    folder = CheckpointStore(run_dir, config.checkpoint.keep_last).find_latest()
+    folder = CheckpointStore(run_dir).find_latest()
     if folder is None:
         raise UserError(f"{run_dir} has no sound checkpoint; train until the first one is written")
     position = Position.of(folder)

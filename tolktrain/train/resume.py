@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
+from tolktrain.checkpoint.manifest import DamagedCheckpointError, verify
 from tolktrain.checkpoint.store import CheckpointStore, read_state, step_of
 from tolktrain.config.errors import UserError
 from tolktrain.model.architecture import Architecture
+from tolktrain.parallel.layout import Layout
+from tolktrain.parallel.together import on_rank_zero
 from tolktrain.train.metrics import last_step, truncate_metrics
 from tolktrain.train.stages import StagePlan
 
@@ -50,20 +55,57 @@ class Position:
             )
 
 
-def find_position(run_dir: Path, store: CheckpointStore, previous: Mapping[str, Any] | None) -> Path | None:
-    """The checkpoint to go on from, or None to begin. Metrics after it are dropped. For rank 0.
+def find_position(
+    run_dir: Path, store: CheckpointStore, previous: Mapping[str, Any] | None, layout: Layout
+) -> Path | None:
+    """The checkpoint to go on from, or None to begin; collective. Metrics after it are dropped.
 
-    `previous` is the configuration of the run's earlier start, None if there is none.
+    `previous` is the configuration of the run's earlier start, None if there is none; rank 0's counts.
 
     Raises UserError when checkpoints are lost: beginning anew then would overwrite a run without a word.
     """
-    store.prepare()
-    folder = store.find_latest()
-    if folder is None:
-        _refuse_if_lost(run_dir, store, previous)
-    store.set_aside_newer(folder)
-    truncate_metrics(run_dir, 0 if folder is None else step_of(folder))
+    on_rank_zero(layout.rank, store.prepare)
+    folder = find_sound(store, layout)
+
+    def settle() -> None:
+        if folder is None:
+            _refuse_if_lost(run_dir, store, previous)
+        store.set_aside_newer(folder)
+        truncate_metrics(run_dir, 0 if folder is None else step_of(folder))
+
+    on_rank_zero(layout.rank, settle)
     return folder
+
+
+def find_sound(store: CheckpointStore, layout: Layout) -> Path | None:
+    """The newest checkpoint whose files are as they were written; collective, every rank checks some of the files.
+
+    Damaged ones are named in a warning.
+    """
+    for folder in on_rank_zero(layout.rank, store.newest_first):
+        complaint = _complaint(folder, layout)
+        if complaint is None:
+            return Path(folder)
+        logger.warning("%s; trying an older checkpoint", complaint)
+    return None
+
+
+def _complaint(folder: Path, layout: Layout) -> str | None:
+    """What is wrong with a checkpoint; the same on all ranks."""
+    complaint: str | None = None
+    failure: UserError | None = None
+    try:
+        verify(folder, layout.rank, layout.world_size)
+    except DamagedCheckpointError as error:
+        complaint = str(error)
+    except UserError as error:
+        failure = error
+    complaints: list[tuple[str | None, UserError | None]] = [(None, None)] * layout.world_size
+    dist.all_gather_object(complaints, (complaint, failure))
+    for _, refusal in complaints:
+        if refusal is not None:
+            raise refusal
+    return next((text for text, _ in complaints if text is not None), None)
 
 
 def _refuse_if_lost(run_dir: Path, store: CheckpointStore, previous: Mapping[str, Any] | None) -> None:

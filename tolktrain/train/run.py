@@ -6,12 +6,17 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from tolktrain.checkpoint.random_states import restore_random_states
+from tolktrain.checkpoint.retention import Retention
+from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.progress import Progress
@@ -28,7 +33,7 @@ from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.parallel.together import on_rank_zero
 from tolktrain.train.agreement import agreed_batches
-from tolktrain.train.build import Blueprint, count_parameters, go_on_inside
+from tolktrain.train.build import Blueprint, count_parameters
 from tolktrain.train.callbacks.checkpointing import Checkpointing
 from tolktrain.train.callbacks.guard import DivergenceGuard
 from tolktrain.train.callbacks.progress import Display
@@ -46,6 +51,9 @@ from tolktrain.train.utilization import Utilization
 
 EXIT_DONE = 0
 
+# Until ranks that have written their part give up on one that has not. The watch notices the main threads that wait.
+_LONGEST_SAVE = timedelta(hours=6)
+
 logger = logging.getLogger(__name__)
 
 
@@ -58,6 +66,7 @@ class Setting:
     blueprint: Blueprint
     vocabulary: Vocabulary
     store: CheckpointStore
+    saver: CheckpointSaver
     kernels: KernelChoice
     progress: Progress
 
@@ -104,9 +113,9 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
             return EXIT_DONE
         progress.at("checking the data")
         vocabulary = check_data(config, architecture.text_vocab_size, verify_files=layout.local_rank == 0)
-        store = CheckpointStore(folder.path, config.checkpoint.keep_last, layout.rank)
-        setting = Setting(config, layout, blueprint, vocabulary, store, choice, progress)
-        return _run_stages(setting, plans, folder, stop)
+        with _saver(config, layout, CheckpointStore(folder.path)) as (store, saver):
+            setting = Setting(config, layout, blueprint, vocabulary, store, saver, choice, progress)
+            return _run_stages(setting, plans, folder, stop)
 
 
 @dataclass(frozen=True)
@@ -122,14 +131,14 @@ class _Folder:
 def _run_folder(config: Config, layout: Layout) -> Iterator[_Folder]:
     """The run's folder, locked and with this rank's log open, and where the run goes on."""
     run_dir = run_path(config)
-    store = CheckpointStore(run_dir, config.checkpoint.keep_last)
+    store = CheckpointStore(run_dir)
     directory: list[RunDirectory] = []  # of rank 0
 
     def open_directory() -> None:
         directory.append(RunDirectory.open(config))
 
-    def find() -> Path | None:
-        return None if directory[0].starts_anew else find_position(run_dir, store, directory[0].previous)
+    def earlier_start() -> tuple[bool, dict[str, Any] | None]:
+        return directory[0].starts_anew, directory[0].previous
 
     def begin() -> None:
         directory[0].begin()
@@ -139,7 +148,8 @@ def _run_folder(config: Config, layout: Layout) -> Iterator[_Folder]:
         on_rank_zero(layout.rank, open_directory)
         with logging_to(run_dir, layout.rank):
             try:
-                position = Position.of(on_rank_zero(layout.rank, find))
+                starts_anew, previous = on_rank_zero(layout.rank, earlier_start)
+                position = Position.of(None if starts_anew else find_position(run_dir, store, previous, layout))
                 yield _Folder(run_dir, position, lambda: on_rank_zero(layout.rank, begin))
             except Exception:
                 logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it
@@ -151,6 +161,22 @@ def _run_folder(config: Config, layout: Layout) -> Iterator[_Folder]:
     finally:
         for opened in directory:
             opened.close()
+
+
+@contextlib.contextmanager
+def _saver(config: Config, layout: Layout, store: CheckpointStore) -> Iterator[tuple[CheckpointStore, CheckpointSaver]]:
+    """What writes this run's checkpoints, with a group of its own: it talks while the main thread does too."""
+    settings = config.checkpoint
+    retention = Retention(settings.keep_last, settings.keep_every_steps, settings.keep_best)
+    group: Any = dist.new_group(backend="gloo", timeout=_LONGEST_SAVE) if layout.world_size > 1 else None
+    try:
+        yield (
+            store,
+            CheckpointSaver(store, retention, rank=layout.rank, group=group, best_metric=settings.best_metric),
+        )
+    finally:
+        if group is not None:
+            dist.destroy_process_group(group)
 
 
 def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, stop: Stop | None) -> int:
@@ -168,7 +194,9 @@ def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, s
         StopOnRequest(stop, layout),
         Validation(config, _ValidationSource(setting), metrics),
         display,
-        Checkpointing(setting.store, metrics, config, setting.blueprint.architecture),
+        Checkpointing(
+            setting.saver, metrics, config, setting.blueprint.architecture, layout, position.state.get("metrics")
+        ),
     ]
     stopped = False
     try:
@@ -207,9 +235,7 @@ def _run_one_stage(
     """Run a stage from `position` on; returns whether it was stopped."""
     config, layout = setting.config, setting.layout
     setting.progress.at(f"setting up the stage {plan.name!r}")
-    engine = setting.blueprint.start(model, plan.config, layout)
-    if position.is_inside(plan):
-        go_on_inside(engine, position)
+    engine = setting.blueprint.start(model, plan.config, layout, position, position.is_inside(plan))
     loader = StageLoader(
         config,
         plan.config.mixture,

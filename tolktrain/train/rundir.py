@@ -149,7 +149,7 @@ def _lock(path: Path) -> Any:
 def _read_previous(path: Path) -> dict[str, Any] | None:
     """The configuration of the run that is there; a start that never came to a step left none."""
     file = path / CONFIG_FILE
-    if not file.exists() or not (last_step(path) or CheckpointStore(path, keep_last=1).was_used()):
+    if not file.exists() or not (last_step(path) or CheckpointStore(path).was_used()):
         return None
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
-"""Float32 masters and Adam moments of an engine's parameters, taken and given whole.
+"""Float32 masters and Adam moments of an engine's parameters, per parameter.
 
 DeepSpeed keeps them flattened, split and padded; its fragment calls (`deepspeed.utils.safe_get_full_fp32_param` and its
-kin) show them per parameter under ZeRO 1 to 3. Without ZeRO they are the optimizer's own.
+kin), and the fragments behind them, show them per parameter under ZeRO 1 to 3. Without ZeRO they are the optimizer's
+own.
 """
 
 from typing import Any
@@ -29,48 +30,76 @@ class OptimizerStates:
             _forget_skipped_gradients(engine.optimizer)
         self._create_moments()
 
-    def read(self, parameter: nn.Parameter) -> Tensor:
-        """The float32 value of a parameter, trained or frozen, in its full shape."""
-        if not parameter.requires_grad:
-            with self._whole(parameter):
-                return parameter.detach().float().clone()
-        if self._zero_stage:
-            value: Tensor = self._deepspeed.utils.safe_get_full_fp32_param(parameter)
-            assert value is not None
-            return value.detach()
-        return self._masters[parameter].detach().clone()
+    def own_range(self, parameter: nn.Parameter) -> tuple[int, int] | None:
+        """Which elements of a trained parameter, flattened, have their master and moments on this data rank.
 
-    def write(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Set a parameter and, if it is trained, its master."""
-        value = value.to(parameter.device)
-        if parameter.requires_grad and self._zero_stage == 3:
-            self._deepspeed.utils.safe_set_local_fp32_param(parameter, _own_part(parameter, value))
-        elif parameter.requires_grad and self._zero_stage:
-            self._deepspeed.utils.safe_set_full_fp32_param(parameter, value)
-        elif parameter.requires_grad:
-            self._masters[parameter].data.copy_(value)
-        # The module has its own copy, renewed by DeepSpeed at its next step: the next forward would read the old one.
-        with self._whole(parameter):
-            parameter.data.copy_(value)
+        None where each data rank has them all.
+        """
+        if self._zero_stage == 0 or not parameter.requires_grad:
+            return None
+        if self._zero_stage == 3:
+            return _own_part(parameter)
+        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return 0, 0
+        address = mapping.lp_fragment_address
+        return address.start, address.start + address.numel
 
-    def read_moment(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        """A moment of a trained parameter, in its full shape."""
-        if self._zero_stage:
-            value: Tensor = self._deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
-            assert value is not None
-            return value.detach()
-        moment: Tensor = self._adam.state[self._masters[parameter]][kind]
-        return moment.clone()
+    def own(self, parameter: nn.Parameter, kind: str | None = None) -> Tensor:
+        """This rank's elements of a trained parameter's master, or of the moment `kind`, flat; may be the original."""
+        if self._zero_stage == 0:
+            return self._plain(parameter, kind).detach().view(-1)
+        if self._zero_stage == 3:
+            start, stop = _own_part(parameter)
+            utils = self._deepspeed.utils
+            part: Tensor = (
+                utils.safe_get_local_fp32_param(parameter)
+                if kind is None
+                else utils.safe_get_local_optimizer_state(parameter, kind)
+            )
+            return part.detach()[: stop - start]
+        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return torch.empty(0)
+        fragment: Tensor = mapping.get_hp_fragment(kind)
+        return fragment.detach()
 
-    def write_moment(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        """Set a moment of a trained parameter."""
+    def write_own(self, parameter: nn.Parameter, value: Tensor, kind: str | None = None) -> None:
+        """Set this rank's elements of a trained parameter's master, or of the moment `kind`, to a flat value."""
         value = value.to(parameter.device)
         if self._zero_stage == 3:
-            self._deepspeed.utils.safe_set_local_optimizer_state(parameter, _own_part(parameter, value), kind)
-        elif self._zero_stage:
-            self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, kind)
-        else:
-            self._adam.state[self._masters[parameter]][kind].copy_(value)
+            value = functional.pad(value, (0, parameter.partition_numel() - len(value)))  # type: ignore[attr-defined]
+            if kind is None:
+                self._deepspeed.utils.safe_set_local_fp32_param(parameter, value)
+            else:
+                self._deepspeed.utils.safe_set_local_optimizer_state(parameter, value, kind)
+        elif len(value):
+            self.own(parameter, kind).copy_(value)
+
+    def read_whole(self, parameter: nn.Parameter, kind: str | None = None) -> Tensor:
+        """A parameter's float32 value, or the moment `kind`, in its full shape; collective over the data group."""
+        if not parameter.requires_grad:
+            assert kind is None
+            with self._whole(parameter):
+                return parameter.detach().float()
+        if self._zero_stage == 0:
+            return self._plain(parameter, kind).detach()
+        utils = self._deepspeed.utils
+        value: Tensor | None = (
+            utils.safe_get_full_fp32_param(parameter)
+            if kind is None
+            else utils.safe_get_full_optimizer_state(parameter, kind)
+        )
+        assert value is not None
+        return value.detach()
+
+    def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        """Shape of a parameter on this tensor rank; ZeRO 3 leaves an empty one."""
+        return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+    def is_partitioned(self, parameter: nn.Parameter) -> bool:
+        """Whether the module itself holds a part of the parameter only."""
+        return self._zero_stage == 3
 
     @property
     def num_updates(self) -> int:
@@ -81,6 +110,10 @@ class OptimizerStates:
     def num_updates(self, value: int) -> None:
         for state in self._adam.state.values():
             state["step"].fill_(float(value))
+
+    def _plain(self, parameter: nn.Parameter, kind: str | None) -> Tensor:
+        master = self._masters[parameter]
+        return master if kind is None else self._adam.state[master][kind]
 
     def _create_moments(self) -> None:
         # torch creates them at the first update, so a fresh engine would have nothing to restore into. Those of
@@ -123,12 +156,11 @@ def _forget_skipped_gradients(optimizer: Any) -> None:
         optimizer.reset_cpu_buffers = clear_all
 
 
-def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """This rank's part of a value under ZeRO 3. DeepSpeed's calls for whole values forget that the last is padded."""
+def _own_part(parameter: nn.Parameter) -> tuple[int, int]:
+    """Begin and end of this rank's elements under ZeRO 3. The last part is padded, which this leaves out."""
     zero3: Any = parameter
-    size, rank = zero3.partition_numel(), dist.get_rank(zero3.ds_process_group)
-    part = value.flatten()[rank * size : (rank + 1) * size]
-    return functional.pad(part, (0, size - len(part)))
+    size, rank, total = zero3.partition_numel(), dist.get_rank(zero3.ds_process_group), zero3.ds_numel
+    return min(rank * size, total), min((rank + 1) * size, total)
 
 
 def _plain_masters(engine: Any) -> dict[nn.Parameter, Tensor]:

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import logging
+import math
+import time
 from importlib.metadata import version
 from typing import Any
 
@@ -9,33 +12,88 @@ import torch
 
 from tolktrain import __version__
 from tolktrain.checkpoint.random_states import capture_random_states
-from tolktrain.checkpoint.store import CheckpointStore
+from tolktrain.checkpoint.saver import CheckpointSaver
+from tolktrain.checkpoint.slices import Snapshot
 from tolktrain.config import Config
+from tolktrain.config.deepspeed import build_deepspeed_config
 from tolktrain.model.architecture import Architecture
+from tolktrain.parallel.layout import Layout
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.loop import StageRun
+from tolktrain.train.metrics import Line
+
+logger = logging.getLogger(__name__)
 
 
 class Checkpointing(NoCallback):
-    """Saves every `checkpoint.every_steps`, at the end of a stage, at the end of the run, and before a stop."""
+    """Saves every `checkpoint.every_steps`, at the end of a stage, at the end of the run, and before a stop.
 
-    def __init__(self, store: CheckpointStore, metrics: MetricsLog, config: Config, architecture: Architecture) -> None:
-        self._store = store
+    Between those ends training waits only for a copy in memory, and for the checkpoint before if that is not written
+    yet.
+    """
+
+    def __init__(
+        self,
+        saver: CheckpointSaver,
+        metrics: MetricsLog,
+        config: Config,
+        architecture: Architecture,
+        layout: Layout,
+        measured: Line | None = None,
+    ) -> None:
+        """`measured` is the last value of each loss, from the checkpoint that training goes on from."""
+        self._saver = saver
         self._metrics = metrics
         self._config = config
         self._architecture = architecture
+        self._layout = layout
+        self._measured: Line = dict(measured or {})
+        self._memory: Snapshot | None = None  # of this stage's engine, used again
+
+    def on_stage_start(self, run: StageRun) -> None:
+        """Forget the memory of the last stage's model."""
+        self._memory = None
 
     def on_step(self, run: StageRun) -> None:
-        """Save if it is time to."""
+        """Save if it is time to. Raises what a save in the background has raised."""
+        for line in self._metrics.recent:
+            self._measured |= {k: v for k, v in line.items() if _is_loss(k) and v is not None and math.isfinite(v)}
+        self._saver.poll()
         if run.step % self._config.checkpoint.every_steps == 0 or run.at_last_step:
+            self._save(run)
+
+    def close(self) -> None:
+        """Let a save that is under way end."""
+        self._saver.close()
+
+    def _save(self, run: StageRun) -> None:
+        started = time.perf_counter()
+        run.progress.at("waiting until the last checkpoint is written")
+        self._saver.wait()
+        waited = time.perf_counter()
+        run.progress.at("copying the checkpoint")
+        background = self._config.checkpoint.background and not run.at_last_step
+        snapshot = run.engine.snapshot(self._memory)
+        self._memory = snapshot if self._config.checkpoint.background else None
+        state = self._state(run)
+        copied = time.perf_counter()
+        if not background:
             run.progress.at("saving a checkpoint")
-            self._metrics.sync()
-            self._store.save(run.step, run.engine.snapshot(), run.engine.shares, self._state(run))
+        self._saver.save(run.step, snapshot, state, background=background, before_publishing=self._metrics.sync)
+        logger.info(
+            "checkpoint of step %d: training paused for %.3f s (%.3f s for the last one, %.3f s to copy %.1f MB)",
+            run.step,
+            time.perf_counter() - started,
+            waited - started,
+            copied - waited,
+            snapshot.num_bytes / 1e6,
+        )
 
     def _state(self, run: StageRun) -> dict[str, Any]:
-        train = self._config.train
+        train, layout = self._config.train, self._layout
         configuration = self._config.model_dump(mode="json")
+        zero_stage = build_deepspeed_config(self._config, layout.data_size)["zero_optimization"]["stage"]
         return {
             "step": run.step,
             "stage": run.plan.index,
@@ -46,8 +104,19 @@ class Checkpointing(NoCallback):
             "adam_updates": run.engine.num_updates,
             # The data position is a function of the step; the count is for readers.
             "data": {"step": run.step_in_stage, "sequences": run.step_in_stage * train.global_batch_size},
+            "metrics": self._measured,
             "random_states": capture_random_states(),
+            "layout": {
+                "tensor": layout.tensor_size,
+                "pipeline": layout.pipeline_size,
+                "data": layout.data_size,
+                "zero_stage": zero_stage,
+            },
             "versions": {"tolktrain": __version__, "torch": torch.__version__, "deepspeed": version("deepspeed")},
             "architecture": self._architecture.to_dict(),
             "configuration_sha256": hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest(),
         }
+
+
+def _is_loss(key: str) -> bool:
+    return key.split(".")[-1] in ("loss", "text_loss", "speech_loss")

@@ -1,0 +1,219 @@
+"""Writes checkpoints, in the background if asked to: complete or absent, at every instant.
+
+A checkpoint is written aside, checksummed, flushed, then its folder is renamed and `latest` replaced. The name of an
+unfinished folder holds the number under which this job holds the run (its fencing token). A job that takes over a run
+removes unfinished folders first, so that the renames of one that was thought dead fail.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from tolktrain.checkpoint.manifest import digest_files, looks_complete, sync_path, write_manifest, write_synced
+from tolktrain.checkpoint.reader import TENSORS
+from tolktrain.checkpoint.retention import Candidate, Retention, choose_kept
+from tolktrain.checkpoint.slices import KINDS, Snapshot
+from tolktrain.checkpoint.store import (
+    LATEST,
+    STATE,
+    UNFINISHED_PREFIX,
+    CheckpointStore,
+    read_state,
+    remove,
+    step_name,
+    step_of,
+)
+from tolktrain.checkpoint.writer import Written, write_snapshot
+from tolktrain.config.errors import UserError
+
+_BACKGROUND_NICENESS = 10  # of the thread that writes: computing comes first where both want the same core
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fence:
+    """How a job proves that the run is still its own."""
+
+    token: int = 0  # grows with every job that takes the run
+    check: Callable[[], None] = lambda: None  # raises if another job has taken it; rank 0 calls it
+
+
+class CheckpointSaver:
+    """One rank's part in saving. `save` and `wait` are called by all ranks alike."""
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        retention: Retention,
+        *,
+        rank: int = 0,
+        group: dist.ProcessGroup | None = None,
+        fence: Fence | None = None,
+        best_metric: str = "loss",
+    ) -> None:
+        """`group` is one of all ranks, on gloo, that nothing else uses; None for a single process."""
+        self._store = store
+        self._retention = retention
+        self._rank = rank
+        self._group = group
+        self._fence = fence or Fence()
+        self._best_metric = best_metric
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def save(
+        self,
+        step: int,
+        snapshot: Snapshot,
+        state: Mapping[str, Any],
+        *,
+        background: bool = False,
+        before_publishing: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Write the checkpoint of `step`; collective. In the foreground it is on disk when this returns.
+
+        In the background `snapshot` must not change until `wait` has returned.
+
+        Args:
+            step: steps done.
+            snapshot: this rank's slices.
+            state: content of state.json; rank 0's counts.
+            background: whether to return at once.
+            before_publishing: done on rank 0 before the checkpoint gets its name.
+
+        Raises:
+            OSError: it could not be written, now or by the last call; nothing of it is left.
+            OtherRankFailed: the same on another rank.
+            UserError: another job has taken over the run.
+        """
+        self.wait()
+        arguments = (step, snapshot, state, before_publishing)
+        if not background:
+            self._save(*arguments)
+            return
+        self._thread = threading.Thread(target=self._work, args=arguments, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the save that is under way. Raises what it raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.poll()
+
+    def poll(self) -> None:
+        """Raise what a save in the background has raised."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is under way in the background."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def close(self) -> None:
+        """Let the save that is under way end, however."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _work(self, *arguments: Any) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICENESS)
+        try:
+            self._save(*arguments)
+        except BaseException as error:
+            self._failure = error
+
+    def _save(
+        self, step: int, snapshot: Snapshot, state: Mapping[str, Any], before_publishing: Callable[[], object]
+    ) -> None:
+        started = time.perf_counter()
+        final = self._store.folder / step_name(step)
+        aside = self._store.folder / f"{UNFINISHED_PREFIX}{self._fence.token:08d}-{final.name}"
+
+        def begin() -> None:
+            self._fence.check()
+            remove(aside)
+            for kind in KINDS:
+                (aside / kind).mkdir(parents=True)
+            write_synced(aside / STATE, json.dumps(state, indent=1).encode())
+
+        def finish(written: Written) -> None:
+            write_synced(aside / TENSORS, json.dumps(written.tensors).encode())
+            write_manifest(aside, {**written.files, **digest_files(aside, [STATE, TENSORS])})
+            before_publishing()
+            self._publish(aside, final)
+
+        try:
+            write_snapshot(aside, snapshot, self._group, begin, finish)
+        except BaseException:
+            if self._rank == 0:
+                _remove_quietly(aside)
+            raise
+        if self._rank == 0:
+            seconds, size = time.perf_counter() - started, _size_of(final)
+            logger.info("checkpoint of step %d: %.1f MB written in %.2f s", step, size / 1e6, seconds)
+
+    def _publish(self, aside: Path, final: Path) -> None:
+        for folder in (*(path for path in aside.iterdir() if path.is_dir()), aside):
+            sync_path(folder)
+        doomed = self._doomed(final)
+        self._fence.check()
+        if final.exists():  # a damaged one of the same step, or it would have been resumed from
+            remove(doomed)
+            final.rename(doomed)
+        aside.rename(final)
+        sync_path(final.parent)
+        replacement = final.parent / f"{UNFINISHED_PREFIX}{self._fence.token:08d}-{LATEST}"
+        write_synced(replacement, f"{final.name}\n".encode())
+        self._fence.check()
+        os.replace(replacement, final.parent / LATEST)
+        sync_path(final.parent)
+        remove(doomed)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        folders = {step_of(folder): folder for folder in self._store.newest_first()}
+        candidates = [self._candidate(step, folder) for step, folder in folders.items()]
+        kept = choose_kept(candidates, self._retention)
+        for step, folder in folders.items():
+            if step not in kept:
+                # Renamed first: a removal that is interrupted must not leave half a checkpoint under a good name.
+                doomed = self._doomed(folder)
+                remove(doomed)
+                folder.rename(doomed)
+                remove(doomed)
+
+    def _candidate(self, step: int, folder: Path) -> Candidate:
+        metric = None
+        if self._retention.best:
+            try:
+                metric = read_state(folder).get("metrics", {}).get(self._best_metric)
+            except UserError:
+                return Candidate(step, complete=False)
+        return Candidate(step, looks_complete(folder), metric)
+
+    def _doomed(self, folder: Path) -> Path:
+        return folder.with_name(f"{UNFINISHED_PREFIX}{self._fence.token:08d}-old-{folder.name}")
+
+
+def _remove_quietly(path: Path) -> None:
+    """After an error, which is to be told, not one that comes of tidying up."""
+    try:
+        remove(path)
+    except OSError as error:
+        logger.warning("%s could not be removed: %s", path, error)
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,228 @@
+"""Parameters and moments of an engine, out to checkpoints and in again, as slices of canonical tensors.
+
+Each rank writes what ZeRO keeps with it, up to whole rows, and reads what it holds; tensors of which the data ranks
+have equal copies are shared out among them. At no time does a rank need more than one parameter besides its own part.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tolktrain.checkpoint.slices import FIRST_MOMENTS, PARAMETERS, SECOND_MOMENTS, Slice, Snapshot, Source
+from tolktrain.model.naming import ParameterView, Section, TensorShare
+from tolktrain.parallel.layout import Layout
+from tolktrain.train.states import FIRST_MOMENT, SECOND_MOMENT, OptimizerStates
+
+MOMENTS = {FIRST_MOMENTS: FIRST_MOMENT, SECOND_MOMENTS: SECOND_MOMENT}
+
+Rows = Callable[[str, int, int], Tensor]
+"""Gives rows (from, to) of a parameter by its name in the model, float32."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a parameter that this rank writes."""
+
+    start: int
+    stop: int
+    sections: tuple[Section, ...]
+    needs_all: bool  # some data rank lacks elements of what it writes: the parameter is put together by all of them
+
+
+class UnknownSlicingError(RuntimeError):
+    """A parameter whose place in the whole model is not known. Training may go on, saving must not."""
+
+
+class ModelTensors:
+    """The tensors of one stage's model. Made before the first step."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        views: Mapping[str, ParameterView],
+        share: TensorShare,
+        states: OptimizerStates,
+        layout: Layout,
+    ) -> None:
+        self._parameters = parameters
+        self._views = views
+        self._share = share
+        self._states = states
+        self._layout = layout
+        self._frozen: dict[
+            str, Tensor
+        ] = {}  # float32 rows of frozen parameters that were rounded, as `_parts` has them
+
+    def set_originals(self, rows: Rows) -> None:
+        """Replace rounded values by the float32 ones that they came from, in masters and in checkpoints."""
+        for name, parameter in self._parameters.items():
+            if parameter.requires_grad:
+                self._write_own(name, rows, None)
+            elif name in self._parts:
+                part = self._parts[name]
+                self._frozen[name] = rows(name, part.start, part.stop).to("cpu", torch.float32, copy=True)
+
+    def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
+        """This rank's slices, copied to the CPU, into the memory of `reuse` if given; collective.
+
+        Raises UnknownSlicingError where a parameter is not sliced as its view says.
+        """
+        result = reuse or Snapshot()
+        for name, parameter in self._parameters.items():
+            part = self._parts.get(name)
+            if part is not None:
+                self._take(result.parameters, name, part, None)
+                if parameter.requires_grad:
+                    for kind, state in MOMENTS.items():
+                        self._take(result.kinds()[kind], name, part, state)
+        if self._layout.device.type == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    def restore_moments(self, source: Source) -> None:
+        """Take over the moments of a checkpoint of this stage."""
+        for kind, state in MOMENTS.items():
+
+            def rows(name: str, start: int, stop: int, kind: str = kind) -> Tensor:
+                return read_rows(source, kind, self._views[name], self._share, start, stop)
+
+            for name, parameter in self._parameters.items():
+                if parameter.requires_grad:
+                    self._write_own(name, rows, state)
+
+    def _write_own(self, name: str, rows: Rows, state: str | None) -> None:
+        """Set what this rank keeps of a master or moment, from whole rows."""
+        parameter = self._parameters[name]
+        shape = self._states.shape(parameter)
+        own = self._states.own_range(parameter)
+        start, stop = (0, math.prod(shape)) if own is None else own
+        width = math.prod(shape[1:])
+        if start < stop:
+            first, last = start // width, -(-stop // width)
+            flat = rows(name, first, last).flatten()
+            self._states.write_own(parameter, flat[start - first * width : stop - first * width], state)
+        elif self._states.is_partitioned(parameter):
+            self._states.write_own(parameter, torch.zeros(0), state)
+
+    def _take(self, slices: dict[str, Slice], name: str, part: Part, state: str | None) -> None:
+        """Copy a parameter's sections, or those of its moment, into `slices`; collective if the part says so."""
+        rows = self._rows(name, part, state)
+        for section in part.sections:
+            block = rows[section.rows].view(section.sizes)
+            if section.name not in slices:
+                memory = torch.empty(section.sizes, dtype=torch.float32, pin_memory=rows.device.type == "cuda")
+                slices[section.name] = Slice(memory, section.offsets, section.shape)
+            slices[section.name].tensor.copy_(block, non_blocking=True)
+
+    def _rows(self, name: str, part: Part, state: str | None) -> Tensor:
+        """The rows of a part, float32, in two dimensions or more."""
+        parameter = self._parameters[name]
+        shape = self._states.shape(parameter) or (1,)
+        if name in self._frozen:
+            return self._frozen[name].view(-1, *shape[1:])
+        if part.needs_all or not parameter.requires_grad:
+            value = self._states.read_whole(parameter, state)
+            return value.view(shape)[part.start : part.stop]
+        begin, _ = self._states.own_range(parameter) or (0, 0)
+        width = math.prod(shape[1:])
+        flat = self._states.own(parameter, state)[part.start * width - begin : part.stop * width - begin]
+        return flat.view(-1, *shape[1:])
+
+    @cached_property
+    def _parts(self) -> dict[str, Part]:
+        """What this rank writes of each parameter; collective over the data group when first asked for.
+
+        A parameter that needs all data ranks has an entry on each of them, without sections where there is nothing to
+        write.
+        """
+        spans = {name: self._span(name) for name in self._parameters}
+        shared = self._shared_out()
+        rows: dict[str, tuple[int, int]] = {}
+        split: set[str] = set()
+        for name, parameter in self._parameters.items():
+            self._check(name, parameter)
+            shape = self._states.shape(parameter)
+            width = math.prod(shape[1:])
+            own = spans[name]
+            start, stop = shared[name] if own is None else own
+            rows[name] = begin, end = -(-start // width), -(-stop // width)
+            if own is not None and begin < end and not (own[0] <= begin * width and end * width <= own[1]):
+                split.add(name)
+            if not parameter.requires_grad and self._states.is_partitioned(parameter):
+                split.add(name)
+        everyone: list[set[str]] = [set()] * self._layout.data_size
+        dist.all_gather_object(everyone, split, group=self._layout.data_group)
+        split = set().union(*everyone)
+        parts: dict[str, Part] = {}
+        for name, (begin, end) in rows.items():
+            sections = () if self._is_elsewhere(name) else tuple(self._views[name].sections(self._share, begin, end))
+            if sections or name in split:
+                parts[name] = Part(begin, end, sections, name in split)
+        return parts
+
+    def _span(self, name: str) -> tuple[int, int] | None:
+        return self._states.own_range(self._parameters[name])
+
+    def _shared_out(self) -> dict[str, tuple[int, int]]:
+        """Elements that this data rank writes of parameters that each data rank has: laid end to end, cut evenly."""
+        sizes = {
+            name: math.prod(self._states.shape(parameter))
+            for name, parameter in self._parameters.items()
+            if self._span(name) is None and not self._is_elsewhere(name)
+        }
+        total, rank, size = sum(sizes.values()), self._layout.data_rank, self._layout.data_size
+        first, last = total * rank // size, total * (rank + 1) // size
+        result = {name: (0, 0) for name in self._parameters}
+        position = 0
+        for name, count in sizes.items():
+            begin, end = max(first - position, 0), min(last - position, count)
+            result[name] = (begin, end) if begin < end else (0, 0)
+            position += count
+        return result
+
+    def _is_elsewhere(self, name: str) -> bool:
+        """Whether another pipeline stage or tensor rank writes the parameter, of which this one has a copy."""
+        view = self._views[name]
+        return view.is_copy or (view.dim is None and self._share.rank > 0)
+
+    def _check(self, name: str, parameter: nn.Parameter) -> None:
+        """What the view says must be what the module says: a wrong slice would be saved without a word."""
+        view = self._views.get(name)
+        if view is None:
+            raise UnknownSlicingError(f"parameter {name}: no canonical name is known for it; nothing can be saved")
+        shape, expected = self._states.shape(parameter), view.local_shape(self._share)
+        dim = getattr(parameter, "partition_dim", None)  # megatron-core's, -1 where nothing is shared out
+        if self._share.size > 1 and dim is not None and dim != (-1 if view.dim is None else view.dim):
+            raise UnknownSlicingError(
+                f"parameter {name}: its module shares out dimension {dim}, its canonical view dimension {view.dim};"
+                " nothing can be saved"
+            )
+        if shape != expected:
+            raise UnknownSlicingError(
+                f"parameter {name}: has shape {list(shape)} on this rank, its canonical view gives {list(expected)};"
+                " nothing can be saved"
+            )
+
+
+def read_rows(source: Source, kind: str, view: ParameterView, share: TensorShare, start: int, stop: int) -> Tensor:
+    """Rows `start` to `stop` of a rank's parameter out of canonical tensors, float32 on the CPU; padding is zero."""
+    shape = view.local_shape(share) or (1,)
+    rows = torch.zeros(stop - start, *shape[1:])
+    for section in view.sections(share, start, stop):
+        rows[section.rows] = source.read(kind, section.name, section.offsets, section.sizes).view(-1, *rows.shape[1:])
+    return rows
+
+
+def load_slices(
+    parameters: Mapping[str, nn.Parameter], views: Mapping[str, ParameterView], share: TensorShare, source: Source
+) -> None:
+    """Fill a rank's parameters from canonical tensors, one after the other."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            view = views[name]
+            parameter.copy_(read_rows(source, PARAMETERS, view, share, 0, view.num_rows(share)).view(parameter.shape))
