@@ -1,6 +1,5 @@
 """A real run of two ranks, of which one fails: both end, and one message says which and why."""
 
-import fcntl
 import os
 import signal
 import socket
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from small_runs import write_config
+
+from tolktrain.checkpoint.lease import Lease
 
 SCRIPT = Path(__file__).with_name("failing_rank.py")
 OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]"]
@@ -73,8 +74,7 @@ def test_input_that_all_ranks_refuse(tmp_path: Path, sets: Path) -> None:
     config = write_config(tmp_path, sets)
     folder = tmp_path / "runs" / "small"
     folder.mkdir(parents=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with Lease.take(folder, tell=print):
         codes, errors = launch(tmp_path, "none", str(config), *OVERRIDES)
     assert codes == [2, 2] and "".join(errors).count("\n") == 1, errors
     assert "another training of this run is going on" in errors[0]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from small_runs import NUM_STEPS, STEPS_PER_STAGE, TOKENS_PER_STEP, read_metrics, small_config
 
 from tolktrain.checkpoint import saver
+from tolktrain.checkpoint.lease import LEASE_FOLDER
 from tolktrain.checkpoint.manifest import FileDigest, digest_files, write_manifest
 from tolktrain.checkpoint.store import read_parameters
 from tolktrain.config.errors import UserError
@@ -30,6 +32,12 @@ STEP_KEYS = [
 def copied(uninterrupted: Path, tmp_path: Path) -> Path:
     """The finished run, to be changed."""
     return shutil.copytree(uninterrupted, tmp_path / "runs" / "small")
+
+
+def times_of(run_dir: Path) -> list[tuple[Path, int]]:
+    """When each file of a run was changed, but for the lease, which every start takes."""
+    paths = [path for path in run_dir.rglob("*") if path.relative_to(run_dir).parts[0] != LEASE_FOLDER]
+    return sorted((path, path.stat().st_mtime_ns) for path in paths)
 
 
 def test_metrics_have_a_line_per_step_and_per_validation(uninterrupted: Path) -> None:
@@ -56,7 +64,7 @@ def test_metrics_have_a_line_per_step_and_per_validation(uninterrupted: Path) ->
 
 def test_the_folder_of_a_run(uninterrupted: Path, sets: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in uninterrupted.iterdir())
-    assert names == [".lock", "checkpoints", "config.yaml", "logs", "metrics.jsonl"]
+    assert names == ["checkpoints", "config.yaml", "lease", "logs", "metrics.jsonl"]
     config = load_config(uninterrupted / "config.yaml")
     assert config.train == small_config(tmp_path, sets).train
     assert [path.name for path in (uninterrupted / "logs").iterdir()] == ["rank-00000.log"]
@@ -99,14 +107,29 @@ def test_a_complete_run_says_so_at_once(
 
 def test_another_configuration_is_refused_with_its_differences(uninterrupted: Path, tmp_path: Path, sets: Path) -> None:
     run_dir = copied(uninterrupted, tmp_path)
-    before = sorted((path, path.stat().st_mtime_ns) for path in run_dir.rglob("*") if path.name != ".lock")
+    before = times_of(run_dir)
     other = small_config(tmp_path, sets, "train.stages.0.learning_rate=0.5", "run.seed=3", "train.max_steps=4")
     with pytest.raises(UserError) as error:
         train(other)
     message = str(error.value)
     assert "run.seed: 0 there, 3 here" in message and "run.restart=true" in message
     assert "train.stages[0].learning_rate: 0.01 there, 0.5 here" in message and "max_steps" not in message
-    assert sorted((p, p.stat().st_mtime_ns) for p in run_dir.rglob("*") if p.name != ".lock") == before
+    assert times_of(run_dir) == before
+
+
+def test_a_start_that_came_to_nothing_leaves_a_folder_that_another_has_taken(
+    tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "runs" / "small"
+
+    def overtaken(*_: object, **__: object) -> None:
+        (run_dir / LEASE_FOLDER / "00000002.json").touch()
+        raise UserError("too late")
+
+    monkeypatch.setattr(run_module, "check_data", overtaken)
+    with pytest.raises(UserError, match="too late"):
+        train(small_config(tmp_path, sets))
+    assert sorted(os.listdir(run_dir / LEASE_FOLDER)) == ["00000001.json", "00000002.json"]
 
 
 def test_bad_input_leaves_no_folder_and_deletes_none(uninterrupted: Path, tmp_path: Path, sets: Path) -> None:

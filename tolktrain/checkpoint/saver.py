@@ -44,7 +44,8 @@ class Fence:
     """How a job proves that the run is still its own."""
 
     token: int = 0  # grows with every job that takes the run
-    check: Callable[[], None] = lambda: None  # raises if another job has taken it; rank 0 calls it
+    check: Callable[[], object] = lambda: None  # raises if another job has taken it; rank 0 calls it
+    lost: Callable[[], str | None] = lambda: None  # the same as far as it is known already, at no cost
 
 
 class CheckpointSaver:
@@ -111,10 +112,12 @@ class CheckpointSaver:
         self.poll()
 
     def poll(self) -> None:
-        """Raise what a save in the background has raised."""
+        """Raise what a save in the background has raised, or that another job has taken over the run."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+        if self._fence.lost() is not None:
+            self._fence.check()
 
     @property
     def is_saving(self) -> bool:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from tolktrain.checkpoint.random_states import restore_random_states
 from tolktrain.checkpoint.retention import Retention
-from tolktrain.checkpoint.saver import CheckpointSaver
+from tolktrain.checkpoint.saver import CheckpointSaver, Fence
 from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.progress import Progress
@@ -113,7 +113,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
             return EXIT_DONE
         progress.at("checking the data")
         vocabulary = check_data(config, architecture.text_vocab_size, verify_files=layout.local_rank == 0)
-        with _saver(config, layout, CheckpointStore(folder.path)) as (store, saver):
+        with _saver(config, layout, CheckpointStore(folder.path), folder.fence) as (store, saver):
             setting = Setting(config, layout, blueprint, vocabulary, store, saver, choice, progress)
             return _run_stages(setting, plans, folder, stop)
 
@@ -124,6 +124,7 @@ class _Folder:
 
     path: Path
     position: Position
+    fence: Fence
     begin: Callable[[], None]  # collective: from here on the folder is this run's; nothing was changed before
 
 
@@ -137,8 +138,8 @@ def _run_folder(config: Config, layout: Layout) -> Iterator[_Folder]:
     def open_directory() -> None:
         directory.append(RunDirectory.open(config))
 
-    def earlier_start() -> tuple[bool, dict[str, Any] | None]:
-        return directory[0].starts_anew, directory[0].previous
+    def earlier_start() -> tuple[int, bool, dict[str, Any] | None]:
+        return directory[0].lease.token, directory[0].starts_anew, directory[0].previous
 
     def begin() -> None:
         directory[0].begin()
@@ -148,9 +149,14 @@ def _run_folder(config: Config, layout: Layout) -> Iterator[_Folder]:
         on_rank_zero(layout.rank, open_directory)
         with logging_to(run_dir, layout.rank):
             try:
-                starts_anew, previous = on_rank_zero(layout.rank, earlier_start)
+                token, starts_anew, previous = on_rank_zero(layout.rank, earlier_start)
+                fence = (
+                    Fence(token, directory[0].lease.check, lambda: directory[0].lease.lost)
+                    if directory
+                    else Fence(token)
+                )
                 position = Position.of(None if starts_anew else find_position(run_dir, store, previous, layout))
-                yield _Folder(run_dir, position, lambda: on_rank_zero(layout.rank, begin))
+                yield _Folder(run_dir, position, fence, lambda: on_rank_zero(layout.rank, begin))
             except Exception:
                 logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it
                 raise
@@ -164,7 +170,9 @@ def _run_folder(config: Config, layout: Layout) -> Iterator[_Folder]:
 
 
 @contextlib.contextmanager
-def _saver(config: Config, layout: Layout, store: CheckpointStore) -> Iterator[tuple[CheckpointStore, CheckpointSaver]]:
+def _saver(
+    config: Config, layout: Layout, store: CheckpointStore, fence: Fence
+) -> Iterator[tuple[CheckpointStore, CheckpointSaver]]:
     """What writes this run's checkpoints, with a group of its own: it talks while the main thread does too."""
     settings = config.checkpoint
     retention = Retention(settings.keep_last, settings.keep_every_steps, settings.keep_best)
@@ -172,7 +180,9 @@ def _saver(config: Config, layout: Layout, store: CheckpointStore) -> Iterator[t
     try:
         yield (
             store,
-            CheckpointSaver(store, retention, rank=layout.rank, group=group, best_metric=settings.best_metric),
+            CheckpointSaver(
+                store, retention, rank=layout.rank, group=group, fence=fence, best_metric=settings.best_metric
+            ),
         )
     finally:
         if group is not None:

@@ -1,15 +1,16 @@
 """The folder of a run: made, found again, refused when it belongs to another configuration."""
 
-import fcntl
+import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tolktrain.checkpoint.lease import LEASE_FOLDER, Lease, LostLeaseError
 from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
@@ -17,7 +18,6 @@ from tolktrain.config.load import dump_config
 from tolktrain.train.metrics import last_step
 
 CONFIG_FILE = "config.yaml"
-LOCK_FILE = ".lock"
 LOG_FOLDER = "logs"
 
 # What may change from one start of a run to the next: it decides neither what is learned nor in which order.
@@ -52,17 +52,17 @@ class RunDirectory:
     `open` changes nothing that was there; `begin` does, when all input has been found sound.
     """
 
-    def __init__(self, config: Config, lock: Any, previous: dict[str, Any] | None, created: list[Path]) -> None:
+    def __init__(self, config: Config, lease: Lease, previous: dict[str, Any] | None, created: list[Path]) -> None:
         self.path = run_path(config)
         self.previous = previous  # configuration of the earlier start that this one goes on with, None for a fresh run
         self.starts_anew = config.run.restart and _may_restart()
+        self.lease = lease
         self._config = config
-        self._lock = lock
         self._created = created
 
     @classmethod
-    def open(cls, config: Config) -> "RunDirectory":
-        """Create or find the folder.
+    def open(cls, config: Config, tell: Callable[[str], None] | None = None) -> "RunDirectory":
+        """Create or find the folder, and take its lease; `tell` (the terminal) gets a line if that means waiting.
 
         Raises UserError when another training holds it, or it belongs to a run of another configuration.
         """
@@ -70,7 +70,7 @@ class RunDirectory:
         created = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = _lock(path)
+            lease = Lease.take(path, tell=tell or _say)
         except OSError as error:
             raise UserError(f"run.dir: cannot write to {path}: {error}") from None
         try:
@@ -78,9 +78,9 @@ class RunDirectory:
             if previous is not None:
                 _refuse_other(path, previous, config.model_dump(mode="json"))
         except UserError:
-            lock.close()
+            lease.release()
             raise
-        return cls(config, lock, previous, created)
+        return cls(config, lease, previous, created)
 
     def begin(self) -> None:
         """Empty the folder if the run starts anew, and write config.yaml."""
@@ -92,12 +92,22 @@ class RunDirectory:
 
     def close(self) -> None:
         """Let another training have the folder."""
-        self._lock.close()
+        self.lease.release()
 
     def discard_unused(self) -> None:
         """Remove the folders that were made for this start, if no step has been logged."""
-        if self.path in self._created and last_step(self.path) == 0:
-            shutil.rmtree(self.path)
+        if self.path not in self._created or last_step(self.path) > 0:
+            return
+        try:
+            self.lease.check()
+        except LostLeaseError:
+            return  # the folder is another training's now
+        self.lease.stop()
+        # Gone at once: another start must not meet half a folder.
+        doomed = self.path.with_name(f".discarded-{self.path.name}-{self.lease.token}")
+        self.path.rename(doomed)
+        shutil.rmtree(doomed)
+        with contextlib.suppress(OSError):  # another run may have been started in one of them
             for parent in self._created[1:]:
                 parent.rmdir()
 
@@ -132,18 +142,8 @@ def _may_restart() -> bool:
     return False
 
 
-def _lock(path: Path) -> Any:
-    lock = open(path / LOCK_FILE, "w")  # noqa: SIM115 - stays open as long as the run
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UserError(
-            f"{path}: another training of this run is going on; end it or choose another run.name"
-        ) from None
-    except OSError as error:  # some network file systems know no locks
-        logger.warning("%s cannot be locked (%s); do not start the run twice", path, error)
-    return lock
+def _say(line: str) -> None:
+    print(line, flush=True)  # at once, also into the output file of a job
 
 
 def _read_previous(path: Path) -> dict[str, Any] | None:
@@ -161,7 +161,7 @@ def _read_previous(path: Path) -> dict[str, Any] | None:
 
 
 def _clear(path: Path) -> None:
-    entries = [entry for entry in path.iterdir() if entry.name not in (LOCK_FILE, LOG_FOLDER)]
+    entries = [entry for entry in path.iterdir() if entry.name not in (LEASE_FOLDER, LOG_FOLDER)]
     if entries and not (path / CONFIG_FILE).exists():
         raise UserError(f"run.restart would delete {path}, which is not the folder of a run (it has no {CONFIG_FILE})")
     # config.yaml goes last, so that a restart that was interrupted still finds the folder of a run.

@@ -104,7 +104,7 @@ class Checkpointing(NoCallback):
             "adam_updates": run.engine.num_updates,
             # The data position is a function of the step; the count is for readers.
             "data": {"step": run.step_in_stage, "sequences": run.step_in_stage * train.global_batch_size},
-            "metrics": self._measured,
+            "metrics": dict(self._measured),
             "random_states": capture_random_states(),
             "layout": {
                 "tensor": layout.tensor_size,
