@@ -24,7 +24,7 @@ Run = dict[str, Any]
 def alone(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> dict[str, Run]:
     """One process without ZeRO, by precision; in bf16 with ZeRO 1, which adds gradients up in float32."""
     stages = {"fp32": 0, "bf16": 1}
-    return {p: run_steps(tmp_path_factory.mktemp(p), sets, zero(stage), p) for p, stage in stages.items()}
+    return {p: whole_of([run_steps(tmp_path_factory.mktemp(p), sets, zero(stage), p)]) for p, stage in stages.items()}
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +57,16 @@ def assert_same_training(one: Run, other: Run, rounding: float) -> None:
             assert (value - expected).norm() <= rounding * expected.norm(), (kind, name)
 
 
+def whole_of(ranks: list[Run]) -> Run:
+    """What all ranks together have, whose tensors are slices."""
+    tensors = {kind: assembled(rank[kind] for rank in ranks) for kind in ("gradients", "parameters")}
+    return {**ranks[0], **tensors}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_shipped_file_trains_as_without_zero(tmp_path: Path, sets: Path, alone: dict[str, Run], name: str) -> None:
     settings = json.loads((SHIPPED / f"{name}.json").read_text())
-    assert_same_training(run_steps(tmp_path, sets, settings, "fp32"), alone["fp32"], 1e-5)
+    assert_same_training(whole_of([run_steps(tmp_path, sets, settings, "fp32")]), alone["fp32"], 1e-5)
 
 
 @pytest.mark.parametrize(("given", "num_trained", "size"), [(10**9, 101, 102), (50, 101, 50), (51, 101, 52), (8, 0, 2)])
@@ -80,6 +86,6 @@ def test_every_file_has_its_test() -> None:
 def test_a_knob_does_not_change_the_training(two_ranks: Path, alone: dict[str, Run], precision: str, name: str) -> None:
     parts = [torch.load(two_ranks / f"{precision} {name}-{rank}.pt", weights_only=True) for rank in range(2)]
     assert parts[0]["steps"] == parts[1]["steps"]
-    whole = {kind: assembled(part[kind] for part in parts) for kind in ("gradients", "parameters")}
+    whole = whole_of(parts)
     rounding = 1e-5 if precision == "fp32" else 2e-2
-    assert_same_training({"steps": parts[0]["steps"], **whole}, alone[precision], rounding)
+    assert_same_training(whole, alone[precision], rounding)

@@ -1,0 +1,366 @@
+"""Kills trainings by SIGKILL at random instants, or fills their disk, and proves after each that nothing was lost.
+
+Usage, from the root of the repository:
+    python tests/soak/soak.py --kills 200 [--full-disks 20] [--seed 0] [--output FOLDER]
+
+A small run (three stages, 40 steps, a checkpoint every three steps, two kept) is started, killed, started again, until
+it is complete; then its metrics and its last checkpoint must equal those of a run that nobody disturbed, bit for bit.
+Runs follow until enough kills are done. They differ in how checkpoints are written (in the background or not) and in
+the number of ranks (of two, one is killed). Half of the kills come before a change of a file, counted from the start: a
+renaming, a removal, a new folder or file, so that no gap between two of them is missed; the others at any time.
+
+After each kill, without the project's own code: `latest` names a folder, every file of which has the size and SHA-256
+of its manifest; no checkpoint that was once complete and newer than it is lost. After each start: training goes on from
+the newest checkpoint that was complete, and has lost at most one interval, and with writing in the background the steps
+that were made meanwhile.
+"""
+
+import argparse
+import collections
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "train"))  # for `small_runs`
+
+from small_runs import read_metrics, write_config, write_sets  # noqa: E402
+
+from tolktrain.checkpoint.store import read_moments, read_parameters  # noqa: E402
+
+INTERVAL = 3
+STEPS = (10, 10, 20)
+NUM_STEPS = sum(STEPS)
+TOKENS_PER_STEP = 256
+CHANGES_OF_A_RUN = 350  # of files, about, of which one is chosen to kill before
+SECONDS_OF_A_RUN = 6.0
+TIMEOUT = 600.0
+
+
+class Zygote:
+    """Forks trainings; see `zygote.py`."""
+
+    def __init__(self) -> None:
+        environ = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "zygote.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environ,
+        )
+        self._codes: dict[int, int] = {}
+
+    def start(self, **order: Any) -> int:
+        """Process id of a training."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        while True:
+            answer = self._answer()
+            if "code" not in answer:
+                return int(answer["pid"])
+
+    def wait(self, pid: int) -> int:
+        """Exit code of a training, negative for a signal."""
+        while pid not in self._codes:
+            self._answer()
+        return self._codes[pid]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the zygote has ended"
+        answer: dict[str, Any] = json.loads(line)
+        if "code" in answer:
+            self._codes[answer["pid"]] = answer["code"]
+        return answer
+
+    def close(self) -> None:
+        """End it and what it has started."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+@dataclass
+class Findings:
+    """What was seen."""
+
+    kills: int = 0
+    runs: int = 0
+    during: collections.Counter[str] = field(default_factory=collections.Counter)  # kills by what was being written
+    unfinished: int = 0  # kills that left an unfinished checkpoint
+    most_lost: dict[str, int] = field(default_factory=lambda: {"foreground": 0, "background": 0})
+    full_disks: int = 0
+    refused_by_disk: int = 0
+
+
+class Run:
+    """A run that is disturbed."""
+
+    def __init__(self, folder: Path, sets: Path, zygote: Zygote, ranks: int, background: bool) -> None:
+        self.folder = folder / "runs" / "small"
+        self.ranks = ranks
+        self.background = background
+        self.log = folder / "log"
+        self._zygote = zygote
+        self._sound: list[int] = []  # steps of the checkpoints that were complete when they were last looked at
+        config = write_config(folder, sets)
+        stages = [f"train.stages.{i}.tokens={steps * TOKENS_PER_STEP}" for i, steps in enumerate(STEPS)]
+        settings = [f"checkpoint.every_steps={INTERVAL}", "checkpoint.keep_last=2", "train.validation.every_steps=20"]
+        settings += [f"checkpoint.background={str(background).lower()}", "train.micro_batch_size=4"]
+        self.arguments = ["train", str(config), *stages, *settings]
+
+    def start(self, kill_at: int | None = None, rank: int = 0) -> list[int]:
+        """Process ids of the ranks; with `kill_at`, rank `rank` kills itself before that change of a file."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        environ: dict[str, str] = {}
+        port = free_port() if self.ranks > 1 else 0
+        started = []
+        for number in range(self.ranks):
+            if self.ranks > 1:
+                place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": self.ranks, "LOCAL_WORLD_SIZE": self.ranks}
+                environ = {name: str(value) for name, value in place.items()}
+                environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+            started.append(
+                self._zygote.start(
+                    arguments=self.arguments,
+                    environ=environ,
+                    log=str(self.log),
+                    kill_at=kill_at if number == rank else None,
+                    watched=str(self.folder),
+                )
+            )
+        return started
+
+    def wait(self, pids: list[int]) -> list[int]:
+        """Exit codes of all ranks."""
+        return [self._zygote.wait(pid) for pid in pids]
+
+    def last_step(self) -> int:
+        """Newest step in the metrics."""
+        file = self.folder / "metrics.jsonl"
+        text = file.read_text() if file.exists() else ""
+        steps = [int(step) for step in re.findall(r'^\{"step": (\d+), .*\}$', text, re.MULTILINE)]
+        return max(steps, default=0)
+
+    def look(self) -> int:
+        """Prove that no checkpoint was lost or spoilt; returns the newest step."""
+        folder = self.folder / "checkpoints"
+        complete = sorted(path for path in folder.glob("step-*") if path.is_dir())
+        for path in complete:
+            assert_sound(path)
+        steps = [int(path.name.removeprefix("step-")) for path in complete]
+        newest = max(steps, default=0)
+        assert newest >= max(self._sound, default=0), (newest, self._sound)
+        if self._sound:
+            named = (folder / "latest").read_text().strip()
+            assert (folder / named).is_dir(), named
+            # Between the two renamings `latest` is one behind.
+            assert named in [path.name for path in complete[-2:]], (named, complete)
+        self._sound = steps
+        return newest
+
+
+def assert_sound(folder: Path) -> None:
+    """Every file of a checkpoint is as its manifest says, and there is no other."""
+    manifest = json.loads((folder / "manifest.json").read_text())["files"]
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    assert set(found) == {*manifest, "manifest.json"}, (folder, set(found) ^ {*manifest, "manifest.json"})
+    for name, entry in manifest.items():
+        content = found[name].read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["size"], entry["sha256"]), found[name]
+
+
+def assert_same(run: Path, expected: Path) -> None:
+    """Two runs are the same, bit for bit."""
+    assert read_metrics(run) == read_metrics(expected)
+    name = f"checkpoints/step-{NUM_STEPS:08d}"
+    ours, theirs = ((read_parameters(path / name), *read_moments(path / name)) for path in (run, expected))
+    for found, wanted in zip(ours, theirs, strict=True):
+        assert found.keys() == wanted.keys()
+        assert all(found[key].equal(value) for key, value in wanted.items())
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Soak:
+    """Everything, with one source of chance."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.findings = Findings()
+        self._folder = folder
+        self._random = random.Random(seed)
+        self._sets = folder / "sets"
+        write_sets(self._sets)
+        self._zygote = Zygote()
+        self._expected: dict[int, Path] = {}
+
+    def close(self) -> None:
+        """End all processes."""
+        self._zygote.close()
+
+    def kill(self, count: int, ranks: int, background: bool) -> None:
+        """Runs of one kind, until `count` kills are done and the last run is complete."""
+        goal = self.findings.kills + count
+        while self.findings.kills < goal:
+            self._kill_a_run(ranks, background, goal)
+
+    def fill_disks(self, count: int) -> None:
+        """Runs on disks that become full, which are then enlarged."""
+        for _ in range(count):
+            self._fill_a_disk(background=self._random.random() < 0.5)
+
+    def _kill_a_run(self, ranks: int, background: bool, goal: int) -> None:
+        expected = self._undisturbed(ranks)
+        run = self._new_run(ranks, background)
+        newest = reached = 0
+        while self.findings.kills < goal:
+            at_change = self._random.random() < 0.5
+            change = self._random.randint(1, CHANGES_OF_A_RUN) if at_change else None
+            victim = self._random.randrange(ranks)
+            if victim and change is not None:
+                change = 1 + change // 12  # ranks other than the first write little
+            pids = run.start(change, victim)
+            if not at_change:
+                time.sleep(self._random.uniform(0.2, SECONDS_OF_A_RUN * ranks))
+                try_to_kill(pids[victim])
+            codes = run.wait(pids)
+            reached = self._judge(run, newest, reached)
+            newest = run.look()
+            if all(code == 0 for code in codes):
+                break
+            assert codes[victim] == -signal.SIGKILL, (codes, run.log.read_text()[-3000:])
+            self._note(run)
+        codes = run.wait(run.start())
+        self._judge(run, newest, reached)
+        assert codes == [0] * ranks, run.log.read_text()[-3000:]
+        run.look()
+        assert_same(run.folder, expected)
+        self.findings.runs += 1
+        shutil.rmtree(run.log.parent)
+
+    def _judge(self, run: Run, newest: int, reached: int) -> int:
+        """What the last start has lost of the one before; returns how far it has come itself."""
+        log = run.log.read_text()
+        resumed = [int(step) for step in re.findall(r"going on after step (\d+)", log)]
+        run.log.write_text("")
+        last = run.last_step()
+        for step in resumed:
+            assert step == newest, (step, newest)
+            kind = "background" if run.background else "foreground"
+            lost = reached - step
+            assert lost <= (2 * INTERVAL if run.background else INTERVAL), (lost, kind)
+            self.findings.most_lost[kind] = max(self.findings.most_lost[kind], lost)
+        return last
+
+    def _note(self, run: Run) -> None:
+        self.findings.kills += 1
+        left = [path.name for path in (run.folder / "checkpoints").glob(".tmp-*")]
+        for name in left or ["nothing"]:
+            kind = re.sub(r"\d{8}", "N", name)
+            self.findings.during[kind] += 1
+        self.findings.unfinished += bool(left)
+
+    def _fill_a_disk(self, background: bool) -> None:
+        expected = self._undisturbed(1)
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        kilobytes = self._random.randint(200, 2500)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], check=True)
+        try:
+            run = Run(folder, self._sets, self._zygote, 1, background)
+            run.log = self._folder / "full-disk.log"
+            run.log.write_text("")
+            (code,) = run.wait(run.start())
+            run.look()
+            if code:
+                text = run.log.read_text()
+                assert code in (1, 2) and "No space left" in text, (code, text[-3000:])
+                self.findings.refused_by_disk += 1
+            subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+            codes = run.wait(run.start())
+            assert codes == [0], run.log.read_text()[-3000:]
+            run.look()
+            assert_same(run.folder, expected)
+            self.findings.full_disks += 1
+        finally:
+            subprocess.run(["umount", folder], check=True)
+
+    def _new_run(self, ranks: int, background: bool) -> Run:
+        return Run(Path(tempfile.mkdtemp(dir=self._folder)), self._sets, self._zygote, ranks, background)
+
+    def _undisturbed(self, ranks: int) -> Path:
+        if ranks not in self._expected:
+            run = self._new_run(ranks, background=False)
+            assert run.wait(run.start()) == [0] * ranks, run.log.read_text()
+            self._expected[ranks] = run.folder
+        return self._expected[ranks]
+
+
+def try_to_kill(pid: int) -> None:
+    """By SIGKILL, unless it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def report(findings: Findings, seed: int, seconds: float) -> str:
+    """For people."""
+    lines = [
+        "# Kills and full disks\n",
+        f"`python {' '.join(sys.argv)}`, seed {seed}, {seconds / 60:.0f} minutes.\n",
+        f"- {findings.kills} kills in {findings.runs} runs of {NUM_STEPS} steps, a checkpoint every {INTERVAL}; each"
+        " run ended with the metrics and the last checkpoint of an undisturbed one, bit for bit.",
+        f"- {findings.unfinished} of them left something unfinished behind. What (N is a number):",
+        *[f"    - {count} times {name}" for name, count in findings.during.most_common()],
+        f"- Work lost at most: {findings.most_lost['foreground']} steps where checkpoints are written in the"
+        f" foreground, {findings.most_lost['background']} in the background.",
+        f"- {findings.full_disks} runs on small disks, of which {findings.refused_by_disk} became full and went on"
+        " after the disk was enlarged.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--full-disks", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="folder for the report")
+    parsed = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        soak = Soak(Path(folder), parsed.seed)
+        for ranks, background, share in ((1, True, 0.4), (1, False, 0.3), (2, True, 0.2), (2, False, 0.1)):
+            soak.kill(round(parsed.kills * share), ranks, background)
+            print(f"{soak.findings.kills} kills, {time.monotonic() - started:.0f} s", flush=True)
+        soak.fill_disks(parsed.full_disks)
+        soak.close()
+    text = report(soak.findings, parsed.seed, time.monotonic() - started)
+    print(text)
+    if parsed.output is not None:
+        parsed.output.mkdir(parents=True, exist_ok=True)
+        (parsed.output / "soak.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

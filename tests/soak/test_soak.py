@@ -1,0 +1,38 @@
+"""A few of the kills and full disks of `soak.py`, always the same ones."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `soak`
+
+from soak import Soak
+
+
+@pytest.fixture(scope="module")
+def soak(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Soak]:
+    """Runs with their processes."""
+    soak = Soak(tmp_path_factory.mktemp("soak"), seed=6)
+    yield soak
+    soak.close()
+
+
+@pytest.mark.parametrize(
+    ("count", "ranks", "background"),
+    [(4, 1, True), (3, 1, False), (3, 2, True)],
+    ids=["background", "foreground", "two ranks"],
+)
+def test_killed_runs_lose_nothing(soak: Soak, count: int, ranks: int, background: bool) -> None:
+    before = soak.findings.kills
+    soak.kill(count, ranks, background)
+    assert soak.findings.kills == before + count
+
+
+def test_a_full_disk_loses_nothing(soak: Soak) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a disk of its own (tmpfs) needs root")
+    soak.fill_disks(3)
+    assert soak.findings.full_disks == 3 and soak.findings.refused_by_disk >= 1
