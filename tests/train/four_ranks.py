@@ -18,15 +18,17 @@ from tolktrain.train.run import train
 
 # Steps 1 to 3 are the stage "text", 4 to 7 "adapter", 8 to 12 "joint"; each layout stops inside a stage.
 LAYOUTS = (
-    (6, "tensor_parallel_size=2 pipeline_parallel_size=2 sequence_parallel=true", 1),
-    (3, "pipeline_parallel_size=2", 1),
+    (2, "tensor_parallel_size=2 pipeline_parallel_size=2 sequence_parallel=true", 1),
+    (2, "pipeline_parallel_size=2", 1),
+    (2, "", 2),
+    (3, "tensor_parallel_size=2", 0),
     (10**6, "tensor_parallel_size=2", 3),
 )
 THREE_LAYERS = "model.backbone.num_layers=3"  # so that ZeRO 3 must pad the pooling's vectors
 
 
 def main() -> None:
-    """Train to the end, in three goes."""
+    """Train to the end, in five goes."""
     folder, sets = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     initialize()
