@@ -277,7 +277,8 @@ def _lack_of_bytes(space: Space, node: str, free_bytes: int) -> list[Finding]:
     return [
         Finding(
             f"run.dir: {space.folder} has {bytes_text(available)} free (seen from {node}), but {what} of"
-            f" {bytes_text(space.checkpoint_bytes)}{' each' * several} need {bytes_text(needed)}; {mend}"
+            f" {bytes_text(space.checkpoint_bytes)}{' each need' if several else ' needs'}"
+            f" {bytes_text(needed)}; {mend}"
         )
     ]
 
