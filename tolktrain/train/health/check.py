@@ -65,15 +65,17 @@ def check_health(
     space = on_rank_zero(layout.rank, lambda: needed_space(counts, config, layout.world_size, run_dir, starts_anew))
     reports = _reports(config, layout, run_dir, probes)
     findings = judgement.judge_ranks(reports, space, config.health)
-    _refuse_serious(findings, reports)
+    _act(findings, reports, layout.rank)
     exchanges: list[ExchangeReport] = []
     if together():
         # Only now: a GPU that has failed could not take part.
         progress.at("checking the network")
         exchanges = _exchanges(reports, layout, collective_timeout(config.parallel.hang_timeout_seconds), probes)
-        findings += judgement.judge_network(exchanges, config.health, on_gpus=layout.device.type == "cuda")
-        _refuse_serious(findings, reports)
-    return _tell(findings, reports, exchanges, space, layout, time.perf_counter() - started)
+        findings = judgement.judge_network(exchanges, config.health, on_gpus=layout.device.type == "cuda")
+        _act(findings, reports, layout.rank)
+    if layout.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # the metrics show training's
+    return _tell(reports, exchanges, space, layout.rank, time.perf_counter() - started)
 
 
 def _reports(config: Config, layout: Layout, run_dir: Path, probes: Probes) -> list[RankReport]:
@@ -104,25 +106,20 @@ def _exchanges(reports: list[RankReport], layout: Layout, timeout: timedelta, pr
         return _gathered(measure_exchange([report.node for report in reports], layout.device, group, probes))
 
 
-def _refuse_serious(findings: list[judgement.Finding], reports: list[RankReport]) -> None:
+def _act(findings: list[judgement.Finding], reports: list[RankReport], rank: int) -> None:
+    """Warn of what can be borne; refuse the rest."""
+    if rank == 0:
+        for finding in findings:
+            if not finding.serious:
+                logger.warning("%s", finding.text)
     serious = [finding for finding in findings if finding.serious]
     if serious:
         raise UserError(judgement.complaint(serious, [report.node for report in reports]))
 
 
-def _tell(
-    findings: list[judgement.Finding],
-    reports: list[RankReport],
-    exchanges: list[ExchangeReport],
-    space: Space,
-    layout: Layout,
-    seconds: float,
-) -> str:
-    line = judgement.summary(reports, exchanges, seconds)
-    own = reports[layout.rank]
-    if layout.rank == 0:
-        for finding in findings:
-            logger.warning("%s", finding.text)
+def _tell(reports: list[RankReport], exchanges: list[ExchangeReport], space: Space, rank: int, seconds: float) -> str:
+    line, own = judgement.summary(reports, exchanges, seconds), reports[rank]
+    if rank == 0:
         logger.info("machines: %s", line)
         logger.info("machines: %s", judgement.details(reports, space))
     logger.info("this rank: %s, %s (%s)", own.node, own.device, own.device.name)
