@@ -80,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     train = _verb(verbs, "train", "train, or go on where the last checkpoint is", _train)
     train.add_argument("config", metavar="CONFIG", help="configuration, a YAML file")
+    train.add_argument(
+        "--skip-health-check", action="store_true", help="start on these machines, whatever is wrong with them"
+    )
     for name, meaning in RUN_VERBS.items():
         verb = _verb(verbs, name, meaning, _on_run)
         verb.add_argument("config", metavar="CONFIG", help="configuration that was trained, or the run's folder")
@@ -189,6 +192,8 @@ def _train_watched(
 
 
 def _train_rank(parsed: argparse.Namespace, stop: StopRequest, watch: "Watch | None") -> tuple[Config, int]:
+    if parsed.skip_health_check:
+        parsed.overrides.append("health.enabled=false")
     config = _load(parsed)
     if watch is not None:
         watch.limit(config.parallel.hang_timeout_seconds)

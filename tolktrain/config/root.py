@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from tolktrain.config.base import InputPath, StrictModel
 from tolktrain.config.data import DataConfig
+from tolktrain.config.health import HealthConfig
 from tolktrain.config.model import ModelConfig
 from tolktrain.config.training import TrainConfig
 
@@ -141,6 +142,7 @@ class Config(StrictModel):
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="Layout of ranks.")
     deepspeed: DeepSpeedConfig = Field(default=DeepSpeedConfig(), description="DeepSpeed settings.")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
+    health: HealthConfig = Field(default=HealthConfig(), description="Check of the machines before training.")
     logging: LoggingConfig = Field(default=LoggingConfig(), description="Trackers.")
     kernels: KernelsConfig = Field(default=KernelsConfig(), description="Kernels.")
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Evaluation, samples and report.")

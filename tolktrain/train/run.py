@@ -29,6 +29,7 @@ from tolktrain.data.batch import Batch
 from tolktrain.data.checks import check_data
 from tolktrain.data.loader import StageLoader, validation_batches
 from tolktrain.data.sequences import Vocabulary
+from tolktrain.model.counts import count_by_group
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.parallel.together import on_rank_zero
@@ -41,6 +42,7 @@ from tolktrain.train.callbacks.stopping import Stop, StopOnRequest
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.callbacks.validation import Validation
 from tolktrain.train.groups import check_same_groups
+from tolktrain.train.health.check import check_health
 from tolktrain.train.kernels import KernelChoice, choose_kernels
 from tolktrain.train.loop import Callback, StageRun, run_stage
 from tolktrain.train.process import logging_to, set_threads
@@ -69,6 +71,7 @@ class Setting:
     saver: CheckpointSaver
     kernels: KernelChoice
     progress: Progress
+    machines: str  # what the health check has found
 
 
 def train(config: Config, stop: Stop | None = None, progress: Progress | None = None) -> int:
@@ -111,10 +114,12 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
             if layout.rank == 0:
                 print(f"{folder.path} is complete: {folder.position.step} steps are done; nothing to train")
             return EXIT_DONE
+        anew = config.run.restart and folder.position.folder is None
+        machines = check_health(config, layout, folder.path, count_by_group(architecture), anew, progress)
         progress.at("checking the data")
         vocabulary = check_data(config, architecture.text_vocab_size, verify_files=layout.local_rank == 0)
         with _saver(config, layout, CheckpointStore(folder.path), folder.fence) as (store, saver):
-            setting = Setting(config, layout, blueprint, vocabulary, store, saver, choice, progress)
+            setting = Setting(config, layout, blueprint, vocabulary, store, saver, choice, progress, machines)
             return _run_stages(setting, plans, folder, stop)
 
 
@@ -219,6 +224,7 @@ def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, s
             position.step,
             setting.kernels.description,
             setting.blueprint.cut,
+            setting.machines,
         )
         stages = remaining(plans, position.step)
         for plan in stages:

@@ -37,6 +37,7 @@ FREE_KEYS = (
     "parallel",
     "deepspeed",
     "checkpoint",
+    "health",
     "logging",
     "kernels",
     "evaluation",

@@ -41,6 +41,7 @@ class Display(NoCallback):
         step: int,
         kernels: str,
         cut: PipelineCut | None = None,
+        machines: str = "",
     ) -> None:
         """What is going to be trained, on what, where."""
         total = sum(num_parameters.values())
@@ -50,6 +51,8 @@ class Display(NoCallback):
         say(f"layout: {self._layout.describe()}, {self._config.train.precision}, ZeRO {zero_stage}")
         for line in cut.describe() if cut is not None else ():
             say(f"  {line}")
+        if machines:
+            say(f"machines: {machines}")
         say(f"kernels: {kernels}")
         say(f"data: {', '.join(self._sets())}")
         say(f"folder: {run_dir}" + (f", going on after step {step}" if step else ""))

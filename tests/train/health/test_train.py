@@ -1,0 +1,86 @@
+"""`tolktrain train` on sick machines: refused with one message, or started when told to."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import read_metrics, write_config
+
+from tolktrain import cli
+from tolktrain.train.health.probes import Probes
+
+SCRIPT = Path(__file__).parents[1] / "sick_rank.py"
+OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]", "train.max_steps=1"]
+
+
+def launch(*arguments: str) -> tuple[list[int], list[str]]:
+    """Exit codes and standard errors of two ranks."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), *arguments],
+            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [rank.returncode for rank in ranks], errors
+
+
+def test_a_sick_node_is_refused_with_one_message_before_a_folder_exists(tmp_path: Path, sets: Path) -> None:
+    config = write_config(tmp_path, sets)
+    codes, errors = launch(str(config), *OVERRIDES)
+    assert codes == [2, 2], errors  # not 75: nothing is requeued
+    speaker, *told = "".join(errors).splitlines()  # any rank may speak for all
+    assert speaker.partition(": ")[2] == (
+        "error: node1, rank 1 (CPU) computes wrongly: 1 of 65,536 elements of a known product of matrices"
+    )
+    assert told == [
+        "leave out node1 (sbatch --exclude=node1) and have it repaired, or start with --skip-health-check",
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_leaves_the_folder_of_a_run_as_it_was(
+    tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(write_config(tmp_path, sets))
+    arguments = ["train", config, "train.validation.sets=[]"]
+    assert cli.main([*arguments, "train.max_steps=1"]) == 0
+    assert "\nmachines: 1 rank, checked in " in capsys.readouterr().out
+    run_dir = tmp_path / "runs" / "small"
+    before = {file: file.read_bytes() for file in run_dir.rglob("*") if file.is_file() and "logs" not in file.parts}
+    full = Probes(space=lambda folder: (1000, 10**6))
+    monkeypatch.setattr("tolktrain.train.health.check.Probes", lambda: full)
+    assert cli.main([*arguments, "train.max_steps=2", "checkpoint.keep_last=1"]) == 2
+    error = capsys.readouterr().err
+    assert f"run.dir: {run_dir} has 0.977 KiB free" in error and "but one more checkpoint of " in error
+    after = {file: file.read_bytes() for file in run_dir.rglob("*") if file.is_file() and "logs" not in file.parts}
+    assert after == before
+    assert cli.main([*arguments, "train.max_steps=2", "--skip-health-check"]) == 0
+    assert "machines:" not in capsys.readouterr().out
+    assert read_metrics(run_dir)[-1]["step"] == 2
+
+
+def test_the_check_can_be_configured_away(
+    tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the configuration, and for a run that was started with the check."""
+    full = Probes(space=lambda folder: (1000, 10**6))
+    monkeypatch.setattr("tolktrain.train.health.check.Probes", lambda: full)
+    arguments = ["train", str(write_config(tmp_path, sets)), "train.validation.sets=[]", "train.max_steps=1"]
+    assert cli.main(arguments) == 2
+    assert "but two checkpoints of " in capsys.readouterr().err
+    assert cli.main([*arguments, "health.enabled=false"]) == 0
