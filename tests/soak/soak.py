@@ -123,7 +123,7 @@ class Run:
         stages = [f"train.stages.{i}.tokens={steps * TOKENS_PER_STEP}" for i, steps in enumerate(STEPS)]
         settings = [f"checkpoint.every_steps={INTERVAL}", "checkpoint.keep_last=2", "train.validation.every_steps=20"]
         settings += [f"checkpoint.background={str(background).lower()}", "train.micro_batch_size=4"]
-        self.arguments = ["train", str(config), *stages, *settings]
+        self.arguments = ["train", str(config), "--skip-health-check", *stages, *settings]
 
     def start(self, kill_at: int | None = None, rank: int = 0) -> list[int]:
         """Process ids of the ranks; with `kill_at`, rank `rank` kills itself before that change of a file."""

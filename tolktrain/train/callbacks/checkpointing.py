@@ -52,8 +52,14 @@ class Checkpointing(NoCallback):
         self._memory: Snapshot | None = None  # of this stage's engine, used again
 
     def on_stage_start(self, run: StageRun) -> None:
-        """Forget the memory of the last stage's model."""
-        self._memory = None
+        """Take the memory that saving in the background needs: taking it for the first time is slower than a copy.
+
+        A model that cannot be saved is found out before its first step, too.
+        """
+        self._memory = None  # that of the last stage's model
+        if self._config.checkpoint.background:
+            run.progress.at("taking memory for checkpoints")
+            self._memory = run.engine.snapshot()
 
     def on_step(self, run: StageRun) -> None:
         """Save if it is time to. Raises what a save in the background has raised."""
@@ -75,7 +81,6 @@ class Checkpointing(NoCallback):
         run.progress.at("copying the checkpoint")
         background = self._config.checkpoint.background and not run.at_last_step
         snapshot = run.engine.snapshot(self._memory)
-        self._memory = snapshot if self._config.checkpoint.background else None
         state = self._state(run)
         copied = time.perf_counter()
         if not background:
