@@ -164,8 +164,10 @@ def _train(parsed: argparse.Namespace) -> int:
         config, code = _train_rank(parsed, stop, None)
     else:
         config, code = _train_watched(parsed, stop, environment)
+    if code != EXIT_DONE:
+        return code  # still deaf to signals: TERM on the way out would change the code
     stop.release()
-    if code == EXIT_DONE and config.evaluation.after_training and environment.rank == 0:
+    if config.evaluation.after_training and environment.rank == 0:
         return _follow_up(config, environment)
     return code
 
