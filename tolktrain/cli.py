@@ -165,7 +165,8 @@ def _train(parsed: argparse.Namespace) -> int:
     else:
         config, code = _train_watched(parsed, stop, environment)
     if code != EXIT_DONE:
-        return code  # still deaf to signals: TERM on the way out would change the code
+        stop.ignore()
+        return code
     stop.release()
     if config.evaluation.after_training and environment.rank == 0:
         return _follow_up(config, environment)

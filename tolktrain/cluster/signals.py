@@ -61,6 +61,12 @@ class StopRequest:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def ignore(self) -> None:
+        """The process ends now, with its exit code. Python's shutdown gives signals with a handler back to the system,
+        which would end the process with another code; those that are ignored stay so."""
+        for number in _REQUESTS:
+            signal.signal(number, signal.SIG_IGN)
+
     def request(self, number: signal.Signals = signal.SIGUSR1) -> None:
         """Ask as the signal `number` would."""
         if self._signal is None:  # the first counts; TERM follows USR1 when the time is up
