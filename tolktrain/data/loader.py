@@ -128,6 +128,7 @@ def _shut_down(batches: Any) -> None:
             raise
     finally:
         patience.cancel()
+        patience.join()
         kill()
 
 
