@@ -167,8 +167,11 @@ def _train(parsed: argparse.Namespace) -> int:
         config, code = _train_rank(parsed, stop, None)
     else:
         config, code = _train_watched(parsed, stop, environment)
+    if code != EXIT_DONE:
+        stop.ignore()
+        return code
     stop.release()
-    if code == EXIT_DONE and config.evaluation.after_training and environment.rank == 0:
+    if config.evaluation.after_training and environment.rank == 0:
         return _follow_up(config, environment)
     return code
 

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -51,16 +53,61 @@ def test_after_release_term_ends_and_usr1_is_ignored(stop: StopRequest) -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_loader_worker_ignores_usr1_and_dies_of_term() -> None:
-    code = (
-        "import os, signal\n"
-        "from tolktrain.cluster.signals import StopRequest, reset_signals_in_worker\n"
-        "StopRequest().install(); reset_signals_in_worker()\n"
-        "os.kill(os.getpid(), signal.SIGUSR1); os.kill(os.getpid(), signal.SIGINT); print('alive', flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGTERM); print('not reached')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.returncode) == ("alive\n", -signal.SIGTERM)
+WORKER = """
+import multiprocessing, os, signal, time
+from tolktrain.cluster.signals import StopRequest, ignore_signals_in_worker, signals_held
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+
+def work(pipe):
+    for number in SIGNALS: os.kill(os.getpid(), number)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as torch does in its loader processes
+    ignore_signals_in_worker()
+    for number in SIGNALS * 2: os.kill(os.getpid(), number)
+    pipe.send("alive")
+    time.sleep(1000)
+
+stop = StopRequest()
+stop.install()
+ours, theirs = multiprocessing.Pipe()
+with signals_held():
+    child = multiprocessing.get_context("fork").Process(target=work, args=(theirs,))
+    child.start()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    print(stop.requested)
+print(stop.reason, ours.recv(), child.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_loader_process_ignores_all_signals_from_its_birth_and_dies_with_its_rank() -> None:
+    done = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, text=True, timeout=60, check=False)
+    first, second = done.stdout.splitlines()
+    assert first == "False", "the signal was held"
+    reason, word, pid = second.split()
+    assert (reason, word, done.returncode, done.stderr) == ("SIGUSR1", "alive", -signal.SIGKILL, "")
+    assert ended(int(pid))
+
+
+def test_the_first_signal_counts() -> None:
+    stop = StopRequest()
+    assert stop.age_seconds is None
+    stop.request(signal.SIGUSR1)
+    time.sleep(0.05)
+    stop.request(signal.SIGTERM)
+    assert stop.reason == "SIGUSR1" and (stop.age_seconds or 0.0) >= 0.05
+
+
+def ended(pid: int) -> bool:
+    """Whether a process that is not a child of this one ends soon."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 TRACKED = """

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -43,6 +44,10 @@ class Job:
         for process in processes:
             process.join(60)
         return [process.exitcode for process in processes]
+
+    def log(self, rank: int) -> str:
+        """What a rank's watch has written to its log."""
+        return (self.folder / f"log-{rank}").read_text()
 
     def errors(self) -> str:
         """What all ranks have written to stderr."""
@@ -118,6 +123,44 @@ def test_a_rank_that_sleeps(start: Start, rank: int) -> None:
     assert f"rank {rank}: error: no progress for " in job.errors()
     assert "at stage 'second', step 3, adding" in job.errors() and "in _go_wrong: `time.sleep(10_000)`" in job.errors()
     assert job.errors().count("\n") == 1
+    for other in range(NUM_RANKS):
+        assert job.log(other).startswith(f"the job ends: rank {rank}: error: no progress for ")
+        assert "thread 'MainThread':\n" in job.log(other) and "thread 'watch':\n" in job.log(other)
+        number, state = (3, "NOT left") if other != rank else (2, "left")
+        last = rf"gloo:all_reduce number {number} of Float\[1\], entered \S+ s ago, {state}"
+        assert re.search(rf"group 0 \(ranks 0, 1, 2\):\n    {last}", job.log(other)), job.log(other)
+    assert "time.sleep(10_000)" in job.log(rank) and "dist.all_reduce(" in job.log((rank + 1) % 3)
+
+
+def test_a_rank_that_cannot_write_its_log(start: Start) -> None:
+    job = start("sleep without a disk", hang_seconds=3)
+    assert job.end() == [1, 1, 1]
+    assert job.errors().startswith("rank 1: error: no progress for ") and job.errors().count("\n") == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_stuck_in_c_code_with_pythons_lock(start: Start, rank: int) -> None:
+    """It can be ended by the launcher alone, but has written where it is."""
+    job = start("stuck in C", rank, hang_seconds=3)
+    assert job.end(*({0, 1, 2} - {rank})) == [1, 1]
+    assert job.errors().startswith(f"rank {rank}: error: no sign of life for ")
+    assert job.log(rank).startswith("Timeout") and "in _go_wrong" in job.log(rank)
+    assert "dist.all_reduce(" in job.log(2) and "last collectives" in job.log(2)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_leave_together(start: Start, rank: int) -> None:
+    """With a code that is not 0, which makes a launcher end those that are left."""
+    job = start("leave together", rank)
+    others = [job.ranks[other] for other in range(NUM_RANKS) if other != rank]
+    deadline = time.monotonic() + 60
+    while len(list(job.folder.glob("finishing-*"))) < NUM_RANKS and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    assert all(other.is_alive() for other in others)
+    (job.folder / "go").touch()
+    assert job.end() == [75, 75, 75]
+    assert job.errors() == ""
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -138,6 +181,8 @@ def test_a_rank_that_waits_for_what_nobody_sends(start: Start) -> None:
     assert job.end() == [1, 1, 1]
     assert "where it waits for other ranks, as all do" in job.errors()
     assert job.errors().count("\n") == 1
+    assert "dist.recv(" in job.log(1), "gloo records collectives alone"
+    assert re.search(r"gloo:all_reduce number 3 of Float\[1\], entered \S+ s ago, NOT left", job.log(0)), job.log(0)
 
 
 def test_a_rank_that_leaves_without_a_word(start: Start) -> None:

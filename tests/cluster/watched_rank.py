@@ -3,6 +3,7 @@
 Usage, under torchrun: watched_rank.py FOLDER FAILURE RANK HANG_SECONDS.
 """
 
+import ctypes
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from tolktrain.cluster.dump import DumpFile
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.watch import Watch, collective_timeout
 from tolktrain.config.errors import UserError
@@ -33,6 +35,8 @@ def run(folder: Path, failure: str, failing_rank: int, hang_seconds: float) -> i
     environment = ProcessEnvironment.detect()
     watch = Watch.start(environment, _describe)
     watch.limit(hang_seconds)
+    full = failure.endswith("without a disk")
+    watch.progress.log = DumpFile(Path("/dev/full") if full else folder / f"log-{environment.rank}")
     try:
         try:
             _work(watch, environment, folder, failure, failing_rank)
@@ -41,7 +45,12 @@ def run(folder: Path, failure: str, failing_rank: int, hang_seconds: float) -> i
                 time.sleep(10_000)
     except Exception as error:
         watch.fail(error)
-    return watch.finish(0)
+    if failure != "leave together":
+        return watch.finish(0)
+    (folder / f"finishing-{environment.rank}").touch()
+    while environment.rank == failing_rank and not (folder / "go").exists():
+        time.sleep(0.02)
+    return watch.finish(75)
 
 
 def _describe(error: BaseException) -> tuple[str, int]:
@@ -76,7 +85,10 @@ def _go_wrong(folder: Path, failure: str, rank: int, mine: bool) -> None:
         raise ZeroDivisionError("a defect")
     if failure == "tidy" and mine:
         raise ValueError("tidied up for long")
-    if failure in ("sleep", "signal") and mine:
+    if failure == "stuck in C" and mine:
+        time.sleep(1)  # until its watch has begun
+        ctypes.PyDLL(None).sleep(10_000)  # with Python's lock, so that no other thread of this process runs
+    if failure in ("sleep", "sleep without a disk", "signal") and mine:
         if failure == "signal":
             time.sleep(1)  # until the watch has told where this rank is
             (folder / "ready").touch()

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -262,3 +263,15 @@ def test_batches_are_contiguous(stories: Path, make_config: MakeConfig) -> None:
         batch = next(loader)[0]
     for tensor in (batch.tokens, batch.targets, batch.speech_in, batch.speech_pred, batch.text_pred):
         assert isinstance(tensor, torch.Tensor) and tensor.is_contiguous()
+
+
+def test_loader_processes_that_are_stuck_do_not_hold_up_the_end(stories: Path, make_config: MakeConfig) -> None:
+    """Though they ignore TERM: they are killed, and nothing is raised."""
+    loader = stage_loader(make_config({"a": stories}, num_workers=2))
+    next(loader)
+    workers = loader._batches._workers  # type: ignore[union-attr]
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGSTOP)
+    loader.close()
+    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * 2

@@ -31,7 +31,8 @@ SEQUENCE_LENGTH = 32
 TOKENS_PER_STEP = 8 * SEQUENCE_LENGTH
 STEPS_PER_STAGE = (3, 4, 5)
 NUM_STEPS = sum(STEPS_PER_STAGE)
-TIMING_KEYS = ("seconds_per_step", "tokens_per_second", "memory_gib")
+SLOWEST_KEYS = [f"slowest_{name}" for name in ("rank", "node", "factor", "part", "data_seconds", "compute_seconds")]
+TIMING_KEYS = ("seconds_per_step", "tokens_per_second", "memory_gib", *SLOWEST_KEYS)
 VOCABULARY = Vocabulary(TEXT_VOCAB_SIZE, 0, NUM_UNITS)
 
 RATES = Rates(backbone=0.01, speech=0.02)
@@ -220,6 +221,7 @@ class StopAfter:
     """A request to stop that arrives during step `step`, counted from where the run goes on."""
 
     reason = "SIGTEST"
+    age_seconds = None
 
     def __init__(self, step: int) -> None:
         self._left = step

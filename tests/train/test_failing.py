@@ -16,14 +16,14 @@ SCRIPT = Path(__file__).with_name("failing_rank.py")
 OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]"]
 
 
-def launch(folder: Path, *arguments: str) -> tuple[list[int], list[str]]:
+def launch(folder: Path, *arguments: str, script: Path = SCRIPT) -> tuple[list[int], list[str]]:
     """Exit codes and standard errors of two ranks, started as srun does."""
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), *arguments],
+            [sys.executable, str(script), *arguments],
             env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=folder,
             stdout=subprocess.DEVNULL,

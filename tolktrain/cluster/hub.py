@@ -89,6 +89,11 @@ class Hub:
         """Whether a rank that has joined is not done yet."""
         return not all(state.finished for state in list(self._states.values()))
 
+    def release(self) -> None:
+        """Tell all ranks that all have finished."""
+        for wire in list(self._wires.values()):
+            wire.send({"done": True})
+
     def close(self) -> None:
         """Stop listening."""
         self._closing = True

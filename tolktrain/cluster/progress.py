@@ -5,9 +5,12 @@ import linecache
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
+
+from tolktrain.cluster.dump import DumpFile
 
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 _WAITING_MODULES = ("torch.distributed", "deepspeed.comm", "torch.autograd")
@@ -21,6 +24,7 @@ class Mark:
     stage: str = ""  # name of the recipe's stage, empty before the first
     step: int = 0  # the step that is under way, counted from the beginning of the run; 0 before the first
     number: int = 0  # marks since this step began
+    time: float = field(default_factory=time.time, compare=False)  # when it was set, seconds since 1970
 
     @property
     def position(self) -> tuple[int, int]:
@@ -40,6 +44,8 @@ class Progress:
         self.mark = Mark()
         self.place = ""  # in the layout: "pipeline 1, tensor 0, data 1"
         self.on_settled: Callable[[], None] = lambda: None
+        self.on_end: Callable[[str], None] = lambda text: None  # told why the job ends, while this process still lives
+        self.log: DumpFile | None = None  # this rank's, once it has one
         self.failure: Exception | None = None  # ends training, whatever is still to be tidied up
 
     def at(self, doing: str) -> None:

@@ -1,16 +1,24 @@
 """Signals that ask a run to save and leave.
 
 Interface for the training loop: `train(config, stop)` reads `stop.requested` once per step (agreed over ranks, since
-the signal reaches them at different steps), writes a checkpoint, and returns `EXIT_PREEMPTED`. Loader processes call
-`reset_signals_in_worker()` first.
+the signal reaches them at different steps), writes a checkpoint, and returns `EXIT_PREEMPTED`. Loader processes are
+started inside `signals_held()` and call `ignore_signals_in_worker()` first.
 """
 
+import contextlib
+import ctypes
+import multiprocessing
 import os
 import signal
+import time
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from types import FrameType
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a checkpoint is written, run the same command again
+
+_REQUESTS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class StopRequest:
@@ -23,6 +31,7 @@ class StopRequest:
     def __init__(self, on_interrupt: str = "stopping after this step, with a checkpoint") -> None:
         """Nothing is requested yet; `on_interrupt` is what a person who presses Ctrl-C reads."""
         self._signal: signal.Signals | None = None
+        self._since = 0.0
         self._on_interrupt = f"\n{on_interrupt}; press Ctrl-C again to leave at once\n".encode()
 
     @property
@@ -35,9 +44,14 @@ class StopRequest:
         """The signal's name, such as SIGUSR1; empty while nothing is requested."""
         return "" if self._signal is None else self._signal.name
 
+    @property
+    def age_seconds(self) -> float | None:
+        """Time since the first signal arrived, None without one."""
+        return None if self._signal is None else time.monotonic() - self._since
+
     def install(self) -> None:
         """Take over USR1, TERM and INT. Must come before torch is imported: until then USR1 kills the process."""
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        for number in _REQUESTS:
             signal.signal(number, self._handle)
         _shield_resource_tracker()
 
@@ -47,16 +61,50 @@ class StopRequest:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def ignore(self) -> None:
+        """The process ends now, with its exit code. Python's shutdown gives signals with a handler back to the system,
+        which would end the process with another code; those that are ignored stay so."""
+        for number in _REQUESTS:
+            signal.signal(number, signal.SIG_IGN)
+
     def request(self, number: signal.Signals = signal.SIGUSR1) -> None:
         """Ask as the signal `number` would."""
-        self._signal = number
+        if self._signal is None:  # the first counts; TERM follows USR1 when the time is up
+            self._since = time.monotonic()
+            self._signal = number
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._signal = signal.Signals(number)
+        self.request(signal.Signals(number))
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             # print() is not safe inside a handler that may have interrupted a print.
             os.write(2, self._on_interrupt)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """USR1, TERM and INT wait until the block ends. A process that is forked in it never gets those that come before
+    it has said what it does about them; this one gets all of them, a moment later."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_signals_in_worker() -> None:
+    """For loader processes, which were forked in `signals_held`: what reaches the whole group concerns the rank alone.
+
+    A loader process that TERM ends would take its rank with it, in the middle of a save. So it ends in two ways: when
+    the rank closes its loader, and when the rank's process is gone, however it went and whatever this one is at.
+    """
+    for number in _REQUESTS:
+        signal.signal(number, signal.SIG_IGN)  # drops those that have been held, too
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it went before the kernel was told
+        os._exit(1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
 
 
 def _shield_resource_tracker() -> None:
@@ -70,10 +118,3 @@ def _shield_resource_tracker() -> None:
         resource_tracker.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1,))
-
-
-def reset_signals_in_worker() -> None:
-    """For loader processes: USR1 and INT reach them too but concern the rank alone; TERM must end a worker again."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

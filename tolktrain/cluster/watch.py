@@ -9,16 +9,16 @@ import os
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, NoReturn
 
 from tolktrain.cluster import verdict
+from tolktrain.cluster.dump import describe_process, record_collectives
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.hub import Hub, Limits, RunningClock, briefly
-from tolktrain.cluster.progress import Mark, Progress, Whereabouts, main_frame
+from tolktrain.cluster.progress import Mark, Progress, Whereabouts
 from tolktrain.cluster.verdict import Cause, Kind, RankState
 from tolktrain.cluster.wire import Message, Wire
 from tolktrain.config.errors import UserError
@@ -26,6 +26,8 @@ from tolktrain.config.errors import UserError
 UNWIND_SECONDS = 3.0  # for a main thread to leave by itself, its files closed, once the job is over
 LINGER_SECONDS = 5.0  # of rank 0 for ranks that start late, so that they do not find nobody and speak for themselves
 VERDICT_SECONDS = 10.0  # that a failed rank waits for the others before it speaks for itself
+DUMP_SECONDS = 5.0  # for a rank to write where it is; a disk may hang
+FORCED_SECONDS = 25.0  # after which a rank whose every thread is stuck is ended; more than all the times above together
 
 Describe = Callable[[BaseException], tuple[str, int]]
 
@@ -56,6 +58,8 @@ class Watch:
         self._code = verdict.EXIT_FAILED
         self._ended = threading.Event()  # the job is over
         self._left = threading.Event()  # this rank's part is
+        self._dumped = threading.Event()  # it is written down where this rank was
+        self._released = threading.Event()  # all ranks have finished
         self._clock = RunningClock()
         self._seen: tuple[Mark, float] = (self.progress.mark, 0.0)
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -71,6 +75,7 @@ class Watch:
         Raises:
             UserError: rank 0 cannot open its port.
         """
+        record_collectives()
         # In the main thread: two threads that import torch at once may see each other's halves of it.
         import torch.distributed
 
@@ -86,16 +91,26 @@ class Watch:
         self._limits.hang_seconds = hang_seconds
 
     def finish(self, code: int) -> int:
-        """This rank has left training as it should, with `code`. Returns it, unless another rank fails meanwhile.
+        """This rank has left training as it should, with `code`. Returns it if it is 0, unless another rank fails
+        meanwhile; with another code this process ends here, together with all other ranks.
 
-        Rank 0 waits for the others: what they report, and the rendezvous, is with it.
+        Together, since launchers end the ranks that are left when the first one leaves with a code that is not 0, with
+        another code than theirs. After code 0 rank 0 alone waits: what the others report, and the rendezvous, is there.
         """
         self._finished = True
         self._beat(Whereabouts())
         while self._hub is not None and self._hub.is_busy() and not self._ended.wait(0.1):
             pass
+        if self._hub is not None:
+            self._hub.release()
+        elif code:
+            while self._thread.is_alive() and not self._ended.is_set() and not self._released.wait(0.1):
+                pass
         if self._ended.is_set():
             self._leave()
+        if code:
+            self._code = code
+            self._exit()
         self._left.set()
         self._thread.join()
         self._close_sockets()
@@ -126,11 +141,16 @@ class Watch:
     def _leave(self) -> NoReturn:
         """End this process when all is said."""
         self._left.set()
+        self._dumped.wait(2 * DUMP_SECONDS)
         if self._hub is not None:
             self._hub.all_told.wait(LINGER_SECONDS)
+        self._exit()
+
+    def _exit(self) -> NoReturn:
         briefly(logging.shutdown)
         briefly(sys.stdout.flush)
-        # Not through the interpreter's shutdown: it is aborted at times by torch's threads whose peers have gone.
+        # Not through the interpreter's shutdown: it is aborted at times by torch's threads whose peers have gone, and
+        # takes longer on one rank than on another.
         os._exit(self._code)
 
     def _open_hub(self, tcp_store: Any) -> None:
@@ -163,6 +183,7 @@ class Watch:
         self._wire = wire
         self._send_failure()
         heard = beaten = self._clock.tick()
+        self._expect_life()
         self._beat(Whereabouts())
         while not self._left.is_set():
             if wire.wait(min(0.5, self._limits.beat_seconds)):
@@ -181,7 +202,15 @@ class Watch:
                 self._report(self.progress.failure)
             if now - beaten >= self._limits.beat_seconds:
                 beaten = now
+                self._expect_life()
                 self._beat(Whereabouts.of_main_thread())
+
+    def _expect_life(self) -> None:
+        """Where this thread cannot run, for another one is stuck with Python's lock, the others take this rank for
+        silent. Shortly before that it writes down where it is stuck; the launcher ends it."""
+        log = self.progress.log
+        if log is not None and not self._ended.is_set():
+            log.expect_life(0.8 * self._limits.silence_seconds)
 
     def _join(self) -> Wire | None:
         """Find rank 0's hub. None if this rank has left before."""
@@ -242,6 +271,8 @@ class Watch:
     def _take(self, message: Message) -> None:
         self._deputy = message.get("deputy", self._deputy)
         self._first = message.get("first", self._first)
+        if "done" in message:
+            self._released.set()
         if "end" in message:
             end = message["end"]
             self._end(f"{end['text']}\n{end['table']}", end["code"], speak=False)
@@ -269,11 +300,24 @@ class Watch:
         threading.Thread(target=self._expire, args=(text,), name="watch-end", daemon=True).start()
 
     def _expire(self, text: str) -> None:
-        stack = "".join(traceback.format_stack(main_frame()))
-        # For the log file alone; a main thread that is stuck while it logs holds the lock.
-        briefly(lambda: logger.info("the job ends: %s\nthis rank is in\n%s", text, stack))
+        log = self.progress.log
+        if log is not None:
+            log.expect_life(FORCED_SECONDS, or_exit=True)
+        # Each in a thread of its own: a disk that hangs would hold up the end. Not through `logging`: a main thread
+        # that is stuck while it logs holds the lock.
+        briefly(lambda: self._dump(text), DUMP_SECONDS)
+        briefly(lambda: self.progress.on_end(text), DUMP_SECONDS)
+        self._dumped.set()
         if not self._left.wait(UNWIND_SECONDS):
             os._exit(self._code)
+
+    def _dump(self, text: str) -> None:
+        log = self.progress.log
+        if log is None:
+            return
+        log.write(f"the job ends: {text}\n")
+        if self._code == verdict.EXIT_FAILED:  # bad input is told in full by its message
+            log.write(describe_process(str(self.progress.mark), stacks=self._failure is None))
 
     def _close_sockets(self) -> None:
         """In a forked process too: its copies would keep the connections open when this process dies."""

@@ -86,10 +86,16 @@ class CheckpointConfig(StrictModel):
 
 
 class LoggingConfig(StrictModel):
-    """Where metrics go besides metrics.jsonl."""
+    """Where metrics go besides metrics.jsonl, and what is told of a run while it goes on."""
 
     tensorboard: bool = Field(default=True, description="Write runs/<name>/tensorboard.")
     wandb_project: str | None = Field(default=None, description="Weights & Biases project; needs the wandb package.")
+    heartbeat_seconds: float = Field(
+        default=10.0, gt=0, description="Seconds after which runs/<name>/heartbeat.json is written again."
+    )
+    straggler_steps: int = Field(
+        default=20, gt=0, description="Steps after which the slowest of several ranks is looked for."
+    )
 
 
 class KernelsConfig(StrictModel):

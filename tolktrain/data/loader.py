@@ -1,14 +1,17 @@
 """Batches of the training steps of a stage, and of a validation."""
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from tolktrain.cluster.signals import reset_signals_in_worker
+from tolktrain.cluster.signals import ignore_signals_in_worker, signals_held
 from tolktrain.config import Config
 from tolktrain.config.data import DatasetConfig, InterleavingConfig, Mixture, Strategy
 from tolktrain.config.errors import UserError
@@ -18,6 +21,7 @@ from tolktrain.data.mixture import MixturePlan, RecordMixture, Sample
 from tolktrain.data.sequences import Sequence, Vocabulary, build_sequence, sequence_rng
 
 _PREFETCHED_BATCHES = 4
+_CLOSING_SECONDS = 3.0  # for loader processes to end by themselves; they need some milliseconds if nothing is wrong
 
 
 class StageLoader:
@@ -61,6 +65,7 @@ class StageLoader:
             pin_memory=pin_memory,
             # Its own, or starting a loader would move the random state that a checkpoint holds.
             generator=torch.Generator(),
+            worker_init_fn=_start_worker if workers else None,
         )
         self._batches: Iterator[Batch | UserError | None] | None = None
 
@@ -70,7 +75,8 @@ class StageLoader:
     def __next__(self) -> list[Batch]:
         assert self._loader is not None, "the loader is closed"
         if self._batches is None:
-            self._batches = iter(self._loader)
+            with signals_held():
+                self._batches = iter(self._loader)
         result: list[Batch] = []
         while len(result) < self.accumulation_steps:
             item = next(self._batches)
@@ -84,9 +90,8 @@ class StageLoader:
         """End the loader processes and threads, and free the shared memory. Calling it again has no effect."""
         if self._loader is None:
             return
-        shut_down = getattr(self._batches, "_shutdown_workers", None)
-        if shut_down is not None:
-            shut_down()
+        if hasattr(self._batches, "_shutdown_workers"):
+            _shut_down(self._batches)
         self._batches = self._loader = None
         self._records.close()
 
@@ -98,7 +103,33 @@ class StageLoader:
 
 
 def _start_worker(number: int) -> None:
-    reset_signals_in_worker()
+    ignore_signals_in_worker()
+
+
+def _shut_down(batches: Any) -> None:
+    """End torch's loader processes; those that are stuck, in a read that does not return, by force."""
+    workers: list[BaseProcess] = batches._workers
+    killed = threading.Event()
+
+    def kill() -> None:
+        killed.set()
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+
+    # They ignore TERM, with which torch and Python's exit end such processes, and then wait for them.
+    patience = threading.Timer(_CLOSING_SECONDS, kill)
+    patience.daemon = True
+    patience.start()
+    try:
+        batches._shutdown_workers()
+    except RuntimeError:
+        if not killed.is_set():  # else it says that loader processes were killed
+            raise
+    finally:
+        patience.cancel()
+        patience.join()
+        kill()
 
 
 class _MicroBatches(IterableDataset[Batch]):

@@ -1,6 +1,7 @@
 """SmolTolk (arXiv 2503.06211): a list of pipeline layers, run in sequence."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -90,6 +91,7 @@ class SmolTolk(nn.Module):
         """
         super().__init__()
         layout = initialize() if layout is None else layout
+        self._around_training: Callable[[], AbstractContextManager[None]] = nullcontext
         self.architecture = architecture
         self.share = TensorShare(layout.tensor_rank, layout.tensor_size)
         layers = build_layers(architecture, layout, bounds)
@@ -163,18 +165,27 @@ class SmolTolk(nn.Module):
 
     def forward(self, inputs: ModelInputs) -> LossSums:
         """Summed losses of a micro batch; for a model that is not cut into pipeline stages."""
-        return self.heads(self.carry(inputs))
+        with self._surrounded():
+            return self.heads(self.carry(inputs))
 
     def run_stage(self, received: Tensor | None, inputs: ModelInputs) -> Tensor | LossSums:
         """Pass a micro batch through this rank's stage: from what the previous one sent (None on the first) to what
         the next one receives, [n, T', B, D] both, or on the last to the summed losses."""
         state: ModelInputs | Carrier = inputs
-        if received is not None:
-            first = min(int(index) for index in self.layers)
-            num_layers = first - 1 - self.architecture.input_adapter_layers
-            state = unpack_carrier(self.architecture, received, inputs, num_layers)
-        carrier = self.carry(state)
-        return self.heads(carrier) if self.ends_model else pack_carrier(carrier)
+        with self._surrounded():
+            if received is not None:
+                first = min(int(index) for index in self.layers)
+                num_layers = first - 1 - self.architecture.input_adapter_layers
+                state = unpack_carrier(self.architecture, received, inputs, num_layers)
+            carrier = self.carry(state)
+            return self.heads(carrier) if self.ends_model else pack_carrier(carrier)
+
+    def time_training(self, around: Callable[[], AbstractContextManager[None]]) -> None:
+        """Enter what `around` gives for every forward pass of training."""
+        self._around_training = around
+
+    def _surrounded(self) -> AbstractContextManager[None]:
+        return self._around_training() if self.training else nullcontext()
 
     @torch.no_grad()
     def token_nll(self, inputs: ModelInputs) -> Tensor:

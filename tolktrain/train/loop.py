@@ -1,9 +1,9 @@
 """The training loop of one stage."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from tolktrain.cluster.progress import Progress
 from tolktrain.data.batch import Batch
@@ -22,9 +22,11 @@ class StageRun:
     step: int  # steps done since the beginning of the run
     stop: bool = False  # leave after this step; the same on all ranks
     seconds: float = 0.0  # of the last step, waiting for data included
+    data_seconds: float = 0.0  # of the last step, waiting for this rank's own loader
     rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0))  # of the last step
     result: StepResult | None = None  # of the last step
     counts: StepCounts = StepCounts()  # of this rank's batches in the last step
+    notes: dict[str, Any] = field(default_factory=dict)  # what else the last step's line of metrics is to say
     progress: Progress = field(default_factory=Progress)  # what this rank is doing, for its watch
 
     @property
@@ -70,6 +72,20 @@ def run_stage(run: StageRun, batches: Iterator[list[Batch]], callbacks: Sequence
         run.seconds = time.perf_counter() - started
         run.counts = StepCounts.of(batch)
         run.step += 1
+        run.notes = {}
         run.progress.at("after the update")
         for callback in callbacks:
             callback.on_step(run)
+
+
+def timed(batches: Iterable[list[Batch]], run: StageRun) -> Iterator[list[Batch]]:
+    """The same batches, while `run.data_seconds` says how long the last ones were waited for."""
+    iterator = iter(batches)
+    while True:
+        started = time.perf_counter()
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        run.data_seconds = time.perf_counter() - started
+        yield batch

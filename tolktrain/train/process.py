@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from tolktrain.cluster.dump import DumpFile
+from tolktrain.cluster.progress import Progress
 from tolktrain.parallel.layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -27,12 +29,28 @@ def set_threads(layout: Layout, cpu_threads: int | None) -> None:
         torch.set_num_threads(cpu_threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
 
 
+def log_path(run_dir: Path, rank: int) -> Path:
+    """This rank's log file."""
+    return run_dir / "logs" / f"rank-{rank:05d}.log"
+
+
+@contextmanager
+def dumping_to(log: Path, progress: Progress) -> Iterator[None]:
+    """Let the watch write where this rank is into the log, and a crash in C code its stacks."""
+    progress.log = DumpFile(log)
+    try:
+        yield
+    finally:
+        progress.log.close()
+        progress.log = None
+
+
 @contextmanager
 def logging_to(run_dir: Path, rank: int) -> Iterator[None]:
     """Append this rank's log to logs/rank-<rank>.log; rank 0 shows its warnings on the terminal too."""
-    folder = run_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.FileHandler(folder / f"rank-{rank:05d}.log")]
+    path = log_path(run_dir, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.FileHandler(path)]
     handlers[0].setFormatter(logging.Formatter(_LOG_FORMAT))
     if rank == 0:
         handlers.append(_Terminal(logging.WARNING))

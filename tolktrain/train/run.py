@@ -19,6 +19,7 @@ from tolktrain.checkpoint.retention import Retention
 from tolktrain.checkpoint.saver import CheckpointSaver, Fence
 from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.heartbeat import Heartbeat
 from tolktrain.cluster.progress import Progress
 from tolktrain.cluster.signals import EXIT_PREEMPTED
 from tolktrain.cluster.watch import collective_timeout
@@ -37,15 +38,17 @@ from tolktrain.train.agreement import agreed_batches
 from tolktrain.train.build import Blueprint, count_parameters
 from tolktrain.train.callbacks.checkpointing import Checkpointing
 from tolktrain.train.callbacks.guard import DivergenceGuard
+from tolktrain.train.callbacks.heartbeat import HeartbeatNotes
 from tolktrain.train.callbacks.progress import Display
 from tolktrain.train.callbacks.stopping import Stop, StopOnRequest
+from tolktrain.train.callbacks.straggler import Straggler
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.callbacks.validation import Validation
 from tolktrain.train.groups import check_same_groups
 from tolktrain.train.health.check import check_health
 from tolktrain.train.kernels import KernelChoice, choose_kernels
-from tolktrain.train.loop import Callback, StageRun, run_stage
-from tolktrain.train.process import logging_to, set_threads
+from tolktrain.train.loop import Callback, StageRun, run_stage, timed
+from tolktrain.train.process import dumping_to, log_path, logging_to, set_threads
 from tolktrain.train.resume import Position, find_position
 from tolktrain.train.rundir import RunDirectory, run_path
 from tolktrain.train.stages import StagePlan, plan_stages, remaining
@@ -79,7 +82,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
 
     Args:
         config: the run.
-        stop: asked after each step whether to save and leave.
+        stop: asked after each step whether to save and leave, and on the way to the first one whether to leave.
         progress: told what this rank is doing, for its watch.
 
     Returns:
@@ -107,20 +110,23 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
     check_same_groups(layout)
     architecture = blueprint.architecture
     choice = choose_kernels(config, architecture, layout.device.type)
-    with _run_folder(config, layout) as folder:
+    leaving = StopOnRequest(stop, layout)
+    with _run_folder(config, layout, progress) as folder:
         folder.position.check_architecture(architecture)
         if not remaining(plans, folder.position.step):
             folder.begin()
             if layout.rank == 0:
                 print(f"{folder.path} is complete: {folder.position.step} steps are done; nothing to train")
             return EXIT_DONE
+        if leaving.before_training():
+            return EXIT_PREEMPTED
         anew = config.run.restart and folder.position.folder is None
         machines = check_health(config, layout, folder.path, count_by_group(architecture), anew, progress)
         progress.at("checking the data")
         vocabulary = check_data(config, architecture.text_vocab_size, verify_files=layout.local_rank == 0)
         with _saver(config, layout, CheckpointStore(folder.path), folder.fence) as (store, saver):
             setting = Setting(config, layout, blueprint, vocabulary, store, saver, choice, progress, machines)
-            return _run_stages(setting, plans, folder, stop)
+            return _run_stages(setting, plans, folder, leaving)
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ class _Folder:
 
 
 @contextlib.contextmanager
-def _run_folder(config: Config, layout: Layout) -> Iterator[_Folder]:
+def _run_folder(config: Config, layout: Layout, progress: Progress) -> Iterator[_Folder]:
     """The run's folder, locked and with this rank's log open, and where the run goes on."""
     run_dir = run_path(config)
     store = CheckpointStore(run_dir)
@@ -152,7 +158,7 @@ def _run_folder(config: Config, layout: Layout) -> Iterator[_Folder]:
 
     try:
         on_rank_zero(layout.rank, open_directory)
-        with logging_to(run_dir, layout.rank):
+        with logging_to(run_dir, layout.rank), dumping_to(log_path(run_dir, layout.rank), progress):
             try:
                 token, starts_anew, previous = on_rank_zero(layout.rank, earlier_start)
                 fence = (
@@ -194,55 +200,93 @@ def _saver(
             dist.destroy_process_group(group)
 
 
-def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, stop: Stop | None) -> int:
+def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, leaving: StopOnRequest) -> int:
     config, layout, position = setting.config, setting.layout, folder.position
     setting.progress.at("building the model")
     model = setting.blueprint.build(layout, position.folder)  # notices a backbone that cannot be read
-    folder.begin()
-    utilization = Utilization.of(setting.blueprint.architecture, config, layout)
-    metrics = MetricsLog(config, folder.path, position.step, layout.rank, utilization)
-    display = Display(config, plans, metrics, layout)
-    # In this order: a checkpoint comes after all lines of its step are written and all ranks know whether to stop.
-    callbacks: list[Callback] = [
-        metrics,
-        DivergenceGuard(),
-        StopOnRequest(stop, layout),
-        Validation(config, _ValidationSource(setting), metrics),
-        display,
-        Checkpointing(
-            setting.saver, metrics, config, setting.blueprint.architecture, layout, position.state.get("metrics")
-        ),
-    ]
-    stopped = False
-    try:
-        zero_stage = build_deepspeed_config(config, layout.data_size)["zero_optimization"]["stage"]
-        logger.info("kernels: %s", setting.kernels.description)
-        display.show_header(
-            folder.path,
-            count_parameters(model, layout),
-            zero_stage,
-            position.step,
-            setting.kernels.description,
-            setting.blueprint.cut,
-            setting.machines,
-        )
-        stages = remaining(plans, position.step)
-        for plan in stages:
-            if plan is not stages[0]:
-                setting.progress.at("building the model")
-                model = setting.blueprint.build(layout, position.folder)
-            stopped = _run_one_stage(setting, plan, position, model, callbacks)
-            position = Position.of(setting.store.newest())
-            if stopped:
-                break
-    finally:
-        for callback in reversed(callbacks):
-            callback.close()
-    if stopped and remaining(plans, position.step):
-        display.say(f"stopped after step {position.step} with a checkpoint; the same command goes on from there")
+    if leaving.before_training():
         return EXIT_PREEMPTED
-    display.say(f"trained: {position.step:,} steps, in {folder.path}")
+    folder.begin()
+    with _beating(setting, folder) as heartbeat:
+        utilization = Utilization.of(setting.blueprint.architecture, config, layout)
+        metrics = MetricsLog(config, folder.path, position.step, layout.rank, utilization)
+        display = Display(config, plans, metrics, layout)
+        zero_stage = build_deepspeed_config(config, layout.data_size)["zero_optimization"]["stage"]
+        # In this order: what is noted on a step comes before its line is written; a checkpoint comes after all lines of
+        # its step are written and all ranks know whether to stop.
+        callbacks: list[Callback] = [
+            Straggler(config.logging.straggler_steps, layout, gathers_parameters=zero_stage == 3),
+            metrics,
+            HeartbeatNotes(heartbeat, metrics),
+            DivergenceGuard(),
+            leaving,
+            Validation(config, _ValidationSource(setting), metrics),
+            display,
+            Checkpointing(
+                setting.saver, metrics, config, setting.blueprint.architecture, layout, position.state.get("metrics")
+            ),
+        ]
+        stopped = False
+        try:
+            logger.info("kernels: %s", setting.kernels.description)
+            display.show_header(
+                folder.path,
+                count_parameters(model, layout),
+                zero_stage,
+                position.step,
+                setting.kernels.description,
+                setting.blueprint.cut,
+                setting.machines,
+            )
+            stages = remaining(plans, position.step)
+            for plan in stages:
+                if plan is not stages[0]:
+                    setting.progress.at("building the model")
+                    model = setting.blueprint.build(layout, position.folder)
+                stopped = _run_one_stage(setting, plan, position, model, callbacks)
+                position = Position.of(setting.store.newest())
+                if stopped:
+                    break
+        finally:
+            for callback in reversed(callbacks):
+                callback.close()
+        if stopped and remaining(plans, position.step):
+            _say_stopped(display, position.step, leaving, heartbeat)
+            return EXIT_PREEMPTED
+        display.say(f"trained: {position.step:,} steps, in {folder.path}")
+        heartbeat.end("done")
     return EXIT_DONE
+
+
+@contextlib.contextmanager
+def _beating(setting: Setting, folder: _Folder) -> Iterator[Heartbeat]:
+    """The run's heartbeat; rank 0's is written."""
+    layout, progress = setting.layout, setting.progress
+    facts = {"world_size": layout.world_size, "layout": layout.describe()}
+    heartbeat = Heartbeat(folder.path, progress, setting.config.logging.heartbeat_seconds, facts)
+    heartbeat.note(step=folder.position.step)
+    progress.on_end = lambda reason: heartbeat.end("failed", reason)
+    if layout.rank == 0:
+        heartbeat.start()
+    try:
+        yield heartbeat
+    except BaseException as error:
+        heartbeat.end("failed", f"{type(error).__name__}: {error}")
+        raise
+
+
+def _say_stopped(display: Display, step: int, leaving: StopOnRequest, heartbeat: Heartbeat) -> None:
+    duration = leaving.duration()
+    heartbeat.note(leaving=duration)
+    heartbeat.end("stopped", f"{duration['signal']}: start it again to go on")
+    done = f"stopped after step {step} with a checkpoint" if step else "stopped before the first step"
+    display.say(f"{done}; the same command goes on from there")
+    text = (
+        f"left {duration['seconds']:.1f} s after {duration['signal']}: {duration['seconds_to_step_end']:.1f} s to the"
+        f" end of the step, {duration['seconds_to_save']:.1f} s to save"
+    )
+    display.say(text)
+    logger.info("%s", text)
 
 
 def _run_one_stage(
@@ -266,7 +310,7 @@ def _run_one_stage(
     try:
         with loader, setting.progress.failing():
             _set_random_states(config, position)
-            batches = agreed_batches(loader, layout, position.step, config.parallel.check_batches)
+            batches = agreed_batches(timed(loader, run), layout, position.step, config.parallel.check_batches)
             run_stage(run, batches, callbacks)
     finally:
         engine.close()

@@ -1,6 +1,8 @@
 """Stops when asked to by a signal."""
 
 import logging
+import signal
+import time
 from typing import Protocol
 
 import torch
@@ -24,22 +26,71 @@ class Stop(Protocol):
     def reason(self) -> str:
         """Who asked."""
 
+    @property
+    def age_seconds(self) -> float | None:
+        """Time since a signal asked; None without one."""
+
 
 class StopOnRequest(NoCallback):
-    """Lets all ranks stop after the same step, at whichever step the signal has reached each of them."""
+    """Lets all ranks stop after the same step, at whichever step the signal has reached each of them.
+
+    A signal that arrives before the first step stops them there: nothing has been done that a checkpoint could keep.
+    """
 
     def __init__(self, stop: Stop | None, layout: Layout) -> None:
         self._stop = stop
         self._layout = layout
+        self._reason = ""
+        self._agreed_at = 0.0
+        self._seconds_before = 0.0  # from the signal until all ranks had agreed
+
+    def before_training(self) -> bool:
+        """Whether a signal has reached any rank; for the places that all ranks pass while they start. Collective."""
+        stop = self._stop
+        age = None if stop is None else stop.age_seconds
+        return self._agree(age is not None, "before the next step")
+
+    def on_stage_start(self, run: StageRun) -> None:
+        """Ask all ranks before the first step."""
+        run.stop = self.before_training()
 
     def on_step(self, run: StageRun) -> None:
         """Ask all ranks."""
         asked = self._stop is not None and self._stop.requested
-        if self._layout.world_size > 1:
-            anyone = torch.tensor(int(asked))
-            dist.all_reduce(anyone, op=dist.ReduceOp.MAX)
-            run.stop = bool(anyone.item())
-        else:
-            run.stop = asked
+        run.stop = self._agree(asked, f"after step {run.step} with a checkpoint")
+
+    def duration(self) -> dict[str, float | str]:
+        """How long leaving took until now: `signal`, `seconds`, `seconds_to_step_end`, `seconds_to_save`."""
+        saving = time.monotonic() - self._agreed_at
+        return {
+            "signal": self._reason,
+            "seconds": self._seconds_before + saving,
+            "seconds_to_step_end": self._seconds_before,
+            "seconds_to_save": saving,
+        }
+
+    def _agree(self, asked: bool, when: str) -> bool:
+        number, age = -1.0, -1.0
         if asked and self._stop is not None:
-            logger.warning("%s: stopping after step %d with a checkpoint", self._stop.reason, run.step)
+            age = self._stop.age_seconds or 0.0
+            number = float(_number(self._stop.reason))
+            logger.info("%s arrived %.1f s ago on this rank", self._stop.reason, age)
+        if self._layout.world_size > 1:
+            everyone = torch.tensor((age, number), dtype=torch.float64)
+            dist.all_reduce(everyone, op=dist.ReduceOp.MAX)
+            age, number = everyone.tolist()
+        if age < 0:
+            return False
+        own = self._stop.reason if asked and self._stop is not None else ""
+        self._reason = own or _name(int(number))
+        self._agreed_at, self._seconds_before = time.monotonic(), age
+        logger.warning("%s: stopping %s", self._reason, when)
+        return True
+
+
+def _number(reason: str) -> int:
+    return signal.Signals[reason].value if reason in signal.Signals.__members__ else 0
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name if number else "a request"

@@ -44,7 +44,7 @@ class MetricsLog(NoCallback):
         counts = global_counts(run.counts, run.result.counts, self._tokens_per_step)
         mfu = self._utilization.mfu(counts, run.plan.config.trainable, run.seconds)
         arguments = (self._tokens_per_step, run.seconds, run.rates, run.result, self._entropy_weight, mfu)
-        self.write(step_line(run.step, run.plan.name, *arguments))
+        self.write(step_line(run.step, run.plan.name, *arguments) | run.notes)
 
     def write(self, line: Line) -> None:
         """Write a line with a step to all places."""

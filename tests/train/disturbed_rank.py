@@ -1,0 +1,79 @@
+"""`tolktrain train` of which one rank is slow, hangs, or gets a signal while it starts.
+
+Usage: disturbed_rank.py DISTURBANCE CONFIG [key=value ...].
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tolktrain import cli
+from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.progress import Progress
+from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.train import run as run_module
+from tolktrain.train.loop import StageRun, timed
+
+DISTURBANCE, *ARGUMENTS = sys.argv[1:]
+SLOW_SECONDS = 0.4
+LAST_SLOW_FORWARD = 6  # rank 1's forward passes are slow until this step, rank 0's data after it
+
+_rank = ProcessEnvironment.detect().rank
+_runs: list[StageRun] = []
+
+
+def main() -> int:
+    """Train."""
+    if DISTURBANCE.startswith("signal at "):
+        _signal_at(DISTURBANCE.removeprefix("signal at "))
+    else:
+        _disturb_data()
+    if DISTURBANCE == "slow":
+        _slow_forward()
+    return cli.main(["train", *ARGUMENTS])
+
+
+def _signal_at(place: str) -> None:
+    at = Progress.at
+
+    def signalled(self: Progress, doing: str) -> None:
+        at(self, doing)
+        if doing == place and _rank == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    Progress.at = signalled
+
+
+def _disturb_data() -> None:
+    def disturbed(batches: Iterable[Any], run: StageRun) -> Iterator[Any]:
+        _runs.append(run)
+
+        def late() -> Iterator[Any]:
+            for batch in batches:
+                if DISTURBANCE == "slow" and _rank == 0 and run.step >= LAST_SLOW_FORWARD:
+                    time.sleep(SLOW_SECONDS)
+                if DISTURBANCE == "hang" and _rank == 1 and run.step == 2:
+                    time.sleep(10_000)
+                yield batch
+
+        return timed(late(), run)
+
+    run_module.timed = disturbed
+
+
+def _slow_forward() -> None:
+    carry = SmolTolk.carry
+
+    def slow(self: SmolTolk, state: Any) -> Any:
+        if _rank == 1 and self.training and _runs[-1].step < LAST_SLOW_FORWARD:
+            time.sleep(SLOW_SECONDS / 2)  # two micro batches
+        return carry(self, state)
+
+    SmolTolk.carry = slow
+
+
+if __name__ == "__main__":
+    sys.exit(main())

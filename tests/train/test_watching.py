@@ -1,0 +1,172 @@
+"""Real runs that are signalled, hang or have a slow rank: what is written about it, and how they end."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import read_metrics, small_config, write_config
+from test_failing import launch
+
+from tolktrain.train.run import train
+
+SCRIPT = Path(__file__).with_name("disturbed_rank.py")
+OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]"]
+LEFT = r"left \d+\.\d s after SIG\w+: \d+\.\d s to the end of the step, \d+\.\d s to save"
+
+
+def heartbeat(run_dir: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run_dir / "heartbeat.json").read_text())
+    return content
+
+
+def log(run_dir: Path, rank: int) -> str:
+    return (run_dir / "logs" / f"rank-{rank:05d}.log").read_text()
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "small"
+
+
+@pytest.mark.parametrize("place", ["building the model", "setting up the stage 'text'"])
+def test_a_signal_to_one_rank_while_it_starts(tmp_path: Path, sets: Path, run_dir: Path, place: str) -> None:
+    """All leave before the first step; the same command begins where this one would have."""
+    config = write_config(tmp_path, sets)
+    codes, errors = launch(tmp_path, f"signal at {place}", str(config), *OVERRIDES, script=SCRIPT)
+    assert codes == [75, 75], errors
+    assert "warning: SIGUSR1: stopping before the next step" in errors[0]
+    assert not list(run_dir.glob("checkpoints/step-*"))
+    if place != "building the model":  # before that, the folder is not touched
+        assert read_metrics(run_dir) == []
+        assert re.search(LEFT, log(run_dir, 0))
+        assert {"state": "stopped", "step": 0}.items() <= heartbeat(run_dir).items()
+    assert train(small_config(tmp_path, sets, "train.max_steps=1")) == 0
+    assert [line["step"] for line in read_metrics(run_dir)] == [1]
+
+
+def test_a_hang_in_a_data_read(tmp_path: Path, sets: Path, run_dir: Path) -> None:
+    config = write_config(tmp_path, sets)
+    timeout = "parallel.hang_timeout_seconds=20"  # the start may take long on a busy machine
+    codes, (first, second) = launch(tmp_path, "hang", str(config), *OVERRIDES, timeout, script=SCRIPT)
+    assert codes == [1, 1], first + second
+    assert first.count("error: ") == 1 and "error: " not in second
+    assert first.startswith("rank 1: error: no progress for") and "step 3, waiting for data" in first
+    for rank in range(2):
+        assert "thread 'MainThread':" in log(run_dir, rank) and "last collectives of each process group" in log(
+            run_dir, rank
+        )
+    assert "NOT left" in log(run_dir, 0) and "NOT left" not in log(run_dir, 1)
+    assert "time.sleep(10_000)" in log(run_dir, 1)
+    told = heartbeat(run_dir)
+    assert (told["state"], told["step"]) == ("failed", 2) and told["reason"].startswith("rank 1: error: no progress")
+
+
+def test_a_slow_rank_is_named(tmp_path: Path, sets: Path, run_dir: Path) -> None:
+    """Rank 1 computes slowly in steps 1 to 6, rank 0 waits for its data from step 7 on."""
+    config = write_config(tmp_path, sets)
+    codes, errors = launch(tmp_path, "slow", str(config), *OVERRIDES, "logging.straggler_steps=1", script=SCRIPT)
+    assert codes == [0, 0], errors
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    # The first step of each stage is not judged.
+    assert [line["step"] for line in lines if "slowest_rank" in line] == [2, 3, 5, 6, 7, 9, 10, 11, 12]
+    judged = {line["step"]: line for line in lines if "slowest_rank" in line}
+    for step, line in judged.items():
+        rank, part = (1, "computing") if step <= 6 else (0, "waiting for data")
+        assert (line["slowest_rank"], line["slowest_part"]) == (rank, part)
+        assert line["slowest_factor"] > 1.3 and line["slowest_node"] == socket.gethostname()
+    warnings = [line for line in errors[0].splitlines() if "is slow and holds the others up" in line]
+    assert [re.sub(r" on .*", "", line) for line in warnings] == ["warning: step 5: rank 1", "warning: step 10: rank 0"]
+    assert "by computing" in warnings[0] and "by waiting for data" in warnings[1]
+    assert {"state": "done", "slowest_rank": 0, "step": 12, "world_size": 2}.items() <= heartbeat(run_dir).items()
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(child) for child in thread.read_text().split()]
+    return found
+
+
+class Trained:
+    """`tolktrain train` with loader processes, in a process group of its own."""
+
+    def __init__(self, config: Path, folder: Path, *overrides: str) -> None:
+        arguments = ["train", str(config), "data.num_workers=2", *overrides]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tolktrain", *arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for_loaders(self) -> list[int]:
+        """Pids of the loader processes, once they are there."""
+        deadline = time.monotonic() + 120
+        while self.process.poll() is None and time.monotonic() < deadline:
+            found = [pid for pid in children(self.process.pid) if self._is_fork(pid)]
+            if len(found) == 2:
+                return found
+            time.sleep(0.005)
+        raise AssertionError(self.process.communicate()[0])
+
+    def _is_fork(self, pid: int) -> bool:
+        own = Path(f"/proc/{self.process.pid}/cmdline").read_bytes()
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes() == own
+        except OSError:
+            return False
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the whole group, as Slurm does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+def test_a_storm_of_signals_over_rank_and_loader_processes(
+    tmp_path: Path, sets: Path, run_dir: Path, uninterrupted: Path
+) -> None:
+    """From the birth of the loader processes until the checkpoint is written; the run goes on as if undisturbed."""
+    trained = Trained(write_config(tmp_path, sets), tmp_path)
+    trained.wait_for_loaders()
+    while trained.process.poll() is None:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+            trained.signal(number)
+            time.sleep(0.003)
+    output = trained.process.communicate()[0]
+    assert trained.process.returncode == 75, output
+    assert "Traceback" not in output and re.search(LEFT, output), output
+    [step] = [int(line["step"]) for line in read_metrics(run_dir)[-1:]]
+    assert (run_dir / "checkpoints" / "latest").read_text() == f"step-{step:08d}\n"
+    assert heartbeat(run_dir)["state"] == "stopped" and heartbeat(run_dir)["leaving"]["signal"] == "SIGUSR1"
+    assert train(small_config(tmp_path, sets)) == 0
+    assert read_metrics(run_dir) == read_metrics(uninterrupted)
+
+
+def test_loader_processes_end_with_a_rank_that_is_killed(tmp_path: Path, sets: Path) -> None:
+    trained = Trained(write_config(tmp_path, sets), tmp_path)
+    loaders = trained.wait_for_loaders()
+    time.sleep(0.2)  # past their first lines
+    trained.process.kill()
+    trained.process.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while any(_lives(pid) for pid in loaders) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not [pid for pid in loaders if _lives(pid)]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False

@@ -1,0 +1,148 @@
+"""Where a rank is: the stacks of all threads and the last collectives, written into its log when a job ends badly."""
+
+import contextlib
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+RECORDED_COLLECTIVES = "400"  # kept by torch's flight recorder; they are told once, so more would only take longer
+_COLLECTIVES_SHOWN = 3  # of each process group
+_RANKS_SHOWN = 16
+# NCCL's collectives and all others are kept in two recorders.
+_RECORDERS = ("_dump_fr_trace_json", "_dump_nccl_trace_json")
+
+
+def record_collectives() -> None:
+    """Let torch remember the last collectives. Must come before the first process group is made."""
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", RECORDED_COLLECTIVES)
+
+
+class DumpFile:
+    """A rank's log file, for what can no longer be written through `logging`.
+
+    A main thread that is stuck may hold the lock of a logging handler; one that is stuck in C code may hold Python's
+    own lock, without which no Python code runs at all. For the latter there is `expect_life`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file for appending.
+
+        Also from here on a crash in C code (a segmentation fault, a bus error, an abort) leaves all stacks there.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        self._lock = threading.Lock()
+        self._armed = False
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        self._had_faulthandler = faulthandler.is_enabled()
+        if not self._had_faulthandler:
+            faulthandler.enable(self._file)
+
+    def write(self, text: str) -> None:
+        """Append a text as a whole. A disk that is full loses it, and nothing else."""
+        with contextlib.suppress(OSError, ValueError):
+            self._file.write(text.encode("utf-8", "backslashreplace"))
+
+    def expect_life(self, seconds: float, or_exit: bool = False) -> None:
+        """Unless this is called again within `seconds`, write the stacks, from a thread that needs no lock of Python's.
+
+        Args:
+            seconds: time to the next call.
+            or_exit: end the process then, with exit code 1. Not while the job goes on: of a process that was stopped
+                and continues, the time that it was stopped counts too.
+        """
+        with self._lock:
+            if not self._file.closed:
+                self._armed = True
+                faulthandler.dump_traceback_later(seconds, exit=or_exit, file=self._file)
+
+    def close(self) -> None:
+        """Expect nothing any more. What was armed must not outlive the file: its number may become another file's."""
+        with self._lock:
+            if self._armed:
+                faulthandler.cancel_dump_traceback_later()
+            if not self._had_faulthandler:
+                faulthandler.disable()
+            self._file.close()
+
+
+def describe_process(doing: str, stacks: bool = True) -> str:
+    """Where this process is: what it says it is doing, the last collectives that it entered, and the stacks of all
+    threads, the main one first."""
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    head = f"process {os.getpid()} at {now}: {doing}\n"
+    return f"{head}{_collectives()}{_stacks() if stacks else ''}"
+
+
+def _stacks() -> str:
+    frames, names = sys._current_frames(), {thread.ident: thread.name for thread in threading.enumerate()}
+    main, own = threading.main_thread().ident, threading.get_ident()
+    ordered = sorted((ident for ident in frames if ident != own), key=lambda ident: ident != main)
+    return "".join(f"thread {names.get(ident, ident)!r}:\n{_stack(frames[ident])}" for ident in ordered)
+
+
+def _stack(frame: FrameType) -> str:
+    return "".join(traceback.format_stack(frame))
+
+
+def _collectives() -> str:
+    recorded = [entry for name in _RECORDERS for entry in _recorded(name)]
+    if not recorded:
+        return "no collective is recorded\n"
+    last: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in recorded:
+        last.setdefault(str(entry.get("process_group", ["?"])[0]), []).append(entry)
+    ranks = _ranks_of_groups()
+    lines = ["last collectives of each process group, the latest first:"]
+    for group, entries in last.items():
+        lines.append(f"  group {group} ({ranks.get(group, 'ranks unknown')}):")
+        lines += [f"    {_collective(entry)}" for entry in reversed(entries[-_COLLECTIVES_SHOWN:])]
+    return "\n".join(lines) + "\n"
+
+
+def _recorded(recorder: str) -> Iterable[Mapping[str, Any]]:
+    """Entries of one of torch's recorders, oldest first; none where this version or build has no such recorder."""
+    try:
+        import torch._C._distributed_c10d as c10d
+
+        entries = json.loads(getattr(c10d, recorder)()).get("entries", [])
+    except (ImportError, AttributeError, RuntimeError, ValueError):
+        return []
+    return sorted(entries, key=lambda entry: entry.get("record_id", 0))
+
+
+def _collective(entry: Mapping[str, Any]) -> str:
+    number = entry.get("p2p_seq_id") if entry.get("is_p2p") else entry.get("collective_seq_id")
+    shapes = [
+        f"{kind}{list(shape)}"
+        for kind, shape in zip(entry.get("input_dtypes", []), entry.get("input_sizes", []), strict=False)
+    ]
+    age = time.time() - entry.get("time_created_ns", 0) / 1e9
+    left = entry.get("retired") or entry.get("state") == "completed"
+    state = "left" if left else f"NOT left ({entry.get('state', 'state unknown')})"
+    return f"{entry.get('profiling_name')} number {number} of {', '.join(shapes)}, entered {age:.1f} s ago, {state}"
+
+
+def _ranks_of_groups() -> dict[str, str]:
+    try:
+        from torch.distributed import distributed_c10d
+
+        groups = distributed_c10d._world.pg_group_ranks
+        return {getattr(group, "group_name", "?"): _listed(list(ranks)) for group, ranks in groups.items()}
+    except (ImportError, AttributeError, RuntimeError):
+        return {}
+
+
+def _listed(ranks: list[int]) -> str:
+    more = f", ... {len(ranks)} in all" if len(ranks) > _RANKS_SHOWN else ""
+    return f"ranks {', '.join(map(str, ranks[:_RANKS_SHOWN]))}{more}"

@@ -1,0 +1,133 @@
+r"""heartbeat.json: what a run is doing, for whoever looks on from outside.
+
+A thread of rank 0 replaces the file every few seconds, also while the main thread computes or saves. So `time` says
+that the process lives, and `last_step_time` that it gets on. An alarm, for cron, when the process has not been heard of
+for two minutes, or has not finished a step for half an hour:
+
+    f=runs/NAME/heartbeat.json
+    age() { echo $(($(date +%s) - $(date -d "$(sed -n "s/.*\"$1\": \"\(.*\)\".*/\1/p" $f)" +%s))); }
+    grep -qE '"state": "(stopped|done)"' $f || [ $(age time) -lt 120 -a $(age last_step_time) -lt 1800 ] ||
+        echo "alarm: $f"
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from tolktrain.cluster.progress import Progress
+
+HEARTBEAT_FILE = "heartbeat.json"
+
+State = Literal["starting", "training", "saving", "stopped", "done", "failed"]
+
+_CLOSING_SECONDS = 5.0  # for a disk that hangs
+_LONGEST_REASON = 2000  # characters
+
+logger = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """The file of one start of a run, written from `start` on. Whatever fails about it is logged once, and never hurts
+    training.
+
+    Fields: `time` of writing, `state`, `doing` and since when (`doing_since`), `step` and `stage` that are done, when
+    that step was finished (`last_step_time`; before the first one, when this start began), `loss`,
+    `tokens_per_second`, and what never changes: `pid`, `host`, `slurm_job_id`, `slurm_restart_count`, `world_size`,
+    `layout`, `started`. Times are ISO 8601 in UTC, to the second. After the end also `reason`; more comes from `note`.
+    """
+
+    def __init__(self, run_dir: Path, progress: Progress, seconds: float, facts: Mapping[str, Any]) -> None:
+        """Write every `seconds`; `facts` are further fields that never change."""
+        self._path = run_dir / HEARTBEAT_FILE
+        self._progress = progress
+        self._seconds = seconds
+        self._facts = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "slurm_restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            "started": _iso(time.time()),
+            **facts,
+        }
+        self._notes: dict[str, Any] = {"step": 0, "stage": "", "last_step_time": self._facts["started"]}
+        self._final: State | None = None
+        self._complained = False
+        self._writing = threading.Lock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Write for the first time, and begin to beat."""
+        self._thread.start()
+
+    def note(self, **fields: Any) -> None:
+        """Fields that the next beat tells."""
+        self._notes = {**self._notes, **fields}
+
+    def note_step(self, step: int, stage: str, **fields: Any) -> None:
+        """A step is finished, now."""
+        self.note(step=step, stage=stage, last_step_time=_iso(time.time()), **fields)
+
+    def end(self, state: State, reason: str = "") -> None:
+        """Write for the last time. Only the first call counts."""
+        if self._final is None:
+            self._final = state
+            self.note(reason=reason[:_LONGEST_REASON])
+            self._closed.set()
+            if self._thread.is_alive():
+                self._thread.join(_CLOSING_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            self._write()
+            if self._closed.is_set():
+                return
+            self._closed.wait(self._seconds)
+
+    def _write(self) -> None:
+        aside = self._path.with_name(f".tmp-{HEARTBEAT_FILE}")
+        try:
+            aside.write_text(json.dumps(self._content(), indent=2) + "\n", encoding="utf-8")
+            os.replace(aside, self._path)
+            self._complained = False
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            if not self._complained:
+                self._complained = True
+                logger.warning("%s cannot be written, and grows old: %s; training goes on", self._path, error)
+
+    def _content(self) -> dict[str, Any]:
+        mark = self._progress.mark
+        content = {
+            "time": _iso(time.time()),
+            "state": self._final or _state(mark.doing, mark.step),
+            "doing": str(mark),
+            "doing_since": _iso(mark.time),
+            **self._notes,
+            **self._facts,
+        }
+        return {key: _finite(value) for key, value in content.items()}
+
+
+def _state(doing: str, step: int) -> State:
+    if doing.startswith("saving"):
+        return "saving"
+    return "training" if step else "starting"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,41 @@
+"""How long this rank is busy with its own work, without waiting for others and without making the GPU wait."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class ForwardClock:
+    """Time inside the forward passes of training: of the GPU by its events, else of the clock on the wall."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # used again and again
+        self._used = 0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Around a forward pass. One that fails does not count."""
+        if not self._on_gpu:
+            started = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - started
+            return
+        if self._used == len(self._events):
+            self._events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+        start, end = self._events[self._used]
+        start.record()
+        yield
+        end.record()
+        self._used += 1
+
+    def take(self) -> float:
+        """Seconds since the last call. To be called when the step's results have been read, which the forward passes
+        came before: then nothing is waited for."""
+        seconds, self._seconds = self._seconds, 0.0
+        seconds += sum(start.elapsed_time(end) for start, end in self._events[: self._used]) / 1000
+        self._used = 0
+        return seconds
