@@ -16,6 +16,7 @@ from tolktrain.config import Config
 from tolktrain.config.errors import UserError
 from tolktrain.config.load import dump_config
 from tolktrain.train.metrics import last_step
+from tolktrain.train.remote import forget_copies, restore_newest
 
 CONFIG_FILE = "config.yaml"
 LOG_FOLDER = "logs"
@@ -49,7 +50,7 @@ logger = logging.getLogger(__name__)
 class RunDirectory:
     """The folder of a run, held by one training at a time. For rank 0 alone; the others know the path.
 
-    `open` changes nothing that was there; `begin` does, when all input has been found sound.
+    `open` changes nothing that was there, but for the lease; `begin` does, when all input has been found sound.
     """
 
     def __init__(self, config: Config, lease: Lease, previous: dict[str, Any] | None, created: list[Path]) -> None:
@@ -64,6 +65,8 @@ class RunDirectory:
     def open(cls, config: Config, tell: Callable[[str], None] | None = None) -> "RunDirectory":
         """Create or find the folder, and take its lease; `tell` (the terminal) gets a line if that means waiting.
 
+        A newer checkpoint is fetched from `checkpoint.upload`, if there is one.
+
         Raises UserError when another training holds it, or it belongs to a run of another configuration.
         """
         path = run_path(config)
@@ -74,7 +77,10 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"run.dir: cannot write to {path}: {error}") from None
         try:
-            previous = None if config.run.restart and _may_restart() else _read_previous(path)
+            restarts = config.run.restart and _may_restart()
+            if not restarts:
+                restore_newest(config, path, lease.token)
+            previous = None if restarts else _read_previous(path)
             if previous is not None:
                 _refuse_other(path, previous, config.model_dump(mode="json"))
         except UserError:
@@ -85,6 +91,7 @@ class RunDirectory:
     def begin(self) -> None:
         """Empty the folder if the run starts anew, and write config.yaml."""
         if self.starts_anew:
+            forget_copies(self._config)
             _clear(self.path)
         replacement = self.path / f".tmp-{CONFIG_FILE}"
         replacement.write_text(dump_config(self._config), encoding="utf-8")
