@@ -53,9 +53,10 @@ class RunDirectory:
     `open` changes nothing that was there, but for the lease; `begin` does, when all input has been found sound.
     """
 
-    def __init__(self, config: Config, lease: Lease, previous: dict[str, Any] | None, created: list[Path]) -> None:
+    def __init__(self, config: Config, lease: Lease, created: list[Path]) -> None:
         self.path = run_path(config)
-        self.previous = previous  # configuration of the earlier start that this one goes on with, None for a fresh run
+        # Configuration of the earlier start that this one goes on with, None for a fresh run.
+        self.previous: dict[str, Any] | None = None
         self.starts_anew = config.run.restart and _may_restart()
         self.lease = lease
         self._config = config
@@ -76,17 +77,18 @@ class RunDirectory:
             lease = Lease.take(path, tell=tell or _say)
         except OSError as error:
             raise UserError(f"run.dir: cannot write to {path}: {error}") from None
+        directory = cls(config, lease, created)
         try:
-            restarts = config.run.restart and _may_restart()
-            if not restarts:
+            if not directory.starts_anew:
                 restore_newest(config, path, lease.token)
-            previous = None if restarts else _read_previous(path)
-            if previous is not None:
-                _refuse_other(path, previous, config.model_dump(mode="json"))
-        except UserError:
-            lease.release()
+                directory.previous = _read_previous(path)
+            if directory.previous is not None:
+                _refuse_other(path, directory.previous, config.model_dump(mode="json"))
+        except BaseException:
+            directory.discard_unused()
+            directory.close()
             raise
-        return cls(config, lease, previous, created)
+        return directory
 
     def begin(self) -> None:
         """Empty the folder if the run starts anew, and write config.yaml."""
@@ -107,8 +109,8 @@ class RunDirectory:
             return
         try:
             self.lease.check()
-        except LostLeaseError:
-            return  # the folder is another training's now
+        except (LostLeaseError, OSError):
+            return  # the folder is another training's now, or nobody knows
         self.lease.stop()
         # Gone at once: another start must not meet half a folder.
         doomed = self.path.with_name(f".discarded-{self.path.name}-{self.lease.token}")
