@@ -51,6 +51,12 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return Storage(f"{request.getfixturevalue('bucket')}/some/run", BRIEF)
 
 
+@pytest.fixture
+def copies(tmp_path: Path) -> Storage:
+    """An empty folder as storage, where it does not matter which kind it is."""
+    return Storage(str(tmp_path / "mounted" / "copies"))
+
+
 def test_what_was_copied_comes_back_on_an_empty_disk(storage: Storage, tmp_path: Path) -> None:
     written = {step: write(tmp_path / "run", step) for step in (5, 10)}
     for folder in written.values():
@@ -67,13 +73,13 @@ def test_what_was_copied_comes_back_on_an_empty_disk(storage: Storage, tmp_path:
     assert restore(storage, new, 10) is None and restore(Storage(storage.path_of("other"), BRIEF), new, 0) is None
 
 
-def test_files_that_are_there_stay_and_a_damaged_checkpoint_is_set_aside(storage: Storage, tmp_path: Path) -> None:
+def test_files_that_are_there_stay_and_a_damaged_checkpoint_is_set_aside(copies: Storage, tmp_path: Path) -> None:
     folder = write(tmp_path / "run", 10)
-    copy(storage, folder)
+    copy(copies, folder)
     before = content(folder)
     (folder / SHARDS[0]).write_bytes(b"damaged")
     (tmp_path / "run" / "metrics.jsonl").write_text("longer")
-    assert restore(storage, tmp_path / "run", 5) == folder and content(folder) == before
+    assert restore(copies, tmp_path / "run", 5) == folder and content(folder) == before
     assert (folder.parent / "step-00000010.damaged").is_dir()
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == "longer"
 
@@ -93,11 +99,11 @@ def test_several_ranks_share_the_copying(storage: Storage, tmp_path: Path) -> No
     assert restored is not None and content(restored) == content(folder)
 
 
-def test_a_rank_that_went_on_is_not_waited_for(storage: Storage, tmp_path: Path) -> None:
+def test_a_rank_that_went_on_is_not_waited_for(copies: Storage, tmp_path: Path) -> None:
     older, newer = write(tmp_path / "run", 10), write(tmp_path / "run", 20)
-    upload_share(storage, newer, rank=1, num_ranks=2)
-    upload_share(storage, older, rank=0, num_ranks=2)
-    assert not complete(storage, older, {}, num_ranks=2, wait_seconds=10_000)
+    upload_share(copies, newer, rank=1, num_ranks=2)
+    upload_share(copies, older, rank=0, num_ranks=2)
+    assert not complete(copies, older, {}, num_ranks=2, wait_seconds=10_000)
 
 
 def test_an_upload_that_is_killed_is_no_checkpoint(
@@ -127,23 +133,23 @@ def test_an_upload_that_is_killed_is_no_checkpoint(
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "manifest", "manifest of another"])
 def test_a_damaged_copy_is_named_and_refused(
-    storage: Storage, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    copies: Storage, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    copy(storage, write(tmp_path / "run", 10))
-    name = find_remote(storage)[0].name
+    copy(copies, write(tmp_path / "run", 10))
+    name = find_remote(copies)[0].name
     victim = f"{name}/{SHARDS[1]}" if damage in ("changed", "missing") else f"{name}/manifest.json"
     if damage == "missing":
-        storage.delete(victim)
+        copies.delete(victim)
     else:
-        good = storage.read(victim) or b""
-        storage.write(victim, good[:100] + b"!" + good[101:] if damage != "manifest of another" else b'{"files": {}}')
+        good = copies.read(victim) or b""
+        copies.write(victim, good[:100] + b"!" + good[101:] if damage != "manifest of another" else b'{"files": {}}')
     with pytest.raises(UserError, match="no sound checkpoint to go on from") as refused:
-        restore(storage, tmp_path / "new", 0)
-    assert storage.path_of(victim) in str(refused.value)
+        restore(copies, tmp_path / "new", 0)
+    assert copies.path_of(victim) in str(refused.value)
     assert os.listdir(tmp_path / "new" / "checkpoints") == []
-    copy(storage, write(tmp_path / "run", 5))
-    restored = restore(storage, tmp_path / "new", 0)
-    assert restored is not None and restored.name == "step-00000005" and storage.path_of(victim) in caplog.text
+    copy(copies, write(tmp_path / "run", 5))
+    restored = restore(copies, tmp_path / "new", 0)
+    assert restored is not None and restored.name == "step-00000005" and copies.path_of(victim) in caplog.text
 
 
 def test_damage_on_the_way_is_fetched_again(bucket: str, fault_proxy: FaultProxy, tmp_path: Path) -> None:
@@ -175,14 +181,14 @@ def test_a_failed_upload_is_a_warning_and_the_next_one_is_tried(
     assert f"step-00000015 was not copied to {bucket}/run" in caplog.text
 
 
-def test_two_that_write_the_same_step_do_not_mix(storage: Storage, tmp_path: Path) -> None:
+def test_two_that_write_the_same_step_do_not_mix(copies: Storage, tmp_path: Path) -> None:
     ours, theirs = write(tmp_path / "ours", 10), write(tmp_path / "theirs", 10)
-    upload_share(storage, theirs)
-    copy(storage, ours)
-    restored = restore(storage, tmp_path / "new", 0)
+    upload_share(copies, theirs)
+    copy(copies, ours)
+    restored = restore(copies, tmp_path / "new", 0)
     assert restored is not None and content(restored) == content(ours)
-    assert complete(storage, theirs, {}) and len(find_remote(storage)) == 2
-    restored = restore(storage, tmp_path / "newer", 0)
+    assert complete(copies, theirs, {}) and len(find_remote(copies)) == 2
+    restored = restore(copies, tmp_path / "newer", 0)
     assert restored is not None and content(restored) == content(theirs)
 
 
