@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         verb = _verb(verbs, name, meaning, _on_run)
         verb.add_argument("config", metavar="CONFIG", help="configuration that was trained, or the run's folder")
         verb.set_defaults(verb=name)
+    _add_checkpoints(verbs)
     _add_prepare(verbs)
     _add_bench(verbs)
     config = _verb(verbs, "config", "print the resolved configuration", _config)
@@ -95,6 +96,23 @@ def _parser() -> argparse.ArgumentParser:
     for verb in verbs.choices.values():
         verb.add_argument("overrides", metavar="key=value", nargs="*", help="dotted key and new value")
     return parser
+
+
+def _add_checkpoints(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    checkpoints = _verb(
+        verbs, "checkpoints", "list a run's checkpoints, verify them, or take the weights out", _checkpoints
+    )
+    checkpoints.add_argument("config", metavar="RUN", help="the run's folder, or the configuration that was trained")
+    checkpoints.add_argument(
+        "--verify", action="store_true", help="read every file and compare checksums; exit code 1 if one is damaged"
+    )
+    weights = checkpoints.add_argument_group("weights without optimizer")
+    weights.add_argument(
+        "--weights-only", type=Path, metavar="DIR", help="write plain safetensors files into this new folder"
+    )
+    weights.add_argument("--step", type=int, metavar="N", help="of this checkpoint (the newest sound one)")
+    weights.add_argument("--dtype", choices=("float32", "bf16"), help="of the weights (float32)")
+    checkpoints.set_defaults(verb="checkpoints")
 
 
 def _add_prepare(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -254,6 +272,13 @@ def _is_current(product: Path, config: Config) -> bool:
 
 
 def _on_run(parsed: argparse.Namespace) -> int:
+    parsed.run_directory = _existing_run(parsed)
+    _run_verb(parsed.verb, parsed.run_directory)
+    return EXIT_DONE
+
+
+def _existing_run(parsed: argparse.Namespace) -> Path:
+    """The folder of the run that the command line names, by itself or by its configuration."""
     path = Path(parsed.config)
     if path.is_dir():
         if not (path / "config.yaml").is_file():
@@ -269,9 +294,27 @@ def _on_run(parsed: argparse.Namespace) -> int:
             f"{foreign[0]!r} would have no effect: {parsed.verb} uses the configuration that the run was trained with,"
             f" {directory / 'config.yaml'}"
         )
-    parsed.run_directory = directory
-    _run_verb(parsed.verb, directory)
-    return EXIT_DONE
+    return directory
+
+
+def _checkpoints(parsed: argparse.Namespace) -> int:
+    run_directory = _existing_run(parsed)
+    if parsed.weights_only is not None:
+        if parsed.verify:
+            raise UserError("--weights-only verifies the checkpoint it takes; give it without --verify")
+        from tolktrain.interop.weights import export_weights
+
+        source = export_weights(run_directory, parsed.weights_only, parsed.step, parsed.dtype or "float32")
+        print(f"weights of {source} in {parsed.weights_only}")
+        return EXIT_DONE
+    if parsed.step is not None or parsed.dtype is not None:
+        raise UserError("--step and --dtype say which weights to take out; name a folder with --weights-only DIR")
+    from rich.console import Console
+
+    from tolktrain.report.checkpoints import show_checkpoints
+
+    sound = show_checkpoints(run_directory, parsed.verify, Console())
+    return EXIT_DONE if sound or not parsed.verify else EXIT_MACHINE
 
 
 def _run_verb(verb: str, run_directory: Path) -> None:

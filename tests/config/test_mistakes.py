@@ -20,7 +20,10 @@ HERE = "on the command line: "
         ("run.max_steps=3", "run.max_steps is not a known key; did you mean train.max_steps?"),
         ("trian.max_steps=3", "trian is not a known key; did you mean train?"),
         ("model.backbone.hiden_size=3", "model.backbone.hiden_size is not a known key; did you mean hidden_size?"),
-        ("checkpoint.qqqq=3", "checkpoint.qqqq is not a known key; known here: every_steps, keep_last"),
+        (
+            "checkpoint.qqqq=3",
+            "checkpoint.qqqq is not a known key; known here: every_steps, keep_last, upload, upload_keep_last",
+        ),
         (
             "train.stages.0.mixture.spech={sets: {stories: 1}}",
             "train.stages.0.mixture.spech is not a known key; did you mean speech?",

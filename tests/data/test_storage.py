@@ -11,7 +11,7 @@ from fault_proxy import FaultProxy, Kind
 from s3_server import S3Server, free_port
 
 from tolktrain.config.errors import UserError
-from tolktrain.data.storage import Patience, Storage
+from tolktrain.data.storage import Patience, Storage, StorageError
 
 BRIEF = Patience(retries=1, timeout_seconds=1.0)
 
@@ -35,6 +35,11 @@ def test_files_come_back(storage: Storage, tmp_path: Path) -> None:
     assert storage.names() == ["index.json", "parts/one.bin", "parts/two.bin"]
     assert storage.names("parts/t") == ["parts/two.bin"]
     assert storage.read("parts/two.bin") == content and storage.read("index.json") == b""
+    storage.download("parts/two.bin", tmp_path / "fetched")
+    assert (tmp_path / "fetched").read_bytes() == content
+    with pytest.raises(StorageError) as absent:
+        storage.download("parts/three.bin", tmp_path / "fetched")
+    assert absent.value.kind == "absent" and storage.path_of("parts/three.bin") in str(absent.value)
     again: Storage = pickle.loads(pickle.dumps(storage))
     again.delete("parts/one.bin")
     again.delete("parts/one.bin")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import NUM_STEPS, STEPS_PER_STAGE, TOKENS_PER_STEP, read_metrics, small_config
+from small_runs import MIXED, NUM_STEPS, STEPS_PER_STAGE, TOKENS_PER_STEP, make_batch, read_metrics, small_config
 
 from tolktrain.checkpoint import saver
 from tolktrain.checkpoint.lease import LEASE_FOLDER
@@ -17,6 +17,8 @@ from tolktrain.checkpoint.manifest import FileDigest, digest_files, write_manife
 from tolktrain.checkpoint.store import read_parameters
 from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_config
+from tolktrain.interop.weights import export_weights, load_weights
+from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.naming import canonical_state
 from tolktrain.train import run as run_module
 from tolktrain.train.callbacks import guard
@@ -78,6 +80,16 @@ def test_the_model_is_restored_for_evaluation(uninterrupted: Path) -> None:
     assert state["step"] == NUM_STEPS and config.run.name == "small" and not model.training
     expected = read_parameters(uninterrupted / f"checkpoints/step-{NUM_STEPS:08d}")
     assert all(torch.equal(value, expected[name]) for name, value in canonical_state(model).items())
+
+
+def test_exported_weights_are_the_trained_model(uninterrupted: Path, tmp_path: Path) -> None:
+    export_weights(uninterrupted, tmp_path / "weights", tell=lambda _: None)
+    exported, (trained, _, _) = load_weights(tmp_path / "weights"), load_model(uninterrupted)
+    batch = make_batch(MIXED)
+    inputs = ModelInputs.for_next(batch.tokens, batch.speech_in)
+    with torch.no_grad():
+        ours, theirs = (model.next_logits(inputs) for model in (exported.eval(), trained))
+    assert torch.equal(ours.text, theirs.text) and torch.equal(ours.speech, theirs.speech)
 
 
 def test_restoring_needs_a_run_with_a_checkpoint(uninterrupted: Path, tmp_path: Path) -> None:

@@ -59,14 +59,26 @@ class CheckpointSaver:
         rank: int = 0,
         group: dist.ProcessGroup | None = None,
         fence: Fence | None = None,
+        on_saved: Callable[[Path], object] = lambda _: None,
         best_metric: str = "loss",
     ) -> None:
-        """`group` is one of all ranks, on gloo, that nothing else uses; None for a single process."""
+        """Nothing is written yet.
+
+        Args:
+            store: the folder.
+            retention: what is kept there.
+            rank: of this process.
+            group: one of all ranks, on gloo, that nothing else uses; None for a single process.
+            fence: proof that the run is this job's.
+            on_saved: called on every rank with the folder of a checkpoint when that is complete; must not wait.
+            best_metric: key of the state's "metrics" that the best checkpoints have the lowest values of.
+        """
         self._store = store
         self._retention = retention
         self._rank = rank
         self._group = group
         self._fence = fence or Fence()
+        self._on_saved = on_saved
         self._best_metric = best_metric
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -166,6 +178,7 @@ class CheckpointSaver:
         if self._rank == 0:
             seconds, size = time.perf_counter() - started, _size_of(final)
             logger.info("checkpoint of step %d: %.1f MB written in %.2f s", step, size / 1e6, seconds)
+        self._on_saved(final)
 
     def _publish(self, aside: Path, final: Path) -> None:
         for folder in (*(path for path in aside.iterdir() if path.is_dir()), aside):

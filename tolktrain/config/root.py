@@ -83,6 +83,17 @@ class CheckpointConfig(StrictModel):
     best_metric: str = Field(
         default="loss", description="Key of metrics.jsonl that keep_best goes by, such as validation.text.held.loss."
     )
+    upload: str | None = Field(
+        default=None,
+        description="Where checkpoints are copied to: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER,"
+        " azure://ACCOUNT.blob.core.windows.net/CONTAINER/FOLDER, or a folder of another file system. A start takes the"
+        " newest one from there if the run's folder has no newer one.",
+    )
+    upload_keep_last: int | None = Field(
+        default=None,
+        gt=0,
+        description="Newest checkpoints kept there; all if absent, for rules of the bucket to remove.",
+    )
 
 
 class LoggingConfig(StrictModel):

@@ -111,6 +111,28 @@ class Storage:
             self._client()
             return None
 
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file that must exist to a local path, without holding it in memory."""
+        address = self.path_of(name)
+        if self.is_local:
+            with explained(address, "written"):
+                try:
+                    shutil.copyfile(address, path)
+                except FileNotFoundError as error:
+                    raise _failure(address, "fetched", "absent", str(error), 1, time.monotonic()) from error
+            return
+        client = self._downloader()
+
+        def act() -> None:
+            path.unlink(missing_ok=True)
+            try:
+                client.download(address, str(path), self._patience.timeout_seconds)
+            except BaseException:
+                client.clean_up()  # it may hold on to a broken connection
+                raise
+
+        patiently(act, address, "fetched", self._patience)
+
     def write(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all."""
         if self.is_local:

@@ -49,6 +49,7 @@ from tolktrain.train.health.check import check_health
 from tolktrain.train.kernels import KernelChoice, choose_kernels
 from tolktrain.train.loop import Callback, StageRun, run_stage, timed
 from tolktrain.train.process import dumping_to, log_path, logging_to, set_threads
+from tolktrain.train.remote import uploads_of
 from tolktrain.train.resume import Position, find_position
 from tolktrain.train.rundir import RunDirectory, run_path
 from tolktrain.train.stages import StagePlan, plan_stages, remaining
@@ -58,6 +59,7 @@ EXIT_DONE = 0
 
 # Until ranks that have written their part give up on one that has not. The watch notices the main threads that wait.
 _LONGEST_SAVE = timedelta(hours=6)
+_LONGEST_LAST_COPY = 60.0  # seconds that leaving waits for copies in a bucket; the next start makes up for them
 
 logger = logging.getLogger(__name__)
 
@@ -188,14 +190,23 @@ def _saver(
     settings = config.checkpoint
     retention = Retention(settings.keep_last, settings.keep_every_steps, settings.keep_best)
     group: Any = dist.new_group(backend="gloo", timeout=_LONGEST_SAVE) if layout.world_size > 1 else None
+    uploads = uploads_of(config) if layout.rank == 0 else None
+    saver = CheckpointSaver(
+        store,
+        retention,
+        rank=layout.rank,
+        group=group,
+        fence=fence,
+        on_saved=(lambda _: None) if uploads is None else uploads.submit,
+        best_metric=settings.best_metric,
+    )
+    finished = False
     try:
-        yield (
-            store,
-            CheckpointSaver(
-                store, retention, rank=layout.rank, group=group, fence=fence, best_metric=settings.best_metric
-            ),
-        )
+        yield store, saver
+        finished = True
     finally:
+        if uploads is not None:
+            uploads.close(_LONGEST_LAST_COPY if finished else 0.0)
         if group is not None:
             dist.destroy_process_group(group)
 

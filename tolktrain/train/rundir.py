@@ -16,6 +16,7 @@ from tolktrain.config import Config
 from tolktrain.config.errors import UserError
 from tolktrain.config.load import dump_config
 from tolktrain.train.metrics import last_step
+from tolktrain.train.remote import forget_copies, restore_newest
 
 CONFIG_FILE = "config.yaml"
 LOG_FOLDER = "logs"
@@ -50,12 +51,13 @@ logger = logging.getLogger(__name__)
 class RunDirectory:
     """The folder of a run, held by one training at a time. For rank 0 alone; the others know the path.
 
-    `open` changes nothing that was there; `begin` does, when all input has been found sound.
+    `open` changes nothing that was there, but for the lease; `begin` does, when all input has been found sound.
     """
 
-    def __init__(self, config: Config, lease: Lease, previous: dict[str, Any] | None, created: list[Path]) -> None:
+    def __init__(self, config: Config, lease: Lease, created: list[Path]) -> None:
         self.path = run_path(config)
-        self.previous = previous  # configuration of the earlier start that this one goes on with, None for a fresh run
+        # Configuration of the earlier start that this one goes on with, None for a fresh run.
+        self.previous: dict[str, Any] | None = None
         self.starts_anew = config.run.restart and _may_restart()
         self.lease = lease
         self._config = config
@@ -64,6 +66,8 @@ class RunDirectory:
     @classmethod
     def open(cls, config: Config, tell: Callable[[str], None] | None = None) -> "RunDirectory":
         """Create or find the folder, and take its lease; `tell` (the terminal) gets a line if that means waiting.
+
+        A newer checkpoint is fetched from `checkpoint.upload`, if there is one.
 
         Raises UserError when another training holds it, or it belongs to a run of another configuration.
         """
@@ -74,18 +78,23 @@ class RunDirectory:
             lease = Lease.take(path, tell=tell or _say)
         except OSError as error:
             raise UserError(f"run.dir: cannot write to {path}: {error}") from None
+        directory = cls(config, lease, created)
         try:
-            previous = None if config.run.restart and _may_restart() else _read_previous(path)
-            if previous is not None:
-                _refuse_other(path, previous, config.model_dump(mode="json"))
-        except UserError:
-            lease.release()
+            if not directory.starts_anew:
+                restore_newest(config, path, lease.token)
+                directory.previous = _read_previous(path)
+            if directory.previous is not None:
+                _refuse_other(path, directory.previous, config.model_dump(mode="json"))
+        except BaseException:
+            directory.discard_unused()
+            directory.close()
             raise
-        return cls(config, lease, previous, created)
+        return directory
 
     def begin(self) -> None:
         """Empty the folder if the run starts anew, and write config.yaml."""
         if self.starts_anew:
+            forget_copies(self._config)
             _clear(self.path)
         replacement = self.path / f".tmp-{CONFIG_FILE}"
         replacement.write_text(dump_config(self._config), encoding="utf-8")
@@ -101,8 +110,8 @@ class RunDirectory:
             return
         try:
             self.lease.check()
-        except LostLeaseError:
-            return  # the folder is another training's now
+        except (LostLeaseError, OSError):
+            return  # the folder is another training's now, or nobody knows
         self.lease.stop()
         # Gone at once: another start must not meet half a folder.
         doomed = self.path.with_name(f".discarded-{self.path.name}-{self.lease.token}")

@@ -1,0 +1,92 @@
+"""A run goes on from the copies of its checkpoints when its own disk is lost."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import NUM_STEPS, read_metrics, small_config
+
+from tolktrain.checkpoint.bucket import find_remote
+from tolktrain.checkpoint.store import read_parameters
+from tolktrain.config.errors import UserError
+from tolktrain.train.remote import storage_of, uploads_of
+from tolktrain.train.run import train
+
+
+def copy_newest(tmp_path: Path, sets: Path) -> list[str]:
+    """Trains five steps, with checkpoints after 3, 4 and 5, and copies these; the overrides that name the copies."""
+    overrides = [f"checkpoint.upload={tmp_path / 'copies'}"]
+    config = small_config(tmp_path, sets, "train.max_steps=5")
+    assert train(config) == 0
+    uploads = uploads_of(small_config(tmp_path, sets, *overrides))
+    assert uploads is not None
+    for folder in sorted((tmp_path / "runs" / "small" / "checkpoints").glob("step-*")):
+        uploads.submit(folder)
+        assert uploads.wait(60)
+    assert uploads.close(60)
+    return overrides
+
+
+def test_on_an_empty_disk_the_run_goes_on_the_same(
+    tmp_path: Path, sets: Path, uninterrupted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = copy_newest(tmp_path, sets)
+    run_dir = tmp_path / "runs" / "small"
+    shutil.rmtree(run_dir)
+    with pytest.raises(UserError, match="another configuration(.|\n)*run.seed: 0 there, 3 here"):
+        train(small_config(tmp_path, sets, *overrides, "run.seed=3"))
+    shutil.rmtree(run_dir)
+    assert train(small_config(tmp_path, sets, *overrides)) == 0
+    assert f"going on from {run_dir}/checkpoints/step-00000005, taken from {tmp_path}/copies/small/step-" in caplog.text
+    assert read_metrics(run_dir) == read_metrics(uninterrupted)
+    ours, theirs = (read_parameters(d / f"checkpoints/step-{NUM_STEPS:08d}") for d in (run_dir, uninterrupted))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_newer_copy_is_taken_and_an_older_one_is_not(tmp_path: Path, sets: Path) -> None:
+    overrides = copy_newest(tmp_path, sets)
+    checkpoints = tmp_path / "runs" / "small" / "checkpoints"
+    inode = (checkpoints / "step-00000004").stat().st_ino
+    shutil.rmtree(checkpoints / "step-00000005")
+    assert train(small_config(tmp_path, sets, *overrides, "train.max_steps=5")) == 0
+    assert (checkpoints / "step-00000005" / "manifest.json").exists()
+    shutil.rmtree(tmp_path / "copies")
+    assert train(small_config(tmp_path, sets, *overrides, "train.max_steps=5")) == 0
+    assert (checkpoints / "step-00000004").stat().st_ino == inode
+
+
+def test_copies_that_cannot_be_reached(
+    tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a checkpoint here the run goes on; without one it must not begin anew without a word."""
+    overrides = copy_newest(tmp_path, sets)
+
+    def fail(*_: object) -> None:
+        raise UserError("the network is down")
+
+    monkeypatch.setattr("tolktrain.data.storage.Storage.read", fail)
+    config = small_config(tmp_path, sets, *overrides, "train.max_steps=5")
+    with caplog.at_level(logging.WARNING):
+        assert train(config) == 0
+    assert "the network is down; going on from step 5, which is here" in caplog.text
+    shutil.rmtree(tmp_path / "runs" / "small")
+    with pytest.raises(UserError, match="checkpoint.upload: the network is down"):
+        train(config)
+    assert not (tmp_path / "runs" / "small").exists()
+
+
+def test_a_run_that_starts_anew_forgets_its_copies(tmp_path: Path, sets: Path) -> None:
+    overrides = copy_newest(tmp_path, sets)
+    config = small_config(tmp_path, sets, *overrides, "run.restart=true", "train.max_steps=1")
+    assert train(config) == 0
+    storage = storage_of(config)
+    assert storage is not None and find_remote(storage) == []
+    assert [line["step"] for line in read_metrics(tmp_path / "runs" / "small")] == [1]
+
+
+def test_an_address_that_is_none(tmp_path: Path, sets: Path) -> None:
+    with pytest.raises(UserError, match="checkpoint.upload: 'ftp://host/folder/small' is no address"):
+        train(small_config(tmp_path, sets, "checkpoint.upload=ftp://host/folder"))
+    assert not (tmp_path / "runs").exists()

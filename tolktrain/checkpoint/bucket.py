@@ -1,0 +1,362 @@
+"""Copies of checkpoints in an object store, and back.
+
+```
+<address>/
+  latest                                   name of the newest complete copy, for readers that may not list
+  step-00000100-1f0c93ab52de/              step, and the beginning of the manifest's SHA-256
+    parameters/*.safetensors, ...          the files of the checkpoint
+    run/config.yaml, run/metrics.jsonl     of the run at that time
+    manifest.json                          comes last: a copy is complete if and only if it has one
+  uploading/step-00000100-1f0c93ab52de/rank-00001    that a rank has done its part; removed afterwards
+```
+An object appears whole or not at all. Two trainings that write a checkpoint of the same step (an old job that has not
+died) write under different names, so that they cannot mix their files.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tolktrain.checkpoint.manifest import (
+    MANIFEST,
+    DamagedCheckpointError,
+    digest_files,
+    sync_path,
+    verify,
+    write_synced,
+)
+from tolktrain.config.errors import UserError
+
+LATEST = "latest"
+BESIDE = ("config.yaml", "metrics.jsonl")  # what a run's folder needs besides checkpoints to go on
+_RUN = "run"
+_MARKERS = "uploading"
+_NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{12})")
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_DOWNLOADS_OF_A_FILE = 3
+
+logger = logging.getLogger(__name__)
+
+
+class ObjectStorage(Protocol):
+    """Where copies lie; `tolktrain.data.storage.Storage` is one. Failures are UserErrors that name the address."""
+
+    address: str
+
+    def path_of(self, name: str) -> str:
+        """Address of an object."""
+
+    def read(self, name: str) -> bytes | None:
+        """Content of an object, None if there is none."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write an object, whole or not at all."""
+
+    def upload(self, path: Path, name: str) -> None:
+        """Copy a local file to an object, whole or not at all."""
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy an object to a local file."""
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of objects that begin with a prefix."""
+
+    def delete(self, name: str) -> None:
+        """Delete an object, if there is one."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A complete copy."""
+
+    name: str
+    step: int
+
+
+def find_remote(storage: ObjectStorage) -> list[Remote]:
+    """All complete copies, newest first. Where listing is refused, the one that `latest` names.
+
+    Raises UserError when the storage cannot be reached.
+    """
+    latest = (storage.read(LATEST) or b"").decode(errors="replace").strip()
+    try:
+        objects = storage.names("step-")
+    except UserError as error:
+        if getattr(error, "kind", None) != "refused":
+            raise
+        logger.warning("%s; taking the checkpoint that %s names", error, storage.path_of(LATEST))
+        objects = [f"{latest}/{MANIFEST}"]
+    names = [name.removesuffix(f"/{MANIFEST}") for name in objects if name.endswith(f"/{MANIFEST}")]
+    remotes = [Remote(name, int(match[1])) for name in names if (match := _NAME.fullmatch(name))]
+    # Of two copies of one step, the one that was finished last.
+    return sorted(remotes, key=lambda remote: (remote.step, remote.name == latest), reverse=True)
+
+
+def restore(storage: ObjectStorage, run_dir: Path, newer_than: int, token: int = 0) -> Path | None:
+    """Bring the newest sound copy above step `newer_than` into checkpoints/ of a run; None if there is none.
+
+    Returns its folder, which appears complete and verified, or not at all. config.yaml and metrics.jsonl come along if
+    the run has none.
+    Damaged copies are named in warnings. For one process, which holds the lease of `token`.
+
+    Raises UserError: the storage cannot be reached; the disk is too small; there are copies, all of them damaged, and
+    the run would begin anew (`newer_than` is 0).
+    """
+    damaged = []
+    for remote in find_remote(storage):
+        if remote.step <= newer_than:
+            break
+        try:
+            return _download(storage, remote, run_dir, token)
+        except DamagedCheckpointError as error:
+            logger.warning("%s; trying an older one", error)
+            damaged.append(str(error))
+    if damaged and newer_than == 0:
+        raise UserError("; ".join([f"{storage.address} has no sound checkpoint to go on from", *damaged]))
+    return None
+
+
+def forget(storage: ObjectStorage) -> None:
+    """Make all copies incomplete, so that a run that is started anew does not go on from them."""
+    storage.delete(LATEST)
+    for remote in find_remote(storage):
+        storage.delete(f"{remote.name}/{MANIFEST}")
+
+
+def upload_share(storage: ObjectStorage, folder: Path, rank: int = 0, num_ranks: int = 1) -> None:
+    """Copy this rank's share of the files of the complete checkpoint `folder`; all ranks together copy all but the
+    manifest. Each takes every `num_ranks`-th, largest first.
+    """
+    name, files = _read_manifest(folder)
+    for file in sorted(files, key=lambda file: (-files[file]["size"], file))[rank::num_ranks]:
+        storage.upload(folder / file, f"{name}/{file}")
+    if num_ranks > 1:
+        storage.write(_marker(name, rank), b"")
+
+
+def complete(
+    storage: ObjectStorage,
+    folder: Path,
+    beside: Mapping[str, bytes],
+    num_ranks: int = 1,
+    wait_seconds: float = 3600.0,
+    poll_seconds: float = 2.0,
+) -> bool:
+    """Wait until every rank has copied its share, then copy the manifest and let `latest` name the copy. For rank 0.
+
+    `beside` are small files of the run by name, as they were at that step. False if a rank did not come to an end.
+    """
+    name, _ = _read_manifest(folder)
+    if not _all_have_done_their_part(storage, name, num_ranks, wait_seconds, poll_seconds):
+        return False
+    for file, content in beside.items():
+        storage.write(f"{name}/{_RUN}/{file}", content)
+    storage.upload(folder / MANIFEST, f"{name}/{MANIFEST}")
+    storage.write(LATEST, f"{name}\n".encode())
+    if num_ranks > 1:
+        for marker in storage.names(f"{_MARKERS}/"):
+            if marker.split("/")[1] <= name:
+                storage.delete(marker)
+    return True
+
+
+def remove_old(storage: ObjectStorage, keep_last: int) -> None:
+    """Delete complete copies but for the newest `keep_last`; each is incomplete before the rest of it goes."""
+    for remote in find_remote(storage)[keep_last:]:
+        storage.delete(f"{remote.name}/{MANIFEST}")
+        for name in storage.names(f"{remote.name}/"):
+            storage.delete(name)
+
+
+class Uploads:
+    """Copies checkpoints in the background, on every rank its share. A failure is a warning; the next one is tried.
+
+    While one is being copied, only the newest that is handed in meanwhile waits.
+    """
+
+    def __init__(
+        self,
+        storage: ObjectStorage,
+        rank: int = 0,
+        num_ranks: int = 1,
+        keep_last: int | None = None,
+        wait_seconds: float = 3600.0,
+    ) -> None:
+        self._storage = storage
+        self._rank = rank
+        self._num_ranks = num_ranks
+        self._keep_last = keep_last
+        self._wait_seconds = wait_seconds
+        self._changed = threading.Condition()
+        self._waiting: tuple[Path, dict[str, bytes]] | None = None
+        self._busy = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, folder: Path) -> None:
+        """Copy the complete checkpoint `folder`; returns at once. To be called on every rank."""
+        run_dir = folder.parent.parent
+        beside = {}
+        if self._rank == 0:  # now: they grow
+            beside = {name: (run_dir / name).read_bytes() for name in BESIDE if (run_dir / name).is_file()}
+        with self._changed:
+            assert not self._closed
+            if self._waiting is not None:
+                logger.warning("%s is not copied to %s: a newer one came", self._waiting[0], self._storage.address)
+            self._waiting = folder, beside
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def wait(self, timeout_seconds: float | None = None) -> bool:
+        """Wait until nothing is left to copy; whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._waiting is None and not self._busy, timeout_seconds)
+
+    def close(self, timeout_seconds: float | None = None) -> bool:
+        """Wait, then end; what is not copied by then stays incomplete. Whether all was copied or given up."""
+        done = self.wait(timeout_seconds)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        return done
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._closed or self._waiting is not None)
+                if self._waiting is None or self._closed:
+                    return
+                (folder, beside), self._waiting, self._busy = self._waiting, None, True
+            try:
+                self._copy(folder, beside)
+            except Exception as error:  # whatever it is, training goes on
+                logger.warning(
+                    "%s was not copied to %s: %s; training goes on, and the next checkpoint is tried",
+                    *(folder, self._storage.address, error),
+                    exc_info=not isinstance(error, (UserError, OSError)),
+                )
+
+    def _copy(self, folder: Path, beside: Mapping[str, bytes]) -> None:
+        begun = time.monotonic()
+        upload_share(self._storage, folder, self._rank, self._num_ranks)
+        if self._rank == 0:
+            if not complete(self._storage, folder, beside, self._num_ranks, self._wait_seconds):
+                raise UserError("another rank did not copy its part")
+            logger.info("%s was copied to %s in %.1f s", folder, self._storage.address, time.monotonic() - begun)
+            if self._keep_last is not None:
+                remove_old(self._storage, self._keep_last)
+
+
+def _all_have_done_their_part(
+    storage: ObjectStorage, name: str, num_ranks: int, wait_seconds: float, poll_seconds: float
+) -> bool:
+    if num_ranks == 1:
+        return True
+    expected = {_marker(name, rank) for rank in range(num_ranks)}
+    begun = time.monotonic()
+    while True:
+        markers = set(storage.names(f"{_MARKERS}/"))
+        missing = expected - markers
+        if not missing:
+            return True
+        # A rank that has gone on to a newer checkpoint has left this one out.
+        newer = {marker.rpartition("/")[2] for marker in markers if marker.split("/")[1] > name}
+        if newer & {marker.rpartition("/")[2] for marker in missing} or time.monotonic() - begun > wait_seconds:
+            return False
+        time.sleep(poll_seconds)
+
+
+def _download(storage: ObjectStorage, remote: Remote, run_dir: Path, token: int) -> Path:
+    checkpoints = run_dir / "checkpoints"
+    final = checkpoints / f"step-{remote.step:08d}"
+    aside = checkpoints / f".tmp-{token}-{final.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        _fetch_files(storage, remote, aside)
+        if final.exists():  # a damaged one, or it would not have been passed over
+            set_aside = final.with_name(f"{final.name}.damaged")
+            shutil.rmtree(set_aside, ignore_errors=True)
+            final.rename(set_aside)
+        for name in BESIDE:
+            content = None if (run_dir / name).exists() else storage.read(f"{remote.name}/{_RUN}/{name}")
+            if content is not None:
+                _replace(run_dir / name, content, token)
+        aside.rename(final)
+        sync_path(checkpoints)
+        _replace(checkpoints / LATEST, f"{final.name}\n".encode(), token)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    logger.warning("going on from %s, taken from %s", final, storage.path_of(remote.name))
+    return final
+
+
+def _replace(path: Path, content: bytes, token: int) -> None:
+    aside = path.with_name(f".tmp-{token}-{path.name}")
+    write_synced(aside, content)
+    os.replace(aside, path)
+
+
+def _fetch_files(storage: ObjectStorage, remote: Remote, aside: Path) -> None:
+    _download_file(storage, f"{remote.name}/{MANIFEST}", aside / MANIFEST)
+    place = storage.path_of(remote.name)
+    try:
+        name, files = _read_manifest(aside)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        name, files = "", {}
+    if name != remote.name or any(Path(file).is_absolute() or ".." in Path(file).parts for file in files):
+        raise DamagedCheckpointError(f"{place}/{MANIFEST}: its content has changed since it was written")
+    needed, free = sum(digest["size"] for digest in files.values()), shutil.disk_usage(aside).free
+    if needed > free:
+        raise UserError(
+            f"{aside.parent}: {place} needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; free space,"
+            " or choose another run.dir"
+        )
+    for file, digest in files.items():
+        path = aside / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(_DOWNLOADS_OF_A_FILE):  # it may have been damaged on the way
+            _download_file(storage, f"{remote.name}/{file}", path)
+            if digest_files(aside, [file])[file] == digest:
+                break
+        else:
+            raise DamagedCheckpointError(f"{place}/{file}: its content has changed since it was written")
+        sync_path(path)
+    verify(aside)
+    for folder in {(aside / file).parent for file in (*files, MANIFEST)}:
+        sync_path(folder)
+
+
+def _download_file(storage: ObjectStorage, name: str, path: Path) -> None:
+    try:
+        storage.download(name, path)
+    except UserError as error:
+        if getattr(error, "kind", None) == "absent":
+            raise DamagedCheckpointError(f"{storage.path_of(name)}: the object is missing") from error
+        raise
+
+
+def _read_manifest(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Name of a checkpoint's copy, and the digests of its files."""
+    content = (folder / MANIFEST).read_bytes()
+    step = _STEP_FOLDER.search(folder.name)
+    assert step is not None
+    return f"{step[0]}-{hashlib.sha256(content).hexdigest()[:12]}", dict(json.loads(content)["files"])
+
+
+def _marker(name: str, rank: int) -> str:
+    return f"{_MARKERS}/{name}/rank-{rank:05d}"

@@ -1,0 +1,141 @@
+"""What lies in a run's folder checkpoints/, sound or not."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tolktrain.checkpoint.manifest import MANIFEST, looks_complete, verify
+from tolktrain.checkpoint.store import LATEST, read_state
+from tolktrain.config.errors import UserError
+
+Condition = Literal["complete", "verified", "unsound", "set aside", "unfinished"]
+
+_STEP = re.compile(r"(\.tmp-.*?)?step-(\d{8,})(.*)")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One folder of checkpoints/.
+
+    complete: all files have their full size. verified: their checksums are right too. unsound: damaged, `problem` says
+    where. set aside: was found damaged at a start. unfinished: left by a save that was interrupted, or being written.
+    """
+
+    folder: Path
+    step: int
+    condition: Condition
+    num_bytes: int
+    written: float  # seconds since 1970
+    problem: str = ""
+    is_latest: bool = False
+    state: Mapping[str, Any] = field(default_factory=dict)  # state.json, empty where it cannot be read
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage that it was written in."""
+        return str(self.state.get("stage_name", "-"))
+
+    @property
+    def layout(self) -> str:
+        """The layout that wrote it, as "tensor 2, pipeline 1, data 4, ZeRO 1"."""
+        layout = self.state.get("layout")
+        if not isinstance(layout, dict):
+            return "-"
+        names = {"tensor": "tensor", "pipeline": "pipeline", "data": "data", "zero_stage": "ZeRO"}
+        return ", ".join(f"{shown} {layout[name]}" for name, shown in names.items() if name in layout)
+
+    @property
+    def loss(self) -> str:
+        """The loss that was noted with it."""
+        metrics = self.state.get("metrics")
+        loss = metrics.get("loss") if isinstance(metrics, dict) else None
+        return f"{loss:.4f}" if isinstance(loss, (int, float)) else "-"
+
+
+def list_checkpoints(run_dir: Path, checksums: bool = False) -> list[Entry]:
+    """All checkpoints of a run, oldest step first; with `checksums` every file is read.
+
+    Raises UserError when the run has no folder of checkpoints.
+    """
+    parent = run_dir / "checkpoints"
+    if not parent.is_dir():
+        raise UserError(
+            f"{run_dir} has no checkpoints: it has no folder {parent}; train until the first one is written"
+        )
+    latest = _latest(parent)
+    found = [(match, folder) for folder in parent.iterdir() if (match := _STEP.fullmatch(folder.name))]
+    entries = [_entry(folder, match, folder.name == latest, checksums) for match, folder in found if folder.is_dir()]
+    return sorted(entries, key=lambda entry: (entry.step, entry.folder.name))
+
+
+def find_sound(run_dir: Path, step: int | None = None) -> Path:
+    """The checkpoint of `step`, or the newest sound one; read and compared with its checksums.
+
+    Raises UserError when there is none, or the one asked for is damaged.
+    """
+    usable = [entry for entry in list_checkpoints(run_dir) if entry.condition in ("complete", "unsound")]
+    if step is not None:
+        folders = [entry.folder for entry in usable if entry.step == step]
+        if not folders:
+            there = ", ".join(str(entry.step) for entry in usable) or "none"
+            raise UserError(f"{run_dir} has no checkpoint of step {step}; it has {there}")
+        verify(folders[0])
+        return folders[0]
+    problems = []
+    for entry in reversed(usable):
+        try:
+            verify(entry.folder)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        return entry.folder
+    raise UserError("; ".join([f"{run_dir} has no sound checkpoint", *problems]))
+
+
+def _entry(folder: Path, match: "re.Match[str]", is_latest: bool, checksums: bool) -> Entry:
+    condition, problem = _condition(folder, match, checksums)
+    try:
+        state = read_state(folder)
+    except (UserError, AssertionError):
+        state = {}
+    manifest = folder / MANIFEST
+    try:
+        written = (manifest if manifest.exists() else folder).stat().st_mtime
+    except OSError:  # removed while we look
+        written = 0.0
+    return Entry(folder, int(match[2]), condition, _num_bytes(folder), written, problem, is_latest, state)
+
+
+def _condition(folder: Path, match: "re.Match[str]", checksums: bool) -> tuple[Condition, str]:
+    if match[1]:
+        return "unfinished", ""
+    if match[3]:
+        return "set aside", ""
+    try:
+        # Of an incomplete one `verify` names the file, before it reads any.
+        if checksums or not looks_complete(folder):
+            verify(folder)
+    except UserError as error:
+        return "unsound", str(error)
+    return ("verified" if checksums else "complete"), ""
+
+
+def _latest(parent: Path) -> str:
+    try:
+        return (parent / LATEST).read_text().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _num_bytes(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:  # removed while we look
+                continue
+    return total
