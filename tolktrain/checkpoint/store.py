@@ -44,7 +44,6 @@ STATE = "state.json"
 PARAMETERS, FIRST_MOMENTS, SECOND_MOMENTS = "parameters", "first_moments", "second_moments"
 _COMPLETE_NAME = re.compile(r"step-(\d{8,})")
 _UNFINISHED_PREFIX = ".tmp-"
-_DAMAGED_SUFFIX = ".damaged"
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +72,7 @@ class CheckpointStore:
         self._folder = run_dir / "checkpoints"
         self._keep_last = keep_last
         self._rank = rank
+        self.spared: int | None = None  # the newest checkpoint up to this step is not removed; rank 0's counts
 
     def prepare(self) -> None:
         """Create the folder, and remove what interrupted saves have left. For one process, before anything is saved."""
@@ -97,9 +97,12 @@ class CheckpointStore:
             raise
         return final
 
-    def find_latest(self) -> Path | None:
-        """The newest sound checkpoint, or None where there is none; damaged ones are named in a warning."""
+    def find_latest(self, not_after: int | None = None) -> Path | None:
+        """The newest sound checkpoint (up to the step `not_after`), or None where there is none; damaged ones are named
+        in a warning."""
         for folder in self._newest_first():
+            if not_after is not None and step_of(folder) > not_after:
+                continue
             try:
                 verify(folder)
             except DamagedCheckpointError as error:
@@ -117,14 +120,24 @@ class CheckpointStore:
         """Whether a checkpoint has ever been completed here."""
         return (self._folder / LATEST).exists() or bool(self._newest_first())
 
-    def set_aside_newer(self, folder: Path | None) -> None:
-        """Rename checkpoints newer than `folder`, which must be damaged ones, so that they are not met again."""
+    def set_latest(self, folder: Path | None) -> None:
+        """Let `latest` name a checkpoint, or nothing."""
+        if folder is None:
+            (self._folder / LATEST).unlink(missing_ok=True)
+        else:
+            replacement = self._folder / f"{_UNFINISHED_PREFIX}{LATEST}"
+            write_synced(replacement, f"{folder.name}\n".encode())
+            os.replace(replacement, self._folder / LATEST)
+        sync_path(self._folder)
+
+    def set_aside_newer(self, folder: Path | None, suffix: str = "damaged") -> None:
+        """Rename checkpoints newer than `folder`, so that they are not met again."""
         for other in self._newest_first():
             if folder is None or step_of(other) > step_of(folder):
-                target = other.with_name(f"{other.name}{_DAMAGED_SUFFIX}")
+                target = other.with_name(f"{other.name}.{suffix}")
                 _remove(target)
                 other.rename(target)
-                logger.warning("%s is damaged and was renamed to %s", other, target.name)
+                logger.warning("%s is %s and was renamed to %s", other, suffix, target.name)
 
     def _write(self, aside: Path, snapshot: Snapshot, shares: Shares, state: Mapping[str, Any]) -> None:
         def start() -> None:
@@ -151,15 +164,14 @@ class CheckpointStore:
         _remove(final)  # a damaged one of the same step, or find_latest would have resumed from it
         aside.rename(final)
         sync_path(self._folder)
-        replacement = self._folder / f"{_UNFINISHED_PREFIX}{LATEST}"
-        write_synced(replacement, f"{final.name}\n".encode())
-        os.replace(replacement, self._folder / LATEST)
-        sync_path(self._folder)
+        self.set_latest(final)
         self._remove_old()
 
     def _remove_old(self) -> None:
         folders = self._newest_first()
         kept, old = folders[: self._keep_last], folders[self._keep_last :]
+        spared = next((f for f in folders if self.spared is not None and step_of(f) <= self.spared), None)
+        old = [folder for folder in old if folder != spared]
         if any(looks_complete(folder) for folder in kept):
             for folder in old:
                 # Renamed first: a removal that is interrupted must not leave half a checkpoint under a good name.

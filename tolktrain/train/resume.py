@@ -11,6 +11,7 @@ from tolktrain.checkpoint.store import CheckpointStore, read_state, step_of
 from tolktrain.config.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.train.metrics import last_step, truncate_metrics
+from tolktrain.train.rollback import carry_out
 from tolktrain.train.stages import StagePlan
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def find_position(run_dir: Path, store: CheckpointStore, previous: Mapping[str, 
     Raises UserError when checkpoints are lost: beginning anew then would overwrite a run without a word.
     """
     store.prepare()
+    carry_out(run_dir, store)
     folder = store.find_latest()
     if folder is None:
         _refuse_if_lost(run_dir, store, previous)

@@ -35,11 +35,14 @@ from tolktrain.train.callbacks.progress import Display
 from tolktrain.train.callbacks.stopping import Stop, StopOnRequest
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.callbacks.validation import Validation
+from tolktrain.train.divergence import Incident
+from tolktrain.train.going_back import go_back
 from tolktrain.train.groups import check_same_groups
 from tolktrain.train.kernels import KernelChoice, choose_kernels
 from tolktrain.train.loop import Callback, StageRun, run_stage
 from tolktrain.train.process import logging_to, set_threads
 from tolktrain.train.resume import Position, find_position
+from tolktrain.train.rollback import Rollback, read_rollbacks, skipped_steps
 from tolktrain.train.rundir import RunDirectory, run_path
 from tolktrain.train.stages import StagePlan, plan_stages, remaining
 from tolktrain.train.utilization import Utilization
@@ -156,16 +159,20 @@ def _run_folder(config: Config, layout: Layout) -> Iterator[_Folder]:
 def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, stop: Stop | None) -> int:
     config, layout, position = setting.config, setting.layout, folder.position
     setting.progress.at("building the model")
-    model = setting.blueprint.build(layout, position.folder)  # notices a backbone that cannot be read
+    # Notices a backbone that cannot be read.
+    model: SmolTolk | None = setting.blueprint.build(layout, position.folder)
+    assert model is not None
     folder.begin()
+    rollbacks = on_rank_zero(layout.rank, lambda: read_rollbacks(folder.path))
     utilization = Utilization.of(setting.blueprint.architecture, config, layout)
     metrics = MetricsLog(config, folder.path, position.step, layout.rank, utilization)
     display = Display(config, plans, metrics, layout)
-    # In this order: a checkpoint comes after all lines of its step are written and all ranks know whether to stop.
+    # In this order: a checkpoint comes after all lines of its step are written and all ranks know whether to stop, and
+    # none is written of a step after which the run goes back.
     callbacks: list[Callback] = [
         metrics,
-        DivergenceGuard(),
         StopOnRequest(stop, layout),
+        DivergenceGuard(config, folder.path, metrics, setting.store, layout),
         Validation(config, _ValidationSource(setting), metrics),
         display,
         Checkpointing(setting.store, metrics, config, setting.blueprint.architecture),
@@ -182,15 +189,18 @@ def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, s
             setting.kernels.description,
             setting.blueprint.cut,
         )
-        stages = remaining(plans, position.step)
-        for plan in stages:
-            if plan is not stages[0]:
-                setting.progress.at("building the model")
-                model = setting.blueprint.build(layout, position.folder)
-            stopped = _run_one_stage(setting, plan, position, model, callbacks)
-            position = Position.of(setting.store.newest())
-            if stopped:
-                break
+        while not stopped and (stages := remaining(plans, position.step)):
+            stopped, incident = _run_one_stage(setting, stages[0], position, rollbacks, model, callbacks)
+            model = None
+            gc.collect()  # the next model needs the memory
+            if incident is None:
+                position = Position.of(setting.store.newest())
+                continue
+            setting.progress.at("going back")
+            position = Position.of(go_back(config, folder.path, setting.store, layout, stages[0], incident))
+            rollbacks = on_rank_zero(layout.rank, lambda: read_rollbacks(folder.path))
+            for callback in callbacks:
+                callback.on_return(position.step)
     finally:
         for callback in reversed(callbacks):
             callback.close()
@@ -202,10 +212,19 @@ def _run_stages(setting: Setting, plans: Sequence[StagePlan], folder: _Folder, s
 
 
 def _run_one_stage(
-    setting: Setting, plan: StagePlan, position: Position, model: SmolTolk, callbacks: Sequence[Callback]
-) -> bool:
-    """Run a stage from `position` on; returns whether it was stopped."""
+    setting: Setting,
+    plan: StagePlan,
+    position: Position,
+    rollbacks: Sequence[Rollback],
+    model: SmolTolk | None,
+    callbacks: Sequence[Callback],
+) -> tuple[bool, Incident | None]:
+    """Run a stage from `position` on, of which `model` is made, if given; returns whether it was stopped, and what
+    makes the run go back."""
     config, layout = setting.config, setting.layout
+    if model is None:
+        setting.progress.at("building the model")
+        model = setting.blueprint.build(layout, position.folder)
     setting.progress.at(f"setting up the stage {plan.name!r}")
     engine = setting.blueprint.start(model, plan.config, layout)
     if position.is_inside(plan):
@@ -218,6 +237,7 @@ def _run_one_stage(
         data_rank=layout.data_rank,
         data_size=layout.data_size,
         step=position.step - plan.first_step,
+        skipped=skipped_steps(rollbacks, plan.name),
         pin_memory=layout.device.type == "cuda",
     )
     run = StageRun(plan, engine, position.step, progress=setting.progress)
@@ -228,9 +248,7 @@ def _run_one_stage(
             run_stage(run, batches, callbacks)
     finally:
         engine.close()
-        del engine
-        gc.collect()
-    return run.stop
+    return run.stop, run.incident
 
 
 def _set_random_states(config: Config, position: Position) -> None:

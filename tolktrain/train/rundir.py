@@ -15,6 +15,7 @@ from tolktrain.config import Config
 from tolktrain.config.errors import UserError
 from tolktrain.config.load import dump_config
 from tolktrain.train.metrics import last_step
+from tolktrain.train.rollback import ROLLBACKS_FILE
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
@@ -30,6 +31,7 @@ FREE_KEYS = (
     "data.text_tokenizer",
     "data.speech_tokenizer",
     "train.max_steps",
+    "train.guard.max_rollbacks",
     "train.micro_batch_size",
     "train.activation_checkpointing",
     "train.log_every_steps",
@@ -96,7 +98,7 @@ class RunDirectory:
 
     def discard_unused(self) -> None:
         """Remove the folders that were made for this start, if no step has been logged."""
-        if self.path in self._created and last_step(self.path) == 0:
+        if self.path in self._created and not _has_begun(self.path):
             shutil.rmtree(self.path)
             for parent in self._created[1:]:
                 parent.rmdir()
@@ -149,7 +151,7 @@ def _lock(path: Path) -> Any:
 def _read_previous(path: Path) -> dict[str, Any] | None:
     """The configuration of the run that is there; a start that never came to a step left none."""
     file = path / CONFIG_FILE
-    if not file.exists() or not (last_step(path) or CheckpointStore(path, keep_last=1).was_used()):
+    if not file.exists() or not (_has_begun(path) or CheckpointStore(path, keep_last=1).was_used()):
         return None
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -158,6 +160,12 @@ def _read_previous(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise UserError(f"{file} is not a configuration; restore it, or start anew with run.restart=true")
     return content
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether there is something that belongs to a configuration. A run that has gone back to its beginning has no
+    steps."""
+    return bool(last_step(path)) or (path / ROLLBACKS_FILE).exists()
 
 
 def _clear(path: Path) -> None:
