@@ -72,7 +72,7 @@ class CheckpointStore:
         self._folder = run_dir / "checkpoints"
         self._keep_last = keep_last
         self._rank = rank
-        self.spared: int | None = None  # the newest checkpoint up to this step is not removed; rank 0's counts
+        self.spared: int | None = None  # for now, no checkpoint up to this step is removed; rank 0's counts
 
     def prepare(self) -> None:
         """Create the folder, and remove what interrupted saves have left. For one process, before anything is saved."""
@@ -170,8 +170,7 @@ class CheckpointStore:
     def _remove_old(self) -> None:
         folders = self._newest_first()
         kept, old = folders[: self._keep_last], folders[self._keep_last :]
-        spared = next((f for f in folders if self.spared is not None and step_of(f) <= self.spared), None)
-        old = [folder for folder in old if folder != spared]
+        old = [folder for folder in old if self.spared is None or step_of(folder) > self.spared]
         if any(looks_complete(folder) for folder in kept):
             for folder in old:
                 # Renamed first: a removal that is interrupted must not leave half a checkpoint under a good name.

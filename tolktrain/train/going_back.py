@@ -43,7 +43,7 @@ def go_back(
     if len(rollbacks) >= config.train.guard.max_rollbacks:
         raise UserError(_given_up(run_dir, plan, incident, len(rollbacks)))
     good = incident.first_step - 1
-    folder = sound_checkpoint_before(store, layout, first_suspect(config, plan, incident.first_step))
+    folder = sound_checkpoint_before(store, layout, _first_suspect(config, plan, incident.first_step))
     # Better one that has learned from suspect data than none.
     folder = folder or sound_checkpoint_before(store, layout, good)
     if folder is None and good >= min(config.checkpoint.every_steps, plan_stages(config)[0].last_step):
@@ -53,7 +53,7 @@ def go_back(
             " train.guard.spike_patience to below the steps that the kept checkpoints span"
         )
     to_step = 0 if folder is None else step_of(folder)
-    first = max(first_suspect(config, plan, incident.first_step), to_step)
+    first = max(_first_suspect(config, plan, incident.first_step), to_step)
     known = skipped_steps(rollbacks, plan.name)
     record = Rollback(
         number=len(rollbacks) + 1,
@@ -84,7 +84,7 @@ def go_back(
     return folder
 
 
-def first_suspect(config: Config, plan: StagePlan, first_bad: int) -> int:
+def _first_suspect(config: Config, plan: StagePlan, first_bad: int) -> int:
     """Steps done before the first whose data is left out when `first_bad` is the first bad step."""
     return max(first_bad - 1 - config.train.guard.skip_before, plan.first_step)
 

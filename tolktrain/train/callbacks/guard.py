@@ -12,7 +12,6 @@ from tolktrain.parallel.layout import Layout
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.divergence import Incident, Judge
-from tolktrain.train.going_back import first_suspect
 from tolktrain.train.loop import StageRun
 from tolktrain.train.metrics import lines_of_stage
 
@@ -42,7 +41,7 @@ class DivergenceGuard(NoCallback):
         if self._layout.rank == 0:
             for line in lines_of_stage(self._run_dir, run.plan.name):
                 self._judge.after(line)
-        self._spare(run)
+        self._spare()
 
     def on_step(self, run: StageRun) -> None:
         """Judge the step."""
@@ -50,7 +49,7 @@ class DivergenceGuard(NoCallback):
         if run.result.skipped:
             logger.warning("step %d skipped: its loss or gradients are not finite", run.step)
         incident = self._judge.after(self._metrics.recent[0]) if self._layout.rank == 0 else None
-        self._spare(run)
+        self._spare()
         if self._agreed(incident is not None):
             run.incident = self._shared(incident)
 
@@ -69,7 +68,7 @@ class DivergenceGuard(NoCallback):
         assert shared[0] is not None
         return shared[0]
 
-    def _spare(self, run: StageRun) -> None:
-        """While steps are bad, more checkpoints may be saved than are kept: let the one to go back to be."""
+    def _spare(self) -> None:
+        """While steps are bad, more checkpoints may be saved than are kept: let those to go back to be."""
         first_bad = self._judge.first_bad
-        self._store.spared = None if first_bad is None else first_suspect(self._config, run.plan, first_bad)
+        self._store.spared = None if first_bad is None else first_bad - 1
