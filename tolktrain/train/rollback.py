@@ -49,7 +49,10 @@ def read_rollbacks(run_dir: Path) -> list[Rollback]:
     if not path.exists():
         return []
     try:
-        return [_parse(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        rollbacks = [_parse(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not rollbacks or [one.number for one in rollbacks] != list(range(1, len(rollbacks) + 1)):
+            raise ValueError("lines are missing")
+        return rollbacks
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {error}); it says which data the run leaves out: restore"
