@@ -82,7 +82,7 @@ def going_wrong(bad: Bad, engine: Engine, layout: Layout) -> Iterator[None]:
 def run_case(bad: Bad, folder: Path, sets: Path) -> dict[str, Any]:
     """Three steps of which the second is bad, against the two good ones alone."""
     overrides = tuple(f"deepspeed.config={folder / OFFLOAD}" for _ in bad.case.overrides)
-    config = replace(bad.case, overrides=overrides).config(folder, sets)
+    config = replace(bad.case, overrides=("model.backbone.num_layers=2", *overrides)).config(folder, sets)
     parallel = config.parallel
     layout = initialize(parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.sequence_parallel)
     blueprint = Blueprint.of(config)
