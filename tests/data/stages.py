@@ -8,14 +8,19 @@ from tolktrain.config import Config
 from tolktrain.data.batch import Batch
 from tolktrain.data.loader import StageLoader
 from tolktrain.data.sequences import Vocabulary
+from tolktrain.data.skipping import SkippedSteps
 
 VOCABULARY = Vocabulary(TEXT_VOCAB_SIZE, TEXT_EOS, 50)
 NUM_CANONICAL_NODES = 4
 
 
-def stage_loader(config: Config, step: int = 0, rank: int = 0, size: int = 1, seed: int = 5) -> StageLoader:
+def stage_loader(
+    config: Config, step: int = 0, rank: int = 0, size: int = 1, seed: int = 5, skipped: SkippedSteps | None = None
+) -> StageLoader:
     mixture = config.train.stages[0].mixture
-    return StageLoader(config, mixture, VOCABULARY, seed=seed, data_rank=rank, data_size=size, step=step)
+    return StageLoader(
+        config, mixture, VOCABULARY, seed=seed, data_rank=rank, data_size=size, step=step, skipped=skipped
+    )
 
 
 def rows(batches: list[Batch]) -> list[tuple[Any, ...]]:
@@ -33,12 +38,19 @@ def rows(batches: list[Batch]) -> list[tuple[Any, ...]]:
     ]
 
 
-def global_batches(config: Config, steps: int, start: int = 0, size: int = 1, seed: int = 5) -> list[list[Any]]:
+def global_batches(
+    config: Config,
+    steps: int,
+    start: int = 0,
+    size: int = 1,
+    seed: int = 5,
+    skipped: SkippedSteps | None = None,
+) -> list[list[Any]]:
     """The global batch of each step, its rows sorted; all data ranks are emulated here one after the other."""
     result: list[list[Any]] = [[] for _ in range(steps)]
     micro = config.train.micro_batch_size
     for rank in range(size):
-        with stage_loader(config, start, rank, size, seed) as loader:
+        with stage_loader(config, start, rank, size, seed, skipped) as loader:
             for step in range(steps):
                 batches = next(loader)
                 assert [len(batch.record_ids) for batch in batches] == [micro] * (12 // size // micro)

@@ -22,6 +22,7 @@ from tolktrain.config.errors import UserError
 from tolktrain.data.folder import open_records
 from tolktrain.data.loader import validation_batches
 from tolktrain.data.sequences import build_sequence, sequence_rng
+from tolktrain.data.skipping import SkippedSteps
 
 MakeConfig = Callable[..., Config]
 
@@ -53,6 +54,33 @@ def test_starts_at_any_step(
 ) -> None:
     config = make_config({"a": stories}, num_workers=workers, num_canonical_nodes=NUM_CANONICAL_NODES)
     assert global_batches(config, 20 - start, start, size=1 if workers else 2) == reference[start:]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "start", "size", "workers", "micro"),
+    [
+        ([range(3, 5)], 3, 1, 0, 12),
+        ([range(6, 9), range(0, 1)], 0, 2, 0, 2),  # over the end of an epoch, and the very first
+        ([range(6, 9), range(0, 1)], 0, 1, 2, 4),
+        ([range(2, 8), range(9, 11), range(17, 19)], 1, 1, 4, 2),  # up to the end of an epoch; several
+    ],
+)
+def test_skipped_steps_are_left_out(
+    stories: Path,
+    make_config: MakeConfig,
+    reference: list[Any],
+    ranges: list[range],
+    start: int,
+    size: int,
+    workers: int,
+    micro: int,
+) -> None:
+    config = make_config(
+        {"a": stories}, micro_batch_size=micro, num_workers=workers, num_canonical_nodes=NUM_CANONICAL_NODES
+    )
+    left = [batch for step, batch in enumerate(reference) if not any(step in one for one in ranges)]
+    found = global_batches(config, len(left) - start, start, size=size, skipped=SkippedSteps(ranges))
+    assert found == left[start:]
 
 
 def test_micro_batches_come_in_the_same_order_from_loader_processes(stories: Path, make_config: MakeConfig) -> None:

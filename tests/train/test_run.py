@@ -21,7 +21,6 @@ from tolktrain.interop.weights import export_weights, load_weights
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.naming import canonical_state
 from tolktrain.train import run as run_module
-from tolktrain.train.callbacks import guard
 from tolktrain.train.restore import load_model
 from tolktrain.train.run import train
 
@@ -260,13 +259,14 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(
 def test_divergence_ends_the_run(
     tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(guard.DivergenceGuard.__init__, "__defaults__", (3,))
     monkeypatch.setattr("tolktrain.train.module.loss_from_sums", lambda sums, *_: sums.text_nll * float("nan"))
-    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match="training has diverged.*3 steps in a row"):
-        train(small_config(tmp_path, sets, "checkpoint.every_steps=100"))
+    overrides = ("train.guard.max_skipped_in_a_row=3", "train.guard.max_rollbacks=0")
+    message = "training has diverged: in the stage 'text', up to step 3, the losses or gradients of the last 3 steps"
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=message):
+        train(small_config(tmp_path, sets, *overrides))
     lines = read_metrics(tmp_path / "runs" / "small")
     assert [(line["step"], line["skipped"], line["grad_norm"]) for line in lines] == [(n, 1, None) for n in (1, 2, 3)]
-    assert caplog.text.count("skipped: its gradients are not finite") == 3
+    assert caplog.text.count("skipped: its loss or gradients are not finite") == 3
 
 
 def test_bf16_without_zero_trains_and_goes_on(tmp_path: Path, sets: Path) -> None:

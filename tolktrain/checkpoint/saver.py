@@ -22,7 +22,6 @@ from tolktrain.checkpoint.reader import TENSORS
 from tolktrain.checkpoint.retention import Candidate, Retention, choose_kept
 from tolktrain.checkpoint.slices import KINDS, Snapshot
 from tolktrain.checkpoint.store import (
-    LATEST,
     STATE,
     UNFINISHED_PREFIX,
     CheckpointStore,
@@ -80,6 +79,7 @@ class CheckpointSaver:
         self._fence = fence or Fence()
         self._on_saved = on_saved
         self._best_metric = best_metric
+        self.spared: int | None = None  # for now, no checkpoint up to this step is removed; rank 0's counts
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -130,6 +130,10 @@ class CheckpointSaver:
             raise failure
         if self._fence.lost() is not None:
             self._fence.check()
+
+    def state_of(self, step: int) -> dict[str, Any]:
+        """state.json of a checkpoint."""
+        return read_state(self._store.folder / step_name(step))
 
     @property
     def is_saving(self) -> bool:
@@ -190,11 +194,7 @@ class CheckpointSaver:
             final.rename(doomed)
         aside.rename(final)
         sync_path(final.parent)
-        replacement = final.parent / f"{UNFINISHED_PREFIX}{self._fence.token:08d}-{LATEST}"
-        write_synced(replacement, f"{final.name}\n".encode())
-        self._fence.check()
-        os.replace(replacement, final.parent / LATEST)
-        sync_path(final.parent)
+        self._store.set_latest(final, self._fence.token, self._fence.check)
         remove(doomed)
         self._remove_old()
 
@@ -203,7 +203,7 @@ class CheckpointSaver:
         candidates = [self._candidate(step, folder) for step, folder in folders.items()]
         kept = choose_kept(candidates, self._retention)
         for step, folder in folders.items():
-            if step not in kept:
+            if step not in kept and (self.spared is None or step > self.spared):
                 # Renamed first: a removal that is interrupted must not leave half a checkpoint under a good name.
                 doomed = self._doomed(folder)
                 remove(doomed)

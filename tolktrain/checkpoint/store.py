@@ -17,15 +17,16 @@ masters, rounded, and so need no place of their own. `saver` writes, this module
 
 import json
 import logging
+import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from tolktrain.checkpoint.manifest import DamagedCheckpointError, verify
+from tolktrain.checkpoint.manifest import DamagedCheckpointError, sync_path, verify, write_synced
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import FIRST_MOMENTS, PARAMETERS, SECOND_MOMENTS
 from tolktrain.config.errors import UserError
@@ -73,6 +74,17 @@ class CheckpointStore:
     def was_used(self) -> bool:
         """Whether a checkpoint has ever been completed here."""
         return (self.folder / LATEST).exists() or bool(self.newest_first())
+
+    def set_latest(self, folder: Path | None, token: int = 0, check: Callable[[], object] = lambda: None) -> None:
+        """Let `latest` name a checkpoint, or nothing. `check` may object in the last moment by raising."""
+        if folder is None:
+            (self.folder / LATEST).unlink(missing_ok=True)
+        else:
+            replacement = self.folder / f"{UNFINISHED_PREFIX}{token:08d}-{LATEST}"
+            write_synced(replacement, f"{folder.name}\n".encode())
+            check()
+            os.replace(replacement, self.folder / LATEST)
+        sync_path(self.folder)
 
     def set_aside_newer(self, folder: Path | None, suffix: str = "damaged") -> None:
         """Rename checkpoints newer than `folder`, so that they are not met again."""

@@ -74,6 +74,42 @@ class ValidationConfig(StrictModel):
     )
 
 
+class GuardConfig(StrictModel):
+    """What happens when training breaks down: the run goes back and leaves out the data that led there."""
+
+    max_skipped_in_a_row: int = Field(
+        default=20,
+        gt=0,
+        description="Steps skipped in a row, for losses or gradients that are not finite, after which the run goes"
+        " back.",
+    )
+    spike_sigma: float | None = Field(
+        default=8.0,
+        gt=0,
+        description="Robust standard deviations above the median of the recent losses from which a loss counts as"
+        " spiking; null to look for no spikes.",
+    )
+    spike_window: int = Field(
+        default=200,
+        ge=4,
+        description="Recent losses of the stage that make the median; no loss counts as spiking before there are as"
+        " many.",
+    )
+    spike_patience: int = Field(
+        default=20,
+        gt=0,
+        description="Spiking losses in a row after which the run goes back; fewer are outliers.",
+    )
+    skip_before: int = Field(
+        default=10,
+        ge=0,
+        description="Steps before the first bad one whose data is left out too: what breaks a model shows later.",
+    )
+    max_rollbacks: int = Field(
+        default=3, ge=0, description="Times that the run goes back; after that a divergence ends it."
+    )
+
+
 class TrainConfig(StrictModel):
     """The training run."""
 
@@ -95,6 +131,7 @@ class TrainConfig(StrictModel):
     )
     max_steps: int | None = Field(default=None, gt=0, description="Ends the run early, counted over all stages.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimizer settings.")
+    guard: GuardConfig = Field(default=GuardConfig(), description="What happens when training diverges.")
     validation: ValidationConfig = Field(default=ValidationConfig(), description="Validation during training.")
     log_every_steps: int = Field(
         default=10, gt=0, description="Steps between progress lines; metrics.jsonl has every step."

@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Iterator
+from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -17,8 +18,9 @@ from tolktrain.config.data import DatasetConfig, InterleavingConfig, Mixture, St
 from tolktrain.config.errors import UserError
 from tolktrain.data.batch import Batch, collate
 from tolktrain.data.folder import open_records
-from tolktrain.data.mixture import MixturePlan, RecordMixture, Sample
+from tolktrain.data.mixture import MixturePlan, RecordMixture, Sample, Segment
 from tolktrain.data.sequences import Sequence, Vocabulary, build_sequence, sequence_rng
+from tolktrain.data.skipping import SkippedSteps
 
 _PREFETCHED_BATCHES = 4
 _CLOSING_SECONDS = 3.0  # for loader processes to end by themselves; they need some milliseconds if nothing is wrong
@@ -28,7 +30,8 @@ class StageLoader:
     """Yields, for each optimizer step, the list of accumulation micro batches of this data rank, without an end.
 
     The global batch of step k is the same for any number of data ranks, loader processes and micro batches; it starts
-    at any step. Close it, or use it as a context manager, before the next stage opens its own.
+    at any step. Steps of the data that are `skipped` are left out: the next ones follow in their place. Close it, or
+    use it as a context manager, before the next stage opens its own.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class StageLoader:
         data_rank: int = 0,
         data_size: int = 1,
         step: int = 0,
+        skipped: SkippedSteps | None = None,
         pin_memory: bool = False,
     ) -> None:
         train = config.train
@@ -55,7 +59,9 @@ class StageLoader:
         )
         self.steps_per_epoch = self._records.steps_per_epoch
         self.accumulation_steps = train.global_batch_size // (train.micro_batch_size * data_size)
-        batches = _MicroBatches(self._records, vocabulary, train.sequence_length, config.data.interleaving, seed, step)
+        segments = list((skipped or SkippedSteps()).segments(step))
+        length, interleaving = train.sequence_length, config.data.interleaving
+        batches = _MicroBatches(self._records, vocabulary, length, interleaving, seed, segments)
         workers = config.data.num_workers
         self._loader: DataLoader[Batch] | None = DataLoader(
             batches,
@@ -142,19 +148,19 @@ class _MicroBatches(IterableDataset[Batch]):
         sequence_length: int,
         interleaving: InterleavingConfig,
         seed: int,
-        step: int,
+        segments: AbstractSequence[Segment],
     ) -> None:
         self._records = records
         self._vocabulary = vocabulary
         self._sequence_length = sequence_length
         self._interleaving = interleaving
         self._seed = seed
-        self._step = step
+        self._segments = segments
 
     def __iter__(self) -> Iterator[Batch | UserError | None]:  # type: ignore[override]
         # A bad record is handed over as a value: a loader process would wrap its traceback into the message.
         try:
-            for samples in self._records.micro_batches(self._step):
+            for samples in self._records.micro_batches(self._segments):
                 yield None if samples is None else collate([self._sequence(sample) for sample in samples])
         except UserError as error:
             yield error

@@ -39,6 +39,9 @@ _LOOKAHEAD = 256
 # What the library demands.
 _SHARDS_IN_CACHE = 4
 
+# The first step to read, and the one to stop before, None for none.
+Segment = tuple[int, int | None]
+
 _STRATEGIES: tuple[Strategy, ...] = ("speech", "text", "interleaved", "recognition", "synthesis")
 
 
@@ -164,25 +167,28 @@ class RecordMixture(StreamingDataset):
         num_nodes = _num_nodes(environment.num_nodes, data_size, config.num_canonical_nodes)
         self._parallel_rank_world = World(num_nodes, data_size // num_nodes, 1, data_rank)
 
-    def micro_batches(self, step: int) -> Iterator[list[Sample] | None]:
-        """Micro batches of this rank (in a loader process: of this worker) from a step on, epoch after epoch, for ever.
+    def micro_batches(self, segments: Sequence[Segment]) -> Iterator[list[Sample] | None]:
+        """Micro batches of this rank (in a loader process: of this worker), segment after segment, epoch after epoch.
 
-        In a loader process a None stands in for each micro batch that the last round of an epoch lacks, so that every
-        worker yields the same number per epoch and a loader that asks them in turn keeps the order.
+        In a loader process a None stands in for each micro batch that the last round of an epoch or of a segment lacks,
+        so that every worker yields the same number and a loader that asks them in turn keeps the order.
         """
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        while True:
-            self._position = (epoch, step_in_epoch * self.global_batch_size)
-            done = step_in_epoch * self.micro_batches_per_epoch // self.steps_per_epoch
-            worker = self._parallel_rank_world.detect_workers()
-            rounds, rest = divmod(self.micro_batches_per_epoch - done, worker.workers_per_rank)
-            expected = rounds + (worker.worker_of_rank < rest)
-            yield from self._epoch(epoch, expected)
-            if rest and worker.worker_of_rank >= rest:
-                yield None
-            epoch, step_in_epoch = epoch + 1, 0
+        for begin, end in segments:
+            step = begin
+            while end is None or step < end:
+                epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+                left = self.steps_per_epoch - step_in_epoch
+                count = left if end is None else min(left, end - step)
+                self._position = (epoch, step_in_epoch * self.global_batch_size)
+                worker = self._parallel_rank_world.detect_workers()
+                per_step = self.micro_batches_per_epoch // self.steps_per_epoch
+                rounds, rest = divmod(count * per_step, worker.workers_per_rank)
+                yield from self._epoch(epoch, rounds + (worker.worker_of_rank < rest), to_the_end=count == left)
+                if rest and worker.worker_of_rank >= rest:
+                    yield None
+                step += count
 
-    def _epoch(self, epoch: int, expected: int) -> Iterator[list[Sample]]:
+    def _epoch(self, epoch: int, expected: int, to_the_end: bool) -> Iterator[list[Sample]]:
         samples: Iterator[tuple[Record, int]] = iter(self)
         for _ in range(expected):
             failure: Exception | None = None
@@ -198,6 +204,8 @@ class RecordMixture(StreamingDataset):
                 cause = self._failure or failure
                 raise UserError(f"records cannot be read: {cause}") from cause
             yield rows
+        if not to_the_end:
+            return  # the library ends the threads of this epoch when the next one begins
         for _ in samples:
             raise AssertionError("the epoch is longer than planned")
 

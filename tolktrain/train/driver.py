@@ -14,7 +14,7 @@ class Update(NamedTuple):
 
     sums: Tensor  # float64 [3]: text nll, speech nll, entropy of this rank's micro batches
     grad_norm: float  # of the global batch, before clipping
-    skipped: bool  # the gradients were not finite: nothing was changed
+    skipped: bool  # the loss of a rank or the gradients were not finite: nothing was changed
 
 
 class Driver(Protocol):

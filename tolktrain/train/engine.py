@@ -39,7 +39,7 @@ class StepResult:
     entropy: float
     counts: LossCounts
     grad_norm: float  # before clipping; infinite or NaN if the step was skipped
-    skipped: bool  # the gradients were not finite: nothing was changed
+    skipped: bool  # the loss of a rank or the gradients were not finite: nothing was changed
 
     @property
     def text_loss(self) -> float | None:

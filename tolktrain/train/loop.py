@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from tolktrain.cluster.progress import Progress
 from tolktrain.data.batch import Batch
 from tolktrain.model.step_flops import StepCounts
+from tolktrain.train.divergence import Incident
 from tolktrain.train.engine import Engine, StepResult
 from tolktrain.train.optimizer import Rates, rates_at
 from tolktrain.train.stages import StagePlan
@@ -21,6 +22,7 @@ class StageRun:
     engine: Engine
     step: int  # steps done since the beginning of the run
     stop: bool = False  # leave after this step; the same on all ranks
+    incident: Incident | None = None  # training has diverged: leave at once; the same on all ranks
     seconds: float = 0.0  # of the last step, waiting for data included
     data_seconds: float = 0.0  # of the last step, waiting for this rank's own loader
     rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0))  # of the last step
@@ -54,6 +56,9 @@ class Callback(Protocol):
     def on_step(self, run: StageRun) -> None:
         """After each step."""
 
+    def on_return(self, step: int) -> None:
+        """When the run goes back to the checkpoint of `step`."""
+
     def close(self) -> None:
         """When training ends, also by an error."""
 
@@ -76,6 +81,8 @@ def run_stage(run: StageRun, batches: Iterator[list[Batch]], callbacks: Sequence
         run.progress.at("after the update")
         for callback in callbacks:
             callback.on_step(run)
+            if run.incident is not None:
+                return  # the callbacks after this one would validate and save what is to be undone
 
 
 def timed(batches: Iterable[list[Batch]], run: StageRun) -> Iterator[list[Batch]]:

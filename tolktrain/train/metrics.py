@@ -4,7 +4,7 @@ import json
 import math
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,15 @@ def last_step(run_dir: Path) -> int:
         return 0
     steps = [_step_of(text) for text in path.read_text(encoding="utf-8").splitlines()]
     return int(max((step for step in steps if math.isfinite(step)), default=0))
+
+
+def lines_of_stage(run_dir: Path, stage: str) -> Iterator[Line]:
+    """The lines of the steps of a stage, in order."""
+    with open(run_dir / METRICS_FILE, encoding="utf-8") as file:
+        for text in file:
+            line = json.loads(text)
+            if line["stage"] == stage and "loss" in line:
+                yield line
 
 
 def step_line(

@@ -1,5 +1,6 @@
 """The module that DeepSpeed drives: the model and its loss."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,10 @@ class LossCounts(NamedTuple):
 
     def loss(self, sums: LossSums, entropy_weight: float) -> Tensor:
         """A micro batch's share of the global batch's loss."""
-        return loss_from_sums(sums, self.num_text + self.num_speech, self.num_entropy, entropy_weight)
+        loss = loss_from_sums(sums, self.num_text + self.num_speech, self.num_entropy, entropy_weight)
+        # A loss that is not finite may have finite gradients, and DeepSpeed looks at gradients alone. As NaN they
+        # reach all ranks in the reduction and the norm, so that all of them skip the step.
+        return loss * torch.where(torch.isfinite(loss), 1.0, math.nan)
 
 
 class LossModule(nn.Module):

@@ -16,6 +16,7 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.parallel.layout import Layout
 from tolktrain.parallel.together import on_rank_zero
 from tolktrain.train.metrics import last_step, truncate_metrics
+from tolktrain.train.rollback import carry_out
 from tolktrain.train.stages import StagePlan
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,12 @@ def find_position(
 
     Raises UserError when checkpoints are lost: beginning anew then would overwrite a run without a word.
     """
-    on_rank_zero(layout.rank, store.prepare)
+
+    def tidy() -> None:
+        store.prepare()
+        carry_out(run_dir, store)
+
+    on_rank_zero(layout.rank, tidy)
     folder = find_sound(store, layout)
 
     def settle() -> None:
@@ -77,12 +83,14 @@ def find_position(
     return folder
 
 
-def find_sound(store: CheckpointStore, layout: Layout) -> Path | None:
-    """The newest checkpoint whose files are as they were written; collective, every rank checks some of the files.
+def find_sound(store: CheckpointStore, layout: Layout, not_after: int | None = None) -> Path | None:
+    """The newest checkpoint (up to the step `not_after`) whose files are as they were written, or None; collective.
 
-    Damaged ones are named in a warning.
+    Every rank checks some of the files. Damaged ones are named in a warning.
     """
     for folder in on_rank_zero(layout.rank, store.newest_first):
+        if not_after is not None and step_of(folder) > not_after:
+            continue
         complaint = _complaint(folder, layout)
         if complaint is None:
             return Path(folder)

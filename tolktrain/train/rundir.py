@@ -17,6 +17,7 @@ from tolktrain.config.errors import UserError
 from tolktrain.config.load import dump_config
 from tolktrain.train.metrics import last_step
 from tolktrain.train.remote import forget_copies, restore_newest
+from tolktrain.train.rollback import ROLLBACKS_FILE
 
 CONFIG_FILE = "config.yaml"
 LOG_FOLDER = "logs"
@@ -106,7 +107,7 @@ class RunDirectory:
 
     def discard_unused(self) -> None:
         """Remove the folders that were made for this start, if no step has been logged."""
-        if self.path not in self._created or last_step(self.path) > 0:
+        if self.path not in self._created or _has_begun(self.path):
             return
         try:
             self.lease.check()
@@ -159,7 +160,7 @@ def _say(line: str) -> None:
 def _read_previous(path: Path) -> dict[str, Any] | None:
     """The configuration of the run that is there; a start that never came to a step left none."""
     file = path / CONFIG_FILE
-    if not file.exists() or not (last_step(path) or CheckpointStore(path).was_used()):
+    if not file.exists() or not (_has_begun(path) or CheckpointStore(path).was_used()):
         return None
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -168,6 +169,12 @@ def _read_previous(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise UserError(f"{file} is not a configuration; restore it, or start anew with run.restart=true")
     return content
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether there is something that belongs to a configuration. A run that has gone back to its beginning has no
+    steps."""
+    return bool(last_step(path)) or (path / ROLLBACKS_FILE).exists()
 
 
 def _clear(path: Path) -> None:

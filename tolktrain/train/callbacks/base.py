@@ -12,5 +12,8 @@ class NoCallback:
     def on_step(self, run: StageRun) -> None:
         """Nothing."""
 
+    def on_return(self, step: int) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Nothing."""

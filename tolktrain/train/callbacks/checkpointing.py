@@ -69,6 +69,10 @@ class Checkpointing(NoCallback):
         if run.step % self._config.checkpoint.every_steps == 0 or run.at_last_step:
             self._save(run)
 
+    def on_return(self, step: int) -> None:
+        """Know what was known at that step."""
+        self._measured = dict(self._saver.state_of(step).get("metrics", {})) if step else {}
+
     def close(self) -> None:
         """Let a save that is under way end."""
         self._saver.close()
@@ -107,8 +111,8 @@ class Checkpointing(NoCallback):
             "stage_complete": run.stage_complete,
             "tokens": run.step * train.global_batch_size * train.sequence_length,
             "adam_updates": run.engine.num_updates,
-            # The data position is a function of the step; the count is for readers.
-            "data": {"step": run.step_in_stage, "sequences": run.step_in_stage * train.global_batch_size},
+            # The data position is a function of the step and of rollbacks.jsonl; the count is for readers.
+            "data": {"sequences": run.step_in_stage * train.global_batch_size},
             "metrics": dict(self._measured),
             "random_states": capture_random_states(),
             "layout": {

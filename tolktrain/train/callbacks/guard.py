@@ -1,34 +1,74 @@
-"""Ends a run that has broken down."""
+"""Notices that training breaks down."""
 
 import logging
+from pathlib import Path
 
-from tolktrain.config.errors import UserError
+import torch
+import torch.distributed as dist
+
+from tolktrain.checkpoint.saver import CheckpointSaver
+from tolktrain.config import Config
+from tolktrain.parallel.layout import Layout
 from tolktrain.train.callbacks.base import NoCallback
+from tolktrain.train.callbacks.trackers import MetricsLog
+from tolktrain.train.divergence import Incident, Judge
 from tolktrain.train.loop import StageRun
-
-MOST_SKIPPED_IN_A_ROW = 20
+from tolktrain.train.metrics import lines_of_stage
 
 logger = logging.getLogger(__name__)
 
 
 class DivergenceGuard(NoCallback):
-    """Ends the run when steps are skipped, because their gradients are not finite, again and again."""
+    """Lets all ranks leave a stage in which too many steps are skipped in a row, or the loss stays above the recent
+    ones.
 
-    def __init__(self, most_in_a_row: int = MOST_SKIPPED_IN_A_ROW) -> None:
-        self._most_in_a_row = most_in_a_row
-        self._in_a_row = 0
+    Rank 0 decides, from the lines of metrics.jsonl: what it knows after a restart is what it knew before.
+    """
+
+    def __init__(
+        self, config: Config, run_dir: Path, metrics: MetricsLog, saver: CheckpointSaver, layout: Layout
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._metrics = metrics
+        self._saver = saver
+        self._layout = layout
+        self._judge = Judge(config.train.guard)
+
+    def on_stage_start(self, run: StageRun) -> None:
+        """Take in what the stage has been so far."""
+        self._judge = Judge(self._config.train.guard)
+        if self._layout.rank == 0:
+            for line in lines_of_stage(self._run_dir, run.plan.name):
+                self._judge.after(line)
+        self._spare()
 
     def on_step(self, run: StageRun) -> None:
-        """Count the step if it was skipped. Raises UserError at the last of too many."""
+        """Judge the step."""
         assert run.result is not None
-        if not run.result.skipped:
-            self._in_a_row = 0
-            return
-        self._in_a_row += 1
-        logger.warning("step %d skipped: its gradients are not finite", run.step)
-        if self._in_a_row >= self._most_in_a_row:
-            raise UserError(
-                f"training has diverged: the gradients of {self._in_a_row} steps in a row, up to step {run.step} of the"
-                f" stage {run.plan.name!r}, were not finite; lower its learning rate or train.optimizer.clip_grad_norm,"
-                " or lengthen its warm-up, and go on from the last checkpoint"
-            )
+        if run.result.skipped:
+            logger.warning("step %d skipped: its loss or gradients are not finite", run.step)
+        incident = self._judge.after(self._metrics.recent[0]) if self._layout.rank == 0 else None
+        self._spare()
+        if self._agreed(incident is not None):
+            run.incident = self._shared(incident)
+
+    def _agreed(self, diverged: bool) -> bool:
+        """Rank 0's opinion: in the last digits the loss may differ between ranks."""
+        if self._layout.world_size == 1:
+            return diverged
+        opinion = torch.tensor(int(diverged))
+        dist.broadcast(opinion, src=0)
+        return bool(opinion.item())
+
+    def _shared(self, incident: Incident | None) -> Incident:
+        shared = [incident]
+        if self._layout.world_size > 1:
+            dist.broadcast_object_list(shared, src=0)
+        assert shared[0] is not None
+        return shared[0]
+
+    def _spare(self) -> None:
+        """While steps are bad, more checkpoints may be saved than are kept: let those to go back to be."""
+        first_bad = self._judge.first_bad
+        self._saver.spared = None if first_bad is None else first_bad - 1

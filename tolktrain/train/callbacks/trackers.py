@@ -30,12 +30,16 @@ class MetricsLog(NoCallback):
 
     def __init__(self, config: Config, run_dir: Path, step: int, rank: int, utilization: Utilization) -> None:
         """`step` is where training begins; what trackers have seen after it is void."""
+        self._config = config
+        self._run_dir = run_dir
         self._utilization = utilization
         self._entropy_weight = config.model.speech.entropy_weight
         self._tokens_per_step = config.train.global_batch_size * config.train.sequence_length
-        self._file = MetricsFile(run_dir) if rank == 0 else None
-        self._trackers = _open_trackers(config, run_dir, step) if rank == 0 else []
+        self._rank = rank
+        self._file: MetricsFile | None = None
+        self._trackers: list[Tracker] = []
         self.recent: list[Line] = []  # lines since the last step, for whoever shows them
+        self._open(step)
 
     def on_step(self, run: StageRun) -> None:
         """Write the line of the step."""
@@ -45,6 +49,11 @@ class MetricsLog(NoCallback):
         mfu = self._utilization.mfu(counts, run.plan.config.trainable, run.seconds)
         arguments = (self._tokens_per_step, run.seconds, run.rates, run.result, self._entropy_weight, mfu)
         self.write(step_line(run.step, run.plan.name, *arguments) | run.notes)
+
+    def on_return(self, step: int) -> None:
+        """Open all places anew: metrics.jsonl has become another file, without the lines after `step`."""
+        self.close()
+        self._open(step)
 
     def write(self, line: Line) -> None:
         """Write a line with a step to all places."""
@@ -64,6 +73,12 @@ class MetricsLog(NoCallback):
         for place in [*self._trackers, *([self._file] if self._file is not None else [])]:
             place.close()
 
+    def _open(self, step: int) -> None:
+        self.recent.clear()
+        if self._rank == 0:
+            self._file = MetricsFile(self._run_dir)
+            self._trackers = _open_trackers(self._config, self._run_dir, step)
+
 
 class TensorBoard:
     """Event files in the run's folder tensorboard/."""
@@ -71,8 +86,8 @@ class TensorBoard:
     def __init__(self, run_dir: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Events after the checkpoint of a resumed run belong to steps that are run again.
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        # Events after the step that a run goes on from belong to steps that are run again.
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, line: Line) -> None:
         """Each number is a curve."""

@@ -1,0 +1,107 @@
+"""The folder of a run, opened by all ranks: whose it is, where the run goes on, and what saves into it."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from tolktrain.checkpoint.retention import Retention
+from tolktrain.checkpoint.saver import CheckpointSaver, Fence
+from tolktrain.checkpoint.store import CheckpointStore
+from tolktrain.cluster.progress import Progress
+from tolktrain.config import Config
+from tolktrain.parallel.layout import Layout
+from tolktrain.parallel.together import on_rank_zero
+from tolktrain.train.process import dumping_to, log_path, logging_to
+from tolktrain.train.remote import uploads_of
+from tolktrain.train.resume import Position, find_position
+from tolktrain.train.rundir import RunDirectory, run_path
+
+# Until ranks that have written their part give up on one that has not. The watch notices the main threads that wait.
+_LONGEST_SAVE = timedelta(hours=6)
+_LONGEST_LAST_COPY = 60.0  # seconds that leaving waits for copies in a bucket; the next start makes up for them
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """The run's folder as all ranks see it."""
+
+    path: Path
+    store: CheckpointStore
+    position: Position
+    fence: Fence
+    begin: Callable[[], None]  # collective: from here on the folder is this run's; nothing was changed before
+
+
+@contextlib.contextmanager
+def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[OpenRun]:
+    """Take the run's folder, log into it, and find where the run goes on; collective.
+
+    Raises UserError when another training holds the folder, it belongs to another configuration, or its checkpoints
+    are lost.
+    """
+    run_dir = run_path(config)
+    store = CheckpointStore(run_dir)
+    directory: list[RunDirectory] = []  # of rank 0
+
+    def open_directory() -> tuple[int, bool, dict[str, Any] | None]:
+        directory.append(RunDirectory.open(config))
+        return directory[0].lease.token, directory[0].starts_anew, directory[0].previous
+
+    def begin() -> None:
+        directory[0].begin()
+        store.prepare()
+
+    try:
+        token, starts_anew, previous = on_rank_zero(layout.rank, open_directory)
+        fence = Fence(token)
+        if directory:
+            lease = directory[0].lease
+            fence = Fence(token, lease.check, lambda: lease.lost)
+        with logging_to(run_dir, layout.rank), dumping_to(log_path(run_dir, layout.rank), progress):
+            try:
+                position = Position.of(None if starts_anew else find_position(run_dir, store, previous, layout))
+                yield OpenRun(run_dir, store, position, fence, lambda: on_rank_zero(layout.rank, begin))
+            except Exception:
+                logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it
+                raise
+    except BaseException:
+        for opened in directory:
+            opened.discard_unused()
+        raise
+    finally:
+        for opened in directory:
+            opened.close()
+
+
+@contextlib.contextmanager
+def saving(config: Config, layout: Layout, run: OpenRun) -> Iterator[CheckpointSaver]:
+    """What writes the run's checkpoints, with a group of its own: it talks while the main thread does too."""
+    settings = config.checkpoint
+    group: Any = dist.new_group(backend="gloo", timeout=_LONGEST_SAVE) if layout.world_size > 1 else None
+    uploads = uploads_of(config) if layout.rank == 0 else None
+    saver = CheckpointSaver(
+        run.store,
+        Retention(settings.keep_last, settings.keep_every_steps, settings.keep_best),
+        rank=layout.rank,
+        group=group,
+        fence=run.fence,
+        on_saved=(lambda _: None) if uploads is None else uploads.submit,
+        best_metric=settings.best_metric,
+    )
+    finished = False
+    try:
+        yield saver
+        finished = True
+    finally:
+        if uploads is not None:
+            uploads.close(_LONGEST_LAST_COPY if finished else 0.0)
+        if group is not None:
+            dist.destroy_process_group(group)
