@@ -1,0 +1,179 @@
+"""One run through everything that happens to long runs, compared with one to which nothing happened."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from long_runs import NO_GPUS, SCRIPT, LongRun, wait_until
+from minislurm import Cluster, Job
+from small_runs import assert_close, read_metrics, write_sets
+
+from tolktrain.checkpoint.store import read_moments, read_parameters, step_name
+
+EVERY = 10  # steps between checkpoints, and between validations
+OVERRIDES = [
+    *("parallel.tensor_parallel_size=2", f"checkpoint.every_steps={EVERY}"),
+    *(f"train.validation.every_steps={EVERY}", "train.validation.sequences=4"),
+    # Where a gradient is next to nothing, Adam would otherwise turn its rounding into an update of full size.
+    "train.optimizer.eps=1e-5",
+]
+
+
+@pytest.fixture(scope="module")
+def own_cluster() -> Iterator[Cluster]:
+    """A cluster whose nodes may be crashed."""
+    cluster = Cluster(Path(tempfile.mkdtemp(prefix="minislurm-", dir="/tmp")))
+    try:
+        if reason := cluster.obstacle():
+            pytest.skip(reason)
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+class Disturbed:
+    """The run, its present job, and how often it was launched."""
+
+    def __init__(self, cluster: Cluster, run: LongRun) -> None:
+        self.cluster = cluster
+        self.run = run
+        self.number = run.submit(2)
+        self.launched = 1
+        self.step = run.wait_for_step(self.number, 1, self.launched)
+
+    def goes_on(self) -> None:
+        """Wait until it has been launched again and is beyond where it was."""
+        self.launched += 1
+        self.step = self.run.wait_for_step(self.number, self.step + EVERY, self.launched)
+
+    def signalled(self) -> None:
+        self.cluster.run("scancel", "--batch", "--signal=USR1", str(self.number)).check_returncode()
+
+    def preempted(self) -> None:
+        urgent = self.cluster.submit("--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 600")
+        wait_until(lambda: self.cluster.job(urgent).state == "RUNNING", lambda: self.run.text)
+        assert self.cluster.job(self.number).state == "PENDING"
+        self.cluster.run("scancel", str(urgent)).check_returncode()
+
+    def refuses_a_second_job(self) -> None:
+        output = self.run.output.with_name("second")
+        alone = ["--nodes=1", "--ntasks-per-node=1", NO_GPUS, "--cpus-per-task=1", f"--output={output}"]
+        layout = "parallel.tensor_parallel_size=1"
+        second = self.cluster.submit(*alone, str(SCRIPT), str(self.run.config), *OVERRIDES, layout)
+        assert self.cluster.end_of(second) == Job("FAILED", "2:0", num_restarts=0), output.read_text()
+        assert "another training of this run" in output.read_text()
+        self.run.wait_for_step(self.number, self.run.step + 1, self.launched)
+
+    def loses_a_node_in_mid_step(self) -> None:
+        self._hold(2, saving=False)
+        self.cluster.crash("node2")
+        # Those that are left say so; Slurm learns it later.
+        launch = self.launched
+        wait_until(
+            lambda: ": error: the process has ended" in self.run.text.split("layout: 4 processes")[launch],
+            lambda: self.run.text,
+        )
+        self.cluster.boot("node2")
+
+    def loses_a_node_in_mid_save(self) -> None:
+        """It is the node of the batch script and of rank 0."""
+        self._hold(0, saving=True)
+        self.cluster.crash("node1")
+        assert self.run.unfinished_saves()
+        self.cluster.boot("node1")
+
+    def loses_a_rank(self) -> None:
+        self.run.rank(self.number, 3).kill()
+        job = self.cluster.end_of(self.number)
+        assert (job.state, job.exit_code) == ("FAILED", "137:0"), self.run.text
+        self.number = self.run.submit(2)
+
+    def reaches_its_time_limit(self) -> None:
+        # In less than the 5 minutes of --signal, so that Slurm signals it when it looks next.
+        elapsed = self.cluster.run("squeue", "--noheader", "--format=%M", f"--jobs={self.number}").stdout
+        minutes = int(elapsed.split(":")[0])
+        self._set_limit(minutes + 3)
+        wait_until(lambda: self.cluster.job(self.number).state == "PENDING", lambda: self.run.text)
+        self._set_limit(600)
+
+    def cancelled(self, *overrides: str) -> None:
+        self.cluster.run("scancel", str(self.number)).check_returncode()
+        assert self.cluster.end_of(self.number).state == "CANCELLED"
+        self.number = self.run.submit(2, *overrides)
+
+    def _set_limit(self, minutes: int) -> None:
+        self.cluster.run("scontrol", "update", f"JobId={self.number}", f"TimeLimit={minutes}").check_returncode()
+
+    def _hold(self, rank: int, saving: bool) -> None:
+        """Let time stand still for a rank while a checkpoint is, or is not, being written."""
+        processes = self.run.rank(self.number, rank)
+
+        def held() -> bool:
+            if bool(self.run.unfinished_saves()) != saving:
+                return False
+            processes.pause()
+            time.sleep(0.2)
+            if bool(self.run.unfinished_saves()) == saving:
+                return True
+            processes.go_on()
+            return False
+
+        wait_until(held, lambda: self.run.text, interval=0.0005)
+
+
+def test_a_run_survives(own_cluster: Cluster, tmp_path: Path) -> None:
+    """Signalled, preempted, started twice, crashed twice, killed, out of time, cancelled: still the same run."""
+    write_sets(tmp_path / "sets")
+    run = LongRun(own_cluster, tmp_path / "disturbed", tmp_path / "sets", 4, *OVERRIDES)
+    disturbed = Disturbed(own_cluster, run)
+    disturbed.signalled()
+    disturbed.goes_on()
+    disturbed.preempted()
+    disturbed.goes_on()
+    disturbed.refuses_a_second_job()
+    disturbed.loses_a_node_in_mid_step()
+    disturbed.goes_on()
+    disturbed.loses_a_node_in_mid_save()
+    disturbed.goes_on()
+    disturbed.loses_a_rank()
+    disturbed.goes_on()
+    disturbed.reaches_its_time_limit()
+    disturbed.goes_on()
+    last = (run.step // EVERY + 3) * EVERY
+    disturbed.cancelled(f"train.max_steps={last}")
+    assert own_cluster.end_of(disturbed.number) == Job("COMPLETED", "0:0", num_restarts=0), run.text
+
+    calm = LongRun(own_cluster, tmp_path / "calm", tmp_path / "sets", 4, *OVERRIDES)
+    number = calm.submit(2, f"train.max_steps={last + EVERY}")
+    assert own_cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=0), calm.text
+    assert_equal(run.path, calm.path, last)
+
+    # On one node, as a pipeline.
+    output = tmp_path / "other"
+    number = own_cluster.submit(
+        *("--nodes=1", "--ntasks-per-node=2", NO_GPUS, "--cpus-per-task=1", f"--output={output}"),
+        *(str(SCRIPT), str(run.config), *OVERRIDES),
+        *(f"train.max_steps={last + EVERY}", "parallel.tensor_parallel_size=1", "parallel.pipeline_parallel_size=2"),
+    )
+    assert own_cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=0), output.read_text()
+    assert "layout: 2 processes: tensor 1, pipeline 2" in output.read_text()
+    lines, others = read_metrics(run.path), read_metrics(calm.path)
+    assert [line["step"] for line in lines[-EVERY:]]
+    for line, expected in zip(lines, others, strict=True):
+        assert_close(line, expected, rel=1e-5)
+
+
+def assert_equal(run: Path, calm: Path, last: int) -> None:
+    """Metrics and state after step `last` are equal, bit for bit."""
+    expected = [line for line in read_metrics(calm) if line["step"] <= last]
+    assert expected[-1]["step"] == last
+    assert read_metrics(run) == expected
+    folders = [path / "checkpoints" / step_name(last) for path in (run, calm)]
+    ours, theirs = ((read_parameters(folder), *read_moments(folder)) for folder in folders)
+    for tensors, others in zip(ours, theirs, strict=True):
+        assert tensors.keys() == others.keys()
+        assert all(torch.equal(tensors[name], others[name]) for name in tensors)
