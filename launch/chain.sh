@@ -1,8 +1,8 @@
 #!/bin/bash
 # Trains one run in several Slurm jobs, each with nodes and a layout of its own. Each starts when the one before it has
 # finished its stage, and goes on from its checkpoint:
-#   bash launch/chain.sh configs/recipes/smoltolk.yaml --job-name=long \
-#       -- text --nodes=4 parallel.tensor_parallel_size=2 \
+#   bash launch/chain.sh configs/smoltolk-2b.yaml --job-name=long \
+#       -- adapter --nodes=4 parallel.tensor_parallel_size=2 \
 #       -- joint --nodes=16 --time=48:00:00 parallel.pipeline_parallel_size=2
 # After each -- stands the last stage of a job. Words that begin with a dash are options of sbatch, the others are
 # overrides; those before the first -- are for all jobs. Where one fails, those after it are cancelled.

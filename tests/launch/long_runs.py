@@ -61,10 +61,10 @@ class LongRun:
         self.config.write_text(yaml.safe_dump(tree))
         self.overrides = overrides
 
-    def submit(self, nodes: int, *overrides: str) -> int:
-        """Start it, or let it go on; returns the job's number."""
-        options = [f"--nodes={nodes}", f"--ntasks-per-node={self._num_ranks // nodes}", NO_GPUS]
-        options += ["--cpus-per-task=1", f"--output={self.output}"]
+    def submit(self, nodes: int, *overrides: str, tasks: int | None = None, output: Path | None = None) -> int:
+        """Start it, or let it go on, with `tasks` ranks if not as many as always; returns the job's number."""
+        options = [f"--nodes={nodes}", f"--ntasks-per-node={(tasks or self._num_ranks) // nodes}", NO_GPUS]
+        options += ["--cpus-per-task=1", f"--output={output or self.output}"]
         return self._cluster.submit(*options, str(SCRIPT), str(self.config), *self.overrides, *overrides)
 
     @property
@@ -97,8 +97,10 @@ class LongRun:
         return Rank((own[0], *(pid for pid in parents if pid != own[0])))
 
     def unfinished_saves(self) -> list[Path]:
-        """Checkpoints that are being written."""
-        return list((self.path / "checkpoints").glob(".tmp-step-*"))
+        """Checkpoints that are being written, other than old ones that are being removed."""
+        folder = self.path / "checkpoints"
+        complete = [path.name for path in folder.glob("step-*")]
+        return [path for path in folder.glob(".tmp-*step-*") if path.name[-13:] > max(complete, default="")]
 
 
 def _processes(variables: set[str]) -> Iterable[tuple[int, int]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from long_runs import NO_GPUS, SCRIPT, LongRun, wait_until
+from long_runs import LongRun, wait_until
 from minislurm import Cluster, Job
 from small_runs import assert_close, read_metrics, write_sets
 
@@ -61,22 +61,17 @@ class Disturbed:
 
     def refuses_a_second_job(self) -> None:
         output = self.run.output.with_name("second")
-        alone = ["--nodes=1", "--ntasks-per-node=1", NO_GPUS, "--cpus-per-task=1", f"--output={output}"]
-        layout = "parallel.tensor_parallel_size=1"
-        second = self.cluster.submit(*alone, str(SCRIPT), str(self.run.config), *OVERRIDES, layout)
+        second = self.run.submit(1, "parallel.tensor_parallel_size=1", tasks=1, output=output)
         assert self.cluster.end_of(second) == Job("FAILED", "2:0", num_restarts=0), output.read_text()
         assert "another training of this run" in output.read_text()
         self.run.wait_for_step(self.number, self.run.step + 1, self.launched)
 
     def loses_a_node_in_mid_step(self) -> None:
         self._hold(2, saving=False)
+        told = self.run.text.count("error: the process has ended")
         self.cluster.crash("node2")
-        # Those that are left say so; Slurm learns it later.
-        launch = self.launched
-        wait_until(
-            lambda: ": error: the process has ended" in self.run.text.split("layout: 4 processes")[launch],
-            lambda: self.run.text,
-        )
+        # The ranks that are left say so; Slurm learns it later.
+        wait_until(lambda: self.run.text.count("error: the process has ended") > told, lambda: self.run.text)
         self.cluster.boot("node2")
 
     def loses_a_node_in_mid_save(self) -> None:
@@ -125,44 +120,73 @@ class Disturbed:
         wait_until(held, lambda: self.run.text, interval=0.0005)
 
 
-def test_a_run_survives(own_cluster: Cluster, tmp_path: Path) -> None:
-    """Signalled, preempted, started twice, crashed twice, killed, out of time, cancelled: still the same run."""
-    write_sets(tmp_path / "sets")
-    run = LongRun(own_cluster, tmp_path / "disturbed", tmp_path / "sets", 4, *OVERRIDES)
-    disturbed = Disturbed(own_cluster, run)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the runs and their data sets."""
+    folder = tmp_path_factory.mktemp("survival")
+    write_sets(folder / "sets")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def disturbed(own_cluster: Cluster, folder: Path) -> Disturbed:
+    """A run that is going on before and after each test, whatever the test does to it."""
+    return Disturbed(own_cluster, LongRun(own_cluster, folder / "disturbed", folder / "sets", 4, *OVERRIDES))
+
+
+def test_a_signalled_run_goes_on(disturbed: Disturbed) -> None:
     disturbed.signalled()
     disturbed.goes_on()
+
+
+def test_a_preempted_run_goes_on(disturbed: Disturbed) -> None:
     disturbed.preempted()
     disturbed.goes_on()
+
+
+def test_a_second_job_on_the_same_folder_is_refused(disturbed: Disturbed) -> None:
     disturbed.refuses_a_second_job()
+
+
+def test_a_run_that_lost_a_node_in_mid_step_goes_on(disturbed: Disturbed) -> None:
     disturbed.loses_a_node_in_mid_step()
     disturbed.goes_on()
+
+
+def test_a_run_that_lost_a_node_in_mid_save_goes_on(disturbed: Disturbed) -> None:
     disturbed.loses_a_node_in_mid_save()
     disturbed.goes_on()
+
+
+def test_a_run_whose_rank_was_killed_goes_on(disturbed: Disturbed) -> None:
     disturbed.loses_a_rank()
     disturbed.goes_on()
+
+
+def test_a_run_at_its_time_limit_goes_on(disturbed: Disturbed) -> None:
     disturbed.reaches_its_time_limit()
     disturbed.goes_on()
+
+
+def test_all_that_has_left_no_trace(own_cluster: Cluster, folder: Path, disturbed: Disturbed) -> None:
+    """Cancelled and submitted again, the run comes to the same end as one that was left alone; so does a pipeline."""
+    run = disturbed.run
     last = (run.step // EVERY + 3) * EVERY
     disturbed.cancelled(f"train.max_steps={last}")
     assert own_cluster.end_of(disturbed.number) == Job("COMPLETED", "0:0", num_restarts=0), run.text
 
-    calm = LongRun(own_cluster, tmp_path / "calm", tmp_path / "sets", 4, *OVERRIDES)
-    number = calm.submit(2, f"train.max_steps={last + EVERY}")
-    assert own_cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=0), calm.text
+    further = f"train.max_steps={last + EVERY}"
+    calm = LongRun(own_cluster, folder / "calm", folder / "sets", 4, *OVERRIDES)
+    assert own_cluster.end_of(calm.submit(2, further)) == Job("COMPLETED", "0:0", num_restarts=0), calm.text
     assert_equal(run.path, calm.path, last)
 
-    # On one node, as a pipeline.
-    output = tmp_path / "other"
-    number = own_cluster.submit(
-        *("--nodes=1", "--ntasks-per-node=2", NO_GPUS, "--cpus-per-task=1", f"--output={output}"),
-        *(str(SCRIPT), str(run.config), *OVERRIDES),
-        *(f"train.max_steps={last + EVERY}", "parallel.tensor_parallel_size=1", "parallel.pipeline_parallel_size=2"),
-    )
-    assert own_cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=0), output.read_text()
-    assert "layout: 2 processes: tensor 1, pipeline 2" in output.read_text()
+    # On one node, in other parts.
+    pipeline = ["parallel.tensor_parallel_size=1", "parallel.pipeline_parallel_size=2"]
+    number = run.submit(1, further, *pipeline, tasks=2)
+    assert own_cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=0), run.text
+    assert "layout: 2 processes on cpu: tensor 1, pipeline 2, data 1" in run.text
     lines, others = read_metrics(run.path), read_metrics(calm.path)
-    assert [line["step"] for line in lines[-EVERY:]]
+    assert len([line for line in lines if line["step"] > last]) > EVERY  # with a validation
     for line, expected in zip(lines, others, strict=True):
         assert_close(line, expected, rel=1e-5)
 
