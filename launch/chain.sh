@@ -23,7 +23,7 @@ launcher=$(dirname "${BASH_SOURCE[0]}")/pretrain.sbatch
 config=$1
 shift
 
-# Of job i, 0 being what is for all: its stage, and its words, which @Q has quoted so that `eval` takes them as they are.
+# Of job i, 0 being what is for all: its stage, and its words, quoted by @Q so that `eval` takes them as they are.
 stages=("") options=("") overrides=("")
 last=0
 while [ $# -gt 0 ]; do
@@ -70,7 +70,8 @@ fi
 for ((i = 1; i <= last; i++)); do
     compose "$i"
     if [ -z "${TOLKTRAIN_CONTAINER:-}" ]; then
-        python -m tolktrain config "${run[@]}" >/dev/null || refuse "job $i (${stages[i]}): see above; nothing was submitted"
+        python -m tolktrain config "${run[@]}" >/dev/null ||
+            refuse "job $i (${stages[i]}): see above; nothing was submitted"
     fi
     said=$(sbatch --test-only ${job[@]+"${job[@]}"} "$launcher" "${run[@]}" 2>&1) ||
         refuse "job $i (${stages[i]}): $said; nothing was submitted"

@@ -32,9 +32,12 @@ case "$*" in
     requeue*) exit ${REQUEUE_CODE:-0} ;;
 esac
 """
-# The step runs its command once; the question whether all nodes answer is answered by $ANSWER.
+# The step runs its command once. That all nodes answer is so after $SILENT pauses.
 SRUN = """
-[[ $* = --overlap* ]] && exit ${{ANSWER:-0}}
+if [ "$1" = --overlap ]; then
+    [ "$(grep -c ^sleep {calls})" -ge "${{SILENT:-0}}" ]
+    exit
+fi
 echo "meet $MASTER_ADDR:$MASTER_PORT" >> {calls}
 while [ "$1" != sh ]; do shift; done
 exec "$@"
@@ -147,10 +150,10 @@ def test_a_job_fails_with_its_step_while_all_nodes_answer(tools: Path) -> None:
 
 def test_a_job_with_a_lost_node_waits_for_slurm_to_notice(tools: Path) -> None:
     """If it ended at once, it would have failed, and Slurm would not requeue it."""
-    process = launch(tools, "a.yaml", **SLURM, CODE="137", ANSWER="1")
+    process = launch(tools, "a.yaml", **SLURM, CODE="137", SILENT="3")
     _, said = process.communicate(timeout=20)
-    assert process.returncode == 137 and "a node of node[7-8] does not answer: waiting up to 420 s" in said
-    assert calls(tools)[-1] == "sleep 420"
+    assert process.returncode == 137 and said.count("node[7-8]: not all nodes answer; for up to 420 s") == 3
+    assert calls(tools)[-2] == "sleep 10" and not any("requeue" in call for call in calls(tools))
 
 
 def test_a_signal_before_the_ranks_start_requeues_the_job(tools: Path, tmp_path: Path) -> None:
