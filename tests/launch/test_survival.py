@@ -9,7 +9,7 @@ import pytest
 import torch
 from long_runs import LongRun, wait_until
 from minislurm import Cluster, Job
-from small_runs import assert_close, read_metrics, write_sets
+from small_runs import read_metrics, write_sets
 
 from tolktrain.checkpoint.store import read_moments, read_parameters, step_name
 
@@ -168,36 +168,55 @@ def test_a_run_at_its_time_limit_goes_on(disturbed: Disturbed) -> None:
     disturbed.goes_on()
 
 
-def test_all_that_has_left_no_trace(own_cluster: Cluster, folder: Path, disturbed: Disturbed) -> None:
-    """Cancelled and submitted again, the run comes to the same end as one that was left alone; so does a pipeline."""
-    run = disturbed.run
-    last = (run.step // EVERY + 3) * EVERY
+@pytest.fixture(scope="module")
+def last(own_cluster: Cluster, disturbed: Disturbed) -> int:
+    """The step at which the disturbed run has ended, cancelled and submitted again after all else."""
+    last = (disturbed.run.step // EVERY + 3) * EVERY
     disturbed.cancelled(f"train.max_steps={last}")
-    assert own_cluster.end_of(disturbed.number) == Job("COMPLETED", "0:0", num_restarts=0), run.text
+    assert own_cluster.end_of(disturbed.number) == Job("COMPLETED", "0:0", num_restarts=0), disturbed.run.text
+    return last
 
-    further = f"train.max_steps={last + EVERY}"
+
+@pytest.fixture(scope="module")
+def calm(own_cluster: Cluster, folder: Path, last: int) -> LongRun:
+    """The same run in the same layout, undisturbed, and for some steps longer."""
     calm = LongRun(own_cluster, folder / "calm", folder / "sets", 4, *OVERRIDES)
-    assert own_cluster.end_of(calm.submit(2, further)) == Job("COMPLETED", "0:0", num_restarts=0), calm.text
-    assert_equal(run.path, calm.path, last)
-
-    # On one node, in other parts.
-    pipeline = ["parallel.tensor_parallel_size=1", "parallel.pipeline_parallel_size=2"]
-    number = run.submit(1, further, *pipeline, tasks=2)
-    assert own_cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=0), run.text
-    assert "layout: 2 processes on cpu: tensor 1, pipeline 2, data 1" in run.text
-    lines, others = read_metrics(run.path), read_metrics(calm.path)
-    assert len([line for line in lines if line["step"] > last]) > EVERY  # with a validation
-    for line, expected in zip(lines, others, strict=True):
-        assert_close(line, expected, rel=1e-5)
+    number = calm.submit(2, f"train.max_steps={last + EVERY}")
+    assert own_cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=0), calm.text
+    return calm
 
 
-def assert_equal(run: Path, calm: Path, last: int) -> None:
-    """Metrics and state after step `last` are equal, bit for bit."""
-    expected = [line for line in read_metrics(calm) if line["step"] <= last]
+def test_a_cancelled_run_goes_on_to_its_end(disturbed: Disturbed, last: int) -> None:
+    assert disturbed.run.step == last
+
+
+def test_what_happened_has_left_no_trace(disturbed: Disturbed, last: int, calm: LongRun) -> None:
+    """Metrics and state equal those of the calm run, bit for bit."""
+    expected = [line for line in read_metrics(calm.path) if line["step"] <= last]
     assert expected[-1]["step"] == last
-    assert read_metrics(run) == expected
-    folders = [path / "checkpoints" / step_name(last) for path in (run, calm)]
+    assert [line for line in read_metrics(disturbed.run.path) if line["step"] <= last] == expected
+    folders = [run.path / "checkpoints" / step_name(last) for run in (disturbed.run, calm)]
     ours, theirs = ((read_parameters(folder), *read_moments(folder)) for folder in folders)
     for tensors, others in zip(ours, theirs, strict=True):
         assert tensors.keys() == others.keys()
         assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+def test_it_goes_on_in_another_layout(own_cluster: Cluster, disturbed: Disturbed, last: int, calm: LongRun) -> None:
+    """On one node, as a pipeline without tensor parallelism."""
+    run = disturbed.run
+    pipeline = ["parallel.tensor_parallel_size=1", "parallel.pipeline_parallel_size=2"]
+    number = run.submit(1, f"train.max_steps={last + EVERY}", *pipeline, tasks=2)
+    assert own_cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=0), run.text
+    assert "layout: 2 processes on cpu: tensor 1, pipeline 2, data 1" in run.text
+    assert_same_losses(run.path, calm.path, after=last)
+
+
+def assert_same_losses(run: Path, calm: Path, after: int) -> None:
+    """Losses of the steps after step `after`, and of their validation, agree to 1e-5."""
+    ours, theirs = ([line for line in read_metrics(path) if line["step"] > after] for path in (run, calm))
+    assert len({line["step"] for line in theirs}) == EVERY < len(theirs)
+    for line, expected in zip(ours, theirs, strict=True):
+        assert (line["step"], line.keys()) == (expected["step"], expected.keys())
+        for key in (key for key in line if "loss" in key and expected[key] is not None):
+            assert line[key] == pytest.approx(expected[key], rel=1e-5), (line["step"], key)

@@ -25,7 +25,7 @@ class StagePlan:
 
 
 def plan_stages(config: Config) -> list[StagePlan]:
-    """All stages that are run; `train.last_stage` may leave stages out, `train.max_steps` also cut the last one short."""
+    """All stages that are run; `train.last_stage` may leave stages out, `train.max_steps` also cut one short."""
     train = config.train
     tokens_per_step = train.global_batch_size * train.sequence_length
     limit = math.inf if train.max_steps is None else train.max_steps
