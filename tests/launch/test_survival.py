@@ -54,7 +54,9 @@ class Disturbed:
         self.cluster.run("scancel", "--batch", "--signal=USR1", str(self.number)).check_returncode()
 
     def preempted(self) -> None:
-        urgent = self.cluster.submit("--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 600")
+        urgent = self.cluster.submit(
+            "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 600"
+        )
         wait_until(lambda: self.cluster.job(urgent).state == "RUNNING", lambda: self.run.text)
         assert self.cluster.job(self.number).state == "PENDING"
         self.cluster.run("scancel", str(urgent)).check_returncode()
