@@ -134,6 +134,10 @@ def test_wrong_values(small: Path, mistakes_of: Mistakes, override: str, message
             "train.micro_batch_size=3",
             "train.micro_batch_size 3 does not divide global_batch_size 8; use one of [1, 2, 4]",
         ),
+        (
+            "train.last_stage=speech",
+            "train.last_stage 'speech' is not the name of a stage; use one of ['text', 'joint']",
+        ),
         ("train.stages.1.name=text", "train.stages.1.name 'text' is the name of stage 0 too; names must differ"),
         (
             "train.stages.0.trainable=[speech]",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `minislurm`
+sys.path.insert(0, str(Path(__file__).parent))  # for `minislurm` and `long_runs`
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))  # for `small_runs`
 
 from minislurm import Cluster
 

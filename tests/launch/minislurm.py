@@ -1,4 +1,4 @@
-"""A Slurm cluster of two nodes that lasts as long as the tests; see `minislurm.sh`."""
+"""A Slurm cluster of two nodes that lasts no longer than the tests; see `minislurm.sh`."""
 
 import os
 import re
@@ -51,6 +51,19 @@ class Cluster:
         done = self.run("sbatch", "--parsable", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         return int(done.stdout)
+
+    def on(self, node: str, *command: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command on a node."""
+        return self._call("on", node, *command, timeout=60)
+
+    def crash(self, node: str) -> None:
+        """End all that runs on a node, as when its power fails."""
+        self._call("crash", node, timeout=60).check_returncode()
+
+    def boot(self, node: str) -> None:
+        """Start a node again that has crashed. Slurm learns here that it has lost its jobs."""
+        done = self._call("boot", node, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def job(self, number: int) -> Job:
         """State of a job."""

@@ -5,10 +5,19 @@
 #   minislurm.sh check              print what stands in the way and return 3, if anything does
 #   minislurm.sh start [N]          start a cluster of N nodes, 2 if not given
 #   minislurm.sh exec CMD ARGS...   run CMD as on its login node: sbatch, srun, scontrol, ...
+#   minislurm.sh on NODE CMD...     run CMD on node1, node2, ...
+#   minislurm.sh crash NODE         its power fails: all that runs there ends at once
+#   minislurm.sh boot NODE          start it again; what was running there is lost for Slurm from then on
 #   minislurm.sh stop               end it and everything that runs on it
 #
-# MINISLURM_DIR   its folder, empty or of an earlier cluster (/tmp/minislurm)
-# MINISLURM_OWNER a process id: the cluster ends within a second of this process, however that ends
+# MINISLURM_DIR             its folder, empty or of an earlier cluster (/tmp/minislurm)
+# MINISLURM_OWNER           a process id: the cluster ends within a second of this process, however that ends
+# MINISLURM_SLURMD_TIMEOUT  seconds of silence after which a node is lost (120)
+# MINISLURM_KILL_WAIT       seconds from TERM to KILL at a time limit and the like (30)
+# MINISLURM_GRACE           seconds that a preempted job has before it is ended (120)
+#
+# Jobs of the partition `urgent` preempt those of `main`, the default: these are signalled as their --signal says, and
+# after the grace ended and requeued.
 #
 # Every machine, one head and N nodes, is a set of Linux namespaces: own host name, address, ports, /dev/shm, temporary
 # folder and processes. Other files are shared, as home folders are. The nodes' process namespaces lie inside the
@@ -89,14 +98,20 @@ GresTypes=gpu
 ReturnToService=2
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,bf_min_age_reserve=0
-# Long, since a test machine may be slow.
-SlurmdTimeout=120
+# Long if not given, since a test machine may be slow.
+SlurmdTimeout=${MINISLURM_SLURMD_TIMEOUT:-120}
+KillWait=${MINISLURM_KILL_WAIT:-30}
 MinJobAge=3600
 CompleteWait=0
 JobRequeue=1
 # What launch/pretrain.sbatch asks for: 8 tasks of 8 CPUs, and 8 GPUs. Accepted, not enforced.
 NodeName=node[1-$n] CPUs=64 RealMemory=500000 Gres=gpu:8 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE DefaultTime=10
+PartitionName=main Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=${MINISLURM_GRACE:-120}
+PartitionName=urgent PriorityTier=9 PreemptMode=OFF
 EOF
 }
 
@@ -115,6 +130,8 @@ machine() { # The first process of a machine. /proc is still the host's, so that
         slurmctld -D -i &
     else
         headns=/proc/$(cat "$DIR/pid/head")/ns/net
+        # Where the node has crashed, the kernel may not have removed its old one yet.
+        nsenter --net="$headns" ip link del "$name" 2>/dev/null || true
         nsenter --net="$headns" ip link add "$name" type veth peer name eth0 netns 1 # 1 is this process
         nsenter --net="$headns" ip link set "$name" master br0 up
         ip addr add "$NET.${name#node}/24" dev eth0
@@ -138,6 +155,7 @@ machine() { # The first process of a machine. /proc is still the host's, so that
 spawn() { # Start a machine in the background: the head from here, nodes from inside the head.
     local name=$1 i enter_head=()
     [ "$name" = head ] || enter_head=(nsenter -t "$(cat "$DIR/pid/head")" --net --uts --ipc --mount --pid)
+    rm -f "$DIR/pid/$name"
     env -u LD_PRELOAD setsid "${enter_head[@]}" unshare --net --uts --ipc --mount --pid --fork --kill-child=KILL \
         "$SELF" _machine "$name" "$DIR" "" </dev/null >>"$DIR/log/$name.log" 2>&1 &
     for ((i = 0; i < 600; i++)); do
@@ -159,7 +177,7 @@ start() {
     spawn head
     for ((i = 1; i <= n; i++)); do spawn "node$i"; done
     for ((i = 0; i < 600; i++)); do
-        up=$("$SELF" exec sinfo -h -N -o %T 2>/dev/null | grep -c '^idle$' || true)
+        up=$("$SELF" exec sinfo -h -N -p main -o %T 2>/dev/null | grep -c '^idle$' || true)
         [ "$up" = "$n" ] && return
         sleep 0.1
     done
@@ -180,6 +198,14 @@ stop() {
     rm -rf "$DIR/pid"
 }
 
+boot() {
+    alive "$1" && die "$1 is running"
+    [ -d "$DIR/spool/$1" ] || die "there is no node $1"
+    # Slurm does not notice that a node was away for less than SlurmdTimeout, and would wait for its jobs.
+    "$SELF" exec scontrol update NodeName="$1" State=DOWN Reason=crashed
+    spawn "$1"
+}
+
 case ${1:-} in
     check) check ;;
     start) start "${2:-2}" ;;
@@ -189,6 +215,17 @@ case ${1:-} in
         alive head || die "no cluster runs in $DIR"
         exec nsenter -t "$(cat "$DIR/pid/head")" --net --uts --ipc --mount --wdns="$PWD" "$@"
         ;;
+    on)
+        node=${2:-}
+        alive "$node" || die "$node is not running"
+        shift 2
+        exec nsenter -t "$(cat "$DIR/pid/$node")" --net --uts --ipc --mount --pid --wdns="$PWD" "$@"
+        ;;
+    crash)
+        alive "${2:-}" || die "${2:-} is not running"
+        kill -KILL "$(cat "$DIR/pid/$2")"
+        ;;
+    boot) boot "${2:-}" ;;
     _machine)
         DIR=$3
         export SLURM_CONF=$DIR/slurm.conf

@@ -1,4 +1,4 @@
-"""The launch script, with stand-ins for the programs that it calls; `test_srun.py` has the real ones."""
+"""The launch script, with stand-ins for the programs that it calls; the other tests here have the real ones."""
 
 import signal
 import subprocess
@@ -17,11 +17,31 @@ def tools(tmp_path: Path) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     note = f'#!/bin/bash\necho "$(basename "$0") $*" >> {tmp_path}/calls\n'
-    for name in ("python", "torchrun"):
+    for name in ("python", "torchrun", "apptainer"):
         write(folder / name, f"{note}exit ${{CODE:-0}}\n")
-    write(folder / "scontrol", f'{note}[ "$1" = show ] && echo node7\nexit 0\n')
-    write(folder / "srun", f'{note}echo "meet $MASTER_ADDR:$MASTER_PORT" >> {tmp_path}/calls\nexit ${{CODE:-0}}\n')
+    write(folder / "scontrol", f"{note}{SCONTROL}")
+    write(folder / "srun", f"{note}{SRUN.format(calls=tmp_path / 'calls')}")
+    write(folder / "sleep", f"{note}exit 0\n")
     return folder
+
+
+SCONTROL = """
+case "$*" in
+    "show hostnames"*) echo node7 ;;
+    "show config") echo "SlurmdTimeout           = 300 sec" ;;
+    requeue*) exit ${REQUEUE_CODE:-0} ;;
+esac
+"""
+# The step runs its command once. That all nodes answer is so after $SILENT pauses.
+SRUN = """
+if [ "$1" = --overlap ]; then
+    [ "$(grep -c ^sleep {calls})" -ge "${{SILENT:-0}}" ]
+    exit
+fi
+echo "meet $MASTER_ADDR:$MASTER_PORT" >> {calls}
+while [ "$1" != sh ]; do shift; done
+exec "$@"
+"""
 
 
 def write(file: Path, text: str) -> None:
@@ -39,9 +59,25 @@ def launch(tools: Path, *arguments: str, **environ: str) -> subprocess.Popen[str
     )
 
 
+def refusal(tools: Path, *arguments: str, **environ: str) -> str:
+    """What a launch says that calls nothing and leaves with 2."""
+    process = launch(tools, *arguments, **environ)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 2 and not calls(tools)
+    return said
+
+
 def calls(tools: Path) -> list[str]:
     file = tools.parent / "calls"
     return file.read_text().splitlines() if file.exists() else []
+
+
+def trained(tools: Path) -> list[str]:
+    """Arguments of the trainings that were started."""
+    return [call.removeprefix(TRAIN) for call in calls(tools) if call.startswith(TRAIN)]
+
+
+TRAIN = "python -m tolktrain train "
 
 
 def test_on_this_machine(tools: Path) -> None:
@@ -68,14 +104,147 @@ def test_the_environment_of_the_repository_is_used(tools: Path, tmp_path: Path) 
     assert calls(tools) == ["own -m tolktrain train a.yaml"]
 
 
-SLURM = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_CPUS_PER_TASK": "4"}
-STEP = "srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task=4 python -m tolktrain train a.yaml"
+SLURM = {
+    "SLURM_JOB_ID": "42",
+    "SLURM_JOB_NODELIST": "node[7-8]",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_CPUS_PER_TASK": "4",
+    "SLURM_JOB_NAME": "tolktrain",
+    "ENVIRONMENT": "BATCH",
+}
+STEP = "srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task=4 "
 
 
-@pytest.mark.parametrize("code", [2, 137])
+@pytest.mark.parametrize("code", [0, 2])
 def test_a_slurm_job_ends_as_its_step_does(tools: Path, code: int) -> None:
     assert launch(tools, "a.yaml", **SLURM, CODE=str(code)).wait(20) == code
-    assert calls(tools) == ["scontrol show hostnames node[7-8]", STEP, "meet node7:10042"]
+    hosts, step, *rest = [call for call in calls(tools) if not call.startswith(("trap", "cache", "export"))]
+    assert hosts == "scontrol show hostnames node[7-8]" and step.startswith(STEP)
+    assert rest == ['exec "$@" rank python -m tolktrain train a.yaml', "meet node7:10042", f"{TRAIN}a.yaml"]
+
+
+def test_a_stopped_job_is_requeued(tools: Path) -> None:
+    assert launch(tools, "a.yaml", **SLURM, CODE="75").wait(20) == 75
+    assert calls(tools)[-2:] == ["scontrol requeue 42", "sleep 60"]
+
+
+def test_of_an_array_only_the_task_is_requeued(tools: Path) -> None:
+    """The number of an array's last task is the array's too."""
+    (tools.parent / "lines").write_text("a=1\n")
+    array = {"SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "1"}
+    assert launch(tools, "--sweep", "lines", "a.yaml", **SLURM, **array, CODE="75").wait(20) == 75
+    assert "scontrol requeue 42_1" in calls(tools)
+
+
+def test_a_job_that_cannot_be_requeued_says_so(tools: Path) -> None:
+    process = launch(tools, "a.yaml", **SLURM, CODE="75", REQUEUE_CODE="1")
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 75 and "the job 42 could not be requeued; the same sbatch command goes on" in said
+
+
+def test_a_job_fails_with_its_step_while_all_nodes_answer(tools: Path) -> None:
+    assert launch(tools, "a.yaml", **SLURM, CODE="137").wait(20) == 137
+    assert calls(tools)[-1].startswith("srun --overlap --nodes=2 ")
+    assert not any("requeue" in call for call in calls(tools))
+
+
+def test_a_job_with_a_lost_node_waits_for_slurm_to_notice(tools: Path) -> None:
+    """If it ended at once, it would have failed, and Slurm would not requeue it."""
+    process = launch(tools, "a.yaml", **SLURM, CODE="137", SILENT="3")
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 137 and said.count("node[7-8]: not all nodes answer; for up to 420 s") == 3
+    assert calls(tools)[-2] == "sleep 10" and not any("requeue" in call for call in calls(tools))
+
+
+def test_a_signal_before_the_ranks_start_requeues_the_job(tools: Path, tmp_path: Path) -> None:
+    """USR1 would end a shell without a trap, and a job that fails so is not requeued."""
+    setup = tmp_path / "setup.sh"
+    setup.write_text("kill -USR1 $$\n")
+    assert launch(tools, "a.yaml", **SLURM, TOLKTRAIN_SETUP=str(setup)).wait(20) == 75
+    assert calls(tools) == ["scontrol show hostnames node[7-8]", "scontrol requeue 42", "sleep 60"]
+
+
+def test_the_environment_of_the_ranks(tools: Path, tmp_path: Path) -> None:
+    names = ("MASTER_ADDR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "OMP_NUM_THREADS", "SLURM_EXPORT_ENV")
+    shown = " ".join(f"{name}=${name}" for name in names)
+    write(tools / "python", f'#!/bin/bash\necho "{shown}" >> {tmp_path}/calls\n')
+    assert launch(tools, "a.yaml", **SLURM, TMPDIR="/scratch", TRITON_CACHE_DIR="/mine").wait(20) == 0
+    assert calls(tools)[-1] == (
+        "MASTER_ADDR=node7 TRITON_CACHE_DIR=/mine TORCHINDUCTOR_CACHE_DIR=/scratch/tolktrain-42/inductor"
+        " OMP_NUM_THREADS=1 SLURM_EXPORT_ENV=ALL"
+    )
+
+
+def test_the_jobs_name_is_the_runs(tools: Path) -> None:
+    assert launch(tools, "a.yaml", "b=1", **{**SLURM, "SLURM_JOB_NAME": "it's 7"}).wait(20) == 0
+    assert launch(tools, "a.yaml", "run.name=x", **{**SLURM, "SLURM_JOB_NAME": "y"}).wait(20) == 0
+    assert launch(tools, "a.yaml", **{**SLURM, "SLURM_JOB_NAME": "interactive", "ENVIRONMENT": ""}).wait(20) == 0
+    assert trained(tools) == ["a.yaml b=1 run.name='it''s 7'", "a.yaml run.name=x", "a.yaml"]
+
+
+def test_a_sweep_takes_a_line_for_each_task(tools: Path, tmp_path: Path) -> None:
+    (tmp_path / "rates.txt").write_text("# rates\na=1\n\n  b='{c: d e}' run.name=own\nc=$(touch ran)\n")
+    for task in ("1", "2", "3"):
+        assert launch(tools, "--sweep", "rates.txt", "a.yaml", "z=0", SLURM_ARRAY_TASK_ID=task).wait(20) == 0
+    named = {**SLURM, "SLURM_JOB_NAME": "study", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "40"}
+    assert launch(tools, "--sweep", "rates.txt", "a.yaml", **named).wait(20) == 0
+    assert trained(tools) == [
+        "a.yaml z=0 a=1 run.name='rates-1'",
+        "a.yaml z=0 b={c: d e} run.name=own",
+        "a.yaml z=0 c=$(touch ran) run.name='rates-3'",
+        "a.yaml a=1 run.name='study-1'",
+    ]
+    assert not (tmp_path / "ran").exists()
+
+
+BAD: dict[str, tuple[list[str], dict[str, str], str]] = {
+    "no file": (["--sweep"], {}, "--sweep needs a file with a line of overrides for each task of the array"),
+    "no configuration": (["--sweep", "lines"], {}, "CONFIG [dotted.key=value ...]"),
+    "unknown option": (["--swep", "lines"], {}, "CONFIG [dotted.key=value ...]"),
+    "missing": (["--sweep", "there", "a.yaml"], {"SLURM_ARRAY_TASK_ID": "1"}, "--sweep: there cannot be read"),
+    "empty": (["--sweep", "empty", "a.yaml"], {"SLURM_ARRAY_TASK_ID": "1"}, "empty has no line of overrides"),
+    "no array": (["--sweep", "lines", "a.yaml"], {}, "--sweep is for arrays: sbatch --array=1-2 "),
+    "beyond": (["--sweep", "lines", "a.yaml"], {"SLURM_ARRAY_TASK_ID": "3"}, "no line for task 3"),
+    "from 0": (["--sweep", "lines", "a.yaml"], {"SLURM_ARRAY_TASK_ID": "0"}, "submit with --array=1-2"),
+    "quotes": (["--sweep", "lines", "a.yaml"], {"SLURM_ARRAY_TASK_ID": "2"}, "line for task 2: bad quotes"),
+    "no sweep": (["a.yaml"], {"SLURM_ARRAY_TASK_ID": "1"}, "would all train one run; give each its overrides with"),
+    "no set-up": (["a.yaml"], {"TOLKTRAIN_SETUP": "there"}, "TOLKTRAIN_SETUP: there cannot be read"),
+    "bad set-up": (["a.yaml"], {"TOLKTRAIN_SETUP": "./fails"}, "./fails, which prepares the environment, failed"),
+    "image": (["a.yaml"], {"TOLKTRAIN_CONTAINER": "nvcr.io#x"}, "without Slurm only Apptainer's files"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(tools: Path, name: str) -> None:
+    arguments, environ, message = BAD[name]
+    (tools.parent / "lines").write_text("a=1\nb='\n")
+    (tools.parent / "empty").write_text("# nothing\n")
+    (tools.parent / "fails").write_text("return 1\n")
+    assert message in refusal(tools, *arguments, **environ)
+
+
+def test_the_set_up_is_read_first(tools: Path, tmp_path: Path) -> None:
+    """Modules' scripts read variables that are not set. A file launch/setup.sh is found by itself."""
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "setup.sh").write_text('export FROM_SETUP="x$SURELY_NOT_SET"\n')
+    write(tools / "python", f'#!/bin/bash\necho "$FROM_SETUP" >> {tmp_path}/calls\n')
+    assert launch(tools, "a.yaml", SLURM_SUBMIT_DIR=str(tmp_path)).wait(20) == 0
+    assert calls(tools) == ["x"]
+
+
+def test_containers(tools: Path, tmp_path: Path) -> None:
+    mounts = {"TOLKTRAIN_MOUNTS": "/data,/a:/b"}
+    inside = f"apptainer exec --nv --pwd {tmp_path} --bind {tmp_path}:{tmp_path},/data:/data,/a:/b x.sif {TRAIN}a.yaml"
+    assert launch(tools, "a.yaml", TOLKTRAIN_CONTAINER="x.sif", **mounts).wait(20) == 0
+    assert calls(tools) == [inside]
+    assert launch(tools, "a.yaml", **SLURM, TOLKTRAIN_CONTAINER="x.sif").wait(20) == 0
+    assert calls(tools)[-1] == f"apptainer exec --nv --pwd {tmp_path} --bind {tmp_path}:{tmp_path} x.sif {TRAIN}a.yaml"
+    assert launch(tools, "a.yaml", **SLURM, TOLKTRAIN_CONTAINER="nvcr.io#x", **mounts).wait(20) == 0
+    options = (
+        f"{STEP}--container-image=nvcr.io#x --container-mounts={tmp_path}:{tmp_path},/data:/data,/a:/b"
+        f" --container-workdir={tmp_path} sh -c"
+    )
+    assert any(call.startswith(options) for call in calls(tools)) and trained(tools) == ["a.yaml"]
 
 
 def test_term_is_not_trapped_so_that_scancel_cancels(tools: Path, tmp_path: Path) -> None:

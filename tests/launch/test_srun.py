@@ -1,24 +1,18 @@
 """One command line under torchrun, under srun on two nodes and through the launch script: the same run."""
 
-import os
-import signal
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import yaml
-from minislurm import FINISHED, Cluster, Job
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))  # for `small_runs`
-
+from long_runs import SCRIPT, LongRun
+from minislurm import Cluster, Job
 from small_runs import assert_close, read_metrics, small_config, write_config, write_sets
 
 from tolktrain.checkpoint.store import CheckpointStore, read_parameters
 from tolktrain.train.run import train
 
-SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "pretrain.sbatch"
 STEPS = "train.max_steps=4"
 LAYOUT = [
     *("parallel.tensor_parallel_size=2", "parallel.pipeline_parallel_size=2", "parallel.sequence_parallel=true"),
@@ -81,65 +75,37 @@ def test_the_launch_script(cluster: Cluster, tmp_path: Path, sets: Path, alone: 
     assert_same_run(tmp_path / "runs" / "small", alone)
 
 
-def test_what_the_launch_script_asks_for_is_granted(cluster: Cluster) -> None:
-    done = cluster.run("sbatch", "--test-only", "--nodes=2", str(SCRIPT), "configs/smoltolk-2b.yaml")
-    assert "using 128 processors on nodes node[1-2]" in done.stderr, done.stderr
+def test_a_chain_of_jobs_with_other_layouts(
+    cluster: Cluster, tmp_path: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Two stages on two nodes, the third on one of them as a pipeline: the run of one process that does all three."""
+    alone = tmp_path_factory.mktemp("alone")
+    assert train(small_config(alone, sets)) == 0
+    output = tmp_path / "output"
+    chain = ["bash", str(SCRIPT.with_name("chain.sh")), str(write_config(tmp_path, sets)), f"--output={output}"]
+    chain += ["--gpus-per-node=0", "--cpus-per-task=1", "--job-name=chained"]
+    chain += ["--", "adapter", "--nodes=2", "--ntasks-per-node=1"]
+    chain += ["--", "joint", "--nodes=1", "--ntasks-per-node=2", "parallel.pipeline_parallel_size=2"]
+    done = cluster.run(*chain)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = (int(number) for number in re.findall(r"^job (\d+): to the end of stage", done.stdout, re.M))
+    assert cluster.end_of(second) == Job("COMPLETED", "0:0", num_restarts=0), output.read_text()
+    assert cluster.job(first).state == "COMPLETED" and "trained: 7 steps" in output.read_text()
+    lines, expected = (read_metrics(run) for run in (tmp_path / "runs" / "chained", alone / "runs" / "small"))
+    for line, other in zip(lines, expected, strict=True):
+        assert_close(line, other, rel=1e-5)
 
 
 def test_a_job_is_requeued_goes_on_and_ends_when_a_rank_is_killed(cluster: Cluster, tmp_path: Path, sets: Path) -> None:
     """The ranks lie on different nodes."""
-    run = EndlessRun(tmp_path, sets)
-    number = cluster.submit(*TWO_NODES, "--ntasks-per-node=1", f"--output={run.output}", *run.command)
-    before = run.wait_for_step(cluster, number, 1)
-    cluster.run("scancel", "--batch", "--signal=USR1", str(number))
-    run.wait_for_step(cluster, number, before + 10, launched=2)
-    os.kill(run.rank(1), signal.SIGKILL)
-    job, text = cluster.end_of(number), run.output.read_text()
+    run = LongRun(cluster, tmp_path, sets, 2, "train.validation.sets=[]", "checkpoint.every_steps=1000000")
+    number = run.submit(2)
+    before = run.wait_for_step(number, 1, launched=1)
+    cluster.run("scancel", "--batch", "--signal=USR1", str(number)).check_returncode()
+    run.wait_for_step(number, before + 10, launched=2)
+    run.rank(number, 1).kill()
+    job, text = cluster.end_of(number), run.text
     assert job == Job("FAILED", "137:0", num_restarts=1), text
     assert "with a checkpoint; the same command goes on from there" in text
     assert text.count("rank 1: error: the process has ended without a word, killed (kill -9") == 1, text
     assert "(node2, pipeline 0, tensor 0, data 1)" in text
-
-
-class EndlessRun:
-    """A run of two ranks that takes longer than any test."""
-
-    def __init__(self, folder: Path, sets: Path) -> None:
-        self.output = folder / "output"
-        self._run = folder / "runs" / "small"
-        self._config = write_config(folder, sets)
-        tree = yaml.safe_load(self._config.read_text())
-        tree["train"]["stages"][0]["tokens"] = 10**9
-        self._config.write_text(yaml.safe_dump(tree))
-        quick = ["train.validation.sets=[]", "checkpoint.every_steps=1000000"]
-        self.command = [str(SCRIPT), str(self._config), *quick]
-
-    def wait_for_step(self, cluster: Cluster, number: int, step: int, launched: int = 1) -> int:
-        """Wait until the job was launched so often and has come so far; returns the newest step in its metrics."""
-        deadline = time.monotonic() + 240
-        while True:
-            text = self.output.read_text() if self.output.exists() else ""
-            _, *launches = text.split("layout: 2 processes")
-            if len(launches) == launched and "  step " in launches[-1]:
-                newest: int = read_metrics(self._run)[-1]["step"]
-                if newest >= step:
-                    return newest
-            assert cluster.job(number).state not in FINISHED and time.monotonic() < deadline, text
-            time.sleep(0.1)
-
-    def rank(self, number: int) -> int:
-        """Process id of a rank as this machine sees it."""
-        found: dict[int, int] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                arguments = (folder / "cmdline").read_bytes().split(b"\0")
-                environ = (folder / "environ").read_bytes().split(b"\0")
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            if str(self._config).encode() in arguments and f"SLURM_PROCID={number}".encode() in environ:
-                found[int(folder.name)] = parent
-        # Not its loader's processes, nor the batch script and srun, whose parents are of other kinds.
-        ranks = [pid for pid, parent in found.items() if parent not in found]
-        assert len(ranks) == 1, found
-        return ranks[0]

@@ -63,6 +63,15 @@ def test_ended_early_and_extended(tmp_path: Path, sets: Path, uninterrupted: Pat
     assert_same_run(tmp_path / "runs" / "small", uninterrupted)
 
 
+def test_ended_after_a_stage_and_extended(tmp_path: Path, sets: Path, uninterrupted: Path) -> None:
+    """The text stage has 3 steps, the adapter stage 4."""
+    run_dir = tmp_path / "runs" / "small"
+    for last, step in (("text", 3), ("text", 3), ("adapter", 7), ("null", NUM_STEPS)):
+        assert train(small_config(tmp_path, sets, f"train.last_stage={last}")) == 0
+        assert read_metrics(run_dir)[-1]["step"] == step
+    assert_same_run(run_dir, uninterrupted)
+
+
 def test_without_zero_and_with_accumulation(tmp_path: Path, sets: Path) -> None:
     overrides = ("deepspeed.zero_stage=0", "train.micro_batch_size=2", "data.num_workers=1", "train.max_steps=6")
     whole = small_config(tmp_path, sets, *overrides, name="whole")

@@ -130,6 +130,7 @@ class TrainConfig(StrictModel):
         " the first step, for minutes.",
     )
     max_steps: int | None = Field(default=None, gt=0, description="Ends the run early, counted over all stages.")
+    last_stage: str | None = Field(default=None, description="Ends the run after the stage of this name.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimizer settings.")
     guard: GuardConfig = Field(default=GuardConfig(), description="What happens when training diverges.")
     validation: ValidationConfig = Field(default=ValidationConfig(), description="Validation during training.")
@@ -156,6 +157,8 @@ class TrainConfig(StrictModel):
                 mistakes.append(
                     f"stages.{i}.name {name!r} is the name of stage {names.index(name)} too; names must differ"
                 )
+        if self.last_stage is not None and self.last_stage not in names:
+            mistakes.append(f"last_stage {self.last_stage!r} is not the name of a stage; use one of {names}")
         for key, value in zip(("betas.0", "betas.1"), self.optimizer.betas, strict=True):
             if not 0 <= value < 1:
                 mistakes.append(f"optimizer.{key} is {value:g}; expected a number from 0 to below 1")

@@ -32,6 +32,7 @@ FREE_KEYS = (
     "data.text_tokenizer",
     "data.speech_tokenizer",
     "train.max_steps",
+    "train.last_stage",
     "train.micro_batch_size",
     "train.activation_checkpointing",
     "train.log_every_steps",

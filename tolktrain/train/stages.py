@@ -25,7 +25,7 @@ class StagePlan:
 
 
 def plan_stages(config: Config) -> list[StagePlan]:
-    """All stages that are run; `train.max_steps` may cut the last one short or leave stages out."""
+    """All stages that are run; `train.last_stage` may leave stages out, `train.max_steps` also cut one short."""
     train = config.train
     tokens_per_step = train.global_batch_size * train.sequence_length
     limit = math.inf if train.max_steps is None else train.max_steps
@@ -36,6 +36,8 @@ def plan_stages(config: Config) -> list[StagePlan]:
         if first < limit:
             plans.append(StagePlan(index, stage, first, num_steps, int(min(first + num_steps, limit))))
         first += num_steps
+        if stage.name == train.last_stage:
+            break
     return plans
 
 

@@ -1,0 +1,116 @@
+"""Runs on a pretended cluster that go on until something happens to them."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from minislurm import FINISHED, Cluster
+from small_runs import read_metrics, write_config
+
+SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "pretrain.sbatch"
+NO_GPUS = "--gpus-per-node=0"  # the tests need none
+PATIENCE_SECONDS = 300
+
+
+def wait_until(condition: Callable[[], bool], what: Callable[[], str], interval: float = 0.1) -> None:
+    """Wait for a condition; `what` describes the state of things when it does not come."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(interval)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Processes of one rank as this machine sees them: its own one first, then its loader's and so on."""
+
+    pids: tuple[int, ...]
+
+    def kill(self) -> None:
+        """kill -9 of the rank's own process."""
+        os.kill(self.pids[0], signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Hold all of them."""
+        self._send(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let them run again."""
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        for pid in self.pids:
+            os.kill(pid, number)
+
+
+class LongRun:
+    """A run that takes longer than any test; its jobs append to one output."""
+
+    def __init__(self, cluster: Cluster, folder: Path, sets: Path, num_ranks: int, *overrides: str) -> None:
+        self.path = folder / "runs" / "small"
+        self.output = folder / "output"
+        self._cluster = cluster
+        self._num_ranks = num_ranks
+        self.config = write_config(folder, sets)
+        tree = yaml.safe_load(self.config.read_text())
+        tree["train"]["stages"][-1]["tokens"] = 10**9
+        self.config.write_text(yaml.safe_dump(tree))
+        self.overrides = overrides
+
+    def submit(self, nodes: int, *overrides: str, tasks: int | None = None, output: Path | None = None) -> int:
+        """Start it, or let it go on, with `tasks` ranks if not as many as always; returns the job's number."""
+        options = [f"--nodes={nodes}", f"--ntasks-per-node={(tasks or self._num_ranks) // nodes}", NO_GPUS]
+        options += ["--cpus-per-task=1", f"--output={output or self.output}"]
+        return self._cluster.submit(*options, str(SCRIPT), str(self.config), *self.overrides, *overrides)
+
+    @property
+    def text(self) -> str:
+        """What its jobs have written."""
+        return self.output.read_text() if self.output.exists() else ""
+
+    @property
+    def step(self) -> int:
+        """The newest step in its metrics."""
+        newest: int = read_metrics(self.path)[-1]["step"]
+        return newest
+
+    def wait_for_step(self, number: int, step: int, launched: int) -> int:
+        """Wait until jobs were launched so often and the last one has come so far; returns the newest step."""
+
+        def there() -> bool:
+            assert self._cluster.job(number).state not in FINISHED, self.text
+            _, *launches = self.text.split(f"layout: {self._num_ranks} processes")
+            return len(launches) == launched and "  step " in launches[-1] and self.step >= step
+
+        wait_until(there, lambda: f"{self._cluster.job(number)}\n{self.text}")
+        return self.step
+
+    def rank(self, job: int, rank: int) -> Rank:
+        """The processes of a rank of the job that runs."""
+        parents = dict(_processes({f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}"}))
+        own = [pid for pid, parent in parents.items() if parent not in parents]
+        assert len(own) == 1, parents
+        return Rank((own[0], *(pid for pid in parents if pid != own[0])))
+
+    def unfinished_saves(self) -> list[Path]:
+        """Checkpoints that are being written, other than old ones that are being removed."""
+        folder = self.path / "checkpoints"
+        complete = [path.name for path in folder.glob("step-*")]
+        return [path for path in folder.glob(".tmp-*step-*") if path.name[-13:] > max(complete, default="")]
+
+
+def _processes(variables: set[str]) -> Iterable[tuple[int, int]]:
+    """Number and parent of the processes inside job steps whose environment has these variables."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = set((folder / "environ").read_bytes().decode(errors="replace").split("\0"))
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it has just ended
+        # The batch script and srun have the variables of rank 0 too.
+        if variables <= environ and any(entry.startswith("SLURM_STEP_ID=") for entry in environ):
+            yield int(folder.name), parent
