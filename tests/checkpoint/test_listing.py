@@ -18,7 +18,7 @@ from tolktrain.report.checkpoints import show_checkpoints
 STATE = {
     "step": 20,
     "stage_name": "joint",
-    "loss": 1.25,
+    "metrics": {"loss": 1.25},
     "layout": {"tensor": 2, "pipeline": 1, "data": 4, "zero_stage": 3},
 }
 

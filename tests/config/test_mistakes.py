@@ -22,7 +22,8 @@ HERE = "on the command line: "
         ("model.backbone.hiden_size=3", "model.backbone.hiden_size is not a known key; did you mean hidden_size?"),
         (
             "checkpoint.qqqq=3",
-            "checkpoint.qqqq is not a known key; known here: every_steps, keep_last, upload, upload_keep_last",
+            "checkpoint.qqqq is not a known key; known here: every_steps, background, keep_last, keep_every_steps,"
+            " keep_best, best_metric, upload, upload_keep_last",
         ),
         (
             "train.stages.0.mixture.spech={sets: {stories: 1}}",

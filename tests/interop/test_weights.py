@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,17 +39,27 @@ ARCHITECTURE = Architecture(
 
 
 def write_checkpoint(run_dir: Path, step: int, model: SmolTolk) -> Path:
-    """A checkpoint of two shards, written by hand."""
+    """A checkpoint of two shards, of which one tensor is in both, written by hand."""
     folder = run_dir / "checkpoints" / f"step-{step:08d}"
     (folder / "parameters").mkdir(parents=True)
     tensors = {name: tensor.clone() for name, tensor in canonical_state(model).items()}
+    index: dict[str, dict[str, Any]] = {}
     for shard in (0, 1):
         part = {name: tensors[name] for name in sorted(tensors)[shard::2]}
+        cut = tensors["text_embedding.weight"]
+        begin, end = (0, 7) if shard == 0 else (7, len(cut))
+        part["text_embedding.weight"] = cut[begin:end].clone()
         save_file(part, folder / "parameters" / f"shard-{shard}.safetensors")
+        for name, tensor in part.items():
+            entry = index.setdefault(name, {"shape": list(tensors[name].shape), "slices": []})
+            offsets = [begin if name == "text_embedding.weight" else 0, *[0] * (tensor.dim() - 1)]
+            file = f"parameters/shard-{shard}.safetensors"
+            entry["slices"].append({"file": file, "offsets": offsets, "sizes": list(tensor.shape)})
+    (folder / "tensors.json").write_text(json.dumps({"parameters": index}))
     (folder / "state.json").write_text(
         json.dumps({"step": step, "stage_name": "joint", "architecture": ARCHITECTURE.to_dict()})
     )
-    files = ["parameters/shard-0.safetensors", "parameters/shard-1.safetensors", "state.json"]
+    files = ["parameters/shard-0.safetensors", "parameters/shard-1.safetensors", "state.json", "tensors.json"]
     write_manifest(folder, digest_files(folder, files))
     (run_dir / "config.yaml").write_text("{}")
     return folder

@@ -14,7 +14,7 @@ from tolktrain import cli
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.progress import Progress
 from tolktrain.model.smoltolk import SmolTolk
-from tolktrain.train import run as run_module
+from tolktrain.train import one_stage
 from tolktrain.train.loop import StageRun, timed
 
 DISTURBANCE, *ARGUMENTS = sys.argv[1:]
@@ -61,7 +61,7 @@ def _disturb_data() -> None:
 
         return timed(late(), run)
 
-    run_module.timed = disturbed
+    one_stage.timed = disturbed
 
 
 def _slow_forward() -> None:

@@ -11,7 +11,7 @@ import time
 from tolktrain import cli
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.watch import Describe, Watch
-from tolktrain.train import run as run_module
+from tolktrain.train import one_stage
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.loop import StageRun, run_stage
 
@@ -49,7 +49,7 @@ def main() -> int:
         return watches[0]
 
     Watch.start = started
-    run_module.run_stage = lambda run, batches, callbacks: run_stage(run, batches, [Failing(watches[0]), *callbacks])
+    one_stage.run_stage = lambda run, batches, callbacks: run_stage(run, batches, [Failing(watches[0]), *callbacks])
     return cli.main(["train", *ARGUMENTS])
 
 

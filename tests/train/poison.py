@@ -16,7 +16,7 @@ from tolktrain.data.batch import Batch
 from tolktrain.data.loader import StageLoader
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.smoltolk import LossSums, SmolTolk
-from tolktrain.train import run as run_module
+from tolktrain.train import one_stage
 from tolktrain.train.agreement import batch_checksum
 from tolktrain.train.engine import Engine, StepResult
 from tolktrain.train.optimizer import Rates
@@ -96,5 +96,5 @@ def without(left_out: set[int]) -> Iterator[None]:
                 pass
             return batches
 
-    with patch.object(run_module, "StageLoader", Leaving):
+    with patch.object(one_stage, "StageLoader", Leaving):
         yield

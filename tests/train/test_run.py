@@ -108,7 +108,7 @@ def test_a_complete_run_says_so_at_once(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("nothing may be built")
 
-    monkeypatch.setattr(run_module, "SmolTolk", fail)
+    monkeypatch.setattr("tolktrain.train.build.SmolTolk", fail)
     monkeypatch.setattr(run_module, "check_data", fail)
     before = (run_dir / "metrics.jsonl").read_bytes()
     assert train(small_config(tmp_path, sets)) == 0

@@ -109,7 +109,8 @@ class CheckpointSaver:
             UserError: another job has taken over the run.
         """
         self.wait()
-        arguments = (step, snapshot, state, before_publishing)
+        # What is spared is decided now, not when the checkpoint happens to be written.
+        arguments = (step, snapshot, state, before_publishing, self.spared)
         if not background:
             self._save(*arguments)
             return
@@ -154,7 +155,12 @@ class CheckpointSaver:
             self._failure = error
 
     def _save(
-        self, step: int, snapshot: Snapshot, state: Mapping[str, Any], before_publishing: Callable[[], object]
+        self,
+        step: int,
+        snapshot: Snapshot,
+        state: Mapping[str, Any],
+        before_publishing: Callable[[], object],
+        spared: int | None,
     ) -> None:
         started = time.perf_counter()
         final = self._store.folder / step_name(step)
@@ -172,6 +178,7 @@ class CheckpointSaver:
             write_manifest(aside, {**written.files, **digest_files(aside, [STATE, TENSORS])})
             before_publishing()
             self._publish(aside, final)
+            self._remove_old(spared)
 
         try:
             write_snapshot(aside, snapshot, self._group, begin, finish)
@@ -196,14 +203,13 @@ class CheckpointSaver:
         sync_path(final.parent)
         self._store.set_latest(final, self._fence.token, self._fence.check)
         remove(doomed)
-        self._remove_old()
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, spared: int | None) -> None:
         folders = {step_of(folder): folder for folder in self._store.newest_first()}
         candidates = [self._candidate(step, folder) for step, folder in folders.items()]
         kept = choose_kept(candidates, self._retention)
         for step, folder in folders.items():
-            if step not in kept and (self.spared is None or step > self.spared):
+            if step not in kept and (spared is None or step > spared):
                 # Renamed first: a removal that is interrupted must not leave half a checkpoint under a good name.
                 doomed = self._doomed(folder)
                 remove(doomed)

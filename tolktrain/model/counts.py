@@ -15,7 +15,7 @@ _GROUPS = {
 
 def count_by_group(architecture: Architecture) -> dict[str, int]:
     """Elements of the whole model's parameters in each group; a tied table counts once."""
-    counts: dict[str, int] = {"backbone": 0, "pooling": 0, "speech": 0}
+    counts: dict[str, int] = {"backbone": 0, "speech": 0, "pooling": 0}
     for layer in layer_flops(architecture, sequence_length=1):
         if layer.kind == "embedding":
             text = architecture.text_table_size * architecture.hidden_size

@@ -1,10 +1,7 @@
 """Each rank's part of the model, and its engine."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch.distributed as dist
 
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import PARAMETERS
@@ -90,15 +87,3 @@ def _fill(model: SmolTolk, reader: CheckpointReader) -> None:
     found = reader.shapes(PARAMETERS)
     check_names_and_shapes(expected, {name: shape for name, shape in found.items() if name in expected})
     load_slices(dict(model.named_parameters()), parameter_views(model), model.share, reader)
-
-
-def count_parameters(model: SmolTolk, layout: Layout) -> dict[str, int]:
-    """Parameters of the whole model by group; collective."""
-    mine: dict[str, int] = {}
-    for view in parameter_views(model).values():
-        if not view.is_copy:
-            mine[view.group] = mine.get(view.group, 0) + sum(math.prod(shape) for shape in view.shapes)
-    stages: list[dict[str, int]] = [{}] * layout.pipeline_size
-    dist.all_gather_object(stages, mine, group=layout.pipeline_group)
-    groups = dict.fromkeys(group for counts in stages for group in counts)
-    return {group: sum(counts.get(group, 0) for counts in stages) for group in groups}

@@ -53,17 +53,18 @@ def run_one_stage(
     plan: StagePlan,
     position: Position,
     rollbacks: Sequence[Rollback],
-    model: SmolTolk | None,
+    built: list[SmolTolk],
     callbacks: Sequence[Callback],
 ) -> tuple[bool, Incident | None]:
-    """Run a stage from `position` on, of which `model` is made, if given.
+    """Run a stage from `position` on; its model is taken out of `built` if there is one.
 
     Returns whether it was stopped, and what makes the run go back.
     """
     config, layout = setting.config, setting.layout
-    if model is None:
+    if not built:
         setting.progress.at("building the model")
-        model = setting.blueprint.build(layout, position.folder)
+        built.append(setting.blueprint.build(layout, position.folder))
+    model = built.pop()
     setting.progress.at(f"setting up the stage {plan.name!r}")
     engine = setting.blueprint.start(model, plan.config, layout, position, position.is_inside(plan))
     loader = StageLoader(

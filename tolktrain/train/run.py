@@ -17,7 +17,7 @@ from tolktrain.model.counts import count_by_group
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
 from tolktrain.parallel.together import on_rank_zero
-from tolktrain.train.build import Blueprint, count_parameters
+from tolktrain.train.build import Blueprint
 from tolktrain.train.callbacks.checkpointing import Checkpointing
 from tolktrain.train.callbacks.guard import DivergenceGuard
 from tolktrain.train.callbacks.heartbeat import HeartbeatNotes
@@ -99,7 +99,8 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
 def _run_stages(setting: Setting, plans: Sequence[StagePlan], opened: OpenRun, leaving: StopOnRequest) -> int:
     layout, position = setting.layout, opened.position
     setting.progress.at("building the model")
-    model = setting.blueprint.build(layout, position.folder)  # notices a backbone that cannot be read
+    # Notices a backbone that cannot be read. Handed over: whoever keeps a name for it would keep its memory.
+    built = [setting.blueprint.build(layout, position.folder)]
     if leaving.before_training():
         return EXIT_PREEMPTED
     opened.begin()
@@ -109,8 +110,8 @@ def _run_stages(setting: Setting, plans: Sequence[StagePlan], opened: OpenRun, l
         display = Display(setting.config, plans, metrics, layout)
         callbacks = _callbacks(setting, opened, metrics, display, heartbeat, leaving)
         try:
-            _show_header(setting, display, opened, model)
-            stopped, position = _run_all(setting, plans, opened, model, callbacks)
+            _show_header(setting, display, opened)
+            stopped, position = _run_all(setting, plans, opened, built, callbacks)
         finally:
             for callback in reversed(callbacks):
                 callback.close()
@@ -126,21 +127,18 @@ def _run_all(
     setting: Setting,
     plans: Sequence[StagePlan],
     opened: OpenRun,
-    first_model: SmolTolk,
+    built: list[SmolTolk],
     callbacks: Sequence[Callback],
 ) -> tuple[bool, Position]:
     """Run stages until all are done or a callback asks to stop, going back where training diverges.
 
-    Returns whether it was stopped, and where.
+    The first model is taken out of `built`. Returns whether the run was stopped, and where.
     """
     config, layout, position = setting.config, setting.layout, opened.position
-    model: SmolTolk | None = first_model
-    del first_model
     stopped = False
     while not stopped and (stages := remaining(plans, position.step)):
         rollbacks = on_rank_zero(layout.rank, lambda: read_rollbacks(opened.path))
-        stopped, incident = run_one_stage(setting, stages[0], position, rollbacks, model, callbacks)
-        model = None
+        stopped, incident = run_one_stage(setting, stages[0], position, rollbacks, built, callbacks)
         gc.collect()  # the next model needs the memory
         setting.saver.wait()
         if incident is None:
@@ -178,11 +176,11 @@ def _callbacks(
     ]
 
 
-def _show_header(setting: Setting, display: Display, opened: OpenRun, model: SmolTolk) -> None:
+def _show_header(setting: Setting, display: Display, opened: OpenRun) -> None:
     logger.info("kernels: %s", setting.kernels.description)
     display.show_header(
         opened.path,
-        count_parameters(model, setting.layout),
+        count_by_group(setting.blueprint.architecture),
         setting.zero_stage,
         opened.position.step,
         setting.kernels.description,

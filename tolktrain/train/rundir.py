@@ -33,6 +33,7 @@ FREE_KEYS = (
     "data.speech_tokenizer",
     "train.max_steps",
     "train.last_stage",
+    "train.guard.max_rollbacks",
     "train.micro_batch_size",
     "train.activation_checkpointing",
     "train.log_every_steps",
