@@ -5,9 +5,9 @@ Usage, from the root of the repository:
     torchrun --standalone --nproc-per-node M docs/measure/checkpoints.py read FOLDER [key=value ...]
 
 The model has the shape of configs/bench/cpu.yaml, enlarged to 100M parameters, float32; its data is synthetic.
-`write` trains SETS sets of STEPS steps without a checkpoint and as many in each of which one is written in the
-background; it tells the pause (until the next step may begin), what the steps beside the writing lose, and how long the
-writing takes. `read` puts the model and its optimizer together again under any layout (such as
+`write` trains SETS times STEPS steps without a checkpoint, then some while one is written in the background; it tells
+the pause (until the next step may begin), how long steps take beside the writing, and how long the writing takes, then
+and when nothing else is done. `read` puts the model and its optimizer together again under any layout (such as
 parallel.tensor_parallel_size=2) and tells the most memory that this takes, against what the rank holds afterwards.
 """
 
@@ -40,7 +40,7 @@ from tolktrain.train.optimizer import Rates
 from tolktrain.train.process import set_threads
 from tolktrain.train.resume import Position
 
-SETS, STEPS = 5, 3
+SETS, STEPS = 5, 2
 RATES = Rates(1e-4, 1e-4)
 SHAPE = (
     "model.backbone={hidden_size: 768, num_layers: 12, num_attention_heads: 12, num_key_value_heads: 4,"
@@ -100,8 +100,13 @@ def write(folder: Path, overrides: list[str]) -> None:
         while saver.is_saving:
             times.beside.append(times.step())
         saver.wait()
+    alone: list[float] = []
+    for number in range(SETS):
+        started = time.perf_counter()
+        saver.save(SETS + number + 1, memory, {**state, "step": SETS + number + 1, "adam_updates": engine.num_updates})
+        alone.append(time.perf_counter() - started)
     if layout.rank == 0:
-        times.tell(plain, memory, layout)
+        times.tell(plain, alone, memory, layout)
 
 
 class Times:
@@ -136,17 +141,20 @@ class Times:
             time.sleep(0.005)
         self.writing.append(time.perf_counter() - started)
 
-    def tell(self, plain: list[float], memory: Snapshot, layout: Layout) -> None:
+    def tell(self, plain: list[float], alone: list[float], memory: Snapshot, layout: Layout) -> None:
         """Print the figures."""
         time.sleep(0.1)
         pause, writing, step = (statistics.median(values) for values in (self.pauses, self.writing, plain))
-        lost = sum(self.beside) / len(self.pauses) - step * len(self.beside) / len(self.pauses)
+        undisturbed = statistics.median(alone)
         print(f"{layout.describe()}; {memory.num_bytes / 1e6:,.0f} MB on rank 0")
-        print(f"step without a checkpoint   {step:.3f} s (median of {len(plain)})")
+        print(f"step                        {step:.3f} s (median of {len(plain)})")
+        print(f"step beside the writing     {statistics.median(self.beside):.3f} s (median of {len(self.beside)})")
         print(f"pause of training           {pause:.3f} s ({_all(self.pauses)})")
-        print(f"writing                     {writing:.3f} s ({_all(self.writing)})")
-        print(f"pause / writing             {100 * pause / writing:.1f} %")
-        print(f"steps beside the writing    lose {lost:.3f} s per checkpoint, the cores being shared with it")
+        print(f"writing beside training     {writing:.3f} s ({_all(self.writing)})")
+        print(f"writing alone               {undisturbed:.3f} s ({_all(alone)})")
+        print(
+            f"pause / writing             {100 * pause / writing:.1f} % beside, {100 * pause / undisturbed:.1f} % alone"
+        )
 
 
 def _all(values: list[float]) -> str:
