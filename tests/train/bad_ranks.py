@@ -101,7 +101,10 @@ def run_case(bad: Bad, folder: Path, sets: Path) -> dict[str, Any]:
         engine.close()
     ours, expected = snapshots
     differing = [
-        n for kind, tensors in ours.items() for n, t in tensors.items() if not torch.equal(t, expected[kind][n])
+        name
+        for kind, slices in ours.items()
+        for name, block in slices.items()
+        if not torch.equal(block.tensor, expected[kind][name].tensor)
     ]
     return {"skipped": skipped, "updates": updates, "differing": differing}
 

@@ -87,11 +87,10 @@ class Heartbeat:
                 self._thread.join(_CLOSING_SECONDS)
 
     def _run(self) -> None:
-        while True:
+        while not self._closed.is_set():
             self._write()
-            if self._closed.is_set():
-                return
             self._closed.wait(self._seconds)
+        self._write()
 
     def _write(self) -> None:
         aside = self._path.with_name(f".tmp-{HEARTBEAT_FILE}")

@@ -85,9 +85,11 @@ class Hub:
         """Begin to listen."""
         self._thread.start()
 
-    def is_busy(self) -> bool:
-        """Whether a rank that has joined is not done yet."""
-        return not all(state.finished for state in list(self._states.values()))
+    def is_busy(self, everyone: bool = False) -> bool:
+        """Whether a rank that has joined is not done yet, or with `everyone` also whether one has not joined yet."""
+        states = list(self._states.values())
+        missing = everyone and len(states) < self._limits.world_size
+        return missing or not all(state.finished for state in states)
 
     def release(self) -> None:
         """Tell all ranks that all have finished."""

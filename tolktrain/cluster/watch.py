@@ -99,7 +99,8 @@ class Watch:
         """
         self._finished = True
         self._beat(Whereabouts())
-        while self._hub is not None and self._hub.is_busy() and not self._ended.wait(0.1):
+        # With code 0 a rank may leave before it has joined.
+        while self._hub is not None and self._hub.is_busy(everyone=code != 0) and not self._ended.wait(0.1):
             pass
         if self._hub is not None:
             self._hub.release()

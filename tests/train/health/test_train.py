@@ -53,6 +53,12 @@ def test_a_sick_node_is_refused_with_one_message_before_a_folder_exists(tmp_path
     assert not (tmp_path / "runs").exists()
 
 
+def content_of(run_dir: Path) -> dict[Path, bytes]:
+    """All files but those that tell of starts."""
+    files = [file for file in run_dir.rglob("*") if file.is_file() and not {"logs", "lease"} & set(file.parts)]
+    return {file: file.read_bytes() for file in files}
+
+
 def test_a_full_disk_leaves_the_folder_of_a_run_as_it_was(
     tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,14 +67,13 @@ def test_a_full_disk_leaves_the_folder_of_a_run_as_it_was(
     assert cli.main([*arguments, "train.max_steps=1"]) == 0
     assert "\nmachines: 1 rank, checked in " in capsys.readouterr().out
     run_dir = tmp_path / "runs" / "small"
-    before = {file: file.read_bytes() for file in run_dir.rglob("*") if file.is_file() and "logs" not in file.parts}
+    before = content_of(run_dir)
     full = Probes(space=lambda folder: (1000, 10**6))
     monkeypatch.setattr("tolktrain.train.health.check.Probes", lambda: full)
     assert cli.main([*arguments, "train.max_steps=2", "checkpoint.keep_last=1"]) == 2
     error = capsys.readouterr().err
     assert f"run.dir: {run_dir} has 0.977 KiB free" in error and "but one more checkpoint of " in error
-    after = {file: file.read_bytes() for file in run_dir.rglob("*") if file.is_file() and "logs" not in file.parts}
-    assert after == before
+    assert content_of(run_dir) == before
     assert cli.main([*arguments, "train.max_steps=2", "--skip-health-check"]) == 0
     assert "machines:" not in capsys.readouterr().out
     assert read_metrics(run_dir)[-1]["step"] == 2
