@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from long_runs import SCRIPT, LongRun
+from long_runs import SCRIPT
 from minislurm import Cluster, Job
 from small_runs import assert_close, read_metrics, small_config, write_config, write_sets
 
@@ -67,14 +67,6 @@ def test_srun_on_two_nodes(cluster: Cluster, tmp_path: Path, sets: Path, alone: 
     assert_same_run(tmp_path / "runs" / "small", alone)
 
 
-def test_the_launch_script(cluster: Cluster, tmp_path: Path, sets: Path, alone: Path) -> None:
-    output = tmp_path / "output"
-    config = str(write_config(tmp_path, sets))
-    number = cluster.submit(*TWO_NODES, "--ntasks-per-node=2", f"--output={output}", str(SCRIPT), config, *LAYOUT)
-    assert cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=0), output.read_text()
-    assert_same_run(tmp_path / "runs" / "small", alone)
-
-
 def test_a_chain_of_jobs_with_other_layouts(
     cluster: Cluster, tmp_path: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -94,18 +86,3 @@ def test_a_chain_of_jobs_with_other_layouts(
     lines, expected = (read_metrics(run) for run in (tmp_path / "runs" / "chained", alone / "runs" / "small"))
     for line, other in zip(lines, expected, strict=True):
         assert_close(line, other, rel=1e-5)
-
-
-def test_a_job_is_requeued_goes_on_and_ends_when_a_rank_is_killed(cluster: Cluster, tmp_path: Path, sets: Path) -> None:
-    """The ranks lie on different nodes."""
-    run = LongRun(cluster, tmp_path, sets, 2, "train.validation.sets=[]", "checkpoint.every_steps=1000000")
-    number = run.submit(2)
-    before = run.wait_for_step(number, 1, launched=1)
-    cluster.run("scancel", "--batch", "--signal=USR1", str(number)).check_returncode()
-    run.wait_for_step(number, before + 10, launched=2)
-    run.rank(number, 1).kill()
-    job, text = cluster.end_of(number), run.text
-    assert job == Job("FAILED", "137:0", num_restarts=1), text
-    assert "with a checkpoint; the same command goes on from there" in text
-    assert text.count("rank 1: error: the process has ended without a word, killed (kill -9") == 1, text
-    assert "(node2, pipeline 0, tensor 0, data 1)" in text
