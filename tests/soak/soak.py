@@ -118,6 +118,7 @@ class Run:
         self.background = background
         self.log = folder / "log"
         self._zygote = zygote
+        self._read = 0
         self._sound: list[int] = []  # steps of the checkpoints that were complete when they were last looked at
         config = write_config(folder, sets)
         stages = [f"train.stages.{i}.tokens={steps * TOKENS_PER_STEP}" for i, steps in enumerate(STEPS)]
@@ -150,6 +151,12 @@ class Run:
     def wait(self, pids: list[int]) -> list[int]:
         """Exit codes of all ranks."""
         return [self._zygote.wait(pid) for pid in pids]
+
+    def new_text(self) -> str:
+        """What the ranks have said since this was last asked."""
+        text = self.log.read_text()
+        new, self._read = text[self._read :], len(text)
+        return new
 
     def last_step(self) -> int:
         """Newest step in the metrics."""
@@ -253,7 +260,7 @@ class Soak:
             self._note(run)
         codes = run.wait(run.start())
         self._judge(run, newest, reached)
-        assert codes == [0] * ranks, run.log.read_text()[-3000:]
+        assert codes == [0] * ranks, (codes, run.log.read_text()[-3000:])
         run.look()
         assert_same(run.folder, expected)
         self.findings.runs += 1
@@ -261,9 +268,7 @@ class Soak:
 
     def _judge(self, run: Run, newest: int, reached: int) -> int:
         """What the last start has lost of the one before; returns how far it has come itself."""
-        log = run.log.read_text()
-        resumed = [int(step) for step in re.findall(r"going on after step (\d+)", log)]
-        run.log.write_text("")
+        resumed = [int(step) for step in re.findall(r"going on after step (\d+)", run.new_text())]
         last = run.last_step()
         for step in resumed:
             assert step == newest, (step, newest)
@@ -348,13 +353,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for the report")
     parsed = parser.parse_args()
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(Path(folder), parsed.seed)
-        for ranks, background, share in ((1, True, 0.4), (1, False, 0.3), (2, True, 0.2), (2, False, 0.1)):
-            soak.kill(round(parsed.kills * share), ranks, background)
-            print(f"{soak.findings.kills} kills, {time.monotonic() - started:.0f} s", flush=True)
-        soak.fill_disks(parsed.full_disks)
-        soak.close()
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))  # stays if something is found
+    soak = Soak(folder, parsed.seed)
+    for ranks, background, share in ((1, True, 0.4), (1, False, 0.3), (2, True, 0.2), (2, False, 0.1)):
+        soak.kill(round(parsed.kills * share), ranks, background)
+        print(f"{soak.findings.kills} kills, {time.monotonic() - started:.0f} s", flush=True)
+    soak.fill_disks(parsed.full_disks)
+    soak.close()
+    shutil.rmtree(folder)
     text = report(soak.findings, parsed.seed, time.monotonic() - started)
     print(text)
     if parsed.output is not None:
