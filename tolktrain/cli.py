@@ -5,6 +5,7 @@ imported.
 """
 
 import argparse
+import errno
 import json
 import os
 import subprocess
@@ -35,9 +36,9 @@ RUN_VERBS = {
 }
 
 EPILOG = """\
-exit codes: 0 done; 1 the machine failed (disk full, no permission: one line with the path, details in the run's log) or
-a defect of the program (a traceback); 2 bad input, the message says what to mend; 75 asked to stop, a checkpoint is
-written: run the same command again; 130 interrupted.
+exit codes: 0 done; 1 the machine failed (disk full, no permission, a rank killed or hanging: one message, details in
+the run's logs), `checkpoints --verify` found damage, or a defect of the program (a traceback); 2 bad input, the message
+says what to mend; 75 asked to stop, a checkpoint is written: run the same command again; 130 interrupted.
 Values of dotted.key=value are YAML, such as train.max_steps=10 or data.sets.mine='{path: /data/mine}'.
 """
 
@@ -456,6 +457,8 @@ def _described(error: OSError, parsed: argparse.Namespace) -> str:
     # A write that fails does not say where; the run's folder is the likeliest place.
     place = " -> ".join(paths) or (f"in {run_directory}" if run_directory is not None else "")
     reason = error.strerror or str(error) or type(error).__name__
+    if run_directory is not None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason += "; free some, and run the same command again"
     line = " ".join(f"{place}: {reason}".removeprefix(": ").split())
     log = _log_file(run_directory) if run_directory is not None else None
     if log is None:

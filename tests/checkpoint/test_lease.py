@@ -85,7 +85,7 @@ def test_of_twenty_that_start_together_one_wins(tmp_path: Path) -> None:
     for token, answers in enumerate(rounds, start=1):
         refused = [answer for answer in answers if isinstance(answer, str)]
         assert len(answers) == 20 and [answer for answer in answers if answer not in refused] == [token]
-        assert all("another training of this run is going on: on " in message for message in refused)
+        assert all("another training of this run is going on: process " in message for message in refused)
     assert sorted(os.listdir(tmp_path / LEASE_FOLDER)) == [f"{token:08d}.json" for token in range(1, 5)]
 
 
@@ -148,8 +148,8 @@ def test_a_stopped_owner_is_overtaken_and_finds_out(
         assert "it has not renewed its lease for 1 seconds" in caplog.text
         holder.process.send_signal(signal.SIGCONT)
         answer = holder.ask("check")
-        assert answer.startswith(f"lost {tmp_path}: another training has taken this run over: on ")
-        assert f"process {os.getpid()}, " in answer and "this process must not write to it" in answer
+        assert answer.startswith(f"lost {tmp_path}: another training has taken this run over: process ")
+        assert f"process {os.getpid()} on " in answer and "this process must not write to it" in answer
         assert holder.ask("release") == "released"
         lease.check()
         assert read(tmp_path, 2)["released"] is False

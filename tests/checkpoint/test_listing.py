@@ -70,7 +70,7 @@ def test_the_table(run_dir: Path) -> None:
     lines = (run_dir / "table").read_text().splitlines()
     row = next(line for line in lines if "joint" in line)
     assert [cell.strip() for cell in re.split("[│┃]", row)[1:-1]][4:] == [
-        "tensor 2, pipeline 1, data 4, ZeRO 3",
+        "tensor 2, data 4, ZeRO 3",
         "1.2500",
         "verified (latest)",
     ]
@@ -97,7 +97,9 @@ def test_exit_codes(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_newest_sound_one_is_found(run_dir: Path) -> None:
-    assert find_sound(run_dir).name == "step-00000020"
+    passed_over: list[str] = []
+    assert find_sound(run_dir, tell=passed_over.append).name == "step-00000020"
+    assert [re.findall(r"step-0*(\d+)/", text)[0] for text in passed_over] == ["40", "30"]
     assert find_sound(run_dir, 3).name == "step-00000003"
     with pytest.raises(DamagedCheckpointError, match="step-00000030/parameters/shard.safetensors"):
         find_sound(run_dir, 30)

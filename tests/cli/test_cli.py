@@ -271,7 +271,10 @@ def test_errors_of_training(stub: Stub, capsys: pytest.CaptureFixture[str]) -> N
     ("error", "line"),
     [
         (PermissionError(13, "Permission denied", "/data/x"), "error: /data/x: Permission denied"),
-        (OSError(28, "No space left on device"), "error: in runs/quickstart: No space left on device"),
+        (
+            OSError(28, "No space left on device"),
+            "error: in runs/quickstart: No space left on device; free some, and run the same command again",
+        ),
         (OSError(18, "Invalid cross-device link", "a", None, "b"), "error: a -> b: Invalid cross-device link"),
         (OSError("of several\nlines"), "error: in runs/quickstart: of several lines"),
         (BrokenPipeError(32, "Broken pipe"), "error: in runs/quickstart: Broken pipe"),

@@ -3,8 +3,10 @@
 import json
 import logging
 import math
+import os
 import re
 import subprocess
+import threading
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -51,6 +53,27 @@ def test_it_tells_what_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyP
     heartbeat.end("failed", "too late")
     assert read(tmp_path)["state"] == "stopped"
     assert [path.name for path in tmp_path.iterdir()] == ["heartbeat.json"]
+
+
+def test_an_end_in_the_middle_of_a_beat_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk is slow to take a beat, and training ends meanwhile."""
+    replace, beating, ended = os.replace, threading.Event(), threading.Event()
+
+    def slowly(source: Path, target: Path) -> None:
+        beating.set()
+        assert ended.wait(30)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", slowly)
+    heartbeat = Heartbeat(tmp_path, Progress(), 0.02, {})
+    heartbeat.start()
+    assert beating.wait(30)
+    ending = threading.Thread(target=heartbeat.end, args=("done",))
+    ending.start()
+    assert heartbeat._closed.wait(30)
+    ended.set()
+    ending.join(30)
+    assert read(tmp_path)["state"] == "done"
 
 
 def test_a_process_that_lives_but_is_stuck_shows(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,12 +40,13 @@ class Entry:
 
     @property
     def layout(self) -> str:
-        """The layout that wrote it, as "tensor 2, pipeline 1, data 4, ZeRO 1"."""
+        """The layout that wrote it, as "tensor 2, data 4, ZeRO 1"; "1 process, ZeRO 1"."""
         layout = self.state.get("layout")
         if not isinstance(layout, dict):
             return "-"
-        names = {"tensor": "tensor", "pipeline": "pipeline", "data": "data", "zero_stage": "ZeRO"}
-        return ", ".join(f"{shown} {layout[name]}" for name, shown in names.items() if name in layout)
+        sizes = [f"{name} {layout[name]}" for name in ("tensor", "pipeline", "data") if layout.get(name, 1) != 1]
+        zero = [f"ZeRO {layout['zero_stage']}"] if "zero_stage" in layout else []
+        return ", ".join([*(sizes or ["1 process"]), *zero])
 
     @property
     def loss(self) -> str:
@@ -71,8 +72,10 @@ def list_checkpoints(run_dir: Path, checksums: bool = False) -> list[Entry]:
     return sorted(entries, key=lambda entry: (entry.step, entry.folder.name))
 
 
-def find_sound(run_dir: Path, step: int | None = None) -> Path:
+def find_sound(run_dir: Path, step: int | None = None, tell: Callable[[str], None] = lambda _: None) -> Path:
     """The checkpoint of `step`, or the newest sound one; read and compared with its checksums.
+
+    `tell` is told of each damaged one that is passed over.
 
     Raises UserError when there is none, or the one asked for is damaged.
     """
@@ -90,6 +93,7 @@ def find_sound(run_dir: Path, step: int | None = None) -> Path:
             verify(entry.folder)
         except UserError as error:
             problems.append(str(error))
+            tell(problems[-1])
             continue
         return entry.folder
     raise UserError("; ".join([f"{run_dir} has no sound checkpoint", *problems]))

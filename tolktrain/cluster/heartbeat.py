@@ -61,7 +61,6 @@ class Heartbeat:
         self._notes: dict[str, Any] = {"step": 0, "stage": "", "last_step_time": self._facts["started"]}
         self._final: State | None = None
         self._complained = False
-        self._writing = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -87,10 +86,13 @@ class Heartbeat:
                 self._thread.join(_CLOSING_SECONDS)
 
     def _run(self) -> None:
-        while not self._closed.is_set():
+        while True:
+            # Asked before writing: what is written while `end` is called may not say so yet.
+            is_last = self._closed.is_set()
             self._write()
+            if is_last:
+                return
             self._closed.wait(self._seconds)
-        self._write()
 
     def _write(self) -> None:
         aside = self._path.with_name(f".tmp-{HEARTBEAT_FILE}")

@@ -73,9 +73,11 @@ class ProcessIdentity:
         return None
 
     def describe(self) -> str:
-        """For a message: "job 123 on node7, process 4711, user x"."""
-        job = f"job {self.job_id} on " if self.job_id else "on "
-        return f"{job}{self.host or 'an unknown node'}, process {self.pid}, user {self.user}"
+        """For a message: "job 123 on node7, process 4711, user x", or "process 4711 on node7, user x"."""
+        host = self.host or "an unknown node"
+        if self.job_id:
+            return f"job {self.job_id} on {host}, process {self.pid}, user {self.user}"
+        return f"process {self.pid} on {host}, user {self.user}"
 
     def how_to_end(self) -> str:
         """The command that ends it."""

@@ -28,7 +28,7 @@ class StopRequest:
     from a person at the terminal. A second INT ends the process at once, so that nobody has to wait for a checkpoint.
     """
 
-    def __init__(self, on_interrupt: str = "stopping after this step, with a checkpoint") -> None:
+    def __init__(self, on_interrupt: str = "stopping; a step that is under way is finished and saved") -> None:
         """Nothing is requested yet; `on_interrupt` is what a person who presses Ctrl-C reads."""
         self._signal: signal.Signals | None = None
         self._since = 0.0

@@ -60,7 +60,7 @@ def export_weights(
     """
     if into.exists() and not (into.is_dir() and not any(into.iterdir())):
         raise UserError(f"{into} exists and is not an empty folder; name a new one")
-    folder = find_sound(run_dir, step)
+    folder = find_sound(run_dir, step, lambda problem: tell(f"passed over, since it is damaged: {problem}"))
     into.parent.mkdir(parents=True, exist_ok=True)
     aside = into.with_name(f".tmp-{into.name}-{os.getpid()}")
     aside.mkdir()

@@ -17,7 +17,7 @@ def show_checkpoints(run_dir: Path, checksums: bool, console: Console) -> bool:
     Raises UserError when the run has no folder of checkpoints.
     """
     entries = list_checkpoints(run_dir, checksums)
-    table = Table("step", "stage", "size", "written", "written by layout", "loss", "condition")
+    table = Table("step", "stage", "size", "written", "layout", "loss", "condition")
     for entry in entries:
         table.add_row(*_row(entry))
     console.print(table)
@@ -31,7 +31,7 @@ def show_checkpoints(run_dir: Path, checksums: bool, console: Console) -> bool:
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    written = f"{datetime.fromtimestamp(entry.written):%Y-%m-%d %H:%M:%S}"
+    written = f"{datetime.fromtimestamp(entry.written):%Y-%m-%d %H:%M}"
     condition = f"{entry.condition} (latest)" if entry.is_latest else entry.condition
     return (str(entry.step), entry.stage, _size(entry.num_bytes), written, entry.layout, entry.loss, condition)
 

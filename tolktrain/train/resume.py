@@ -128,13 +128,14 @@ def _refuse_if_lost(run_dir: Path, store: CheckpointStore, previous: Mapping[str
 
 
 def _first_checkpoint_step(previous: Mapping[str, Any] | None) -> float:
-    """The step after which the earlier start must have saved for the first time."""
+    """The first step that cannot be in the metrics of an earlier start that has not completed a checkpoint."""
     try:
         assert previous is not None
-        train = previous["train"]
+        train, every_steps = previous["train"], previous["checkpoint"]["every_steps"]
         tokens_per_step = train["global_batch_size"] * train["sequence_length"]
-        stage_end = math.ceil(train["stages"][0]["tokens"] / tokens_per_step)
-        # A step is in the metrics before its checkpoint is complete.
-        return 1 + min(previous["checkpoint"]["every_steps"], stage_end, train["max_steps"] or math.inf)
+        end = min(math.ceil(train["stages"][0]["tokens"] / tokens_per_step), train["max_steps"] or math.inf)
+        # A checkpoint that is written in the background is complete before the next one begins. A step is in the
+        # metrics before that.
+        return 1 + min(2 * every_steps if previous["checkpoint"]["background"] else every_steps, end)
     except (AssertionError, KeyError, TypeError, IndexError):
         return 1

@@ -177,7 +177,8 @@ def _callbacks(
 
 
 def _show_header(setting: Setting, display: Display, opened: OpenRun) -> None:
-    logger.info("kernels: %s", setting.kernels.description)
+    begun = f"going on after step {opened.position.step}" if opened.position.step else "beginning"
+    logger.info("%s: %s; kernels: %s", begun, setting.layout.describe(), setting.kernels.description)
     display.show_header(
         opened.path,
         count_by_group(setting.blueprint.architecture),
@@ -216,5 +217,6 @@ def _say_stopped(display: Display, step: int, leaving: StopOnRequest, heartbeat:
         f"left {duration['seconds']:.1f} s after {duration['signal']}: {duration['seconds_to_step_end']:.1f} s to the"
         f" end of the step, {duration['seconds_to_save']:.1f} s to save"
     )
-    display.say(text)
+    if not leaving.asked_at_terminal:  # for choosing the time that a signal comes before the end
+        display.say(text)
     logger.info("%s", text)

@@ -133,7 +133,8 @@ def test_many_nodes_are_counted() -> None:
         (19, {"num_checkpoints": 1}, None),
         (9, {"num_checkpoints": 1}, "but one more checkpoint of 10 GiB needs 10 GiB; "),
         (5, {"reclaimed_bytes": 15 * GIB}, None),
-        (1, {"num_existing": 5}, "5 checkpoints are there and checkpoint.keep_last is 5: keep fewer"),
+        (11, {"num_existing": 3}, "; with checkpoint.keep_last=3, as many as are there, one more is enough"),
+        (1, {"num_existing": 5, "num_checkpoints": 1}, "; of the 5 checkpoints that are there the oldest may be"),
     ],
 )
 def test_space_for_checkpoints(free_gib: int, changes: dict[str, int], expected: str | None) -> None:

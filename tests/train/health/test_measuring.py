@@ -1,6 +1,7 @@
 """What a rank finds by itself: products, space, versions; and who is to meet whom."""
 
 import itertools
+import logging
 import os
 import shutil
 import subprocess
@@ -117,9 +118,16 @@ def test_room_is_needed_for_checkpoints_that_do_not_replace_others(tmp_path: Pat
         folder = tmp_path / "checkpoints" / f"step-{step:08d}" / "parameters"
         folder.mkdir(parents=True)
         (folder / "a.safetensors").write_bytes(bytes(1000))
+    aside = tmp_path / "checkpoints" / "step-00000009.damaged"
+    aside.mkdir()
+    (aside / "a.safetensors").write_bytes(bytes(1000))
     assert needed == [(2, 0, 0), (2, 1, 0), (1, 2, 0), (1, 3, 0)]
     space = needed_space({"backbone": 1}, config, 1, tmp_path, starts_anew=True)
-    assert (space.num_checkpoints, space.num_existing, space.reclaimed_bytes) == (2, 0, 4000)
+    assert (space.num_checkpoints, space.num_existing, space.reclaimed_bytes) == (2, 0, 5000)
+    for step in range(1, 4):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").rename(tmp_path / f"{step}")
+    space = needed_space({"backbone": 1}, config, 1, tmp_path, starts_anew=False)
+    assert (space.num_checkpoints, space.num_existing) == (2, 1)  # what was set aside does not make way
 
 
 def test_a_folder_is_known_by_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,12 +189,14 @@ def small_disk(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_real_small_disk(small_disk: Path, tmp_path: Path, sets: Path) -> None:
+def test_a_real_small_disk(small_disk: Path, tmp_path: Path, sets: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = small_config(tmp_path, sets)
     layout = initialize()
     try:
         fitting, too_large = {"backbone": 4000}, {"backbone": 10_000}  # twice 80 and 152 KB
-        assert "KiB free" in check_health(config, layout, small_disk, fitting)
+        with caplog.at_level(logging.INFO):
+            assert check_health(config, layout, small_disk, fitting) == ""
+        assert "KiB free" in caplog.text
         with pytest.raises(
             UserError, match=r"disk has 25. KiB free .*but two checkpoints of 149 KiB each need 298 KiB"
         ):

@@ -57,7 +57,12 @@ class StopOnRequest(NoCallback):
     def on_step(self, run: StageRun) -> None:
         """Ask all ranks."""
         asked = self._stop is not None and self._stop.requested
-        run.stop = self._agree(asked, f"after step {run.step} with a checkpoint")
+        run.stop = self._agree(asked, f"after step {run.step} with a checkpoint", in_step=True)
+
+    @property
+    def asked_at_terminal(self) -> bool:
+        """Whether it was Ctrl-C."""
+        return self._reason == signal.SIGINT.name
 
     def duration(self) -> dict[str, float | str]:
         """How long leaving took until now: `signal`, `seconds`, `seconds_to_step_end`, `seconds_to_save`."""
@@ -69,7 +74,7 @@ class StopOnRequest(NoCallback):
             "seconds_to_save": saving,
         }
 
-    def _agree(self, asked: bool, when: str) -> bool:
+    def _agree(self, asked: bool, when: str, in_step: bool = False) -> bool:
         number, age = -1.0, -1.0
         if asked and self._stop is not None:
             age = self._stop.age_seconds or 0.0
@@ -84,7 +89,9 @@ class StopOnRequest(NoCallback):
         own = self._stop.reason if asked and self._stop is not None else ""
         self._reason = own or _name(int(number))
         self._agreed_at, self._seconds_before = time.monotonic(), age
-        logger.warning("%s: stopping %s", self._reason, when)
+        # Whoever has pressed Ctrl-C has read that training stops after the step.
+        level = logging.INFO if in_step and self.asked_at_terminal else logging.WARNING
+        logger.log(level, "%s: stopping %s", self._reason, when)
         return True
 
 

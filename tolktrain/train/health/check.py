@@ -49,7 +49,8 @@ def check_health(
         probes: what touches the machine.
 
     Returns:
-        What was found, in a line for the terminal; empty if the check is switched off.
+        What was found, in a line for the terminal; empty if the check is switched off, and of one process on a CPU,
+        whose figures tell nobody anything.
 
     Raises:
         UserError: a machine computes wrongly or slowly, versions differ, or the folder cannot take two checkpoints. On
@@ -75,7 +76,8 @@ def check_health(
         _act(findings, reports, layout.rank)
     if layout.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # the metrics show training's
-    return _tell(reports, exchanges, space, layout.rank, time.perf_counter() - started)
+    line = _tell(reports, exchanges, space, layout.rank, time.perf_counter() - started)
+    return line if together() or layout.device.type == "cuda" else ""
 
 
 def _reports(config: Config, layout: Layout, run_dir: Path, probes: Probes) -> list[RankReport]:

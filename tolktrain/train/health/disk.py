@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config import Config
 from tolktrain.train.health.probes import Probes
 from tolktrain.train.health.reports import Folder, Space
@@ -37,9 +38,10 @@ def needed_space(counts: Mapping[str, int], config: Config, world_size: int, run
 
     `starts_anew`: whether the checkpoints that are there are deleted first.
     """
-    there = [folder for folder in (run_dir / "checkpoints").glob("step-*") if folder.is_dir()]
+    store = CheckpointStore(run_dir)
     keep_last = config.checkpoint.keep_last
-    existing = 0 if starts_anew else len(there)
+    # Not those that were set aside: no new one makes them go.
+    existing = 0 if starts_anew else len(store.newest_first())
     num_checkpoints = max(1, min(2, keep_last + 1 - existing))
     return Space(
         folder=str(run_dir),
@@ -48,7 +50,7 @@ def needed_space(counts: Mapping[str, int], config: Config, world_size: int, run
         num_files=num_checkpoints * (3 * world_size + 8) + _OTHER_FILES,
         keep_last=keep_last,
         num_existing=existing,
-        reclaimed_bytes=sum(_folder_bytes(folder) for folder in there) if starts_anew else 0,
+        reclaimed_bytes=_folder_bytes(store.folder) if starts_anew else 0,
     )
 
 

@@ -270,10 +270,10 @@ def _lack_of_bytes(space: Space, node: str, free_bytes: int) -> list[Finding]:
     several = space.num_checkpoints > 1
     what = "two checkpoints" if several else "one more checkpoint"
     mend = "free some, or choose another run.dir"
-    if space.num_existing > 1:
-        mend += (
-            f"; {space.num_existing} checkpoints are there and checkpoint.keep_last is {space.keep_last}: keep fewer"
-        )
+    if several and space.num_existing:
+        mend += f"; with checkpoint.keep_last={space.num_existing}, as many as are there, one more is enough"
+    elif space.num_existing > 1:
+        mend += f"; of the {space.num_existing} checkpoints that are there the oldest may be deleted"
     return [
         Finding(
             f"run.dir: {space.folder} has {bytes_text(available)} free (seen from {node}), but {what} of"
