@@ -206,6 +206,27 @@ def test_a_run_that_never_had_a_checkpoint_begins_again(uninterrupted: Path, tmp
     assert read_metrics(run_dir) == read_metrics(uninterrupted)[: len(read_metrics(run_dir))]
 
 
+@pytest.mark.parametrize(("background", "steps", "is_lost"), [(1, 4, 0), (1, 5, 1), (0, 2, 0), (0, 3, 1)])
+def test_how_far_a_run_comes_without_a_checkpoint(
+    tmp_path: Path, sets: Path, background: int, steps: int, is_lost: int
+) -> None:
+    """In the background the first of two steps' interval may still be written after the fourth step."""
+    overrides = ["checkpoint.every_steps=2", f"train.stages.0.tokens={9 * TOKENS_PER_STEP}", "train.max_steps=6"]
+    config = small_config(tmp_path, sets, *overrides, f"checkpoint.background={'true' if background else 'false'}")
+    assert train(config) == 0
+    run_dir = tmp_path / "runs" / "small"
+    complete = read_metrics(run_dir)
+    shutil.rmtree(run_dir / "checkpoints")
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run_dir / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= steps))
+    if is_lost:
+        with pytest.raises(UserError, match="no sound checkpoint to go on from"):
+            train(config)
+    else:
+        assert train(config) == 0
+        assert read_metrics(run_dir) == complete
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(uninterrupted: Path, tmp_path: Path, sets: Path) -> None:
     run_dir = copied(uninterrupted, tmp_path)
     for folder in run_dir.glob("checkpoints/step-*"):

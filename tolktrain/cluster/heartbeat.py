@@ -18,7 +18,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -45,8 +45,16 @@ class Heartbeat:
     `layout`, `started`. Times are ISO 8601 in UTC, to the second. After the end also `reason`; more comes from `note`.
     """
 
-    def __init__(self, run_dir: Path, progress: Progress, seconds: float, facts: Mapping[str, Any]) -> None:
-        """Write every `seconds`; `facts` are further fields that never change."""
+    def __init__(
+        self,
+        run_dir: Path,
+        progress: Progress,
+        seconds: float,
+        facts: Mapping[str, Any],
+        may_write: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Write every `seconds` if `may_write` still says so; `facts` are further fields that never change."""
+        self._may_write = may_write
         self._path = run_dir / HEARTBEAT_FILE
         self._progress = progress
         self._seconds = seconds
@@ -95,6 +103,8 @@ class Heartbeat:
             self._closed.wait(self._seconds)
 
     def _write(self) -> None:
+        if not self._may_write():
+            return
         aside = self._path.with_name(f".tmp-{HEARTBEAT_FILE}")
         try:
             aside.write_text(json.dumps(self._content(), indent=2) + "\n", encoding="utf-8")

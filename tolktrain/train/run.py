@@ -15,7 +15,7 @@ from tolktrain.config.deepspeed import build_deepspeed_config
 from tolktrain.data.checks import check_data
 from tolktrain.model.counts import count_by_group
 from tolktrain.model.smoltolk import SmolTolk
-from tolktrain.parallel.layout import initialize
+from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.parallel.together import on_rank_zero
 from tolktrain.train.build import Blueprint
 from tolktrain.train.callbacks.checkpointing import Checkpointing
@@ -85,41 +85,43 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
             if layout.rank == 0:
                 print(f"{opened.path} is complete: {opened.position.step} steps are done; nothing to train")
             return EXIT_DONE
-        if leaving.before_training():
-            return EXIT_PREEMPTED
-        anew = config.run.restart and opened.position.folder is None
-        machines = check_health(config, layout, opened.path, count_by_group(architecture), anew, progress)
-        progress.at("checking the data")
-        vocabulary = check_data(config, architecture.text_vocab_size, verify_files=layout.local_rank == 0)
-        with saving(config, layout, opened) as saver:
-            setting = Setting(config, layout, blueprint, vocabulary, saver, choice, progress, machines)
-            return _run_stages(setting, plans, opened, leaving)
+        with _beating(config, layout, progress, opened) as heartbeat:
+            if leaving.before_training():
+                return _leave_early(leaving, heartbeat)
+            anew = config.run.restart and opened.position.folder is None
+            machines = check_health(config, layout, opened.path, count_by_group(architecture), anew, progress)
+            progress.at("checking the data")
+            vocabulary = check_data(config, architecture.text_vocab_size, verify_files=layout.local_rank == 0)
+            with saving(config, layout, opened) as saver:
+                setting = Setting(config, layout, blueprint, vocabulary, saver, choice, progress, machines)
+                return _run_stages(setting, plans, opened, leaving, heartbeat)
 
 
-def _run_stages(setting: Setting, plans: Sequence[StagePlan], opened: OpenRun, leaving: StopOnRequest) -> int:
+def _run_stages(
+    setting: Setting, plans: Sequence[StagePlan], opened: OpenRun, leaving: StopOnRequest, heartbeat: Heartbeat
+) -> int:
     layout, position = setting.layout, opened.position
     setting.progress.at("building the model")
     # Notices a backbone that cannot be read. Handed over: whoever keeps a name for it would keep its memory.
     built = [setting.blueprint.build(layout, position.folder)]
     if leaving.before_training():
-        return EXIT_PREEMPTED
+        return _leave_early(leaving, heartbeat)
     opened.begin()
-    with _beating(setting, opened) as heartbeat:
-        utilization = Utilization.of(setting.blueprint.architecture, setting.config, layout)
-        metrics = MetricsLog(setting.config, opened.path, position.step, layout.rank, utilization)
-        display = Display(setting.config, plans, metrics, layout)
-        callbacks = _callbacks(setting, opened, metrics, display, heartbeat, leaving)
-        try:
-            _show_header(setting, display, opened)
-            stopped, position = _run_all(setting, plans, opened, built, callbacks)
-        finally:
-            for callback in reversed(callbacks):
-                callback.close()
-        if stopped and remaining(plans, position.step):
-            _say_stopped(display, position.step, leaving, heartbeat)
-            return EXIT_PREEMPTED
-        display.say(f"trained: {position.step:,} steps, in {opened.path}")
-        heartbeat.end("done")
+    utilization = Utilization.of(setting.blueprint.architecture, setting.config, layout)
+    metrics = MetricsLog(setting.config, opened.path, position.step, layout.rank, utilization)
+    display = Display(setting.config, plans, metrics, layout)
+    callbacks = _callbacks(setting, opened, metrics, display, heartbeat, leaving)
+    try:
+        _show_header(setting, display, opened)
+        stopped, position = _run_all(setting, plans, opened, built, callbacks)
+    finally:
+        for callback in reversed(callbacks):
+            callback.close()
+    if stopped and remaining(plans, position.step):
+        _say_stopped(display, position.step, leaving, heartbeat)
+        return EXIT_PREEMPTED
+    display.say(f"trained: {position.step:,} steps, in {opened.path}")
+    heartbeat.end("done")
     return EXIT_DONE
 
 
@@ -191,11 +193,11 @@ def _show_header(setting: Setting, display: Display, opened: OpenRun) -> None:
 
 
 @contextlib.contextmanager
-def _beating(setting: Setting, opened: OpenRun) -> Iterator[Heartbeat]:
+def _beating(config: Config, layout: Layout, progress: Progress, opened: OpenRun) -> Iterator[Heartbeat]:
     """The run's heartbeat; rank 0's is written."""
-    layout, progress = setting.layout, setting.progress
     facts = {"world_size": layout.world_size, "layout": layout.describe()}
-    heartbeat = Heartbeat(opened.path, progress, setting.config.logging.heartbeat_seconds, facts)
+    seconds = config.logging.heartbeat_seconds
+    heartbeat = Heartbeat(opened.path, progress, seconds, facts, lambda: opened.fence.lost() is None)
     heartbeat.note(step=opened.position.step)
     progress.on_end = lambda reason: heartbeat.end("failed", reason)
     if layout.rank == 0:
@@ -205,6 +207,13 @@ def _beating(setting: Setting, opened: OpenRun) -> Iterator[Heartbeat]:
     except BaseException as error:
         heartbeat.end("failed", f"{type(error).__name__}: {error}")
         raise
+
+
+def _leave_early(leaving: StopOnRequest, heartbeat: Heartbeat) -> int:
+    """Asked to stop while starting: nothing has been done that a checkpoint could keep."""
+    heartbeat.end("stopped", f"{leaving.duration()['signal']}: start it again to go on")
+    logger.info("stopped while starting; the same command goes on")
+    return EXIT_PREEMPTED
 
 
 def _say_stopped(display: Display, step: int, leaving: StopOnRequest, heartbeat: Heartbeat) -> None:

@@ -55,7 +55,11 @@ def test_a_sick_node_is_refused_with_one_message_before_a_folder_exists(tmp_path
 
 def contents(run_dir: Path) -> dict[Path, bytes]:
     """All but what every start writes."""
-    files = [file for file in run_dir.rglob("*") if file.is_file() and not {"logs", "lease"} & set(file.parts)]
+    files = [
+        file
+        for file in run_dir.rglob("*")
+        if file.is_file() and not {"logs", "lease", "heartbeat.json"} & set(file.parts)
+    ]
     return {file: file.read_bytes() for file in files}
 
 
