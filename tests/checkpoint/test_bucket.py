@@ -11,7 +11,7 @@ import pytest
 from fault_proxy import FaultProxy
 from s3_server import S3Server
 
-from tolktrain.checkpoint.bucket import Uploads, complete, find_remote, forget, restore, upload_share
+from tolktrain.checkpoint.bucket import Uploads, complete, find_remote, forget, restore, upload_files
 from tolktrain.checkpoint.manifest import digest_files, verify, write_manifest
 from tolktrain.config.errors import UserError
 from tolktrain.data.storage import Patience, Storage
@@ -82,28 +82,6 @@ def test_files_that_are_there_stay_and_a_damaged_checkpoint_is_set_aside(copies:
     assert restore(copies, tmp_path / "run", 5) == folder and content(folder) == before
     assert (folder.parent / "step-00000010.damaged").is_dir()
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == "longer"
-
-
-def test_several_ranks_share_the_copying(storage: Storage, tmp_path: Path) -> None:
-    folder = write(tmp_path / "run", 10)
-    upload_share(storage, folder, rank=2, num_ranks=3)
-    upload_share(storage, folder, rank=0, num_ranks=3)
-    assert not complete(storage, folder, {}, num_ranks=3, wait_seconds=0.1, poll_seconds=0.01)
-    assert find_remote(storage) == []
-    others = [Uploads(storage, rank, 3) for rank in (1, 2, 0)]
-    for uploads in others:
-        uploads.submit(folder)
-    assert all(uploads.close(60) for uploads in others)
-    assert [remote.step for remote in find_remote(storage)] == [10] and storage.names("uploading/") == []
-    restored = restore(storage, tmp_path / "new", 0)
-    assert restored is not None and content(restored) == content(folder)
-
-
-def test_a_rank_that_went_on_is_not_waited_for(copies: Storage, tmp_path: Path) -> None:
-    older, newer = write(tmp_path / "run", 10), write(tmp_path / "run", 20)
-    upload_share(copies, newer, rank=1, num_ranks=2)
-    upload_share(copies, older, rank=0, num_ranks=2)
-    assert not complete(copies, older, {}, num_ranks=2, wait_seconds=10_000)
 
 
 def test_an_upload_that_is_killed_is_no_checkpoint(
@@ -183,11 +161,12 @@ def test_a_failed_upload_is_a_warning_and_the_next_one_is_tried(
 
 def test_two_that_write_the_same_step_do_not_mix(copies: Storage, tmp_path: Path) -> None:
     ours, theirs = write(tmp_path / "ours", 10), write(tmp_path / "theirs", 10)
-    upload_share(copies, theirs)
+    upload_files(copies, theirs)
     copy(copies, ours)
     restored = restore(copies, tmp_path / "new", 0)
     assert restored is not None and content(restored) == content(ours)
-    assert complete(copies, theirs, {}) and len(find_remote(copies)) == 2
+    complete(copies, theirs, {})
+    assert len(find_remote(copies)) == 2
     restored = restore(copies, tmp_path / "newer", 0)
     assert restored is not None and content(restored) == content(theirs)
 

@@ -7,7 +7,6 @@
     parameters/*.safetensors, ...          the files of the checkpoint
     run/config.yaml, run/metrics.jsonl     of the run at that time
     manifest.json                          comes last: a copy is complete if and only if it has one
-  uploading/step-00000100-1f0c93ab52de/rank-00001    that a rank has done its part; removed afterwards
 ```
 An object appears whole or not at all. Two trainings that write a checkpoint of the same step (an old job that has not
 died) write under different names, so that they cannot mix their files.
@@ -39,7 +38,6 @@ from tolktrain.config.errors import UserError
 LATEST = "latest"
 BESIDE = ("config.yaml", "metrics.jsonl")  # what a run's folder needs besides checkpoints to go on
 _RUN = "run"
-_MARKERS = "uploading"
 _NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{12})")
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _DOWNLOADS_OF_A_FILE = 3
@@ -132,41 +130,23 @@ def forget(storage: ObjectStorage) -> None:
         storage.delete(f"{remote.name}/{MANIFEST}")
 
 
-def upload_share(storage: ObjectStorage, folder: Path, rank: int = 0, num_ranks: int = 1) -> None:
-    """Copy this rank's share of the files of the complete checkpoint `folder`; all ranks together copy all but the
-    manifest. Each takes every `num_ranks`-th, largest first.
-    """
+def upload_files(storage: ObjectStorage, folder: Path) -> None:
+    """Copy the files of the complete checkpoint `folder`, largest first, all but the manifest."""
     name, files = _read_manifest(folder)
-    for file in sorted(files, key=lambda file: (-files[file]["size"], file))[rank::num_ranks]:
+    for file in sorted(files, key=lambda file: (-files[file]["size"], file)):
         storage.upload(folder / file, f"{name}/{file}")
-    if num_ranks > 1:
-        storage.write(_marker(name, rank), b"")
 
 
-def complete(
-    storage: ObjectStorage,
-    folder: Path,
-    beside: Mapping[str, bytes],
-    num_ranks: int = 1,
-    wait_seconds: float = 3600.0,
-    poll_seconds: float = 2.0,
-) -> bool:
-    """Wait until every rank has copied its share, then copy the manifest and let `latest` name the copy. For rank 0.
+def complete(storage: ObjectStorage, folder: Path, beside: Mapping[str, bytes]) -> None:
+    """Make the copy of `folder` count: copy the manifest and let `latest` name the copy.
 
-    `beside` are small files of the run by name, as they were at that step. False if a rank did not come to an end.
+    `beside` are small files of the run by name, as they were at that step.
     """
     name, _ = _read_manifest(folder)
-    if not _all_have_done_their_part(storage, name, num_ranks, wait_seconds, poll_seconds):
-        return False
     for file, content in beside.items():
         storage.write(f"{name}/{_RUN}/{file}", content)
     storage.upload(folder / MANIFEST, f"{name}/{MANIFEST}")
     storage.write(LATEST, f"{name}\n".encode())
-    if num_ranks > 1:
-        for marker in storage.names(f"{_MARKERS}/"):
-            if marker.split("/")[1] <= name:
-                storage.delete(marker)
-    return True
 
 
 def remove_old(storage: ObjectStorage, keep_last: int) -> None:
@@ -178,24 +158,14 @@ def remove_old(storage: ObjectStorage, keep_last: int) -> None:
 
 
 class Uploads:
-    """Copies checkpoints in the background, on every rank its share. A failure is a warning; the next one is tried.
+    """Copies checkpoints in the background. A failure is a warning; the next one is tried.
 
     While one is being copied, only the newest that is handed in meanwhile waits.
     """
 
-    def __init__(
-        self,
-        storage: ObjectStorage,
-        rank: int = 0,
-        num_ranks: int = 1,
-        keep_last: int | None = None,
-        wait_seconds: float = 3600.0,
-    ) -> None:
+    def __init__(self, storage: ObjectStorage, keep_last: int | None = None) -> None:
         self._storage = storage
-        self._rank = rank
-        self._num_ranks = num_ranks
         self._keep_last = keep_last
-        self._wait_seconds = wait_seconds
         self._changed = threading.Condition()
         self._waiting: tuple[Path, dict[str, bytes]] | None = None
         self._busy = False
@@ -203,11 +173,10 @@ class Uploads:
         self._thread: threading.Thread | None = None
 
     def submit(self, folder: Path) -> None:
-        """Copy the complete checkpoint `folder`; returns at once. To be called on every rank."""
+        """Copy the complete checkpoint `folder`; returns at once."""
         run_dir = folder.parent.parent
-        beside = {}
-        if self._rank == 0:  # now: they grow
-            beside = {name: (run_dir / name).read_bytes() for name in BESIDE if (run_dir / name).is_file()}
+        # Now: they grow.
+        beside = {name: (run_dir / name).read_bytes() for name in BESIDE if (run_dir / name).is_file()}
         with self._changed:
             assert not self._closed
             if self._waiting is not None:
@@ -251,32 +220,11 @@ class Uploads:
 
     def _copy(self, folder: Path, beside: Mapping[str, bytes]) -> None:
         begun = time.monotonic()
-        upload_share(self._storage, folder, self._rank, self._num_ranks)
-        if self._rank == 0:
-            if not complete(self._storage, folder, beside, self._num_ranks, self._wait_seconds):
-                raise UserError("another rank did not copy its part")
-            logger.info("%s was copied to %s in %.1f s", folder, self._storage.address, time.monotonic() - begun)
-            if self._keep_last is not None:
-                remove_old(self._storage, self._keep_last)
-
-
-def _all_have_done_their_part(
-    storage: ObjectStorage, name: str, num_ranks: int, wait_seconds: float, poll_seconds: float
-) -> bool:
-    if num_ranks == 1:
-        return True
-    expected = {_marker(name, rank) for rank in range(num_ranks)}
-    begun = time.monotonic()
-    while True:
-        markers = set(storage.names(f"{_MARKERS}/"))
-        missing = expected - markers
-        if not missing:
-            return True
-        # A rank that has gone on to a newer checkpoint has left this one out.
-        newer = {marker.rpartition("/")[2] for marker in markers if marker.split("/")[1] > name}
-        if newer & {marker.rpartition("/")[2] for marker in missing} or time.monotonic() - begun > wait_seconds:
-            return False
-        time.sleep(poll_seconds)
+        upload_files(self._storage, folder)
+        complete(self._storage, folder, beside)
+        logger.info("%s was copied to %s in %.1f s", folder, self._storage.address, time.monotonic() - begun)
+        if self._keep_last is not None:
+            remove_old(self._storage, self._keep_last)
 
 
 def _download(storage: ObjectStorage, remote: Remote, run_dir: Path, token: int) -> Path:
@@ -356,7 +304,3 @@ def _read_manifest(folder: Path) -> tuple[str, dict[str, Any]]:
     step = _STEP_FOLDER.search(folder.name)
     assert step is not None
     return f"{step[0]}-{hashlib.sha256(content).hexdigest()[:12]}", dict(json.loads(content)["files"])
-
-
-def _marker(name: str, rank: int) -> str:
-    return f"{_MARKERS}/{name}/rank-{rank:05d}"
