@@ -182,6 +182,27 @@ def test_old_ones_are_removed_and_all_forgotten(storage: Storage, tmp_path: Path
     assert find_remote(storage) == [] and restore(storage, tmp_path / "new", 0) is None
 
 
+def test_copies_of_steps_that_the_run_went_back_behind_do_not_count(storage: Storage, tmp_path: Path) -> None:
+    """Neither for the run, nor after its disk is lost, nor as the newest ones that are kept."""
+    run_dir = tmp_path / "run"
+    uploads = Uploads(storage, keep_last=2)
+    for step in (40, 50, 60):
+        uploads.submit(write(run_dir, step))
+        assert uploads.wait(60)
+    record = json.dumps({"number": 1, "to_step": 50}) + "\n"
+    (run_dir / "rollbacks.jsonl").write_text(record)
+    assert restore(storage, run_dir, 50) is None
+    restored = restore(storage, run_dir, 0)
+    assert restored is not None and restored.name == "step-00000050"
+    uploads.submit(write(run_dir, 55))
+    assert uploads.close(60)
+    assert [remote.step for remote in find_remote(storage)] == [55, 50]
+    copy(storage, write(tmp_path / "as before", 60))  # as if it had not been deleted
+    restored = restore(storage, tmp_path / "new", 0)
+    assert restored is not None and restored.name == "step-00000055"
+    assert (tmp_path / "new" / "rollbacks.jsonl").read_text() == record
+
+
 def test_without_the_right_to_list_latest_names_it(
     bucket: str, fault_proxy: FaultProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

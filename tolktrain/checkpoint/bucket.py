@@ -5,11 +5,15 @@
   latest                                   name of the newest complete copy, for readers that may not list
   step-00000100-1f0c93ab52de/              step, and the beginning of the manifest's SHA-256
     parameters/*.safetensors, ...          the files of the checkpoint
-    run/config.yaml, run/metrics.jsonl     of the run at that time
+    run/config.yaml, run/metrics.jsonl,    of the run at that time
+    run/rollbacks.jsonl
     manifest.json                          comes last: a copy is complete if and only if it has one
 ```
 An object appears whole or not at all. Two trainings that write a checkpoint of the same step (an old job that has not
 died) write under different names, so that they cannot mix their files.
+
+A run that goes back after a divergence leaves copies of later steps behind. They do not count any more: the run's
+rollbacks.jsonl, and that of later copies, names the step that it went back to.
 """
 
 import hashlib
@@ -20,7 +24,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +40,8 @@ from tolktrain.checkpoint.manifest import (
 from tolktrain.config.errors import UserError
 
 LATEST = "latest"
-BESIDE = ("config.yaml", "metrics.jsonl")  # what a run's folder needs besides checkpoints to go on
+_ROLLBACKS = "rollbacks.jsonl"
+BESIDE = ("config.yaml", "metrics.jsonl", _ROLLBACKS)  # what a run's folder needs besides checkpoints to go on
 _RUN = "run"
 _NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{12})")
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -102,17 +107,20 @@ def find_remote(storage: ObjectStorage) -> list[Remote]:
 def restore(storage: ObjectStorage, run_dir: Path, newer_than: int, token: int = 0) -> Path | None:
     """Bring the newest sound copy above step `newer_than` into checkpoints/ of a run; None if there is none.
 
-    Returns its folder, which appears complete and verified, or not at all. config.yaml and metrics.jsonl come along if
-    the run has none.
-    Damaged copies are named in warnings. For one process, which holds the lease of `token`.
+    Returns its folder, which appears complete and verified, or not at all. The files `BESIDE` come along if the run has
+    none. Copies of steps that the run has gone back behind are passed over; damaged ones are named in warnings.
+    For one process, which holds the lease of `token`.
 
     Raises UserError: the storage cannot be reached; the disk is too small; there are copies, all of them damaged, and
     the run would begin anew (`newer_than` is 0).
     """
     damaged = []
-    for remote in find_remote(storage):
-        if remote.step <= newer_than:
-            break
+    newer = [remote for remote in find_remote(storage) if remote.step > newer_than]
+    file = run_dir / _ROLLBACKS
+    undone = _undone(storage, newer, file.read_bytes() if file.exists() else b"")
+    for remote in newer:
+        if remote in undone:
+            continue
         try:
             return _download(storage, remote, run_dir, token)
         except DamagedCheckpointError as error:
@@ -149,12 +157,35 @@ def complete(storage: ObjectStorage, folder: Path, beside: Mapping[str, bytes]) 
     storage.write(LATEST, f"{name}\n".encode())
 
 
-def remove_old(storage: ObjectStorage, keep_last: int) -> None:
-    """Delete complete copies but for the newest `keep_last`; each is incomplete before the rest of it goes."""
-    for remote in find_remote(storage)[keep_last:]:
+def remove_old(storage: ObjectStorage, keep_last: int, rollbacks: bytes = b"") -> None:
+    """Delete complete copies but for the newest `keep_last`, and those that the run has gone back behind.
+
+    `rollbacks` is the run's rollbacks.jsonl. Each is incomplete before the rest of it goes.
+    """
+    remotes = find_remote(storage)
+    undone = _undone(storage, remotes, rollbacks) if rollbacks else set()
+    kept = [remote for remote in remotes if remote not in undone][:keep_last]
+    for remote in (remote for remote in remotes if remote not in kept):
         storage.delete(f"{remote.name}/{MANIFEST}")
         for name in storage.names(f"{remote.name}/"):
             storage.delete(name)
+
+
+def _undone(storage: ObjectStorage, remotes: Sequence[Remote], rollbacks: bytes) -> set[Remote]:
+    """Copies of steps that the run went back behind after they were made.
+
+    `rollbacks` is the run's rollbacks.jsonl as far as it is known here; of a lost one the copies know.
+    """
+    known = {remote: _to_steps(storage.read(f"{remote.name}/{_RUN}/{_ROLLBACKS}") or b"") for remote in remotes}
+    history = max([_to_steps(rollbacks), *known.values()], key=len)
+    return {remote for remote in remotes if any(step < remote.step for step in history[len(known[remote]) :])}
+
+
+def _to_steps(rollbacks: bytes) -> list[int]:
+    try:
+        return [int(json.loads(line)["to_step"]) for line in rollbacks.splitlines()]
+    except (ValueError, KeyError, TypeError):
+        return []  # the run's own is complained of by whoever reads it
 
 
 class Uploads:
@@ -224,7 +255,7 @@ class Uploads:
         complete(self._storage, folder, beside)
         logger.info("%s was copied to %s in %.1f s", folder, self._storage.address, time.monotonic() - begun)
         if self._keep_last is not None:
-            remove_old(self._storage, self._keep_last)
+            remove_old(self._storage, self._keep_last, beside.get(_ROLLBACKS, b""))
 
 
 def _download(storage: ObjectStorage, remote: Remote, run_dir: Path, token: int) -> Path:
