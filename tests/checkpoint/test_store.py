@@ -1,6 +1,7 @@
 """Checkpoints are complete or absent, and damage is found."""
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -141,6 +142,37 @@ def test_old_ones_are_removed(store: CheckpointStore, save: Save, run_dir: Path)
     assert names(run_dir) == ["latest", "step-00000020", "step-00000100"]
 
 
+def test_one_that_is_being_copied_stays_until_it_is_copied(
+    store: CheckpointStore, run_dir: Path, make_snapshot: MakeSnapshot
+) -> None:
+    copying: list[Path | None] = [store.folder / "step-00000001"]
+    saver = CheckpointSaver(store, Retention(last=1), being_copied=lambda: copying[0])
+    for step in (1, 2, 3):
+        saver.save(step, make_snapshot(step), {})
+    assert names(run_dir) == ["latest", "step-00000001", "step-00000003"]
+    copying[0] = None
+    saver.save(4, make_snapshot(4), {})
+    assert names(run_dir) == ["latest", "step-00000004"]
+
+
+def test_an_old_one_that_cannot_be_removed_is_a_warning_and_goes_at_the_next_start(
+    store: CheckpointStore, save: Save, run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a network file system, while somebody has one of its files open."""
+
+    def fail(path: Path) -> None:
+        raise OSError(39, "Directory not empty", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    for step in (1, 2, 3):
+        save(store, step)
+    assert names(run_dir)[1:] == ["latest", "step-00000002", "step-00000003"] and "could not be removed" in caplog.text
+    store.prepare()
+    monkeypatch.undo()
+    store.prepare()
+    assert names(run_dir) == ["latest", "step-00000002", "step-00000003"]
+
+
 def test_the_best_are_those_of_state_json(store: CheckpointStore, run_dir: Path, make_snapshot: MakeSnapshot) -> None:
     saver = CheckpointSaver(store, Retention(last=1, best=1), best_metric="validation.text.held.loss")
     for step, loss in ((1, 3.0), (2, 1.5), (3, 2.0), (4, None)):
@@ -202,13 +234,21 @@ def test_a_job_that_was_overtaken_cannot_publish(
 ) -> None:
     """It was thought dead while it wrote; its successor tidies up, and saves."""
     save(store, 1)
-    old = CheckpointSaver(store, Retention(last=1), fence=Fence(1))
+    asked: list[int] = []
+
+    def check() -> None:
+        """The first time, before writing, all is well."""
+        asked.append(1)
+        if len(asked) > 1:
+            raise UserError("taken over")
+
+    old = CheckpointSaver(store, Retention(last=1), fence=Fence(1, check))
 
     def successor_comes() -> None:
         CheckpointStore(run_dir).prepare()
         CheckpointSaver(CheckpointStore(run_dir), Retention(last=2), fence=Fence(2)).save(3, make_snapshot(3), {})
 
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="taken over"):
         old.save(2, make_snapshot(2), {}, before_publishing=successor_comes)
     assert names(run_dir) == ["latest", "step-00000001", "step-00000003"]
     assert store.find_latest() == store.folder / "step-00000003"

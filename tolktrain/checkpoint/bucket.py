@@ -199,7 +199,7 @@ class Uploads:
         self._keep_last = keep_last
         self._changed = threading.Condition()
         self._waiting: tuple[Path, dict[str, bytes]] | None = None
-        self._busy = False
+        self._copying: Path | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -218,10 +218,15 @@ class Uploads:
                 self._thread.start()
             self._changed.notify_all()
 
+    @property
+    def copying(self) -> Path | None:
+        """The checkpoint that is being copied now, whose files must stay."""
+        return self._copying
+
     def wait(self, timeout_seconds: float | None = None) -> bool:
         """Wait until nothing is left to copy; whether that is so."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._waiting is None and not self._busy, timeout_seconds)
+            return self._changed.wait_for(lambda: self._waiting is None and self._copying is None, timeout_seconds)
 
     def close(self, timeout_seconds: float | None = None) -> bool:
         """Wait, then end; what is not copied by then stays incomplete. Whether all was copied or given up."""
@@ -234,12 +239,13 @@ class Uploads:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._busy = False
+                self._copying = None
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._closed or self._waiting is not None)
                 if self._waiting is None or self._closed:
                     return
-                (folder, beside), self._waiting, self._busy = self._waiting, None, True
+                (folder, beside), self._waiting = self._waiting, None
+                self._copying = folder
             try:
                 self._copy(folder, beside)
             except Exception as error:  # whatever it is, training goes on

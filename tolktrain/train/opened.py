@@ -94,6 +94,7 @@ def saving(config: Config, layout: Layout, run: OpenRun) -> Iterator[CheckpointS
         group=group,
         fence=run.fence,
         on_saved=(lambda _: None) if uploads is None else uploads.submit,
+        being_copied=lambda: None if uploads is None else uploads.copying,
         best_metric=settings.best_metric,
     )
     finished = False
