@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tolktrain.checkpoint import manifest as manifest_module
 from tolktrain.checkpoint import saver as saver_module
 from tolktrain.checkpoint import writer as writer_module
 from tolktrain.checkpoint.manifest import DamagedCheckpointError, verify
@@ -91,6 +92,21 @@ def test_missing_and_truncated_files_are_named(store: CheckpointStore, save: Sav
     with pytest.raises(DamagedCheckpointError, match=name):
         verify(second)
     assert store.find_latest() is None
+
+
+def test_one_that_the_disk_does_not_give_is_passed_over(
+    store: CheckpointStore, save: Save, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newer = save(store, 1), save(store, 2)
+    digest = manifest_module._digest
+
+    def read(path: Path) -> dict[str, Any]:
+        if path == newer / FILES[0]:
+            raise OSError(5, "Input/output error", str(path))
+        return digest(path)
+
+    monkeypatch.setattr(manifest_module, "_digest", read)
+    assert store.find_latest() == older and f"Input/output error: '{newer / FILES[0]}'" in caplog.text
 
 
 @pytest.mark.parametrize("victim", ["write_snapshot", "digest_files", "write_manifest", "sync_path", "write_synced"])

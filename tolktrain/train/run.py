@@ -142,10 +142,11 @@ def _run_all(
         gc.collect()  # the next model needs the memory
         setting.saver.wait()
         if incident is None:
-            position = Position.of(opened.store.newest())
+            # As rank 0 sees the folder: other nodes may be shown an old listing of it.
+            position = Position.of(on_rank_zero(layout.rank, opened.store.newest))
             continue
         setting.progress.at("going back")
-        position = Position.of(go_back(config, opened.path, opened.store, layout, stages[0], incident))
+        position = Position.of(go_back(config, opened, layout, stages[0], incident))
         for callback in callbacks:
             callback.on_return(position.step)
     return stopped, position
