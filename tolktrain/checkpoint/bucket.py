@@ -204,7 +204,7 @@ class Uploads:
         self._thread: threading.Thread | None = None
 
     def submit(self, folder: Path) -> None:
-        """Copy the complete checkpoint `folder`; returns at once."""
+        """Copy the complete checkpoint `folder`, if that has not been done; returns at once."""
         run_dir = folder.parent.parent
         # Now: they grow.
         beside = {name: (run_dir / name).read_bytes() for name in BESIDE if (run_dir / name).is_file()}
@@ -257,6 +257,8 @@ class Uploads:
 
     def _copy(self, folder: Path, beside: Mapping[str, bytes]) -> None:
         begun = time.monotonic()
+        if self._storage.read(f"{_read_manifest(folder)[0]}/{MANIFEST}") is not None:
+            return
         upload_files(self._storage, folder)
         complete(self._storage, folder, beside)
         logger.info("%s was copied to %s in %.1f s", folder, self._storage.address, time.monotonic() - begun)

@@ -80,18 +80,20 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
     leaving = StopOnRequest(stop, layout)
     with open_run(config, layout, progress) as opened:
         opened.position.check_architecture(architecture)
+        copying = saving(config, layout, opened, progress, lambda: leaving.must_leave)
         if not remaining(plans, opened.position.step):
             opened.begin()
             if layout.rank == 0:
                 print(f"{opened.path} is complete: {opened.position.step} steps are done; nothing to train")
-            return EXIT_DONE
+            with copying:  # of the last one, if that was cut short
+                return EXIT_DONE
         if leaving.before_training():
             return EXIT_PREEMPTED
         anew = config.run.restart and opened.position.folder is None
         machines = check_health(config, layout, opened.path, count_by_group(architecture), anew, progress)
         progress.at("checking the data")
         vocabulary = check_data(config, architecture.text_vocab_size, verify_files=layout.local_rank == 0)
-        with saving(config, layout, opened) as saver:
+        with copying as saver:
             setting = Setting(config, layout, blueprint, vocabulary, saver, choice, progress, machines)
             return _run_stages(setting, plans, opened, leaving)
 

@@ -59,6 +59,11 @@ class StopOnRequest(NoCallback):
         asked = self._stop is not None and self._stop.requested
         run.stop = self._agree(asked, f"after step {run.step} with a checkpoint")
 
+    @property
+    def must_leave(self) -> bool:
+        """Whether this rank has been asked to stop, or all have agreed to. Not collective."""
+        return bool(self._reason) or (self._stop is not None and self._stop.requested)
+
     def duration(self) -> dict[str, float | str]:
         """How long leaving took until now: `signal`, `seconds`, `seconds_to_step_end`, `seconds_to_save`."""
         saving = time.monotonic() - self._agreed_at
