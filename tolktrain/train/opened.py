@@ -92,7 +92,7 @@ def saving(
 ) -> Iterator[CheckpointSaver]:
     """What writes the run's checkpoints, with a group of its own: it talks while the main thread does too.
 
-    At the end of a run all copies are waited for, but not for long when this process `must_leave`.
+    Collective. At the end of a run all copies are waited for, but not for long when rank 0 `must_leave`.
     """
     settings = config.checkpoint
     group: Any = dist.new_group(backend="gloo", timeout=_LONGEST_SAVE) if layout.world_size > 1 else None
@@ -111,8 +111,8 @@ def saving(
         if uploads is not None and run.position.folder is not None:
             uploads.submit(run.position.folder)  # the last start may have left before it was copied
         yield saver
-        if uploads is not None:
-            _wait_for_copies(uploads, progress, must_leave)
+        if settings.upload is not None:
+            _wait_for_copies(uploads, layout, progress, must_leave)
     finally:
         if uploads is not None:
             uploads.close(0.0)
@@ -120,12 +120,21 @@ def saving(
             dist.destroy_process_group(group)
 
 
-def _wait_for_copies(uploads: Uploads, progress: Progress, must_leave: Callable[[], bool]) -> None:
+def _wait_for_copies(
+    uploads: Uploads | None, layout: Layout, progress: Progress, must_leave: Callable[[], bool]
+) -> None:
+    """Collective: a launcher ends the last rank some time after the first one has left."""
     begun = time.monotonic()
-    while not uploads.wait(_COPY_POLL_SECONDS):
-        progress.at("waiting for copies of checkpoints")
-        if time.monotonic() - begun > _LONGEST_LAST_COPY and must_leave():
+
+    def enough() -> bool:
+        if uploads is None or uploads.wait(_COPY_POLL_SECONDS):
+            return True
+        late = time.monotonic() - begun > _LONGEST_LAST_COPY and must_leave()
+        if late:
             logger.warning(
                 "leaving before the last checkpoint is copied to checkpoint.upload; the next start copies it"
             )
-            return
+        return late
+
+    while not on_rank_zero(layout.rank, enough):
+        progress.at("waiting for copies of checkpoints")
