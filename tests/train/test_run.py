@@ -9,14 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import MIXED, NUM_STEPS, STEPS_PER_STAGE, TOKENS_PER_STEP, make_batch, read_metrics, small_config
+from small_runs import (
+    MIXED,
+    NUM_STEPS,
+    STEPS_PER_STAGE,
+    TOKENS_PER_STEP,
+    StopAfter,
+    make_batch,
+    read_metrics,
+    small_config,
+)
 
 from tolktrain.checkpoint import saver
 from tolktrain.checkpoint.lease import LEASE_FOLDER
 from tolktrain.checkpoint.manifest import FileDigest, digest_files, write_manifest
 from tolktrain.checkpoint.store import read_parameters
 from tolktrain.config.errors import UserError
-from tolktrain.config.load import load_config
+from tolktrain.config.load import dump_config, load_config
 from tolktrain.interop.weights import export_weights, load_weights
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.naming import canonical_state
@@ -204,6 +213,25 @@ def test_a_run_that_never_had_a_checkpoint_begins_again(uninterrupted: Path, tmp
     (run_dir / "metrics.jsonl").write_text("".join(lines[:2]))
     assert train(small_config(tmp_path, sets, "train.max_steps=3")) == 0
     assert read_metrics(run_dir) == read_metrics(uninterrupted)[: len(read_metrics(run_dir))]
+
+
+@pytest.mark.parametrize(("background", "steps"), [(True, 3), (True, 4), (False, 2), (False, 3)])
+def test_a_run_that_was_killed_while_it_wrote_the_first_checkpoint_begins_again(
+    uninterrupted: Path, tmp_path: Path, sets: Path, background: bool, steps: int
+) -> None:
+    """In the background that goes on until the step of the next checkpoint; later on it cannot have been lost so."""
+    run_dir = copied(uninterrupted, tmp_path)
+    shutil.rmtree(run_dir / "checkpoints")
+    lines = read_metrics(uninterrupted)
+    (run_dir / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines if x["step"] <= steps))
+    settings = ["checkpoint.every_steps=2", f"checkpoint.background={str(background).lower()}"]
+    config = small_config(tmp_path, sets, *settings)
+    (run_dir / "config.yaml").write_text(dump_config(config))
+    if steps == (4 if background else 3):
+        with pytest.raises(UserError, match="no sound checkpoint to go on from"):
+            train(config)
+    else:
+        assert train(config, StopAfter(1)) == 75
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(uninterrupted: Path, tmp_path: Path, sets: Path) -> None:

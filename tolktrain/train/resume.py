@@ -130,13 +130,16 @@ def _refuse_if_lost(run_dir: Path, store: CheckpointStore, previous: Mapping[str
 
 
 def _first_checkpoint_step(previous: Mapping[str, Any] | None) -> float:
-    """The step after which the earlier start must have saved for the first time."""
+    """The first step that the earlier start cannot have reached without a complete checkpoint."""
     try:
         assert previous is not None
         train = previous["train"]
         tokens_per_step = train["global_batch_size"] * train["sequence_length"]
         stage_end = math.ceil(train["stages"][0]["tokens"] / tokens_per_step)
+        last, saving = min(stage_end, train["max_steps"] or math.inf), previous["checkpoint"]
+        # One that is written in the background is waited for at the next one.
+        intervals = 2 if saving["background"] and saving["every_steps"] < last else 1
         # A step is in the metrics before its checkpoint is complete.
-        return 1 + min(previous["checkpoint"]["every_steps"], stage_end, train["max_steps"] or math.inf)
+        return 1 + min(intervals * saving["every_steps"], last)
     except (AssertionError, KeyError, TypeError, IndexError):
         return 1
