@@ -11,7 +11,7 @@ import pytest
 from fault_proxy import FaultProxy
 from s3_server import S3Server
 
-from tolktrain.checkpoint.bucket import Uploads, complete, find_remote, forget, restore, upload_share
+from tolktrain.checkpoint.bucket import Uploads, complete, find_remote, forget, restore, upload_files
 from tolktrain.checkpoint.manifest import digest_files, verify, write_manifest
 from tolktrain.config.errors import UserError
 from tolktrain.data.storage import Patience, Storage
@@ -82,28 +82,6 @@ def test_files_that_are_there_stay_and_a_damaged_checkpoint_is_set_aside(copies:
     assert restore(copies, tmp_path / "run", 5) == folder and content(folder) == before
     assert (folder.parent / "step-00000010.damaged").is_dir()
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == "longer"
-
-
-def test_several_ranks_share_the_copying(storage: Storage, tmp_path: Path) -> None:
-    folder = write(tmp_path / "run", 10)
-    upload_share(storage, folder, rank=2, num_ranks=3)
-    upload_share(storage, folder, rank=0, num_ranks=3)
-    assert not complete(storage, folder, {}, num_ranks=3, wait_seconds=0.1, poll_seconds=0.01)
-    assert find_remote(storage) == []
-    others = [Uploads(storage, rank, 3) for rank in (1, 2, 0)]
-    for uploads in others:
-        uploads.submit(folder)
-    assert all(uploads.close(60) for uploads in others)
-    assert [remote.step for remote in find_remote(storage)] == [10] and storage.names("uploading/") == []
-    restored = restore(storage, tmp_path / "new", 0)
-    assert restored is not None and content(restored) == content(folder)
-
-
-def test_a_rank_that_went_on_is_not_waited_for(copies: Storage, tmp_path: Path) -> None:
-    older, newer = write(tmp_path / "run", 10), write(tmp_path / "run", 20)
-    upload_share(copies, newer, rank=1, num_ranks=2)
-    upload_share(copies, older, rank=0, num_ranks=2)
-    assert not complete(copies, older, {}, num_ranks=2, wait_seconds=10_000)
 
 
 def test_an_upload_that_is_killed_is_no_checkpoint(
@@ -183,11 +161,12 @@ def test_a_failed_upload_is_a_warning_and_the_next_one_is_tried(
 
 def test_two_that_write_the_same_step_do_not_mix(copies: Storage, tmp_path: Path) -> None:
     ours, theirs = write(tmp_path / "ours", 10), write(tmp_path / "theirs", 10)
-    upload_share(copies, theirs)
+    upload_files(copies, theirs)
     copy(copies, ours)
     restored = restore(copies, tmp_path / "new", 0)
     assert restored is not None and content(restored) == content(ours)
-    assert complete(copies, theirs, {}) and len(find_remote(copies)) == 2
+    complete(copies, theirs, {})
+    assert len(find_remote(copies)) == 2
     restored = restore(copies, tmp_path / "newer", 0)
     assert restored is not None and content(restored) == content(theirs)
 
@@ -201,6 +180,27 @@ def test_old_ones_are_removed_and_all_forgotten(storage: Storage, tmp_path: Path
     assert {name.split("-")[1] for name in storage.names("step-")} == {"00000010", "00000015"}
     forget(storage)
     assert find_remote(storage) == [] and restore(storage, tmp_path / "new", 0) is None
+
+
+def test_copies_of_steps_that_the_run_went_back_behind_do_not_count(storage: Storage, tmp_path: Path) -> None:
+    """Neither for the run, nor after its disk is lost, nor as the newest ones that are kept."""
+    run_dir = tmp_path / "run"
+    uploads = Uploads(storage, keep_last=2)
+    for step in (40, 50, 60):
+        uploads.submit(write(run_dir, step))
+        assert uploads.wait(60)
+    record = json.dumps({"number": 1, "to_step": 50}) + "\n"
+    (run_dir / "rollbacks.jsonl").write_text(record)
+    assert restore(storage, run_dir, 50) is None
+    restored = restore(storage, run_dir, 0)
+    assert restored is not None and restored.name == "step-00000050"
+    uploads.submit(write(run_dir, 55))
+    assert uploads.close(60)
+    assert [remote.step for remote in find_remote(storage)] == [55, 50]
+    copy(storage, write(tmp_path / "as before", 60))  # as if it had not been deleted
+    restored = restore(storage, tmp_path / "new", 0)
+    assert restored is not None and restored.name == "step-00000055"
+    assert (tmp_path / "new" / "rollbacks.jsonl").read_text() == record
 
 
 def test_without_the_right_to_list_latest_names_it(

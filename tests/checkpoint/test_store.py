@@ -1,6 +1,7 @@
 """Checkpoints are complete or absent, and damage is found."""
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tolktrain.checkpoint import manifest as manifest_module
 from tolktrain.checkpoint import saver as saver_module
 from tolktrain.checkpoint import writer as writer_module
 from tolktrain.checkpoint.manifest import DamagedCheckpointError, verify
@@ -92,6 +94,21 @@ def test_missing_and_truncated_files_are_named(store: CheckpointStore, save: Sav
     assert store.find_latest() is None
 
 
+def test_one_that_the_disk_does_not_give_is_passed_over(
+    store: CheckpointStore, save: Save, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newer = save(store, 1), save(store, 2)
+    digest = manifest_module._digest
+
+    def read(path: Path) -> dict[str, Any]:
+        if path == newer / FILES[0]:
+            raise OSError(5, "Input/output error", str(path))
+        return digest(path)
+
+    monkeypatch.setattr(manifest_module, "_digest", read)
+    assert store.find_latest() == older and f"Input/output error: '{newer / FILES[0]}'" in caplog.text
+
+
 @pytest.mark.parametrize("victim", ["write_snapshot", "digest_files", "write_manifest", "sync_path", "write_synced"])
 def test_nothing_is_left_of_a_save_that_fails(
     store: CheckpointStore, save: Save, run_dir: Path, victim: str, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +156,37 @@ def test_old_ones_are_removed(store: CheckpointStore, save: Save, run_dir: Path)
     for step in (3, 1, 20, 100):
         save(store, step)
     assert names(run_dir) == ["latest", "step-00000020", "step-00000100"]
+
+
+def test_one_that_is_being_copied_stays_until_it_is_copied(
+    store: CheckpointStore, run_dir: Path, make_snapshot: MakeSnapshot
+) -> None:
+    copying: list[Path | None] = [store.folder / "step-00000001"]
+    saver = CheckpointSaver(store, Retention(last=1), being_copied=lambda: copying[0])
+    for step in (1, 2, 3):
+        saver.save(step, make_snapshot(step), {})
+    assert names(run_dir) == ["latest", "step-00000001", "step-00000003"]
+    copying[0] = None
+    saver.save(4, make_snapshot(4), {})
+    assert names(run_dir) == ["latest", "step-00000004"]
+
+
+def test_an_old_one_that_cannot_be_removed_is_a_warning_and_goes_at_the_next_start(
+    store: CheckpointStore, save: Save, run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a network file system, while somebody has one of its files open."""
+
+    def fail(path: Path) -> None:
+        raise OSError(39, "Directory not empty", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    for step in (1, 2, 3):
+        save(store, step)
+    assert names(run_dir)[1:] == ["latest", "step-00000002", "step-00000003"] and "could not be removed" in caplog.text
+    store.prepare()
+    monkeypatch.undo()
+    store.prepare()
+    assert names(run_dir) == ["latest", "step-00000002", "step-00000003"]
 
 
 def test_the_best_are_those_of_state_json(store: CheckpointStore, run_dir: Path, make_snapshot: MakeSnapshot) -> None:
@@ -202,13 +250,21 @@ def test_a_job_that_was_overtaken_cannot_publish(
 ) -> None:
     """It was thought dead while it wrote; its successor tidies up, and saves."""
     save(store, 1)
-    old = CheckpointSaver(store, Retention(last=1), fence=Fence(1))
+    asked: list[int] = []
+
+    def check() -> None:
+        """The first time, before writing, all is well."""
+        asked.append(1)
+        if len(asked) > 1:
+            raise UserError("taken over")
+
+    old = CheckpointSaver(store, Retention(last=1), fence=Fence(1, check))
 
     def successor_comes() -> None:
         CheckpointStore(run_dir).prepare()
         CheckpointSaver(CheckpointStore(run_dir), Retention(last=2), fence=Fence(2)).save(3, make_snapshot(3), {})
 
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="taken over"):
         old.save(2, make_snapshot(2), {}, before_publishing=successor_comes)
     assert names(run_dir) == ["latest", "step-00000001", "step-00000003"]
     assert store.find_latest() == store.folder / "step-00000003"

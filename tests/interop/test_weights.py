@@ -129,11 +129,17 @@ def test_a_step_can_be_named_and_is_verified_first(run_dir: Path, tmp_path: Path
     assert export_weights(run_dir, tmp_path / "new", tell=lambda _: None).name == "step-00000003"
 
 
-def test_a_folder_with_something_in_it_is_refused(run_dir: Path, tmp_path: Path) -> None:
+def test_a_folder_with_something_in_it_is_refused(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(UserError, match="not an empty folder"):
         export_weights(run_dir, tmp_path / "full")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match="or the present one"):
+        export_weights(run_dir, Path("."))
     assert os.listdir(tmp_path / "full") == ["mine"]
 
 

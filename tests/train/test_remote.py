@@ -2,15 +2,18 @@
 
 import logging
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import NUM_STEPS, read_metrics, small_config
+from small_runs import NUM_STEPS, StopAfter, read_metrics, small_config
 
 from tolktrain.checkpoint.bucket import find_remote
 from tolktrain.checkpoint.store import read_parameters
 from tolktrain.config.errors import UserError
+from tolktrain.data.storage import Storage
+from tolktrain.train import opened
 from tolktrain.train.remote import storage_of, uploads_of
 from tolktrain.train.run import train
 
@@ -55,6 +58,36 @@ def test_a_newer_copy_is_taken_and_an_older_one_is_not(tmp_path: Path, sets: Pat
     shutil.rmtree(tmp_path / "copies")
     assert train(small_config(tmp_path, sets, *overrides, "train.max_steps=5")) == 0
     assert (checkpoints / "step-00000004").stat().st_ino == inode
+
+
+def test_what_was_not_copied_before_leaving_is_copied_by_the_next_start(tmp_path: Path, sets: Path) -> None:
+    """Whether there is something left to train or not."""
+    overrides = [f"checkpoint.upload={tmp_path / 'copies'}"]
+    assert train(small_config(tmp_path, sets, "train.max_steps=4")) == 0
+    config = small_config(tmp_path, sets, *overrides, "train.max_steps=4")
+    assert train(config) == 0
+    storage = storage_of(config)
+    assert storage is not None and [remote.step for remote in find_remote(storage)] == [4]
+    assert train(small_config(tmp_path, sets, *overrides, "train.max_steps=5")) == 0
+    assert [remote.step for remote in find_remote(storage)] == [5, 4]
+
+
+def test_the_end_waits_for_the_last_copy(tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it has been asked to leave."""
+    monkeypatch.setattr(opened, "_LONGEST_LAST_COPY", 0.0)
+    monkeypatch.setattr(opened, "_COPY_POLL_SECONDS", 0.01)
+    upload = Storage.upload
+
+    def slowly(self: Storage, path: Path, name: str) -> None:
+        time.sleep(0.1)
+        upload(self, path, name)
+
+    monkeypatch.setattr(Storage, "upload", slowly)
+    config = small_config(tmp_path, sets, f"checkpoint.upload={tmp_path / 'copies'}", "train.max_steps=2")
+    storage = storage_of(config)
+    assert storage is not None
+    assert train(config, StopAfter(1)) == 75 and find_remote(storage) == []
+    assert train(config) == 0 and find_remote(storage)[0].step == 2
 
 
 def test_copies_that_cannot_be_reached(

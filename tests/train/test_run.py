@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import MIXED, NUM_STEPS, STEPS_PER_STAGE, TOKENS_PER_STEP, make_batch, read_metrics, small_config
+from small_runs import (
+    MIXED,
+    NUM_STEPS,
+    STEPS_PER_STAGE,
+    TOKENS_PER_STEP,
+    make_batch,
+    read_metrics,
+    small_config,
+)
 
 from tolktrain.checkpoint import saver
 from tolktrain.checkpoint.lease import LEASE_FOLDER

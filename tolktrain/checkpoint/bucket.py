@@ -5,12 +5,15 @@
   latest                                   name of the newest complete copy, for readers that may not list
   step-00000100-1f0c93ab52de/              step, and the beginning of the manifest's SHA-256
     parameters/*.safetensors, ...          the files of the checkpoint
-    run/config.yaml, run/metrics.jsonl     of the run at that time
+    run/config.yaml, run/metrics.jsonl,    of the run at that time
+    run/rollbacks.jsonl
     manifest.json                          comes last: a copy is complete if and only if it has one
-  uploading/step-00000100-1f0c93ab52de/rank-00001    that a rank has done its part; removed afterwards
 ```
 An object appears whole or not at all. Two trainings that write a checkpoint of the same step (an old job that has not
 died) write under different names, so that they cannot mix their files.
+
+A run that goes back after a divergence leaves copies of later steps behind. They do not count any more: the run's
+rollbacks.jsonl, and that of later copies, names the step that it went back to.
 """
 
 import hashlib
@@ -21,7 +24,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,9 +40,9 @@ from tolktrain.checkpoint.manifest import (
 from tolktrain.config.errors import UserError
 
 LATEST = "latest"
-BESIDE = ("config.yaml", "metrics.jsonl")  # what a run's folder needs besides checkpoints to go on
+_ROLLBACKS = "rollbacks.jsonl"
+BESIDE = ("config.yaml", "metrics.jsonl", _ROLLBACKS)  # what a run's folder needs besides checkpoints to go on
 _RUN = "run"
-_MARKERS = "uploading"
 _NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{12})")
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _DOWNLOADS_OF_A_FILE = 3
@@ -104,17 +107,20 @@ def find_remote(storage: ObjectStorage) -> list[Remote]:
 def restore(storage: ObjectStorage, run_dir: Path, newer_than: int, token: int = 0) -> Path | None:
     """Bring the newest sound copy above step `newer_than` into checkpoints/ of a run; None if there is none.
 
-    Returns its folder, which appears complete and verified, or not at all. config.yaml and metrics.jsonl come along if
-    the run has none.
-    Damaged copies are named in warnings. For one process, which holds the lease of `token`.
+    Returns its folder, which appears complete and verified, or not at all. The files `BESIDE` come along if the run has
+    none. Copies of steps that the run has gone back behind are passed over; damaged ones are named in warnings.
+    For one process, which holds the lease of `token`.
 
     Raises UserError: the storage cannot be reached; the disk is too small; there are copies, all of them damaged, and
     the run would begin anew (`newer_than` is 0).
     """
     damaged = []
-    for remote in find_remote(storage):
-        if remote.step <= newer_than:
-            break
+    newer = [remote for remote in find_remote(storage) if remote.step > newer_than]
+    file = run_dir / _ROLLBACKS
+    undone = _undone(storage, newer, file.read_bytes() if file.exists() else b"")
+    for remote in newer:
+        if remote in undone:
+            continue
         try:
             return _download(storage, remote, run_dir, token)
         except DamagedCheckpointError as error:
@@ -132,82 +138,76 @@ def forget(storage: ObjectStorage) -> None:
         storage.delete(f"{remote.name}/{MANIFEST}")
 
 
-def upload_share(storage: ObjectStorage, folder: Path, rank: int = 0, num_ranks: int = 1) -> None:
-    """Copy this rank's share of the files of the complete checkpoint `folder`; all ranks together copy all but the
-    manifest. Each takes every `num_ranks`-th, largest first.
-    """
+def upload_files(storage: ObjectStorage, folder: Path) -> None:
+    """Copy the files of the complete checkpoint `folder`, largest first, all but the manifest."""
     name, files = _read_manifest(folder)
-    for file in sorted(files, key=lambda file: (-files[file]["size"], file))[rank::num_ranks]:
+    for file in sorted(files, key=lambda file: (-files[file]["size"], file)):
         storage.upload(folder / file, f"{name}/{file}")
-    if num_ranks > 1:
-        storage.write(_marker(name, rank), b"")
 
 
-def complete(
-    storage: ObjectStorage,
-    folder: Path,
-    beside: Mapping[str, bytes],
-    num_ranks: int = 1,
-    wait_seconds: float = 3600.0,
-    poll_seconds: float = 2.0,
-) -> bool:
-    """Wait until every rank has copied its share, then copy the manifest and let `latest` name the copy. For rank 0.
+def complete(storage: ObjectStorage, folder: Path, beside: Mapping[str, bytes]) -> None:
+    """Make the copy of `folder` count: copy the manifest and let `latest` name the copy.
 
-    `beside` are small files of the run by name, as they were at that step. False if a rank did not come to an end.
+    `beside` are small files of the run by name, as they were at that step.
     """
     name, _ = _read_manifest(folder)
-    if not _all_have_done_their_part(storage, name, num_ranks, wait_seconds, poll_seconds):
-        return False
     for file, content in beside.items():
         storage.write(f"{name}/{_RUN}/{file}", content)
     storage.upload(folder / MANIFEST, f"{name}/{MANIFEST}")
     storage.write(LATEST, f"{name}\n".encode())
-    if num_ranks > 1:
-        for marker in storage.names(f"{_MARKERS}/"):
-            if marker.split("/")[1] <= name:
-                storage.delete(marker)
-    return True
 
 
-def remove_old(storage: ObjectStorage, keep_last: int) -> None:
-    """Delete complete copies but for the newest `keep_last`; each is incomplete before the rest of it goes."""
-    for remote in find_remote(storage)[keep_last:]:
+def remove_old(storage: ObjectStorage, keep_last: int, rollbacks: bytes = b"") -> None:
+    """Delete complete copies but for the newest `keep_last`, and those that the run has gone back behind.
+
+    `rollbacks` is the run's rollbacks.jsonl. Each is incomplete before the rest of it goes.
+    """
+    remotes = find_remote(storage)
+    undone = _undone(storage, remotes, rollbacks) if rollbacks else set()
+    kept = [remote for remote in remotes if remote not in undone][:keep_last]
+    for remote in (remote for remote in remotes if remote not in kept):
         storage.delete(f"{remote.name}/{MANIFEST}")
         for name in storage.names(f"{remote.name}/"):
             storage.delete(name)
 
 
+def _undone(storage: ObjectStorage, remotes: Sequence[Remote], rollbacks: bytes) -> set[Remote]:
+    """Copies of steps that the run went back behind after they were made.
+
+    `rollbacks` is the run's rollbacks.jsonl as far as it is known here; of a lost one the copies know.
+    """
+    known = {remote: _to_steps(storage.read(f"{remote.name}/{_RUN}/{_ROLLBACKS}") or b"") for remote in remotes}
+    history = max([_to_steps(rollbacks), *known.values()], key=len)
+    return {remote for remote in remotes if any(step < remote.step for step in history[len(known[remote]) :])}
+
+
+def _to_steps(rollbacks: bytes) -> list[int]:
+    try:
+        return [int(json.loads(line)["to_step"]) for line in rollbacks.splitlines()]
+    except (ValueError, KeyError, TypeError):
+        return []  # the run's own is complained of by whoever reads it
+
+
 class Uploads:
-    """Copies checkpoints in the background, on every rank its share. A failure is a warning; the next one is tried.
+    """Copies checkpoints in the background. A failure is a warning; the next one is tried.
 
     While one is being copied, only the newest that is handed in meanwhile waits.
     """
 
-    def __init__(
-        self,
-        storage: ObjectStorage,
-        rank: int = 0,
-        num_ranks: int = 1,
-        keep_last: int | None = None,
-        wait_seconds: float = 3600.0,
-    ) -> None:
+    def __init__(self, storage: ObjectStorage, keep_last: int | None = None) -> None:
         self._storage = storage
-        self._rank = rank
-        self._num_ranks = num_ranks
         self._keep_last = keep_last
-        self._wait_seconds = wait_seconds
         self._changed = threading.Condition()
         self._waiting: tuple[Path, dict[str, bytes]] | None = None
-        self._busy = False
+        self._copying: Path | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
 
     def submit(self, folder: Path) -> None:
-        """Copy the complete checkpoint `folder`; returns at once. To be called on every rank."""
+        """Copy the complete checkpoint `folder`, if that has not been done; returns at once."""
         run_dir = folder.parent.parent
-        beside = {}
-        if self._rank == 0:  # now: they grow
-            beside = {name: (run_dir / name).read_bytes() for name in BESIDE if (run_dir / name).is_file()}
+        # Now: they grow.
+        beside = {name: (run_dir / name).read_bytes() for name in BESIDE if (run_dir / name).is_file()}
         with self._changed:
             assert not self._closed
             if self._waiting is not None:
@@ -218,10 +218,15 @@ class Uploads:
                 self._thread.start()
             self._changed.notify_all()
 
+    @property
+    def copying(self) -> Path | None:
+        """The checkpoint that is being copied now, whose files must stay."""
+        return self._copying
+
     def wait(self, timeout_seconds: float | None = None) -> bool:
         """Wait until nothing is left to copy; whether that is so."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._waiting is None and not self._busy, timeout_seconds)
+            return self._changed.wait_for(lambda: self._waiting is None and self._copying is None, timeout_seconds)
 
     def close(self, timeout_seconds: float | None = None) -> bool:
         """Wait, then end; what is not copied by then stays incomplete. Whether all was copied or given up."""
@@ -234,12 +239,13 @@ class Uploads:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._busy = False
+                self._copying = None
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._closed or self._waiting is not None)
                 if self._waiting is None or self._closed:
                     return
-                (folder, beside), self._waiting, self._busy = self._waiting, None, True
+                (folder, beside), self._waiting = self._waiting, None
+                self._copying = folder
             try:
                 self._copy(folder, beside)
             except Exception as error:  # whatever it is, training goes on
@@ -251,32 +257,13 @@ class Uploads:
 
     def _copy(self, folder: Path, beside: Mapping[str, bytes]) -> None:
         begun = time.monotonic()
-        upload_share(self._storage, folder, self._rank, self._num_ranks)
-        if self._rank == 0:
-            if not complete(self._storage, folder, beside, self._num_ranks, self._wait_seconds):
-                raise UserError("another rank did not copy its part")
-            logger.info("%s was copied to %s in %.1f s", folder, self._storage.address, time.monotonic() - begun)
-            if self._keep_last is not None:
-                remove_old(self._storage, self._keep_last)
-
-
-def _all_have_done_their_part(
-    storage: ObjectStorage, name: str, num_ranks: int, wait_seconds: float, poll_seconds: float
-) -> bool:
-    if num_ranks == 1:
-        return True
-    expected = {_marker(name, rank) for rank in range(num_ranks)}
-    begun = time.monotonic()
-    while True:
-        markers = set(storage.names(f"{_MARKERS}/"))
-        missing = expected - markers
-        if not missing:
-            return True
-        # A rank that has gone on to a newer checkpoint has left this one out.
-        newer = {marker.rpartition("/")[2] for marker in markers if marker.split("/")[1] > name}
-        if newer & {marker.rpartition("/")[2] for marker in missing} or time.monotonic() - begun > wait_seconds:
-            return False
-        time.sleep(poll_seconds)
+        if self._storage.read(f"{_read_manifest(folder)[0]}/{MANIFEST}") is not None:
+            return
+        upload_files(self._storage, folder)
+        complete(self._storage, folder, beside)
+        logger.info("%s was copied to %s in %.1f s", folder, self._storage.address, time.monotonic() - begun)
+        if self._keep_last is not None:
+            remove_old(self._storage, self._keep_last, beside.get(_ROLLBACKS, b""))
 
 
 def _download(storage: ObjectStorage, remote: Remote, run_dir: Path, token: int) -> Path:
@@ -356,7 +343,3 @@ def _read_manifest(folder: Path) -> tuple[str, dict[str, Any]]:
     step = _STEP_FOLDER.search(folder.name)
     assert step is not None
     return f"{step[0]}-{hashlib.sha256(content).hexdigest()[:12]}", dict(json.loads(content)["files"])
-
-
-def _marker(name: str, rank: int) -> str:
-    return f"{_MARKERS}/{name}/rank-{rank:05d}"

@@ -46,7 +46,11 @@ def verify(folder: Path, part: int = 0, num_parts: int = 1) -> None:
     _check_sizes(folder, expected)
     # The largest files first, so that each part gets some of every size.
     names = sorted(expected, key=lambda name: (-expected[name]["size"], name))[part::num_parts]
-    for name, digest in digest_files(folder, names).items():
+    try:
+        found = digest_files(folder, names)
+    except OSError as error:  # a disk that no longer gives what it was given
+        raise DamagedCheckpointError(f"{folder}: a file cannot be read: {error}") from None
+    for name, digest in found.items():
         if digest != expected[name]:
             raise DamagedCheckpointError(
                 f"{folder / name}: its content has changed since it was written (SHA-256 differs)"

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -71,11 +71,6 @@ class CheckpointReader:
         """A whole tensor, float32 on the CPU."""
         shape = self.shapes(kind)[name]
         return self.read(kind, name, (0,) * len(shape), shape)
-
-    def wholes(self, kind: str) -> Iterator[tuple[str, Tensor]]:
-        """All tensors of a kind with their names, one after the other."""
-        for name in self.shapes(kind):
-            yield name, self.read_whole(kind, name)
 
     @cached_property
     def _index(self) -> dict[str, Any]:

@@ -25,12 +25,15 @@ from tolktrain.checkpoint.store import (
     STATE,
     UNFINISHED_PREFIX,
     CheckpointStore,
+    discard,
     read_state,
     remove,
+    remove_quietly,
     step_name,
     step_of,
 )
 from tolktrain.checkpoint.writer import Written, write_snapshot
+from tolktrain.cluster.verdict import OtherRankFailed
 from tolktrain.config.errors import UserError
 
 _BACKGROUND_NICENESS = 10  # of the thread that writes: computing comes first where both want the same core
@@ -59,6 +62,7 @@ class CheckpointSaver:
         group: dist.ProcessGroup | None = None,
         fence: Fence | None = None,
         on_saved: Callable[[Path], object] = lambda _: None,
+        being_copied: Callable[[], Path | None] = lambda: None,
         best_metric: str = "loss",
     ) -> None:
         """Nothing is written yet.
@@ -70,6 +74,7 @@ class CheckpointSaver:
             group: one of all ranks, on gloo, that nothing else uses; None for a single process.
             fence: proof that the run is this job's.
             on_saved: called on every rank with the folder of a checkpoint when that is complete; must not wait.
+            being_copied: asked on rank 0 for a checkpoint that is not to be removed yet.
             best_metric: key of the state's "metrics" that the best checkpoints have the lowest values of.
         """
         self._store = store
@@ -78,6 +83,7 @@ class CheckpointSaver:
         self._group = group
         self._fence = fence or Fence()
         self._on_saved = on_saved
+        self._being_copied = being_copied
         self._best_metric = best_metric
         self.spared: int | None = None  # for now, no checkpoint up to this step is removed; rank 0's counts
         self._thread: threading.Thread | None = None
@@ -182,9 +188,11 @@ class CheckpointSaver:
 
         try:
             write_snapshot(aside, snapshot, self._group, begin, finish)
-        except BaseException:
+        except BaseException as error:
             if self._rank == 0:
-                _remove_quietly(aside)
+                remove_quietly(aside)
+                if isinstance(error, (FileNotFoundError, OtherRankFailed)):  # whoever takes over removes our files
+                    self._fence.check()
             raise
         if self._rank == 0:
             seconds, size = time.perf_counter() - started, _size_of(final)
@@ -194,27 +202,23 @@ class CheckpointSaver:
     def _publish(self, aside: Path, final: Path) -> None:
         for folder in (*(path for path in aside.iterdir() if path.is_dir()), aside):
             sync_path(folder)
-        doomed = self._doomed(final)
         self._fence.check()
         if final.exists():  # a damaged one of the same step, or it would have been resumed from
-            remove(doomed)
-            final.rename(doomed)
+            discard(final)
+            self._fence.check()
         aside.rename(final)
         sync_path(final.parent)
         self._store.set_latest(final, self._fence.token, self._fence.check)
-        remove(doomed)
 
     def _remove_old(self, spared: int | None) -> None:
         folders = {step_of(folder): folder for folder in self._store.newest_first()}
         candidates = [self._candidate(step, folder) for step, folder in folders.items()]
         kept = choose_kept(candidates, self._retention)
+        being_copied = self._being_copied()
         for step, folder in folders.items():
-            if step not in kept and (spared is None or step > spared):
-                # Renamed first: a removal that is interrupted must not leave half a checkpoint under a good name.
-                doomed = self._doomed(folder)
-                remove(doomed)
-                folder.rename(doomed)
-                remove(doomed)
+            if step not in kept and folder != being_copied and (spared is None or step > spared):
+                self._fence.check()  # a new owner may need what is too old for this one
+                discard(folder)
 
     def _candidate(self, step: int, folder: Path) -> Candidate:
         metric = None
@@ -224,17 +228,6 @@ class CheckpointSaver:
             except UserError:
                 return Candidate(step, complete=False)
         return Candidate(step, looks_complete(folder), metric)
-
-    def _doomed(self, folder: Path) -> Path:
-        return folder.with_name(f"{UNFINISHED_PREFIX}{self._fence.token:08d}-old-{folder.name}")
-
-
-def _remove_quietly(path: Path) -> None:
-    """After an error, which is to be told, not one that comes of tidying up."""
-    try:
-        remove(path)
-    except OSError as error:
-        logger.warning("%s could not be removed: %s", path, error)
 
 
 def _size_of(folder: Path) -> int:

@@ -15,11 +15,13 @@ Every rank writes the slices it holds, into files of its own. In bf16 the model'
 masters, rounded, and so need no place of their own. `saver` writes, this module finds and reads.
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -51,9 +53,10 @@ class CheckpointStore:
         What an earlier job still writes is removed too: its rename will fail.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(f"{UNFINISHED_PREFIX}*"):
+        for leftover in list(self.folder.glob(f"{UNFINISHED_PREFIX}*")):
             logger.info("removing the unfinished %s", leftover)
-            remove(leftover)
+            with contextlib.suppress(FileNotFoundError):  # an earlier job has just completed it
+                discard(leftover)
 
     def find_latest(self) -> Path | None:
         """The newest sound checkpoint, or None where there is none; damaged ones are named in a warning."""
@@ -137,6 +140,25 @@ def _read(folder: Path, kind: str, names: Collection[str] | None) -> dict[str, T
     with CheckpointReader(folder) as reader:
         wanted = [name for name in reader.shapes(kind) if names is None or name in names]
         return {name: reader.read_whole(kind, name) for name in wanted}
+
+
+def discard(path: Path) -> None:
+    """Free a name in `checkpoints/` at once, and remove what had it, as far as that is possible; else with a warning.
+
+    A network file system keeps a folder as long as a process has one of its files open, and a removal that is
+    interrupted must not leave half a checkpoint under a good name. What stays is tried again at the next start.
+    """
+    doomed = path.with_name(f"{UNFINISHED_PREFIX}{uuid.uuid4().hex[:8]}-{path.name.removeprefix(UNFINISHED_PREFIX)}")
+    path.rename(doomed)
+    remove_quietly(doomed)
+
+
+def remove_quietly(path: Path) -> None:
+    """Remove a file or folder, if it is there; a failure is a warning."""
+    try:
+        remove(path)
+    except OSError as error:
+        logger.warning("%s could not be removed: %s", path, error)
 
 
 def remove(path: Path) -> None:

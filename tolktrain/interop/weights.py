@@ -56,10 +56,12 @@ def export_weights(
     Takes the newest sound checkpoint, or that of `step`, after comparing it with its checksums. The folder appears
     complete or not at all. Memory: about two files of `file_bytes`, or the largest tensor.
 
-    Raises UserError when `into` is not empty, or there is no such sound checkpoint.
+    Raises UserError when `into` is not empty or the present folder, which would be replaced, or there is no such sound
+    checkpoint.
     """
-    if into.exists() and not (into.is_dir() and not any(into.iterdir())):
-        raise UserError(f"{into} exists and is not an empty folder; name a new one")
+    into = into.resolve()
+    if into == Path.cwd() or (into.exists() and not (into.is_dir() and not any(into.iterdir()))):
+        raise UserError(f"{into} exists and is not an empty folder, or the present one; name a new one")
     folder = find_sound(run_dir, step, lambda problem: tell(f"passed over, since it is damaged: {problem}"))
     into.parent.mkdir(parents=True, exist_ok=True)
     aside = into.with_name(f".tmp-{into.name}-{os.getpid()}")

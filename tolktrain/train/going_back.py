@@ -4,12 +4,13 @@ import logging
 from datetime import datetime, timezone
 from pathlib import Path
 
-from tolktrain.checkpoint.store import CheckpointStore, step_of
+from tolktrain.checkpoint.store import step_of
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
 from tolktrain.parallel.layout import Layout
 from tolktrain.parallel.together import on_rank_zero
 from tolktrain.train.divergence import Incident
+from tolktrain.train.opened import OpenRun
 from tolktrain.train.resume import find_sound
 from tolktrain.train.rollback import (
     ROLLBACKS_FILE,
@@ -24,17 +25,16 @@ from tolktrain.train.stages import StagePlan, plan_stages
 logger = logging.getLogger(__name__)
 
 
-def go_back(
-    config: Config, run_dir: Path, store: CheckpointStore, layout: Layout, plan: StagePlan, incident: Incident
-) -> Path | None:
+def go_back(config: Config, run: OpenRun, layout: Layout, plan: StagePlan, incident: Incident) -> Path | None:
     """Record the rollback and carry it out; collective, and no save may be under way.
 
     Returns:
         The checkpoint to go on from, None for the beginning of the run.
 
     Raises:
-        UserError: it was one time too many, or there is nothing to go back to.
+        UserError: it was one time too many, there is nothing to go back to, or another job has taken over the run.
     """
+    run_dir, store = run.path, run.store
     rollbacks = on_rank_zero(layout.rank, lambda: read_rollbacks(run_dir))
     if len(rollbacks) >= config.train.guard.max_rollbacks:
         raise UserError(_given_up(run_dir, plan, incident, len(rollbacks)))
@@ -73,6 +73,7 @@ def go_back(
     )  # fmt: skip
 
     def act() -> None:
+        run.fence.check()
         write_rollbacks(run_dir, [*rollbacks, record])
         carry_out(run_dir, store)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from tolktrain.checkpoint.bucket import Uploads
 from tolktrain.checkpoint.retention import Retention
 from tolktrain.checkpoint.saver import CheckpointSaver, Fence
 from tolktrain.checkpoint.store import CheckpointStore
@@ -24,7 +26,10 @@ from tolktrain.train.rundir import RunDirectory, run_path
 
 # Until ranks that have written their part give up on one that has not. The watch notices the main threads that wait.
 _LONGEST_SAVE = timedelta(hours=6)
-_LONGEST_LAST_COPY = 60.0  # seconds that leaving waits for copies in a bucket; the next start makes up for them
+_LONGEST_LAST_COPY = (
+    60.0  # seconds that leaving on request waits for copies in a bucket; the next start copies the rest
+)
+_COPY_POLL_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +87,13 @@ def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[Ope
 
 
 @contextlib.contextmanager
-def saving(config: Config, layout: Layout, run: OpenRun) -> Iterator[CheckpointSaver]:
-    """What writes the run's checkpoints, with a group of its own: it talks while the main thread does too."""
+def saving(
+    config: Config, layout: Layout, run: OpenRun, progress: Progress, must_leave: Callable[[], bool]
+) -> Iterator[CheckpointSaver]:
+    """What writes the run's checkpoints, with a group of its own: it talks while the main thread does too.
+
+    Collective. At the end of a run all copies are waited for, but not for long when rank 0 `must_leave`.
+    """
     settings = config.checkpoint
     group: Any = dist.new_group(backend="gloo", timeout=_LONGEST_SAVE) if layout.world_size > 1 else None
     uploads = uploads_of(config) if layout.rank == 0 else None
@@ -94,14 +104,37 @@ def saving(config: Config, layout: Layout, run: OpenRun) -> Iterator[CheckpointS
         group=group,
         fence=run.fence,
         on_saved=(lambda _: None) if uploads is None else uploads.submit,
+        being_copied=lambda: None if uploads is None else uploads.copying,
         best_metric=settings.best_metric,
     )
-    finished = False
     try:
+        if uploads is not None and run.position.folder is not None:
+            uploads.submit(run.position.folder)  # the last start may have left before it was copied
         yield saver
-        finished = True
+        if settings.upload is not None:
+            _wait_for_copies(uploads, layout, progress, must_leave)
     finally:
         if uploads is not None:
-            uploads.close(_LONGEST_LAST_COPY if finished else 0.0)
+            uploads.close(0.0)
         if group is not None:
             dist.destroy_process_group(group)
+
+
+def _wait_for_copies(
+    uploads: Uploads | None, layout: Layout, progress: Progress, must_leave: Callable[[], bool]
+) -> None:
+    """Collective: a launcher ends the last rank some time after the first one has left."""
+    begun = time.monotonic()
+
+    def enough() -> bool:
+        if uploads is None or uploads.wait(_COPY_POLL_SECONDS):
+            return True
+        late = time.monotonic() - begun > _LONGEST_LAST_COPY and must_leave()
+        if late:
+            logger.warning(
+                "leaving before the last checkpoint is copied to checkpoint.upload; the next start copies it"
+            )
+        return late
+
+    while not on_rank_zero(layout.rank, enough):
+        progress.at("waiting for copies of checkpoints")

@@ -29,12 +29,12 @@ def storage_of(config: Config) -> Storage | None:
         raise UserError(f"checkpoint.upload: {error}") from None
 
 
-def uploads_of(config: Config, rank: int = 0, num_ranks: int = 1) -> Uploads | None:
-    """What copies this rank's share of the run's checkpoints in the background, if the configuration asks for it."""
+def uploads_of(config: Config) -> Uploads | None:
+    """What copies the run's checkpoints in the background, if the configuration asks for it; for rank 0."""
     storage = storage_of(config)
     if storage is None:
         return None
-    return Uploads(storage, rank, num_ranks, keep_last=config.checkpoint.upload_keep_last)
+    return Uploads(storage, keep_last=config.checkpoint.upload_keep_last)
 
 
 def restore_newest(config: Config, run_dir: Path, token: int) -> None:

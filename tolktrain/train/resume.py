@@ -76,6 +76,8 @@ def find_position(
     def settle() -> None:
         if folder is None:
             _refuse_if_lost(run_dir, store, previous)
+        else:
+            store.set_latest(folder)  # which may name one that is set aside now
         store.set_aside_newer(folder)
         truncate_metrics(run_dir, 0 if folder is None else step_of(folder))
 

@@ -7,14 +7,13 @@ that the next start carries out.
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tolktrain.checkpoint.manifest import sync_path, write_synced
-from tolktrain.checkpoint.store import CheckpointStore, step_name
+from tolktrain.checkpoint.store import CheckpointStore, remove_quietly, step_name
 from tolktrain.config.errors import UserError
 from tolktrain.data.skipping import SkippedSteps
 from tolktrain.train.metrics import truncate_metrics
@@ -85,7 +84,7 @@ def carry_out(run_dir: Path, store: CheckpointStore) -> None:
     truncate_metrics(run_dir, last.to_step)
     for older in (run_dir / "checkpoints").glob(f"step-*.{_ASIDE}-*"):
         if older.suffix != f".{suffix}":
-            shutil.rmtree(older)  # whoever wants to study a divergence has the last one; the disk is not endless
+            remove_quietly(older)  # whoever wants to study a divergence has the last one; the disk is not endless
     write_rollbacks(run_dir, [*rollbacks[:-1], replace(last, carried_out=True)])
 
 

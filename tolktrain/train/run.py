@@ -80,11 +80,13 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
     leaving = StopOnRequest(stop, layout)
     with open_run(config, layout, progress) as opened:
         opened.position.check_architecture(architecture)
+        copying = saving(config, layout, opened, progress, lambda: leaving.must_leave)
         if not remaining(plans, opened.position.step):
             opened.begin()
             if layout.rank == 0:
                 print(f"{opened.path} is complete: {opened.position.step} steps are done; nothing to train")
-            return EXIT_DONE
+            with copying:  # of the last one, if that was cut short
+                return EXIT_DONE
         with _beating(config, layout, progress, opened) as heartbeat:
             if leaving.before_training():
                 return _leave_early(leaving, heartbeat)
@@ -92,7 +94,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
             machines = check_health(config, layout, opened.path, count_by_group(architecture), anew, progress)
             progress.at("checking the data")
             vocabulary = check_data(config, architecture.text_vocab_size, verify_files=layout.local_rank == 0)
-            with saving(config, layout, opened) as saver:
+            with copying as saver:
                 setting = Setting(config, layout, blueprint, vocabulary, saver, choice, progress, machines)
                 return _run_stages(setting, plans, opened, leaving, heartbeat)
 
@@ -144,10 +146,11 @@ def _run_all(
         gc.collect()  # the next model needs the memory
         setting.saver.wait()
         if incident is None:
-            position = Position.of(opened.store.newest())
+            # As rank 0 sees the folder: other nodes may be shown an old listing of it.
+            position = Position.of(on_rank_zero(layout.rank, opened.store.newest))
             continue
         setting.progress.at("going back")
-        position = Position.of(go_back(config, opened.path, opened.store, layout, stages[0], incident))
+        position = Position.of(go_back(config, opened, layout, stages[0], incident))
         for callback in callbacks:
             callback.on_return(position.step)
     return stopped, position

@@ -136,8 +136,8 @@ class OptimizerStates:
         return [parameter for group in self._adam.param_groups for parameter in group["params"]]
 
     def _whole(self, parameter: nn.Parameter) -> Any:
-        """A context in which the module's parameter is not partitioned, and changes to it reach all ranks."""
-        return self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._zero_stage == 3)
+        """A context in which the module's parameter is not partitioned, for reading."""
+        return self._deepspeed.zero.GatheredParameters([parameter], enabled=self._zero_stage == 3)
 
 
 def _forget_skipped_gradients(optimizer: Any) -> None:

@@ -71,6 +71,7 @@ class Checkpointing(NoCallback):
 
     def on_return(self, step: int) -> None:
         """Know what was known at that step."""
+        self._memory = None
         self._measured = dict(self._saver.state_of(step).get("metrics", {})) if step else {}
 
     def close(self) -> None:
@@ -90,6 +91,8 @@ class Checkpointing(NoCallback):
         if not background:
             run.progress.at("saving a checkpoint")
         self._saver.save(run.step, snapshot, state, background=background, before_publishing=self._metrics.sync)
+        if run.at_last_step:
+            self._memory = None  # before the next model is built
         logger.info(
             "checkpoint of step %d: training paused for %.3f s (%.3f s for the last one, %.3f s to copy %.1f MB)",
             run.step,

@@ -64,6 +64,11 @@ class StopOnRequest(NoCallback):
         """Whether it was Ctrl-C."""
         return self._reason == signal.SIGINT.name
 
+    @property
+    def must_leave(self) -> bool:
+        """Whether this rank has been asked to stop, or all have agreed to. Not collective."""
+        return bool(self._reason) or (self._stop is not None and self._stop.requested)
+
     def duration(self) -> dict[str, float | str]:
         """How long leaving took until now: `signal`, `seconds`, `seconds_to_step_end`, `seconds_to_save`."""
         saving = time.monotonic() - self._agreed_at
