@@ -59,7 +59,7 @@ class Entry:
 def list_checkpoints(run_dir: Path, checksums: bool = False) -> list[Entry]:
     """All checkpoints of a run, oldest step first; with `checksums` every file is read.
 
-    Raises UserError when the run has no folder of checkpoints.
+    Raises UserError when there is none.
     """
     parent = run_dir / "checkpoints"
     if not parent.is_dir():
@@ -68,6 +68,8 @@ def list_checkpoints(run_dir: Path, checksums: bool = False) -> list[Entry]:
         )
     latest = _latest(parent)
     found = [(match, folder) for folder in parent.iterdir() if (match := _STEP.fullmatch(folder.name))]
+    if not found:
+        raise UserError(f"{run_dir} has no checkpoints: none is in {parent}; train until the first one is written")
     entries = [_entry(folder, match, folder.name == latest, checksums) for match, folder in found if folder.is_dir()]
     return sorted(entries, key=lambda entry: (entry.step, entry.folder.name))
 

@@ -221,13 +221,11 @@ class CheckpointSaver:
                 discard(folder)
 
     def _candidate(self, step: int, folder: Path) -> Candidate:
-        metric = None
-        if self._retention.best:
-            try:
-                metric = read_state(folder).get("metrics", {}).get(self._best_metric)
-            except UserError:
-                return Candidate(step, complete=False)
-        return Candidate(step, looks_complete(folder), metric)
+        try:
+            metric = read_state(folder).get("metrics", {}).get(self._best_metric) if self._retention.best else None
+            return Candidate(step, looks_complete(folder), metric)
+        except UserError:  # such as another version's
+            return Candidate(step, complete=False)
 
 
 def _size_of(folder: Path) -> int:

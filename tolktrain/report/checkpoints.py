@@ -14,7 +14,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 def show_checkpoints(run_dir: Path, checksums: bool, console: Console) -> bool:
     """Print the table; whether no checkpoint was found damaged. With `checksums` every file is read.
 
-    Raises UserError when the run has no folder of checkpoints.
+    Raises UserError when the run has no checkpoints.
     """
     entries = list_checkpoints(run_dir, checksums)
     table = Table("step", "stage", "size", "written", "layout", "loss", "condition")
