@@ -97,8 +97,9 @@ class OptimizerStates:
         """Shape of a parameter on this tensor rank; ZeRO 3 leaves an empty one."""
         return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
-    def is_partitioned(self, parameter: nn.Parameter) -> bool:
-        """Whether the module itself holds a part of the parameter only."""
+    @property
+    def splits_modules(self) -> bool:
+        """Whether modules themselves hold a part of their parameters only."""
         return self._zero_stage == 3
 
     @property

@@ -54,9 +54,8 @@ class ModelTensors:
         self._share = share
         self._states = states
         self._layout = layout
-        self._frozen: dict[
-            str, Tensor
-        ] = {}  # float32 rows of frozen parameters that were rounded, as `_parts` has them
+        # Float32 rows of frozen parameters that were rounded, as `_parts` has them.
+        self._frozen: dict[str, Tensor] = {}
 
     def set_originals(self, rows: Rows) -> None:
         """Replace rounded values by the float32 ones that they came from, in masters and in checkpoints."""
@@ -106,7 +105,7 @@ class ModelTensors:
             first, last = start // width, -(-stop // width)
             flat = rows(name, first, last).flatten()
             self._states.write_own(parameter, flat[start - first * width : stop - first * width], state)
-        elif self._states.is_partitioned(parameter):
+        elif self._states.splits_modules:
             self._states.write_own(parameter, torch.zeros(0), state)
 
     def _take(self, slices: dict[str, Slice], name: str, part: Part, state: str | None) -> None:
@@ -140,20 +139,20 @@ class ModelTensors:
         A parameter that needs all data ranks has an entry on each of them, without sections where there is nothing to
         write.
         """
+        for name, parameter in self._parameters.items():
+            self._check(name, parameter)
         spans = {name: self._span(name) for name in self._parameters}
         shared = self._shared_out()
         rows: dict[str, tuple[int, int]] = {}
         split: set[str] = set()
         for name, parameter in self._parameters.items():
-            self._check(name, parameter)
-            shape = self._states.shape(parameter)
-            width = math.prod(shape[1:])
+            width = math.prod(self._states.shape(parameter)[1:])
             own = spans[name]
             start, stop = shared[name] if own is None else own
             rows[name] = begin, end = -(-start // width), -(-stop // width)
             if own is not None and begin < end and not (own[0] <= begin * width and end * width <= own[1]):
                 split.add(name)
-            if not parameter.requires_grad and self._states.is_partitioned(parameter):
+            if not parameter.requires_grad and self._states.splits_modules:
                 split.add(name)
         everyone: list[set[str]] = [set()] * self._layout.data_size
         dist.all_gather_object(everyone, split, group=self._layout.data_group)
