@@ -1,13 +1,18 @@
 """A Slurm cluster of two nodes that lasts no longer than the tests; see `minislurm.sh`."""
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 SCRIPT = Path(__file__).with_name("minislurm.sh")
 FINISHED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
@@ -92,3 +97,17 @@ class Cluster:
         return subprocess.run(
             [SCRIPT, *arguments], env=environ, capture_output=True, text=True, check=False, timeout=timeout
         )
+
+
+@contextlib.contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    """A new cluster; skips the test where there can be none."""
+    # Not in pytest's own folder: paths of sockets must be short.
+    cluster = Cluster(Path(tempfile.mkdtemp(prefix="minislurm-", dir="/tmp")))
+    try:
+        if reason := cluster.obstacle():
+            pytest.skip(reason)
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()

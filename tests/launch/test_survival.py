@@ -1,7 +1,6 @@
 """One run through everything that happens to long runs, compared with one to which nothing happened."""
 
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from long_runs import LongRun, wait_until
-from minislurm import Cluster, Job
+from minislurm import Cluster, Job, running_cluster
 from small_runs import read_metrics, write_sets
 
 from tolktrain.checkpoint.store import read_moments, read_parameters, step_name
@@ -26,14 +25,8 @@ OVERRIDES = [
 @pytest.fixture(scope="module")
 def own_cluster() -> Iterator[Cluster]:
     """A cluster whose nodes may be crashed."""
-    cluster = Cluster(Path(tempfile.mkdtemp(prefix="minislurm-", dir="/tmp")))
-    try:
-        if reason := cluster.obstacle():
-            pytest.skip(reason)
-        cluster.start()
+    with running_cluster() as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 class Disturbed:

@@ -1,13 +1,12 @@
 """A node that Slurm has lost, but on which the ranks still train: two writers on one run's folder."""
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from long_runs import LongRun, Rank, wait_until
-from minislurm import Cluster, Job
+from minislurm import Cluster, Job, running_cluster
 from small_runs import read_metrics, write_sets
 
 from tolktrain.checkpoint.store import read_moments, read_parameters, step_name
@@ -21,14 +20,8 @@ OVERRIDES = [
 @pytest.fixture
 def own_cluster() -> Iterator[Cluster]:
     """A cluster whose nodes may be lost."""
-    cluster = Cluster(Path(tempfile.mkdtemp(prefix="minislurm-", dir="/tmp")))
-    try:
-        if reason := cluster.obstacle():
-            pytest.skip(reason)
-        cluster.start()
+    with running_cluster() as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 def lose_sight_of(cluster: Cluster, node: str) -> None:
