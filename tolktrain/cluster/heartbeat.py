@@ -122,7 +122,7 @@ class Heartbeat:
         content = {
             "time": _iso(time.time()),
             "state": self._final or _state(mark.doing, mark.step),
-            "doing": str(mark),
+            "doing": "" if self._final in ("done", "stopped") else str(mark),
             "doing_since": _iso(mark.time),
             **self._notes,
             **self._facts,
