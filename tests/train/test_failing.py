@@ -1,43 +1,16 @@
 """A real run of two ranks, of which one fails: both end, and one message says which and why."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launched import launch_two
 from small_runs import write_config
 
 from tolktrain.checkpoint.lease import Lease
 
 SCRIPT = Path(__file__).with_name("failing_rank.py")
 OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]"]
-
-
-def launch(folder: Path, *arguments: str, script: Path = SCRIPT) -> tuple[list[int], list[str]]:
-    """Exit codes and standard errors of two ranks, started as srun does."""
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), *arguments],
-            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [rank.returncode for rank in ranks], errors
 
 
 @pytest.mark.parametrize(
@@ -54,7 +27,7 @@ def launch(folder: Path, *arguments: str, script: Path = SCRIPT) -> tuple[list[i
 )
 def test_one_of_two_ranks_fails(tmp_path: Path, sets: Path, failure: str, codes: list[int], message: str) -> None:
     config = write_config(tmp_path, sets)
-    found, (first, second) = launch(tmp_path, failure, str(config), *OVERRIDES)
+    found, (first, second) = launch_two(SCRIPT, failure, str(config), *OVERRIDES, folder=tmp_path)
     assert found == codes, first + second
     assert first.startswith(message) and "error: " not in second, first + second
     assert first.count("error: ") == 1 and (first + second).count("Traceback") == (failure == "defect")
@@ -68,13 +41,13 @@ def test_one_of_two_ranks_fails(tmp_path: Path, sets: Path, failure: str, codes:
 
 def test_input_that_all_ranks_refuse(tmp_path: Path, sets: Path) -> None:
     """Before there is a process group, and when rank 0 refuses for all."""
-    codes, errors = launch(tmp_path, "none", "none.yaml")
+    codes, errors = launch_two(SCRIPT, "none", "none.yaml", folder=tmp_path)
     assert codes == [2, 2] and "".join(errors).count("\n") == 1, errors
     assert "error: none.yaml does not exist" in errors[0]
     config = write_config(tmp_path, sets)
     folder = tmp_path / "runs" / "small"
     folder.mkdir(parents=True)
     with Lease.take(folder, tell=print):
-        codes, errors = launch(tmp_path, "none", str(config), *OVERRIDES)
+        codes, errors = launch_two(SCRIPT, "none", str(config), *OVERRIDES, folder=tmp_path)
     assert codes == [2, 2] and "".join(errors).count("\n") == 1, errors
     assert "another training of this run is going on" in errors[0]

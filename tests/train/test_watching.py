@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launched import launch_two
 from small_runs import read_metrics, small_config, write_config
-from test_failing import launch
 
 from tolktrain.train.run import train
 
@@ -41,7 +41,7 @@ def run_dir(tmp_path: Path) -> Path:
 def test_a_signal_to_one_rank_while_it_starts(tmp_path: Path, sets: Path, run_dir: Path, place: str) -> None:
     """All leave before the first step; the same command begins where this one would have."""
     config = write_config(tmp_path, sets)
-    codes, errors = launch(tmp_path, f"signal at {place}", str(config), *OVERRIDES, script=SCRIPT)
+    codes, errors = launch_two(SCRIPT, f"signal at {place}", str(config), *OVERRIDES, folder=tmp_path)
     assert codes == [75, 75], errors
     assert "warning: SIGUSR1: stopping before the next step" in errors[0]
     assert not list(run_dir.glob("checkpoints/step-*"))
@@ -56,7 +56,7 @@ def test_a_signal_to_one_rank_while_it_starts(tmp_path: Path, sets: Path, run_di
 def test_a_hang_in_a_data_read(tmp_path: Path, sets: Path, run_dir: Path) -> None:
     config = write_config(tmp_path, sets)
     timeout = "parallel.hang_timeout_seconds=20"  # the start may take long on a busy machine
-    codes, (first, second) = launch(tmp_path, "hang", str(config), *OVERRIDES, timeout, script=SCRIPT)
+    codes, (first, second) = launch_two(SCRIPT, "hang", str(config), *OVERRIDES, timeout, folder=tmp_path)
     assert codes == [1, 1], first + second
     assert first.count("error: ") == 1 and "error: " not in second
     assert first.startswith("rank 1: error: no progress for") and "step 3, waiting for data" in first
@@ -73,7 +73,7 @@ def test_a_hang_in_a_data_read(tmp_path: Path, sets: Path, run_dir: Path) -> Non
 def test_a_slow_rank_is_named(tmp_path: Path, sets: Path, run_dir: Path) -> None:
     """Rank 1 computes slowly in steps 1 to 6, rank 0 waits for its data from step 7 on."""
     config = write_config(tmp_path, sets)
-    codes, errors = launch(tmp_path, "slow", str(config), *OVERRIDES, "logging.straggler_steps=1", script=SCRIPT)
+    codes, errors = launch_two(SCRIPT, "slow", str(config), *OVERRIDES, "logging.straggler_steps=1", folder=tmp_path)
     assert codes == [0, 0], errors
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     # The first step of each stage is not judged.

@@ -1,12 +1,9 @@
 """`tolktrain train` on sick machines: refused with one message, or started when told to."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launched import launch_two
 from small_runs import read_metrics, write_config
 
 from tolktrain import cli
@@ -16,32 +13,9 @@ SCRIPT = Path(__file__).parents[1] / "sick_rank.py"
 OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]", "train.max_steps=1"]
 
 
-def launch(*arguments: str) -> tuple[list[int], list[str]]:
-    """Exit codes and standard errors of two ranks."""
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), *arguments],
-            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [rank.returncode for rank in ranks], errors
-
-
 def test_a_sick_node_is_refused_with_one_message_before_a_folder_exists(tmp_path: Path, sets: Path) -> None:
     config = write_config(tmp_path, sets)
-    codes, errors = launch(str(config), *OVERRIDES)
+    codes, errors = launch_two(SCRIPT, str(config), *OVERRIDES)
     assert codes == [2, 2], errors  # not 75: nothing is requeued
     speaker, *told = "".join(errors).splitlines()  # any rank may speak for all
     assert speaker.partition(": ")[2] == (
