@@ -72,6 +72,7 @@ class Zygote:
         while True:
             answer = self._answer()
             if "code" not in answer:
+                self._codes.pop(answer["pid"], None)  # of an earlier process with this number
                 return int(answer["pid"])
 
     def wait(self, pid: int) -> int:
