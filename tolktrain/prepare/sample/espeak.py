@@ -7,6 +7,7 @@ of its own, with a fixed random state: the same passage gives the same samples, 
 
 import ctypes
 import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -134,11 +135,16 @@ def _speak(task: tuple[Voice, Sequence[Sequence[str]]]) -> list[Utterance]:
     return [synthesizer.speak(sentence) for sentence in sentences]
 
 
+def _heed_term() -> None:
+    """The pool ends its processes by TERM. They would wait for ever if whoever started their server had blocked it."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+
+
 def speak_passages(
     passages: Iterable[tuple[Voice, Sequence[Sequence[str]]]], processes: int = 1
 ) -> Iterator[list[Utterance]]:
     """Speak each passage (a voice and its sentences as lists of words) in a fresh process; results in order."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with context.Pool(processes, maxtasksperchild=1) as pool:
+    with context.Pool(processes, _heed_term, maxtasksperchild=1) as pool:
         yield from pool.imap(_speak, passages, chunksize=1)
