@@ -283,8 +283,8 @@ class Soak:
         self.findings.kills += 1
         left = [path.name for path in (run.folder / "checkpoints").glob(".tmp-*")]
         for name in left or ["nothing"]:
-            kind = re.sub(r"\d{8}", "N", name)
-            self.findings.during[kind] += 1
+            removed = re.sub(r"^\.tmp-[0-9a-f]*[a-f][0-9a-f]*-", "a checkpoint that was removed: .tmp-X-", name)
+            self.findings.during[re.sub(r"\d{8}", "N", removed)] += 1
         self.findings.unfinished += bool(left)
 
     def _fill_a_disk(self, background: bool) -> None:
