@@ -13,7 +13,7 @@ from s3_server import S3Server, free_port
 from tolktrain.config.errors import UserError
 from tolktrain.data.storage import Patience, Storage, StorageError
 
-BRIEF = Patience(retries=1, timeout_seconds=1.0)
+BRIEF = Patience(retries=1, timeout_seconds=2.0)
 
 
 @pytest.fixture(params=["folder", "bucket", "bucket root"])
