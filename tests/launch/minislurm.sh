@@ -103,6 +103,8 @@ SlurmdTimeout=${MINISLURM_SLURMD_TIMEOUT:-120}
 KillWait=${MINISLURM_KILL_WAIT:-30}
 MinJobAge=3600
 CompleteWait=0
+# A node whose processes take longer to die is taken out of service: not here, where machines may be slow.
+UnkillableStepTimeout=900
 JobRequeue=1
 # What launch/pretrain.sbatch asks for: 8 tasks of 8 CPUs, and 8 GPUs. Accepted, not enforced.
 NodeName=node[1-$n] CPUs=64 RealMemory=500000 Gres=gpu:8 State=UNKNOWN
