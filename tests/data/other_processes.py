@@ -4,20 +4,23 @@ In a module of their own, and forked from a clean server: a process forked from 
 group, whose threads stay behind, and wait for it for ever.
 """
 
+import contextlib
 import multiprocessing
 import os
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
+from multiprocessing.shared_memory import SharedMemory
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import torch
 from stages import rows, stage_loader
+from streaming.base.constant import SHM_TO_CLEAN
 from torch import distributed
 
 from tolktrain.config import Config
-from tolktrain.data.shared_memory import exclusive_start
 
 
 def server() -> ForkServerContext:
@@ -72,8 +75,14 @@ def run_until_killed(
             results.send(rows(next(loader)))
 
 
-def enter(trying: Event, entered: Event) -> None:
-    """Start as a job does."""
-    trying.set()
-    with exclusive_start(True):
-        entered.set()
+def come_and_go(stopping: Event) -> None:
+    """What other jobs of the node do with the names of mosaicml-streaming that come first, many times a second."""
+    blocks = [f"{number:06}_{name}" for number in range(2) for name in SHM_TO_CLEAN]
+    while not stopping.is_set():
+        made = [SharedMemory(name, True, 64) for name in blocks]
+        time.sleep(0.001)
+        for block in made:
+            block.close()
+            with contextlib.suppress(FileNotFoundError):
+                block.unlink()  # a job that starts may have found it first, when it was closed
+        time.sleep(0.001)

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from other_processes import run_rank, server
+from other_processes import come_and_go, run_rank, server
 from s3_server import S3Server, free_port
 from stages import NUM_CANONICAL_NODES, global_batches, stage_loader
 
 from tolktrain.config import Config
+from tolktrain.config.errors import UserError
 from tolktrain.data import mixture
 
 MakeConfig = Callable[..., Config]
@@ -78,6 +79,22 @@ def test_any_ranks_and_workers_stream_the_same_batches_from_s3(
         assert all(steps[case] == made[rank % data_size][case] for rank, steps in enumerate(made))
 
 
+def test_jobs_that_come_and_go_do_not_disturb(tmp_path: Path, stories: Path, make_config: MakeConfig) -> None:
+    config = make_config({"a": stories}, num_workers=0, num_canonical_nodes=NUM_CANONICAL_NODES)
+    context = server()
+    stopping = context.Event()
+    others = context.Process(target=come_and_go, args=(stopping,))
+    others.start()
+    try:
+        first, second = run_ranks([(config, 2)], tmp_path, starts=(0, 1) * 5)
+        assert others.is_alive()
+    finally:
+        stopping.set()
+        others.join()
+    expected = [batch for start in (0, 1) * 5 for batch in global_batches(config, 10)[start : start + 9]]
+    assert [sorted([*a, *b]) for a, b in zip(first[0], second[0], strict=True)] == expected
+
+
 @pytest.mark.parametrize(("nodes", "size"), [(2, 4), (4, 4), (12, 12), (3, 6)])
 def test_nodes_do_not_change_global_batches(
     stories: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, nodes: int, size: int
@@ -102,6 +119,7 @@ import json, sys, time
 sys.path.insert(0, sys.argv[1])
 from stages import stage_loader
 from tolktrain.config import Config
+from tolktrain.config.errors import UserError
 
 loader = stage_loader(Config.model_validate(json.loads(sys.argv[2])))
 next(loader)
@@ -111,7 +129,7 @@ time.sleep(600)
 
 
 def test_a_killed_run_does_not_block_the_next(tmp_path: Path, stories: Path, make_config: MakeConfig) -> None:
-    # The library refuses a cache folder that shared memory says is in use; only remote sets have one.
+    # A cache folder in use is refused; only remote sets have one.
     remote = tmp_path / "remote"
     remote.mkdir()
     for path in stories.glob("*[!s]"):
@@ -122,6 +140,8 @@ def test_a_killed_run_does_not_block_the_next(tmp_path: Path, stories: Path, mak
     assert process.stdout is not None
     block = Path("/dev/shm", f"{int(process.stdout.readline()):06}_locals")
     assert block.exists()
+    with pytest.raises(UserError, match=rf"cache is the local cache of process {process.pid} on this node"):
+        stage_loader(config)
     # With the whole session goes the tracker that would have removed the shared memory.
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -10,9 +10,8 @@ from multiprocessing import shared_memory
 from pathlib import Path
 
 import pytest
-from other_processes import enter, server
 
-from tolktrain.data.shared_memory import exclusive_start, remove_stale_blocks
+from tolktrain.data.shared_memory import remove_stale_blocks
 
 HOLDER = """
 import sys, time
@@ -64,16 +63,3 @@ def test_other_names_are_let_alone(name: str) -> None:
     remove_stale_blocks()
     assert Path("/dev/shm", other).exists()
     block.unlink()
-
-
-def test_jobs_start_one_after_the_other() -> None:
-    context = server()
-    trying, entered = context.Event(), context.Event()
-    other = context.Process(target=enter, args=(trying, entered), daemon=True)
-    with exclusive_start(True):
-        other.start()
-        assert trying.wait(timeout=60)
-        assert not entered.wait(timeout=1)
-    assert entered.wait(timeout=60)
-    other.join()
-    assert other.exitcode == 0

@@ -27,7 +27,7 @@ from tolktrain.config.errors import UserError
 from tolktrain.data.folder import INDEX_FILE, RecordReader, RecordStream, fetch_descriptions, read_index
 from tolktrain.data.records import Record
 from tolktrain.data.sequences import sequence_rng
-from tolktrain.data.shared_memory import exclusive_start
+from tolktrain.data.shared_memory import own_names
 from tolktrain.data.storage import Patience
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class RecordMixture(StreamingDataset):
         self._position = (0, 0)
         self._failure: Exception | None = None
         environment = World.detect()
-        with exclusive_start(environment.is_local_leader):
+        with own_names():
             super().__init__(
                 streams=streams,
                 batch_size=micro_batch_size,
