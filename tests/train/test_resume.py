@@ -72,15 +72,25 @@ def test_ended_after_a_stage_and_extended(tmp_path: Path, sets: Path, uninterrup
     assert_same_run(run_dir, uninterrupted)
 
 
-def test_without_zero_and_with_accumulation(tmp_path: Path, sets: Path) -> None:
-    overrides = ("deepspeed.zero_stage=0", "train.micro_batch_size=2", "data.num_workers=1", "train.max_steps=6")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("deepspeed.zero_stage=0", "train.micro_batch_size=2", "data.num_workers=1"),
+        ("deepspeed.zero_stage=3", "train.micro_batch_size=2"),
+        ("deepspeed.zero_stage=3", "train.precision=bf16"),
+    ],
+    ids=["ZeRO 0 with accumulation", "ZeRO 3", "ZeRO 3 in bf16"],
+)
+def test_other_settings(tmp_path: Path, sets: Path, overrides: tuple[str, ...]) -> None:
+    """Stopped with a frozen backbone, and with everything trained."""
+    overrides += ("train.max_steps=9",)
     whole = small_config(tmp_path, sets, *overrides, name="whole")
     assert train(whole) == 0
     config = small_config(tmp_path, sets, *overrides, name="parts")
-    assert train(config, StopAfter(5)) == 75 and train(config) == 0
+    assert train(config, StopAfter(5)) == 75 and train(config, StopAfter(3)) == 75 and train(config) == 0
     whole_dir, run_dir = tmp_path / "runs" / "whole", tmp_path / "runs" / "parts"
     assert read_metrics(run_dir) == read_metrics(whole_dir)
-    ours, theirs = (read_parameters(d / "checkpoints" / "step-00000006") for d in (run_dir, whole_dir))
+    ours, theirs = (read_parameters(d / "checkpoints" / "step-00000009") for d in (run_dir, whole_dir))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

@@ -18,6 +18,11 @@ from tolktrain.config.root import Config
 _ADAMW = "the optimizer, torch's AdamW,"
 
 
+def zero_stage(config: Config, data_parallel_size: int) -> int:
+    """DeepSpeed's ZeRO stage. Raises UserError as `build_deepspeed_config` does."""
+    return int(build_deepspeed_config(config, data_parallel_size)["zero_optimization"]["stage"])
+
+
 def build_deepspeed_config(config: Config, data_parallel_size: int) -> dict[str, Any]:
     """DeepSpeed's configuration for `data_parallel_size` data ranks.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import PARAMETERS
 from tolktrain.config import Config
+from tolktrain.config.deepspeed import zero_stage
 from tolktrain.config.training import StageConfig
 from tolktrain.interop.huggingface import load_backbone_into
 from tolktrain.model.architecture import Architecture
@@ -41,14 +42,20 @@ class Blueprint:
         return cls(config, architecture, cut)
 
     def build(self, layout: Layout, folder: Path | None) -> SmolTolk:
-        """This rank's part of the model: as the checkpoint `folder` has it, or new, on the configured backbone."""
+        """This rank's part of the model: as the checkpoint `folder` has it, or new, on the configured backbone.
+
+        Under ZeRO 3 a checkpoint's values are left out: `start` fills what this rank keeps of each parameter. Memory
+        that is never touched is never taken.
+        """
         bounds = None
         if self.cut is not None:
             bounds = range(*self.cut.bounds[layout.pipeline_rank : layout.pipeline_rank + 2])
         if folder is not None:
             model = SmolTolk(self.architecture, None, layout, bounds)
             with CheckpointReader(folder) as reader:
-                _fill(model, reader)
+                _check(model, reader)
+                if zero_stage(self.config, layout.data_size) < 3:
+                    load_slices(dict(model.named_parameters()), parameter_views(model), model.share, reader)
             return model
         backbone, seed = self.config.model.backbone, self.config.run.seed
         model = SmolTolk(self.architecture, seed, layout, bounds)
@@ -70,7 +77,7 @@ class Blueprint:
             model: this rank's part.
             stage: what is trained.
             layout: place of this rank.
-            position: the one whose checkpoint filled the model.
+            position: the one whose checkpoint the model was built from.
             is_inside: whether the checkpoint is from the middle of the stage, so that its moments count.
         """
         if position is None or position.folder is None:
@@ -82,8 +89,7 @@ class Blueprint:
         return engine
 
 
-def _fill(model: SmolTolk, reader: CheckpointReader) -> None:
+def _check(model: SmolTolk, reader: CheckpointReader) -> None:
     expected = canonical_shapes(model, with_copies=True)
     found = reader.shapes(PARAMETERS)
     check_names_and_shapes(expected, {name: shape for name, shape in found.items() if name in expected})
-    load_slices(dict(model.named_parameters()), parameter_views(model), model.share, reader)

@@ -80,15 +80,16 @@ class Engine:
         """Collective.
 
         Args:
-            model: this rank's part, in float32.
+            model: this rank's part, in float32; under ZeRO 3 with a source its values are not looked at.
             stage: what is trained, and how.
             config: the run.
             layout: place of this rank.
             cut: given where the model is cut into pipeline stages, of which `model` holds one.
-            source: the checkpoint that `model` was filled from, if it was; else its values are copied where they are
+            source: the checkpoint that the model comes from, if it does; else its values are copied where they are
                 rounded, which takes the memory for them.
         """
         settings = build_deepspeed_config(config, layout.data_size)
+        zero_stage = int(settings["zero_optimization"]["stage"])
         self._layout = layout
         self._model = model
         self._views = parameter_views(model)
@@ -99,13 +100,17 @@ class Engine:
             model.recompute_layers()
         if config.train.compile == "layers":
             model.compile_layers()
-        rounds = config.train.precision != "fp32"
-        originals = self._originals(source) if rounds else None
+        rounds, fills = config.train.precision != "fp32", zero_stage == 3 and source is not None
+        originals = self._originals(source) if rounds or fills else None
+        if rounds and fills:
+            _forget_values(model, torch.bfloat16)
         self._driver = self._make_driver(config, settings, cut)
         self._hooks = sum_over_tensor_group(model.parameters(), layout.tensor_group)
-        self._states = OptimizerStates(self._driver.engine, int(settings["zero_optimization"]["stage"]))
+        self._states = OptimizerStates(self._driver.engine, zero_stage)
         parameters = dict(model.named_parameters())
         self._tensors = ModelTensors(parameters, self._views, model.share, self._states, layout)
+        if fills and originals is not None:
+            self._tensors.fill_split_modules(originals)
         if originals is not None:
             self._tensors.set_originals(originals)
 
@@ -199,3 +204,9 @@ class Engine:
             dist.all_reduce(sums, group=self._layout.pipeline_group)  # only the last stage has any
         text_nll, speech_nll, entropy = sums.tolist()
         return StepResult(text_nll, speech_nll, entropy, counts, grad_norm, skipped)
+
+
+def _forget_values(model: SmolTolk, dtype: torch.dtype) -> None:
+    """Give parameters another type without touching memory, as DeepSpeed's own conversion would."""
+    for parameter in model.parameters():
+        parameter.data = torch.empty_like(parameter, dtype=dtype)

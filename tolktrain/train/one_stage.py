@@ -13,7 +13,7 @@ from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.cluster.progress import Progress
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
-from tolktrain.config.deepspeed import build_deepspeed_config
+from tolktrain.config.deepspeed import zero_stage
 from tolktrain.data.batch import Batch
 from tolktrain.data.loader import StageLoader, validation_batches
 from tolktrain.data.sequences import Vocabulary
@@ -45,7 +45,7 @@ class Setting:
     @property
     def zero_stage(self) -> int:
         """Of DeepSpeed."""
-        return int(build_deepspeed_config(self.config, self.layout.data_size)["zero_optimization"]["stage"])
+        return zero_stage(self.config, self.layout.data_size)
 
 
 def run_one_stage(

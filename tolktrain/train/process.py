@@ -94,11 +94,23 @@ def silenced() -> Iterator[None]:
     logger.debug("deepspeed printed: %s", chatter.getvalue())
 
 
+@contextmanager
+def own_device_as_local_rank() -> Iterator[None]:
+    """DeepSpeed takes LOCAL_RANK for the device, which it is not where each rank sees its own GPU alone."""
+    before = os.environ.get("LOCAL_RANK", "0")
+    if torch.cuda.is_available():
+        os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
+    try:
+        yield
+    finally:
+        os.environ["LOCAL_RANK"] = before
+
+
 def quiet_initialize(**arguments: Any) -> Any:
     """`deepspeed.initialize` without its prints; returns the engine."""
     deepspeed = start_deepspeed()
     if torch.cuda.is_available():
-        # It would take LOCAL_RANK, which is no device where each rank sees its own GPU alone.
+        # Here it can be told which one.
         arguments["args"] = SimpleNamespace(device_rank=torch.cuda.current_device())
     with silenced():
         engine, *_ = deepspeed.initialize(**arguments)

@@ -14,7 +14,7 @@ from tolktrain.parallel.layout import Layout
 from tolktrain.train.driver import Update
 from tolktrain.train.groups import MegatronGroups
 from tolktrain.train.module import LossCounts, LossModule, detached_sums
-from tolktrain.train.process import quiet_initialize, start_deepspeed
+from tolktrain.train.process import own_device_as_local_rank, quiet_initialize, silenced, start_deepspeed
 
 
 class SequentialDriver:
@@ -34,9 +34,10 @@ class SequentialDriver:
         self._model = model
         self._layout = layout
         self._clip_grad_norm = clip_grad_norm
+        module = LossModule(model, entropy_weight)
         if settings["zero_optimization"]["stage"] == 3:
             _announce_shared_tables(model)
-        module = LossModule(model, entropy_weight)
+            partition(module, settings, layout)
         self.engine = quiet_initialize(
             model=module, optimizer=optimizer, config=settings, mpu=MegatronGroups(layout), dist_init_required=False
         )
@@ -86,6 +87,24 @@ class SequentialDriver:
             dist.all_reduce(squares, group=self._layout.tensor_group)
             norm = squares.sqrt()
         return norm
+
+
+def partition(module: nn.Module, settings: dict[str, Any], layout: Layout) -> None:
+    """Take parameters apart for ZeRO 3, one after the other, each as the first data rank has it.
+
+    `deepspeed.initialize` would do so too, but only after it has moved the whole module to the device.
+    """
+    deepspeed = start_deepspeed()
+    if settings["bf16"]["enabled"]:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.bfloat16()
+    with silenced(), own_device_as_local_rank():
+        deepspeed.zero.Init(
+            module=module,
+            data_parallel_group=layout.data_group,
+            config_dict_or_path=settings,
+            mpu=MegatronGroups(layout),
+        )
 
 
 def _announce_shared_tables(model: SmolTolk) -> None:

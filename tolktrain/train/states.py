@@ -45,6 +45,11 @@ class OptimizerStates:
         address = mapping.lp_fragment_address
         return address.start, address.start + address.numel
 
+    def held_range(self, parameter: nn.Parameter) -> tuple[int, int]:
+        """Which elements of a parameter, flattened, the module itself holds here under ZeRO 3."""
+        assert self.splits_modules
+        return _own_part(parameter)
+
     def own(self, parameter: nn.Parameter, kind: str | None = None) -> Tensor:
         """This rank's elements of a trained parameter's master, or of the moment `kind`, flat; may be the original."""
         if self._zero_stage == 0:
@@ -68,13 +73,18 @@ class OptimizerStates:
         """Set this rank's elements of a trained parameter's master, or of the moment `kind`, to a flat value."""
         value = value.to(parameter.device)
         if self._zero_stage == 3:
-            value = functional.pad(value, (0, parameter.partition_numel() - len(value)))  # type: ignore[attr-defined]
+            value = _padded(parameter, value)
             if kind is None:
                 self._deepspeed.utils.safe_set_local_fp32_param(parameter, value)
             else:
                 self._deepspeed.utils.safe_set_local_optimizer_state(parameter, value, kind)
         elif len(value):
             self.own(parameter, kind).copy_(value)
+
+    def write_held(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Set what the module itself holds of a parameter here under ZeRO 3 to a flat value."""
+        part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+        part.detach().copy_(_padded(parameter, value))
 
     def read_whole(self, parameter: nn.Parameter, kind: str | None = None) -> Tensor:
         """A parameter's float32 value, or the moment `kind`, in its full shape; collective over the data group."""
@@ -162,6 +172,11 @@ def _own_part(parameter: nn.Parameter) -> tuple[int, int]:
     zero3: Any = parameter
     size, rank, total = zero3.partition_numel(), dist.get_rank(zero3.ds_process_group), zero3.ds_numel
     return min(rank * size, total), min((rank + 1) * size, total)
+
+
+def _padded(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """A rank's elements under ZeRO 3, as many as DeepSpeed keeps for each rank."""
+    return functional.pad(value, (0, parameter.partition_numel() - len(value)))  # type: ignore[attr-defined]
 
 
 def _plain_masters(engine: Any) -> dict[nn.Parameter, Tensor]:

@@ -57,12 +57,18 @@ class ModelTensors:
         # Float32 rows of frozen parameters that were rounded, as `_parts` has them.
         self._frozen: dict[str, Tensor] = {}
 
+    def fill_split_modules(self, rows: Rows) -> None:
+        """Under ZeRO 3: set what the modules themselves hold on this rank."""
+        for name, parameter in self._parameters.items():
+            self._states.write_held(parameter, self._flat(name, rows, *self._states.held_range(parameter)))
+
     def set_originals(self, rows: Rows) -> None:
-        """Replace rounded values by the float32 ones that they came from, in masters and in checkpoints."""
+        """Set masters to the float32 values that the model's came from, and keep those of rounded frozen parameters
+        for checkpoints."""
         for name, parameter in self._parameters.items():
             if parameter.requires_grad:
                 self._write_own(name, rows, None)
-            elif name in self._parts:
+            elif name in self._parts and parameter.dtype != torch.float32:
                 part = self._parts[name]
                 self._frozen[name] = rows(name, part.start, part.stop).to("cpu", torch.float32, copy=True)
 
@@ -97,16 +103,18 @@ class ModelTensors:
     def _write_own(self, name: str, rows: Rows, state: str | None) -> None:
         """Set what this rank keeps of a master or moment, from whole rows."""
         parameter = self._parameters[name]
-        shape = self._states.shape(parameter)
         own = self._states.own_range(parameter)
-        start, stop = (0, math.prod(shape)) if own is None else own
-        width = math.prod(shape[1:])
-        if start < stop:
-            first, last = start // width, -(-stop // width)
-            flat = rows(name, first, last).flatten()
-            self._states.write_own(parameter, flat[start - first * width : stop - first * width], state)
-        elif self._states.splits_modules:
-            self._states.write_own(parameter, torch.zeros(0), state)
+        start, stop = (0, math.prod(self._states.shape(parameter))) if own is None else own
+        if start < stop or self._states.splits_modules:
+            self._states.write_own(parameter, self._flat(name, rows, start, stop), state)
+
+    def _flat(self, name: str, rows: Rows, start: int, stop: int) -> Tensor:
+        """Elements `start` to `stop` of a parameter, out of whole rows."""
+        if start == stop:
+            return torch.zeros(0)
+        width = math.prod(self._states.shape(self._parameters[name])[1:])
+        first, last = start // width, -(-stop // width)
+        return rows(name, first, last).flatten()[start - first * width : stop - first * width]
 
     def _take(self, slices: dict[str, Slice], name: str, part: Part, state: str | None) -> None:
         """Copy a parameter's sections, or those of its moment, into `slices`; collective if the part says so."""
