@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tolktrain.checkpoint.manifest import MANIFEST, looks_complete, verify
-from tolktrain.checkpoint.store import LATEST, read_state
+from tolktrain.checkpoint.store import LATEST, CheckpointStore, read_state, step_of
 from tolktrain.config.errors import UserError
 
 Condition = Literal["complete", "verified", "unsound", "set aside", "unfinished"]
@@ -81,24 +81,25 @@ def find_sound(run_dir: Path, step: int | None = None, tell: Callable[[str], Non
 
     Raises UserError when there is none, or the one asked for is damaged.
     """
-    usable = [entry for entry in list_checkpoints(run_dir) if entry.condition in ("complete", "unsound")]
+    store = CheckpointStore(run_dir)
+    folders = {step_of(folder): folder for folder in store.newest_first()}
     if step is not None:
-        folders = [entry.folder for entry in usable if entry.step == step]
-        if not folders:
-            there = ", ".join(str(entry.step) for entry in usable) or "none"
+        if step not in folders:
+            there = ", ".join(map(str, sorted(folders))) or "none"
             raise UserError(f"{run_dir} has no checkpoint of step {step}; it has {there}")
-        verify(folders[0])
-        return folders[0]
-    problems = []
-    for entry in reversed(usable):
-        try:
-            verify(entry.folder)
-        except UserError as error:
-            problems.append(str(error))
-            tell(problems[-1])
-            continue
-        return entry.folder
-    raise UserError("; ".join([f"{run_dir} has no sound checkpoint", *problems]))
+        verify(folders[step])
+        return folders[step]
+    problems: list[str] = []
+
+    def note(problem: str) -> None:
+        problems.append(problem)
+        tell(problem)
+
+    folder = store.find_latest(note)
+    if folder is None:
+        problems = problems or ["train until the first one is written"]
+        raise UserError("; ".join([f"{run_dir} has no sound checkpoint", *problems]))
+    return folder
 
 
 def _entry(folder: Path, match: "re.Match[str]", is_latest: bool, checksums: bool) -> Entry:

@@ -58,13 +58,13 @@ class CheckpointStore:
             with contextlib.suppress(FileNotFoundError):  # an earlier job has just completed it
                 discard(leftover)
 
-    def find_latest(self) -> Path | None:
-        """The newest sound checkpoint, or None where there is none; damaged ones are named in a warning."""
+    def find_latest(self, tell: Callable[[str], object] = logger.warning) -> Path | None:
+        """The newest sound checkpoint, or None where there is none; `tell` is told of each damaged one before it."""
         for folder in self.newest_first():
             try:
                 verify(folder)
             except DamagedCheckpointError as error:
-                logger.warning("%s; trying an older checkpoint", error)
+                tell(f"{error}; trying an older checkpoint")
                 continue
             return folder
         return None

@@ -62,7 +62,7 @@ def export_weights(
     into = into.resolve()
     if into == Path.cwd() or (into.exists() and not (into.is_dir() and not any(into.iterdir()))):
         raise UserError(f"{into} exists and is not an empty folder, or the present one; name a new one")
-    folder = find_sound(run_dir, step, lambda problem: tell(f"passed over, since it is damaged: {problem}"))
+    folder = find_sound(run_dir, step, tell)
     into.parent.mkdir(parents=True, exist_ok=True)
     aside = into.with_name(f".tmp-{into.name}-{os.getpid()}")
     aside.mkdir()

@@ -1,9 +1,11 @@
 """A trained model out of a run's folder, for evaluation, generation and reports."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from tolktrain.checkpoint.store import CheckpointStore, read_parameters
+from tolktrain.checkpoint.listing import find_sound
+from tolktrain.checkpoint.store import read_parameters
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_config
@@ -12,6 +14,8 @@ from tolktrain.model.naming import load_canonical
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.train.resume import Position
 from tolktrain.train.rundir import CONFIG_FILE
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(run_dir: str | Path) -> tuple[SmolTolk, Config, dict[str, Any]]:
@@ -24,9 +28,7 @@ def load_model(run_dir: str | Path) -> tuple[SmolTolk, Config, dict[str, Any]]:
     if not (run_dir / CONFIG_FILE).is_file():
         raise UserError(f"{run_dir} is not the folder of a run: it has no {CONFIG_FILE}; train first")
     config = load_config(run_dir / CONFIG_FILE)
-    folder = CheckpointStore(run_dir).find_latest()
-    if folder is None:
-        raise UserError(f"{run_dir} has no sound checkpoint; train until the first one is written")
+    folder = find_sound(run_dir, tell=logger.warning)
     position = Position.of(folder)
     # The checkpoint knows its own sizes; a backbone folder that the configuration names may be gone.
     model = SmolTolk(Architecture.from_dict(position.state["architecture"]), seed=None)
