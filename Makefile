@@ -27,7 +27,7 @@ pretrain: $(STAMP)
 # Not `python -m pytest`: that puts this folder on the path, where kernels/ hides the library of that name.
 # Two at a time, file by file: many tests start processes of their own.
 test: $(STAMP)
-	@$(WITH_VENV) pytest -q -rs -n 2 --dist loadfile
+	@$(WITH_VENV) pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	@$(WITH_VENV) ruff format --check .

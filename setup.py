@@ -78,7 +78,7 @@ setup(
             "moto[s3]>=5.2",
             "mypy>=1.10",
             "pytest>=9.0",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "ruff>=0.6",
         ],
     },

@@ -37,6 +37,15 @@ settings.register_profile("tolktrain", deadline=None)
 settings.load_profile("tolktrain")
 
 
+# They take minutes, the first mostly waiting. Begun first, they do not run on alone at the end.
+_LONGEST = ("test_survival.py", "test_layouts.py", "test_zombie.py", "test_layout_runs.py", "test_soak.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Root of the repository."""
