@@ -21,6 +21,8 @@ from streaming.base.constant import SHM_TO_CLEAN
 from torch import distributed
 
 from tolktrain.config import Config
+from tolktrain.config.errors import UserError
+from tolktrain.data import shared_memory
 
 
 def server() -> ForkServerContext:
@@ -30,12 +32,13 @@ def server() -> ForkServerContext:
     return context
 
 
-def join_ranks(rank: int, num_ranks: int, port: int) -> None:
-    """Become one of the ranks of one node."""
+def join_ranks(rank: int, num_ranks: int, port: int, num_nodes: int = 1) -> None:
+    """Become one of the ranks of some nodes, which this machine pretends to be."""
     # As a rank that a launcher started has it; loader processes would import everything anew.
     multiprocessing.set_start_method("fork", force=True)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
-    os.environ |= {"LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    local_size = num_ranks // num_nodes
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % local_size), "WORLD_SIZE": str(num_ranks)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(local_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo")
 
 
@@ -47,10 +50,11 @@ def run_rank(
     results: Path,
     environ: Mapping[str, str],
     starts: Sequence[int],
+    num_nodes: int,
 ) -> None:
     """One rank: in each case several stages one after the other, on the same folder, nine steps each."""
     os.environ |= environ
-    join_ranks(rank, num_ranks, port)
+    join_ranks(rank, num_ranks, port, num_nodes)
     made = []
     for config, data_size in cases:
         steps = []
@@ -86,3 +90,14 @@ def come_and_go(stopping: Event) -> None:
             with contextlib.suppress(FileNotFoundError):
                 block.unlink()  # a job that starts may have found it first, when it was closed
         time.sleep(0.001)
+
+
+def open_used_cache(rank: int, port: int, config: Config, results: Path) -> None:
+    """One of two ranks that open a cache that another program has open: what they are told."""
+    join_ranks(rank, 2, port)
+    shared_memory._PATIENCE_SECONDS = 0.2
+    try:
+        stage_loader(config, rank=rank, size=2)
+    except UserError as error:
+        (results / f"told-{rank}").write_text(str(error))
+    distributed.destroy_process_group()

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from other_processes import come_and_go, run_rank, server
+from other_processes import come_and_go, open_used_cache, run_rank, server
 from s3_server import S3Server, free_port
 from stages import NUM_CANONICAL_NODES, global_batches, stage_loader
 
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
-from tolktrain.data import mixture
+from tolktrain.data import mixture, shared_memory
 
 MakeConfig = Callable[..., Config]
 
@@ -30,9 +30,10 @@ def run_ranks(
     num_ranks: int = 2,
     environ: Mapping[str, str] = MappingProxyType({}),
     starts: Sequence[int] = (0, 3),
+    num_nodes: int = 1,
 ) -> list[Rows]:
-    """Run ranks of one node on some cases, each a configuration and its data-parallel size."""
-    others = (num_ranks, free_port(), cases, results, dict(environ), starts)
+    """Run ranks on some cases, each a configuration and its data-parallel size."""
+    others = (num_ranks, free_port(), cases, results, dict(environ), starts, num_nodes)
     processes = [server().Process(target=run_rank, args=(rank, *others)) for rank in range(num_ranks)]
     for process in processes:
         process.start()
@@ -79,6 +80,13 @@ def test_any_ranks_and_workers_stream_the_same_batches_from_s3(
         assert all(steps[case] == made[rank % data_size][case] for rank, steps in enumerate(made))
 
 
+def test_two_nodes(tmp_path: Path, stories: Path, make_config: MakeConfig) -> None:
+    config = make_config({"a": stories}, micro_batch_size=1, num_workers=1, num_canonical_nodes=NUM_CANONICAL_NODES)
+    made = run_ranks([(config, 4)], tmp_path, 4, num_nodes=2)
+    one = global_batches(config, 12)
+    assert [sorted(sum(parts, [])) for parts in zip(*(steps[0] for steps in made), strict=True)] == [*one[:9], *one[3:]]
+
+
 def test_jobs_that_come_and_go_do_not_disturb(tmp_path: Path, stories: Path, make_config: MakeConfig) -> None:
     config = make_config({"a": stories}, num_workers=0, num_canonical_nodes=NUM_CANONICAL_NODES)
     context = server()
@@ -119,7 +127,6 @@ import json, sys, time
 sys.path.insert(0, sys.argv[1])
 from stages import stage_loader
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
 
 loader = stage_loader(Config.model_validate(json.loads(sys.argv[2])))
 next(loader)
@@ -128,20 +135,32 @@ time.sleep(600)
 """
 
 
-def test_a_killed_run_does_not_block_the_next(tmp_path: Path, stories: Path, make_config: MakeConfig) -> None:
+def test_a_killed_run_does_not_block_the_next(
+    tmp_path: Path, stories: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A cache folder in use is refused; only remote sets have one.
     remote = tmp_path / "remote"
     remote.mkdir()
     for path in stories.glob("*[!s]"):
         (remote / path.name).write_bytes(path.read_bytes())
     config = make_config({"a": {"path": str(tmp_path / "cache"), "remote": str(remote)}}, num_workers=1)
+    port = free_port()
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), config.model_dump_json()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     block = Path("/dev/shm", f"{int(process.stdout.readline()):06}_locals")
     assert block.exists()
-    with pytest.raises(UserError, match=rf"cache is the local cache of process {process.pid} on this node"):
+    monkeypatch.setattr(shared_memory, "_PATIENCE_SECONDS", 0.2)
+    with pytest.raises(UserError, match=r"process \d+ of this node has \S+cache open"):
         stage_loader(config)
+    monkeypatch.undo()
+    ranks = [server().Process(target=open_used_cache, args=(rank, port, config, tmp_path)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=60)
+    told = [(tmp_path / f"told-{rank}").read_text() for rank in range(2)]
+    assert told[0] == told[1] and "open, and no other may fill it" in told[0]
     # With the whole session goes the tracker that would have removed the shared memory.
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from tolktrain.config.errors import UserError
 
 _FOLDER = Path("/dev/shm")
 _BLOCK_NAME = re.compile(rf"(\d{{6,9}})_({'|'.join(SHM_TO_CLEAN)})")
-_LOCK_NAME = re.compile(rf"(\d{{6,9}})_({BARRIER_FILELOCK}|{CACHE_FILELOCK})")
+# A killed rank's loader processes notice within 5 s that it is gone.
+_PATIENCE_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -47,29 +49,50 @@ def register(
     """In place of the library's `get_shm_prefix`: the number of this node's blocks, and the block that claims it.
 
     The block lists the folders of the data set. What killed jobs left over is removed first. Raises UserError, on all
-    ranks, if a living program of this node fills one of the folders from remote storage, too.
+    ranks, if one of the folders is to be filled from remote storage and a living program of this node has it open.
     """
-    own: tuple[int, SharedMemory] | None = None
     caches = {folder for folder, remote in zip(streams_local, streams_remote, strict=True) if remote is not None}
-    complaint = None
+    own: tuple[int, SharedMemory] | None = None
+    failure: Exception | None = None
     if world.is_local_leader:
+        try:
+            own = _claim_patiently(list(streams_local), caches)
+        except Exception as error:
+            failure = error
+    told: list[tuple[int | None, Exception | None]] = [(own and own[0], failure)]
+    if dist.is_available() and dist.is_initialized():
+        told = [(None, None)] * dist.get_world_size()
+        dist.all_gather_object(told, (own and own[0], failure))
+    for _, failure in told:
+        if failure is not None:
+            raise failure
+    return own or _attach(told[world.node * world.ranks_per_node][0])
+
+
+def _claim_patiently(folders: list[str], caches: set[str]) -> tuple[int, SharedMemory]:
+    """Claim a number, after a while of waiting for programs that are about to end."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
         with _exclusive():
             remove_stale_blocks()
             complaint = _complaint(caches)
             if complaint is None:
-                own = _claim(list(streams_local))
-    told: list[tuple[int | None, str | None]] = [(own and own[0], complaint)]
-    if dist.is_available() and dist.is_initialized():
-        told = [(None, None)] * world.num_ranks
-        dist.all_gather_object(told, (own and own[0], complaint))
-    for _, complaint in told:
-        if complaint is not None:
+                return _claim(folders)
+        if time.monotonic() > deadline:
             raise UserError(complaint)
-    if own is None:
-        number, _ = told[world.node * world.ranks_per_node]
+        time.sleep(0.1)
+
+
+def _attach(number: int | None) -> tuple[int, SharedMemory]:
+    """The block that the leader of this node has claimed."""
+    try:
         assert number is not None
-        own = number, SharedMemory(_get_path(number, LOCALS), False)
-    return own
+        return number, SharedMemory(_get_path(number, LOCALS), False)
+    except (AssertionError, FileNotFoundError):
+        raise UserError(
+            "data: the ranks of this node do not share memory; start as many tasks on each node, numbered node after"
+            f" node, and let containers on a node share {_FOLDER}"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -77,8 +100,13 @@ def _exclusive() -> Iterator[None]:
     """One job of this user on this node at a time: a claim is not yet mapped for a moment, and would seem stale."""
     # Beside what it guards: nodes may share the folder for temporary files, but not this one.
     folder = _FOLDER if _FOLDER.is_dir() else Path(tempfile.gettempdir())
-    with (folder / f"tolktrain-start-{os.getuid()}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    path = folder / f"tolktrain-start-{os.getuid()}.lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another job on this node to start (%s)", path)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             yield
         finally:
@@ -97,47 +125,51 @@ def _claim(folders: list[str]) -> tuple[int, SharedMemory]:
 
 
 def _complaint(caches: set[str]) -> str | None:
-    """What to say when a living program of this user fills one of the folders."""
+    """What to say when a living program of this user has one of the folders open."""
     if not _FOLDER.is_dir():
         return None
     for prefix, process in _users().items():
         # Gone since, or of another program that has not filled it yet.
-        with contextlib.suppress(OSError, IndexError):
+        with contextlib.suppress(OSError, IndexError, ValueError):
             folders, _ = _unpack_locals((_FOLDER / f"{prefix}_{LOCALS}").read_bytes())
             for folder in sorted(caches.intersection(folders)):
                 return (
-                    f"{folder} is the local cache of process {process} on this node, and two programs cannot fill one"
-                    " folder; wait for it to end, or give this run a folder of its own (data.sets.NAME.path)"
+                    f"process {process} of this node has {folder} open, and no other may fill it meanwhile; wait for it"
+                    " to end, or give this run a cache of its own (data.sets.NAME.path)"
                 )
     return None
 
 
 def remove_stale_blocks() -> list[str]:
-    """Remove blocks and lock files of this user that no living process uses; returns their names.
+    """Remove blocks of this user that no living process uses, and their lock files; returns their names.
 
     The library's own `clean_stale_shared_memory` removes those of living jobs too, whose workers would then read the
     sample order of whoever takes the name next. Processes in another PID namespace are not seen: containers that share
-    /dev/shm must share it too.
+    /dev/shm must share it too. A lock file without a block is let alone: it may be another node's, and disturbs nobody.
     """
     if not _FOLDER.is_dir():
         return []
-    temporary = Path(tempfile.gettempdir())
-    found = [
-        (folder / name, match[1])
-        for folder, pattern in ((_FOLDER, _BLOCK_NAME), (temporary, _LOCK_NAME))
-        for name in os.listdir(folder)
-        if (match := pattern.fullmatch(name))
-    ]
+    found = [(name, match[1]) for name in os.listdir(_FOLDER) if (match := _BLOCK_NAME.fullmatch(name))]
     used = _users() if found else {}
+    stale = {prefix for name, prefix in found if prefix not in used and _is_own(_FOLDER / name)}
+    paths = [_FOLDER / name for name, prefix in found if prefix in stale]
+    for prefix in stale:
+        paths += [Path(tempfile.gettempdir(), f"{prefix}_{name}") for name in (BARRIER_FILELOCK, CACHE_FILELOCK)]
     removed = []
-    for path, prefix in found:
+    for path in paths:
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            if prefix not in used and path.stat().st_uid == os.getuid():
-                path.unlink()
-                removed.append(path.name)
+            path.unlink()
+            removed.append(path.name)
     if removed:
         logger.info("removed what killed jobs left in shared memory: %s", ", ".join(sorted(removed)))
     return removed
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        return path.stat().st_uid == os.getuid()
+    except FileNotFoundError:
+        return False
 
 
 def _users() -> dict[str, int]:
