@@ -33,7 +33,7 @@ setup(
         "annotated-types>=0.7",
         "azure-core>=1.23",
         "botocore>=1.24",
-        "deepspeed>=0.19.8",
+        "deepspeed>=0.19.8,<0.20",
         "filelock>=3.13",
         "google-auth>=2.0",
         "huggingface-hub>=0.26",

@@ -1,4 +1,4 @@
-"""Run by torchrun in four processes: one run under three layouts, each of which goes on where the last one stopped.
+"""Run by torchrun in four processes: one run under several layouts, each of which goes on where the last one stopped.
 
 Usage: four_ranks.py FOLDER SETS. The run and the ranks' exit codes go to FOLDER.
 """
@@ -20,15 +20,16 @@ from tolktrain.train.run import train
 LAYOUTS = (
     (2, "tensor_parallel_size=2 pipeline_parallel_size=2 sequence_parallel=true", 1),
     (2, "pipeline_parallel_size=2", 1),
+    (2, "tensor_parallel_size=2", 3),
     (2, "", 2),
-    (3, "tensor_parallel_size=2", 0),
-    (10**6, "tensor_parallel_size=2", 3),
+    (1, "tensor_parallel_size=2", 0),
+    (10**6, "", 3),
 )
 THREE_LAYERS = "model.backbone.num_layers=3"  # so that ZeRO 3 must pad the pooling's vectors
 
 
 def main() -> None:
-    """Train to the end, in five goes."""
+    """Train to the end, in six goes."""
     folder, sets = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     initialize()

@@ -1,6 +1,8 @@
 """One step of the engine against plain PyTorch, and what must not change its result."""
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -227,3 +229,16 @@ def test_stage_names_and_vocabulary_are_those_of_the_data(make: Make) -> None:
     assert engine.model.architecture.text_vocab_size == VOCABULARY.text_vocab_size
     with pytest.raises(UserError, match="micro_batch_size"):
         make("train.micro_batch_size=3")
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_closed_engine_leaves_nothing(make: Make, zero_stage: int) -> None:
+    """The next stage, or the same one after going back, needs the memory."""
+    engine, _ = make(f"deepspeed.zero_stage={zero_stage}")
+    engine.train_step([make_batch(MIXED)], RATES)
+    first = next(iter(engine.model.parameters()))
+    remembered = [weakref.ref(thing) for thing in (engine, engine.model, first, engine._driver.engine.optimizer)]
+    engine.close()
+    del engine, first
+    gc.collect()
+    assert [reference() for reference in remembered] == [None] * len(remembered)

@@ -19,14 +19,14 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> tuple[Pa
     return folder, launch("four_ranks.py", 4, folder, sets)
 
 
-def test_a_run_that_changes_its_layout_four_times_equals_that_of_one_process(
+def test_a_run_that_changes_its_layout_five_times_equals_that_of_one_process(
     four_ranks: tuple[Path, str], tmp_path: Path, sets: Path
 ) -> None:
     folder, _ = four_ranks
     assert train(small_config(tmp_path, sets, THREE_LAYERS)) == 0
     uninterrupted = tmp_path / "runs" / "small"
     codes = [json.loads((folder / f"codes-{rank}.json").read_text()) for rank in range(4)]
-    assert codes == [[75, 75, 75, 75, 0]] * 4
+    assert codes == [[75, 75, 75, 75, 75, 0]] * 4
     lines, expected = read_metrics(folder / "runs" / "small"), read_metrics(uninterrupted)
     assert len(lines) == len(expected)
     for line, other in zip(lines, expected, strict=True):

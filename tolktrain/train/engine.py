@@ -24,6 +24,7 @@ from tolktrain.train.driver import Driver
 from tolktrain.train.kernels import choose_kernels
 from tolktrain.train.module import LossCounts
 from tolktrain.train.optimizer import GROUPS, Rates, build_optimizer, freeze, set_rates, trained_groups
+from tolktrain.train.process import forget_engine
 from tolktrain.train.sequential import SequentialDriver
 from tolktrain.train.settings import complete_settings
 from tolktrain.train.states import OptimizerStates
@@ -109,10 +110,8 @@ class Engine:
         self._states = OptimizerStates(self._driver.engine, zero_stage)
         parameters = dict(model.named_parameters())
         self._tensors = ModelTensors(parameters, self._views, model.share, self._states, layout)
-        if fills and originals is not None:
-            self._tensors.fill_split_modules(originals)
         if originals is not None:
-            self._tensors.set_originals(originals)
+            self._tensors.set_values(originals, fill=fills)
 
     def _originals(self, source: Source | None) -> Rows:
         """Float32 values of the model, before it is rounded."""
@@ -185,7 +184,7 @@ class Engine:
         """Take all hooks off the model and free DeepSpeed's buffers."""
         for hook in self._hooks:
             hook.remove()
-        self._driver.engine.destroy()
+        forget_engine(self._driver.engine)
 
     def _inputs(self, batches: Sequence[Batch]) -> list[ModelInputs]:
         return [ModelInputs.from_batch(batch).to(self._layout.device, non_blocking=True) for batch in batches]
@@ -207,6 +206,6 @@ class Engine:
 
 
 def _forget_values(model: SmolTolk, dtype: torch.dtype) -> None:
-    """Give parameters another type without touching memory, as DeepSpeed's own conversion would."""
+    """Give parameters another type; to convert their values would touch memory for all of them."""
     for parameter in model.parameters():
         parameter.data = torch.empty_like(parameter, dtype=dtype)

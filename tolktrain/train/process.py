@@ -110,11 +110,22 @@ def quiet_initialize(**arguments: Any) -> Any:
     """`deepspeed.initialize` without its prints; returns the engine."""
     deepspeed = start_deepspeed()
     if torch.cuda.is_available():
-        # Here it can be told which one.
+        # Here it can be told the device itself.
         arguments["args"] = SimpleNamespace(device_rank=torch.cuda.current_device())
     with silenced():
         engine, *_ = deepspeed.initialize(**arguments)
     return engine
+
+
+def forget_engine(engine: Any) -> None:
+    """Take DeepSpeed's hooks off the model and free its buffers, and what it remembers of the model beyond that."""
+    engine.destroy()
+    from deepspeed.runtime.zero import parameter_offload
+
+    # Under ZeRO 3 the root of each model, and so its parameters and their optimizer, would stay for ever.
+    gone = set(map(id, engine.module.modules()))
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [module for module in stack if id(module) not in gone]
 
 
 def start_deepspeed() -> ModuleType:

@@ -37,7 +37,7 @@ class SequentialDriver:
         module = LossModule(model, entropy_weight)
         if settings["zero_optimization"]["stage"] == 3:
             _announce_shared_tables(model)
-            partition(module, settings, layout)
+            _partition(module, settings, layout)
         self.engine = quiet_initialize(
             model=module, optimizer=optimizer, config=settings, mpu=MegatronGroups(layout), dist_init_required=False
         )
@@ -89,7 +89,7 @@ class SequentialDriver:
         return norm
 
 
-def partition(module: nn.Module, settings: dict[str, Any], layout: Layout) -> None:
+def _partition(module: nn.Module, settings: dict[str, Any], layout: Layout) -> None:
     """Take parameters apart for ZeRO 3, one after the other, each as the first data rank has it.
 
     `deepspeed.initialize` would do so too, but only after it has moved the whole module to the device.

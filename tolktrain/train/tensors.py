@@ -57,18 +57,18 @@ class ModelTensors:
         # Float32 rows of frozen parameters that were rounded, as `_parts` has them.
         self._frozen: dict[str, Tensor] = {}
 
-    def fill_split_modules(self, rows: Rows) -> None:
-        """Under ZeRO 3: set what the modules themselves hold on this rank."""
-        for name, parameter in self._parameters.items():
-            self._states.write_held(parameter, self._flat(name, rows, *self._states.held_range(parameter)))
-
-    def set_originals(self, rows: Rows) -> None:
+    def set_values(self, rows: Rows, fill: bool = False) -> None:
         """Set masters to the float32 values that the model's came from, and keep those of rounded frozen parameters
-        for checkpoints."""
+        for checkpoints. To `fill` is to set what the modules themselves hold under ZeRO 3 too."""
         for name, parameter in self._parameters.items():
-            if parameter.requires_grad:
+            if fill:
+                held = self._flat(name, rows, *self._states.held_range(parameter))
+                self._states.write_held(parameter, held)
+                if parameter.requires_grad:
+                    self._states.write_own(parameter, held)
+            elif parameter.requires_grad:
                 self._write_own(name, rows, None)
-            elif name in self._parts and parameter.dtype != torch.float32:
+            if not parameter.requires_grad and name in self._parts and parameter.dtype != torch.float32:
                 part = self._parts[name]
                 self._frozen[name] = rows(name, part.start, part.stop).to("cpu", torch.float32, copy=True)
 
