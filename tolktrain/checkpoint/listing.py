@@ -79,7 +79,7 @@ def find_sound(run_dir: Path, step: int | None = None, tell: Callable[[str], Non
 
     `tell` is told of each damaged one that is passed over.
 
-    Raises UserError when there is none, or the one asked for is damaged.
+    Raises UserError when there is none, the one asked for is damaged, or one that is met has another format.
     """
     store = CheckpointStore(run_dir)
     folders = {step_of(folder): folder for folder in store.newest_first()}

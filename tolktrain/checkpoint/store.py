@@ -59,12 +59,15 @@ class CheckpointStore:
                 discard(leftover)
 
     def find_latest(self, tell: Callable[[str], object] = logger.warning) -> Path | None:
-        """The newest sound checkpoint, or None where there is none; `tell` is told of each damaged one before it."""
+        """The newest sound checkpoint, or None where there is none; `tell` is told of each damaged one that is newer.
+
+        Raises UserError at one of another format.
+        """
         for folder in self.newest_first():
             try:
                 verify(folder)
             except DamagedCheckpointError as error:
-                tell(f"{error}; trying an older checkpoint")
+                tell(str(error))
                 continue
             return folder
         return None
