@@ -13,7 +13,7 @@ from small_runs import read_metrics, write_sets
 
 from tolktrain.checkpoint.store import read_moments, read_parameters, step_name
 
-EVERY = 10  # steps between checkpoints, and between validations
+EVERY = 5  # steps between checkpoints, and between validations
 OVERRIDES = [
     *("parallel.tensor_parallel_size=2", f"checkpoint.every_steps={EVERY}"),
     *(f"train.validation.every_steps={EVERY}", "train.validation.sequences=4"),
