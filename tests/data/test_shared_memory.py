@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from multiprocessing import shared_memory
 from pathlib import Path
 
 import pytest
 
-from tolktrain.data.shared_memory import remove_stale_blocks
+from tolktrain.data.shared_memory import _exclusive, remove_stale_blocks
 
 HOLDER = """
 import sys, time
@@ -63,3 +64,18 @@ def test_other_names_are_let_alone(name: str) -> None:
     remove_stale_blocks()
     assert Path("/dev/shm", other).exists()
     block.unlink()
+
+
+def test_jobs_choose_one_after_the_other() -> None:
+    """A claim is not mapped for a moment: another job would take it for a dead one's."""
+    entered = threading.Event()
+
+    def enter() -> None:
+        with _exclusive():
+            entered.set()
+
+    other = threading.Thread(target=enter, daemon=True)
+    with _exclusive():
+        other.start()
+        assert not entered.wait(timeout=0.5)
+    assert entered.wait(timeout=60)

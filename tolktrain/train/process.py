@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -109,10 +109,7 @@ def own_device_as_local_rank() -> Iterator[None]:
 def quiet_initialize(**arguments: Any) -> Any:
     """`deepspeed.initialize` without its prints; returns the engine."""
     deepspeed = start_deepspeed()
-    if torch.cuda.is_available():
-        # Here it can be told the device itself.
-        arguments["args"] = SimpleNamespace(device_rank=torch.cuda.current_device())
-    with silenced():
+    with silenced(), own_device_as_local_rank():
         engine, *_ = deepspeed.initialize(**arguments)
     return engine
 
