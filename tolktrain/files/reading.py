@@ -1,0 +1,82 @@
+"""Content of files that others made, in bounded time and memory.
+
+All failures are `OSError` or `ValueError`, as `open` and `json.loads` raise them, so that a caller's message names the
+file, what it is for, and the way out.
+"""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+DESCRIPTION_BYTES = 1 << 24  # the largest small file of JSON, YAML or notes that is read whole, unless said otherwise
+LONGEST_LINE = 1 << 26  # bytes of one line of a manifest or of documents
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """The file opened for reading as bytes.
+
+    Raises:
+        OSError: it cannot be opened, or is a FIFO, a device or a folder, which could be read for ever or never.
+    """
+    # O_NONBLOCK: opening a FIFO without a writer would wait for one.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        os.set_blocking(descriptor, True)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: str | Path, limit: int = DESCRIPTION_BYTES) -> bytes:
+    """The whole content of a regular file.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger than `limit` bytes.
+    """
+    with open_regular(path) as file:
+        # Not the size alone: files of /proc say 0, and others grow.
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than the {limit} bytes that such a file may have", str(path))
+    return content
+
+
+def read_text(path: str | Path, limit: int = DESCRIPTION_BYTES) -> str:
+    """The same as UTF-8, a byte order mark left out. Raises also ValueError: it is not UTF-8."""
+    return read_bytes(path, limit).decode("utf-8-sig")
+
+
+def read_json(path: str | Path, limit: int = DESCRIPTION_BYTES) -> Any:
+    """The value in a JSON file. Raises OSError as `read_bytes`, ValueError as `parse_json`."""
+    return parse_json(read_bytes(path, limit))
+
+
+def parse_json(content: str | bytes, **options: Callable[..., Any]) -> Any:
+    """`json.loads`, for content that may be nested as deeply as its author liked.
+
+    Raises:
+        ValueError: it is no JSON, no UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(content, **options)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def bounded_lines(file: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[bytes]:
+    """Lines of an open file, line ends included.
+
+    Raises:
+        ValueError: a line is longer than `longest` bytes; it is not read further.
+    """
+    while line := file.readline(longest + 1):
+        if len(line) > longest:
+            raise ValueError(f"a line is longer than {longest} bytes")
+        yield line
