@@ -1,0 +1,66 @@
+"""Compressed files of others, unpacked no further than they may be large."""
+
+import bz2
+import lzma
+import zlib
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from tolktrain.files.reading import open_regular
+
+_PIECE = 1 << 16
+_LZMA_MEMORY = 1 << 27  # bytes; its header asks for up to 4 GiB, preset 9 for 65 MiB
+
+
+class TooLargeError(ValueError):
+    """A file holds more than it may."""
+
+
+class _Unpacker(Protocol):
+    @property
+    def eof(self) -> bool: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+def read_unpacked(path: str | Path, limit: int) -> bytearray:
+    """The content of a regular file, whether plain or compressed by zlib, gzip, bz2, lzma or xz.
+
+    A compressed file is read as far as its first stream goes.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        TooLargeError: it holds more than `limit` bytes.
+        ValueError: what compressed it left something else than one whole stream.
+    """
+    with open_regular(path) as file:
+        unpacker = _unpacker(file.read(6))
+        file.seek(0)
+        content = bytearray(file.read(limit + 1)) if unpacker is None else _unpack(file, unpacker, limit)
+    if len(content) > limit:
+        raise TooLargeError(f"more than {limit} bytes")
+    return content
+
+
+def _unpacker(start: bytes) -> _Unpacker | None:
+    if start.startswith((b"x\x01", b"x^", b"x\x9c", b"x\xda", b"\x1f\x8b")):
+        return zlib.decompressobj(32 + zlib.MAX_WBITS)  # either of its own form and gzip's
+    if start.startswith(b"BZ"):
+        return bz2.BZ2Decompressor()
+    if start.startswith((b"\xfd7zXZ", b"]\x00")):
+        return lzma.LZMADecompressor(lzma.FORMAT_AUTO, _LZMA_MEMORY)
+    return None
+
+
+def _unpack(file: BinaryIO, unpacker: _Unpacker, limit: int) -> bytearray:
+    content = bytearray()
+    # What one piece unpacks to ends at the limit too, so that nothing of a piece is ever left over.
+    while not unpacker.eof and len(content) <= limit:
+        piece = file.read(_PIECE)
+        if not piece:
+            raise ValueError("its compressed stream is cut off")
+        try:
+            content += unpacker.decompress(piece, limit + 1 - len(content))
+        except (zlib.error, lzma.LZMAError, OSError) as error:  # bz2 says OSError
+            raise ValueError(f"its compressed stream is damaged: {error}") from None
+    return content

@@ -1,0 +1,109 @@
+"""NumPy's types, numbers and arrays as pickles describe them.
+
+What a file says is checked here and handed to NumPy as a name of a list, a shape and bytes of the right number. NumPy's
+own readers (`__setstate__`) are never used: they trust flags and sizes in the file, up to pointers in place of objects.
+"""
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tolktrain.files.printable import printable
+
+_NUMBERS: Final = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"})
+_OBJECTS: Final = frozenset({"O", "O8"})
+_MOST_DIMENSIONS: Final = 8
+_LARGEST_DIMENSION: Final = 1 << 40
+
+
+class NumberType:
+    """A type of an array: plain numbers in some order of bytes, or objects.
+
+    Raises:
+        ValueError: the name is of neither.
+    """
+
+    def __init__(self, name: object) -> None:
+        if not isinstance(name, str) or name not in _NUMBERS | _OBJECTS:
+            raise ValueError(f"numbers of the type {shown(name)}")
+        self._name = name
+        self._order = "="
+
+    @property
+    def is_object(self) -> bool:
+        """Whether such arrays hold objects instead of numbers."""
+        return self._name in _OBJECTS
+
+    def build(self, state: object) -> None:
+        """Take the order of bytes from what NumPy pickles besides the name.
+
+        The rest (size, alignment, flags, metadata) follows from the name, whatever the file says.
+
+        Raises:
+            ValueError: it is no such state, or of a type made of other types.
+        """
+        if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
+            raise ValueError("numbers of a type with parts")
+        order = state[1]
+        if not isinstance(order, str) or order not in ("<", ">", "=", "|"):
+            raise ValueError(f"numbers with the order of bytes {shown(order)}")
+        self._order = "=" if order == "|" else order
+
+    def dtype(self) -> np.dtype[Any]:
+        """The type for NumPy. Raises ValueError for objects."""
+        if self.is_object:
+            raise ValueError("objects in the place of numbers")
+        return np.dtype(self._order + self._name)
+
+
+def shape_size(shape: object) -> int:
+    """Elements of an array. Raises ValueError: it is no shape."""
+    if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError("an array without a shape")
+    if not all(isinstance(size, int) and 0 <= size <= _LARGEST_DIMENSION for size in shape):
+        raise ValueError("an array with a size that is none")
+    return math.prod(shape)
+
+
+def array_bytes(kind: object, shape: object) -> int:
+    """Bytes of an array of numbers. Raises ValueError: it is no shape, or not of numbers."""
+    if not isinstance(kind, NumberType):
+        raise ValueError("an array without a type")
+    return shape_size(shape) * kind.dtype().itemsize
+
+
+def array(content: object, kind: object, shape: object, order: object) -> npt.NDArray[Any]:
+    """A read-only view of bytes as numbers.
+
+    Args:
+        content: bytes, exactly as many as type and shape need.
+        kind: a `NumberType`.
+        shape: as a tuple.
+        order: in memory, "C" or "F".
+
+    Raises:
+        ValueError: one of them is something else.
+    """
+    size = array_bytes(kind, shape)
+    if not isinstance(content, bytes | memoryview) or len(content) != size:
+        raise ValueError("an array without as many bytes as its numbers have")
+    assert isinstance(kind, NumberType) and isinstance(shape, tuple)
+    if order not in ("C", "F"):
+        raise ValueError(f"an array of the order {shown(order)}")
+    return np.ndarray(shape, kind.dtype(), content, order="C" if order == "C" else "F")
+
+
+def number(kind: object, content: object) -> int | float | bool:
+    """A single number. Raises ValueError as `array`."""
+    value: int | float | bool = array(content, kind, (), "C").item()
+    return value
+
+
+def shown(value: object) -> str:
+    """A value of a file in a message: text up to some length, else only what it is.
+
+    Others are not written out: a few bytes describe lists that unfold to any length.
+    """
+    return printable(repr(value[:100])) if isinstance(value, str) else f"of {type(value).__name__}"
