@@ -352,6 +352,7 @@ _CALLS: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
         "numpy.core.numeric._frombuffer": _array_from,
         "_codecs.encode": _encoded,
         "copyreg._reconstructor": _reconstructor,
+        "builtins.bytes": lambda machine: b"",  # bytes that are not empty are encoded text in old protocols
         "builtins.set": lambda machine, *items: set(_members(machine, *items)),
         "builtins.frozenset": lambda machine, *items: frozenset(_members(machine, *items)),
     }
