@@ -183,7 +183,7 @@ def _short(text: str) -> bytes:
 def _read(folder: Path, *numbers: int) -> str:
     """The last line of read_strangers.py, which must end well."""
     script = Path(__file__).with_name("read_strangers.py")
-    command = [sys.executable, str(script), str(folder), *map(str, numbers)]
+    command = [sys.executable, "-Wignore", str(script), str(folder), *map(str, numbers)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=900)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"status {done.returncode} at {lines[-1:]}: {done.stderr[-3000:]}"

@@ -1,5 +1,6 @@
 """The pictures of the report: SVG elements that take their colours from the page, for light and dark screens."""
 
+import html
 import io
 import re
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ _VARIABLES = {
     _THIRD: "--third",
 }
 _STYLE = {
+    "text.parse_math": False,  # a name with two $ is no formula
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10.5,
@@ -241,6 +243,8 @@ def _svg(figure: Figure, title: str, salt: str) -> str:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     # The figure's own background is invisible, so the page shows through.
     svg = re.sub(r"fill: #ffffff", "fill: none", svg)
-    return re.sub(r'<svg ([^>]*?)width="[^"]*" ', rf'<svg role="img" aria-label="{title}" \1', svg, count=1).replace(
+    # Not as a replacement text of re.sub, in which a backslash of a name would have a meaning.
+    head = f'<svg role="img" aria-label="{html.escape(title)}" '
+    return re.sub(r'<svg ([^>]*?)width="[^"]*" ', lambda found: head + found[1], svg, count=1).replace(
         'height="', 'data-height="', 1
     )

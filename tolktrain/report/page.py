@@ -8,6 +8,10 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tolktrain.config.errors import UserError
+from tolktrain.files.names import inside
+from tolktrain.files.printable import printable
+from tolktrain.files.reading import read_bytes
 from tolktrain.report import figures
 from tolktrain.report.rundata import Row, RunData
 
@@ -16,6 +20,7 @@ _PARTS = (
     ("resynthesis", "Prompt, from its units"),
     ("continuation", "The model goes on"),
 )
+_LARGEST_SOUNDS = 1 << 28  # bytes of all sounds of a page
 
 
 def render(run: RunData) -> str:
@@ -38,8 +43,8 @@ def render(run: RunData) -> str:
         sampling=run.samples,
         figures=_figures(run),
         losses=loss_table(run),
-        run_dir=str(run.directory),
-        config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+        run_dir=printable(run.directory),
+        config=printable(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)),
     )
 
 
@@ -147,13 +152,27 @@ def _samples(run: RunData) -> list[dict[str, Any]] | None:
         return None
     folder = run.directory / "samples"
     shown = []
+    left = _LARGEST_SOUNDS
     for prompt in run.samples["prompts"]:
-        sounds = [(title, _sound(folder / prompt["files"][part])) for part, title in _PARTS if part in prompt["files"]]
-        shown.append(prompt | {"sounds": [(title, address) for title, address in sounds if address]})
+        sounds = []
+        for part, title in _PARTS:
+            content = _sound(folder, prompt["files"][part], left) if part in prompt["files"] else None
+            if content is not None:
+                left -= len(content)
+                sounds.append((title, "data:audio/wav;base64," + base64.b64encode(content).decode("ascii")))
+        shown.append(prompt | {"sounds": sounds})
     return shown
 
 
-def _sound(path: Path) -> str | None:
-    if not path.is_file():
+def _sound(folder: Path, name: object, most: int) -> bytes | None:
+    """A file of the samples, or None if it is missing. Raises `UserError` if it is another's, or larger than `most`."""
+    path = inside(folder, name, folder / "samples.json")
+    if not path.exists():
         return None
-    return "data:audio/wav;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    try:
+        return read_bytes(path, most)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be put into the page ({error.strerror}); it takes {_LARGEST_SOUNDS >> 20} MiB of sounds in"
+            " all: make the samples again"
+        ) from None

@@ -1,6 +1,8 @@
-"""What a run folder holds, read for the report. Parts that were not made yet are None."""
+"""What a run folder holds, read for the report. Parts that were not made yet are None.
 
-import json
+A run folder may be somebody else's: text that the terminal and the page show is made printable here.
+"""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,12 @@ from typing import Any
 import yaml
 
 from tolktrain.config.errors import UserError
+from tolktrain.files.printable import printable
+from tolktrain.files.reading import bounded_lines, open_regular, parse_json, read_json, read_text
 
 Row = dict[str, Any]
+
+_LARGEST_PRODUCT = 1 << 26  # bytes of evaluation.json and samples.json
 
 DIRECTIONS = {
     "text_to_text": "text → text",
@@ -71,7 +77,7 @@ class RunData:
     @property
     def name(self) -> str:
         """Name of the run."""
-        return str(self.config.get("run", {}).get("name", self.directory.name))
+        return printable(self.config.get("run", {}).get("name", self.directory.name))
 
     @property
     def stages(self) -> list[Stage]:
@@ -138,10 +144,10 @@ def read_run(directory: str | Path) -> RunData:
 
 def _read_config(path: Path) -> Row:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError:
+        content = yaml.safe_load(read_text(path))
+    except FileNotFoundError:
         raise UserError(f"{path} is missing, so {path.parent} is not a run folder; give the folder of a run") from None
-    except yaml.YAMLError as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not readable YAML ({error}); restore it or train again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold the run's configuration as a mapping; restore it or train again")
@@ -150,28 +156,51 @@ def _read_config(path: Path) -> Row:
 
 def _read_lines(path: Path) -> Iterator[Row]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
+        with open_regular(path) as file:
+            broken = None
+            for number, line in enumerate(bounded_lines(file), start=1):
+                # A run that is being written, or was killed while it wrote, may end inside a line.
+                if broken is not None:
+                    raise UserError(f"{path}, line {broken} is not JSON; restore the file or train again")
+                row = _row(line)
+                if row is None:
+                    broken = number
+                else:
+                    yield row
+    except FileNotFoundError:
         raise UserError(f"{path} is missing; `tolktrain train CONFIG` writes it") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield json.loads(line)
-        except ValueError:
-            # A run that is being written, or was killed while it wrote, may end inside a line.
-            if number < len(lines):
-                raise UserError(f"{path}, line {number} is not JSON; restore the file or train again") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable ({error}); restore the file or train again") from None
+
+
+def _row(line: bytes) -> Row | None:
+    """A line of metrics, or None if it is no JSON object."""
+    try:
+        row = _printable(parse_json(line))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _read_optional(path: Path) -> Row | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = _printable(read_json(path, _LARGEST_PRODUCT))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); delete it and make it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object; delete it and make it again")
     return content
+
+
+def _printable(value: Any) -> Any:
+    """The value with all its text as `printable` shows it."""
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _validations(line: Row) -> Iterator[Validation]:
