@@ -1,6 +1,7 @@
 """Training data streamed from a bucket: what a storage, a disk and a killed process may do to it."""
 
 import ctypes
+import json
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpora import random_records, write_dataset
+from corpora import packed_copy, random_records, write_dataset
 from fault_proxy import FaultProxy, Kind
 from other_processes import run_until_killed, server
 from s3_server import S3Server, free_port
@@ -21,7 +22,8 @@ from tolktrain.config import Config
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.errors import UserError
 from tolktrain.data.checks import check_data
-from tolktrain.data.folder import open_records, read_index
+from tolktrain.data.folder import open_records
+from tolktrain.data.index import read_index
 from tolktrain.data.storage import Patience, Storage
 
 MakeConfig = Callable[..., Config]
@@ -68,6 +70,27 @@ def refusal(config: Config, steps: int = 8) -> str:
                 next(loader)
     assert time.monotonic() - begin < 30
     return str(caught.value)
+
+
+def test_a_merged_set_has_its_shards_in_folders_of_their_own(
+    make_streaming: MakeConfig, stories: Path, expected: list[Any], tmp_path: Path
+) -> None:
+    remote = tmp_path / "merged"
+    packed_copy(stories, remote)
+    index = json.loads((remote / "index.json").read_text())
+    for number, shard in enumerate(index["shards"]):
+        part = remote / f"part-{number % 2}"
+        part.mkdir(exist_ok=True)
+        for kind in ("raw_data", "zip_data"):
+            name = shard[kind]["basename"]
+            shard[kind]["basename"] = f"{part.name}/{name}"
+        (remote / name).rename(part / name)
+    (remote / "index.json").write_text(json.dumps(index))
+    assert global_batches(make_streaming(str(remote)), 16) == expected
+    records = open_records(DatasetConfig(path=str(tmp_path / "other"), remote=str(remote)))
+    there = open_records(DatasetConfig(path=str(stories)))
+    assert [record.id for record in records] == [record.id for record in there]
+    assert global_batches(make_streaming(str(remote), tmp_path / "other"), 16) == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])

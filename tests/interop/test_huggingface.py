@@ -153,10 +153,30 @@ def test_missing_shard_is_refused(tmp_path: Path) -> None:
         load_backbone(str(tmp_path))
 
 
+def test_a_snapshot_in_the_cache_of_the_hub(tmp_path: Path) -> None:
+    """Its files are links to others of the cache; a link to anything else is refused."""
+    save(tmp_path / "plain", {}, max_shard_size="20kB")
+    repository = tmp_path / "hub" / "models--org--name"
+    snapshot = repository / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, path in enumerate(sorted((tmp_path / "plain").iterdir())):
+        path.rename(repository / "blobs" / f"{number:040x}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{number:040x}")
+    shards = sorted(snapshot.glob("*-of-*.safetensors"))
+    assert len(shards) > 1
+    load_backbone(str(snapshot))
+    target = shards[0].resolve()
+    shards[0].unlink()
+    shards[0].symlink_to(target.rename(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match=f"index.json names the file '{shards[0].name}', which leads outside"):
+        load_backbone(str(snapshot))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"weight_map": {"x": None}}, "sets weight_map of x to None; expected the name of a"),
+        ({"weight_map": {"x": None}}, "names the file None, which is not text"),
         ({"weight_map": ["x"]}, "is no index of shards"),
         ([], "is no index of shards"),
     ],

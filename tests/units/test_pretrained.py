@@ -67,6 +67,15 @@ def test_weights_in_several_files(model: Path, tmp_path: Path) -> None:
         model_digest(tmp_path / "parts")
 
 
+def test_weights_elsewhere_are_not_loaded(model: Path, tmp_path: Path) -> None:
+    elsewhere = (model / WEIGHTS).rename(tmp_path / "elsewhere.safetensors")
+    index = {"weight_map": dict.fromkeys(load_file(elsewhere), str(elsewhere))}
+    (model / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    for read in (model_digest, lambda folder: load_model("HubertModel", "hubert", folder, "cpu")):
+        with pytest.raises(UserError, match=r"index\.json names the file .* absolute path"):
+            read(model)
+
+
 def test_pickled_weights(model: Path) -> None:
     import torch
 

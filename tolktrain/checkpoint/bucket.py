@@ -17,7 +17,6 @@ rollbacks.jsonl, and that of later copies, names the step that it went back to.
 """
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -27,24 +26,27 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tolktrain.checkpoint.manifest import (
     MANIFEST,
     DamagedCheckpointError,
+    FileDigest,
     digest_files,
+    read_manifest,
     sync_path,
     verify,
     write_synced,
 )
 from tolktrain.config.errors import UserError
+from tolktrain.files.reading import parse_json
 
 LATEST = "latest"
 _ROLLBACKS = "rollbacks.jsonl"
 BESIDE = ("config.yaml", "metrics.jsonl", _ROLLBACKS)  # what a run's folder needs besides checkpoints to go on
 _RUN = "run"
-_NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{12})")
-_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-([0-9]{8,18})-([0-9a-f]{12})")
+_STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
 _DOWNLOADS_OF_A_FILE = 3
 
 logger = logging.getLogger(__name__)
@@ -183,8 +185,8 @@ def _undone(storage: ObjectStorage, remotes: Sequence[Remote], rollbacks: bytes)
 
 def _to_steps(rollbacks: bytes) -> list[int]:
     try:
-        return [int(json.loads(line)["to_step"]) for line in rollbacks.splitlines()]
-    except (ValueError, KeyError, TypeError):
+        return [int(parse_json(line)["to_step"]) for line in rollbacks.splitlines()]
+    except (ValueError, KeyError, TypeError, OverflowError):
         return []  # the run's own is complained of by whoever reads it
 
 
@@ -301,11 +303,8 @@ def _replace(path: Path, content: bytes, token: int) -> None:
 def _fetch_files(storage: ObjectStorage, remote: Remote, aside: Path) -> None:
     _download_file(storage, f"{remote.name}/{MANIFEST}", aside / MANIFEST)
     place = storage.path_of(remote.name)
-    try:
-        name, files = _read_manifest(aside)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        name, files = "", {}
-    if name != remote.name or any(Path(file).is_absolute() or ".." in Path(file).parts for file in files):
+    name, files = _read_manifest(aside)
+    if name != remote.name:
         raise DamagedCheckpointError(f"{place}/{MANIFEST}: its content has changed since it was written")
     needed, free = sum(digest["size"] for digest in files.values()), shutil.disk_usage(aside).free
     if needed > free:
@@ -337,9 +336,9 @@ def _download_file(storage: ObjectStorage, name: str, path: Path) -> None:
         raise
 
 
-def _read_manifest(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Name of a checkpoint's copy, and the digests of its files."""
-    content = (folder / MANIFEST).read_bytes()
+def _read_manifest(folder: Path) -> tuple[str, dict[str, FileDigest]]:
+    """Name of a checkpoint's copy, and the digests of its files. Raises as `read_manifest` does."""
+    files = read_manifest(folder)
     step = _STEP_FOLDER.search(folder.name)
     assert step is not None
-    return f"{step[0]}-{hashlib.sha256(content).hexdigest()[:12]}", dict(json.loads(content)["files"])
+    return f"{step[0]}-{hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]}", files

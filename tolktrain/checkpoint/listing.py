@@ -10,10 +10,11 @@ from typing import Any, Literal
 from tolktrain.checkpoint.manifest import MANIFEST, looks_complete, verify
 from tolktrain.checkpoint.store import LATEST, CheckpointStore, read_state, step_of
 from tolktrain.config.errors import UserError
+from tolktrain.files.reading import read_text
 
 Condition = Literal["complete", "verified", "unsound", "set aside", "unfinished"]
 
-_STEP = re.compile(r"(\.tmp-.*?)?step-(\d{8,})(.*)")
+_STEP = re.compile(r"(\.tmp-.*?)?step-([0-9]{8,18})(.*)")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _entry(folder: Path, match: "re.Match[str]", is_latest: bool, checksums: boo
     condition, problem = _condition(folder, match, checksums)
     try:
         state = read_state(folder)
-    except (UserError, AssertionError):
+    except UserError:
         state = {}
     manifest = folder / MANIFEST
     try:
@@ -132,7 +133,7 @@ def _condition(folder: Path, match: "re.Match[str]", checksums: bool) -> tuple[C
 
 def _latest(parent: Path) -> str:
     try:
-        return (parent / LATEST).read_text().strip()
+        return read_text(parent / LATEST).strip()
     except (OSError, ValueError):
         return ""
 

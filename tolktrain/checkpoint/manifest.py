@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tolktrain.config.errors import UserError
+from tolktrain.files.names import NameRefusedError, all_inside
+from tolktrain.files.reading import TABLE_BYTES, open_regular, read_json
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
@@ -96,23 +98,46 @@ def _check_sizes(folder: Path, expected: Mapping[str, FileDigest]) -> None:
 def read_manifest(folder: Path) -> dict[str, FileDigest]:
     """Size and SHA-256 of every file of a checkpoint, by path inside it.
 
-    Raises DamagedCheckpointError when it cannot be read, UserError when it is of another format.
+    Raises DamagedCheckpointError when it cannot be read or names a file outside of the folder, UserError when it is of
+    another format.
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_json(path, TABLE_BYTES)
         checksum, version, files = manifest.pop("sha256"), manifest["format_version"], manifest["files"]
-    except OSError:
+        intact = _checksum(manifest) == checksum
+    except FileNotFoundError:
         raise DamagedCheckpointError(f"{path}: the file is missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedCheckpointError(f"{path}: not a manifest any more") from None
-    if _checksum(manifest) != checksum:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{path}: not a manifest any more ({error})") from None
+    if not intact:
         raise DamagedCheckpointError(f"{path}: its content has changed since it was written (SHA-256 differs)")
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: checkpoint format {version}, but this version of tolktrain reads format {FORMAT_VERSION}"
+            f"{path}: checkpoint format {version!r:.80}, but this version of tolktrain reads format {FORMAT_VERSION}"
         )
-    return dict(files)
+    return _checked_files(folder, files)
+
+
+def _checked_files(folder: Path, files: Any) -> dict[str, FileDigest]:
+    path = folder / MANIFEST
+    if not isinstance(files, dict) or not all(map(_is_digest, files.values())):
+        raise DamagedCheckpointError(f"{path}: does not give size and SHA-256 of each file")
+    try:
+        all_inside(folder, files, path)
+    except NameRefusedError as error:
+        raise DamagedCheckpointError(str(error)) from None
+    return files
+
+
+def _is_digest(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"size", "sha256"}
+        and type(value["size"]) is int
+        and value["size"] >= 0
+        and isinstance(value["sha256"], str)
+    )
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
@@ -121,7 +146,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 def _digest(path: Path) -> FileDigest:
     hasher, size = hashlib.sha256(), 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(_BLOCK_BYTES):
             hasher.update(block)
             size += len(block)

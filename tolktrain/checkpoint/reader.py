@@ -1,6 +1,5 @@
 """Reads any part of the tensors of a checkpoint, whatever ranks wrote them."""
 
-import json
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -14,8 +13,12 @@ from torch import Tensor
 
 from tolktrain.checkpoint.manifest import DamagedCheckpointError
 from tolktrain.checkpoint.slices import Shape
+from tolktrain.files.names import NameRefusedError, all_inside
+from tolktrain.files.reading import read_json, require_regular
 
 TENSORS = "tensors.json"
+_LARGEST_LIST = 1 << 28  # bytes; a million slices
+_LARGEST_SIZE = 1 << 48
 
 
 class CheckpointReader:
@@ -49,10 +52,9 @@ class CheckpointReader:
 
         Raises:
             KeyError: there is no such tensor.
-            DamagedCheckpointError: the files lack a part of the block.
+            DamagedCheckpointError: the files lack a part of the block, or are not what tensors.json says.
         """
-        result = torch.empty(sizes, dtype=torch.float32)
-        filled = 0
+        blocks, filled = [], 0
         for stored in self._index[kind][name]["slices"]:
             begins = [max(a, b) for a, b in zip(offsets, stored["offsets"], strict=True)]
             ends = [
@@ -61,10 +63,14 @@ class CheckpointReader:
             if all(begin < end for begin, end in zip(begins, ends, strict=True)):
                 there = _part(begins, ends, stored["offsets"])
                 here = _part(begins, ends, offsets)
-                result[here] = self._stored(stored["file"], name)[there]
+                blocks.append((here, self._stored(stored, name), there))
                 filled += math.prod(end - begin for begin, end in zip(begins, ends, strict=True))
         if filled != math.prod(sizes):
             raise DamagedCheckpointError(f"{self._folder / TENSORS}: {kind} of {name} are not all there")
+        # Not before: it takes as much memory as files are there for, whatever the sizes that are written down.
+        result = torch.empty(sizes, dtype=torch.float32)
+        for here, block, there in blocks:
+            result[here] = block[there]
         return result
 
     def read_whole(self, kind: str, name: str) -> Tensor:
@@ -76,21 +82,57 @@ class CheckpointReader:
     def _index(self) -> dict[str, Any]:
         path = self._folder / TENSORS
         try:
-            index = json.loads(path.read_bytes())
-        except OSError:
+            index = read_json(path, _LARGEST_LIST)
+        except FileNotFoundError:
             raise DamagedCheckpointError(f"{path}: the file is missing") from None
-        except ValueError:
-            raise DamagedCheckpointError(f"{path}: not the list of tensors that was written") from None
+        except (OSError, ValueError) as error:
+            raise DamagedCheckpointError(f"{path}: not the list of tensors that was written ({error})") from None
+        try:
+            all_inside(self._folder, _checked_files(index), path)
+        except NameRefusedError as error:
+            raise DamagedCheckpointError(str(error)) from None
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DamagedCheckpointError(f"{path}: not the list of tensors that was written ({error!r})") from None
         return dict(index)
 
-    def _stored(self, file: str, name: str) -> Any:
-        if file not in self._files:
-            try:
-                opened = safe_open(self._folder / file, framework="pt")
-            except Exception as error:  # of the library's own kind
-                raise DamagedCheckpointError(f"{self._folder / file}: cannot be read: {error}") from None
-            self._files[file] = self._open.enter_context(opened)
-        return self._files[file].get_slice(name)
+    def _stored(self, stored: Mapping[str, Any], name: str) -> Any:
+        """A slice in its file, opened."""
+        file = stored["file"]
+        path = self._folder / file
+        try:
+            if file not in self._files:
+                require_regular(path)
+                self._files[file] = self._open.enter_context(safe_open(path, framework="pt"))
+            block = self._files[file].get_slice(name)
+            shape = list(block.get_shape())
+        except Exception as error:  # of the library's own kind
+            raise DamagedCheckpointError(f"{path}: cannot be read: {error}") from None
+        if shape != stored["sizes"]:
+            raise DamagedCheckpointError(f"{path}: {name} has the shape {shape}, {TENSORS} says {stored['sizes']}")
+        return block
+
+
+def _checked_files(index: Mapping[str, Any]) -> set[str]:
+    """The files that a list of tensors names. Raises whatever comes of a list that is none."""
+    files: set[str] = set()
+    for tensors in index.values():
+        for name, entry in tensors.items():
+            rank = len(_checked_sizes(name, entry["shape"]))
+            for stored in entry["slices"]:
+                if (
+                    not len(_checked_sizes(name, stored["offsets"]))
+                    == len(_checked_sizes(name, stored["sizes"]))
+                    == rank
+                ):
+                    raise ValueError(f"a slice of {name} does not have its dimensions")
+                files.add(stored["file"])
+    return files
+
+
+def _checked_sizes(name: str, sizes: object) -> list[int]:
+    if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size < _LARGEST_SIZE for size in sizes):
+        raise ValueError(f"a shape of {name} is no list of sizes")
+    return sizes
 
 
 def _part(begins: list[int], ends: list[int], offsets: Shape) -> tuple[slice, ...]:

@@ -16,7 +16,6 @@ masters, rounded, and so need no place of their own. `saver` writes, this module
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -32,11 +31,13 @@ from tolktrain.checkpoint.manifest import DamagedCheckpointError, sync_path, ver
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import FIRST_MOMENTS, PARAMETERS, SECOND_MOMENTS
 from tolktrain.config.errors import UserError
+from tolktrain.files.reading import read_json
 
 LATEST = "latest"
 STATE = "state.json"
 UNFINISHED_PREFIX = ".tmp-"
-_COMPLETE_NAME = re.compile(r"step-(\d{8,})")
+_LARGEST_STATE = 1 << 28  # bytes; each rank has its random states in it
+_COMPLETE_NAME = re.compile(r"step-([0-9]{8,18})")
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +121,13 @@ def step_of(folder: Path) -> int:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """state.json of the checkpoint `folder`."""
+    """state.json of the checkpoint `folder`. Raises UserError when it cannot be read."""
     try:
-        state = json.loads((folder / STATE).read_bytes())
+        state = read_json(folder / STATE, _LARGEST_STATE)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / STATE}: cannot be read: {error}") from None
-    assert isinstance(state, dict)
+    if not isinstance(state, dict):
+        raise UserError(f"{folder / STATE}: is no state of a training; take another checkpoint")
     return state
 
 

@@ -11,7 +11,8 @@ from streaming.base.hashing import get_hash
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
 from tolktrain.config.errors import UserError
-from tolktrain.data.folder import RecordFolder, RecordReader, fetch_descriptions, read_index
+from tolktrain.data.folder import RecordFolder, fetch_descriptions
+from tolktrain.data.index import RecordReader, read_index
 from tolktrain.data.records import DatasetInfo, columns_of
 from tolktrain.data.sequences import Vocabulary, require_modalities
 from tolktrain.data.storage import Patience

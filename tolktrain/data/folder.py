@@ -12,27 +12,24 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from filelock import FileLock
 from streaming import Stream
 from streaming.base.compression import decompress
-from streaming.base.format.mds.encodings import NDArray, Str
-from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash
 from streaming.base.world import World
 
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.errors import UserError
+from tolktrain.data.index import INDEX_FILE, RecordReader, read_index
 from tolktrain.data.records import DATASET_FILE, DatasetInfo, Record
 from tolktrain.data.storage import TEMPORARY_PREFIX, DamagedError, Patience, Storage, StorageError, explained, fetch
 
 logger = logging.getLogger(__name__)
 
-INDEX_FILE = "index.json"
-_INDEX_VERSION = 2
-_SHARD_NAME = re.compile(r"shard\.\d+\.mds")
+_SHARD_NAME = re.compile(r"shard\.[\d-]+\.mds")
 _ABANDONED_SECONDS = 3600.0
 _QUICK_HASHES = ("xxh3_64", "xxh64", "xxh128", "xxh3_128")
 
@@ -87,65 +84,7 @@ def _is_json_object(content: bytes) -> bool:
 
 
 def _has_shards(folder: Path) -> bool:
-    return any(_SHARD_NAME.match(entry.name) for entry in os.scandir(folder))
-
-
-def read_index(folder: str | Path) -> list["RecordReader"]:
-    """The shard readers that `index.json` lists, in order.
-
-    Raises `UserError` when the folder or the index is missing, unreadable, empty or not MDS.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"the data set folder {folder} does not exist; check data.sets.*.path")
-    path = folder / INDEX_FILE
-    if not any(folder.iterdir()):
-        raise UserError(f"the data set folder {folder} is empty; copy the data set again or check data.sets.*.path")
-    if not path.exists():
-        raise UserError(f"{path} does not exist; a data set folder needs it beside its shards")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version, shards = content["version"], content["shards"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a readable MDS index ({error!r}); rebuild the data set") from None
-    if version != _INDEX_VERSION:
-        raise UserError(f"{path} has the MDS version {version!r}, expected {_INDEX_VERSION}; rebuild the data set")
-    try:
-        readers = [RecordReader.from_json(str(folder), "", shard) for shard in shards]
-        for reader in readers:
-            reader.validate(allow_unsafe_types=False)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} lists a shard that cannot be read ({error!r}); rebuild the data set") from None
-    if not sum(reader.samples for reader in readers):
-        raise UserError(f"the data set {folder} is empty: {INDEX_FILE} lists no records; rebuild it")
-    return readers
-
-
-class RecordReader(MDSReader):
-    """A shard of records. Its decoders are made once; the library's are made anew for each column of each record."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._decoders = [_decoder(encoding) for encoding in self.column_encodings]
-
-    def decode_sample(self, data: bytes) -> dict[str, Any]:
-        """Columns by name. All columns of a record vary in size, so the sizes stand before the data."""
-        sizes = np.frombuffer(data, "<u4", len(self._decoders))
-        ends = (np.cumsum(sizes) + sizes.nbytes).tolist()
-        begins = [sizes.nbytes, *ends[:-1]]
-        return {
-            name: decoder.decode(data[begin:end])
-            for name, decoder, begin, end in zip(self.column_names, self._decoders, begins, ends, strict=True)
-        }
-
-
-def _decoder(encoding: str) -> Any:
-    if encoding == "str":
-        return Str()
-    kind, _, dtype = encoding.partition(":")
-    if kind != "ndarray" or dtype not in ("uint16", "uint32"):
-        raise ValueError(f"the column encoding {encoding!r} is not one of records")
-    return NDArray(dtype)
+    return any(_SHARD_NAME.match(name) for _, _, names in os.walk(folder) for name in names)
 
 
 class RecordStream(Stream):
@@ -178,15 +117,14 @@ class RecordStream(Stream):
         Raises `UserError` naming the shard, the address and the cause.
         """
         # The library's own would leave a damaged shard in the cache, where every later attempt finds it.
-        target = Path(shard.dirname) / shard.raw_data.basename
-        if target.exists():
+        if shard.path.exists():
             return 0
         if self.remote is None:
             content, growth = unpack_shard(shard), shard.raw_data.bytes
         else:
             content, growth = self._bring(shard)
         try:
-            Storage(shard.dirname).write(target.name, content)
+            Storage(shard.dirname).write(shard.raw_data.basename, content)
         except StorageError as error:
             if self.remote is not None:
                 raise
@@ -300,8 +238,7 @@ class RecordFolder(Sequence[Record]):
         shard = self._shards[number]
         content = self._content(number)
         local = index - (int(self._ends[number]) - shard.samples)
-        begin, end = np.frombuffer(content, "<u4", count=2, offset=4 * (1 + local))
-        return Record.from_sample(shard.decode_sample(content[begin:end]))
+        return Record.from_sample(shard.sample_in(content, local))
 
     def _content(self, number: int) -> bytes:
         if number in self._contents:
@@ -313,8 +250,10 @@ class RecordFolder(Sequence[Record]):
         return content
 
     def _read(self, shard: RecordReader) -> bytes:
-        raw = Path(shard.dirname) / shard.raw_data.basename
+        raw = shard.path
         if self._stream is not None:
+            with explained(str(raw.parent), "written"):
+                raw.parent.mkdir(parents=True, exist_ok=True)  # that of a merged set may be a folder of its own
             with FileLock(f"{raw}.lock"):
                 _remove_if_broken(shard)
                 self._stream.prepare_shard(shard)

@@ -24,7 +24,8 @@ from streaming.base.world import World
 
 from tolktrain.config.data import DataConfig, Mixture, Strategy
 from tolktrain.config.errors import UserError
-from tolktrain.data.folder import INDEX_FILE, RecordReader, RecordStream, fetch_descriptions, read_index
+from tolktrain.data.folder import RecordStream, fetch_descriptions
+from tolktrain.data.index import INDEX_FILE, RecordReader, read_index
 from tolktrain.data.records import Record
 from tolktrain.data.sequences import sequence_rng
 from tolktrain.data.shared_memory import own_names

@@ -1,12 +1,17 @@
 """Names that stand in files, used as paths."""
 
 import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tolktrain.config.errors import UserError
 from tolktrain.files.printable import printable
 
 _LONGEST_NAME = 1024  # bytes of UTF-8; file systems take 255 for each component
+_PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}"
+_PLAIN = re.compile(rf"(?:{_PART}/){{0,3}}{_PART}")  # nothing that `_problem` would refuse, and what most names are
+_HUB_REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
 
 
 class NameRefusedError(UserError):
@@ -15,6 +20,9 @@ class NameRefusedError(UserError):
 
 def inside(folder: str | Path, name: object, source: str | Path) -> Path:
     """`folder / name`, where `name` was read from a file that somebody else may have written.
+
+    A folder in the cache of the Hugging Face hub, models--ORG--NAME/snapshots/REVISION, holds links to
+    models--ORG--NAME/blobs; those are inside.
 
     Args:
         folder: what the name is relative to; itself trusted, links included.
@@ -31,17 +39,74 @@ def inside(folder: str | Path, name: object, source: str | Path) -> Path:
         assert isinstance(name, str)
         joined = folder / name
         try:
-            outside = not joined.resolve().is_relative_to(folder.resolve())
+            target = joined.resolve()
+            outside = not any(target.is_relative_to(place) for place in _places(folder.resolve()))
         except (OSError, RuntimeError):  # links in a circle; RuntimeError up to Python 3.12
             problem = "leads through links without end"
         else:
             if not outside:
                 return joined
             problem = f"leads outside of {printable(folder)} through a link"
-    raise NameRefusedError(
-        f"{printable(source)} names the file {_shown(name)}, which {problem}; expected is a file inside"
-        f" {printable(folder)}: nothing was read or changed there. Get {printable(source)} from its source again"
-    )
+    raise _refusal(folder, name, source, problem)
+
+
+def files_inside(folder: str | Path, table: Mapping[str, object], source: str | Path) -> dict[str, Path]:
+    """`folder / name` for each name of a table that says which file holds what. Raises as `inside` does."""
+    paths: dict[object, Path] = {}
+    result = {}
+    for key, name in table.items():
+        if not isinstance(name, str) or name not in paths:
+            path = inside(folder, name, source)
+            paths[name] = path
+        result[key] = paths[name]
+    return result
+
+
+def all_inside(folder: str | Path, names: Iterable[object], source: str | Path) -> None:
+    """Raise as `inside` does for the first of the names that it would refuse.
+
+    For a hundred thousand names: instead of each name each of their folders is looked at, once, for links.
+    """
+    links: dict[str, frozenset[str] | None] = {}
+    for name in names:
+        if isinstance(name, str) and _PLAIN.fullmatch(name):
+            parent, _, last = name.rpartition("/")
+            if parent not in links:
+                links[parent] = _links_in(Path(folder), parent, source)
+            there = links[parent]
+            if there is not None and last not in there:
+                continue
+        inside(folder, name, source)
+
+
+def check_name(name: object, source: str | Path) -> str:
+    """The name, which is relative to a place that has no links, such as a bucket. Raises as `inside` does."""
+    problem = _problem(name)
+    if problem is not None:
+        raise _refusal("its folder", name, source, problem)
+    assert isinstance(name, str)
+    return name
+
+
+def _links_in(folder: Path, name: str, source: str | Path) -> frozenset[str] | None:
+    """Names of the links in a folder of that name; None where they cannot be told, or it is elsewhere itself."""
+    try:
+        with os.scandir(inside(folder, name, source) if name else folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_symlink())
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+    except (NameRefusedError, OSError):
+        return None
+
+
+def _places(folder: Path) -> list[Path]:
+    """Where what is in a folder may lie, once links are followed."""
+    hub = [
+        place.parent / "blobs"
+        for place in (folder, *folder.parents)
+        if place.name == "snapshots" and _HUB_REPOSITORY.fullmatch(place.parent.name)
+    ]
+    return [folder, *hub]
 
 
 def _problem(name: object) -> str | None:
@@ -49,7 +114,7 @@ def _problem(name: object) -> str | None:
         return "is not text"
     if not name:
         return "is empty"
-    if len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
+    if len(name) > _LONGEST_NAME or len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
         return f"is longer than {_LONGEST_NAME} bytes"
     if printable(name) != name or "\\" in name or "\n" in name or "\t" in name:
         return "holds a backslash or characters that cannot be printed"
@@ -65,6 +130,15 @@ def _problem(name: object) -> str | None:
     return None
 
 
+def _refusal(folder: str | Path, name: object, source: str | Path, problem: str) -> NameRefusedError:
+    return NameRefusedError(
+        f"{printable(source)} names the file {_shown(name)}, which {problem}; expected is a file inside"
+        f" {printable(folder)}: nothing was read or changed there. Get {printable(source)} from its source again"
+    )
+
+
 def _shown(name: object) -> str:
+    if not (name is None or isinstance(name, (str, int, float))):
+        return f"(a {type(name).__name__})"  # which may be as deep and wide as its author liked
     text = printable(repr(name))
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -8,11 +8,12 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 DESCRIPTION_BYTES = 1 << 24  # the largest small file of JSON, YAML or notes that is read whole, unless said otherwise
+TABLE_BYTES = 1 << 26  # the largest table that says which file holds which of many tensors or files
 LONGEST_LINE = 1 << 26  # bytes of one line of a manifest or of documents
 
 
@@ -32,6 +33,11 @@ def open_regular(path: str | Path) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def require_regular(path: str | Path) -> None:
+    """Raise OSError as `open_regular` does; before a library opens the file by its name."""
+    open_regular(path).close()
 
 
 def read_bytes(path: str | Path, limit: int = DESCRIPTION_BYTES) -> bytes:
@@ -58,7 +64,7 @@ def read_json(path: str | Path, limit: int = DESCRIPTION_BYTES) -> Any:
     return parse_json(read_bytes(path, limit))
 
 
-def parse_json(content: str | bytes, **options: Callable[..., Any]) -> Any:
+def parse_json(content: str | bytes, **options: Any) -> Any:
     """`json.loads`, for content that may be nested as deeply as its author liked.
 
     Raises:

@@ -1,11 +1,13 @@
 """The files that evaluation and generation read besides data sets, checked without importing anything heavy."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
+from tolktrain.files.names import inside
+from tolktrain.files.reading import read_json
 
 PROMPTS_FILE = "prompts.json"
 TEXT_TOKENIZER_FILE = "tokenizer.json"
@@ -20,7 +22,7 @@ def check_inputs(config: Config) -> None:
     if config.evaluation.prompts is not None:
         folder = Path(config.evaluation.prompts)
         for entry in read_entries(folder):
-            if not (folder / entry["file"]).is_file():
+            if not entry_path(folder, entry).is_file():
                 raise UserError(
                     f"{folder / entry['file']} does not exist, but {folder / PROMPTS_FILE} lists it; restore it, or"
                     " remove its entry"
@@ -35,13 +37,14 @@ def check_inputs(config: Config) -> None:
 
 
 def read_entries(folder: Path) -> list[dict[str, Any]]:
-    """The entries of the folder's prompts.json, at least one, each with a `file` whose stem is its alone.
+    """The entries of the folder's prompts.json, at least one, each with a `file` inside the folder, whose stem is its
+    alone.
 
     Raises UserError when prompts.json is missing, unreadable or something else.
     """
     path = folder / PROMPTS_FILE
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = read_json(path)
     except OSError:
         raise UserError(
             f"{path} cannot be read; evaluation.prompts must name a folder with WAV files and {PROMPTS_FILE}"
@@ -54,7 +57,7 @@ def read_entries(folder: Path) -> list[dict[str, Any]]:
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
             raise UserError(f"{path} must hold a list of objects with the key 'file', the name of a WAV file")
-        stem = Path(entry["file"]).stem
+        stem = entry_path(folder, entry).stem
         if stem in stems:
             raise UserError(
                 f"{path} lists {stems[stem]} and {entry['file']}, whose samples would have the same names"
@@ -62,3 +65,8 @@ def read_entries(folder: Path) -> list[dict[str, Any]]:
             )
         stems[stem] = entry["file"]
     return entries
+
+
+def entry_path(folder: Path, entry: Mapping[str, Any]) -> Path:
+    """The file of an entry. Raises UserError unless it lies in the folder."""
+    return inside(folder, entry["file"], folder / PROMPTS_FILE)

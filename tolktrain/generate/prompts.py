@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from tolktrain.config.errors import UserError
-from tolktrain.generate.inputs import read_entries
+from tolktrain.files.reading import open_regular
+from tolktrain.generate.inputs import entry_path, read_entries
 from tolktrain.units.base import Samples
 
 
@@ -40,7 +41,8 @@ def read_sound(path: Path, sample_rate: int) -> Samples:
     import soundfile
 
     try:
-        sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with open_regular(path) as file:
+            sound, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} is not a readable sound file ({error}); expected a WAV file") from None
     if not len(sound):
@@ -55,7 +57,7 @@ def read_sound(path: Path, sample_rate: int) -> Samples:
 
 
 def _read(folder: Path, entry: dict[str, Any], sample_rate: int) -> Prompt:
-    path = folder / entry["file"]
+    path = entry_path(folder, entry)
     return Prompt(
         name=path.stem,
         samples=read_sound(path, sample_rate),

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -14,10 +14,13 @@ from rich.progress import Progress
 
 from tolktrain.config.data import DatasetConfig, InterleavingConfig, Strategy
 from tolktrain.config.errors import UserError
-from tolktrain.data.folder import INDEX_FILE, RecordFolder
+from tolktrain.data.folder import RecordFolder
+from tolktrain.data.index import INDEX_FILE
 from tolktrain.data.records import DATASET_FILE, DatasetInfo, Record
 from tolktrain.data.sequences import Vocabulary, require_modalities
 from tolktrain.data.storage import scheme_of
+from tolktrain.files.names import inside
+from tolktrain.files.reading import read_json
 from tolktrain.inspect.picture import save_picture
 from tolktrain.inspect.sequences import print_legend, print_sequence
 from tolktrain.inspect.sound import sound_of, speech_frames, write_wav
@@ -61,6 +64,7 @@ def inspect_dataset(options: InspectOptions, console: Console) -> None:
     _check_options(options)
     with tempfile.TemporaryDirectory(prefix="tolktrain-inspect-") as cache:
         records, tokenizers = _open(options, Path(cache))
+        options = replace(options, output=options.output or _default_output(records.info, options))
         strategy = _strategy(options.strategy, records.info, records[0])
         print_header(console, records.info, options.path, tokenizers)
         statistics, shown = _measure(records, strategy, options, console)
@@ -177,7 +181,8 @@ def _write_files(
     console: Console,
 ) -> None:
     info = statistics.info
-    output = options.output or Path("runs") / f"inspect-{info.name}-{info.split}"
+    output = options.output
+    assert output is not None
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".inspect-") as temporary:
         aside = Path(temporary)
@@ -200,6 +205,16 @@ def _write_files(
         console.print(f"{output / name}  {length:.1f} s of speech from its units", highlight=False, soft_wrap=True)
     if shown and not seconds:
         console.print(f"No sound: {_why_silent(info, tokenizers)}", highlight=False, soft_wrap=True)
+
+
+def _default_output(info: DatasetInfo, options: InspectOptions) -> Path:
+    name = f"inspect-{info.name}-{info.split}"
+    if "/" in name:
+        raise UserError(
+            f"{options.path}: {DATASET_FILE} has the name {info.name!r:.80} and the split {info.split!r:.80}, of which"
+            " no folder can be named; give the folder for the files with --output"
+        )
+    return inside(Path("runs"), name, f"{options.path}/{DATASET_FILE}")
 
 
 def _why_silent(info: DatasetInfo, tokenizers: Tokenizers) -> str:
@@ -239,7 +254,7 @@ def _move_files(source: Path, target: Path) -> None:
 
 def _earlier_sounds(path: Path) -> list[str]:
     try:
-        names = list(json.loads(path.read_text(encoding="utf-8"))["sounds"])
+        names = list(read_json(path)["sounds"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [name for name in names if re.fullmatch(r"record-\d+\.wav", str(name))]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tolktrain.config.errors import UserError
 from tolktrain.data.records import Array, DatasetInfo
 from tolktrain.data.storage import Storage
+from tolktrain.files.names import inside
 from tolktrain.units.base import SpeechDecoder
 
 if TYPE_CHECKING:
@@ -67,17 +68,20 @@ def find_tokenizers(
 def fetch_tokenizers(address: str, folder: Path) -> None:
     """Copy the tokenizers that lie beside a remote data set into a folder, if there are any.
 
-    Raises `UserError` when the storage cannot be read.
+    Raises `UserError` when the storage cannot be read, or lists a name that leads out of the folder.
     """
     parent = address.rstrip("/").rpartition("/")[0]
     if parent.endswith("/"):  # the data set is a whole bucket
         return
     storage = Storage(parent)
     for name in [name for part in (TEXT_FOLDER, SPEECH_FOLDER) for name in storage.names(f"{part}/")]:
+        if name.endswith("/"):  # what browsers of buckets make for an empty folder
+            continue
+        path = inside(folder, name, f"{storage.address}: the list of its files")
         content = storage.read(name)
         if content is not None:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
 
 def _first(beside: Sequence[Path], folder: str, file: str) -> Path | None:

@@ -1,6 +1,5 @@
 """A text backbone from a Hugging Face checkpoint of the Llama family."""
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from tolktrain.config.errors import UserError
 from tolktrain.config.model import ModelConfig
+from tolktrain.files.names import files_inside
+from tolktrain.files.reading import TABLE_BYTES, read_json, require_regular
 from tolktrain.model.architecture import SPECIAL_TEXT_IDS, Architecture
 from tolktrain.model.initialization import initial_value, initialize_parameters
 from tolktrain.model.llama import backbone_folder
@@ -106,6 +107,7 @@ def _read(folder: Path, expected: Mapping[str, Shape], num_layers: int) -> dict[
 def _read_file(file: Path, wanted: Mapping[str, str], expected: Mapping[str, Shape]) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     try:
+        require_regular(file)
         with safe_open(file, "pt") as shard:
             for canonical, name in wanted.items():
                 shape = tuple(shard.get_slice(name).get_shape())
@@ -134,18 +136,12 @@ def _files_by_name(folder: Path) -> dict[str, Path]:
     index = folder / _INDEX
     if index.exists():
         try:
-            entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+            table = dict(read_json(index, TABLE_BYTES)["weight_map"].items())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"model.backbone: {index} is no index of shards ({error}); download the checkpoint again"
             ) from error
-        for name, file in entries:
-            if not isinstance(file, str):
-                raise UserError(
-                    f"model.backbone: {index} sets weight_map of {name} to {file!r}; expected the name of a"
-                    " *.safetensors file; download the checkpoint again"
-                )
-        return {name: folder / file for name, file in entries}
+        return files_inside(folder, table, index)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(
@@ -155,6 +151,7 @@ def _files_by_name(folder: Path) -> dict[str, Path]:
     result: dict[str, Path] = {}
     for file in files:
         try:
+            require_regular(file)
             with safe_open(file, "pt") as shard:
                 result.update(dict.fromkeys(shard.keys(), file))
         except (OSError, SafetensorError) as error:

@@ -30,6 +30,8 @@ from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import PARAMETERS
 from tolktrain.checkpoint.store import read_state
 from tolktrain.config.errors import UserError
+from tolktrain.files.names import files_inside
+from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, read_json, require_regular
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.naming import Shape, canonical_shapes, check_names_and_shapes, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
@@ -102,26 +104,25 @@ class _Tensors(Mapping[str, Tensor]):
     """The tensors of a folder by name, read when they are asked for."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
-        weight_map = _json(folder / INDEX).get("weight_map")
+        weight_map = _json(folder / INDEX, TABLE_BYTES).get("weight_map")
         if not isinstance(weight_map, dict):
             raise UserError(f"{folder / INDEX}: has no weight_map; export the weights again")
-        self._files: dict[str, Any] = {}
-        self._paths: dict[str, Path] = {}
-        for name, file in weight_map.items():
-            path = folder / Path(str(file)).name
-            if path.name not in self._files:
+        self._files: dict[Path, Any] = {}
+        self._paths = files_inside(folder, weight_map, folder / INDEX)
+        for path in self._paths.values():
+            if path not in self._files:
                 try:
-                    self._files[path.name] = stack.enter_context(safe_open(path, "pt"))
+                    require_regular(path)
+                    self._files[path] = stack.enter_context(safe_open(path, "pt"))
                 except (OSError, SafetensorError) as error:
                     raise _unreadable(path, error) from None
-            self._paths[name] = path
 
     def shapes(self) -> dict[str, Shape]:
         """Shape of every tensor."""
         shapes: dict[str, Shape] = {}
         for name, path in self._paths.items():
             try:
-                shapes[name] = tuple(self._files[path.name].get_slice(name).get_shape())
+                shapes[name] = tuple(self._files[path].get_slice(name).get_shape())
             except SafetensorError as error:
                 raise _unreadable(path, error) from None
         return shapes
@@ -129,7 +130,7 @@ class _Tensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         path = self._paths[name]
         try:
-            tensor: Tensor = self._files[path.name].get_tensor(name)
+            tensor: Tensor = self._files[path].get_tensor(name)
         except SafetensorError as error:
             raise _unreadable(path, error) from None
         return tensor
@@ -186,9 +187,9 @@ def _groups(shapes: Mapping[str, Shape], itemsize: int, file_bytes: int) -> Sequ
     return groups
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, limit: int = DESCRIPTION_BYTES) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path, limit)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected a folder of exported weights") from None
     if not isinstance(content, dict):

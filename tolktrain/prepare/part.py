@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tolktrain.config.prepare import PrepareConfig
+from tolktrain.data.index import INDEX_FILE
 from tolktrain.data.records import Record, columns_of
 from tolktrain.data.storage import Storage
 from tolktrain.prepare.items import Failure
@@ -114,7 +115,7 @@ class _Records:
 
 def _upload(folder: Path, storage: Storage, split: str, number: int) -> list[dict[str, Any]]:
     """Bring the shards of a part into the folder of their split, under names that no other part uses."""
-    entries: list[dict[str, Any]] = json.loads((folder / "index.json").read_text(encoding="utf-8"))["shards"]
+    entries: list[dict[str, Any]] = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["shards"]
     for place, entry in enumerate(entries):
         name = f"shard.{number:06d}-{place:03d}.mds"
         kept = entry["zip_data"] or entry["raw_data"]

@@ -21,9 +21,10 @@ from pydantic import ValidationError
 from tolktrain import __version__
 from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import PrepareConfig
-from tolktrain.data.folder import INDEX_FILE
+from tolktrain.data.index import INDEX_FILE, check_entries
 from tolktrain.data.records import DATASET_FILE, SCHEMA_VERSION
 from tolktrain.data.storage import Storage
+from tolktrain.files.reading import parse_json
 from tolktrain.prepare.gpus import num_gpus, share_gpus, uses_models
 from tolktrain.prepare.items import Failure
 from tolktrain.prepare.kind import Kind, Part
@@ -166,21 +167,24 @@ def _claim(storage: Storage, description: dict[str, Any]) -> str:
 
 
 def _read_part(storage: Storage, number: int, preparation: str) -> PartResult:
+    path = storage.path_of(part_name(number))
     try:
         part = PartResult.model_validate_json(storage.read(part_name(number)) or b"")
     except ValidationError:
         part = None
-    if part is None or part.preparation != preparation:
+    if part is None or part.preparation != preparation or part.counts.keys() != part.shards.keys():
         raise UserError(
-            f"{storage.path_of(part_name(number))} is damaged, or of another preparation, which a task with other"
+            f"{path} is damaged, or of another preparation, which a task with other"
             " settings or versions of libraries began at the same time; delete the output and start all tasks alike"
         )
+    for shards in part.shards.values():
+        check_entries(shards, path)
     return part
 
 
 def _difference(present: bytes, description: dict[str, Any]) -> str:
     try:
-        there = _flat(json.loads(present))
+        there = _flat(parse_json(present))
     except (ValueError, RecursionError):
         return f"its {PREPARATION_FILE} is damaged"
     here = _flat(json.loads(json.dumps(description)))

@@ -16,6 +16,7 @@ from tolktrain.checkpoint.manifest import sync_path, write_synced
 from tolktrain.checkpoint.store import CheckpointStore, remove_quietly, step_name
 from tolktrain.config.errors import UserError
 from tolktrain.data.skipping import SkippedSteps
+from tolktrain.files.reading import TABLE_BYTES, parse_json, read_text
 from tolktrain.train.metrics import truncate_metrics
 
 ROLLBACKS_FILE = "rollbacks.jsonl"
@@ -48,7 +49,7 @@ def read_rollbacks(run_dir: Path) -> list[Rollback]:
     if not path.exists():
         return []
     try:
-        rollbacks = [_parse(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        rollbacks = [_parse(parse_json(line)) for line in read_text(path, TABLE_BYTES).splitlines()]
         if not rollbacks or [one.number for one in rollbacks] != list(range(1, len(rollbacks) + 1)):
             raise ValueError("lines are missing")
         return rollbacks
@@ -94,5 +95,8 @@ def skipped_steps(rollbacks: Sequence[Rollback], stage: str) -> SkippedSteps:
 
 
 def _parse(content: dict[str, Any]) -> Rollback:
-    begin, end = (int(step) for step in content["skipped_data"])
+    begin, end = content["skipped_data"]
+    for number in (begin, end, content["number"], content["to_step"]):
+        if type(number) is not int:
+            raise ValueError(f"{number!r:.80} is no step")
     return Rollback(**{**content, "skipped_data": (begin, end)})

@@ -1,7 +1,6 @@
 """Pretrained speech models of transformers: where their files are, their digest, and loading them completely."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,8 @@ from pydantic import Field
 
 from tolktrain.config.base import StrictModel
 from tolktrain.config.errors import UserError
+from tolktrain.files.names import files_inside
+from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, open_regular, read_json
 from tolktrain.units.description import digest
 
 _WEIGHTS = (
@@ -92,9 +93,9 @@ def _weight_file(folder: Path) -> str | None:
     return next((name for name in _WEIGHTS if (folder / name).is_file()), None)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, limit: int = DESCRIPTION_BYTES) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, limit)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); restore the model from its source") from None
     if not isinstance(content, dict):
@@ -104,29 +105,33 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _file_digest(path: Path) -> str:
     found = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()
 
 
-def model_digest(folder: Path) -> str:
-    """Digest of a model's weight files and of its configuration, as far as that changes what it computes."""
+def _weight_files(folder: Path) -> set[Path]:
+    """The files that hold a model's weights. Raises `UserError` if there are none, or one is outside of the folder."""
     first = _weight_file(folder)
     if first is None:
         raise UserError(f"{folder} holds no weights; expected one of {', '.join(_WEIGHTS)}")
-    names = [first]
-    if first.endswith(".json"):
-        weight_map = _json(folder / first).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{folder / first} has no weight_map; restore the model from its source")
-        names = sorted(set(map(str, weight_map.values())))
+    if not first.endswith(".json"):
+        return {folder / first}
+    weight_map = _json(folder / first, TABLE_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{folder / first} has no weight_map; restore the model from its source")
+    return set(files_inside(folder, weight_map, folder / first).values())
+
+
+def model_digest(folder: Path) -> str:
+    """Digest of a model's weight files and of its configuration, as far as that changes what it computes."""
     weights = {}
-    for name in names:
+    for path in _weight_files(folder):
         try:
-            weights[name] = _file_digest(folder / name)
+            weights[path.relative_to(folder).as_posix()] = _file_digest(path)
         except OSError as error:
-            raise UserError(f"{folder / name} cannot be read ({error.strerror}); restore it from its source") from None
+            raise UserError(f"{path} cannot be read ({error.strerror}); restore it from its source") from None
     config = {key: value for key, value in _json(folder / "config.json").items() if key not in _IDLE_KEYS}
     return digest({"weights": weights, "config": config})
 
@@ -171,6 +176,7 @@ def load_model(class_name: str, model_type: str, folder: Path, device: str) -> A
     found = _json(folder / "config.json").get("model_type")
     if found != model_type:
         raise UserError(f"{folder / 'config.json'} describes a model of the type {found!r}; expected {model_type!r}")
+    _weight_files(folder)  # transformers would follow any name to any place
     try:
         model, info = getattr(transformers, class_name).from_pretrained(
             str(folder), output_loading_info=True, attn_implementation="sdpa"

@@ -148,7 +148,7 @@ def read_librispeech(root: str) -> Iterator[Utterance | Failure]:
 
 def _chapter_entry(folder: Folder, chapter: str, stem: str, text: str) -> dict[str, Any]:
     parts = stem.split("-")
-    if len(parts) != 3 or not all(parts) or "-".join(parts[:2]) != chapter:
+    if len(parts) != 3 or not all(parts) or "-".join(parts[:2]) != chapter or "/" in stem:
         raise ItemError(Reason.MANIFEST, f"expected {chapter}-NUMBER and a transcript, got {stem!r:.80}")
     word_times = folder.word_times(stem)
     if word_times is None and chapter + ALIGNMENTS_SUFFIX in folder.files:
