@@ -5,11 +5,14 @@ imported.
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +31,7 @@ EXIT_DONE = 0
 EXIT_MACHINE = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # what a shell reports after Ctrl-C
+_STDOUT = "standard output"
 
 RUN_VERBS = {
     "evaluate": "measure a trained run on its held-out sets",
@@ -48,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parse(arguments)
     verb: Callable[[argparse.Namespace], int] = parsed.run
     try:
-        return verb(parsed)
+        code = verb(parsed)
+        if code == EXIT_DONE:  # any other one matters more than what was printed
+            _print("")
+        return code
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -256,7 +263,7 @@ def _run_follow_up(verb: str, run_directory: Path, environment: ProcessEnvironme
         _run_verb(verb, run_directory)
     except UserError as error:
         _complain(f"{verb}: {error}")
-        return EXIT_BAD_INPUT
+        return EXIT_MACHINE if error.by_machine else EXIT_BAD_INPUT
     return EXIT_DONE
 
 
@@ -402,13 +409,13 @@ def _config(parsed: argparse.Namespace) -> int:
 
 
 def _print(text: str) -> None:
-    """Print to a reader who may leave before the end (head, less)."""
+    """Print, with what was printed before, to a reader who may leave before the end (head, less)."""
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
         _drop_stdout()
     except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from error
+        raise OSError(error.errno, error.strerror, _STDOUT) from error
 
 
 def _drop_stdout() -> None:
@@ -427,17 +434,24 @@ def _run_directory(config: Config) -> Path:
 
 
 def _complain(message: object) -> None:
+    if not _stdout_works():
+        _drop_stdout()
+    with contextlib.suppress(OSError):  # stderr may lead to the disk that is full; the exit code says it too
+        print(f"{_speaker()}error: {message}", file=sys.stderr, flush=True)
+
+
+def _stdout_works() -> bool:
     try:
         sys.stdout.flush()
     except OSError:
-        _drop_stdout()
-    print(f"{_speaker()}error: {message}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def _told(error: BaseException, parsed: argparse.Namespace) -> tuple[str, int]:
     """What the user reads about an error, and the exit code."""
     if isinstance(error, UserError):
-        return str(error), EXIT_BAD_INPUT
+        return str(error), EXIT_MACHINE if error.by_machine else EXIT_BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", EXIT_INTERRUPTED
     if _is_defect(error):
@@ -454,11 +468,13 @@ def _described(error: OSError, parsed: argparse.Namespace) -> str:
     """An error of the machine in one line with its path; the traceback goes to the run's log, if it has one."""
     run_directory: Path | None = getattr(parsed, "run_directory", None)
     paths = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    # A write that fails does not say where; the run's folder is the likeliest place.
+    if not paths and not _stdout_works():
+        paths = [_STDOUT]
+    # What a library writes does not say where; the run's folder is the likeliest place.
     place = " -> ".join(paths) or (f"in {run_directory}" if run_directory is not None else "")
     reason = error.strerror or str(error) or type(error).__name__
-    if run_directory is not None and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason += "; free some, and run the same command again"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and paths != [_STDOUT]:
+        reason += _advice(paths)
     line = " ".join(f"{place}: {reason}".removeprefix(": ").split())
     log = _log_file(run_directory) if run_directory is not None else None
     if log is None:
@@ -469,6 +485,19 @@ def _described(error: OSError, parsed: argparse.Namespace) -> str:
     except OSError:
         return line
     return f"{line} (details in {log})"
+
+
+def _advice(paths: Sequence[str]) -> str:
+    """What to do about a full disk. A quota, or one file less than it would need, leaves some of it free."""
+    elsewhere = free = ""
+    if paths:
+        folders = Path(paths[-1]).absolute().parents
+        with contextlib.suppress(OSError):
+            left = shutil.disk_usage(next(folder for folder in folders if folder.is_dir())).free
+            free = f" ({left / 1e6:,.1f} MB are free)"
+        if Path(tempfile.gettempdir()) in folders:
+            elsewhere = ", or let TMPDIR name a folder on another disk"
+    return f"{free}; free some{elsewhere}, and run the same command again"
 
 
 def _log_file(run_directory: Path) -> Path | None:

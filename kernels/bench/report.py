@@ -1,6 +1,7 @@
 """What a run of the benchmarks leaves: tables as CSV and Markdown, and plots."""
 
 import csv
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -44,7 +45,7 @@ def write_report(
     """Write README.md, a CSV file of each table, and one plot of each kernel and mode.
 
     Args:
-        folder: made if it is missing; files of an earlier run are overwritten.
+        folder: made if it is missing; files of an earlier run are replaced, all of them or none when the disk is full.
         facts: device, versions, command and the like, in order.
         notes: what to know of the rows of a kernel that arithmetic bounds, by kernel; its plots show speed.
 
@@ -53,15 +54,17 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tables: dict[str, Table] = {"times": rows, "numerics": numerics, "compilation": compilations}
-    written = [_write_csv(folder / f"{name}.csv", table) for name, table in tables.items() if table]
-    plots = []
-    for kernel, mode in dict.fromkeys((row.kernel, row.mode) for row in rows):
-        path = folder / f"{kernel.replace(' ', '-')}-{mode}.png"  # Markdown's links end at a space
-        mine = [row for row in rows if (row.kernel, row.mode) == (kernel, mode)]
-        plots.append(_plot(path, mine, shows_speed=kernel in (notes or {})))
-    readme = folder / "README.md"
-    readme.write_text(_markdown(facts, rows, numerics, compilations, plots, notes or {}), encoding="utf-8")
-    return [*written, *plots, readme]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
+        aside = Path(temporary)
+        written = [_write_csv(aside / f"{name}.csv", table) for name, table in tables.items() if table]
+        plots = []
+        for kernel, mode in dict.fromkeys((row.kernel, row.mode) for row in rows):
+            path = aside / f"{kernel.replace(' ', '-')}-{mode}.png"  # Markdown's links end at a space
+            mine = [row for row in rows if (row.kernel, row.mode) == (kernel, mode)]
+            plots.append(_plot(path, mine, shows_speed=kernel in (notes or {})))
+        readme = aside / "README.md"
+        readme.write_text(_markdown(facts, rows, numerics, compilations, plots, notes or {}), encoding="utf-8")
+        return [path.replace(folder / path.name) for path in (*written, *plots, readme)]
 
 
 def _write_csv(path: Path, table: Table) -> Path:

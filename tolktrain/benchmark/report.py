@@ -12,6 +12,7 @@ from rich.table import Table
 
 from tolktrain.benchmark.measure import Measurement
 from tolktrain.benchmark.providers import Provider
+from tolktrain.files.writing import replace_file
 from tolktrain.model.step_flops import StepCounts, StepFlops
 
 UNKNOWN = "unknown device"
@@ -164,8 +165,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     """Write step-<name>.json and step-<name>.md; what an earlier run wrote there is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     table, page = (folder / f"step-{report.name}.{ending}" for ending in ("json", "md"))
-    table.write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    page.write_text(_markdown(report), encoding="utf-8")
+    replace_file(table, json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+    replace_file(page, _markdown(report))
     return [table, page]
 
 

@@ -34,12 +34,11 @@ from tolktrain.checkpoint.manifest import (
     FileDigest,
     digest_files,
     read_manifest,
-    sync_path,
     verify,
-    write_synced,
 )
 from tolktrain.config.errors import UserError
 from tolktrain.files.reading import parse_json
+from tolktrain.files.writing import sync_path, write_synced
 
 LATEST = "latest"
 _ROLLBACKS = "rollbacks.jsonl"

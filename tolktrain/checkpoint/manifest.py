@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from tolktrain.config.errors import UserError
 from tolktrain.files.names import NameRefusedError, all_inside
 from tolktrain.files.reading import TABLE_BYTES, open_regular, read_json
+from tolktrain.files.writing import write_synced
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
@@ -66,23 +66,6 @@ def looks_complete(folder: Path) -> bool:
     except DamagedCheckpointError:
         return False
     return True
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_path(path: Path) -> None:
-    """Wait until the disk has the file or folder at `path`; for a folder that means its entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_sizes(folder: Path, expected: Mapping[str, FileDigest]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tolktrain.checkpoint.manifest import digest_files, looks_complete, sync_path, write_manifest, write_synced
+from tolktrain.checkpoint.manifest import digest_files, looks_complete, write_manifest
 from tolktrain.checkpoint.reader import TENSORS
 from tolktrain.checkpoint.retention import Candidate, Retention, choose_kept
 from tolktrain.checkpoint.slices import KINDS, Snapshot
@@ -35,6 +35,7 @@ from tolktrain.checkpoint.store import (
 from tolktrain.checkpoint.writer import Written, write_snapshot
 from tolktrain.cluster.verdict import OtherRankFailed
 from tolktrain.config.errors import UserError
+from tolktrain.files.writing import sync_path, write_synced
 
 _BACKGROUND_NICENESS = 10  # of the thread that writes: computing comes first where both want the same core
 

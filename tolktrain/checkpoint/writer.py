@@ -36,6 +36,7 @@ from torch.futures import Future
 from tolktrain.checkpoint.manifest import FileDigest
 from tolktrain.checkpoint.slices import KINDS, Slice, Snapshot
 from tolktrain.cluster.verdict import OtherRankFailed
+from tolktrain.files.writing import naming
 
 _BLOCK_BYTES = 8 * 1024**2
 _HEADER_ALIGNMENT = 8
@@ -233,7 +234,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], offsets: Mappin
     header = _header(tensors, offsets)
     hasher, size = hashlib.sha256(), 0
     # A folder that is gone is not made again: another job may have taken over the run.
-    with open(path, "xb", buffering=1 << 20) as file:
+    with naming(path), open(path, "xb", buffering=1 << 20) as file:
         for block in _blocks(header, tensors):
             hasher.update(block)
             if file.write(block) != len(block):

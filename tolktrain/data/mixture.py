@@ -203,7 +203,8 @@ class RecordMixture(StreamingDataset):
             # The library ends an epoch early, without a word, when its download thread fails.
             if len(rows) < self.batch_size:
                 cause = self._failure or failure
-                raise UserError(f"records cannot be read: {cause}") from cause
+                by_machine = isinstance(cause, UserError) and cause.by_machine
+                raise UserError(f"records cannot be read: {cause}", by_machine=by_machine) from cause
             yield rows
         if not to_the_end:
             return  # the library ends the threads of this epoch when the next one begins

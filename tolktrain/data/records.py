@@ -5,7 +5,6 @@ and `dataset.json`.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tolktrain.config.errors import UserError
+from tolktrain.files.writing import replace_file
 
 SCHEMA_VERSION = 1
 DATASET_FILE = "dataset.json"
@@ -233,7 +233,4 @@ class DatasetInfo(_Description):
 
     def write(self, folder: str | Path) -> None:
         """Write `dataset.json` into a data set folder, whole or not at all."""
-        path = Path(folder) / DATASET_FILE
-        temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(self.to_json(), encoding="utf-8")
-        os.replace(temporary, path)
+        replace_file(Path(folder) / DATASET_FILE, self.to_json())

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 
 from tolktrain.config.data import DataConfig
 from tolktrain.config.errors import UserError
+from tolktrain.files.writing import written_aside
 
 Kind = Literal["absent", "no credentials", "refused", "disk", "invalid", "damaged", "transient"]
 Result = TypeVar("Result")
@@ -45,7 +46,7 @@ class StorageError(UserError):
     """A file that could not be read or written. The message names the address, the cause and how to mend it."""
 
     def __init__(self, message: str, kind: Kind) -> None:
-        super().__init__(message)
+        super().__init__(message, by_machine=kind == "disk")
         self.kind = kind
 
     def __reduce__(self) -> tuple[type["StorageError"], tuple[str, Kind]]:
@@ -136,7 +137,7 @@ class Storage:
     def write(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all."""
         if self.is_local:
-            self._put(name, lambda temporary: temporary.write_bytes(content))
+            self._put(name, lambda aside: aside.write_bytes(content))
             return
         with tempfile.TemporaryDirectory(prefix="tolktrain-") as folder, explained(folder, "written"):
             source = Path(folder, "content")
@@ -146,7 +147,7 @@ class Storage:
     def upload(self, path: str | os.PathLike[str], name: str) -> None:
         """Copy a local file to a name, whole or not at all."""
         if self.is_local:
-            self._put(name, lambda temporary: shutil.copyfile(path, temporary))
+            self._put(name, lambda aside: shutil.copyfile(path, aside))
             return
         with tempfile.TemporaryDirectory(prefix="tolktrain-") as staging:
             # The uploaders take the name of the object from the local file.
@@ -211,22 +212,8 @@ class Storage:
         target = Path(self.path_of(name))
         with explained(str(target), "written"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=TEMPORARY_PREFIX)
-            try:
-                fill(Path(temporary))
-                os.fsync(handle)
-                os.fchmod(handle, 0o666 & ~_umask())
-                os.replace(temporary, target)
-            except BaseException:
-                os.unlink(temporary)
-                raise
-            finally:
-                os.close(handle)
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            with written_aside(target, TEMPORARY_PREFIX) as aside:
+                fill(aside)
 
     @property
     def _root(self) -> str:
@@ -464,9 +451,3 @@ def _failure(address: str, done: str, kind: Kind, cause: str, attempts: int, beg
         problem = "the bucket does not exist"
         mend = "create it, or correct the address"
     return StorageError(f"{address} cannot be {done}: {problem} ({cause}); {mend}", kind)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

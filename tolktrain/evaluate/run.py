@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from tolktrain.evaluate.choices import DIRECTIONS, choose, draw_trials
 from tolktrain.evaluate.losses import heldout_losses
 from tolktrain.evaluate.scorer import Scorer
 from tolktrain.evaluate.targets import targets
+from tolktrain.files.writing import replace_file
 from tolktrain.train.restore import load_model
 
 FORMAT = 1
@@ -69,10 +69,7 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
         }
     result["targets"] = targets(result["losses"], result["choices"])
     result["seconds"] = round(time.monotonic() - begin, 2)
-    path = Path(run_dir) / EVALUATION_FILE
-    temporary = path.with_name(f".tmp-{EVALUATION_FILE}")
-    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(Path(run_dir) / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
     return result
 
 

@@ -17,6 +17,7 @@ from tolktrain.config.errors import UserError
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import RecordFolder, open_records
 from tolktrain.data.sequences import IntArray, Vocabulary
+from tolktrain.files.writing import write_synced, write_wav
 from tolktrain.generate.durations import DurationTable, fit_durations
 from tolktrain.generate.inputs import TEXT_TOKENIZER_FILE
 from tolktrain.generate.prompts import Prompt, read_prompts
@@ -64,7 +65,7 @@ def generate(run_dir: str | Path) -> list[Path]:
                 for prompt, said, text in zip(tools.prompts, spoken, written, strict=True)
             ]
             content = tools.describe(int(state.get("step", 0))) | {"prompts": entries}
-            (aside / SAMPLES_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_synced(aside / SAMPLES_FILE, (json.dumps(content, indent=2) + "\n").encode())
             folder = Path(run_dir) / SAMPLES_FOLDER
             _replace_folder(folder, aside, Path(temporary) / "old")
     names = [name for entry in entries for name in entry["files"].values()]
@@ -149,7 +150,7 @@ class _Tools:
         }
         files = {part: f"{prompt.name}-{part}.wav" for part in sounds}
         for part, samples in sounds.items():
-            _write_wav(folder / files[part], samples, self.tokenizer.sample_rate)
+            write_wav(folder / files[part], samples, self.tokenizer.sample_rate)
         return {
             "name": prompt.name,
             "voice": prompt.voice,
@@ -242,9 +243,3 @@ def _text_tokenizer(config: Config, vocabulary: Vocabulary) -> Any:
             " name the tokenizer that the data sets were made with"
         )
     return tokenizer
-
-
-def _write_wav(path: Path, samples: np.ndarray, sample_rate: int) -> None:
-    import soundfile
-
-    soundfile.write(path, samples, sample_rate, subtype="PCM_16")

@@ -21,9 +21,10 @@ from tolktrain.data.sequences import Vocabulary, require_modalities
 from tolktrain.data.storage import scheme_of
 from tolktrain.files.names import inside
 from tolktrain.files.reading import read_json
+from tolktrain.files.writing import naming, write_synced, write_wav
 from tolktrain.inspect.picture import save_picture
 from tolktrain.inspect.sequences import print_legend, print_sequence
-from tolktrain.inspect.sound import sound_of, speech_frames, write_wav
+from tolktrain.inspect.sound import sound_of, speech_frames
 from tolktrain.inspect.spans import TakenApart, take_apart
 from tolktrain.inspect.statistics import Statistics
 from tolktrain.inspect.tables import print_header, print_statistics
@@ -186,7 +187,8 @@ def _write_files(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".inspect-") as temporary:
         aside = Path(temporary)
-        save_picture(statistics, aside / PICTURE_FILE)
+        with naming(aside / PICTURE_FILE):
+            save_picture(statistics, aside / PICTURE_FILE)
         seconds = _write_sounds(aside, shown, tokenizers, options, console)
         content = {
             "data_set": options.path,
@@ -196,7 +198,7 @@ def _write_files(
             "sounds": seconds,
             **statistics.to_json(),
         }
-        (aside / STATISTICS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_synced(aside / STATISTICS_FILE, (json.dumps(content, indent=2) + "\n").encode())
         _move_files(aside, output)
     console.print()
     for name in (PICTURE_FILE, STATISTICS_FILE):

@@ -1,7 +1,6 @@
 """Sound of a sequence's units."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -36,10 +35,3 @@ def sound_of(stretches: Sequence[Frames], tokenizer: SpeechDecoder) -> Samples:
     for frames in stretches:
         pieces += ([pause] if pieces else []) + [tokenizer.decode(frames)]
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-
-
-def write_wav(path: Path, samples: Samples, sample_rate: int) -> None:
-    """Write mono sound in 16 bit."""
-    import soundfile
-
-    soundfile.write(path, samples, sample_rate, subtype="PCM_16")

@@ -10,6 +10,7 @@ from tolktrain.config.errors import UserError
 from tolktrain.data.records import Array, DatasetInfo
 from tolktrain.data.storage import Storage
 from tolktrain.files.names import inside
+from tolktrain.files.writing import write_synced
 from tolktrain.units.base import SpeechDecoder
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def fetch_tokenizers(address: str, folder: Path) -> None:
         content = storage.read(name)
         if content is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            write_synced(path, content)
 
 
 def _first(beside: Sequence[Path], folder: str, file: str) -> Path | None:

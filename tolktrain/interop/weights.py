@@ -25,13 +25,13 @@ from torch import Tensor
 
 from tolktrain import __version__
 from tolktrain.checkpoint.listing import find_sound
-from tolktrain.checkpoint.manifest import sync_path, write_synced
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import PARAMETERS
 from tolktrain.checkpoint.store import read_state
 from tolktrain.config.errors import UserError
 from tolktrain.files.names import files_inside
 from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, read_json, require_regular
+from tolktrain.files.writing import naming, sync_path, write_synced
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.naming import Shape, canonical_shapes, check_names_and_shapes, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
@@ -157,7 +157,8 @@ def _write(
     for number, names in enumerate(groups, start=1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         tensors = {name: reader.read_whole(PARAMETERS, name).to(DTYPES[dtype]) for name in names}
-        save_file(tensors, aside / file, metadata={"format": "pt"})
+        with naming(aside / file):
+            save_file(tensors, aside / file, metadata={"format": "pt"})
         sync_path(aside / file)
         weight_map.update(dict.fromkeys(names, file))
         tell(f"{file}: {len(names)} tensors")

@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from tolktrain.data.records import DatasetInfo, Record, SpeechInfo, TextInfo, columns_of
+from tolktrain.files.writing import naming
 from tolktrain.units.base import SpeechTokenizer
 
 SHARD_BYTES = 1 << 20  # before compression
@@ -90,7 +91,10 @@ def check_record(record: Record, text: TextInfo | None, speech: SpeechInfo | Non
 
 
 class ShardWriter:
-    """Writes records as MDS shards with hashes, and in the end index.json, into a folder."""
+    """Writes records as MDS shards with hashes, and in the end index.json, into a folder.
+
+    `add` and `finish` raise OSError naming the folder where the disk refuses.
+    """
 
     def __init__(
         self,
@@ -114,12 +118,14 @@ class ShardWriter:
 
     def add(self, record: Record) -> None:
         """Write one more record."""
-        self._writer.write(record.to_sample())
+        with naming(self.folder):
+            self._writer.write(record.to_sample())
         self.counts.add(record)
 
     def finish(self) -> Counts:
         """Write what is left and index.json; what all records amount to."""
-        self._writer.finish()
+        with naming(self.folder):
+            self._writer.finish()
         return self.counts
 
 

@@ -1,8 +1,8 @@
 """`tolktrain report`: the page and the table of a run."""
 
-import os
 from pathlib import Path
 
+from tolktrain.files.writing import replace_file
 from tolktrain.report.page import render
 from tolktrain.report.rundata import read_run
 from tolktrain.report.summary import print_summary
@@ -16,8 +16,6 @@ def report(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     path = run.directory / "report.html"
-    temporary = path.with_suffix(".html.tmp")
-    temporary.write_text(render(run), encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(path, render(run))
     print_summary(run_dir)
     return path

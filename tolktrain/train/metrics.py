@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import resource
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tolktrain.files.writing import AppendedFile, replace_file
 from tolktrain.train.engine import StepResult
 from tolktrain.train.optimizer import Rates
 
@@ -22,17 +22,16 @@ class MetricsFile:
     """The file, open for more lines. Numbers that are not finite are written as null, which JSON has a word for."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._file = open(run_dir / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._file = AppendedFile(run_dir / METRICS_FILE)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line, readable at once by whoever watches the file."""
+        """Append one line, readable at once by whoever watches the file. On an `OSError` nothing of it is there."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-        self._file.flush()
+        self._file.append(json.dumps(finite, allow_nan=False) + "\n")
 
     def sync(self) -> None:
         """Wait until the disk has all lines: a checkpoint must not outlive the lines before it."""
-        os.fsync(self._file.fileno())
+        self._file.sync()
 
     def close(self) -> None:
         """End the file."""
@@ -45,12 +44,7 @@ def truncate_metrics(run_dir: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [text for text in path.read_text(encoding="utf-8").splitlines() if _step_of(text) <= step]
-    replacement = path.with_name(f".tmp-{METRICS_FILE}")
-    with open(replacement, "w", encoding="utf-8") as file:
-        file.write("".join(f"{text}\n" for text in kept))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(replacement, path)
+    replace_file(path, "".join(f"{text}\n" for text in kept))
 
 
 def last_step(run_dir: Path) -> int:

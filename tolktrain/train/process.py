@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from tolktrain.cluster.dump import DumpFile
 from tolktrain.cluster.progress import Progress
+from tolktrain.files.writing import AppendedFile
 from tolktrain.parallel.layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def logging_to(run_dir: Path, rank: int) -> Iterator[None]:
     """Append this rank's log to logs/rank-<rank>.log; rank 0 shows its warnings on the terminal too."""
     path = log_path(run_dir, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.FileHandler(path)]
+    handlers: list[logging.Handler] = [_LogFile(path)]
     handlers[0].setFormatter(logging.Formatter(_LOG_FORMAT))
     if rank == 0:
         handlers.append(_Terminal(logging.WARNING))
@@ -68,13 +69,47 @@ def logging_to(run_dir: Path, rank: int) -> Iterator[None]:
             handler.close()
 
 
+class _LogFile(logging.Handler):
+    """A rank's log. What a full disk refuses is lost, which is told once on stderr; it never hurts training."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError when the file cannot be opened."""
+        super().__init__()
+        self._file = AppendedFile(path)
+        self._complained = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append a record."""
+        try:
+            self._file.append(f"{self.format(record)}\n")
+            self._complained = False
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                _print_error(f"warning: {error}; training goes on, and what it would log meanwhile is lost")
+        except Exception:  # of formatting a record, which is a defect
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Close the file."""
+        with suppress(OSError):
+            self._file.close()
+        super().close()
+
+
 class _Terminal(logging.Handler):
     """Our own records on stderr, wherever that leads at the time: a progress bar redirects it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message."""
         if record.name.startswith("tolktrain"):
-            print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
+            _print_error(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def _print_error(line: str) -> None:
+    # Where stderr leads to may be full too: a job's output file.
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def import_deepspeed() -> ModuleType:

@@ -6,17 +6,16 @@ that the next start carries out.
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tolktrain.checkpoint.manifest import sync_path, write_synced
 from tolktrain.checkpoint.store import CheckpointStore, remove_quietly, step_name
 from tolktrain.config.errors import UserError
 from tolktrain.data.skipping import SkippedSteps
 from tolktrain.files.reading import TABLE_BYTES, parse_json, read_text
+from tolktrain.files.writing import replace_file
 from tolktrain.train.metrics import truncate_metrics
 
 ROLLBACKS_FILE = "rollbacks.jsonl"
@@ -62,11 +61,7 @@ def read_rollbacks(run_dir: Path) -> list[Rollback]:
 
 def write_rollbacks(run_dir: Path, rollbacks: Iterable[Rollback]) -> None:
     """Replace the file at once; when this returns, the disk has it."""
-    path = run_dir / ROLLBACKS_FILE
-    replacement = path.with_name(f".tmp-{ROLLBACKS_FILE}")
-    write_synced(replacement, "".join(f"{json.dumps(asdict(one))}\n" for one in rollbacks).encode())
-    os.replace(replacement, path)
-    sync_path(run_dir)
+    replace_file(run_dir / ROLLBACKS_FILE, "".join(f"{json.dumps(asdict(one))}\n" for one in rollbacks))
 
 
 def carry_out(run_dir: Path, store: CheckpointStore) -> None:

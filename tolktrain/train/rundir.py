@@ -1,6 +1,7 @@
 """The folder of a run: made, found again, refused when it belongs to another configuration."""
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
 from tolktrain.config.load import dump_config
+from tolktrain.files.writing import replace_file
 from tolktrain.train.metrics import last_step
 from tolktrain.train.remote import forget_copies, restore_newest
 from tolktrain.train.rollback import ROLLBACKS_FILE
@@ -80,7 +82,8 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             lease = Lease.take(path, tell=tell or _say)
         except OSError as error:
-            raise UserError(f"run.dir: cannot write to {path}: {error}") from None
+            by_machine = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise UserError(f"run.dir: cannot write to {path}: {error}", by_machine=by_machine) from None
         directory = cls(config, lease, created)
         try:
             if not directory.starts_anew:
@@ -99,9 +102,7 @@ class RunDirectory:
         if self.starts_anew:
             forget_copies(self._config)
             _clear(self.path)
-        replacement = self.path / f".tmp-{CONFIG_FILE}"
-        replacement.write_text(dump_config(self._config), encoding="utf-8")
-        os.replace(replacement, self.path / CONFIG_FILE)
+        replace_file(self.path / CONFIG_FILE, dump_config(self._config))
 
     def close(self) -> None:
         """Let another training have the folder."""

@@ -59,13 +59,16 @@ def _make(options: argparse.Namespace) -> HubertTokenizer | MimiTokenizer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 bad input."""
+    """Exit status: 0 done, 1 the machine failed, such as a full disk, 2 bad input."""
     options = _parser().parse_args(arguments)
     try:
         tokenizer = _make(options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 1
     print(
         f"{options.folder}: {tokenizer.name}, {tokenizer.num_codebooks} x {tokenizer.num_units} units,"
         f" {tokenizer.frames_per_second:g} frames per second, sha256 {tokenizer.sha256}"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
 from tolktrain.config.errors import UserError
+from tolktrain.files.writing import replace_file
 
 DESCRIPTION_FILE = "speech_tokenizer.json"
 CENTROIDS_FILE = "centroids.safetensors"
@@ -157,6 +157,4 @@ def write_folder(folder: str | Path, description: BaseModel, centroids: Centroid
     files = {} if centroids is None else {CENTROIDS_FILE: centroids_bytes(centroids)}
     files[DESCRIPTION_FILE] = (json.dumps(description.model_dump(), indent=2) + "\n").encode()
     for name, content in files.items():
-        temporary = folder / (name + ".tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, folder / name)
+        replace_file(folder / name, content)

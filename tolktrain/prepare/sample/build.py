@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 from tolktrain.config.errors import UserError
 from tolktrain.data.records import DatasetInfo, TextInfo
+from tolktrain.files.writing import naming, write_synced
 from tolktrain.prepare.sample import corpus, espeak
 from tolktrain.prepare.sample.prompts import write_prompts
 from tolktrain.prepare.sample.readme import describe
@@ -66,7 +67,8 @@ def build(folder: Path, processes: int, console: Console) -> dict[str, DatasetIn
     texts = [" " + passage.story.text for passage in passages if passage.split == "train"]
     text = train_tokenizer(texts, corpus.TEXT_VOCAB_SIZE)
     (folder / TEXT_FOLDER).mkdir()
-    text.save(str(folder / TEXT_FOLDER / TOKENIZER_FILE))
+    with naming(folder / TEXT_FOLDER / TOKENIZER_FILE):
+        text.save(str(folder / TEXT_FOLDER / TOKENIZER_FILE))
     infos = {}
     for split in corpus.SPLITS:
         infos[split.name] = write_dataset(
@@ -80,7 +82,7 @@ def build(folder: Path, processes: int, console: Console) -> dict[str, DatasetIn
         )
     heldout = (passage for passage in spoken if passage.passage.split == "heldout_stories")
     write_prompts(folder / PROMPTS_FOLDER, heldout, speech.sample_rate)
-    (folder / "README.md").write_text(describe(infos, folder, espeak.version()), encoding="utf-8")
+    write_synced(folder / "README.md", describe(infos, folder, espeak.version()).encode())
     return infos
 
 
@@ -141,7 +143,7 @@ def verify(folder: Path, processes: int, console: Console) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a verified folder differs, 2 bad input."""
+    """Exit status: 0 done, 1 a verified folder differs or the machine failed, 2 bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m tolktrain.prepare.sample", description="Build the embedded corpus."
     )
@@ -159,4 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tolktrain.files.writing import naming, write_synced
 from tolktrain.prepare.sample.spoken import SpokenPassage
 
 PROMPTS_FILE = "prompts.json"
@@ -17,7 +18,7 @@ SECONDS = (3.0, 4.0)
 
 def write_wav(path: Path, samples: npt.NDArray[np.int16], sample_rate: int) -> None:
     """Write mono sound of 16 bits."""
-    with wave.open(str(path), "wb") as file:
+    with naming(path), wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(sample_rate)
@@ -52,7 +53,7 @@ def write_prompts(folder: Path, spoken: Iterable[SpokenPassage], sample_rate: in
             "seconds": round(len(samples) / sample_rate, 3),
         }
     text = json.dumps(list(entries.values()), indent=2) + "\n"
-    (folder / PROMPTS_FILE).write_text(text, encoding="utf-8")
+    write_synced(folder / PROMPTS_FILE, text.encode())
     return list(entries.values())
 
 

@@ -1,12 +1,19 @@
 """Writes metrics to metrics.jsonl, TensorBoard and Weights & Biases."""
 
+import contextlib
+import io
 import logging
+import os
+import socket
+import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
+from tolktrain.files.writing import AppendedFile, replace_file
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.loop import StageRun
 from tolktrain.train.metrics import Line, MetricsFile, step_line
@@ -38,6 +45,7 @@ class MetricsLog(NoCallback):
         self._rank = rank
         self._file: MetricsFile | None = None
         self._trackers: list[Tracker] = []
+        self._failing: list[Tracker] = []  # of which this has been told
         self.recent: list[Line] = []  # lines since the last step, for whoever shows them
         self._open(step)
 
@@ -61,7 +69,8 @@ class MetricsLog(NoCallback):
         if self._file is not None:
             self._file.write(line)
         for tracker in self._trackers:
-            tracker.write(line)
+            with self._surviving(tracker):
+                tracker.write(line)
 
     def sync(self) -> None:
         """Wait until metrics.jsonl is on disk."""
@@ -70,8 +79,23 @@ class MetricsLog(NoCallback):
 
     def close(self) -> None:
         """Close all places."""
-        for place in [*self._trackers, *([self._file] if self._file is not None else [])]:
-            place.close()
+        for tracker in self._trackers:
+            with self._surviving(tracker):
+                tracker.close()
+        if self._file is not None:
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _surviving(self, tracker: Tracker) -> Iterator[None]:
+        """Tell of a disk that refuses curves, once: metrics.jsonl has the numbers, and training does not need them."""
+        try:
+            yield
+        except OSError as error:
+            if tracker not in self._failing:
+                self._failing.append(tracker)
+                logger.warning("%s; training goes on, without these curves until it can be written", error)
+        else:
+            self._failing = [other for other in self._failing if other is not tracker]
 
     def _open(self, step: int) -> None:
         self.recent.clear()
@@ -81,22 +105,44 @@ class MetricsLog(NoCallback):
 
 
 class TensorBoard:
-    """Event files in the run's folder tensorboard/."""
+    """Event files in the run's folder tensorboard/.
+
+    Not by `SummaryWriter`: its thread ends at the first write that a full disk refuses, with a traceback, half a record
+    in the file, and an error that comes out of `close` at the end of a run that has succeeded.
+    """
 
     def __init__(self, run_dir: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
+        self._event, self._summary = Event, Summary
+        folder = run_dir / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+        self._file = AppendedFile(folder / name)
         # Events after the step that a run goes on from belong to steps that are run again.
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        start = {"step": step + 1, "session_log": SessionLog(status=SessionLog.START)}
+        self._head = self._record(file_version="brain.Event:2") + self._record(**start)  # goes with the first line
 
     def write(self, line: Line) -> None:
         """Each number is a curve."""
-        for name, value in _numbers(line).items():
-            self._writer.add_scalar(name.replace(".", "/"), value, line["step"])
+        values = [
+            self._summary.Value(tag=name.replace(".", "/"), simple_value=value)
+            for name, value in _numbers(line).items()
+        ]
+        self._file.append(self._head + self._record(step=line["step"], summary=self._summary(value=values)))
+        self._head = b""
 
     def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()
+        """Close the file."""
+        self._file.close()
+
+    def _record(self, **fields: Any) -> bytes:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        buffer = io.BytesIO()
+        RecordWriter(buffer).write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        return buffer.getvalue()
 
 
 class WeightsAndBiases:
@@ -111,7 +157,7 @@ class WeightsAndBiases:
             ) from None
         identity = run_dir / "wandb-id"
         if not identity.exists():
-            identity.write_text(uuid.uuid4().hex)
+            replace_file(identity, uuid.uuid4().hex)
         self._run: Any = wandb.init(
             project=config.logging.wandb_project,
             name=config.run.name,
