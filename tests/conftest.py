@@ -16,9 +16,11 @@ from tolktrain.cluster.environment import alone
 from tolktrain.source_root import hide_source_root
 
 sys.path.insert(0, str(Path(__file__).parent / "object_storage"))
+sys.path.insert(0, str(Path(__file__).parent / "disks"))
 if TYPE_CHECKING:
     from fault_proxy import FaultProxy
     from s3_server import S3Server
+    from small_disk import SmallDisk
 
 # Tests must not depend on who started pytest, reach for the network, or spread tiny tensors over threads. Set here,
 # before any test module imports torch or transformers.
@@ -50,6 +52,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository() -> Path:
     """Root of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def make_disk(tmp_path: Path) -> "Iterator[Callable[[int], SmallDisk]]":
+    """Mounts a file system of so many KiB; the test is skipped where that is not permitted."""
+    from small_disk import SmallDisk
+
+    disks: list[SmallDisk] = []
+
+    def make(kib: int) -> SmallDisk:
+        disks.append(SmallDisk(tmp_path / f"disk-{len(disks)}", kib))
+        return disks[-1]
+
+    yield make
+    for disk in disks:
+        disk.unmount()
 
 
 @pytest.fixture(params=["interpreter", "gpu"])
