@@ -82,7 +82,6 @@ class _LogFile(logging.Handler):
         """Append a record."""
         try:
             self._file.append(f"{self.format(record)}\n")
-            self._complained = False
         except OSError as error:
             if not self._complained:
                 self._complained = True

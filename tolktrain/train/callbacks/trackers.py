@@ -45,7 +45,7 @@ class MetricsLog(NoCallback):
         self._rank = rank
         self._file: MetricsFile | None = None
         self._trackers: list[Tracker] = []
-        self._failing: list[Tracker] = []  # of which this has been told
+        self._told: set[type[Tracker]] = set()  # of which it was told that they fail
         self.recent: list[Line] = []  # lines since the last step, for whoever shows them
         self._open(step)
 
@@ -91,11 +91,10 @@ class MetricsLog(NoCallback):
         try:
             yield
         except OSError as error:
-            if tracker not in self._failing:
-                self._failing.append(tracker)
+            kind = type(tracker)
+            if kind not in self._told:
+                self._told.add(kind)
                 logger.warning("%s; training goes on, without these curves until it can be written", error)
-        else:
-            self._failing = [other for other in self._failing if other is not tracker]
 
     def _open(self, step: int) -> None:
         self.recent.clear()
