@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent / "disks"))
 if TYPE_CHECKING:
     from fault_proxy import FaultProxy
     from s3_server import S3Server
-    from small_disk import SmallDisk
+    from small_disk import MakeDisk
 
 # Tests must not depend on who started pytest, reach for the network, or spread tiny tensors over threads. Set here,
 # before any test module imports torch or transformers.
@@ -55,7 +55,7 @@ def repository() -> Path:
 
 
 @pytest.fixture
-def make_disk(tmp_path: Path) -> "Iterator[Callable[[int], SmallDisk]]":
+def make_disk(tmp_path: Path) -> "Iterator[MakeDisk]":
     """Mounts a file system of so many KiB; the test is skipped where that is not permitted."""
     from small_disk import SmallDisk
 

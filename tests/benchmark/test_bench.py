@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from small_disk import MakeDisk
 
 from tolktrain import cli
 from tolktrain.benchmark.measure import Measurement
 from tolktrain.benchmark.providers import OURS, EngineRunner, PublishedRunner, Setting
-from tolktrain.benchmark.report import Entry, Report
+from tolktrain.benchmark.report import Entry, Report, write_report
 from tolktrain.benchmark.run import Options, bench
 from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_config
@@ -182,3 +183,10 @@ def test_what_does_not_fit_into_memory_is_said(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("tolktrain.train.engine.Engine.train_step", fail)
     with pytest.raises(UserError, match=r"lower train\.micro_batch_size \(now 2\)"):
         bench(CONFIGS / "bench" / "cpu.yaml", TINY, Options(output=tmp_path), ["tolktrain"])
+
+
+def test_a_full_disk_keeps_the_last_results(make_disk: MakeDisk) -> None:
+    disk = make_disk(64)
+    write_report(report_of(0.5, None)[0], disk.path)
+    (disk.path / "step-r.json").write_text("the last results" * 100)
+    disk.refuses(lambda: write_report(report_of(0.25, None)[0], disk.path), "'.*/step-r.json'")

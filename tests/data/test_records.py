@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import describe, random_record, random_records, write_dataset
+from small_disk import MakeDisk
 
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.errors import UserError
@@ -114,3 +115,9 @@ def test_dataset_description(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match="dataset.json does not exist; a data set folder needs it beside index.json"):
         DatasetInfo.read(tmp_path)
+
+
+def test_a_full_disk_keeps_the_description(make_disk: MakeDisk) -> None:
+    disk = make_disk(64)
+    (disk.path / "dataset.json").write_text("the last description")
+    disk.refuses(lambda: describe(random_records(3)).write(disk.path), "'.*/dataset.json'")

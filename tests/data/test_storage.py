@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fault_proxy import FaultProxy, Kind
 from s3_server import S3Server, free_port
+from small_disk import MakeDisk
 
 from tolktrain.config.errors import UserError
 from tolktrain.data.storage import Patience, Storage, StorageError
@@ -165,3 +166,26 @@ def test_access_denied_to_one_file(bucket: str, fault_proxy: FaultProxy) -> None
     with pytest.raises(UserError, match=rf"^{bucket}/a cannot be fetched: access is refused \(AccessDenied"):
         Storage(bucket, BRIEF).read("a")
     assert fault_proxy.requested("GET */a") == 1, "nothing is gained by asking again"
+
+
+def test_a_full_disk_under_a_folder(make_disk: MakeDisk, tmp_path: Path) -> None:
+    disk = make_disk(128)
+    storage = Storage(str(disk.path))
+    storage.write("parts/a", b"old" * 1000)
+    (tmp_path / "large").write_bytes(os.urandom(50_000))
+    disk.refuses(lambda: storage.write("parts/a", os.urandom(50_000)), f"{disk.path}/parts/a cannot be written", 20)
+    disk.refuses(lambda: storage.upload(tmp_path / "large", "b"), f"{disk.path}/b cannot be written", 20)
+    disk.fill(8)
+    with pytest.raises(StorageError) as caught:
+        storage.upload(tmp_path / "large", "parts/a")
+    assert caught.value.kind == "disk" and caught.value.by_machine
+    assert pickle.loads(pickle.dumps(caught.value)).by_machine
+
+
+def test_a_full_disk_for_temporary_files(make_disk: MakeDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is sent, so that no server is needed."""
+    disk = make_disk(64)
+    monkeypatch.setattr("tempfile.tempdir", str(disk.path))
+    with pytest.raises(StorageError, match=f"{disk.path}/.* cannot be written: the disk refuses .*No space") as caught:
+        Storage("s3://nowhere/folder").write("a", os.urandom(100_000))
+    assert caught.value.by_machine and not disk.files()

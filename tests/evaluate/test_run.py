@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from small_disk import MakeDisk
 from tiny_run import tiny_tree, write_run
 
 from tolktrain.config.errors import UserError
 from tolktrain.data.folder import open_records
 from tolktrain.data.loader import validation_batches
 from tolktrain.data.sequences import Vocabulary
-from tolktrain.evaluate.run import evaluate
+from tolktrain.evaluate.run import EVALUATION_FILE, evaluate
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.train.restore import load_model
 
@@ -126,3 +127,11 @@ def _change(run_dir: Path, change: Callable[[dict], None]) -> None:
     tree = yaml.safe_load(path.read_text())
     change(tree)
     path.write_text(yaml.safe_dump(tree))
+
+
+def test_a_full_disk_keeps_the_last_evaluation(repository: Path, make_disk: MakeDisk) -> None:
+    disk = make_disk(4 << 10)
+    run_dir = write_run(disk.path, tiny_tree(disk.path, repository))
+    (run_dir / EVALUATION_FILE).write_text("{}")
+    disk.refuses(lambda: evaluate(run_dir), f"'{run_dir}/{EVALUATION_FILE}'", leaving_kib=4)
+    assert json.loads((run_dir / EVALUATION_FILE).read_text())["losses"]

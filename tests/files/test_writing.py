@@ -5,23 +5,18 @@ import io
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_disk import MakeDisk
 from tokenizers import Tokenizer, models
 
 from tolktrain.files import writing
 from tolktrain.files.writing import AppendedFile, naming, replace_file, write_synced, write_wav, written_aside
-
-if TYPE_CHECKING:
-    from small_disk import SmallDisk
-
-MakeDisk = Callable[[int], "SmallDisk"]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from small_disk import MakeDisk
 
 from tolktrain.config.errors import UserError
 from tolktrain.data.sequences import Vocabulary
@@ -141,3 +142,13 @@ def test_run_without_checkpoint(tiny_run: Path) -> None:
     shutil.rmtree(tiny_run / "checkpoints")
     with pytest.raises(UserError, match="checkpoint"):
         generate(tiny_run)
+
+
+@pytest.mark.parametrize("leaving_kib", [0, 40, 150])
+def test_a_full_disk_keeps_the_last_samples(two_prompts: Path, make_disk: MakeDisk, leaving_kib: int) -> None:
+    disk = make_disk(4 << 10)
+    run_dir = shutil.copytree(two_prompts, disk.path / "run")
+    (run_dir / "samples").mkdir()
+    (run_dir / "samples" / "samples.json").write_text("{}")
+    disk.refuses(lambda: generate(run_dir), f"'{run_dir}/.tmp-samples-.*[.]wav'", leaving_kib)
+    assert len(list((run_dir / "samples").iterdir())) == 2 * 3 + 1

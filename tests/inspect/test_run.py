@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from corpora import describe, random_records, write_dataset
 from rich.console import Console
+from small_disk import MakeDisk
 
 from tolktrain.config.errors import UserError
 from tolktrain.inspect import run
@@ -247,3 +248,19 @@ def test_a_set_in_a_bucket(bucket: Any, sample: Path, tmp_path: Path, console: C
 def test_a_bucket_that_does_not_exist(bucket: Any, tmp_path: Path, console: Console) -> None:
     with pytest.raises(UserError, match="s3://elsewhere/train"):
         look("s3://elsewhere/train", tmp_path / "out", console)
+
+
+@pytest.mark.parametrize("leaving_kib", [0, 150])
+def test_a_full_disk_keeps_what_was_there(
+    sample: Path, console: Console, make_disk: MakeDisk, leaving_kib: int
+) -> None:
+    disk = make_disk(4 << 10)
+    output = disk.path / "out"
+    output.mkdir()
+    (output / "statistics.json").write_text("{}")
+    options = {"statistics_records": 3, "sequence_length": 80, "sound_seconds": 4.0, "records": 3}
+    disk.refuses(
+        lambda: look(sample / "heldout_voices", output, console, **options),
+        f"'{disk.path}/.inspect-.*/(statistics.png|record-.*wav)'",
+        leaving_kib,
+    )

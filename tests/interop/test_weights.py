@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_disk import MakeDisk
 
 from tolktrain import cli
 from tolktrain.checkpoint.manifest import digest_files, write_manifest
@@ -182,3 +183,15 @@ def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path, damage: s
     (into / "architecture.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match=message):
         load_weights(into)
+
+
+@pytest.mark.parametrize("leaving_kib", [0, 8, 60])
+def test_a_full_disk_leaves_nothing_of_an_export(run_dir: Path, make_disk: MakeDisk, leaving_kib: int) -> None:
+    disk = make_disk(4 << 10)
+    (disk.path / "mine").write_text("mine")
+    disk.refuses(
+        lambda: export_weights(run_dir, disk.path / "weights", tell=lambda _: None, file_bytes=20_000),
+        f"'{disk.path}/.tmp-weights-.*/(model-.*safetensors|.*json)'",
+        leaving_kib,
+    )
+    load_weights(disk.path / "weights")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_disk import MakeDisk
 
 import tolktrain_kernels.bench.__main__ as bench
 from tolktrain_kernels.bench import pooling, pooling_check
@@ -135,3 +136,14 @@ def test_every_shape_is_compiled() -> None:
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
         run([tensor], 2)
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_full_disk_keeps_the_last_report(make_disk: MakeDisk) -> None:
+    disk = make_disk(512)
+
+    def write(milliseconds: float) -> None:
+        write_report(disk.path, {"device": "this one"}, [row("ours", milliseconds)], [], [])
+
+    write(8.0)
+    disk.refuses(lambda: write(2.0), "", leaving_kib=12)
+    assert sorted(path.name for path in disk.path.iterdir()) == ["README.md", "pooling-both.png", "times.csv"]

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,9 @@ from recordings import (
     write_text_tokenizer,
 )
 from rich.console import Console
+from small_disk import MakeDisk
 
+from tolktrain import cli
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.errors import UserError
 from tolktrain.data.folder import RecordFolder
@@ -246,3 +249,55 @@ def test_nothing_to_prepare(songs: Path, tmp_path: Path) -> None:
 def test_tasks_that_do_not_exist(number: int, total: int) -> None:
     with pytest.raises(UserError, match="does not exist"):
         Task(number, total)
+
+
+@pytest.mark.parametrize("leaving_kib", [0, 8, 24, 40])
+def test_a_full_disk_under_the_output(
+    songs: Path,
+    whole: Path,
+    make_disk: MakeDisk,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    leaving_kib: int,
+) -> None:
+    disk = make_disk(1 << 10)
+    output = disk.path / "output"
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(configuration(songs, songs / "manifest.jsonl", output)))
+    disk.fill(leaving_kib)
+    assert cli.main(["prepare", str(config)]) == 1
+    error = capsys.readouterr().err
+    assert re.search(rf"error: {output}\S* cannot be written: the disk refuses \(.*No space left.*free space", error)
+    assert all(not path.name.startswith(".tolktrain-") for path in output.rglob("*"))
+    whole_parts = {path.name: path.read_bytes() for path in (whole / "parts").iterdir()}
+    for path in output.glob("parts/*"):
+        assert path.read_bytes() == whole_parts[path.name]
+    disk.empty()
+    assert cli.main(["prepare", str(config)]) == 0
+    assert files_of(output) == files_of(whole)
+
+
+def test_a_full_disk_for_temporary_files(
+    songs: Path,
+    whole: Path,
+    make_disk: MakeDisk,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    disk = make_disk(64)
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(configuration(songs, songs / "manifest.jsonl", tmp_path / "output")))
+    monkeypatch.setattr("tempfile.tempdir", str(disk.path))
+    disk.fill()
+    assert cli.main(["prepare", str(config)]) == 1
+    error = capsys.readouterr().err
+    assert re.search(
+        rf"error: {disk.path}/tolktrain-prepare-\S+/train: No space left on device \(.* MB are free\);"
+        r" free some, or let TMPDIR name a folder on another disk, and run the same command again",
+        error,
+    ), error
+    assert not disk.files()
+    disk.empty()
+    assert cli.main(["prepare", str(config)]) == 0
+    assert files_of(tmp_path / "output") == files_of(whole)

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 import yaml
 from parsed_page import Page
+from small_disk import MakeDisk
 
 from tolktrain.report.page import count, duration, loss_table, render
 from tolktrain.report.run import report
@@ -138,3 +140,11 @@ def test_configuration_is_shown(full_run: Path) -> None:
     tree["run"]["note"] = "a <b> & c"
     (full_run / "config.yaml").write_text(yaml.safe_dump(tree))
     assert "note: a <b> & c" in Page(render(read_run(full_run))).text
+
+
+def test_a_full_disk_keeps_the_last_page(full_run: Path, make_disk: MakeDisk) -> None:
+    disk = make_disk(4 << 10)
+    run_dir = shutil.copytree(full_run, disk.path / "run")
+    (run_dir / "report.html").write_text("the last page")
+    disk.refuses(lambda: report(run_dir), f"'{run_dir}/report.html'", leaving_kib=40)
+    assert (run_dir / "report.html").read_text().rstrip().endswith("</html>")

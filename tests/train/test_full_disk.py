@@ -9,9 +9,10 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from small_disk import MakeDisk
 from small_runs import NUM_STEPS, read_metrics, small_config, write_config
 
 from tolktrain import cli
@@ -20,11 +21,6 @@ from tolktrain.train import metrics as metrics_module
 from tolktrain.train.metrics import MetricsFile, truncate_metrics
 from tolktrain.train.process import logging_to
 from tolktrain.train.run import train
-
-if TYPE_CHECKING:
-    from small_disk import SmallDisk
-
-MakeDisk = Callable[[int], "SmallDisk"]
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
