@@ -1,5 +1,8 @@
 """Verbs, exit codes and messages of the command line."""
 
+import contextlib
+import errno
+import io
 import json
 import os
 import signal
@@ -307,6 +310,60 @@ def test_a_full_disk_is_no_success() -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("verb", ["generate", "report"])
+def test_what_is_still_in_the_buffer_counts(stub: Stub, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    """Python itself would say so at exit, with the code 120, and of a run that is to be requeued too."""
+    folder = Path("runs/quickstart")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("")
+    stub()
+    with capsys.disabled(), pytest.MonkeyPatch.context() as patch, open("/dev/full", "w") as full:
+        patch.setattr(sys, "stdout", full)
+        print("a line before")
+        patch.setattr(sys, "stderr", io.StringIO())
+        assert cli.main([verb, QUICKSTART]) == 1
+        assert sys.stderr.getvalue() == "error: standard output: No space left on device\n"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("stream", "code"), [("stdout", 75), ("stderr", 2)])
+def test_a_full_output_does_not_change_other_codes(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, stream: str, code: int
+) -> None:
+    stub(code=code, error=UserError("data set x is empty") if code == 2 else None)
+    codes = []
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full:  # closing it tries again
+        monkeypatch.setattr(sys, stream, full)
+        print("a line before")
+        codes.append(cli.main(["train", QUICKSTART]))
+    monkeypatch.undo()
+    assert codes == [code]
+
+
+def test_a_disk_that_refuses_is_no_bad_input(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    stub(error=UserError("the cache cannot be written", by_machine=True))
+    assert cli.main(["train", QUICKSTART]) == 1
+    assert capsys.readouterr().err == "error: the cache cannot be written\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("/data/runs/x/metrics.jsonl", "free some, and run"),
+        ("/tmp/here/tolktrain-x/part", "free some, or let TMPDIR name a folder on another disk, and run"),
+    ],
+)
+def test_a_full_disk_is_named_with_what_is_free(
+    stub: Stub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, path: str, advice: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/tmp/here")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_234_567_890))
+    for code, reason in ((errno.ENOSPC, "No space left on device"), (errno.EDQUOT, "Disk quota exceeded")):
+        stub(error=OSError(code, reason, path))
+        assert cli.main(["train", QUICKSTART]) == 1
+        expected = f"error: {path}: {reason} (1,234.6 MB are free); {advice} the same command again\n"
+        assert capsys.readouterr().err == expected
 
 
 def test_a_pipe_that_breaks_elsewhere_is_no_success(stub: Stub, tmp_path: Path) -> None:

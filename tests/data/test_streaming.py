@@ -1,13 +1,12 @@
 """Training data streamed from a bucket: what a storage, a disk and a killed process may do to it."""
 
-import ctypes
 import json
 import os
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from corpora import packed_copy, random_records, write_dataset
 from fault_proxy import FaultProxy, Kind
 from other_processes import run_until_killed, server
 from s3_server import S3Server, free_port
+from small_disk import MakeDisk
 from stages import NUM_CANONICAL_NODES, global_batches, stage_loader
 
 from tolktrain.config import Config
@@ -62,6 +62,11 @@ def own_stories(stored_stories: str, bucket: str, s3_server: S3Server) -> Storag
 
 def refusal(config: Config, steps: int = 8) -> str:
     """The message with which a run ends in the check or in its first steps."""
+    return str(refused(config, steps))
+
+
+def refused(config: Config, steps: int = 8) -> UserError:
+    """The same as the error that it is."""
     begin = time.monotonic()
     with pytest.raises(UserError) as caught:
         check_data(config, 100)
@@ -69,7 +74,7 @@ def refusal(config: Config, steps: int = 8) -> str:
             for _ in range(steps):
                 next(loader)
     assert time.monotonic() - begin < 30
-    return str(caught.value)
+    return caught.value
 
 
 def test_a_merged_set_has_its_shards_in_folders_of_their_own(
@@ -222,19 +227,11 @@ def test_a_rebuilt_set_is_noticed(make_streaming: MakeConfig, own_stories: Stora
     )
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 48 KiB."""
-    libc, folder = ctypes.CDLL(None, use_errno=True), tmp_path / "disk"
-    folder.mkdir()
-    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=48k"):
-        pytest.skip(f"a file system cannot be mounted: {os.strerror(ctypes.get_errno())}")
-    yield folder
-    libc.umount2(os.fsencode(folder), 2)
-
-
-def test_a_full_disk_under_the_cache(make_streaming: MakeConfig, small_disk: Path) -> None:
-    message = refusal(make_streaming(cache=small_disk / "cache", num_workers=2))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_under_the_cache(make_streaming: MakeConfig, make_disk: MakeDisk, workers: int) -> None:
+    error = refused(make_streaming(cache=make_disk(48).path / "cache", num_workers=workers))
+    assert error.by_machine
+    message = str(error)
     assert re.match(
         r"records cannot be read: \S*shard\.0000\d\.mds\S* cannot be (fetched|written): the disk refuses"
         r" \(\[Errno 28\] No space left on device.*\); free space \(or set data.cache_limit\)",

@@ -35,4 +35,5 @@ def test_a_full_disk_loses_nothing(soak: Soak) -> None:
     if os.geteuid() != 0:
         pytest.skip("a disk of its own (tmpfs) needs root")
     soak.fill_disks(3)
-    assert soak.findings.full_disks == 3 and soak.findings.refused_by_disk >= 1
+    soak.fill_disks(1, ranks=2)
+    assert soak.findings.full_disks == 4 and soak.findings.refused_by_disk >= 1

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from small_disk import MakeDisk
 from small_models import tones
 
 from tolktrain.config.errors import UserError
@@ -169,3 +170,10 @@ def test_fit_from_more_frames_than_needed_draws_some() -> None:
 def test_fit_from_nothing() -> None:
     with pytest.raises(UserError, match="no sound"):
         LogMelTokenizer.fit_from(iter([]), 4, 0, hours=1.0)
+
+
+def test_a_full_disk_keeps_the_last_tokenizer(tokenizer: LogMelTokenizer, make_disk: MakeDisk) -> None:
+    disk = make_disk(64)
+    (disk.path / DESCRIPTION_FILE).write_text("the last one")
+    disk.refuses(lambda: tokenizer.save(disk.path), f"'.*/{CENTROIDS_FILE}'", leaving_kib=4)
+    assert load_speech_tokenizer(disk.path).sha256 == tokenizer.sha256

@@ -2,14 +2,13 @@
 
 import itertools
 import logging
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_disk import MakeDisk
 from small_runs import small_config
 from torch import Tensor
 
@@ -176,31 +175,13 @@ def test_slurms_name_of_a_node_comes_first(monkeypatch: pytest.MonkeyPatch) -> N
     assert probes.node_name() == "gpu007"
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
-    """A file system of 256 KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
-    return folder
-
-
-def test_a_real_small_disk(small_disk: Path, tmp_path: Path, sets: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = small_config(tmp_path, sets)
+def test_a_real_small_disk(make_disk: MakeDisk, tmp_path: Path, sets: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config, folder = small_config(tmp_path, sets), make_disk(256).path
     layout = initialize()
-    try:
-        fitting, too_large = {"backbone": 4000}, {"backbone": 10_000}  # twice 80 and 152 KB
-        with caplog.at_level(logging.INFO):
-            assert check_health(config, layout, small_disk, fitting) == ""
-        assert "KiB free" in caplog.text
-        with pytest.raises(
-            UserError, match=r"disk has 25. KiB free .*but two checkpoints of 149 KiB each need 298 KiB"
-        ):
-            check_health(config, layout, small_disk, too_large)
-        assert not list(small_disk.iterdir())
-    finally:
-        subprocess.run(["umount", small_disk], check=True)
+    fitting, too_large = {"backbone": 4000}, {"backbone": 10_000}  # twice 80 and 152 KB
+    with caplog.at_level(logging.INFO):
+        assert check_health(config, layout, folder, fitting) == ""
+    assert "KiB free" in caplog.text
+    with pytest.raises(UserError, match=r"disk-0 has 25. KiB free .*but two checkpoints of 149 KiB each need 298 KiB"):
+        check_health(config, layout, folder, too_large)
+    assert not list(folder.iterdir())
