@@ -1,11 +1,13 @@
 """What all tests share."""
 
 import importlib.util
+import math
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +48,16 @@ _LONGEST = ("test_survival.py", "test_layouts.py", "test_zombie.py", "test_layou
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that take longest first."""
     items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
+
+@pytest.fixture(scope="session")
+def growth_exponent() -> Callable[[Mapping[int, float]], float]:
+    """Fits the exponent of a power law to counts by size: 1.0 for what grows as the size does, 0 for a constant."""
+
+    def fit(counts: Mapping[int, float]) -> float:
+        return statistics.linear_regression([math.log(n) for n in counts], [math.log(c) for c in counts.values()]).slope
+
+    return fit
 
 
 @pytest.fixture(scope="session")

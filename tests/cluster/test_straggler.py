@@ -1,8 +1,15 @@
 """Which rank is called the slowest."""
 
-import pytest
+import random
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import ClassVar
 
-from tolktrain.cluster.straggler import OwnTime, find_slowest
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tolktrain.cluster.straggler import OwnTime, Slowest, find_slowest
 
 
 def times(*own: tuple[float, float], tensor_size: int = 1, num_stages: int = 1) -> list[OwnTime]:
@@ -44,3 +51,81 @@ def test_stages_are_not_compared_with_each_other() -> None:
     assert find_slowest(times((0.0, 1.0), (0.0, 3.0), num_stages=2), 5.0) is None
     slowest = find_slowest(times((0.0, 1.0), (0.0, 1.2), (0.0, 3.0), (0.0, 3.1), num_stages=2), 5.0)
     assert slowest is not None and slowest.rank == 1
+
+
+def slowest_by_definition(times: Sequence[OwnTime], step_seconds: float) -> Slowest | None:
+    """Each rank compared with each other one, as the definition has it: N^3."""
+
+    def computing(time: OwnTime) -> float:
+        return min(o.compute for o in times if (o.stage, o.waits_with) == (time.stage, time.waits_with))
+
+    found = []
+    for time in times:
+        others = [other for other in times if other.stage == time.stage and other.rank != time.rank]
+        if others:
+            compute = computing(time)
+            usual = median(other.data + computing(other) for other in others)
+            beyond_data = time.data - median(other.data for other in others)
+            slow_data = beyond_data >= compute - median(map(computing, others))
+            group = [time.rank, *(o.rank for o in others if o.waits_with == time.waits_with and not slow_data)]
+            part = "waiting for data" if slow_data else "computing"
+            share = (time.data + compute - usual) / max(step_seconds, 1e-9)
+            seconds = time.data + compute
+            found.append(Slowest(time.rank, tuple(sorted(group)), seconds, usual, time.data, compute, part, share))
+    return max(found, key=lambda slowest: (slowest.seconds - slowest.usual, -slowest.rank), default=None)
+
+
+@given(st.data(), st.integers(2, 40), st.integers(1, 4), st.integers(1, 5))
+def test_it_is_the_slowest_by_definition(data: st.DataObject, num_ranks: int, num_stages: int, group_size: int) -> None:
+    """Few different values make ties, in the times, their sums and their medians; stages may be of any size."""
+    seconds = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 3))
+    own = [
+        OwnTime(rank, data.draw(st.integers(0, num_stages - 1)), rank // group_size, data.draw(seconds), draw)
+        for rank in data.draw(st.permutations(range(num_ranks)))
+        for draw in [data.draw(seconds)]
+    ]
+    assert find_slowest(own, 2.0) == slowest_by_definition(own, 2.0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_it_is_the_slowest_of_many_by_definition(seed: int) -> None:
+    draw = random.Random(seed)
+    for num_ranks in (60, 121, 200):
+        stages, size = draw.randint(1, 4), draw.choice([1, 2, 8])
+        own = [
+            OwnTime(
+                rank, rank * stages // num_ranks, rank // size, draw.choice([0.0, 0.1, draw.random()]), draw.random()
+            )
+            for rank in range(num_ranks)
+        ]
+        assert find_slowest(own, 0.5) == slowest_by_definition(own, 0.5)
+
+
+class Counted(float):
+    """A number that counts what is done with it."""
+
+    done: ClassVar[int] = 0
+
+    def __lt__(self, other: float) -> bool:
+        Counted.done += 1
+        return float(self) < float(other)
+
+    def __add__(self, other: float) -> "Counted":
+        Counted.done += 1
+        return Counted(float(self) + float(other))
+
+
+def test_work_grows_little_faster_than_the_number_of_ranks(
+    growth_exponent: Callable[[Mapping[int, float]], float],
+) -> None:
+    counts: dict[int, float] = {}
+    for num_ranks in (512, 1024, 4096, 8192):
+        draw = random.Random(num_ranks)
+        own = [
+            OwnTime(rank, rank * 4 // num_ranks, rank // 2, Counted(draw.random()), Counted(draw.random()))
+            for rank in range(num_ranks)
+        ]
+        Counted.done = 0
+        assert find_slowest(own, 1.0) is not None
+        counts[num_ranks] = Counted.done
+    assert 1.0 <= growth_exponent(counts) <= 1.2, counts

@@ -13,7 +13,6 @@ Ranks of one pipeline stage do the same work, so they are compared with each oth
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 FACTOR = 1.3  # times the median of the others, from which on a rank is called slow
 SHARE = 0.05  # of the step, that it must cost besides: twice the median of a millisecond matters to nobody
@@ -62,33 +61,54 @@ def find_slowest(times: Sequence[OwnTime], step_seconds: float) -> Slowest | Non
         times: of all ranks.
         step_seconds: mean length of a step.
     """
-    found = [slowest for time in times if (slowest := _compare(time, times, step_seconds)) is not None]
-    return max(found, key=lambda slowest: (slowest.seconds - slowest.usual, -slowest.rank), default=None)
+    stages: dict[int, list[OwnTime]] = {}
+    for time in times:
+        stages.setdefault(time.stage, []).append(time)
+    found = [_slowest_of(peers, step_seconds) for peers in stages.values() if len(peers) > 1]
+    return max((slowest for slowest in found if slowest is not None), key=_excess, default=None)
 
 
-def _compare(time: OwnTime, times: Sequence[OwnTime], step_seconds: float) -> Slowest | None:
-    others = [other for other in times if other.stage == time.stage and other.rank != time.rank]
-    if not others:
-        return None
-    computes = {other.rank: _compute(other, times) for other in (time, *others)}
-    compute = computes[time.rank]
-    usual = median(other.data + computes[other.rank] for other in others)
-    beyond_data = time.data - median(other.data for other in others)
-    beyond_compute = compute - median(computes[other.rank] for other in others)
-    together = [other.rank for other in others if other.waits_with == time.waits_with]
+def _slowest_of(peers: Sequence[OwnTime], step_seconds: float) -> Slowest:
+    """The slowest of a stage's ranks, two or more. Rank 0 does this while all wait for it: n log n."""
+    members: dict[int, list[OwnTime]] = {}
+    for time in peers:
+        members.setdefault(time.waits_with, []).append(time)
+    # Less what each waited inside the forward pass, as far as one can tell.
+    shortest = {group: min(time.compute for time in times) for group, times in members.items()}
+    computes = [shortest[time.waits_with] for time in peers]
+    usual = _medians_of_others([time.data + compute for time, compute in zip(peers, computes, strict=True)])
+    excess = [time.data + computes[n] - usual[n] for n, time in enumerate(peers)]
+    number = max(range(len(peers)), key=lambda n: (excess[n], -peers[n].rank))
+    slowest, compute = peers[number], computes[number]
+    beyond_data = slowest.data - _medians_of_others([time.data for time in peers])[number]
+    beyond_compute = compute - _medians_of_others(computes)[number]
     slow_data = beyond_data >= beyond_compute
+    together = tuple(sorted(time.rank for time in members[slowest.waits_with]))
     return Slowest(
-        rank=time.rank,
-        group=(time.rank,) if slow_data else tuple(sorted([time.rank, *together])),
-        seconds=time.data + compute,
-        usual=usual,
-        data_seconds=time.data,
+        rank=slowest.rank,
+        group=(slowest.rank,) if slow_data else together,
+        seconds=slowest.data + compute,
+        usual=usual[number],
+        data_seconds=slowest.data,
         compute_seconds=compute,
         part="waiting for data" if slow_data else "computing",
-        share=(time.data + compute - usual) / max(step_seconds, 1e-9),
+        share=(slowest.data + compute - usual[number]) / max(step_seconds, 1e-9),
     )
 
 
-def _compute(time: OwnTime, times: Sequence[OwnTime]) -> float:
-    """Less what it waited inside the forward pass, as far as one can tell."""
-    return min(other.compute for other in times if (other.stage, other.waits_with) == (time.stage, time.waits_with))
+def _excess(slowest: Slowest) -> tuple[float, int]:
+    """What the slowest is chosen by; of equally slow ranks it is the first."""
+    return slowest.seconds - slowest.usual, -slowest.rank
+
+
+def _medians_of_others(values: Sequence[float]) -> list[float]:
+    """For each of two or more values the median of all others: one sort for all of them."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    ordered = [values[n] for n in order]
+    half, odd = divmod(len(values) - 1, 2)  # of the number of others
+    medians = [0.0] * len(values)
+    for place, n in enumerate(order):
+        # Without the value at `place`, whatever stood behind it moves forward by one.
+        upper = ordered[half + (half >= place)]
+        medians[n] = upper if odd else (ordered[half - 1 + (half - 1 >= place)] + upper) / 2
+    return medians
