@@ -18,6 +18,7 @@ from tolktrain.cluster import verdict
 from tolktrain.cluster.dump import describe_process, record_collectives
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.hub import Hub, Limits, RunningClock, briefly
+from tolktrain.cluster.open_files import raise_file_limit
 from tolktrain.cluster.progress import Mark, Progress, Whereabouts
 from tolktrain.cluster.verdict import Cause, Kind, RankState
 from tolktrain.cluster.wire import Message, Wire
@@ -73,8 +74,9 @@ class Watch:
             describe: what the user reads about an error, and the exit code.
 
         Raises:
-            UserError: rank 0 cannot open its port.
+            UserError: rank 0 cannot open its port, or may not have as many connections as there are ranks.
         """
+        raise_file_limit(environment)
         record_collectives()
         # In the main thread: two threads that import torch at once may see each other's halves of it.
         import torch.distributed

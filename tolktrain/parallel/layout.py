@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.open_files import raise_file_limit
 from tolktrain.config.errors import UserError
 from tolktrain.parallel.cpu import stand_in_for_cuda
 from tolktrain.parallel.megatron import parallel_state
@@ -97,7 +98,7 @@ def initialize(
         timeout: after which a collective that waits for a rank gives up; torch's default if None.
 
     Raises:
-        UserError: the number of processes is no multiple of tensor * pipeline.
+        UserError: the number of processes is no multiple of tensor * pipeline, or they may not open enough files.
     """
     stand_in_for_cuda()
     if tensor > 1:
@@ -133,9 +134,14 @@ def initialize(
 
 
 def _start_distributed(timeout: timedelta | None) -> None:
+    environment = ProcessEnvironment.detect()
+    raise_file_limit(environment)
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(ProcessEnvironment.detect().device_index(torch.cuda.device_count()))
+        torch.cuda.set_device(environment.device_index(torch.cuda.device_count()))
+    # Each of some twenty groups would connect every rank with every other one at once: 8 (n - 1) sockets a rank with
+    # data parallelism alone. So a connection is made when two ranks first talk to each other, which few pairs ever do.
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group(backend, timeout=timeout)
