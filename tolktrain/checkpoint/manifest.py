@@ -39,16 +39,33 @@ def write_manifest(folder: Path, files: Mapping[str, FileDigest]) -> None:
     write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
-def verify(folder: Path, part: int = 0, num_parts: int = 1) -> None:
-    """Compare every file of the checkpoint `folder`, or every `num_parts`-th from number `part`, with its manifest.
+def verify(folder: Path) -> None:
+    """Compare every file of the checkpoint `folder` with its manifest.
 
-    Raises DamagedCheckpointError naming the first file that differs.
+    Raises DamagedCheckpointError naming the first file that differs, UserError when it is of another format.
     """
-    expected = read_manifest(folder)
-    _check_sizes(folder, expected)
+    verify_files(folder, read_manifest(folder))
+
+
+def verify_files(folder: Path, expected: Mapping[str, FileDigest], part: int = 0, num_parts: int = 1) -> None:
+    """Compare the files of a checkpoint whose manifest says `expected`, or a part of them: as many ranks together look
+    at each file once.
+
+    Args:
+        folder: of the checkpoint.
+        expected: of all files.
+        part: every `num_parts`-th file from this number on; the first part looks for files of something else too.
+        num_parts: how many look.
+
+    Raises:
+        DamagedCheckpointError: naming the first file that differs.
+    """
     # The largest files first, so that each part gets some of every size.
     names = sorted(expected, key=lambda name: (-expected[name]["size"], name))[part::num_parts]
+    _check_sizes(folder, {name: expected[name] for name in names})
     try:
+        if part == 0:
+            _refuse_foreign_tensors(folder, expected)
         found = digest_files(folder, names)
     except OSError as error:  # a disk that no longer gives what it was given
         raise DamagedCheckpointError(f"{folder}: a file cannot be read: {error}") from None
@@ -57,6 +74,15 @@ def verify(folder: Path, part: int = 0, num_parts: int = 1) -> None:
             raise DamagedCheckpointError(
                 f"{folder / name}: its content has changed since it was written (SHA-256 differs)"
             )
+
+
+def _refuse_foreign_tensors(folder: Path, expected: Mapping[str, FileDigest]) -> None:
+    """Other files do no harm; tensors that do not belong here would be read by libraries that know no manifest."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            if path.suffix == ".safetensors" and path.relative_to(folder).as_posix() not in expected:
+                raise DamagedCheckpointError(f"{path}: does not belong to this checkpoint; {MANIFEST} does not name it")
 
 
 def looks_complete(folder: Path) -> bool:

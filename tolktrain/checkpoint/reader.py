@@ -27,7 +27,10 @@ class CheckpointReader:
     Not collective: each rank reads what it wants. Memory is that of the block asked for.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, index: Mapping[str, Any] | None = None) -> None:
+        """`index` is the content of tensors.json where it has been read already."""
+        if index is not None:
+            self._index = dict(index)
         self._folder = folder
         self._files: dict[str, Any] = {}
         self._open = ExitStack()
@@ -42,6 +45,14 @@ class CheckpointReader:
         """Close all files."""
         self._files.clear()
         self._open.close()
+
+    @property
+    def index(self) -> Mapping[str, Any]:
+        """Content of tensors.json: kind, name, then the tensor's whole shape and where its slices are.
+
+        Raises DamagedCheckpointError when it cannot be read.
+        """
+        return self._index
 
     def shapes(self, kind: str) -> Mapping[str, Shape]:
         """Whole shapes of the tensors of a kind, by name."""

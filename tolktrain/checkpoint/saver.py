@@ -17,7 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tolktrain.checkpoint.manifest import digest_files, looks_complete, write_manifest
+from tolktrain.checkpoint.manifest import MANIFEST, digest_files, looks_complete, write_manifest
 from tolktrain.checkpoint.reader import TENSORS
 from tolktrain.checkpoint.retention import Candidate, Retention, choose_kept
 from tolktrain.checkpoint.slices import KINDS, Snapshot
@@ -89,6 +89,7 @@ class CheckpointSaver:
         self.spared: int | None = None  # for now, no checkpoint up to this step is removed; rank 0's counts
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._complete: dict[Path, tuple[int, ...]] = {}  # which manifest each had when all its files were there
 
     def save(
         self,
@@ -173,6 +174,8 @@ class CheckpointSaver:
         final = self._store.folder / step_name(step)
         aside = self._store.folder / f"{UNFINISHED_PREFIX}{self._fence.token:08d}-{final.name}"
 
+        sizes: list[int] = []
+
         def begin() -> None:
             self._fence.check()
             remove(aside)
@@ -182,9 +185,12 @@ class CheckpointSaver:
 
         def finish(written: Written) -> None:
             write_synced(aside / TENSORS, json.dumps(written.tensors).encode())
-            write_manifest(aside, {**written.files, **digest_files(aside, [STATE, TENSORS])})
+            files = {**written.files, **digest_files(aside, [STATE, TENSORS])}
+            write_manifest(aside, files)
+            sizes.extend(digest["size"] for digest in files.values())
             before_publishing()
             self._publish(aside, final)
+            self._complete[final] = _identity(final / MANIFEST)
             self._remove_old(spared)
 
         try:
@@ -196,8 +202,8 @@ class CheckpointSaver:
                     self._fence.check()
             raise
         if self._rank == 0:
-            seconds, size = time.perf_counter() - started, _size_of(final)
-            logger.info("checkpoint of step %d: %.1f MB written in %.2f s", step, size / 1e6, seconds)
+            seconds = time.perf_counter() - started
+            logger.info("checkpoint of step %d: %.1f MB written in %.2f s", step, sum(sizes) / 1e6, seconds)
         self._on_saved(final)
 
     def _publish(self, aside: Path, final: Path) -> None:
@@ -224,10 +230,24 @@ class CheckpointSaver:
     def _candidate(self, step: int, folder: Path) -> Candidate:
         try:
             metric = read_state(folder).get("metrics", {}).get(self._best_metric) if self._retention.best else None
-            return Candidate(step, looks_complete(folder), metric)
+            return Candidate(step, self._is_complete(folder), metric)
         except UserError:  # such as another version's
             return Candidate(step, complete=False)
 
+    def _is_complete(self, folder: Path) -> bool:
+        """Whether all files are there, asked once of each checkpoint: they are as many as ranks."""
+        try:
+            identity = _identity(folder / MANIFEST)
+        except OSError:
+            return False
+        if self._complete.get(folder) != identity:
+            if not looks_complete(folder):
+                return False
+            self._complete[folder] = identity
+        return True
 
-def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Another file under the same name has another one."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -16,7 +16,7 @@ from tolktrain.model.naming import canonical_shapes, check_names_and_shapes, par
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.engine import Engine
-from tolktrain.train.resume import Position
+from tolktrain.train.resume import Position, shared_reader
 from tolktrain.train.tensors import load_slices
 
 
@@ -52,7 +52,7 @@ class Blueprint:
             bounds = range(*self.cut.bounds[layout.pipeline_rank : layout.pipeline_rank + 2])
         if folder is not None:
             model = SmolTolk(self.architecture, None, layout, bounds)
-            with CheckpointReader(folder) as reader:
+            with shared_reader(folder, layout) as reader:
                 _check(model, reader)
                 if zero_stage(self.config, layout.data_size) < 3:
                     load_slices(dict(model.named_parameters()), parameter_views(model), model.share, reader)
@@ -82,7 +82,7 @@ class Blueprint:
         """
         if position is None or position.folder is None:
             return Engine(model, stage, self.config, layout, self.cut)
-        with CheckpointReader(position.folder) as reader:
+        with shared_reader(position.folder, layout) as reader:
             engine = Engine(model, stage, self.config, layout, self.cut, reader)
             if is_inside:
                 engine.restore_moments(reader, position.state["adam_updates"])

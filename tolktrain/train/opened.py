@@ -72,7 +72,9 @@ def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[Ope
             fence = Fence(token, lease.check, lambda: lease.lost)
         with logging_to(run_dir, layout.rank), dumping_to(log_path(run_dir, layout.rank), progress):
             try:
-                position = Position.of(None if starts_anew else find_position(run_dir, store, previous, layout))
+                position = Position.shared(
+                    None if starts_anew else find_position(run_dir, store, previous, layout), layout
+                )
                 yield OpenRun(run_dir, store, position, fence, lambda: on_rank_zero(layout.rank, begin))
             except Exception:
                 logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it

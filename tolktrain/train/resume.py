@@ -9,7 +9,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tolktrain.checkpoint.manifest import DamagedCheckpointError, verify
+from tolktrain.checkpoint.manifest import DamagedCheckpointError, FileDigest, read_manifest, verify_files
+from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.store import CheckpointStore, read_state, step_of
 from tolktrain.config.errors import UserError
 from tolktrain.model.architecture import Architecture
@@ -33,6 +34,11 @@ class Position:
     def of(cls, folder: Path | None) -> "Position":
         """The position that a checkpoint holds."""
         return cls(folder, {} if folder is None else read_state(folder))
+
+    @classmethod
+    def shared(cls, folder: Path | None, layout: Layout) -> "Position":
+        """The same on all ranks, as rank 0 reads it; collective."""
+        return cls(folder, {} if folder is None else on_rank_zero(layout.rank, lambda: read_state(folder)))
 
     @property
     def step(self) -> int:
@@ -100,22 +106,30 @@ def find_sound(store: CheckpointStore, layout: Layout, not_after: int | None = N
     return None
 
 
+def shared_reader(folder: Path, layout: Layout) -> CheckpointReader:
+    """A reader on each rank, with the list of tensors that rank 0 reads for all; collective."""
+    return CheckpointReader(folder, on_rank_zero(layout.rank, lambda: CheckpointReader(folder).index))
+
+
 def _complaint(folder: Path, layout: Layout) -> str | None:
-    """What is wrong with a checkpoint; the same on all ranks."""
-    complaint: str | None = None
-    failure: UserError | None = None
+    """What is wrong with a checkpoint; the same on all ranks. Rank 0 reads the manifest for all."""
+
+    def read() -> tuple[Mapping[str, FileDigest], str | None]:
+        try:
+            return read_manifest(folder), None
+        except DamagedCheckpointError as error:
+            return {}, str(error)
+
+    files, complaint = on_rank_zero(layout.rank, read)
+    if complaint is not None:
+        return complaint
     try:
-        verify(folder, layout.rank, layout.world_size)
+        verify_files(folder, files, layout.rank, layout.world_size)
     except DamagedCheckpointError as error:
         complaint = str(error)
-    except UserError as error:
-        failure = error
-    complaints: list[tuple[str | None, UserError | None]] = [(None, None)] * layout.world_size
-    dist.all_gather_object(complaints, (complaint, failure))
-    for _, refusal in complaints:
-        if refusal is not None:
-            raise refusal
-    return next((text for text, _ in complaints if text is not None), None)
+    complaints: list[str | None] = [None] * layout.world_size
+    dist.all_gather_object(complaints, complaint)
+    return next((text for text in complaints if text is not None), None)
 
 
 def _refuse_if_lost(run_dir: Path, store: CheckpointStore, previous: Mapping[str, Any] | None) -> None:

@@ -147,10 +147,10 @@ def _run_all(
         setting.saver.wait()
         if incident is None:
             # As rank 0 sees the folder: other nodes may be shown an old listing of it.
-            position = Position.of(on_rank_zero(layout.rank, opened.store.newest))
+            position = Position.shared(on_rank_zero(layout.rank, opened.store.newest), layout)
             continue
         setting.progress.at("going back")
-        position = Position.of(go_back(config, opened, layout, stages[0], incident))
+        position = Position.shared(go_back(config, opened, layout, stages[0], incident), layout)
         for callback in callbacks:
             callback.on_return(position.step)
     return stopped, position
