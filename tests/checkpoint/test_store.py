@@ -1,6 +1,7 @@
 """Checkpoints are complete or absent, and damage is found."""
 
 import logging
+import os
 import shutil
 import threading
 import time
@@ -25,9 +26,7 @@ from tolktrain.config.errors import UserError
 Save = Callable[[CheckpointStore, int], Path]
 MakeSnapshot = Callable[[int], Snapshot]
 FILES = (
-    "parameters/shard-00001-of-00001.safetensors",
-    "first_moments/shard-00001-of-00001.safetensors",
-    "second_moments/shard-00001-of-00001.safetensors",
+    "tensors/shard-00001-of-00001.safetensors",
     "tensors.json",
     "state.json",
     "manifest.json",
@@ -64,7 +63,9 @@ def test_shards_are_plain_safetensors_with_canonical_names(store: CheckpointStor
     folder = save(store, 1)
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == sorted(FILES)
     with safe_open(folder / FILES[0], framework="pt") as file:
-        assert set(file.keys()) == {"layer.weight", "layer.bias", "scale", "frozen"}
+        trained = {"layer.weight", "layer.bias", "scale"}
+        moments = {f"{kind}_moments/{name}" for kind in ("first", "second") for name in trained}
+        assert set(file.keys()) == {f"parameters/{name}" for name in (*trained, "frozen")} | moments
 
 
 @pytest.mark.parametrize("position", [0.1, 0.5, 0.97])
@@ -92,6 +93,50 @@ def test_missing_and_truncated_files_are_named(store: CheckpointStore, save: Sav
     with pytest.raises(DamagedCheckpointError, match=name):
         verify(second)
     assert store.find_latest() is None
+
+
+def test_tensors_of_something_else_are_found(store: CheckpointStore, save: Save) -> None:
+    """A library that knows no manifest would read them. Other files do no harm."""
+    older, newer = save(store, 1), save(store, 2)
+    (newer / "tensors" / "notes.txt").write_text("mine")
+    verify(newer)
+    shutil.copy(older / FILES[0], newer / "tensors" / "shard-00002-of-00002.safetensors")
+    with pytest.raises(DamagedCheckpointError, match="shard-00002-of-00002.safetensors: does not belong to this"):
+        verify(newer)
+    assert store.find_latest() == older
+
+
+def test_files_of_kept_ones_are_not_asked_for_at_each_save(
+    store: CheckpointStore, run_dir: Path, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an earlier start's once, of one's own never; but a checkpoint that takes the place of another is asked for."""
+    many = run_dir / "checkpoints" / "step-00000001"
+
+    def fill(content: bytes) -> None:
+        (many / "tensors").mkdir(parents=True, exist_ok=True)
+        names = [f"tensors/{number}.safetensors" for number in range(200)]
+        for name in names:
+            (many / name).write_bytes(content)
+        manifest_module.write_manifest(many, manifest_module.digest_files(many, names))
+
+    asked: list[str] = []
+    stat = os.stat
+
+    def counted(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        asked.append(str(path))
+        return stat(path, *arguments, **options)
+
+    def tensor_files_asked(step: int) -> int:
+        asked.clear()
+        saver.save(step, make_snapshot(step), {})
+        return sum(path.endswith(".safetensors") for path in asked)
+
+    fill(b"old")
+    saver = CheckpointSaver(store, Retention(last=5))
+    monkeypatch.setattr(os, "stat", counted)
+    assert [tensor_files_asked(step) for step in (2, 3, 4)] == [200, 0, 0]
+    fill(b"newer")
+    assert [tensor_files_asked(step) for step in (5, 6)] == [200, 0]
 
 
 def test_one_that_the_disk_does_not_give_is_passed_over(
@@ -297,5 +342,5 @@ def test_damaged_ones_are_set_aside_and_can_be_written_again(store: CheckpointSt
     assert names(run_dir) == ["latest", "step-00000001", "step-00000002.damaged"]
     assert save(store, 2) == store.find_latest()
     # Damage that appears later under the name of a step that is reached again.
-    flip_bit(newer / FILES[1])
+    flip_bit(newer / FILES[0], 0.7)
     assert save(store, 2) == store.find_latest()

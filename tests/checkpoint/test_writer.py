@@ -26,31 +26,33 @@ Blocks = dict[str, list[Slice]]  # of each rank
 
 
 def test_the_safetensors_library_reads_it(store: CheckpointStore, save: Save, make_snapshot: MakeSnapshot) -> None:
-    written = make_snapshot(1).parameters
-    file = save(store, 1) / "parameters" / "shard-00001-of-00001.safetensors"
+    written = {f"{kind}/{name}": block.tensor for kind, name, block in make_snapshot(1).items()}
+    file = save(store, 1) / "tensors" / "shard-00001-of-00001.safetensors"
     read = load_file(file)
     assert read.keys() == written.keys()
-    assert all(torch.equal(read[name], block.tensor) for name, block in written.items())
+    assert all(torch.equal(read[name], tensor) for name, tensor in written.items())
     with safe_open(file, framework="pt") as opened:
-        assert json.loads(opened.metadata()["DCP_SHARDING_INFO"])["layer.weight"] == {"saved_offsets": [0, 0]}
+        noted = json.loads(opened.metadata()["DCP_SHARDING_INFO"])
+    assert noted["parameters/layer.weight"] == {"saved_offsets": [0, 0]}
 
 
 def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
     tensors = {"large": torch.randn(3_000_000), "empty": torch.empty(0, 4), "scalar": torch.tensor(2.5)}
-    digest = write_safetensors(tmp_path / "a", tensors, {name: [0] * t.dim() for name, t in tensors.items()})
+    places = {name: ((0,) * tensor.dim(), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    digest = write_safetensors(tmp_path / "a", places, (tensor.flatten() for tensor in tensors.values()))
     assert digest == digest_files(tmp_path, ["a"])["a"]
     read = load_file(tmp_path / "a")
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
 
 
 def write_as(folder: Path, ranks: list[Mapping[str, Slice]]) -> None:
-    """What several ranks would write, and the list of it."""
+    """What several ranks once wrote, a folder for each kind, and the list of it."""
     (folder / PARAMETERS).mkdir(parents=True)
     tensors: dict[str, dict[str, object]] = {}
     for rank, blocks in enumerate(ranks):
         file = f"{PARAMETERS}/shard-{rank}.safetensors"
-        offsets = {name: list(block.offsets) for name, block in blocks.items()}
-        write_safetensors(folder / file, {name: block.tensor for name, block in blocks.items()}, offsets)
+        places = {name: (block.offsets, block.sizes) for name, block in blocks.items()}
+        write_safetensors(folder / file, places, (block.tensor.flatten() for block in blocks.values()))
         for name, block in blocks.items():
             entry = tensors.setdefault(name, {"shape": block.shape, "slices": []})
             assert isinstance(entry["slices"], list)

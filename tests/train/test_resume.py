@@ -141,13 +141,13 @@ def test_a_damaged_checkpoint_is_passed_over(
     shutil.copytree(uninterrupted, run_dir)
     config = small_config(tmp_path, sets)
     for step in (NUM_STEPS, 8):
-        shard = next((run_dir / f"checkpoints/step-{step:08d}/first_moments").iterdir())
+        shard = next((run_dir / f"checkpoints/step-{step:08d}/tensors").iterdir())
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1
         shard.write_bytes(bytes(content))
     assert train(config) == 0
-    assert "step-00000008/first_moments/shard-00001" in caplog.text
-    assert "step-00000008/first_moments/shard-00001" in capsys.readouterr().err
+    assert "step-00000008/tensors/shard-00001" in caplog.text
+    assert "step-00000008/tensors/shard-00001" in capsys.readouterr().err
     assert_same_run(run_dir, uninterrupted)
     damaged = sorted(path.name for path in (run_dir / "checkpoints").glob("*.damaged"))
     assert damaged == ["step-00000008.damaged", f"step-{NUM_STEPS:08d}.damaged"]

@@ -74,7 +74,7 @@ class CheckpointReader:
             if all(begin < end for begin, end in zip(begins, ends, strict=True)):
                 there = _part(begins, ends, stored["offsets"])
                 here = _part(begins, ends, offsets)
-                blocks.append((here, self._stored(stored, name), there))
+                blocks.append((here, self._stored(stored, kind, name), there))
                 filled += math.prod(end - begin for begin, end in zip(begins, ends, strict=True))
         if filled != math.prod(sizes):
             raise DamagedCheckpointError(f"{self._folder / TENSORS}: {kind} of {name} are not all there")
@@ -106,7 +106,7 @@ class CheckpointReader:
             raise DamagedCheckpointError(f"{path}: not the list of tensors that was written ({error!r})") from None
         return dict(index)
 
-    def _stored(self, stored: Mapping[str, Any], name: str) -> Any:
+    def _stored(self, stored: Mapping[str, Any], kind: str, name: str) -> Any:
         """A slice in its file, opened."""
         file = stored["file"]
         path = self._folder / file
@@ -114,7 +114,7 @@ class CheckpointReader:
             if file not in self._files:
                 require_regular(path)
                 self._files[file] = self._open.enter_context(safe_open(path, framework="pt"))
-            block = self._files[file].get_slice(name)
+            block = self._files[file].get_slice(_key(kind, name, file))
             shape = list(block.get_shape())
         except Exception as error:  # of the library's own kind
             raise DamagedCheckpointError(f"{path}: cannot be read: {error}") from None
@@ -144,6 +144,11 @@ def _checked_sizes(name: str, sizes: object) -> list[int]:
     if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size < _LARGEST_SIZE for size in sizes):
         raise ValueError(f"a shape of {name} is no list of sizes")
     return sizes
+
+
+def _key(kind: str, name: str, file: str) -> str:
+    """A tensor's name in a file. Files in a folder for one kind, as they were once written, leave the kind out."""
+    return name if file.startswith(f"{kind}/") else f"{kind}/{name}"
 
 
 def _part(begins: list[int], ends: list[int], offsets: Shape) -> tuple[slice, ...]:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from tolktrain.checkpoint.manifest import MANIFEST, digest_files, looks_complete, write_manifest
 from tolktrain.checkpoint.reader import TENSORS
 from tolktrain.checkpoint.retention import Candidate, Retention, choose_kept
-from tolktrain.checkpoint.slices import KINDS, Snapshot
+from tolktrain.checkpoint.slices import Snapshot
 from tolktrain.checkpoint.store import (
     STATE,
     UNFINISHED_PREFIX,
@@ -32,7 +32,7 @@ from tolktrain.checkpoint.store import (
     step_name,
     step_of,
 )
-from tolktrain.checkpoint.writer import Written, write_snapshot
+from tolktrain.checkpoint.writer import MOST_FILES, TENSOR_FOLDER, Written, write_snapshot
 from tolktrain.cluster.verdict import OtherRankFailed
 from tolktrain.config.errors import UserError
 from tolktrain.files.writing import sync_path, write_synced
@@ -65,6 +65,8 @@ class CheckpointSaver:
         on_saved: Callable[[Path], object] = lambda _: None,
         being_copied: Callable[[], Path | None] = lambda: None,
         best_metric: str = "loss",
+        series: int = 0,
+        most_files: int = MOST_FILES,
     ) -> None:
         """Nothing is written yet.
 
@@ -77,6 +79,8 @@ class CheckpointSaver:
             on_saved: called on every rank with the folder of a checkpoint when that is complete; must not wait.
             being_copied: asked on rank 0 for a checkpoint that is not to be removed yet.
             best_metric: key of the state's "metrics" that the best checkpoints have the lowest values of.
+            series: of this rank, see `write_snapshot`.
+            most_files: with tensors, in a checkpoint.
         """
         self._store = store
         self._retention = retention
@@ -86,6 +90,7 @@ class CheckpointSaver:
         self._on_saved = on_saved
         self._being_copied = being_copied
         self._best_metric = best_metric
+        self._sharing = (series, most_files)
         self.spared: int | None = None  # for now, no checkpoint up to this step is removed; rank 0's counts
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -179,8 +184,7 @@ class CheckpointSaver:
         def begin() -> None:
             self._fence.check()
             remove(aside)
-            for kind in KINDS:
-                (aside / kind).mkdir(parents=True)
+            (aside / TENSOR_FOLDER).mkdir(parents=True)
             write_synced(aside / STATE, json.dumps(state, indent=1).encode())
 
         def finish(written: Written) -> None:
@@ -194,7 +198,7 @@ class CheckpointSaver:
             self._remove_old(spared)
 
         try:
-            write_snapshot(aside, snapshot, self._group, begin, finish)
+            write_snapshot(aside, snapshot, self._group, begin, finish, *self._sharing)
         except BaseException as error:
             if self._rank == 0:
                 remove_quietly(aside)

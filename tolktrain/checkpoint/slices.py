@@ -40,7 +40,7 @@ class Snapshot:
     second_moments: dict[str, Slice] = field(default_factory=dict)
 
     def kinds(self) -> dict[str, dict[str, Slice]]:
-        """Slices by the name of their folder."""
+        """Slices by kind."""
         return {
             PARAMETERS: self.parameters,
             FIRST_MOMENTS: self.first_moments,

@@ -4,15 +4,15 @@
 checkpoints/
   latest                      name of the newest complete checkpoint
   step-00000100/
-    parameters/*.safetensors      float32 value of every parameter, frozen ones too, under canonical names
-    first_moments/*.safetensors   Adam's moments of the parameters that were trained, under the same names
-    second_moments/*.safetensors
-    tensors.json                  which slices of which tensor are in which file
-    state.json                    everything small: step, stage, data position, random states, versions, architecture
-    manifest.json                 size and SHA-256 of every file
+    tensors/*.safetensors   parameters/NAME: float32 value of every parameter, frozen ones too, under canonical names;
+                            first_moments/NAME, second_moments/NAME: Adam's moments of those that were trained
+    tensors.json            which slices of which tensor are in which file
+    state.json              everything small: step, stage, data position, random states, versions, architecture
+    manifest.json           size and SHA-256 of every file
 ```
-Every rank writes the slices it holds, into files of its own. In bf16 the model's own parameters are these float32
-masters, rounded, and so need no place of their own. `saver` writes, this module finds and reads.
+Every rank writes the slices it holds into a file of its own; neighbours share one where ranks are many. Older
+checkpoints have a folder of files for each kind, and are read too. In bf16 the model's own parameters are these
+float32 masters, rounded, and so need no place of their own. `saver` writes, this module finds and reads.
 """
 
 import contextlib

@@ -3,6 +3,10 @@
 The library brings the ranks together: it collects what each will write, and tells all of them when one fails. The files
 are written here, block by block, so that nothing is copied in memory, Python's lock is not held, and the checksum is
 that of what was meant to be written. `dcp.HuggingFaceStorageReader` reads them.
+
+Where ranks are more than files should be, neighbours share one (see `sharing`): the first of them writes it, the others
+send it their slices. A file with one writer is intact on every file system; clients of NFS that write into the same
+page lose each other's bytes.
 """
 
 import errno
@@ -12,8 +16,8 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +38,13 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from tolktrain.checkpoint.manifest import FileDigest
-from tolktrain.checkpoint.slices import KINDS, Slice, Snapshot
+from tolktrain.checkpoint.sharing import SharedFile, share_files
+from tolktrain.checkpoint.slices import KINDS, Shape, Slice, Snapshot
 from tolktrain.cluster.verdict import OtherRankFailed
 from tolktrain.files.writing import naming
+
+TENSOR_FOLDER = "tensors"
+MOST_FILES = 4096  # of a checkpoint; more are a burden for the metadata server of a parallel file system
 
 _BLOCK_BYTES = 8 * 1024**2
 _HEADER_ALIGNMENT = 8
@@ -56,6 +64,8 @@ def write_snapshot(
     group: dist.ProcessGroup | None,
     begin: Callable[[], None],
     finish: Callable[[Written], None],
+    series: int = 0,
+    most_files: int = MOST_FILES,
 ) -> None:
     """Write the slices of all ranks below `folder`; collective over `group`, alone if that is None.
 
@@ -67,6 +77,9 @@ def write_snapshot(
         group: all ranks, on gloo.
         begin: makes the folders; called on the group's first rank before anybody writes.
         finish: called on the first rank when everybody has written.
+        series: the same number on ranks that hold the same tensors, of which each has the rows that follow on those of
+            the one before: the data ranks of one tensor and pipeline rank.
+        most_files: beyond which neighbours in a series share a file.
 
     Raises:
         OSError: this rank, or one whose error it is told, could not write.
@@ -75,7 +88,7 @@ def write_snapshot(
     """
     slices = {f"{kind}/{name}": block for kind, name, block in snapshot.items()}
     rank = 0 if group is None else dist.get_rank(group)
-    writer = _Writer(folder, rank, 1 if group is None else dist.get_world_size(group), begin, finish)
+    writer = _Writer(folder, rank, group, begin, finish, series, most_files)
     if group is None:  # not a mistake, as the library suspects
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     try:
@@ -169,15 +182,25 @@ def _write_item(key: str, block: Slice) -> WriteItem:
 
 
 class _Writer(dcp.StorageWriter):
-    """One safetensors file for each kind of tensor and rank."""
+    """One safetensors file for each rank, or for some neighbours."""
 
     def __init__(
-        self, folder: Path, rank: int, world_size: int, begin: Callable[[], None], finish: Callable[[Written], None]
+        self,
+        folder: Path,
+        rank: int,
+        group: dist.ProcessGroup | None,
+        begin: Callable[[], None],
+        finish: Callable[[Written], None],
+        series: int,
+        most_files: int,
     ) -> None:
         self._folder = folder
-        self._file_name = f"shard-{rank + 1:05d}-of-{world_size:05d}.safetensors"
+        self._rank = rank
+        self._group = group
         self._begin = begin
         self._finish = finish
+        self._series = series
+        self._most_files = most_files
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Nothing to reset: a writer is for one checkpoint."""
@@ -186,38 +209,63 @@ class _Writer(dcp.StorageWriter):
         """Nothing: see `prepare_global_plan`."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        return plan
+        return replace(plan, storage_data=self._series)
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        blocks = [{item.index.fqn: _block_of(item) for item in plan.items} for plan in plans]
+        files = share_files(blocks, [plan.storage_data for plan in plans], self._most_files)
         self._begin()
-        return plans
+        return [replace(plan, storage_data=file) for plan, file in zip(plans, files, strict=True)]
 
     def write_data(self, plan: SavePlan, planner: dcp.SavePlanner) -> "Future[list[WriteResult]]":
+        file: SharedFile | None = plan.storage_data
         results: list[WriteResult] = []
-        for kind in KINDS:
-            items = [item for item in plan.items if item.index.fqn.startswith(f"{kind}/")]
-            if items:
-                blocks: dict[str, Any] = {
-                    item.index.fqn.removeprefix(f"{kind}/"): planner.resolve_data(item) for item in items
-                }
-                offsets = {name: list(item.index.offset or ()) for name, item in zip(blocks, items, strict=True)}
-                name = f"{kind}/{self._file_name}"
-                digest = write_safetensors(self._folder / name, blocks, offsets)
-                results += [WriteResult(item.index, digest["size"], (name, digest, item.tensor_data)) for item in items]
+        own = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
+        if file is not None and file.writer == self._rank:
+            name = f"{TENSOR_FOLDER}/{file.name}"
+            digest = self._write(self._folder / name, file, own)
+            for block in file.blocks:
+                index = MetadataIndex(block.key, block.offsets)
+                results.append(WriteResult(index, digest["size"], (name, digest, block)))
+        elif file is not None:
+            for key in [block.key for block in file.blocks if block.key in own]:
+                for part in _cut(own[key]):
+                    dist.send(part, group=self._group, group_dst=file.writer)
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future
+
+    def _write(self, path: Path, file: SharedFile, own: Mapping[str, Tensor]) -> FileDigest:
+        content = self._content(file, own)
+        try:
+            return write_safetensors(path, {block.key: (block.offsets, block.sizes) for block in file.blocks}, content)
+        except BaseException:
+            for _ in content:  # or those that send it would wait
+                pass
+            raise
+
+    def _content(self, file: SharedFile, own: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """What the file holds, part by part; those of other ranks are overwritten by the next one."""
+        memory = torch.empty(_BLOCK_BYTES // 4 if len(file.ranks) > 1 else 0)
+        for block in file.blocks:
+            for rank, count in block.holders:
+                if rank == self._rank:
+                    yield from _cut(own[block.key])
+                    continue
+                for begin in range(0, count, len(memory)):
+                    part = memory[: min(len(memory), count - begin)]
+                    dist.recv(part, group=self._group, group_src=rank)
+                    yield part
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         files: dict[str, FileDigest] = {}
         tensors: dict[str, Any] = {kind: {} for kind in KINDS}
         for result in (result for part in results for result in part):
-            file, digest, data = result.storage_data
+            file, digest, block = result.storage_data
             files[file] = digest
-            kind, _, name = result.index.fqn.partition("/")
-            entry = tensors[kind].setdefault(name, {"shape": list(data.size), "slices": []})
-            block = {"file": file, "offsets": list(data.chunk.offsets), "sizes": list(data.chunk.sizes)}
-            entry["slices"].append(block)
+            kind, _, name = block.key.partition("/")
+            entry = tensors[kind].setdefault(name, {"shape": list(block.shape), "slices": []})
+            entry["slices"].append({"file": file, "offsets": list(block.offsets), "sizes": list(block.sizes)})
         self._finish(Written(files, tensors))
 
     @classmethod
@@ -225,17 +273,27 @@ class _Writer(dcp.StorageWriter):
         return False
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], offsets: Mapping[str, list[int]]) -> FileDigest:
-    """Write float32 tensors on the CPU as a safetensors file, with their places in whole tensors; wait for the disk.
+def _block_of(item: WriteItem) -> tuple[Shape, Shape, Shape]:
+    data = item.tensor_data
+    assert data is not None
+    return tuple(data.size), tuple(data.chunk.offsets), tuple(data.chunk.sizes)
+
+
+def write_safetensors(path: Path, places: Mapping[str, tuple[Shape, Shape]], content: Iterable[Tensor]) -> FileDigest:
+    """Write float32 tensors as a safetensors file and wait for the disk.
+
+    Args:
+        path: of a file that is not there yet.
+        places: offsets in the whole tensor and sizes of each block, by name.
+        content: all blocks one after the other, flat, on the CPU, cut anywhere.
 
     Returns:
         Size and SHA-256 of what was written.
     """
-    header = _header(tensors, offsets)
     hasher, size = hashlib.sha256(), 0
     # A folder that is gone is not made again: another job may have taken over the run.
     with naming(path), open(path, "xb", buffering=1 << 20) as file:
-        for block in _blocks(header, tensors):
+        for block in itertools.chain([memoryview(_header(places))], map(_bytes_of, content)):
             hasher.update(block)
             if file.write(block) != len(block):
                 raise OSError(errno.EIO, "not everything was written", str(path))
@@ -245,24 +303,26 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], offsets: Mappin
     return {"size": size, "sha256": hasher.hexdigest()}
 
 
-def _blocks(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    yield memoryview(header)
-    for tensor in tensors.values():
-        assert tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.device.type == "cpu"
-        flat: Any = tensor.detach().view(-1).numpy()
-        content = memoryview(flat).cast("B")
-        for begin in range(0, len(content), _BLOCK_BYTES):
-            yield content[begin : begin + _BLOCK_BYTES]
+def _cut(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor, flat, in parts of at most _BLOCK_BYTES."""
+    assert tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.device.type == "cpu"
+    yield from tensor.detach().view(-1).split(_BLOCK_BYTES // 4)
 
 
-def _header(tensors: Mapping[str, Tensor], offsets: Mapping[str, list[int]]) -> bytes:
+def _bytes_of(flat: Tensor) -> memoryview:
+    array: Any = flat.numpy()
+    return memoryview(array).cast("B")
+
+
+def _header(places: Mapping[str, tuple[Shape, Shape]]) -> bytes:
     """Length and JSON, as https://huggingface.co/docs/safetensors describes it, with the library's note on slices."""
-    places = {name: {"saved_offsets": offsets[name]} for name in tensors}
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt", "DCP_SHARDING_INFO": json.dumps(places)}}
+    noted = {name: {"saved_offsets": list(offsets)} for name, (offsets, _) in places.items()}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", "DCP_SHARDING_INFO": json.dumps(noted)}}
     begin = 0
-    for name, tensor in tensors.items():
-        entries[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, begin + tensor.nbytes]}
-        begin += tensor.nbytes
+    for name, (_, sizes) in places.items():
+        end = begin + 4 * math.prod(sizes)
+        entries[name] = {"dtype": "F32", "shape": list(sizes), "data_offsets": [begin, end]}
+        begin = end
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % _HEADER_ALIGNMENT)
     return len(text).to_bytes(8, "little") + text

@@ -108,6 +108,7 @@ def saving(
         on_saved=(lambda _: None) if uploads is None else uploads.submit,
         being_copied=lambda: None if uploads is None else uploads.copying,
         best_metric=settings.best_metric,
+        series=layout.pipeline_rank * layout.tensor_size + layout.tensor_rank,
     )
     try:
         if uploads is not None and run.position.folder is not None:

@@ -1,0 +1,96 @@
+"""Which ranks write their slices into one file, where there are more ranks than files should be. Pure functions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tolktrain.checkpoint.slices import Shape
+
+Block = tuple[Shape, Shape, Shape]
+"""Shape of a whole tensor; where a block begins in it; sizes of the block."""
+
+
+@dataclass(frozen=True)
+class SharedBlock:
+    """A block of a tensor in a file, of one rank or of rows that several ranks hold one after the other."""
+
+    key: str
+    shape: Shape  # of the whole tensor
+    offsets: Shape
+    sizes: Shape
+    holders: tuple[tuple[int, int], ...]  # rank, and how many elements it has
+
+
+@dataclass(frozen=True)
+class SharedFile:
+    """A file and what is in it. A name is in it once, or other libraries could not read it."""
+
+    name: str
+    ranks: tuple[int, ...]
+    blocks: tuple[SharedBlock, ...]
+
+    @property
+    def writer(self) -> int:
+        """The rank that writes it."""
+        return self.ranks[0]
+
+
+def share_files(
+    blocks: Sequence[Mapping[str, Block]], series: Sequence[int], most_files: int
+) -> list[SharedFile | None]:
+    """The file that each rank's blocks go to; None for a rank without any.
+
+    Ranks share only as far as their blocks of a tensor follow on each other, so that together they are a block again:
+    there may be more than `most_files` where they do not.
+
+    Args:
+        blocks: what each rank has, by key.
+        series: of each rank; ranks of one series hold consecutive rows of the same tensors.
+        most_files: to have.
+    """
+    members: dict[int, list[int]] = {}
+    for rank, number in enumerate(series):
+        if blocks[rank]:
+            members.setdefault(number, []).append(rank)
+    size = 1
+    while sum(-(-len(ranks) // size) for ranks in members.values()) > max(most_files, len(members)):
+        size += 1
+    found = [group for ranks in members.values() for group in _groups(ranks, blocks, size)]
+    files: list[SharedFile | None] = [None] * len(blocks)
+    for number, (ranks, merged) in enumerate(found):
+        name = f"shard-{number + 1:05d}-of-{len(found):05d}.safetensors"
+        file = SharedFile(name, tuple(ranks), tuple(merged.values()))
+        for rank in ranks:
+            files[rank] = file
+    return files
+
+
+def _groups(
+    ranks: Sequence[int], blocks: Sequence[Mapping[str, Block]], size: int
+) -> list[tuple[list[int], dict[str, SharedBlock]]]:
+    """Ranks of a series in groups of up to `size`, and what each group has together."""
+    groups: list[tuple[list[int], dict[str, SharedBlock]]] = []
+    for rank in ranks:
+        merged = _merged(groups[-1][1], rank, blocks[rank]) if groups and len(groups[-1][0]) < size else None
+        if merged is None:
+            groups.append(([rank], _merged({}, rank, blocks[rank]) or {}))
+        else:
+            groups[-1] = ([*groups[-1][0], rank], merged)
+    return groups
+
+
+def _merged(there: Mapping[str, SharedBlock], rank: int, more: Mapping[str, Block]) -> dict[str, SharedBlock] | None:
+    """The blocks of a file with those of one more rank; None where they do not follow on each other."""
+    result = dict(there)
+    for key, (shape, offsets, sizes) in more.items():
+        count = math.prod(sizes)
+        block = there.get(key)
+        if block is None:
+            result[key] = SharedBlock(key, shape, offsets, sizes, ((rank, count),))
+            continue
+        follows = bool(shape) and block.shape == shape and offsets[0] == block.offsets[0] + block.sizes[0]
+        if not follows or (offsets[1:], sizes[1:]) != (block.offsets[1:], block.sizes[1:]):
+            return None
+        together = (block.sizes[0] + sizes[0], *sizes[1:])
+        result[key] = SharedBlock(key, shape, block.offsets, together, (*block.holders, (rank, count)))
+    return result
