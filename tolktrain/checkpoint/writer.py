@@ -220,7 +220,7 @@ class _Writer(dcp.StorageWriter):
     def write_data(self, plan: SavePlan, planner: dcp.SavePlanner) -> "Future[list[WriteResult]]":
         file: SharedFile | None = plan.storage_data
         results: list[WriteResult] = []
-        own = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
+        own: dict[str, Any] = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
         if file is not None and file.writer == self._rank:
             name = f"{TENSOR_FOLDER}/{file.name}"
             digest = self._write(self._folder / name, file, own)

@@ -81,27 +81,18 @@ class OptimizerStates:
         elif len(value):
             self.own(parameter, kind).copy_(value)
 
+    def held(self, parameter: nn.Parameter) -> Tensor:
+        """What the module itself holds of a parameter here, flat; may be the original."""
+        if not self.splits_modules:
+            return parameter.detach().view(-1)
+        start, stop = _own_part(parameter)
+        part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+        return part.detach()[: stop - start]
+
     def write_held(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Set what the module itself holds of a parameter here under ZeRO 3 to a flat value."""
         part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
         part.detach().copy_(_padded(parameter, value))
-
-    def read_whole(self, parameter: nn.Parameter, kind: str | None = None) -> Tensor:
-        """A parameter's float32 value, or the moment `kind`, in its full shape; collective over the data group."""
-        if not parameter.requires_grad:
-            assert kind is None
-            with self._whole(parameter):
-                return parameter.detach().float()
-        if self._zero_stage == 0:
-            return self._plain(parameter, kind).detach()
-        utils = self._deepspeed.utils
-        value: Tensor | None = (
-            utils.safe_get_full_fp32_param(parameter)
-            if kind is None
-            else utils.safe_get_full_optimizer_state(parameter, kind)
-        )
-        assert value is not None
-        return value.detach()
 
     def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
         """Shape of a parameter on this tensor rank; ZeRO 3 leaves an empty one."""
@@ -145,10 +136,6 @@ class OptimizerStates:
         if self._zero_stage == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [parameter for group in self._adam.param_groups for parameter in group["params"]]
-
-    def _whole(self, parameter: nn.Parameter) -> Any:
-        """A context in which the module's parameter is not partitioned, for reading."""
-        return self._deepspeed.zero.GatheredParameters([parameter], enabled=self._zero_stage == 3)
 
 
 def _forget_skipped_gradients(optimizer: Any) -> None:

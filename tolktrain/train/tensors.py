@@ -1,11 +1,12 @@
 """Parameters and moments of an engine, out to checkpoints and in again, as slices of canonical tensors.
 
-Each rank writes what ZeRO keeps with it, up to whole rows, and reads what it holds; tensors of which the data ranks
-have equal copies are shared out among them. At no time does a rank need more than one parameter besides its own part.
+Each rank writes what ZeRO keeps with it, up to whole rows (see `row_ends`), and reads what it holds; tensors of which
+the data ranks have equal copies are shared out among them. At no time does a rank need more than its own part, and of
+that one parameter twice.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from tolktrain.checkpoint.slices import FIRST_MOMENTS, PARAMETERS, SECOND_MOMENTS, Slice, Snapshot, Source
 from tolktrain.model.naming import ParameterView, Section, TensorShare
 from tolktrain.parallel.layout import Layout
+from tolktrain.train.row_ends import RowEnd, exchange, plan_row_ends
 from tolktrain.train.states import FIRST_MOMENT, SECOND_MOMENT, OptimizerStates
 
 MOMENTS = {FIRST_MOMENTS: FIRST_MOMENT, SECOND_MOMENTS: SECOND_MOMENT}
@@ -31,7 +33,6 @@ class Part:
     start: int
     stop: int
     sections: tuple[Section, ...]
-    needs_all: bool  # some data rank lacks elements of what it writes: the parameter is put together by all of them
 
 
 class UnknownSlicingError(RuntimeError):
@@ -78,13 +79,10 @@ class ModelTensors:
         Raises UnknownSlicingError where a parameter is not sliced as its view says.
         """
         result = reuse or Snapshot()
-        for name, parameter in self._parameters.items():
-            part = self._parts.get(name)
-            if part is not None:
-                self._take(result.parameters, name, part, None)
-                if parameter.requires_grad:
-                    for kind, state in MOMENTS.items():
-                        self._take(result.kinds()[kind], name, part, state)
+        parts, ends = self._parts, self._fetch_row_ends()
+        for name, part in parts.items():
+            for kind, state in self._kinds(name).items():
+                self._take(result.kinds()[kind], name, part, state, ends.get((name, state), []))
         if self._layout.device.type == "cuda":
             torch.cuda.synchronize()
         return result
@@ -116,9 +114,9 @@ class ModelTensors:
         first, last = start // width, -(-stop // width)
         return rows(name, first, last).flatten()[start - first * width : stop - first * width]
 
-    def _take(self, slices: dict[str, Slice], name: str, part: Part, state: str | None) -> None:
-        """Copy a parameter's sections, or those of its moment, into `slices`; collective if the part says so."""
-        rows = self._rows(name, part, state)
+    def _take(self, slices: dict[str, Slice], name: str, part: Part, state: str | None, ends: Sequence[Tensor]) -> None:
+        """Copy a parameter's sections, or those of its moment, into `slices`."""
+        rows = self._rows(name, part, state, ends)
         for section in part.sections:
             block = rows[section.rows].view(section.sizes)
             if section.name not in slices:
@@ -126,54 +124,85 @@ class ModelTensors:
                 slices[section.name] = Slice(memory, section.offsets, section.shape)
             slices[section.name].tensor.copy_(block, non_blocking=True)
 
-    def _rows(self, name: str, part: Part, state: str | None) -> Tensor:
-        """The rows of a part, float32, in two dimensions or more."""
-        parameter = self._parameters[name]
-        shape = self._states.shape(parameter) or (1,)
+    def _rows(self, name: str, part: Part, state: str | None, ends: Sequence[Tensor]) -> Tensor:
+        """The rows of a part, float32, in two dimensions or more; `ends` are what other ranks have of the last one."""
+        shape = self._states.shape(self._parameters[name]) or (1,)
         if name in self._frozen:
             return self._frozen[name].view(-1, *shape[1:])
-        if part.needs_all or not parameter.requires_grad:
-            value = self._states.read_whole(parameter, state)
-            return value.view(shape)[part.start : part.stop]
-        begin, _ = self._states.own_range(parameter) or (0, 0)
+        begin, _ = self._span(name) or (0, 0)
         width = math.prod(shape[1:])
-        flat = self._states.own(parameter, state)[part.start * width - begin : part.stop * width - begin]
+        own = self._own(name, state)[part.start * width - begin : part.stop * width - begin].float()
+        flat = torch.cat([own, *(end.to(own.device) for end in ends)]) if ends else own
         return flat.view(-1, *shape[1:])
+
+    def _kinds(self, name: str) -> dict[str, str | None]:
+        """What there is of a parameter: kinds of a checkpoint, and what the optimizer calls them."""
+        return {PARAMETERS: None, **(MOMENTS if self._parameters[name].requires_grad else {})}
+
+    def _own(self, name: str, state: str | None) -> Tensor:
+        """What this rank has of a parameter or its moment, flat."""
+        parameter = self._parameters[name]
+        return self._states.own(parameter, state) if parameter.requires_grad else self._states.held(parameter)
+
+    def _fetch_row_ends(self) -> dict[tuple[str, str | None], list[Tensor]]:
+        """The ends of rows that this rank writes and others have, by name and state; collective."""
+        names, rank = list(self._parameters), self._layout.data_rank
+        outgoing: dict[int, list[Tensor]] = {}
+        sizes: dict[int, list[int]] = {}
+        coming: list[tuple[int, tuple[str, str | None]]] = []
+        for end in self._row_ends:
+            name = names[end.parameter]
+            for state in self._kinds(name).values():
+                if end.source == rank:
+                    begin, _ = self._span(name) or (0, 0)
+                    part = self._own(name, state)[end.start - begin : end.stop - begin]
+                    outgoing.setdefault(end.target, []).append(part)
+                else:
+                    sizes.setdefault(end.source, []).append(end.stop - end.start)
+                    coming.append((end.source, (name, state)))
+        found = {source: iter(parts) for source, parts in exchange(outgoing, sizes, self._layout.data_group).items()}
+        ends: dict[tuple[str, str | None], list[Tensor]] = {}
+        for source, key in coming:
+            ends.setdefault(key, []).append(next(found[source]))
+        return ends
+
+    @cached_property
+    def _row_ends(self) -> list[RowEnd]:
+        """Which ends of rows this rank gives and gets at each snapshot; collective when first asked for."""
+        spans = [None if self._is_elsewhere(name) else self._span(name) for name in self._parameters]
+        if not any(span is not None for span in spans):  # on all data ranks alike
+            return []
+        widths = [math.prod(self._states.shape(parameter)[1:]) for parameter in self._parameters.values()]
+        mine = torch.tensor([span or (0, 0) for span in spans])
+        everyone = [torch.empty_like(mine) for _ in range(self._layout.data_size)]
+        dist.all_gather(everyone, mine, group=self._layout.data_group)
+        return plan_row_ends(torch.stack(everyone), widths, self._layout.data_rank)
 
     @cached_property
     def _parts(self) -> dict[str, Part]:
-        """What this rank writes of each parameter; collective over the data group when first asked for.
-
-        A parameter that needs all data ranks has an entry on each of them, without sections where there is nothing to
-        write.
-        """
+        """What this rank writes of each parameter."""
         for name, parameter in self._parameters.items():
             self._check(name, parameter)
-        spans = {name: self._span(name) for name in self._parameters}
         shared = self._shared_out()
-        rows: dict[str, tuple[int, int]] = {}
-        split: set[str] = set()
-        for name, parameter in self._parameters.items():
-            width = math.prod(self._states.shape(parameter)[1:])
-            own = spans[name]
-            start, stop = shared[name] if own is None else own
-            rows[name] = begin, end = -(-start // width), -(-stop // width)
-            if own is not None and begin < end and not (own[0] <= begin * width and end * width <= own[1]):
-                split.add(name)
-            if not parameter.requires_grad and self._states.splits_modules:
-                split.add(name)
-        everyone: list[set[str]] = [set()] * self._layout.data_size
-        dist.all_gather_object(everyone, split, group=self._layout.data_group)
-        split = set().union(*everyone)
         parts: dict[str, Part] = {}
-        for name, (begin, end) in rows.items():
-            sections = () if self._is_elsewhere(name) else tuple(self._views[name].sections(self._share, begin, end))
-            if sections or name in split:
-                parts[name] = Part(begin, end, sections, name in split)
+        for name, parameter in self._parameters.items():
+            if self._is_elsewhere(name):
+                continue
+            width = math.prod(self._states.shape(parameter)[1:])
+            own = self._span(name)
+            start, stop = shared[name] if own is None else own
+            begin, end = -(-start // width), -(-stop // width)
+            sections = tuple(self._views[name].sections(self._share, begin, end))
+            if sections:
+                parts[name] = Part(begin, end, sections)
         return parts
 
     def _span(self, name: str) -> tuple[int, int] | None:
-        return self._states.own_range(self._parameters[name])
+        """Which elements of a parameter this data rank keeps; None where each has them all."""
+        parameter = self._parameters[name]
+        if not parameter.requires_grad and self._states.splits_modules:
+            return self._states.held_range(parameter)
+        return self._states.own_range(parameter)
 
     def _shared_out(self) -> dict[str, tuple[int, int]]:
         """Elements that this data rank writes of parameters that each data rank has: laid end to end, cut evenly."""
