@@ -16,8 +16,8 @@ _EACH_CLIENT = 2  # with the rendezvous, where rank 0 keeps it: the watch's and 
 
 
 def needed_files(environment: ProcessEnvironment) -> int:
-    """Descriptors that this process needs at least."""
-    if environment.rank or environment.world_size == 1:
+    """Descriptors that this process needs at least, as one of several."""
+    if environment.rank:
         return FEW
     serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     return FEW + environment.world_size * (_EACH_RANK + serves * _EACH_CLIENT)
@@ -35,7 +35,7 @@ def raise_file_limit(environment: ProcessEnvironment) -> None:
             soft = hard
         except (OSError, ValueError):  # some systems promise more than they give
             pass
-    needed = needed_files(environment)
+    needed = needed_files(environment) if environment.world_size > 1 else 0
     if soft != resource.RLIM_INFINITY and soft < needed:
         raise UserError(
             f"rank {environment.rank} of {environment.world_size} needs {needed:,} open files and sockets, but may have"
