@@ -2,6 +2,7 @@
 
 import json
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -26,6 +27,30 @@ for rank, limit in ((0, 1024), (1, 1024), (1, 100)):
         print("enough:", *resource.getrlimit(resource.RLIMIT_NOFILE))
     except Exception as error:
         print(type(error).__name__, error)
+"""
+
+FIRST_CONTACT = """
+import os, sys, time
+from datetime import timedelta
+import torch
+import torch.distributed as dist
+from tolktrain.parallel.layout import initialize
+child = os.fork()
+rank = 0 if child else 1
+os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[1])
+initialize(timeout=timedelta(seconds=300))
+late, dead = (dist.new_group(backend="gloo", timeout=timedelta(seconds=300)) for _ in range(2))
+time.sleep(5 * rank)
+number = torch.ones(1)
+dist.all_reduce(number, group=late)
+print("together:", number.item(), flush=True)
+if rank == 1:
+    os._exit(0)
+os.waitpid(child, 0)
+try:
+    dist.send(number, 1, group=dead)
+except RuntimeError as error:
+    print("told:", str(error).splitlines()[0], flush=True)
 """
 
 
@@ -82,3 +107,15 @@ def test_torchruns_agent_keeps_the_rendezvous_itself(monkeypatch: pytest.MonkeyP
     alone = needed_files(first)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     assert alone - needed_files(first) == 2000
+
+
+def test_a_rank_that_is_late_is_waited_for_and_one_that_is_dead_is_noticed() -> None:
+    """At the first contact, which is when the connection is made."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-c", FIRST_CONTACT, port]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["together: 2.0"] * 2, done.stderr[-3000:]
+    assert len(lines) == 3 and lines[2].startswith("told:") and "Connection refused" in lines[2]

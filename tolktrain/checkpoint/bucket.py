@@ -4,7 +4,7 @@
 <address>/
   latest                                   name of the newest complete copy, for readers that may not list
   step-00000100-1f0c93ab52de/              step, and the beginning of the manifest's SHA-256
-    parameters/*.safetensors, ...          the files of the checkpoint
+    tensors/*.safetensors, ...             the files of the checkpoint
     run/config.yaml, run/metrics.jsonl,    of the run at that time
     run/rollbacks.jsonl
     manifest.json                          comes last: a copy is complete if and only if it has one
