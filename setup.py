@@ -82,5 +82,5 @@ setup(
             "ruff>=0.6",
         ],
     },
-    entry_points={"console_scripts": ["tolktrain = tolktrain.cli:main"]},
+    entry_points={"console_scripts": ["tolktrain = tolktrain.cli:program"]},
 )

@@ -4,7 +4,11 @@
 # published form and the strongest form in plain PyTorch. Without a GPU: what a CPU can show of the same.
 # Usage: bash launch/benchmark.sh [OUTPUT], with the virtual environment active or in .venv.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+# PyTorch would load compiled kernels from a name in /tmp that another user may have taken.
+TMPDIR=$(mktemp -d) || exit
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
 [ -d .venv ] && PATH="$PWD/.venv/bin:$PATH"
 device=$(python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")') || exit 1
 slug=$(tr -cs '[:alnum:]' '-' <<<"${device,,}" | sed 's/^-*//; s/-*$//')

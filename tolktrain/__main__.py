@@ -6,6 +6,6 @@ from tolktrain.source_root import hide_source_root
 
 if __name__ == "__main__":
     hide_source_root()
-    from tolktrain.cli import main
+    from tolktrain.cli import program
 
-    sys.exit(main())
+    sys.exit(program())

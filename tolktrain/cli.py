@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from tolktrain import __version__
 from tolktrain.cluster.environment import ProcessEnvironment, alone
+from tolktrain.cluster.kernel_caches import place_kernel_caches
 from tolktrain.cluster.signals import StopRequest
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
+from tolktrain.files.shared import enter_temporary_folder, leave_temporary_folder
 
 if TYPE_CHECKING:
     from tolktrain.cluster.watch import Watch
@@ -45,6 +47,19 @@ the run's logs), `checkpoints --verify` found damage, or a defect of the program
 says what to mend; 75 asked to stop, a checkpoint is written: run the same command again; 130 interrupted.
 Values of dotted.key=value are YAML, such as train.max_steps=10 or data.sets.mine='{path: /data/mine}'.
 """
+
+
+def program() -> int:
+    """The whole process: `main`, with places of its own for temporary files and compiled kernels."""
+    try:
+        place_kernel_caches(enter_temporary_folder())
+    except OSError as error:
+        _complain(f"no folder for temporary files can be used: {error}; set TMPDIR to one with free space")
+        return EXIT_MACHINE
+    try:
+        return main()
+    finally:
+        leave_temporary_folder()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

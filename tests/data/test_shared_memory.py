@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from multiprocessing import shared_memory
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tolktrain.data.shared_memory import _exclusive, remove_stale_blocks
+from tolktrain.config.errors import UserError
+from tolktrain.data.shared_memory import _check_owner, _exclusive, remove_stale_blocks
 
 HOLDER = """
 import sys, time
@@ -33,7 +33,8 @@ def name() -> Iterator[str]:
 
 
 def test_only_blocks_of_dead_processes_are_removed(name: str) -> None:
-    lock = Path(tempfile.gettempdir()) / f"{name[:6]}_barrier_filelock"
+    lock = Path("/dev/shm") / f"{name[:6]}_filelocks" / "barrier"
+    lock.parent.mkdir(mode=0o700)
     lock.touch()
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, name], stdout=subprocess.PIPE, text=True)
     try:
@@ -45,8 +46,28 @@ def test_only_blocks_of_dead_processes_are_removed(name: str) -> None:
         holder.wait()
     assert Path("/dev/shm", name).exists(), "a killed process leaves its block"
     removed = remove_stale_blocks()
-    assert {name, lock.name} <= set(removed)
-    assert not Path("/dev/shm", name).exists() and not lock.exists()
+    assert {name, lock.parent.name} <= set(removed)
+    assert not Path("/dev/shm", name).exists() and not lock.parent.exists()
+
+
+def test_lock_files_without_blocks_are_removed(name: str) -> None:
+    """Python removes the blocks of a job that failed, and the library would leave its lock files for ever."""
+    folder = Path("/dev/shm") / f"{name[:6]}_filelocks"
+    folder.mkdir(mode=0o700)
+    (folder / "barrier").touch()
+    assert folder.name in remove_stale_blocks() and not folder.exists()
+
+
+def test_a_block_of_another_user_is_not_used(name: str) -> None:
+    """All names of a data set can be guessed once its first block is there, and the library takes what it finds."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as another user")
+    path = Path("/dev/shm", name)
+    path.touch()
+    _check_owner(int(name[:6]))
+    os.chown(path, 4243, 4243)
+    with pytest.raises(UserError, match=f"another user of this node has made {path}"):
+        _check_owner(int(name[:6]))
 
 
 def test_own_blocks_are_in_use(name: str) -> None:

@@ -17,7 +17,7 @@ def tools(tmp_path: Path) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     note = f'#!/bin/bash\necho "$(basename "$0") $*" >> {tmp_path}/calls\n'
-    for name in ("python", "torchrun", "apptainer"):
+    for name in ("python", "apptainer"):
         write(folder / name, f"{note}exit ${{CODE:-0}}\n")
     write(folder / "scontrol", f"{note}{SCONTROL}")
     write(folder / "srun", f"{note}{SRUN.format(calls=tmp_path / 'calls')}")
@@ -87,7 +87,21 @@ def test_on_this_machine(tools: Path) -> None:
 
 def test_several_processes_on_this_machine(tools: Path) -> None:
     assert launch(tools, "a.yaml", NPROC="2").wait(20) == 0
-    assert calls(tools) == ["torchrun --standalone --nproc-per-node 2 -m tolktrain train a.yaml"]
+    torchrun = "python -m torch.distributed.run --standalone --nproc-per-node 2"
+    assert calls(tools) == [f"{torchrun} -m tolktrain train a.yaml"]
+
+
+def test_what_torchrun_leaves_behind_is_removed(tools: Path, tmp_path: Path) -> None:
+    """Also when it is killed: its folder lies in one that is removed once no process of it holds its lock."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    write(tools / "python", f'#!/bin/bash\ntouch "$TMPDIR/x"; echo "$TMPDIR" >> {tmp_path}/calls; kill -KILL $$\n')
+    assert launch(tools, "a.yaml", NPROC="2", TMPDIR=str(scratch)).wait(20) == -signal.SIGKILL
+    assert Path(calls(tools)[0]).parent == scratch
+    deadline = time.monotonic() + 60
+    while list(scratch.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_configuration_is_needed(tools: Path) -> None:
@@ -118,9 +132,20 @@ STEP = "srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task=4 "
 @pytest.mark.parametrize("code", [0, 2])
 def test_a_slurm_job_ends_as_its_step_does(tools: Path, code: int) -> None:
     assert launch(tools, "a.yaml", **SLURM, CODE=str(code)).wait(20) == code
-    hosts, step, *rest = [call for call in calls(tools) if not call.startswith(("trap", "cache", "export"))]
+    hosts, step, meeting, *rest = calls(tools)
     assert hosts == "scontrol show hostnames node[7-8]" and step.startswith(STEP)
-    assert rest == ['exec "$@" rank python -m tolktrain train a.yaml', "meet node7:10042", f"{TRAIN}a.yaml"]
+    assert step.endswith(f' "$@" rank {TRAIN}a.yaml') and rest == [f"{TRAIN}a.yaml"]
+    host, port = meeting.removeprefix("meet ").split(":")
+    assert host == "node7" and 10_000 <= int(port) < 30_000
+
+
+def test_the_port_is_drawn_at_random_unless_it_is_given(tools: Path) -> None:
+    """One that follows from the job's number could be taken by another user of the node before the job starts."""
+    for _ in range(5):
+        assert launch(tools, "a.yaml", **SLURM).wait(20) == 0
+    assert launch(tools, "a.yaml", **SLURM, MASTER_PORT="12345").wait(20) == 0
+    *drawn, given = [call for call in calls(tools) if call.startswith("meet ")]
+    assert given == "meet node7:12345" and len(set(drawn)) > 1
 
 
 def test_a_stopped_job_is_requeued(tools: Path) -> None:
@@ -165,13 +190,12 @@ def test_a_signal_before_the_ranks_start_requeues_the_job(tools: Path, tmp_path:
 
 
 def test_the_environment_of_the_ranks(tools: Path, tmp_path: Path) -> None:
-    names = ("MASTER_ADDR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "OMP_NUM_THREADS", "SLURM_EXPORT_ENV")
+    names = ("MASTER_ADDR", "TRITON_CACHE_DIR", "TMPDIR", "OMP_NUM_THREADS", "SLURM_EXPORT_ENV")
     shown = " ".join(f"{name}=${name}" for name in names)
     write(tools / "python", f'#!/bin/bash\necho "{shown}" >> {tmp_path}/calls\n')
     assert launch(tools, "a.yaml", **SLURM, TMPDIR="/scratch", TRITON_CACHE_DIR="/mine").wait(20) == 0
     assert calls(tools)[-1] == (
-        "MASTER_ADDR=node7 TRITON_CACHE_DIR=/mine TORCHINDUCTOR_CACHE_DIR=/scratch/tolktrain-42/inductor"
-        " OMP_NUM_THREADS=1 SLURM_EXPORT_ENV=ALL"
+        "MASTER_ADDR=node7 TRITON_CACHE_DIR=/mine TMPDIR=/scratch OMP_NUM_THREADS=1 SLURM_EXPORT_ENV=ALL"
     )
 
 

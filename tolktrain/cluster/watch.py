@@ -23,6 +23,7 @@ from tolktrain.cluster.progress import Mark, Progress, Whereabouts
 from tolktrain.cluster.verdict import Cause, Kind, RankState
 from tolktrain.cluster.wire import Message, Wire
 from tolktrain.config.errors import UserError
+from tolktrain.files.shared import leave_temporary_folder
 
 UNWIND_SECONDS = 3.0  # for a main thread to leave by itself, its files closed, once the job is over
 LINGER_SECONDS = 5.0  # of rank 0 for ranks that start late, so that they do not find nobody and speak for themselves
@@ -152,6 +153,7 @@ class Watch:
     def _exit(self) -> NoReturn:
         briefly(logging.shutdown)
         briefly(sys.stdout.flush)
+        briefly(leave_temporary_folder)
         # Not through the interpreter's shutdown: it is aborted at times by torch's threads whose peers have gone, and
         # takes longer on one rank than on another.
         os._exit(self._code)
@@ -312,6 +314,7 @@ class Watch:
         briefly(lambda: self.progress.on_end(text), DUMP_SECONDS)
         self._dumped.set()
         if not self._left.wait(UNWIND_SECONDS):
+            briefly(leave_temporary_folder)
             os._exit(self._code)
 
     def _dump(self, text: str) -> None:

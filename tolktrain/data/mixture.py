@@ -28,7 +28,7 @@ from tolktrain.data.folder import RecordStream, fetch_descriptions
 from tolktrain.data.index import INDEX_FILE, RecordReader, read_index
 from tolktrain.data.records import Record
 from tolktrain.data.sequences import sequence_rng
-from tolktrain.data.shared_memory import own_names
+from tolktrain.data.shared_memory import own_names, remove_lock_files
 from tolktrain.data.storage import Patience
 
 logger = logging.getLogger(__name__)
@@ -254,9 +254,7 @@ class RecordMixture(StreamingDataset):
             # At exit the name may belong to somebody else.
             atexit.unregister(block.cleanup)
         if self._unique_rank_world.is_local_leader:
-            for path in (self._shared_barrier.filelock_path, self._cache_filelock_path):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+            remove_lock_files(self._shm_prefix_int)
 
 
 @contextlib.contextmanager

@@ -5,11 +5,11 @@ the run ends. Here the leader of a node draws a number and tells the others.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,34 +17,58 @@ from pathlib import Path
 
 import torch.distributed as dist
 from streaming.base import dataset
-from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS, SHM_TO_CLEAN
+from streaming.base.constant import LOCALS, SHM_TO_CLEAN
 from streaming.base.shared import SharedMemory
 from streaming.base.shared.prefix import _get_path, _pack_locals, _unpack_locals
 from streaming.base.world import World
 
 from tolktrain.config.errors import UserError
+from tolktrain.files.shared import exclusive, is_own_folder
 
 _FOLDER = Path("/dev/shm")
-_BLOCK_NAME = re.compile(rf"(\d{{6,9}})_({'|'.join(SHM_TO_CLEAN)})")
+# Beside the blocks stands a folder of this user's for the library's lock files, which it would put into TMPDIR.
+_LOCK_FILES = "filelocks"
+_BLOCK_NAME = re.compile(rf"(\d{{6,9}})_({'|'.join([*SHM_TO_CLEAN, _LOCK_FILES])})")
 # A killed rank's loader processes notice within 5 s that it is gone.
 _PATIENCE_SECONDS = 10.0
+# For starts of this user's other jobs on this node: each looks through the node's processes once.
+_START_SECONDS = 120.0
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def own_names() -> Iterator[None]:
-    """Within it, data sets of mosaicml-streaming get their names from `register`. All ranks open one together."""
-    original = dataset.get_shm_prefix
-    dataset.get_shm_prefix = register
+    """Within it, data sets of mosaicml-streaming get their names from `register`. All ranks open one together.
+
+    Raises UserError at the end if another user has made a block of that name before the library did: it would use it.
+    """
+    originals = dataset.get_shm_prefix, dataset.gettempdir
+    numbers: list[int] = []
+
+    def get_prefix(
+        streams_local: Sequence[str], streams_remote: Sequence[str | None], world: World, retry: int = 0
+    ) -> tuple[int, SharedMemory]:
+        number, block = register(streams_local, streams_remote, world)
+        numbers.append(number)
+        return number, block
+
+    dataset.get_shm_prefix, dataset.gettempdir = get_prefix, lambda: str(_lock_files(numbers[-1]))
     try:
         yield
     finally:
-        dataset.get_shm_prefix = original
+        dataset.get_shm_prefix, dataset.gettempdir = originals
+    for number in numbers:
+        _check_owner(number)
+
+
+def remove_lock_files(number: int) -> None:
+    """The leader of a node calls this when it has closed a data set."""
+    shutil.rmtree(_lock_files(number), ignore_errors=True)
 
 
 def register(
-    streams_local: Sequence[str], streams_remote: Sequence[str | None], world: World, retry: int = 0
+    streams_local: Sequence[str], streams_remote: Sequence[str | None], world: World
 ) -> tuple[int, SharedMemory]:
     """In place of the library's `get_shm_prefix`: the number of this node's blocks, and the block that claims it.
 
@@ -86,7 +110,7 @@ def _claim_patiently(folders: list[str], caches: set[str]) -> tuple[int, SharedM
 def _attach(number: int | None) -> tuple[int, SharedMemory]:
     """The block that the leader of this node has claimed."""
     try:
-        assert number is not None
+        assert number is not None and is_own_folder(_lock_files(number))
         return number, SharedMemory(_get_path(number, LOCALS), False)
     except (AssertionError, FileNotFoundError):
         raise UserError(
@@ -95,23 +119,22 @@ def _attach(number: int | None) -> tuple[int, SharedMemory]:
         ) from None
 
 
-@contextlib.contextmanager
-def _exclusive() -> Iterator[None]:
+def _exclusive() -> contextlib.AbstractContextManager[None]:
     """One job of this user on this node at a time: a claim is not yet mapped for a moment, and would seem stale."""
+
+    def on_wait(path: Path) -> None:
+        logger.info("waiting for another job on this node to start (%s)", path)
+
     # Beside what it guards: nodes may share the folder for temporary files, but not this one.
-    folder = _FOLDER if _FOLDER.is_dir() else Path(tempfile.gettempdir())
-    path = folder / f"tolktrain-start-{os.getuid()}.lock"
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another job on this node to start (%s)", path)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            # Closing the file would not do while a process forked meanwhile has it open.
-            fcntl.flock(lock, fcntl.LOCK_UN)
+    return exclusive(_folder(), "tolktrain-start", _START_SECONDS, on_wait)
+
+
+def _folder() -> Path:
+    return _FOLDER if _FOLDER.is_dir() else Path(tempfile.gettempdir())
+
+
+def _lock_files(number: int) -> Path:
+    return _folder() / _get_path(number, _LOCK_FILES)
 
 
 def _claim(folders: list[str]) -> tuple[int, SharedMemory]:
@@ -119,9 +142,22 @@ def _claim(folders: list[str]) -> tuple[int, SharedMemory]:
         number = secrets.randbelow(10**9)
         content = _pack_locals(folders, number)
         with contextlib.suppress(FileExistsError):
-            block = SharedMemory(_get_path(number, LOCALS), True, len(content))
+            _lock_files(number).mkdir(mode=0o700)
+            try:
+                block = SharedMemory(_get_path(number, LOCALS), True, len(content))
+            except BaseException:
+                _lock_files(number).rmdir()
+                raise
             block.buf[: len(content)] = content
             return number, block
+
+
+def _check_owner(number: int) -> None:
+    """Raise UserError if one of this data set's blocks is another user's: its name can be guessed from the first."""
+    for kind in SHM_TO_CLEAN:
+        path = _FOLDER / _get_path(number, kind)
+        if os.path.lexists(path) and not _is_own(path):
+            raise UserError(f"another user of this node has made {path}, in the way of this run; start it again")
 
 
 def _complaint(caches: set[str]) -> str | None:
@@ -145,21 +181,22 @@ def remove_stale_blocks() -> list[str]:
 
     The library's own `clean_stale_shared_memory` removes those of living jobs too, whose workers would then read the
     sample order of whoever takes the name next. Processes in another PID namespace are not seen: containers that share
-    /dev/shm must share it too. A lock file without a block is let alone: it may be another node's, and disturbs nobody.
+    /dev/shm must share it too.
     """
     if not _FOLDER.is_dir():
         return []
     found = [(name, match[1]) for name in os.listdir(_FOLDER) if (match := _BLOCK_NAME.fullmatch(name))]
     used = _users() if found else {}
     stale = {prefix for name, prefix in found if prefix not in used and _is_own(_FOLDER / name)}
-    paths = [_FOLDER / name for name, prefix in found if prefix in stale]
-    for prefix in stale:
-        paths += [Path(tempfile.gettempdir(), f"{prefix}_{name}") for name in (BARRIER_FILELOCK, CACHE_FILELOCK)]
     removed = []
-    for path in paths:
+    for name in (name for name, prefix in found if prefix in stale):
+        path = _FOLDER / name
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            path.unlink()
-            removed.append(path.name)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed.append(name)
     if removed:
         logger.info("removed what killed jobs left in shared memory: %s", ", ".join(sorted(removed)))
     return removed
@@ -167,7 +204,7 @@ def remove_stale_blocks() -> list[str]:
 
 def _is_own(path: Path) -> bool:
     try:
-        return path.stat().st_uid == os.getuid()
+        return path.lstat().st_uid == os.geteuid()
     except FileNotFoundError:
         return False
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config import Config
+from tolktrain.files.shared import create_file
 from tolktrain.train.health.probes import Probes
 from tolktrain.train.health.reports import Folder, Space
 
@@ -64,7 +65,8 @@ class Mark:
         """Write it; returns what it says, or nothing if that fails, which will be told by `look`."""
         text = secrets.token_hex(8)
         try:
-            self._path.write_text(text)
+            with create_file(self._path) as file:
+                file.write(text.encode())
         except OSError:
             return ""
         return text
@@ -79,7 +81,7 @@ def look(folder: Path, mark: str, rank: int, probes: Probes) -> Folder:
     """The run's folder as this rank's node sees it. `mark` is what rank 0 has left there."""
     own = folder / f"{_MARK}-{rank:05d}"
     try:
-        own.write_text("")
+        create_file(own).close()
         own.unlink()
         free_bytes, free_files = probes.space(folder)
     except OSError as error:

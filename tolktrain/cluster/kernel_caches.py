@@ -1,0 +1,42 @@
+"""Where compiled kernels are kept. They are code that is loaded: only folders that nobody else can write to will do.
+
+PyTorch's own default is a name in the shared temporary folder that anybody can take first.
+"""
+
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from tolktrain.files.shared import is_own_folder
+
+
+def place_kernel_caches(folder: Path, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Choose the folders of Triton's, PyTorch's and DeepSpeed's compiled code, where the user has not.
+
+    In the home folder, where they last. Within Slurm kernels are compiled into `folder`, this process's temporary one
+    on the node: in a home folder on the network hundreds of ranks wait for each other's locks.
+    """
+    home = _own_home_cache()
+    on_network = "SLURM_JOB_ID" in environ
+    places = {
+        "TRITON_CACHE_DIR": folder / "triton" if home is None or on_network else None,
+        "TORCHINDUCTOR_CACHE_DIR": (folder if home is None or on_network else home) / "inductor",
+        "TORCH_EXTENSIONS_DIR": folder / "extensions" if home is None else None,
+    }
+    for name, place in places.items():
+        if place is not None and not environ.get(name):
+            environ[name] = str(place)
+
+
+def _own_home_cache() -> Path | None:
+    """tolktrain's folder for caches in the home folder, made if absent; None if it cannot be made or trusted."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    home = os.path.realpath(os.path.expanduser("~"))
+    root = os.path.realpath(given if os.path.isabs(given) else os.path.join(home, ".cache"))
+    folder = Path(root, "tolktrain")
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError:
+        return None
+    trusted = is_own_folder(home) and is_own_folder(root) and is_own_folder(folder) and os.access(folder, os.W_OK)
+    return folder if trusted else None
