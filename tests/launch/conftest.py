@@ -8,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `minislurm` and `long_runs`
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))  # for `small_runs`
+sys.path.insert(0, str(Path(__file__).parents[1] / "files"))  # for `two_users`
 
 from minislurm import Cluster, running_cluster
 

@@ -32,14 +32,14 @@ case "$*" in
     requeue*) exit ${REQUEUE_CODE:-0} ;;
 esac
 """
-# The step runs its command once. That all nodes answer is so after $SILENT pauses.
+# A step runs its command once. That all nodes answer is so after $SILENT pauses.
 SRUN = """
-if [ "$1" = --overlap ]; then
+if [ "$1" = --overlap ] && [ "$6" != bash ]; then
     [ "$(grep -c ^sleep {calls})" -ge "${{SILENT:-0}}" ]
     exit
 fi
-echo "meet $MASTER_ADDR:$MASTER_PORT" >> {calls}
-while [ "$1" != sh ]; do shift; done
+[ "$1" = --overlap ] || echo "meet $MASTER_ADDR:$MASTER_PORT" >> {calls}
+while [[ $1 = -* ]]; do shift; done
 exec "$@"
 """
 
@@ -199,6 +199,47 @@ def test_the_environment_of_the_ranks(tools: Path, tmp_path: Path) -> None:
     )
 
 
+def pack_environment(folder: Path) -> Path:
+    """An archive of an environment whose python notes how it was called."""
+    (folder / "venv" / "bin").mkdir(parents=True)
+    (folder / "venv" / "pyvenv.cfg").touch()
+    note = f'[ "$1" = -c ] || echo "$VIRTUAL_ENV $*" >> {folder}/calls'
+    write(folder / "venv" / "bin" / "python", f"#!/bin/bash\n{note}\n")
+    archive = folder / "env.tar.gz"
+    subprocess.run(["bash", SCRIPT.with_name("env_archive.sh"), "make", folder / "venv", archive], check=True)
+    return archive
+
+
+@pytest.mark.parametrize("environ", [SLURM, {}, {"NPROC": "2"}])
+def test_the_ranks_run_in_an_environment_unpacked_on_the_node(
+    tools: Path, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    archive = pack_environment(tmp_path)
+    (tmp_path / "scratch").mkdir()
+    more = {"TOLKTRAIN_ENV_ARCHIVE": str(archive), "TMPDIR": str(tmp_path / "scratch")}
+    assert launch(tools, "a.yaml", **environ, **more).wait(60) == 0
+    (home,) = tmp_path.glob("scratch/tolktrain-env-*")
+    (folder,) = (path for path in home.iterdir() if path.is_dir())
+    *before, last = calls(tools)
+    assert last.startswith(f"{folder} -m ") and last.endswith("-m tolktrain train a.yaml")
+    steps = [call for call in before if call.startswith("srun")]
+    assert len(steps) == (2 if environ is SLURM else 0)
+    if environ is SLURM:
+        assert steps[0] == (
+            "srun --overlap --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=1"
+            f" bash {SCRIPT.with_name('env_archive.sh')} run {archive} true"
+        )
+
+
+def test_no_rank_starts_where_the_environment_cannot_be_unpacked(tools: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "env.tar.gz"
+    archive.write_bytes(b"no archive")
+    process = launch(tools, "a.yaml", **SLURM, TOLKTRAIN_ENV_ARCHIVE=str(archive), TMPDIR=str(tmp_path))
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 2 and f"{archive} could not be unpacked" in said
+    assert not any(call.startswith("meet") for call in calls(tools))
+
+
 def test_the_jobs_name_is_the_runs(tools: Path) -> None:
     assert launch(tools, "a.yaml", "b=1", **{**SLURM, "SLURM_JOB_NAME": "it's 7"}).wait(20) == 0
     assert launch(tools, "a.yaml", "run.name=x", **{**SLURM, "SLURM_JOB_NAME": "y"}).wait(20) == 0
@@ -222,6 +263,12 @@ def test_a_sweep_takes_a_line_for_each_task(tools: Path, tmp_path: Path) -> None
 
 
 BAD: dict[str, tuple[list[str], dict[str, str], str]] = {
+    "no archive": (["a.yaml"], {"TOLKTRAIN_ENV_ARCHIVE": "absent.tar"}, "TOLKTRAIN_ENV_ARCHIVE: absent.tar cannot be"),
+    "archive and container": (
+        ["a.yaml"],
+        {"TOLKTRAIN_ENV_ARCHIVE": "a.tar", "TOLKTRAIN_CONTAINER": "a.sif"},
+        "TOLKTRAIN_ENV_ARCHIVE or TOLKTRAIN_CONTAINER, not both",
+    ),
     "no file": (["--sweep"], {}, "--sweep needs a file with a line of overrides for each task of the array"),
     "no configuration": (["--sweep", "lines"], {}, "CONFIG [dotted.key=value ...]"),
     "unknown option": (["--swep", "lines"], {}, "CONFIG [dotted.key=value ...]"),
