@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,40 @@ def test_srun_on_two_nodes(cluster: Cluster, tmp_path: Path, sets: Path, alone: 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tensor 2 (sequence parallel), pipeline 2, data 1" in done.stdout
     assert_same_run(tmp_path / "runs" / "small", alone)
+
+
+def pack_environment(folder: Path) -> Path:
+    """An archive of an environment with this one's packages, whose interpreter says where it lies."""
+    venv, archive = folder / "venv", folder / "env.tar.gz"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (site,) = venv.glob("lib/python3*/site-packages")
+    (site / "base.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    (site / "sitecustomize.py").write_text("import os, sys\nos.write(2, f'runs in {sys.prefix}\\n'.encode())\n")
+    subprocess.run(["bash", SCRIPT.with_name("env_archive.sh"), "make", venv, archive], check=True)
+    return archive
+
+
+def test_the_launch_script_with_an_environment_unpacked_on_each_node(
+    cluster: Cluster, tmp_path: Path, sets: Path, alone: Path
+) -> None:
+    """Nothing but the environment, for the next job, is left on the nodes."""
+    output = tmp_path / "output"
+    number = cluster.submit(
+        *(*TWO_NODES, "--ntasks-per-node=2", "--cpus-per-task=1", f"--output={output}"),
+        *(f"--export=ALL,TOLKTRAIN_ENV_ARCHIVE={pack_environment(tmp_path)}", str(SCRIPT)),
+        *(str(write_config(tmp_path, sets)), *LAYOUT),
+    )
+    assert cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=0), output.read_text()
+    assert_same_run(tmp_path / "runs" / "small", alone)
+    for node in ("node1", "node2"):
+        (home,) = cluster.on(node, "ls", "/dev/shm/tmp").stdout.split()
+        assert re.fullmatch(r"tolktrain-env-\d+", home)
+        listed = cluster.on(node, "ls", f"/dev/shm/tmp/{home}").stdout.split()
+        (name,) = set(listed) - {"lock"}
+        assert f"runs in /dev/shm/tmp/{home}/{name}\n" in output.read_text()
+    assert output.read_text().count("runs in ") >= 2 + 4, "one unpacks on each node, then there are four ranks"
+    shared = cluster.on("node1", "ls", "/dev/shm").stdout.split()
+    assert all(name == "tmp" or name.endswith(".lock") for name in shared), shared
 
 
 def test_a_chain_of_jobs_with_other_layouts(
