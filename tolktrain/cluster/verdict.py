@@ -1,6 +1,7 @@
 """Why a job ends: which rank is the cause, judged from what all ranks report. Pure functions."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -8,6 +9,7 @@ from enum import IntEnum
 from tolktrain.config.errors import UserError
 
 EXIT_FAILED = 1
+OTHER_SECRET = "set TOLKTRAIN_JOB_SECRET to the same random text for all processes of the job"
 
 SETTLE_SECONDS = 0.3  # ranks that meet the same error together report it within this time
 PATIENCE_SECONDS = 5.0  # that another rank's end gets to explain errors which look like its consequence
@@ -93,6 +95,14 @@ def ended(state: object) -> str:
     )
 
 
+def broken(state: object, reason: str) -> str:
+    """What to say of a rank with which the hub cannot talk any more, though it lives."""
+    return (
+        f"its connection to rank 0 was closed for {reason}; all ranks must run the same version of tolktrain. Last"
+        f" heard of at {state}"
+    )
+
+
 def silent(state: object, seconds: float) -> str:
     """What to say of a rank that is connected but not heard of."""
     return (
@@ -118,12 +128,14 @@ def find_hang(states: Collection[RankState], limit: float) -> Cause | None:
     gets on, the others may wait.
     """
     suspects = [state for state in states if not state.finished]
-    least = min((state.position for state in suspects), default=None)
+    if not any(state.idle_seconds >= limit for state in suspects):
+        return None  # as nearly always
+    least = min(state.position for state in suspects)
     suspects = [state for state in suspects if state.position == least]
     suspects = [state for state in suspects if not state.waiting] or suspects
-    lines = [state.line for state in suspects]
-    rarest = min((lines.count(line) for line in lines), default=0)
-    suspects = [state for state in suspects if lines.count(state.line) == rarest and state.idle_seconds >= limit]
+    sharing = Counter(state.line for state in suspects)
+    rarest = min(sharing.values())
+    suspects = [state for state in suspects if sharing[state.line] == rarest and state.idle_seconds >= limit]
     if not suspects:
         return None
     first, *others = sorted(suspects, key=lambda state: state.rank)
@@ -139,14 +151,19 @@ def find_hang(states: Collection[RankState], limit: float) -> Cause | None:
     return Cause(Kind.ENDED, first.rank, text)
 
 
-def find_missing(joined: Collection[int], world_size: int, now: float, limit: float) -> Cause | None:
-    """A rank that has not appeared `limit` seconds after the start."""
-    missing = [rank for rank in range(world_size) if rank not in joined]
-    if not missing or now < limit:
+def find_missing(
+    joined: Collection[int], world_size: int, now: float, limit: float, num_refused: int = 0
+) -> Cause | None:
+    """A rank that has not appeared `limit` seconds after the start; `num_refused` greetings had another secret."""
+    if now < limit or len(joined) >= world_size:
         return None
+    missing = [rank for rank in range(world_size) if rank not in joined]
     more = f", nor have {len(missing) - 1} more" if len(missing) > 1 else ""
     text = f"has not joined the others within {limit:g} s (parallel.hang_timeout_seconds){more}; its process or node"
-    return Cause(Kind.ENDED, missing[0], f"{text} did not start, or cannot reach rank 0")
+    text += " did not start, or cannot reach rank 0"
+    if num_refused:
+        text += f"; {num_refused} greetings with another secret were refused: {OTHER_SECRET}"
+    return Cause(Kind.ENDED, missing[0], text)
 
 
 def table(states: Sequence[RankState]) -> str:

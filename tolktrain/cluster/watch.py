@@ -12,17 +12,20 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from tolktrain.cluster import verdict
+from tolktrain.cluster import messages, verdict
 from tolktrain.cluster.dump import describe_process, record_collectives
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.hub import Hub, Limits, RunningClock, briefly
+from tolktrain.cluster.meeting import Meeting
+from tolktrain.cluster.messages import shortened
 from tolktrain.cluster.open_files import raise_file_limit
 from tolktrain.cluster.progress import Mark, Progress, Whereabouts
+from tolktrain.cluster.threads import describe, guarded, log_failure
 from tolktrain.cluster.verdict import Cause, Kind, RankState
-from tolktrain.cluster.wire import Message, Wire
-from tolktrain.config.errors import UserError
+from tolktrain.cluster.wire import Message, Wire, WireError
+from tolktrain.files.printable import printable
 from tolktrain.files.shared import leave_temporary_folder
 
 UNWIND_SECONDS = 3.0  # for a main thread to leave by itself, its files closed, once the job is over
@@ -30,6 +33,9 @@ LINGER_SECONDS = 5.0  # of rank 0 for ranks that start late, so that they do not
 VERDICT_SECONDS = 10.0  # that a failed rank waits for the others before it speaks for itself
 DUMP_SECONDS = 5.0  # for a rank to write where it is; a disk may hang
 FORCED_SECONDS = 25.0  # after which a rank whose every thread is stuck is ended; more than all the times above together
+_FLUSH_SECONDS = 2.0  # for rank 0 to read that a rank has finished, before that leaves
+
+_PARTS = frozenset({"deputy", "first", "done", "end"})
 
 Describe = Callable[[BaseException], tuple[str, int]]
 
@@ -44,13 +50,13 @@ def collective_timeout(hang_seconds: float) -> timedelta:
 class Watch:
     """One rank's part in the watch; made by `start`."""
 
-    def __init__(self, environment: ProcessEnvironment, describe: Describe) -> None:
+    def __init__(self, environment: ProcessEnvironment, describe: Describe, meeting: Meeting) -> None:
         self.progress = Progress()
         self.progress.on_settled = lambda: self._beat(Whereabouts())
         self._environment = environment
         self._describe = describe
         self._limits = Limits(environment.world_size)
-        self._store: Any = None  # rank 0 keeps the rendezvous for as long as it lives
+        self._meeting = meeting
         self._hub: Hub | None = None
         self._wire: Wire | None = None
         self._failure: Message | None = None
@@ -64,7 +70,7 @@ class Watch:
         self._released = threading.Event()  # all ranks have finished
         self._clock = RunningClock()
         self._seen: tuple[Mark, float] = (self.progress.mark, 0.0)
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread = guarded("watch", self._run, self._fail_watching)
 
     @classmethod
     def start(cls, environment: ProcessEnvironment, describe: Describe) -> "Watch":
@@ -75,16 +81,17 @@ class Watch:
             describe: what the user reads about an error, and the exit code.
 
         Raises:
-            UserError: rank 0 cannot open its port, or may not have as many connections as there are ranks.
+            UserError: rank 0 cannot open its port, may not have as many connections as there are ranks, or there is no
+                secret by which the ranks know each other.
         """
         raise_file_limit(environment)
         record_collectives()
         # In the main thread: two threads that import torch at once may see each other's halves of it.
         import torch.distributed
 
-        watch = cls(environment, describe)
+        watch = cls(environment, describe, Meeting(environment, torch.distributed.TCPStore))
         if environment.rank == 0:
-            watch._open_hub(torch.distributed.TCPStore)
+            watch._open_hub()
         os.register_at_fork(after_in_child=watch._close_sockets)
         watch._thread.start()
         return watch
@@ -117,6 +124,8 @@ class Watch:
             self._exit()
         self._left.set()
         self._thread.join()
+        if self._wire is not None:
+            self._wire.flush(_FLUSH_SECONDS)
         self._close_sockets()
         if self._hub is not None:
             self._hub.close()
@@ -134,7 +143,7 @@ class Watch:
         if self._failure is None:
             kind = Kind.CONSEQUENCE if verdict.is_consequence(error) else Kind.RAISED
             text, code = self._describe(error)
-            self._failure = {"kind": int(kind), "text": text, "code": code}
+            self._failure = {"kind": int(kind), "text": shortened(text, messages.LONGEST_TEXT), "code": code}
             self._send_failure()
 
     def _speak_for_itself(self) -> None:
@@ -151,35 +160,19 @@ class Watch:
         self._exit()
 
     def _exit(self) -> NoReturn:
-        briefly(logging.shutdown)
-        briefly(sys.stdout.flush)
-        briefly(leave_temporary_folder)
+        briefly("log-end", logging.shutdown)
+        briefly("output-end", sys.stdout.flush)
+        briefly("temporary-folder-end", leave_temporary_folder)
         # Not through the interpreter's shutdown: it is aborted at times by torch's threads whose peers have gone, and
         # takes longer on one rank than on another.
         os._exit(self._code)
 
-    def _open_hub(self, tcp_store: Any) -> None:
-        self._hub = Hub(self._limits)
-        self._store = self._connect(tcp_store)
-        self._store.set(_key(), f"{self._hub.port} {self._hub.token}")
+    def _open_hub(self) -> None:
+        self._hub = Hub(
+            self._limits, self._meeting.key, lambda cause: self._end(cause.message, cause.code, speak=False)
+        )
+        self._meeting.publish(self._hub.port)
         self._hub.start()
-
-    def _connect(self, tcp_store: Any) -> Any:
-        """The rendezvous that torch's process group will use too."""
-        host, port = self._environment.master_address, self._environment.master_port
-        serves = self._environment.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        try:
-            return tcp_store(
-                host, port, is_master=serves, timeout=timedelta(seconds=30), wait_for_workers=False, multi_tenant=serves
-            )
-        except RuntimeError as error:
-            if not serves:
-                raise
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"rank 0 cannot open the rendezvous at {host}:{port}: {reason}; set MASTER_PORT to a free port, and"
-                " MASTER_ADDR to rank 0's machine"
-            ) from error
 
     def _run(self) -> None:
         wire = self._join()
@@ -192,13 +185,14 @@ class Watch:
         self._beat(Whereabouts())
         while not self._left.is_set():
             if wire.wait(min(0.5, self._limits.beat_seconds)):
-                messages = wire.receive()
-                if messages is None:
-                    self._lose_hub(verdict.ended(self._first))
+                try:
+                    for message in wire.receive():
+                        self._take(message)
+                        heard = self._clock.now
+                except (WireError, ValueError) as error:
+                    reason = str(error)
+                    self._lose_hub(verdict.broken(self._first, reason) if reason else verdict.ended(self._first))
                     return
-                for message in messages:
-                    self._take(message)
-                heard = self._clock.now
             now = self._clock.tick()
             if now - heard > self._limits.silence_seconds:
                 self._lose_hub(verdict.silent(self._first, now - heard))
@@ -219,37 +213,17 @@ class Watch:
 
     def _join(self) -> Wire | None:
         """Find rank 0's hub. None if this rank has left before."""
-        if self._hub is not None:
-            return self._greet(("localhost", self._hub.port), self._hub.token)
-        import torch.distributed
-
-        address = (self._environment.master_address, self._environment.master_port)
-        store = None
-        while not self._left.wait(0.2):
+        meeting = self._meeting
+        pause = 0.0
+        while not self._left.wait(pause):
+            pause = 0.2
             if self._clock.tick() > self._limits.hang_seconds:
-                self._lose_hub(f"has not opened the rendezvous at {address[0]}:{address[1]}; it did not start")
-            if store is None and _listens(address):  # torch's own waiting would complain on the terminal
-                try:
-                    store = self._connect(torch.distributed.TCPStore)
-                except RuntimeError:
-                    continue
-            try:
-                found = store is not None and store.check([_key()])
-                port, token = store.get(_key()).decode().split() if store is not None and found else ("", "")
-            except RuntimeError:
-                store = None
-                continue
-            wire = self._greet((address[0], int(port)), token) if port else None
+                self._lose_hub(meeting.failure)
+            address = ("localhost", self._hub.port) if self._hub is not None else meeting.find_hub()
+            wire = meeting.greet(address, self._left.is_set) if address is not None else None
             if wire is not None:
                 return wire
         return None
-
-    def _greet(self, address: tuple[str, int], token: str) -> Wire | None:
-        try:
-            wire = Wire(socket.create_connection(address, timeout=10.0))
-        except OSError:
-            return None
-        return wire if wire.send({"rank": self._environment.rank, "token": token}) else None
 
     def _beat(self, whereabouts: Whereabouts) -> None:
         mark = self.progress.mark
@@ -257,12 +231,12 @@ class Watch:
             self._seen = (mark, self._clock.now)
         state = RankState(
             rank=self._environment.rank,
-            host=socket.gethostname(),
-            place=self.progress.place,
-            at=str(mark),
+            host=shortened(socket.gethostname()),
+            place=shortened(self.progress.place),
+            at=shortened(str(mark)),
             position=mark.position,
             idle_seconds=self._clock.now - self._seen[1],
-            line=whereabouts.line,
+            line=shortened(whereabouts.line),
             waiting=whereabouts.waiting,
             finished=self._finished,
         )
@@ -274,13 +248,16 @@ class Watch:
             self._wire.send({"failure": self._failure})
 
     def _take(self, message: Message) -> None:
-        self._deputy = message.get("deputy", self._deputy)
-        self._first = message.get("first", self._first)
+        messages.require_known(message, _PARTS)
+        if "deputy" in message:
+            self._deputy = messages.rank_of(message["deputy"], self._environment.world_size)
+        if "first" in message:
+            self._first = messages.text_of(message["first"])
         if "done" in message:
             self._released.set()
         if "end" in message:
-            end = message["end"]
-            self._end(f"{end['text']}\n{end['table']}", end["code"], speak=False)
+            text, code = messages.end_of(message["end"])
+            self._end(text, code, speak=False)
 
     def _lose_hub(self, text: str) -> None:
         """Rank 0 has gone, and with it the judge: one of the others speaks."""
@@ -299,10 +276,10 @@ class Watch:
         if self._ended.is_set():
             return
         if speak:
-            briefly(lambda: print(text, file=sys.stderr, flush=True))
+            briefly("watch-print", lambda: print(printable(text), file=sys.stderr, flush=True))
         self._code = code
         self._ended.set()
-        threading.Thread(target=self._expire, args=(text,), name="watch-end", daemon=True).start()
+        guarded("watch-end", lambda: self._expire(text), self._fail_ending).start()
 
     def _expire(self, text: str) -> None:
         log = self.progress.log
@@ -310,11 +287,11 @@ class Watch:
             log.expect_life(FORCED_SECONDS, or_exit=True)
         # Each in a thread of its own: a disk that hangs would hold up the end. Not through `logging`: a main thread
         # that is stuck while it logs holds the lock.
-        briefly(lambda: self._dump(text), DUMP_SECONDS)
-        briefly(lambda: self.progress.on_end(text), DUMP_SECONDS)
+        briefly("watch-dump", lambda: self._dump(text), DUMP_SECONDS)
+        briefly("watch-end-told", lambda: self.progress.on_end(text), DUMP_SECONDS)
         self._dumped.set()
         if not self._left.wait(UNWIND_SECONDS):
-            briefly(leave_temporary_folder)
+            briefly("temporary-folder-end", leave_temporary_folder)
             os._exit(self._code)
 
     def _dump(self, text: str) -> None:
@@ -322,8 +299,25 @@ class Watch:
         if log is None:
             return
         log.write(f"the job ends: {text}\n")
+        if self._hub is not None and self._hub.table:
+            log.write(f"{self._hub.table}\n")
         if self._code == verdict.EXIT_FAILED:  # bad input is told in full by its message
             log.write(describe_process(str(self.progress.mark), stacks=self._failure is None))
+
+    def _fail_watching(self, error: BaseException) -> None:
+        """This rank's own watch has failed: the others would find it silent, and it would not hear from them."""
+        text = f"the watchdog failed: {describe(error)}; the rank's log says where"
+        if self._failure is None:
+            self._failure = {"kind": int(Kind.RAISED), "text": text, "code": verdict.EXIT_FAILED}
+        is_told = self._wire is not None and self._wire.send({"failure": self._failure})
+        briefly("watch-log", lambda: log_failure("watch", error))
+        cause = Cause(Kind.RAISED, self._environment.rank, text)
+        self._end(cause.message, cause.code, speak=not is_told)
+
+    def _fail_ending(self, error: BaseException) -> None:
+        """The job is over, and this process must go all the same."""
+        briefly("watch-log", lambda: log_failure("watch-end", error))
+        os._exit(self._code)
 
     def _close_sockets(self) -> None:
         """In a forked process too: its copies would keep the connections open when this process dies."""
@@ -331,16 +325,3 @@ class Watch:
             self._wire.close()
         if self._hub is not None:
             self._hub.close_sockets()
-
-
-def _key() -> str:
-    """Where the hub's port stands in the rendezvous, which outlives a restart by torchrun."""
-    return f"tolktrain/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-
-
-def _listens(address: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(address, timeout=2.0).close()
-    except OSError:
-        return False
-    return True

@@ -1,62 +1,184 @@
-"""Lines of JSON over a socket."""
+"""Lines of JSON over a socket, each with a proof of its sender once both ends know the keys.
 
+Whoever can reach the port may send anything. Nothing here waits for the other side, and what it can make this side keep
+or compute is bounded: `GREETING_BYTES` until it has proved that it belongs to the job, `MESSAGE_BYTES` a message after.
+"""
+
+import hmac
 import json
 import select
 import socket
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any
+
+from tolktrain.files.reading import parse_json
 
 Message = dict[str, Any]
 
-_SEND_SECONDS = 10.0  # for a few hundred bytes: beyond it the other side no longer reads
+GREETING_BYTES = 1 << 12
+MESSAGE_BYTES = 1 << 20
+_READ_BYTES = 1 << 16
+_DIGEST = "sha256"
+_PROOF_BYTES = 64  # in hexadecimal
+
+
+class WireError(Exception):
+    """The connection is of no more use. Its text is what is wrong with what was sent; empty if the other side left."""
+
+
+class Seal:
+    """One direction of a connection: a proof for each line, which also counts them, so that none can be forged,
+    changed, repeated, left out or sent back."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._count = 0
+
+    def close(self, content: bytes) -> bytes:
+        """The line that carries the next content."""
+        return self._proof(content) + content
+
+    def open(self, line: bytes) -> bytes:
+        """The content of the next line. Raises WireError: it is not from who has the key."""
+        proof, content = line[:_PROOF_BYTES], line[_PROOF_BYTES:]
+        if not hmac.compare_digest(proof, self._proof(content)):
+            raise WireError("a line without a valid proof")
+        return content
+
+    def _proof(self, content: bytes) -> bytes:
+        self._count += 1
+        return hmac.digest(self._key, self._count.to_bytes(8, "big") + content, _DIGEST).hex().encode()
 
 
 class Wire:
     """One end of a connection. Sends from any thread, receives in one."""
 
     def __init__(self, connection: socket.socket) -> None:
-        connection.settimeout(_SEND_SECONDS)
+        connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
         self._sending = threading.Lock()
-        self._rest = b""
+        self._out = bytearray()
+        self._outgoing: Seal | None = None
+        self._incoming: Seal | None = None
+        self._in = bytearray()
+        self._searched = 0  # so many bytes of it have no line end
+        self._taken = 0
+        self.is_proved = False  # whether the other side has sent a line with a valid proof
 
     def fileno(self) -> int:
         """For `select`."""
         return self._socket.fileno()
 
-    def send(self, message: Message) -> bool:
-        """Whether the message could be sent."""
-        try:
-            with self._sending:
-                self._socket.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            return False
-        return True
+    def seal(self, outgoing: bytes, incoming: bytes) -> None:
+        """From the next line on each one carries a proof; these are the keys of both directions."""
+        self._outgoing, self._incoming = Seal(outgoing), Seal(incoming)
 
-    def receive(self) -> list[Message] | None:
-        """Whole messages that have arrived, or None when the other side has gone."""
-        try:
-            data = self._socket.recv(1 << 16)
-        except OSError:
-            return None
-        if not data:
-            return None
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError:
-            return None  # somebody else's connection
+    @property
+    def unsent(self) -> int:
+        """Bytes that the other side has not made room for."""
+        return len(self._out)
+
+    def send(self, message: Message) -> bool:
+        """Send, or keep what the other side has no room for until `flush`. False where it has gone or never reads."""
+        with self._sending:
+            if len(self._out) > MESSAGE_BYTES:
+                return False
+            content = json.dumps(message).encode()
+            self._out += (self._outgoing.close(content) if self._outgoing else content) + b"\n"
+            return self._flush()
+
+    def flush(self, seconds: float = 0.0) -> bool:
+        """Send what was kept, waiting for room up to `seconds`. False where the other side has gone."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with self._sending:
+                if not self._flush():
+                    return False
+            left = deadline - time.monotonic()
+            if not self._out or left <= 0:
+                return True
+            self._poll(select.POLLOUT, left)
+
+    def receive(self) -> Iterator[Message]:
+        """Whole messages that have arrived, each checked when it is asked for. Does not wait.
+
+        Raises:
+            WireError: the other side has gone, or has sent what is no message.
+        """
+        yield from self._lines()
+        self._read()
+        yield from self._lines()
+        if not self.is_proved and self._taken > GREETING_BYTES:
+            raise WireError(f"more than {GREETING_BYTES} bytes without a proof")
+        if len(self._in) > MESSAGE_BYTES:
+            raise WireError(f"a line longer than {MESSAGE_BYTES} bytes")
 
     def wait(self, seconds: float) -> bool:
-        """Whether something arrives within `seconds`."""
-        poll = select.poll()  # unlike select(), it takes descriptors above 1023
-        try:
-            poll.register(self._socket, select.POLLIN)
-            return bool(poll.poll(1000 * seconds))
-        except (OSError, ValueError):
-            return True  # closed: `receive` tells
+        """Whether something arrives within `seconds`. Meanwhile sends what was kept."""
+        if len(self._in) > self._searched:
+            return True
+        wanted = select.POLLIN | (select.POLLOUT if self._out else 0)
+        found = self._poll(wanted, seconds)
+        if found & select.POLLOUT:
+            self.flush()
+        return bool(found & ~select.POLLOUT)
 
     def close(self) -> None:
         """Hang up."""
         self._socket.close()
+
+    def _flush(self) -> bool:
+        try:
+            while self._out:
+                del self._out[: self._socket.send(self._out)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            return False
+        return True
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_READ_BYTES if self.is_proved else GREETING_BYTES + 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            raise WireError("")
+        self._in += data
+        self._taken += len(data)
+
+    def _lines(self) -> Iterator[Message]:
+        """Of what has been read. Looks at each byte once, and parses a line only when the one before was accepted:
+        that one may bring the keys."""
+        while (end := self._in.find(b"\n", self._searched)) >= 0:
+            line = bytes(self._in[:end])
+            del self._in[: end + 1]
+            self._searched = 0
+            yield self._parsed(line)
+        self._searched = len(self._in)
+
+    def _parsed(self, line: bytes) -> Message:
+        if self._incoming is not None:
+            line = self._incoming.open(line)
+            self.is_proved = True
+        try:
+            message = parse_json(line)
+        except ValueError as error:
+            raise WireError(f"a line that is no JSON: {error}") from None
+        if not isinstance(message, dict):
+            raise WireError(f"a {type(message).__name__} where a message is expected")
+        return message
+
+    def _poll(self, wanted: int, seconds: float) -> int:
+        poll = select.poll()  # unlike select(), it takes descriptors above 1023
+        try:
+            poll.register(self._socket, wanted)
+            found = poll.poll(1000 * seconds)
+        except (OSError, ValueError):
+            return select.POLLHUP  # closed: `receive` tells
+        return found[0][1] if found else 0

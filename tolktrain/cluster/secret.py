@@ -1,0 +1,119 @@
+"""What the processes of a job know and nobody else does, so that the watchdog's ends can prove where they belong.
+
+The secret never crosses the network: each end shows only that it knows it, for two numbers drawn for one connection.
+"""
+
+import contextlib
+import hmac
+import os
+import secrets
+import stat
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tolktrain.config.errors import UserError
+
+SECRET_VARIABLE = (
+    "TOLKTRAIN_JOB_SECRET"  # set by launch/pretrain.sbatch; not on a command line, which all users can read
+)
+SECRET_FILE = "job-secret"
+
+_SHORTEST = 16  # characters; whoever hears a greeting can try guesses as fast as a computer can
+_SECRET_BYTES = 32
+_DIGEST = "sha256"
+_TRIES = 100  # to find the file that another rank makes at the same time, over a file system that is late
+_TRY_SECONDS = 0.1
+
+
+def job_key(master_port: int, world_size: int, environ: Mapping[str, str] = os.environ) -> bytes:
+    """The key that the ranks of one start of a job share.
+
+    From the variable TOLKTRAIN_JOB_SECRET if a launcher has set it, else from a file of the user's own, made by the
+    first process that needs it: in a home folder that all nodes share, or that all processes of one machine do.
+
+    Raises:
+        UserError: there is no secret, and none can be kept where others cannot read it.
+    """
+    secret = environ.get(SECRET_VARIABLE, "")
+    if secret and len(secret) < _SHORTEST:
+        raise UserError(
+            f"{SECRET_VARIABLE} has {len(secret)} characters; give all processes of the job the same random text of at"
+            f" least {_SHORTEST}, as from: openssl rand -hex 32"
+        )
+    # Jobs of one user do not take each other's ranks for theirs.
+    start = [environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT")]
+    job = f"{master_port} {world_size} {' '.join(start)}"
+    return hmac.digest((secret or _of_user(environ)).encode(), job.encode(), _DIGEST)
+
+
+def session_keys(key: bytes, rank: int, hub_nonce: str, rank_nonce: str) -> tuple[bytes, bytes]:
+    """The keys of one connection: for what the hub sends, and for what the rank sends."""
+    session = f"{rank} {hub_nonce} {rank_nonce}".encode()
+    return hmac.digest(key, b"hub " + session, _DIGEST), hmac.digest(key, b"rank " + session, _DIGEST)
+
+
+def _of_user(environ: Mapping[str, str]) -> str:
+    problems = []
+    for folder in _folders(environ):
+        try:
+            return _kept_in(folder)
+        except OSError as error:
+            problems.append(f"{folder / SECRET_FILE}: {error.strerror or error}")
+    raise UserError(
+        f"the ranks need a secret to know each other by, and none can be kept ({'; '.join(problems)}); set"
+        f" {SECRET_VARIABLE} to the same random text for all processes of the job, as from: openssl rand -hex 32"
+    )
+
+
+def _folders(environ: Mapping[str, str]) -> Iterator[Path]:
+    home = environ.get("HOME", "")
+    state = environ.get("XDG_STATE_HOME") or (f"{home}/.local/state" if home else "")
+    if state.startswith("/"):
+        yield Path(state) / "tolktrain"
+    # Without a home folder that can be written to, as in some containers: enough for the processes of one machine.
+    yield Path(tempfile.gettempdir()) / f"tolktrain-{os.geteuid()}"
+
+
+def _kept_in(folder: Path) -> str:
+    """The secret in `folder`; makes both if they are not there. Raises OSError: they cannot be ours alone."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionError("its folder belongs to somebody else, or others can write to it")
+    path = folder / SECRET_FILE
+    for _ in range(_TRIES):
+        try:
+            return _read(path)
+        except FileNotFoundError:
+            _make(path)
+        time.sleep(_TRY_SECONDS)
+    return _read(path)
+
+
+def _make(path: Path) -> None:
+    """All of it at once, under a name that is not taken: of ranks that start together one makes it for all."""
+    descriptor, aside = tempfile.mkstemp(dir=path.parent)  # mode 600
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(_SECRET_BYTES))
+            file.flush()
+            os.fsync(descriptor)
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    finally:
+        os.unlink(aside)
+
+
+def _read(path: Path) -> str:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise PermissionError("it is not a file that this user alone can read (chmod 600)")
+        secret = file.read(2 * _SECRET_BYTES + 1)
+    if len(secret) != 2 * _SECRET_BYTES or not secret.isalnum():
+        raise OSError("it is not as it was written; remove it")
+    return secret.decode("ascii")
