@@ -1,5 +1,6 @@
 """The launch script, with stand-ins for the programs that it calls; the other tests here have the real ones."""
 
+import re
 import signal
 import subprocess
 import time
@@ -238,6 +239,19 @@ def test_no_rank_starts_where_the_environment_cannot_be_unpacked(tools: Path, tm
     _, said = process.communicate(timeout=20)
     assert process.returncode == 2 and f"{archive} could not be unpacked" in said
     assert not any(call.startswith("meet") for call in calls(tools))
+
+
+def test_the_ranks_share_a_secret(tools: Path, tmp_path: Path) -> None:
+    """One of each start, in the environment and on no command line."""
+    write(tools / "python", f'#!/bin/bash\necho "secret $TOLKTRAIN_JOB_SECRET" >> {tmp_path}/calls\n')
+    for _ in range(2):
+        assert launch(tools, "a.yaml", **SLURM).wait(20) == 0
+    assert launch(tools, "a.yaml", **SLURM, TOLKTRAIN_JOB_SECRET="of my own, for all").wait(20) == 0
+    said = "\n".join(calls(tools))
+    *drawn, own = re.findall(r"^secret (.*)$", said, re.MULTILINE)
+    assert own == "of my own, for all"
+    assert len(set(drawn)) == 2 and all(re.fullmatch("[0-9a-f]{64}", secret) for secret in drawn)
+    assert all(said.count(secret) == 1 for secret in (*drawn, own))
 
 
 def test_the_jobs_name_is_the_runs(tools: Path) -> None:
