@@ -30,7 +30,6 @@ class PlayedRank:
     is_in: bool = False
     heard: list[Message] = field(default_factory=list)
     end: str | None = None
-    has_lost: bool = False
 
     def state(self, **fields: Any) -> Message:
         """What it says about itself."""
@@ -42,19 +41,15 @@ class Crowd:
     """Plays `ranks` to the hub at `port`."""
 
     def __init__(self, port: int, ranks: Iterable[int], key: bytes = KEY) -> None:
+        self._port = port
         self._key = key
         self._selector = selectors.DefaultSelector()
         self.ranks = {}
         self.num_messages = 0
         self.num_bytes = 0
         for rank in ranks:
-            connection = socket.socket()
-            connection.setblocking(False)
-            if connection.connect_ex(("127.0.0.1", port)) not in (0, errno.EINPROGRESS):
-                raise AssertionError("the port is closed")
-            played = PlayedRank(rank, _Counted(connection, self))
-            self.ranks[rank] = played
-            self._selector.register(connection, selectors.EVENT_READ, played)
+            self.ranks[rank] = PlayedRank(rank, self._connect())
+            self._selector.register(self.ranks[rank].wire, selectors.EVENT_READ, self.ranks[rank])
 
     def play(self, until: Callable[[], bool], seconds: float = 60.0) -> None:
         """Hear and answer until something is so. Fails if it is not within `seconds`."""
@@ -80,15 +75,24 @@ class Crowd:
             played.wire.close()
         self._selector.close()
 
+    def _connect(self) -> Wire:
+        connection = socket.socket()
+        connection.setblocking(False)
+        if connection.connect_ex(("127.0.0.1", self._port)) not in (0, errno.EINPROGRESS):
+            raise AssertionError("the port is closed")
+        return _Counted(connection, self)
+
     def _hear(self, played: PlayedRank) -> None:
         try:
             for message in played.wire.receive():
                 self.num_messages += 1
                 self._answer(played, message)
         except WireError:
-            played.has_lost = True
             self._selector.unregister(played.wire)
             played.wire.close()
+            if not played.is_in:  # it tries again
+                played.wire, played.is_greeted = self._connect(), False
+                self._selector.register(played.wire, selectors.EVENT_READ, played)
 
     def _answer(self, played: PlayedRank, message: Message) -> None:
         if not played.is_greeted:
