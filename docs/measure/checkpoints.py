@@ -30,6 +30,7 @@ from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.checkpoint.slices import Snapshot
 from tolktrain.checkpoint.store import CheckpointStore, read_state
 from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.threads import guarded
 from tolktrain.config import Config
 from tolktrain.config.load import load_config
 from tolktrain.data.batch import Batch
@@ -133,7 +134,8 @@ class Times:
         self._saver.save(step, snapshot, state, background=True)
         if memory is not None:
             self.pauses.append(time.perf_counter() - started)
-            threading.Thread(target=self._watch, args=(time.perf_counter(),), daemon=True).start()
+            begun = time.perf_counter()
+            guarded("measure-writing", lambda: self._watch(begun)).start()
         return snapshot
 
     def _watch(self, started: float) -> None:
@@ -210,7 +212,7 @@ def watched(work: Callable[[], Engine]) -> tuple[Engine, int, int, int]:
         while not done.wait(0.002):
             peak = max(peak, own_memory())
 
-    thread = threading.Thread(target=watch)
+    thread = guarded("measure-memory", watch)
     thread.start()
     made = work()
     done.set()

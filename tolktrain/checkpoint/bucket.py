@@ -36,6 +36,7 @@ from tolktrain.checkpoint.manifest import (
     read_manifest,
     verify,
 )
+from tolktrain.cluster.threads import guarded, log_failure
 from tolktrain.config.errors import UserError
 from tolktrain.files.reading import parse_json
 from tolktrain.files.writing import sync_path, write_synced
@@ -215,7 +216,7 @@ class Uploads:
                 logger.warning("%s is not copied to %s: a newer one came", self._waiting[0], self._storage.address)
             self._waiting = folder, beside
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
+                self._thread = guarded("uploads", self._work, self._give_up)
                 self._thread.start()
             self._changed.notify_all()
 
@@ -255,6 +256,13 @@ class Uploads:
                     *(folder, self._storage.address, error),
                     exc_info=not isinstance(error, (UserError, OSError)),
                 )
+
+    def _give_up(self, error: BaseException) -> None:
+        """Nobody may wait for a thread that is gone; the next checkpoint gets another one."""
+        log_failure("uploads", error)
+        with self._changed:
+            self._waiting = self._copying = self._thread = None
+            self._changed.notify_all()
 
     def _copy(self, folder: Path, beside: Mapping[str, bytes]) -> None:
         begun = time.monotonic()

@@ -43,6 +43,7 @@ from types import TracebackType
 from typing import Any
 
 from tolktrain.cluster.identity import ProcessIdentity
+from tolktrain.cluster.threads import describe, guarded, log_failure
 from tolktrain.config.errors import UserError
 
 LEASE_FOLDER = "lease"
@@ -97,7 +98,7 @@ class Lease:
         self._counter = 0
         self._released = False
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._renew_until_stopped, name="lease", daemon=True)
+        self._thread = guarded("lease", self._renew_until_stopped, self._give_up)
 
     @classmethod
     def take(
@@ -192,6 +193,13 @@ class Lease:
                 if not failing:
                     logger.warning("%s cannot be renewed (%s); trying again", self._path, error)
                 failing = True
+
+    def _give_up(self, error: BaseException) -> None:
+        """Nothing renews it any more: another start would take this training for dead, and write beside it."""
+        self._lost = self._lost or (
+            f"{self._path} is no longer renewed, since that failed ({describe(error)}); {_MUST_NOT_WRITE}"
+        )
+        log_failure("lease", error)
 
     def _why_lost(self) -> str | None:
         _make_listing_fresh(self._folder)

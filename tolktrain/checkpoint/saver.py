@@ -33,6 +33,7 @@ from tolktrain.checkpoint.store import (
     step_of,
 )
 from tolktrain.checkpoint.writer import MOST_FILES, TENSOR_FOLDER, Written, write_snapshot
+from tolktrain.cluster.threads import guarded
 from tolktrain.cluster.verdict import OtherRankFailed
 from tolktrain.config.errors import UserError
 from tolktrain.files.writing import sync_path, write_synced
@@ -127,7 +128,7 @@ class CheckpointSaver:
         if not background:
             self._save(*arguments)
             return
-        self._thread = threading.Thread(target=self._work, args=arguments, name="checkpoint", daemon=True)
+        self._thread = guarded("checkpoint", lambda: self._work(*arguments), self._keep_failure)
         self._thread.start()
 
     def wait(self) -> None:
@@ -162,10 +163,11 @@ class CheckpointSaver:
 
     def _work(self, *arguments: Any) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICENESS)
-        try:
-            self._save(*arguments)
-        except BaseException as error:
-            self._failure = error
+        self._save(*arguments)
+
+    def _keep_failure(self, error: BaseException) -> None:
+        """For the main thread, which raises it at its next `poll`."""
+        self._failure = error
 
     def _save(
         self,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tolktrain.cluster.progress import Progress
+from tolktrain.cluster.threads import guarded
 
 HEARTBEAT_FILE = "heartbeat.json"
 
@@ -70,7 +71,7 @@ class Heartbeat:
         self._final: State | None = None
         self._complained = False
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread = guarded("heartbeat", self._run)
 
     def start(self) -> None:
         """Write for the first time, and begin to beat."""

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from tolktrain.cluster.signals import ignore_signals_in_worker, signals_held
+from tolktrain.cluster.threads import guarded
 from tolktrain.config import Config
 from tolktrain.config.data import DatasetConfig, InterleavingConfig, Mixture, Strategy
 from tolktrain.config.errors import UserError
@@ -124,8 +125,13 @@ def _shut_down(batches: Any) -> None:
                 worker.kill()
 
     # They ignore TERM, with which torch and Python's exit end such processes, and then wait for them.
-    patience = threading.Timer(_CLOSING_SECONDS, kill)
-    patience.daemon = True
+    done = threading.Event()
+
+    def kill_in_time() -> None:
+        if not done.wait(_CLOSING_SECONDS):
+            kill()
+
+    patience = guarded("loader-end", kill_in_time)
     patience.start()
     try:
         batches._shutdown_workers()
@@ -133,7 +139,7 @@ def _shut_down(batches: Any) -> None:
         if not killed.is_set():  # else it says that loader processes were killed
             raise
     finally:
-        patience.cancel()
+        done.set()
         patience.join()
         kill()
 

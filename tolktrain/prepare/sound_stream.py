@@ -6,12 +6,12 @@ the first frame and never reads beyond: such a file is fed through a pipe, whose
 """
 
 import os
-import threading
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tolktrain.cluster.threads import guarded
 from tolktrain.prepare.items import ItemError, Reason
 
 if TYPE_CHECKING:
@@ -71,8 +71,16 @@ class SoundStream:
         return int(self._sound.channels)
 
     def read(self, frames: int) -> npt.NDArray[np.float32]:
-        """The next samples [n, channels]; fewer than `frames`, or none, at the end."""
-        block: npt.NDArray[np.float32] = self._sound.read(frames, dtype="float32", always_2d=True)
+        """The next samples [n, channels]; fewer than `frames`, or none, at the end.
+
+        Raises:
+            OSError: the file could not be read to its end.
+        """
+        try:
+            block: npt.NDArray[np.float32] = self._sound.read(frames, dtype="float32", always_2d=True)
+        finally:
+            if self._feed is not None:  # what the decoder says of a file that ends too soon does not tell why
+                self._feed.check()
         self.position += len(block)
         return block
 
@@ -93,13 +101,19 @@ class _Feed:
         file = open(path, "rb")  # noqa: SIM115, closed by the thread
         file.seek(begin)
         self._read_end, write_end = os.pipe()
-        self._thread = threading.Thread(target=_copy, args=(file, write_end), daemon=True)
+        self._failure: BaseException | None = None
+        self._thread = guarded("sound-feed", lambda: self._copy(file, write_end))
         self._thread.start()
         try:
             self.sound = open_sound(self._read_end)
         except BaseException:
             self._release()
             raise
+
+    def check(self) -> None:
+        """Raise what kept the thread from feeding the whole file: what has come is not all of it."""
+        if self._failure is not None:
+            raise self._failure
 
     def close(self) -> None:
         self.sound.close()
@@ -109,16 +123,17 @@ class _Feed:
         os.close(self._read_end)  # what the thread still writes is refused, and it ends
         self._thread.join()
 
-
-def _copy(file: IO[bytes], write_end: int) -> None:
-    with file, os.fdopen(write_end, "wb", buffering=0) as pipe:
-        try:
-            while chunk := file.read(_CHUNK_BYTES):
-                view = memoryview(chunk)
-                while view:
-                    view = view[pipe.write(view) :]
-        except OSError:
-            return  # the reader has closed its end, or the disk failed, which shows as a short file
+    def _copy(self, file: IO[bytes], write_end: int) -> None:
+        with file, os.fdopen(write_end, "wb", buffering=0) as pipe:
+            try:
+                while chunk := file.read(_CHUNK_BYTES):
+                    view = memoryview(chunk)
+                    while view:
+                        view = view[pipe.write(view) :]
+            except BrokenPipeError:
+                pass  # the reader has closed its end
+            except BaseException as error:
+                self._failure = error  # before the pipe is closed, which the reader takes for the file's end
 
 
 def _stream_bytes(path: str) -> tuple[int, int | None]:
