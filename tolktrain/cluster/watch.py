@@ -126,9 +126,9 @@ class Watch:
         self._thread.join()
         if self._wire is not None:
             self._wire.flush(_FLUSH_SECONDS)
-        self._close_sockets()
         if self._hub is not None:
             self._hub.close()
+        self._close_sockets()
         return code
 
     def fail(self, error: Exception | KeyboardInterrupt) -> NoReturn:

@@ -1,0 +1,34 @@
+"""`tolktrain train` that says where its watchdog listens, and may go on listening when all ranks have come.
+
+Usage: attacked_rank.py FILE_FOR_THE_PORT (closes|stays-open) CONFIG [key=value ...].
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from tolktrain import cli
+from tolktrain.cluster.door import Door
+from tolktrain.cluster.meeting import Meeting
+
+PORT_FILE, WHEN_COMPLETE, *ARGUMENTS = sys.argv[1:]
+
+
+def main() -> int:
+    """Train."""
+    publish = Meeting.publish
+
+    def published(self: Meeting, port: int) -> None:
+        publish(self, port)
+        aside = Path(f"{PORT_FILE}.tmp")
+        aside.write_text(str(port))
+        os.replace(aside, PORT_FILE)
+
+    Meeting.publish = published
+    if WHEN_COMPLETE == "stays-open":
+        Door.close = lambda self: None
+    return cli.main(["train", *ARGUMENTS])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
