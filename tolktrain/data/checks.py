@@ -2,20 +2,25 @@
 unseen."""
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from streaming.base.hashing import get_hash
 
+from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.config import Config
-from tolktrain.config.data import Strategy
+from tolktrain.config.data import DatasetConfig, Strategy
 from tolktrain.config.errors import UserError
 from tolktrain.data.folder import RecordFolder, fetch_descriptions
-from tolktrain.data.index import RecordReader, read_index
+from tolktrain.data.index import INDEX_FILE, RecordReader, read_index
 from tolktrain.data.records import DatasetInfo, columns_of
 from tolktrain.data.sequences import Vocabulary, require_modalities
 from tolktrain.data.storage import Patience
+from tolktrain.parallel.together import on_each_node, told_by_all
 from tolktrain.units.load import describe_speech_tokenizer
 
 HASHED_BYTES = 1 << 30
@@ -25,32 +30,31 @@ TEXT_TOKENIZER_FILE = "tokenizer.json"
 _CHECKED_RECORDS = 1000
 
 
+class _Use(NamedTuple):
+    """Of a data set: the key that names it, and the strategy if one is tied to it."""
+
+    key: str
+    name: str
+    strategy: Strategy | None
+
+
 def check_data(config: Config, text_vocab_size: int, verify_files: bool = True) -> Vocabulary:
     """Check every data set that training, validation and evaluation use; returns the vocabulary of the sequences.
 
-    Of remote sets only the descriptions are fetched; their shards are validated as they arrive.
+    Of remote sets only the descriptions are fetched; their shards are validated as they arrive. Collective: the first
+    rank of each node fetches and reads, and what one of them finds is raised on all ranks.
 
     Args:
         config: The whole configuration.
         text_vocab_size: Text ids of the model, without specials.
-        verify_files: Whether to read the local shards too; one process per node is enough.
+        verify_files: Whether to read the local shards too. Nodes that see the same folder share them out.
 
     Raises:
         UserError: naming the data set, the file or key, and how to mend it.
     """
     uses = _uses(config)
-    infos: dict[str, DatasetInfo] = {}
-    for key, name, strategy in uses:
-        if name not in infos:
-            infos[name] = _check_set(config, name, text_vocab_size, verify_files)
-        if strategy is not None:
-            columns = read_index(config.data.sets[name].path)[0].column_names
-            where = f"data.sets.{name} ({config.data.sets[name].path}), used by {key},"
-            info = infos[name]
-            require_modalities(
-                strategy, info.text is not None, info.speech is not None, "word_text_ends" in columns, where
-            )
-            _check_length(key, name, strategy, info, config.train.sequence_length)
+    shares = _shares(config, uses) if verify_files else {}
+    infos = on_each_node(lambda: _check_sets(config, uses, text_vocab_size, shares))
     _check_same_tokenizers(infos)
     _check_named_tokenizers(config, infos)
     text_eos = next((info.text.eos_id for info in infos.values() if info.text is not None), 0)
@@ -58,22 +62,64 @@ def check_data(config: Config, text_vocab_size: int, verify_files: bool = True) 
     return Vocabulary(text_vocab_size, text_eos, speech.num_units, speech.num_codebooks)
 
 
-def _uses(config: Config) -> list[tuple[str, str, Strategy | None]]:
-    """Each use of a data set: the key that names it, the set, and the strategy if one is tied to it."""
-    uses: list[tuple[str, str, Strategy | None]] = []
+def _shares(config: Config, uses: list[_Use]) -> dict[str, tuple[int, int]]:
+    """Of each set the part of its shards that this node verifies, and of how many: nodes share out a shared folder."""
+    place = ProcessEnvironment.detect()
+    node = place.rank - place.local_rank
+    own = {name: _identity(config.data.sets[name]) for name in sorted({use.name for use in uses})}
+    told = dict(told_by_all((node, own) if place.local_rank == 0 else (-1, {})))
+    shares = {}
+    for name in own:
+        same = sorted(other for other, seen in told.items() if other >= 0 and seen[name] == own[name])
+        shares[name] = (same.index(node), len(same)) if node in same else (0, 1)
+    return shares
+
+
+def _identity(dataset: DatasetConfig) -> tuple[int, ...] | None:
+    """The same on two nodes if they see one folder: a copy has another time of change, to the nanosecond."""
+    try:
+        status = os.stat(Path(dataset.path) / INDEX_FILE)
+    except OSError:
+        return None  # explained where the set is opened
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _check_sets(
+    config: Config, uses: list[_Use], text_vocab_size: int, shares: Mapping[str, tuple[int, int]]
+) -> dict[str, DatasetInfo]:
+    infos: dict[str, DatasetInfo] = {}
+    columns: dict[str, list[str]] = {}
+    for key, name, strategy in uses:
+        if name not in infos:
+            infos[name], columns[name] = _check_set(config, name, text_vocab_size, shares.get(name))
+        if strategy is not None:
+            where = f"data.sets.{name} ({config.data.sets[name].path}), used by {key},"
+            info = infos[name]
+            require_modalities(
+                strategy, info.text is not None, info.speech is not None, "word_text_ends" in columns[name], where
+            )
+            _check_length(key, name, strategy, info, config.train.sequence_length)
+    return infos
+
+
+def _uses(config: Config) -> list[_Use]:
+    uses: list[_Use] = []
     for number, stage in enumerate(config.train.stages):
         for strategy, entry in stage.mixture.items():
-            uses += [(f"train.stages[{number}].mixture.{strategy}", name, strategy) for name in entry.sets]
+            uses += [_Use(f"train.stages[{number}].mixture.{strategy}", name, strategy) for name in entry.sets]
     validation = config.train.validation
     for name in validation.sets:
-        uses += [("train.validation", name, strategy) for strategy in validation.strategies]
-    uses += [("evaluation.heldout_sets", name, None) for name in config.evaluation.heldout_sets]
+        uses += [_Use("train.validation", name, strategy) for strategy in validation.strategies]
+    uses += [_Use("evaluation.heldout_sets", name, None) for name in config.evaluation.heldout_sets]
     if config.evaluation.train_set is not None:
-        uses.append(("evaluation.train_set", config.evaluation.train_set, None))
+        uses.append(_Use("evaluation.train_set", config.evaluation.train_set, None))
     return uses
 
 
-def _check_set(config: Config, name: str, text_vocab_size: int, verify_files: bool) -> DatasetInfo:
+def _check_set(
+    config: Config, name: str, text_vocab_size: int, share: tuple[int, int] | None
+) -> tuple[DatasetInfo, list[str]]:
+    """What the set declares, and its columns. Of its files the share is read."""
     dataset = config.data.sets[name]
     fetch_descriptions(dataset, Patience.of(config.data), compare=True)
     shards = read_index(dataset.path)
@@ -86,12 +132,12 @@ def _check_set(config: Config, name: str, text_vocab_size: int, verify_files: bo
             " the copy is incomplete or mixed from two builds; copy it again or rebuild it"
         )
     _check_vocabularies(config, name, info, text_vocab_size)
-    if verify_files and dataset.remote is None:
-        verify_shards(shards)
+    if share is not None and dataset.remote is None:
+        verify_shards(shards, *share)
         records = RecordFolder(dataset)
         for number in range(min(num_records, _CHECKED_RECORDS)):
             _check_record(dataset.path, records, number)
-    return info
+    return info, shards[0].column_names
 
 
 def _check_columns(folder: str, shards: list[RecordReader], info: DatasetInfo) -> None:
@@ -195,10 +241,13 @@ def _check_record(folder: str, records: RecordFolder, number: int) -> None:
         raise UserError(f"{folder}: {error}") from None
 
 
-def verify_shards(shards: list[RecordReader]) -> None:
-    """Check that the shards of a local set are there, whole, and (for sets up to `HASHED_BYTES`) unchanged."""
+def verify_shards(shards: Sequence[RecordReader], part: int = 0, num_parts: int = 1) -> None:
+    """Check that the shards of a local set are there, whole, and (for sets up to `HASHED_BYTES`) unchanged.
+
+    Every `num_parts`-th from number `part`. Raises `UserError` for the first that is not.
+    """
     total = sum((shard.zip_data or shard.raw_data).bytes for shard in shards)
-    for shard in shards:
+    for shard in itertools.islice(shards, part, None, num_parts):
         folder = Path(shard.dirname)
         # Unpacked shards lie beside packed ones once they were used; then both must be sound.
         unpacked = folder / shard.raw_data.basename
@@ -206,9 +255,10 @@ def verify_shards(shards: list[RecordReader]) -> None:
         files += [shard.raw_data] if shard.zip_data is not None and unpacked.exists() else []
         for file in files:
             path = folder / file.basename
-            if not path.exists():
-                raise UserError(f"the shard {path} is missing, but index.json lists it; copy it again")
-            size = path.stat().st_size
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                raise UserError(f"the shard {path} is missing, but index.json lists it; copy it again") from None
             if size != file.bytes:
                 raise UserError(
                     f"the shard {path} is truncated or was changed: it has {size} bytes, index.json says {file.bytes};"

@@ -23,7 +23,9 @@ from tolktrain.data.mixture import MixturePlan, RecordMixture, Sample, Segment
 from tolktrain.data.sequences import Sequence, Vocabulary, build_sequence, sequence_rng
 from tolktrain.data.skipping import SkippedSteps
 
-_PREFETCHED_BATCHES = 4
+PREFETCHED_BATCHES = 4
+"""Micro batches that a loader process makes ahead."""
+
 _CLOSING_SECONDS = 3.0  # for loader processes to end by themselves; they need some milliseconds if nothing is wrong
 
 
@@ -68,7 +70,7 @@ class StageLoader:
             batches,
             batch_size=None,
             num_workers=workers,
-            prefetch_factor=_PREFETCHED_BATCHES if workers else None,
+            prefetch_factor=PREFETCHED_BATCHES if workers else None,
             pin_memory=pin_memory,
             # Its own, or starting a loader would move the random state that a checkpoint holds.
             generator=torch.Generator(),

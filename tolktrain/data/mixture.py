@@ -17,19 +17,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from streaming import StreamingDataset
+from streaming.base.constant import EPOCH_DATA
 from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.util import bytes_to_int
 from streaming.base.world import World
 
 from tolktrain.config.data import DataConfig, Mixture, Strategy
 from tolktrain.config.errors import UserError
+from tolktrain.data.epoch import WorkerRecords, attach_rows, canonical_nodes_of, create_rows, own_bounds
 from tolktrain.data.folder import RecordStream, fetch_descriptions
 from tolktrain.data.index import INDEX_FILE, RecordReader, read_index
+from tolktrain.data.order import EpochOrder, Ids
 from tolktrain.data.records import Record
 from tolktrain.data.sequences import sequence_rng
-from tolktrain.data.shared_memory import own_names, remove_lock_files
+from tolktrain.data.shared_memory import block_path, own_names, remove_lock_files
 from tolktrain.data.storage import Patience
+from tolktrain.parallel.together import on_this_node
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +147,7 @@ class RecordMixture(StreamingDataset):
                 f" {micro_batch_size} times {data_size} data-parallel ranks; change one of them"
             )
         assert 0 <= data_rank < data_size
-        # With an epoch that the canonical nodes do not divide, the library repeats records.
-        multiple = math.lcm(global_batch_size, config.num_canonical_nodes)
+        multiple = epoch_multiple(global_batch_size, config.num_canonical_nodes)
         streams, counts = _open_streams(config, plan, multiple)
         self.plan = plan
         self.micro_batches_per_epoch = sum(counts) // (micro_batch_size * data_size)
@@ -151,8 +155,10 @@ class RecordMixture(StreamingDataset):
         self.global_batch_size = global_batch_size
         self._position = (0, 0)
         self._failure: Exception | None = None
+        self._rows: tuple[int, Ids] | None = None  # of an epoch, by its number
+        self._reading: WorkerRecords | None = None
         environment = World.detect()
-        with own_names():
+        with own_names(), own_bounds():
             super().__init__(
                 streams=streams,
                 batch_size=micro_batch_size,
@@ -165,8 +171,20 @@ class RecordMixture(StreamingDataset):
                 shuffle_seed=int(sequence_rng(seed, "", 0, "order").integers(2**31)),
                 shuffle_block_size=config.shuffle_block_size,
             )
-        num_nodes = _num_nodes(environment.num_nodes, data_size, config.num_canonical_nodes)
-        self._parallel_rank_world = World(num_nodes, data_size // num_nodes, 1, data_rank)
+        world = data_world(environment.num_nodes, data_size, config.num_canonical_nodes)
+        self._parallel_rank_world = World(world.num_nodes, world.ranks_per_node, 1, data_rank)
+        self._order = EpochOrder(
+            tuple(np.split(self.samples_per_shard, self.shard_offset_per_stream[1:])),
+            counts,
+            config.num_canonical_nodes,
+            self.shuffle_seed,
+            config.shuffle_block_size,
+        )
+        self._nodes = sorted(
+            set().union(
+                *(canonical_nodes_of(rank, world, config.num_canonical_nodes) for rank in on_this_node(data_rank))
+            )
+        )
 
     def micro_batches(self, segments: Sequence[Segment]) -> Iterator[list[Sample] | None]:
         """Micro batches of this rank (in a loader process: of this worker), segment after segment, epoch after epoch.
@@ -242,12 +260,44 @@ class RecordMixture(StreamingDataset):
         # knows it.
         return self._position
 
+    def _get_work(self, epoch: int, sample_in_epoch: int) -> WorkerRecords:
+        # The library's own would compute the whole epoch on each node, and hand each process a copy of its part.
+        if self._reading is not None:
+            self._reading.release()
+        if self._rows is None or self._rows[0] != epoch:
+            self._rows = None
+            self._rows = epoch, self._share_rows(epoch)
+        self._reading = WorkerRecords(
+            self._order, self._nodes, self._rows[1], self._parallel_worker_world, self.batch_size, sample_in_epoch
+        )
+        return self._reading
+
+    def _share_rows(self, epoch: int) -> Ids:
+        """Rows of an epoch, computed by one process of the node. They are freed when the last process lets them go."""
+        barrier, world = self._shared_barrier, self._unique_worker_world
+        if not hasattr(barrier, "lock"):
+            barrier.lock = FileLock(barrier.filelock_path)
+        path = block_path(self._shm_prefix_int, EPOCH_DATA)
+        if world.is_local_leader:
+            rows = create_rows(path, self._order, epoch, self._nodes)
+            barrier(world.workers_per_node)
+        else:
+            barrier(world.workers_per_node)
+            rows = attach_rows(path, self._order, self._nodes)
+        barrier(world.workers_per_node)
+        if world.is_local_leader:
+            path.unlink()
+        return rows
+
     def close(self) -> None:
         """Stop the threads and free the shared memory. Loader processes must have ended before."""
         if hasattr(self, "_iterator"):
             self._iterator.exit()
         if hasattr(self, "_executor"):
             self._executor.shutdown()
+        if self._reading is not None:
+            self._reading.release()
+        self._rows = None
         blocks = [self._locals_shm, self._shared_barrier._arr.shm, self._next_epoch.arr.shm, self._cache_usage.arr.shm]
         for block in (*blocks, self._shard_states.shm, self._shard_access_times.shm):
             block.cleanup()
@@ -312,12 +362,17 @@ def _check_cache_limit(limit: str, shards: Mapping[str, list[RecordReader]]) -> 
         )
 
 
-def _num_nodes(physical: int, data_size: int, canonical: int) -> int:
-    """Nodes to lay the order out for: the real ones where possible, so that each needs only its part of the shards."""
-    if data_size % physical == 0 and (canonical % physical == 0 or physical % canonical == 0):
-        return physical
-    logger.warning(
-        "every node will read all shards: %d nodes do not go with data.num_canonical_nodes %d and %d data ranks",
-        physical, canonical, data_size,
-    )  # fmt: skip
-    return 1
+def epoch_multiple(global_batch_size: int, num_canonical_nodes: int) -> int:
+    """What the records of an epoch are a multiple of: the library repeats some where canonical nodes do not divide."""
+    return math.lcm(global_batch_size, num_canonical_nodes)
+
+
+def data_world(physical: int, data_size: int, canonical: int) -> World:
+    """A world of data ranks, on the real nodes where the library can lay the order out for them.
+
+    Where neither number of nodes divides the other it is laid out for as many nodes as divide both the data ranks and
+    the canonical nodes: neighbours among the data ranks, which are on one node, then still read the same shards.
+    """
+    fits = data_size % physical == 0 and (canonical % physical == 0 or physical % canonical == 0)
+    num_nodes = physical if fits else math.gcd(data_size, canonical)
+    return World(num_nodes, data_size // num_nodes, 1, 0)

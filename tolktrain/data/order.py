@@ -20,6 +20,11 @@ _SMALL_REST = 1 << 16  # records left out of an epoch that are found one by one,
 _SORTED_TOGETHER = 1 << 14  # positions that are sorted at a time: they stay in a core's cache
 
 
+def id_type(total: int) -> np.dtype[Any]:
+    """Smallest type that holds the number of each of `total` records."""
+    return np.dtype(np.int32 if total < 1 << 31 else np.int64)
+
+
 @dataclass(frozen=True)
 class EpochOrder:
     """What the order of an epoch depends on, besides the number of the epoch.
@@ -45,8 +50,7 @@ class EpochOrder:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Smallest type that holds a record's number."""
-        total = sum(int(sizes.sum()) for sizes in self.shard_sizes)
-        return np.dtype(np.int32 if total < 2**31 else np.int64)
+        return id_type(sum(int(sizes.sum()) for sizes in self.shard_sizes))
 
     def rows(self, epoch: int, nodes: Sequence[int]) -> Ids:
         """Numbers of the records of some canonical nodes in an epoch, [nodes, row_length], in the order of `nodes`."""
@@ -182,7 +186,7 @@ def _sample(sizes: Numbers, count: int, seed: int) -> Numbers:
     if total - count < _SMALL_REST and total <= 1 << 32:
         left_out = np.searchsorted(ends, _last_of_shuffle(rng, total, count), side="right")
         return chosen + sizes - np.bincount(left_out, minlength=len(sizes))
-    order = np.arange(total, dtype=np.int32 if total < 1 << 31 else np.int64)
+    order = np.arange(total, dtype=id_type(total))
     rng.shuffle(order)
     taken = np.zeros(total, np.bool_)
     taken[order[:count]] = True

@@ -37,6 +37,16 @@ _START_SECONDS = 120.0
 logger = logging.getLogger(__name__)
 
 
+def shared_memory_folder() -> Path | None:
+    """Where the system shows shared memory as files, None where it does not."""
+    return _FOLDER if _FOLDER.is_dir() else None
+
+
+def block_path(number: int, name: str) -> Path:
+    """File of a block of a data set, which `remove_stale_blocks` finds if its process is killed."""
+    return (shared_memory_folder() or Path(tempfile.gettempdir())) / _get_path(number, name)
+
+
 @contextlib.contextmanager
 def own_names() -> Iterator[None]:
     """Within it, data sets of mosaicml-streaming get their names from `register`. All ranks open one together.

@@ -1,10 +1,11 @@
-"""Actions of rank 0 that all ranks wait for."""
+"""Actions of one rank, or of one on each node, that all ranks wait for."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
+from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.verdict import OtherRankFailed
 from tolktrain.config.errors import UserError
 
@@ -33,6 +34,53 @@ def on_rank_zero(rank: int, action: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return result
+
+
+def on_each_node(action: Callable[[], T]) -> T:
+    """Run `action` on the first rank of each node and give its result, which must survive pickling, to the others there.
+
+    An exception on one node is raised on all ranks, as by `on_rank_zero`; of several that of the first node.
+    """
+    if not together():
+        return action()
+    place = ProcessEnvironment.detect()
+    result: Any = None
+    failure: Exception | None = None
+    if place.local_rank == 0:
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+    told = told_by_all((result, None if failure is None else (isinstance(failure, UserError), _told(failure))))
+    for rank, (_, other) in enumerate(told):
+        if other is not None:
+            if failure is not None and rank == place.rank:
+                raise failure
+            is_user_error, message = other
+            raise UserError(message) if is_user_error else OtherRankFailed(f"rank {rank} failed: {message}")
+    return cast(T, _of_this_node(told)[0][0])
+
+
+def on_this_node(value: T) -> list[T]:
+    """The values that the ranks of this node call it with, which must survive pickling; all ranks call it."""
+    return _of_this_node(told_by_all(value))
+
+
+def told_by_all(value: T) -> list[T]:
+    """The values that all ranks call it with, which must survive pickling."""
+    if not together():
+        return [value]
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, value)
+    return told
+
+
+def _of_this_node(told: list[T]) -> list[T]:
+    if not together():
+        return told
+    place = ProcessEnvironment.detect()
+    first = place.rank - place.local_rank
+    return told[first : first + place.local_world_size]
 
 
 def together() -> bool:

@@ -12,6 +12,7 @@ from tolktrain.cluster.signals import EXIT_PREEMPTED
 from tolktrain.cluster.watch import collective_timeout
 from tolktrain.config import Config
 from tolktrain.config.deepspeed import build_deepspeed_config
+from tolktrain.data.capacity import check_capacity
 from tolktrain.data.checks import check_data
 from tolktrain.model.counts import count_by_group
 from tolktrain.model.smoltolk import SmolTolk
@@ -93,7 +94,8 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
             anew = config.run.restart and opened.position.folder is None
             machines = check_health(config, layout, opened.path, count_by_group(architecture), anew, progress)
             progress.at("checking the data")
-            vocabulary = check_data(config, architecture.text_vocab_size, verify_files=layout.local_rank == 0)
+            vocabulary = check_data(config, architecture.text_vocab_size)
+            check_capacity(config, layout.data_rank, layout.data_size)
             with copying as saver:
                 setting = Setting(config, layout, blueprint, vocabulary, saver, choice, progress, machines)
                 return _run_stages(setting, plans, opened, leaving, heartbeat)

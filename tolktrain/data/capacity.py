@@ -1,0 +1,121 @@
+"""Whether the nodes can hold what the loaders of a run need; checked before the run, for all its stages."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from streaming.base.util import bytes_to_int
+
+from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.config import Config
+from tolktrain.config.data import Mixture
+from tolktrain.config.errors import UserError
+from tolktrain.data.epoch import canonical_nodes_of, shared_memory_refusal
+from tolktrain.data.folder import read_index
+from tolktrain.data.loader import PREFETCHED_BATCHES
+from tolktrain.data.mixture import MixturePlan, data_world, epoch_multiple
+from tolktrain.data.order import id_type
+from tolktrain.data.shared_memory import shared_memory_folder
+from tolktrain.parallel.together import on_each_node, on_this_node
+
+logger = logging.getLogger(__name__)
+
+_BYTES_PER_SHARD = 9  # its state and the time of its last use
+_SMALL_BLOCKS = 1 << 16  # bytes of the other blocks of a data set, in whole pages
+_BYTES_PER_POSITION = 35  # of a batch, besides its tokens: masks, and places of speech
+
+
+@dataclass(frozen=True)
+class _Node:
+    """What the ranks of a node read, of a job on some nodes."""
+
+    num_nodes: int
+    data_ranks: Sequence[int]
+    data_size: int
+    num_canonical_nodes: int
+
+    @property
+    def canonical_nodes(self) -> set[int]:
+        """Canonical nodes whose records the node reads."""
+        world = data_world(self.num_nodes, self.data_size, self.num_canonical_nodes)
+        return set().union(*(canonical_nodes_of(rank, world, self.num_canonical_nodes) for rank in self.data_ranks))
+
+    @property
+    def reads_all_needlessly(self) -> bool:
+        """Whether it reads all shards though it holds a part of the data ranks."""
+        has_part = len(set(self.data_ranks)) < self.data_size
+        return has_part and len(self.canonical_nodes) == self.num_canonical_nodes
+
+    def other_counts(self) -> list[int]:
+        """Numbers of nodes like this one, up to twice as many, of which each would read a part of the shards."""
+        own = len(set(self.data_ranks))
+        counts = []
+        for count in range(2, max(2 * self.num_nodes, 16) + 1):
+            data_size, rest = divmod(self.data_size * count, self.num_nodes)
+            if not rest and not _Node(count, range(own), data_size, self.num_canonical_nodes).reads_all_needlessly:
+                counts.append(count)
+        return counts
+
+
+def check_capacity(config: Config, data_rank: int, data_size: int) -> None:
+    """Compare what the loaders of each stage need on a node with what it has; collective.
+
+    The data must have been checked: `check_data` fetches the descriptions.
+
+    Raises:
+        UserError: shared memory does not suffice, or each node would fetch all shards again in each epoch.
+    """
+    place = ProcessEnvironment.detect()
+    num_nodes = place.world_size // place.local_world_size
+    data_ranks = on_this_node(data_rank)
+    node = _Node(num_nodes, data_ranks, data_size, config.data.num_canonical_nodes)
+
+    def check() -> None:
+        for stage in config.train.stages:
+            _check_fetches(config, stage.mixture, node)
+        needed = max(shared_memory_bytes(config, stage.mixture, node) for stage in config.train.stages)
+        folder = shared_memory_folder()
+        if folder is not None:
+            space = os.statvfs(folder)
+            if needed > space.f_bavail * space.f_frsize:
+                raise UserError(shared_memory_refusal(folder, needed))
+
+    on_each_node(check)
+
+
+def shared_memory_bytes(config: Config, mixture: Mixture, node: _Node) -> int:
+    """Shared memory that the loaders of a stage take on a node: the order of an epoch, states of shards, batches."""
+    train, data = config.train, config.data
+    plan = MixturePlan.from_config(mixture)
+    shards = [read_index(data.sets[name].path) for name in plan.names]
+    sizes = [sum(shard.samples for shard in readers) for readers in shards]
+    counts = plan.counts(sizes, epoch_multiple(train.global_batch_size, data.num_canonical_nodes))
+    records = sum(counts) // data.num_canonical_nodes * len(node.canonical_nodes)
+    position = 16 * config.model.speech.num_codebooks + _BYTES_PER_POSITION
+    batch = train.micro_batch_size * train.sequence_length * position
+    batches = len(node.data_ranks) * data.num_workers * (PREFETCHED_BATCHES + 1)
+    states = sum(map(len, shards)) * _BYTES_PER_SHARD + _SMALL_BLOCKS
+    return records * id_type(sum(sizes)).itemsize + states + batches * batch
+
+
+def _check_fetches(config: Config, mixture: Mixture, node: _Node) -> None:
+    if not node.reads_all_needlessly:
+        return
+    data = config.data
+    remote = [data.sets[name].path for name in MixturePlan.from_config(mixture).names if data.sets[name].remote]
+    if not remote:
+        return
+    total = sum(shard.get_raw_size() for path in remote for shard in read_index(path))
+    message = (
+        f"each of the {node.num_nodes} nodes reads all shards ({total / 2**30:,.1f} GiB), because its data ranks do not"
+        f" go with data.num_canonical_nodes {data.num_canonical_nodes}: with nodes like these, use"
+        f" {', '.join(map(str, node.other_counts()))} of them, or in a new run a multiple of {node.num_nodes} for"
+        " data.num_canonical_nodes (it changes the order of the records)"
+    )
+    if data.cache_limit is not None and bytes_to_int(data.cache_limit) < total:
+        raise UserError(
+            f"{message}; or raise data.cache_limit {data.cache_limit} to hold them all: now every node would fetch"
+            " every shard again in every epoch"
+        )
+    logger.warning("%s", message)

@@ -1,0 +1,144 @@
+"""An epoch on a node: the rows of its canonical nodes in shared memory, and what each loader process reads of them."""
+
+import contextlib
+import errno
+import math
+import mmap
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from streaming.base import dataset
+from streaming.base.world import World
+
+from tolktrain.config.errors import UserError
+from tolktrain.data.order import EpochOrder, Ids, Numbers
+
+
+def canonical_nodes_of(data_rank: int, world: World, num_canonical_nodes: int) -> set[int]:
+    """Canonical nodes whose records a data rank reads, where `world` is made of data ranks."""
+    step = math.gcd(world.num_ranks, num_canonical_nodes)
+    return set(range(_slot(data_rank, world) % step, num_canonical_nodes, step))
+
+
+def _slot(data_rank: int, world: World) -> int:
+    """First record of a data rank in the flat order; it reads every `world.num_ranks`-th from there."""
+    node, rank_of_node = divmod(data_rank, world.ranks_per_node)
+    return rank_of_node * world.num_nodes + node
+
+
+class WorkerRecords:
+    """Numbers of the records that one loader process reads of an epoch, each looked up when it is asked for.
+
+    As the library deals them out: record after record to the data ranks in turn, and the micro batches of a data rank
+    to its loader processes in turn. In place of records that a last round lacks there is -1.
+    """
+
+    def __init__(
+        self, order: EpochOrder, nodes: Sequence[int], rows: Ids, world: World, batch_size: int, first: int
+    ) -> None:
+        """`world` is made of data ranks, with their loader processes; `first` records of the epoch are done."""
+        self._rows: Ids | None = rows
+        self._row_of = {node: number for number, node in enumerate(nodes)}
+        self._num_canonical_nodes = order.num_canonical_nodes
+        self._batch_size = batch_size
+        self._worker, self._num_workers = world.worker_of_rank, world.workers_per_rank
+        self._first, self._stride = first + _slot(world.rank, world), world.num_ranks
+        self._count = (order.row_length * order.num_canonical_nodes - first) // world.num_ranks  # of the data rank
+        self._length = -(-self._count // (self._num_workers * batch_size)) * batch_size
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> int:
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        batch, row_of_batch = divmod(index, self._batch_size)
+        number = (batch * self._num_workers + self._worker) * self._batch_size + row_of_batch
+        if number >= self._count:
+            return -1
+        assert self._rows is not None, "the epoch is over"
+        entry, node = divmod(self._first + number * self._stride, self._num_canonical_nodes)
+        return int(self._rows[self._row_of[node], entry])
+
+    def release(self) -> None:
+        """Let the rows go: the library keeps what it iterates over until the process ends."""
+        self._rows = None
+
+
+def create_rows(path: Path, order: EpochOrder, epoch: int, nodes: Sequence[int]) -> Ids:
+    """Compute rows of an epoch into a new file of shared memory; `attach_rows` finds them in other processes.
+
+    Raises `UserError` when there is no space for them.
+    """
+    path.unlink(missing_ok=True)  # of an epoch whose start failed
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        size = len(nodes) * order.row_length * order.dtype.itemsize
+        # Memory that is promised only would be refused later, by a signal that ends the process.
+        os.posix_fallocate(descriptor, 0, size)
+        rows = _mapped(descriptor, order, nodes, mmap.PROT_READ | mmap.PROT_WRITE)
+        order.write_rows(epoch, nodes, rows)
+    except BaseException as error:
+        path.unlink()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM):
+            raise UserError(shared_memory_refusal(path.parent, size)) from None
+        raise
+    finally:
+        os.close(descriptor)
+    return rows
+
+
+def attach_rows(path: Path, order: EpochOrder, nodes: Sequence[int]) -> Ids:
+    """The rows that another process of this node has created."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _mapped(descriptor, order, nodes, mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
+
+
+def _mapped(descriptor: int, order: EpochOrder, nodes: Sequence[int], protection: int) -> Ids:
+    shape = len(nodes), order.row_length
+    buffer = mmap.mmap(descriptor, math.prod(shape) * order.dtype.itemsize, mmap.MAP_SHARED, protection)
+    return np.frombuffer(buffer, order.dtype).reshape(shape)
+
+
+def shared_memory_refusal(folder: Path, needed: int) -> str:
+    """What to say when a node's shared memory does not suffice."""
+    space = os.statvfs(folder)
+    size = 1 << 30
+    wanted = -(-(needed + (space.f_blocks - space.f_bavail) * space.f_frsize) // size)
+    return (
+        f"{folder} has {space.f_bavail * space.f_frsize / 2**20:,.0f} MiB free, but the loaders of this node need"
+        f" {needed / 2**20:,.0f} MiB there, for the order of an epoch and for batches on their way; enlarge it (docker"
+        f" run --shm-size={wanted}g or --ipc=host; outside of containers mount -o remount,size={wanted}g {folder})"
+    )
+
+
+class ShardBounds:
+    """Shard and place inside it of a record by number, as the library's `Spanner`, which takes 8 bytes a record."""
+
+    def __init__(self, shard_sizes: Numbers) -> None:
+        # Not a list: its numbers would be copied in each loader process that only looks at them.
+        self._ends = array("q", np.cumsum(shard_sizes).tolist())
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < self._ends[-1]:
+            raise IndexError(f"record {index} of {self._ends[-1]}")
+        shard = bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
+
+@contextlib.contextmanager
+def own_bounds() -> Iterator[None]:
+    """Within it, data sets of mosaicml-streaming find shards by `ShardBounds`."""
+    original = dataset.Spanner
+    dataset.Spanner = ShardBounds
+    try:
+        yield
+    finally:
+        dataset.Spanner = original
