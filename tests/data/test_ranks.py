@@ -104,23 +104,15 @@ def test_jobs_that_come_and_go_do_not_disturb(tmp_path: Path, stories: Path, mak
     assert [sorted([*a, *b]) for a, b in zip(first[0], second[0], strict=True)] == expected
 
 
-@pytest.mark.parametrize(("nodes", "size"), [(2, 4), (4, 4), (12, 12), (3, 6)])
+@pytest.mark.parametrize(("nodes", "size"), [(2, 4), (4, 4), (12, 12), (3, 6), (3, 12), (5, 12), (6, 12), (12, 4)])
 def test_nodes_do_not_change_global_batches(
     stories: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, nodes: int, size: int
 ) -> None:
     config = make_config({"a": stories}, micro_batch_size=1, num_canonical_nodes=NUM_CANONICAL_NODES)
     expected = global_batches(config, 10)
-    number_of_nodes = mixture._num_nodes
-    monkeypatch.setattr(mixture, "_num_nodes", lambda _, *others: number_of_nodes(nodes, *others))
+    world_of = mixture.data_world
+    monkeypatch.setattr(mixture, "data_world", lambda _, *others: world_of(nodes, *others))
     assert global_batches(config, 10, size=size) == expected
-
-
-def test_layouts_that_do_not_divide_fall_back_to_one_node(caplog: pytest.LogCaptureFixture) -> None:
-    assert [mixture._num_nodes(n, 24, 8) for n in (1, 2, 4, 8, 24)] == [1, 2, 4, 8, 24]
-    assert not caplog.records
-    assert mixture._num_nodes(3, 24, 8) == 1
-    assert "3 nodes do not go with data.num_canonical_nodes 8" in caplog.text
-    assert mixture._num_nodes(16, 24, 8) == 1
 
 
 KILLED = """

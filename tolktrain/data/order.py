@@ -63,8 +63,8 @@ class EpochOrder:
         units = self._units(epoch)
         spans = self._spans(units)
         rng = np.random.default_rng(self.seed + epoch)
-        for node in spans:
-            rng.shuffle(node)
+        for span in spans:
+            rng.shuffle(span)
         wanted = [spans[node] for node in nodes]
         chosen = self._chosen(epoch, units, np.unique(np.concatenate([span["unit"] for span in wanted])))
         place = {node: number for number, node in enumerate(nodes)}
@@ -134,7 +134,8 @@ class EpochOrder:
         ids = np.empty_like(row)
         firsts = units.shard_begins[units.shard[span["unit"]]].tolist()
         end = 0
-        for unit, begin, size, first in zip(*(span[name].tolist() for name in span.dtype.names), firsts, strict=True):
+        columns = (span[name].tolist() for name in ("unit", "begin", "size"))
+        for unit, begin, size, first in zip(*columns, firsts, strict=True):
             part = ids[end : end + size]
             if unit in chosen:
                 np.add(chosen[unit][begin : begin + size], first, out=part, casting="unsafe", dtype=np.int64)

@@ -37,7 +37,7 @@ def on_rank_zero(rank: int, action: Callable[[], T]) -> T:
 
 
 def on_each_node(action: Callable[[], T]) -> T:
-    """Run `action` on the first rank of each node and give its result, which must survive pickling, to the others there.
+    """Run `action` on the first rank of each node and give its result, which must survive pickling, to the others.
 
     An exception on one node is raised on all ranks, as by `on_rank_zero`; of several that of the first node.
     """
