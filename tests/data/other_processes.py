@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.shared_memory import SharedMemory
@@ -22,7 +23,9 @@ from torch import distributed
 
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
-from tolktrain.data import shared_memory
+from tolktrain.data import checks, shared_memory
+from tolktrain.data.folder import RecordReader
+from tolktrain.parallel.together import on_each_node, on_this_node
 
 
 def server() -> ForkServerContext:
@@ -100,4 +103,48 @@ def open_used_cache(rank: int, port: int, config: Config, results: Path) -> None
         stage_loader(config, rank=rank, size=2)
     except UserError as error:
         (results / f"told-{rank}").write_text(str(error))
+    distributed.destroy_process_group()
+
+
+def check_sets(
+    rank: int, num_ranks: int, port: int, num_nodes: int, config: Config, environ: Mapping[str, str], results: Path
+) -> None:
+    """One of the ranks that start: what it is told about the data, and the shards that it verifies."""
+    os.environ |= environ
+    join_ranks(rank, num_ranks, port, num_nodes)
+    told: list[object] = []
+    verify = checks.verify_shards
+
+    def note(shards: Sequence[RecordReader], *share: int) -> None:
+        told.append(share)
+        verify(shards, *share)
+
+    checks.verify_shards = note
+    try:
+        told.append(checks.check_data(config, 100))
+    except UserError as error:
+        told.append(str(error))
+    torch.save(told, results / f"told-{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def fail_on_a_node(rank: int, port: int, results: Path) -> None:
+    """One of four ranks on two nodes, on the second of which something fails; then all go on together."""
+    join_ranks(rank, 4, port, 2)
+    told: list[object] = []
+
+    def act(failure: Exception) -> str:
+        if rank >= 2:
+            raise failure
+        return f"rank {rank}"
+
+    for failure in (UserError("the disk of node 1 is bad"), KeyError("node 1")):
+        try:
+            on_each_node(partial(act, failure))
+        except Exception as error:
+            told.append((type(error).__name__, str(error)))
+    told.append(on_each_node(lambda: f"rank {rank}"))
+    told.append(on_this_node(rank))
+    torch.save(told, results / f"told-{rank}.pt")
     distributed.destroy_process_group()
