@@ -24,7 +24,7 @@ from torch import distributed
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
 from tolktrain.data import checks, shared_memory
-from tolktrain.data.folder import RecordReader
+from tolktrain.data.index import RecordReader
 from tolktrain.parallel.together import on_each_node, on_this_node
 
 

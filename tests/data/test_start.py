@@ -13,8 +13,8 @@ from other_processes import check_sets, fail_on_a_node, server
 from s3_server import S3Server, free_port
 
 from tolktrain.config import Config
-from tolktrain.data import checks
 from tolktrain.data.checks import check_data
+from tolktrain.data.index import identity_of
 from tolktrain.data.sequences import Vocabulary
 from tolktrain.data.storage import Storage
 
@@ -96,7 +96,7 @@ def test_a_bad_shard_is_named_on_all_ranks_whichever_node_verifies_it(tmp_path: 
         assert f"the shard {path} is" in messages[0]
 
 
-def test_copies_on_several_nodes_are_verified_whole(stories: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+def test_copies_on_several_nodes_are_verified_whole(stories: Path, tmp_path: Path) -> None:
     """A copy is another folder, although its files have the same names, sizes and times."""
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
@@ -105,9 +105,9 @@ def test_copies_on_several_nodes_are_verified_whole(stories: Path, tmp_path: Pat
         target.write_bytes((stories / "index.json").read_bytes())
         status = (stories / "index.json").stat()
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-    one, two = (checks._identity(make_config({"a": folder}).data.sets["a"]) for folder in folders)
+    one, two = (identity_of(folder / "index.json") for folder in folders)
     assert one != two
-    assert one == checks._identity(make_config({"a": folders[0]}).data.sets["a"])
+    assert one == identity_of(folders[0] / "index.json")
 
 
 def test_a_failure_on_one_node_is_raised_on_all(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from streaming.base.util import bytes_to_int
 
 from tolktrain.cluster.environment import ProcessEnvironment
@@ -12,7 +13,7 @@ from tolktrain.config import Config
 from tolktrain.config.data import Mixture
 from tolktrain.config.errors import UserError
 from tolktrain.data.epoch import canonical_nodes_of, shared_memory_refusal
-from tolktrain.data.folder import read_index
+from tolktrain.data.index import read_index
 from tolktrain.data.loader import PREFETCHED_BATCHES
 from tolktrain.data.mixture import MixturePlan, data_world, epoch_multiple
 from tolktrain.data.order import id_type
@@ -89,7 +90,7 @@ def shared_memory_bytes(config: Config, mixture: Mixture, node: _Node) -> int:
     train, data = config.train, config.data
     plan = MixturePlan.from_config(mixture)
     shards = [read_index(data.sets[name].path) for name in plan.names]
-    sizes = [sum(shard.samples for shard in readers) for readers in shards]
+    sizes = [index.num_records for index in shards]
     counts = plan.counts(sizes, epoch_multiple(train.global_batch_size, data.num_canonical_nodes))
     records = sum(counts) // data.num_canonical_nodes * len(node.canonical_nodes)
     position = 16 * config.model.speech.num_codebooks + _BYTES_PER_POSITION
@@ -106,7 +107,7 @@ def _check_fetches(config: Config, mixture: Mixture, node: _Node) -> None:
     remote = [data.sets[name].path for name in MixturePlan.from_config(mixture).names if data.sets[name].remote]
     if not remote:
         return
-    total = sum(shard.get_raw_size() for path in remote for shard in read_index(path))
+    total = sum(int(read_index(path).raw_bytes.sum(dtype=np.int64)) for path in remote)
     message = (
         f"each of the {node.num_nodes} nodes reads all shards ({total / 2**30:,.1f} GiB), because its data ranks do not"
         f" go with data.num_canonical_nodes {data.num_canonical_nodes}: with nodes like these, use"

@@ -3,7 +3,6 @@ unseen."""
 
 import hashlib
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +12,10 @@ from streaming.base.hashing import get_hash
 
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.config import Config
-from tolktrain.config.data import DatasetConfig, Strategy
+from tolktrain.config.data import Strategy
 from tolktrain.config.errors import UserError
 from tolktrain.data.folder import RecordFolder, fetch_descriptions
-from tolktrain.data.index import INDEX_FILE, RecordReader, read_index
+from tolktrain.data.index import INDEX_FILE, RecordReader, ShardIndex, identity_of, read_index
 from tolktrain.data.records import DatasetInfo, columns_of
 from tolktrain.data.sequences import Vocabulary, require_modalities
 from tolktrain.data.storage import Patience
@@ -66,22 +65,15 @@ def _shares(config: Config, uses: list[_Use]) -> dict[str, tuple[int, int]]:
     """Of each set the part of its shards that this node verifies, and of how many: nodes share out a shared folder."""
     place = ProcessEnvironment.detect()
     node = place.rank - place.local_rank
-    own = {name: _identity(config.data.sets[name]) for name in sorted({use.name for use in uses})}
+    own = {
+        name: identity_of(Path(config.data.sets[name].path) / INDEX_FILE) for name in sorted({use.name for use in uses})
+    }
     told = dict(told_by_all((node, own) if place.local_rank == 0 else (-1, {})))
     shares = {}
     for name in own:
         same = sorted(other for other, seen in told.items() if other >= 0 and seen[name] == own[name])
         shares[name] = (same.index(node), len(same)) if node in same else (0, 1)
     return shares
-
-
-def _identity(dataset: DatasetConfig) -> tuple[int, ...] | None:
-    """The same on two nodes if they see one folder: a copy has another time of change, to the nanosecond."""
-    try:
-        status = os.stat(Path(dataset.path) / INDEX_FILE)
-    except OSError:
-        return None  # explained where the set is opened
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _check_sets(
@@ -125,7 +117,7 @@ def _check_set(
     shards = read_index(dataset.path)
     info = DatasetInfo.read(dataset.path)
     _check_columns(dataset.path, shards, info)
-    num_records = sum(shard.samples for shard in shards)
+    num_records = shards.num_records
     if num_records != info.num_records:
         raise UserError(
             f"{dataset.path}: index.json lists {num_records} records but dataset.json declares {info.num_records};"
@@ -140,20 +132,21 @@ def _check_set(
     return info, shards[0].column_names
 
 
-def _check_columns(folder: str, shards: list[RecordReader], info: DatasetInfo) -> None:
+def _check_columns(folder: str, shards: ShardIndex, info: DatasetInfo) -> None:
     text, speech = info.text is not None, info.speech is not None
     if not text and not speech:
         raise UserError(f"{folder}/dataset.json declares neither text nor speech; a set needs at least one of them")
     allowed = [columns_of(text, speech, aligned=False)]
     allowed += [columns_of(text, speech, aligned=True)] if text and speech else []
-    for shard in shards:
-        columns = dict(zip(shard.column_names, shard.column_encodings, strict=True))
+    first = shards[0].column_names
+    for number, kind in shards.one_of_each_kind():
+        columns = dict(zip(kind.column_names, kind.column_encodings, strict=True))
         if columns not in allowed:
             raise UserError(
-                f"{folder}: the shard {shard.raw_data.basename} has the columns {columns}, but the record schema of"
-                f" this version of tolktrain has {allowed[-1]}; rebuild the data set"
+                f"{folder}: the shard {shards[number].raw_data.basename} has the columns {columns}, but the record"
+                f" schema of this version of tolktrain has {allowed[-1]}; rebuild the data set"
             )
-        if columns.keys() != dict.fromkeys(shards[0].column_names).keys():
+        if columns.keys() != dict.fromkeys(first).keys():
             raise UserError(f"{folder}: some shards have word alignment and others do not; rebuild the data set")
 
 

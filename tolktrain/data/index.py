@@ -5,23 +5,26 @@ Somebody else may have written it: names lead nowhere but into the folder, and n
 
 import os
 import stat
+from array import array
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import numpy as np
+from numpy import typing as npt
 from streaming.base.compression import is_compression
 from streaming.base.format.base.reader import FileInfo
 from streaming.base.format.mds.encodings import NDArray, Str
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hashes
+from typing_extensions import Buffer
 
 from tolktrain.config.errors import UserError
 from tolktrain.data.records import DATASET_FILE
-from tolktrain.files.names import NameRefusedError, all_inside, check_name
+from tolktrain.files.names import all_inside, check_name
 from tolktrain.files.printable import printable
-from tolktrain.files.reading import read_json
+from tolktrain.files.reading import parse_json, read_text
 
 INDEX_FILE = "index.json"
 LARGEST_INDEX = 1 << 28
@@ -37,18 +40,153 @@ _KEYS = frozenset(
 _FILE_KEYS = frozenset(("basename", "bytes", "hashes"))
 _HASHES = frozenset(get_hashes())
 
+TABLE_TYPE = np.dtype(
+    [("samples", "u4"), ("raw_bytes", "u4"), ("zip_bytes", "u4"), ("kind", "u4"), ("end", "i8")]  # of the texts
+)
+"""Of the table of a `ShardIndex`."""
+
+
+class _Kind(NamedTuple):
+    """What most shards of a set have in common."""
+
+    column_names: tuple[str, ...]
+    column_encodings: tuple[str, ...]
+    compression: str | None
+    raw_hashes: tuple[str, ...]  # algorithms
+    zip_hashes: tuple[str, ...]
+
+
+class ShardIndex(Sequence["RecordReader"]):
+    """The shards of a data set, in order.
+
+    Held in two blocks of memory, which processes can share: 24 bytes and the texts for each shard. A reader is made
+    whenever one is asked for.
+    """
+
+    def __init__(self, folder: str, kinds: tuple[_Kind, ...], table: npt.NDArray[np.void], texts: Buffer) -> None:
+        """`table` is an array of `TABLE_TYPE`."""
+        self.folder = folder
+        self.kinds = kinds
+        self.table = table
+        self.texts = memoryview(texts)
+        self.samples: npt.NDArray[np.uint32] = table["samples"]
+        self.raw_bytes: npt.NDArray[np.uint32] = table["raw_bytes"]
+        self.zip_bytes: npt.NDArray[np.uint32] = table["zip_bytes"]  # 0 for shards that are not packed
+        self._kind_of: npt.NDArray[np.uint32] = table["kind"]
+        self._ends: npt.NDArray[np.int64] = table["end"]
+
+    @property
+    def num_records(self) -> int:
+        """Records of all shards."""
+        return int(self.samples.sum(dtype=np.int64))
+
+    def kind_of(self, number: int) -> _Kind:
+        """Columns, compression and hashes of a shard."""
+        return self.kinds[self._kind_of[number]]
+
+    def one_of_each_kind(self) -> list[tuple[int, _Kind]]:
+        """The first shard of each kind."""
+        kinds, firsts = np.unique(self._kind_of, return_index=True)
+        return [(number, self.kinds[kind]) for kind, number in zip(kinds.tolist(), firsts.tolist(), strict=True)]
+
+    def texts_of(self, number: int) -> list[str]:
+        """Of a shard: the name of its file, the digests of that, and the same of its packed file if there is one."""
+        begin = int(self._ends[number - 1]) if number else 0
+        return bytes(self.texts[begin : int(self._ends[number])]).decode("utf-8", "surrogatepass").split("\0")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, number: int) -> "RecordReader": ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list["RecordReader"]: ...
+
+    def __getitem__(self, number: int | slice) -> "RecordReader | list[RecordReader]":
+        if isinstance(number, slice):
+            return [RecordReader(self, i) for i in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"shard {number} of {len(self)}")
+        return RecordReader(self, int(number) % len(self))
+
 
 class RecordReader(MDSReader):
-    """A shard of records. Its decoders are made once; the library's are made anew for each column of each record."""
+    """A shard of records. Its decoders are made once; the library's are made anew for each column of each record.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._decoders = _decoders(tuple(self.column_encodings))
+    What the library keeps in attributes is looked up in the index.
+    """
+
+    split = ""
+    size_limit = None
+
+    def __init__(self, index: ShardIndex, number: int) -> None:
+        self._index = index
+        self._number = number
+
+    @property
+    def dirname(self) -> str:
+        """Folder of the data set."""
+        return self._index.folder
+
+    @property
+    def samples(self) -> int:
+        """Number of records."""
+        return int(self._index.samples[self._number])
+
+    @property
+    def compression(self) -> str | None:
+        """How the file that is stored is packed."""
+        return self._index.kind_of(self._number).compression
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns, in their order."""
+        return list(self._index.kind_of(self._number).column_names)
+
+    @property
+    def column_encodings(self) -> list[str]:
+        """Encodings of the columns, in the same order."""
+        return list(self._index.kind_of(self._number).column_encodings)
+
+    @property
+    def raw_data(self) -> FileInfo:
+        """The file of the shard as it is read."""
+        name, *digests = self._index.texts_of(self._number)
+        hashes = dict(zip(self._index.kind_of(self._number).raw_hashes, digests, strict=False))
+        return FileInfo(name, self.get_raw_size(), hashes)
+
+    @property
+    def zip_data(self) -> FileInfo | None:
+        """The packed file, if there is one."""
+        kind = self._index.kind_of(self._number)
+        if kind.compression is None:
+            return None
+        name, *digests = self._index.texts_of(self._number)[1 + len(kind.raw_hashes) :]
+        hashes = dict(zip(kind.zip_hashes, digests, strict=True))
+        return FileInfo(name, int(self._index.zip_bytes[self._number]), hashes)
+
+    @property
+    def file_pairs(self) -> list[tuple[FileInfo, FileInfo | None]]:
+        """The shard's files, as the library asks for them."""
+        return [(self.raw_data, self.zip_data)]
+
+    def get_raw_size(self) -> int:
+        """Bytes of the shard as it is read."""
+        return int(self._index.raw_bytes[self._number])
+
+    def get_zip_size(self) -> int | None:
+        """Bytes of the packed file, None if there is none."""
+        return None if self.compression is None else int(self._index.zip_bytes[self._number])
 
     @property
     def path(self) -> Path:
         """The shard as it is read."""
-        return Path(self.dirname) / self.raw_data.basename
+        return Path(self.dirname) / self._index.texts_of(self._number)[0]
+
+    @property
+    def _decoders(self) -> tuple[Any, ...]:
+        return _decoders(self._index.kind_of(self._number).column_encodings)
 
     def decode_sample(self, data: bytes) -> dict[str, Any]:
         """Columns by name. All columns of a record vary in size, so the sizes stand before the data.
@@ -114,8 +252,8 @@ class RecordReader(MDSReader):
         return _HEADER_BYTES + 4 * (self.samples + 1)
 
 
-def read_index(folder: str | Path) -> list[RecordReader]:
-    """The shard readers that `index.json` lists, in order.
+def read_index(folder: str | Path) -> ShardIndex:
+    """The shards that `index.json` lists, in order. A file that did not change is read once by a process.
 
     Raises `UserError` when the folder or the index is missing, unreadable, empty or not MDS, when it names files
     outside of the folder, or has numbers that no shard can have.
@@ -126,28 +264,52 @@ def read_index(folder: str | Path) -> list[RecordReader]:
     path = folder / INDEX_FILE
     if not any(folder.iterdir()):
         raise UserError(f"the data set folder {folder} is empty; copy the data set again or check data.sets.*.path")
-    if not path.exists():
+    identity = identity_of(path)
+    if identity is None:
         raise UserError(f"{path} does not exist; a data set folder needs it beside its shards")
+    return _read(folder, identity)
+
+
+def identity_of(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from others and from itself before a change, on all nodes that see it; None if there is none.
+
+    Copies differ in the time of their last change of any kind, which no program sets.
+    """
     try:
-        content = read_json(path, LARGEST_INDEX)
-        version, shards = content["version"], content["shards"]
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@lru_cache(maxsize=64)
+def _read(folder: Path, identity: tuple[int, ...]) -> ShardIndex:
+    path = folder / INDEX_FILE
+    shards = _Builder()
+    try:
+        content = parse_json(read_text(path, LARGEST_INDEX), object_hook=shards.take)
+        version, listed = content["version"], content["shards"]
+    except _EntryError as error:
+        raise _unreadable(path, error) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a readable MDS index ({error!r}); rebuild the data set") from None
     if version != _INDEX_VERSION:
         raise UserError(f"{path} has the MDS version {version!r:.80}, expected {_INDEX_VERSION}; rebuild the data set")
-    readers = _readers(folder, shards, path)
-    _check_names(folder, readers, path)
-    num_records = sum(reader.samples for reader in readers)
-    if not num_records:
+    try:
+        shards.check_taken(listed)
+    except _EntryError as error:
+        raise _unreadable(path, error) from None
+    index = shards.build(str(folder))
+    _check_names(folder, index, path)
+    if not index.num_records:
         raise UserError(f"the data set {folder} is empty: {INDEX_FILE} lists no records; rebuild it")
-    if num_records > _MOST_RECORDS:
-        raise UserError(f"{path} lists {num_records:,} records; at most {_MOST_RECORDS:,} can be read")
-    return readers
+    if index.num_records > _MOST_RECORDS:
+        raise UserError(f"{path} lists {index.num_records:,} records; at most {_MOST_RECORDS:,} can be read")
+    return index
 
 
-def _check_names(folder: Path, readers: list[RecordReader], path: Path) -> None:
-    files = chain((shard.raw_data for shard in readers), (shard.zip_data for shard in readers))
-    names = [file.basename for file in files if file is not None]
+def _check_names(folder: Path, index: ShardIndex, path: Path) -> None:
+    names = [name for number in range(len(index)) for name in _names_of(index, number)]
     all_inside(folder, names, path)
     # Shards come and go in a cache: one that is at the same time something else would take it along.
     different = {INDEX_FILE, DATASET_FILE}.union(name.rpartition("/")[0] for name in names)
@@ -156,68 +318,112 @@ def _check_names(folder: Path, readers: list[RecordReader], path: Path) -> None:
         raise UserError(f"{path} lists {printable(clash)} as a shard, which it cannot be; rebuild the data set")
 
 
+def _names_of(index: ShardIndex, number: int) -> list[str]:
+    kind = index.kind_of(number)
+    return index.texts_of(number)[:: 1 + len(kind.raw_hashes)][: 1 if kind.compression is None else 2]
+
+
 def check_entries(shards: object, source: str) -> None:
     """Raise `UserError` unless `shards` can stand under that key in an index.json; `source` is where it was read."""
-    for reader in _readers(Path(), shards, source):
-        for file in (reader.raw_data, reader.zip_data):
-            if file is not None:
-                check_name(file.basename, source)
-
-
-def _readers(folder: Path, shards: object, source: str | Path) -> list[RecordReader]:
-    readers: list[RecordReader] = []
+    taken = _Builder()
     try:
-        if not isinstance(shards, list):
-            raise ValueError(f"shards is a {type(shards).__name__}, expected a list")
-        place = str(folder)
-        for shard in shards:
-            readers.append(_reader(place, shard))
-    except NameRefusedError:
-        raise
-    except (ValueError, TypeError) as error:
-        problem = printable(error)[:400]
-        raise UserError(
-            f"{source} lists a shard that cannot be read (number {len(readers)}: {problem}); rebuild the data set"
-        ) from None
-    return readers
+        taken.check_taken([taken.take(shard) for shard in shards] if isinstance(shards, list) else shards)
+    except _EntryError as error:
+        raise _unreadable(source, error) from None
+    index = taken.build("")
+    for number in range(len(index)):
+        for name in _names_of(index, number):
+            check_name(name, source)
 
 
-def _reader(folder: str, shard: object) -> RecordReader:
-    if not isinstance(shard, dict) or shard.keys() != _KEYS:
-        raise ValueError(f"expected an object with the keys {', '.join(sorted(_KEYS))}")
-    if shard["format"] != "mds" or shard["version"] != _INDEX_VERSION:
-        raise ValueError(f"expected the format mds of version {_INDEX_VERSION}")
+class _EntryError(ValueError):
+    """An entry under `shards`, by its number, that describes no shard."""
+
+    def __init__(self, number: int, problem: object) -> None:
+        super().__init__(f"number {number}: {printable(problem)[:400]}")
+
+
+def _unreadable(source: str | Path, error: _EntryError) -> UserError:
+    return UserError(f"{source} lists a shard that cannot be read ({error}); rebuild the data set")
+
+
+class _Taken(int):
+    """Stands in the parsed file for the entry of a shard: its number."""
+
+
+class _Builder:
+    """Takes the entries of shards as they are parsed, so that no more than one of them is there as Python objects."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._columns = [array(code) for code in "IIIIq"]  # those of TABLE_TYPE
+        self._texts = bytearray()
+        self._kinds: dict[_Kind, int] = {}
+
+    def take(self, entry: object) -> object:
+        """The shard's number in place of its entry; other objects as they are. Raises `_EntryError`."""
+        if not isinstance(entry, dict) or entry.keys() != _KEYS:
+            return entry
+        try:
+            self._add(entry)
+        except (ValueError, TypeError) as error:
+            raise _EntryError(self.count, error) from None
+        self.count += 1
+        return _Taken(self.count - 1)
+
+    def check_taken(self, listed: object) -> None:
+        """Raise `_EntryError` unless the parsed list is one of all shards that were taken."""
+        if not isinstance(listed, list):
+            raise _EntryError(0, f"shards is a {type(listed).__name__}, expected a list")
+        for number, entry in enumerate(listed):
+            if type(entry) is not _Taken or entry != number:
+                raise _EntryError(number, f"expected an object with the keys {', '.join(sorted(_KEYS))}")
+
+    def build(self, folder: str) -> ShardIndex:
+        """The index of the shards that were taken."""
+        table = np.empty(self.count, TABLE_TYPE)
+        for name, column in zip(TABLE_TYPE.names or (), self._columns, strict=True):
+            table[name] = column
+        return ShardIndex(folder, tuple(self._kinds), table, bytes(self._texts))
+
+    def _add(self, shard: dict[str, Any]) -> None:
+        if shard["format"] != "mds" or shard["version"] != _INDEX_VERSION:
+            raise ValueError(f"expected the format mds of version {_INDEX_VERSION}")
+        names, encodings = _columns(shard)
+        compression = shard["compression"]
+        if compression is not None and not (isinstance(compression, str) and is_compression(compression)):
+            raise ValueError(f"the compression {compression!r:.80} is not known")
+        if (shard["zip_data"] is None) != (compression is None):
+            raise ValueError("zip_data must be given if and only if compression is")
+        raw, samples = _file(shard["raw_data"]), _count(shard["samples"], "samples")
+        packed = None if compression is None else _file(shard["zip_data"])
+        if packed is not None and packed.basename == raw.basename:
+            raise ValueError("raw_data and zip_data are the same file")
+        # Each record has a place in the table, and the sizes of its columns.
+        least = _HEADER_BYTES + 4 + samples * 4 * (1 + len(names))
+        if raw.bytes < least:
+            raise ValueError(f"{samples} records do not fit in {raw.bytes} bytes")
+        texts = [raw.basename, *raw.hashes.values()]
+        texts += [] if packed is None else [packed.basename, *packed.hashes.values()]
+        together = "\0".join(texts)
+        if together.count("\0") != len(texts) - 1:
+            raise ValueError("a name or a hash holds a NUL")
+        kind = _Kind(names, encodings, compression, tuple(raw.hashes), () if packed is None else tuple(packed.hashes))
+        self._texts += together.encode("utf-8", "surrogatepass")
+        number = self._kinds.setdefault(kind, len(self._kinds))
+        row = samples, raw.bytes, 0 if packed is None else packed.bytes, number, len(self._texts)
+        for column, value in zip(self._columns, row, strict=True):
+            column.append(value)
+
+
+def _columns(shard: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     names, encodings, sizes = shard["column_names"], shard["column_encodings"], shard["column_sizes"]
     if not _are_texts(names) or not _are_texts(encodings) or len(set(names)) != len(encodings) != 0:
         raise ValueError("column_names and column_encodings must be lists of texts of equal length")
     if sizes != [None] * len(names) or len(names) != len(encodings):
         raise ValueError("expected one null in column_sizes for each column: all columns of a record vary in size")
-    compression = shard["compression"]
-    if compression is not None and not (isinstance(compression, str) and is_compression(compression)):
-        raise ValueError(f"the compression {compression!r:.80} is not known")
-    if (shard["zip_data"] is None) != (compression is None):
-        raise ValueError("zip_data must be given if and only if compression is")
-    raw, samples = _file(shard["raw_data"]), _count(shard["samples"], "samples")
-    packed = None if compression is None else _file(shard["zip_data"])
-    if packed is not None and packed.basename == raw.basename:
-        raise ValueError("raw_data and zip_data are the same file")
-    # Each record has a place in the table, and the sizes of its columns.
-    least = _HEADER_BYTES + 4 + samples * 4 * (1 + len(names))
-    if raw.bytes < least:
-        raise ValueError(f"{samples} records do not fit in {raw.bytes} bytes")
-    return RecordReader(
-        dirname=folder,
-        split="",
-        column_encodings=encodings,
-        column_names=names,
-        column_sizes=sizes,
-        compression=compression,
-        hashes=[],
-        raw_data=raw,
-        samples=samples,
-        size_limit=None,
-        zip_data=packed,
-    )
+    _decoders(tuple(encodings))  # for its complaint
+    return tuple(names), tuple(encodings)
 
 
 def _file(entry: object) -> FileInfo:
@@ -226,6 +432,8 @@ def _file(entry: object) -> FileInfo:
     hashes = entry["hashes"]
     if not isinstance(hashes, dict) or not hashes.keys() <= _HASHES or not _are_texts(list(hashes.values())):
         raise ValueError("hashes must give texts for algorithms that are known")
+    if not isinstance(entry["basename"], str):
+        raise ValueError("basename must be a text")
     return FileInfo(entry["basename"], _count(entry["bytes"], "bytes"), hashes)
 
 
