@@ -23,7 +23,7 @@ from streaming.base.world import World
 
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.errors import UserError
-from tolktrain.data.index import INDEX_FILE, RecordReader, read_index
+from tolktrain.data.index import INDEX_FILE, RecordReader, ShardIndex, read_index
 from tolktrain.data.records import DATASET_FILE, DatasetInfo, Record
 from tolktrain.data.storage import TEMPORARY_PREFIX, DamagedError, Patience, Storage, StorageError, explained, fetch
 
@@ -90,16 +90,23 @@ def _has_shards(folder: Path) -> bool:
 class RecordStream(Stream):
     """One data set in a mixture, whose shards several processes and jobs may fetch and unpack at the same time."""
 
-    def __init__(self, config: DatasetConfig, patience: Patience | None = None, choose: int | None = None) -> None:
+    def __init__(
+        self,
+        config: DatasetConfig,
+        patience: Patience | None = None,
+        choose: int | None = None,
+        index: ShardIndex | None = None,
+    ) -> None:
         super().__init__(remote=config.remote, local=config.path, choose=choose, keep_zip=False)
+        self.index = index or read_index(config.path)
         self._patience = patience or Patience()
         if config.remote is not None and config.remote.startswith("s3://"):
             # Here once, or each loader process would spend a second on it.
             importlib.import_module("boto3")
 
-    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[RecordReader]:
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> ShardIndex:
         """The shards that the index lists."""
-        return read_index(self.local)
+        return self.index
 
     def set_up_local(self, shards: list[RecordReader], cache_usage_per_shard: np.typing.NDArray[np.int64]) -> None:
         """Find out which shards are here. Broken ones are removed, and what killed processes were fetching."""
@@ -212,8 +219,8 @@ class RecordFolder(Sequence[Record]):
         fetch_descriptions(config, patience)
         self.info = DatasetInfo.read(config.path)
         self._shards = read_index(config.path)
-        self._ends = np.cumsum([shard.samples for shard in self._shards])
-        self._stream = None if config.remote is None else RecordStream(config, patience)
+        self._ends = np.cumsum(self._shards.samples, dtype=np.int64)
+        self._stream = None if config.remote is None else RecordStream(config, patience, index=self._shards)
         self._cached_shards = cached_shards
         self._contents: OrderedDict[int, bytes] = OrderedDict()
 

@@ -6,8 +6,10 @@ Somebody else may have written it: names lead nowhere but into the folder, and n
 import os
 import stat
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -109,6 +111,31 @@ class ShardIndex(Sequence["RecordReader"]):
         if not -len(self) <= number < len(self):
             raise IndexError(f"shard {number} of {len(self)}")
         return RecordReader(self, int(number) % len(self))
+
+
+class JoinedShards(Sequence["RecordReader"]):
+    """The shards of several sets, one set after the other."""
+
+    def __init__(self, indexes: Sequence[ShardIndex]) -> None:
+        self._indexes = indexes
+        self._ends = list(accumulate(map(len, indexes)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, number: int) -> "RecordReader": ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list["RecordReader"]: ...
+
+    def __getitem__(self, number: int | slice) -> "RecordReader | list[RecordReader]":
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        if not 0 <= number < len(self):
+            raise IndexError(f"shard {number} of {len(self)}")
+        part = bisect_right(self._ends, number)
+        return self._indexes[part][number - (self._ends[part - 1] if part else 0)]
 
 
 class RecordReader(MDSReader):

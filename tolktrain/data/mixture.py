@@ -28,13 +28,14 @@ from tolktrain.config.data import DataConfig, Mixture, Strategy
 from tolktrain.config.errors import UserError
 from tolktrain.data.epoch import WorkerRecords, attach_rows, canonical_nodes_of, create_rows, own_bounds
 from tolktrain.data.folder import RecordStream, fetch_descriptions
-from tolktrain.data.index import INDEX_FILE, RecordReader, read_index
+from tolktrain.data.index import INDEX_FILE, JoinedShards, ShardIndex
 from tolktrain.data.order import EpochOrder, Ids
 from tolktrain.data.records import Record
 from tolktrain.data.sequences import sequence_rng
 from tolktrain.data.shared_memory import block_path, own_names, remove_lock_files
+from tolktrain.data.sharing import read_indexes
 from tolktrain.data.storage import Patience
-from tolktrain.parallel.together import on_this_node
+from tolktrain.parallel.together import on_each_node, on_this_node
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +172,8 @@ class RecordMixture(StreamingDataset):
                 shuffle_seed=int(sequence_rng(seed, "", 0, "order").integers(2**31)),
                 shuffle_block_size=config.shuffle_block_size,
             )
+        # Not the library's list of readers: each loader process would copy what it touches of them.
+        self.shards = JoinedShards([stream.index for stream in streams])
         world = data_world(environment.num_nodes, data_size, config.num_canonical_nodes)
         self._parallel_rank_world = World(world.num_nodes, world.ranks_per_node, 1, data_rank)
         self._order = EpochOrder(
@@ -332,27 +335,32 @@ def _open_streams(config: DataConfig, plan: MixturePlan, multiple: int) -> tuple
                 " remote (its present folder) and another path, or remove the limit"
             )
     patience = Patience.of(config)
-    shards = {}
-    for name in plan.names:
-        fetch_descriptions(config.sets[name], patience)
-        shards[name] = read_index(config.sets[name].path)
+
+    def fetch() -> None:
+        for name in plan.names:
+            fetch_descriptions(config.sets[name], patience)
+
+    on_each_node(fetch)
+    indexes = read_indexes([config.sets[name].path for name in plan.names])
     if config.cache_limit is not None:
-        _check_cache_limit(config.cache_limit, shards)
-    counts = plan.counts([sum(shard.samples for shard in shards[name]) for name in plan.names], multiple)
-    streams = [RecordStream(config.sets[name], patience, count) for name, count in zip(plan.names, counts, strict=True)]
+        _check_cache_limit(config.cache_limit, dict(zip(plan.names, indexes, strict=True)))
+    counts = plan.counts([index.num_records for index in indexes], multiple)
+    streams = [
+        RecordStream(config.sets[name], patience, count, index)
+        for name, count, index in zip(plan.names, counts, indexes, strict=True)
+    ]
     return streams, counts
 
 
-def _check_cache_limit(limit: str, shards: Mapping[str, list[RecordReader]]) -> None:
+def _check_cache_limit(limit: str, indexes: Mapping[str, ShardIndex]) -> None:
     """Raise `UserError` for a limit under which the library would refuse to work, or wait for space for ever."""
     try:
         limit_bytes = bytes_to_int(limit)
     except ValueError:
         raise UserError(f"data.cache_limit {limit!r} is no size; write it like 200gb or 500mb") from None
-    name, largest = max(
-        ((name, shard.get_max_size()) for name in shards for shard in shards[name]), key=lambda entry: entry[1]
-    )
-    indices = sum(os.path.getsize(Path(readers[0].dirname, INDEX_FILE)) for readers in shards.values())
+    sizes = {name: index.raw_bytes.astype(np.int64) + index.zip_bytes for name, index in indexes.items()}
+    name, largest = max(((name, int(both.max())) for name, both in sizes.items()), key=lambda entry: entry[1])
+    indices = sum(os.path.getsize(Path(index.folder, INDEX_FILE)) for index in indexes.values())
     needed = _SHARDS_IN_CACHE * largest + indices
     if limit_bytes < needed:
         raise UserError(

@@ -1,0 +1,66 @@
+"""Indexes of data sets that one rank of a node reads for all of them."""
+
+import mmap
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tolktrain.data.index import TABLE_TYPE, ShardIndex, read_index
+from tolktrain.parallel.together import on_each_node, together, told_by_all
+
+
+class _Published(NamedTuple):
+    """Where the first rank of a node has laid out indexes, one after the other: table, texts, table, ..."""
+
+    process: int
+    descriptor: int
+    parts: list[tuple[str, Any, int, int]]  # of each index: folder, kinds, shards, bytes of texts
+
+
+def read_indexes(folders: Sequence[str]) -> list[ShardIndex]:
+    """The indexes of some data sets; collective. They are parsed and held in memory once on a node.
+
+    Raises `UserError` on all ranks where `read_index` does on one.
+    """
+    if not together():
+        return [read_index(folder) for folder in folders]
+    own: list[ShardIndex] = []
+    published = on_each_node(lambda: _publish(folders, own))
+    try:
+        return own or _attach(published, folders)
+    finally:
+        told_by_all(None)  # the others have opened it
+        if own:
+            os.close(published.descriptor)
+
+
+def _publish(folders: Sequence[str], own: list[ShardIndex]) -> _Published:
+    own += [read_index(folder) for folder in folders]
+    # Memory without a name: nothing is left behind, whatever ends the processes.
+    descriptor = os.memfd_create("tolktrain-index", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        for index in own:
+            file.write(index.table.tobytes())
+            file.write(index.texts)
+    parts = [(index.folder, index.kinds, len(index), index.texts.nbytes) for index in own]
+    return _Published(os.getpid(), descriptor, parts)
+
+
+def _attach(published: _Published, folders: Sequence[str]) -> list[ShardIndex]:
+    try:
+        descriptor = os.open(f"/proc/{published.process}/fd/{published.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # in a container that does not show the others' processes
+        return [read_index(folder) for folder in folders]
+    try:
+        block = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
+    indexes = []
+    begin = 0
+    for folder, kinds, shards, text_bytes in published.parts:
+        table = np.frombuffer(block, TABLE_TYPE, shards, begin)
+        begin += table.nbytes + text_bytes
+        indexes.append(ShardIndex(folder, kinds, table, memoryview(block)[begin - text_bytes : begin]))
+    return indexes
