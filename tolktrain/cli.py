@@ -24,6 +24,7 @@ from tolktrain.cluster.kernel_caches import place_kernel_caches
 from tolktrain.cluster.signals import StopRequest
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
+from tolktrain.files.reading import read_json
 from tolktrain.files.shared import enter_temporary_folder, leave_temporary_folder
 
 if TYPE_CHECKING:
@@ -288,8 +289,8 @@ def _is_current(product: Path, config: Config) -> bool:
     if not (product.exists() and latest.exists() and product.stat().st_mtime_ns >= latest.stat().st_mtime_ns):
         return False
     try:
-        content: Any = json.loads(product.read_text(encoding="utf-8"))
-    except ValueError:
+        content: Any = read_json(product)
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("settings") == config.follow_up_settings()
 

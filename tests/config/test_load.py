@@ -121,7 +121,9 @@ def test_a_file_without_read_permission(small: Path, mistakes_of: Mistakes, monk
     def refuse(*arguments: object, **options: object) -> str:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)  # the tests may run as root, whom no file mode stops
+    monkeypatch.setattr(
+        "tolktrain.config.document.read_text", refuse
+    )  # the tests may run as root, whom no file mode stops
     assert mistakes_of(small) == "small.yaml cannot be read: Permission denied"
 
 

@@ -1,6 +1,7 @@
 """Content of files, in bounded time and memory."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tolktrain.files.reading import bounded_lines, open_regular, parse_json, read_bytes, read_json, read_text
+from tolktrain.files.reading import (
+    DEEPEST,
+    bounded_lines,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_text,
+)
 
 
 def _fifo(folder: Path) -> Path:
@@ -68,6 +77,18 @@ def test_text_and_json(tmp_path: Path) -> None:
 def test_json_that_is_none(content: str | bytes) -> None:
     with pytest.raises(ValueError):
         parse_json(content)
+
+
+@pytest.mark.parametrize("opened, closed", [("[", "]"), ('{"a":', "}"), ('[[0],{"a":', "}]")])
+def test_whoever_walks_json_has_stack_left(opened: str, closed: str) -> None:
+    """What the parser takes may be deeper than what its caller can write out again, a few calls further up."""
+    per_step = opened.count("[") + opened.count("{") - opened.count("]")
+    steps = DEEPEST // per_step
+    fitting = opened * steps + "1" + closed * steps
+    assert json.loads(fitting) == parse_json(fitting) == parse_json(fitting.encode())
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json(opened * (steps + 1) + "1" + closed * (steps + 1))
+    assert parse_json("[" + "[]," * 1000 + "1]")[-1] == 1  # many are not deep
 
 
 def test_lines_have_a_longest() -> None:

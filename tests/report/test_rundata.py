@@ -81,7 +81,7 @@ def test_broken_evaluation(bare_run: Path, content: str, message: str) -> None:
         read_run(bare_run)
 
 
-@pytest.mark.parametrize(("content", "message"), [("a: [", "is not readable YAML"), ("- 1", "as a mapping")])
+@pytest.mark.parametrize(("content", "message"), [("a: [", "not valid YAML"), ("- 1", "expected a mapping")])
 def test_broken_configuration(bare_run: Path, content: str, message: str) -> None:
     (bare_run / "config.yaml").write_text(content)
     with pytest.raises(UserError, match=message):

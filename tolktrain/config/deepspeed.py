@@ -14,7 +14,10 @@ from typing import Any
 from tolktrain.config.deepspeed_entries import REFUSED, REFUSED_IN_ZERO, SUPPORTED, ZERO_ENTRIES, Refusal
 from tolktrain.config.errors import UserError
 from tolktrain.config.root import Config
+from tolktrain.files.reading import parse_json, read_text
 
+_LARGEST_BYTES = 1 << 20
+_LARGEST_COUNT = 1 << 63  # DeepSpeed hands counts to libraries in C
 _ADAMW = "the optimizer, torch's AdamW,"
 
 
@@ -219,12 +222,14 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 def _is_count(value: Any) -> bool:
     """Whether a JSON number counts something; 5e8 is a float to JSON."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and float(value).is_integer()
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return 0 <= value < _LARGEST_COUNT and float(value).is_integer()
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        settings = parse_json(read_text(path, _LARGEST_BYTES), object_pairs_hook=_unique)
     except FileNotFoundError:
         raise UserError(
             f"deepspeed.config names {path}, which does not exist; configs/deepspeed has examples"
@@ -235,6 +240,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from None
     except _DuplicateKeyError as error:
         raise UserError(f"{path}: {error}; keep one of them") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected a JSON object of DeepSpeed settings, got {type(settings).__name__}")
     return settings
@@ -245,11 +252,12 @@ class _DuplicateKeyError(Exception):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    unique: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in unique:
             raise _DuplicateKeyError(f"{key} is given twice")
-    return dict(pairs)
+        unique[key] = value
+    return unique
 
 
 def _either(values: list[int]) -> str:

@@ -1,7 +1,8 @@
 """YAML documents as trees that remember where each value was written."""
 
+import os
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,17 @@ from typing import Any
 import yaml
 
 from tolktrain.config.errors import UserError
+from tolktrain.files.reading import DEEPEST, read_text
 
 KeyPath = tuple[str | int, ...]
+
+# What nobody writes by hand, but a few hundred bytes of aliases can ask for.
+_LARGEST_BYTES = 1 << 20
+_MOST_NODES = 50_000  # keys, items and values, those that aliases repeat included
+_MOST_CHARACTERS = 1 << 22  # of all scalars, likewise
+_LONGEST_NUMBER = 100  # characters; also of dates, true and false
+_TEXT = "tag:yaml.org,2002:str"
+_SIGNED_64_BITS = range(-(1 << 63), 1 << 63)
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,37 @@ class Located:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, and numbers such as 1e-3 and 1e9, which it would take for text."""
+    """YAML 1.1 as PyYAML reads it, and numbers such as 1e-3 and 1e9, which it would take for text.
+
+    Raises `yaml.YAMLError` also for more values, or values deeper in each other, than a configuration has.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._num_nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node. PyYAML calls this for each, and inside itself for those that it holds."""
+        self._depth += 1
+        self._num_nodes += 1
+        if self._depth > DEEPEST:
+            self._refuse(f"it is nested deeper than {DEEPEST} levels")
+        if self._num_nodes > _MOST_NODES:
+            self._refuse(_too_much())
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def _refuse(self, problem: str) -> None:
+        raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: text that looks like 1e9 is put in quotes."""
+
+
+def _too_much() -> str:
+    return f"it holds more than {_MOST_NODES} values, or {_MOST_CHARACTERS} characters, with what aliases repeat"
 
 
 def _exponent(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
@@ -68,20 +108,21 @@ def _exponent(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
     return int(number) if number.is_integer() and 1 <= abs(number) < 1e15 else number
 
 
-_Loader.add_implicit_resolver(
-    "!exponent", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "!exponent", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 _Loader.add_constructor("!exponent", _exponent)
 
 
 def read_document(path: Path) -> Located:
     """The YAML mapping in `path`. Raises UserError when it cannot be read, is no valid YAML, or gives a key twice."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; name a YAML file in it")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, _LARGEST_BYTES)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; name a YAML file such as configs/quickstart.yaml") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name a YAML file in it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); a configuration is a YAML file") from None
     except OSError as error:
@@ -93,9 +134,18 @@ def read_document(path: Path) -> Located:
     return document
 
 
+def write_document(content: Mapping[str, Any]) -> str:
+    """YAML that `read_document` reads as the same values."""
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
 def parse(text: str, file: Path | None) -> Located:
     """The YAML value in `text`; `file` names its source in messages, None stands for the command line."""
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        raise UserError(f"{Origin(file, 1)}: not valid YAML: {error.reason}") from None
     try:
         node = loader.get_single_node()
         return Located(None, Origin(file, 1)) if node is None else _Builder(loader, file).build(node)
@@ -120,11 +170,13 @@ class _Builder:
         self.loader = loader
         self.file = file
         self.open: list[yaml.Node] = []
+        self.num_nodes = self.num_characters = 0
 
     def build(self, node: yaml.Node, line: int | None = None) -> Located:
         origin = Origin(self.file, (node.start_mark.line if line is None else line) + 1)
         if node in self.open:
             raise UserError(f"{origin}: this alias contains itself")
+        self._count(node, origin)
         self.open.append(node)
         try:
             if isinstance(node, yaml.MappingNode):
@@ -134,6 +186,16 @@ class _Builder:
             return Located(self._scalar(node, origin), origin)
         finally:
             self.open.pop()
+
+    def _count(self, node: yaml.Node, origin: Origin) -> None:
+        """An alias is a copy of what it stands for, here and for all who walk the tree: one of aliases of aliases has
+        no end."""
+        self.num_nodes += 1
+        self.num_characters += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+        if self.num_nodes > _MOST_NODES or self.num_characters > _MOST_CHARACTERS:
+            raise UserError(f"{origin}: {_too_much()}; a configuration needs no more")
+        if len(self.open) >= DEEPEST:
+            raise UserError(f"{origin}: it is nested deeper than {DEEPEST} levels")
 
     def _mapping(self, node: yaml.MappingNode) -> dict[Any, Located]:
         children: dict[Any, Located] = {}
@@ -149,11 +211,30 @@ class _Builder:
             children[key] = self.build(value_node, key_node.start_mark.line)
         return children
 
-    def _scalar(self, node: yaml.Node, origin: Origin) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, origin: Origin) -> Any:
+        shown = f"{node.value[:80]!r}{'...' if len(node.value) > 80 else ''}"
+        # Numbers of a million digits take minutes, and those of thousands cannot be printed.
+        if node.tag != _TEXT and len(node.value) > _LONGEST_NUMBER:
+            raise UserError(f"{origin}: {shown} has more than {_LONGEST_NUMBER} characters; put text in quotes")
         try:
-            return self.loader.construct_object(node)
-        except ValueError as error:
-            raise UserError(f"{origin}: {node.value!r} cannot be read ({error}); put text in quotes") from None
+            value = self.loader.construct_object(node)
+        except yaml.YAMLError:
+            raise
+        except Exception as error:  # with a tag such as !!bool that does not fit, PyYAML lets all kinds escape
+            raise UserError(f"{origin}: {shown} cannot be read ({error}); put text in quotes") from None
+        if isinstance(value, int) and value not in _SIGNED_64_BITS:
+            raise UserError(f"{origin}: {shown} is beyond the whole numbers of 64 bits; put text in quotes")
+        if isinstance(value, str) and not _is_text(value):
+            raise UserError(f"{origin}: {shown} holds a character that no file or name can have; leave it out")
+        return value
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
 
 
 def merge(below: Located, above: Located) -> Located:
@@ -179,13 +260,15 @@ def merge(below: Located, above: Located) -> Located:
 def override(tree: Located, keys: Sequence[str], value: Located, spelled: str) -> Located:
     """`tree` with the value at the dotted `keys` replaced. `spelled` is the override as written, for messages.
 
-    Raises UserError when the keys lead through a scalar or to a missing list item.
+    Raises UserError when there are too many keys, or they lead through a scalar or to a missing list item.
     """
     if not keys:
         return value
+    if len(keys) > DEEPEST:
+        raise UserError(f"{spelled}: it names a key deeper than {DEEPEST} levels")
     key: str | int = keys[0]
     if tree.is_list:
-        if not keys[0].isdigit() or int(keys[0]) not in tree.children:
+        if keys[0] not in map(str, tree.children):
             raise UserError(
                 f"{spelled}: {keys[0]!r} is no item of a list; use a number from 0 to {len(tree.children) - 1}"
             )

@@ -12,21 +12,23 @@ nowhere counts from the working folder. Where output goes (`run.dir`) is relativ
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from tolktrain.config.base import InputPath
-from tolktrain.config.document import KeyPath, Located, Origin, merge, override, parse, read_document
+from tolktrain.config.document import KeyPath, Located, Origin, merge, override, parse, read_document, write_document
 from tolktrain.config.errors import UserError
 from tolktrain.config.mistakes import describe, field_at
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.config.root import Config, set_uses
 
 Root = TypeVar("Root", bound=BaseModel)
+
+_MOST_MISTAKES = 50  # that are described: each is compared with all known keys
+_MOST_FILES = 50  # a base counts each time that it is named: those of bases can double at each level
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -35,7 +37,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises UserError with every mistake, each with its file and line, or when an override adds a data set that nothing
     uses.
     """
-    tree = _with_bases(Path(path), ())
+    tree = _with_bases(Path(path), (), iter(range(_MOST_FILES)))
     in_files = _set_names(tree)
     added: dict[str, str] = {}  # data sets that overrides add, with the override
     for text in overrides:
@@ -48,7 +50,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def load_prepare_config(path: str | Path, overrides: Sequence[str] = ()) -> PrepareConfig:
     """The configuration of `tolktrain prepare` in the YAML file `path`; otherwise like `load_config`."""
-    tree = _with_bases(Path(path), ())
+    tree = _with_bases(Path(path), (), iter(range(_MOST_FILES)))
     for text in overrides:
         tree = _override(tree, text)
     return _validated(Path(path), tree, PrepareConfig)
@@ -59,16 +61,17 @@ def _validated(path: Path, tree: Located, root: type[Root]) -> Root:
     try:
         return root.model_validate(tree.plain())
     except ValidationError as error:
-        messages = describe(error.errors(include_url=False), tree, root)
-    if len(messages) == 1:
+        errors = error.errors(include_url=False)
+        messages = describe(errors[:_MOST_MISTAKES], tree, root)
+    if len(messages) == 1 and len(errors) <= _MOST_MISTAKES:
         raise UserError(messages[0])
-    raise UserError(f"{path}: {len(messages)} mistakes\n" + "\n".join(f"  {message}" for message in messages))
+    more = " and more" if len(errors) > _MOST_MISTAKES else ""
+    raise UserError(f"{path}: {len(messages)} mistakes{more}\n" + "\n".join(f"  {message}" for message in messages))
 
 
 def dump_config(config: BaseModel) -> str:
     """The whole configuration as YAML, from which the same configuration is read."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-    return text
+    return write_document(config.model_dump(mode="json"))
 
 
 def schema(root: type[BaseModel] = Config) -> dict[str, Any]:
@@ -86,7 +89,9 @@ def schema(root: type[BaseModel] = Config) -> dict[str, Any]:
     return result
 
 
-def _with_bases(path: Path, opened: tuple[Path, ...]) -> Located:
+def _with_bases(path: Path, opened: tuple[Path, ...], budget: Iterator[int]) -> Located:
+    if next(budget, None) is None:
+        raise UserError(f"{path}: more than {_MOST_FILES} files are read by way of base; join some of them")
     document = read_document(path)
     base = document.children.pop("base", None)
     if base is None:
@@ -97,13 +102,13 @@ def _with_bases(path: Path, opened: tuple[Path, ...]) -> Located:
     for name in names:
         if not isinstance(name.value, str):
             raise UserError(f"{name.origin}: base: expected the name of a YAML file or a list of them")
-        file = path.parent / Path(name.value).expanduser()
+        file = path.parent / os.path.expanduser(name.value)
+        if not os.path.isfile(file):
+            raise UserError(f"{name.origin}: base names {file}, which does not exist; it is relative to {path.parent}")
         if file.resolve() in opened:
             chain = " -> ".join(str(item.name) for item in (*opened, file))
             raise UserError(f"{name.origin}: base leads back to {file}: {chain}")
-        if not file.is_file():
-            raise UserError(f"{name.origin}: base names {file}, which does not exist; it is relative to {path.parent}")
-        document_below = _with_bases(file, opened)
+        document_below = _with_bases(file, opened, budget)
         below = document_below if below is None else merge(below, document_below)
     return document if below is None else merge(below, document)
 
@@ -150,7 +155,7 @@ def _resolved(tree: Located, root: type[BaseModel]) -> Located:
             elif kind.may_be_hub_id and not node.value.startswith((".", "/", "~")):
                 continue
             else:
-                node.value = os.path.abspath(Path(node.value).expanduser())
+                node.value = os.path.abspath(os.path.expanduser(node.value))
     return tree
 
 
@@ -162,10 +167,10 @@ def _path_kind(path: KeyPath, root: type[BaseModel]) -> InputPath | None:
 
 def _search(name: str, origin: Origin) -> Path | None:
     """Where a path exists; None when nowhere."""
-    given = Path(name).expanduser()
+    given = os.path.expanduser(name)
     folders = [Path.cwd(), *([] if origin.file is None else _folders_of(origin.file))]
     for folder in folders:
-        if (folder / given).exists():
+        if os.path.exists(folder / given):  # unlike Path's, also False for a name that no file can have
             return Path(os.path.abspath(folder / given))
     return None
 

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from tolktrain.config.document import KeyPath, Located
 
+_LONGEST_SHOWN = 200  # characters of a value
 SCALARS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 BOUNDS = {
     annotated_types.Gt: ("gt", "greater than"),
@@ -232,7 +233,8 @@ def _shown(value: Any) -> str:
         return "a mapping"
     if isinstance(value, (list, tuple)):
         return f"a list of {len(value)} items"
-    return repr(value) if isinstance(value, (str, int, float)) else f"{value!s} ({type(value).__name__})"
+    shown = repr(value) if isinstance(value, (str, int, float)) else f"{value!s} ({type(value).__name__})"
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
 
 
 def _mend(expected: str, given: Any) -> str:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 DESCRIPTION_BYTES = 1 << 24  # the largest small file of JSON, YAML or notes that is read whole, unless said otherwise
 TABLE_BYTES = 1 << 26  # the largest table that says which file holds which of many tensors or files
 LONGEST_LINE = 1 << 26  # bytes of one line of a manifest or of documents
+DEEPEST = 100  # lists and objects inside each other; whoever walks the value needs no limit of its own
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -68,12 +69,37 @@ def parse_json(content: str | bytes, **options: Any) -> Any:
     """`json.loads`, for content that may be nested as deeply as its author liked.
 
     Raises:
-        ValueError: it is no JSON, no UTF-8, or nested too deeply.
+        ValueError: it is no JSON, no UTF-8, or nested deeper than `DEEPEST`.
     """
     try:
-        return json.loads(content, **options)
+        value = json.loads(content, **options)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if _may_be_deep(content):
+        _refuse_deep(value)
+    return value
+
+
+def _may_be_deep(content: str | bytes) -> bool:
+    if isinstance(content, str):
+        return content.count("[") + content.count("{") > DEEPEST
+    return content.count(b"[") + content.count(b"{") > DEEPEST
+
+
+def _refuse_deep(value: Any) -> None:
+    """Raise ValueError for a value that could be parsed, but would exhaust the stack of what walks or writes it."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            child
+            for node in level
+            if isinstance(node, list | dict)
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, list | dict)
+        ]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
 
 
 def bounded_lines(file: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[bytes]:

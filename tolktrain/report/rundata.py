@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tolktrain.config.document import read_document
 from tolktrain.config.errors import UserError
 from tolktrain.files.printable import printable
-from tolktrain.files.reading import bounded_lines, open_regular, parse_json, read_json, read_text
+from tolktrain.files.reading import bounded_lines, open_regular, parse_json, read_json
 
 Row = dict[str, Any]
 
@@ -143,14 +142,12 @@ def read_run(directory: str | Path) -> RunData:
 
 
 def _read_config(path: Path) -> Row:
+    if not path.exists():
+        raise UserError(f"{path} is missing, so {path.parent} is not a run folder; give the folder of a run")
     try:
-        content = yaml.safe_load(read_text(path))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing, so {path.parent} is not a run folder; give the folder of a run") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not readable YAML ({error}); restore it or train again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold the run's configuration as a mapping; restore it or train again")
+        content: Row = read_document(path).plain()
+    except UserError as error:
+        raise UserError(f"{error}; restore the file or train again") from None
     return content
 
 

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
-from tolktrain.files.writing import AppendedFile, replace_file
+from tolktrain.config.errors import UserError
+from tolktrain.files.reading import bounded_lines, open_regular, parse_json
+from tolktrain.files.writing import AppendedFile, written_aside
 from tolktrain.train.engine import StepResult
 from tolktrain.train.optimizer import Rates
 
 METRICS_FILE = "metrics.jsonl"
+_LONGEST_LINE = 1 << 24  # bytes; validation of a thousand sets takes less
 
 Line = dict[str, Any]
 
@@ -43,8 +46,8 @@ def truncate_metrics(run_dir: Path, step: int) -> None:
     path = run_dir / METRICS_FILE
     if not path.exists():
         return
-    kept = [text for text in path.read_text(encoding="utf-8").splitlines() if _step_of(text) <= step]
-    replace_file(path, "".join(f"{text}\n" for text in kept))
+    with written_aside(path) as aside, open(aside, "wb") as file:
+        file.writelines(line + b"\n" for line in _lines(path) if _step_of(line) <= step)
 
 
 def last_step(run_dir: Path) -> int:
@@ -52,17 +55,21 @@ def last_step(run_dir: Path) -> int:
     path = run_dir / METRICS_FILE
     if not path.exists():
         return 0
-    steps = [_step_of(text) for text in path.read_text(encoding="utf-8").splitlines()]
-    return int(max((step for step in steps if math.isfinite(step)), default=0))
+    steps = (_step_of(line) for line in _lines(path))
+    return int(max((step for step in steps if step != math.inf), default=0))
 
 
 def lines_of_stage(run_dir: Path, stage: str) -> Iterator[Line]:
     """The lines of the steps of a stage, in order."""
-    with open(run_dir / METRICS_FILE, encoding="utf-8") as file:
-        for text in file:
-            line = json.loads(text)
-            if line["stage"] == stage and "loss" in line:
-                yield line
+    path = run_dir / METRICS_FILE
+    for number, text in enumerate(_lines(path), 1):
+        try:
+            line = parse_json(text)
+            wanted = line["stage"] == stage and "loss" in line
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number} is no line of metrics ({error}); restore the file") from None
+        if wanted:
+            yield line
 
 
 def step_line(
@@ -102,8 +109,18 @@ def memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # given in KiB
 
 
-def _step_of(text: str) -> float:
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines without their ends. Raises UserError when the file cannot be read or is none of ours."""
     try:
-        return int(json.loads(text)["step"])
-    except (ValueError, KeyError, TypeError):
+        with open_regular(path) as file:
+            for line in bounded_lines(file, _LONGEST_LINE):
+                yield line.rstrip(b"\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it, or start anew with run.restart=true") from None
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return int(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):  # a number without end is no whole one
         return math.inf

@@ -52,7 +52,7 @@ def read_rollbacks(run_dir: Path) -> list[Rollback]:
         if not rollbacks or [one.number for one in rollbacks] != list(range(1, len(rollbacks) + 1)):
             raise ValueError("lines are missing")
         return rollbacks
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {error}); it says which data the run leaves out: restore"
             " it, or start anew with run.restart=true"
@@ -91,7 +91,7 @@ def skipped_steps(rollbacks: Sequence[Rollback], stage: str) -> SkippedSteps:
 
 def _parse(content: dict[str, Any]) -> Rollback:
     begin, end = content["skipped_data"]
-    for number in (begin, end, content["number"], content["to_step"]):
-        if type(number) is not int:
-            raise ValueError(f"{number!r:.80} is no step")
+    for number in (begin, end, *(content[key] for key in ("number", "first_bad_step", "last_bad_step", "to_step"))):
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{number!r:.80} is no number of steps")
     return Rollback(**{**content, "skipped_data": (begin, end)})

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tolktrain.checkpoint.lease import LEASE_FOLDER, Lease, LostLeaseError
 from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config import Config
+from tolktrain.config.document import read_document
 from tolktrain.config.errors import UserError
 from tolktrain.config.load import dump_config
 from tolktrain.files.writing import replace_file
@@ -166,11 +165,9 @@ def _read_previous(path: Path) -> dict[str, Any] | None:
     if not file.exists() or not (_has_begun(path) or CheckpointStore(path).was_used()):
         return None
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read ({error}); restore it, or start anew with run.restart=true") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is not a configuration; restore it, or start anew with run.restart=true")
+        content: dict[str, Any] = read_document(file).plain()
+    except UserError as error:
+        raise UserError(f"{error}; restore the file, or start anew with run.restart=true") from None
     return content
 
 
