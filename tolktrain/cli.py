@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tolktrain import __version__
 from tolktrain.cluster.environment import ProcessEnvironment, alone
 from tolktrain.cluster.kernel_caches import place_kernel_caches
-from tolktrain.cluster.signals import StopRequest
+from tolktrain.cluster.signals import EXIT_PREEMPTED, StopRaised, StopRequest
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
 from tolktrain.files.reading import read_json
@@ -369,10 +369,17 @@ def _prepare(parsed: argparse.Namespace) -> int:
         raise UserError("name a configuration, such as configs/prepare/folder.yaml, or a data set to --inspect")
     stop = StopRequest("stopping; finished parts are kept")
     stop.install()
-    from tolktrain.config.load import load_prepare_config
-    from tolktrain.prepare.run import run
+    try:
+        with stop.raised():
+            from tolktrain.config.load import load_prepare_config
+            from tolktrain.prepare.run import run
 
-    return run(load_prepare_config(parsed.config, parsed.overrides), parsed.task, stop, parsed.retry)
+            run(load_prepare_config(parsed.config, parsed.overrides), parsed.task, parsed.retry)
+    except StopRaised:
+        stop.ignore()
+        print(f"stopped by {stop.reason}; the same command goes on with the parts that are left")
+        return EXIT_PREEMPTED
+    return EXIT_DONE
 
 
 def _inspect(parsed: argparse.Namespace) -> int:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,11 @@ from rich.console import Console
 from small_disk import MakeDisk
 
 from tolktrain import cli
+from tolktrain.cluster.signals import StopRaised
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.errors import UserError
 from tolktrain.data.folder import RecordFolder
+from tolktrain.prepare.part import PartResult
 from tolktrain.prepare.pipeline import Task, prepare
 from tolktrain.prepare.progress import Narrator
 from tolktrain.prepare.text import load_tokenizer
@@ -51,14 +52,25 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(
-    settings: dict[str, Any], task: str = "0/1", stop: Callable[[], bool] = lambda: False, retry: bool = False
-) -> tuple[bool, str]:
+class StoppingNarrator(Narrator):
+    """Is asked to stop when two parts are done."""
+
+    def part_done(self, result: PartResult) -> None:
+        super().part_done(result)
+        if self._parts == 2:
+            raise StopRaised
+
+
+def run(settings: dict[str, Any], task: str = "0/1", stops: bool = False, retry: bool = False) -> tuple[bool, str]:
     """Prepare in this process; whether it came to its end, and what it said."""
     output = io.StringIO()
     number, total = map(int, task.split("/"))
-    ended = prepare(parsed(settings), Task(number, total), Narrator(Console(file=output, width=160)), stop, retry)
-    return ended, output.getvalue()
+    narrator = (StoppingNarrator if stops else Narrator)(Console(file=output, width=160))
+    try:
+        prepare(parsed(settings), Task(number, total), narrator, retry)
+    except StopRaised:
+        return False, output.getvalue()
+    return True, output.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +142,7 @@ def test_killed_at_random_instants(songs: Path, whole: Path, tmp_path: Path) -> 
 def test_asked_to_stop(songs: Path, whole: Path, tmp_path: Path) -> None:
     settings = configuration(songs, songs / "manifest.jsonl", tmp_path / "output", processes=1)
     parts = tmp_path / "output" / "parts"
-    ended, said = run(settings, stop=lambda: len(list(parts.glob("*.json"))) >= 2)
+    ended, _ = run(settings, stops=True)
     assert not ended and not (tmp_path / "output" / "train" / "index.json").exists()
     assert len(list(parts.glob("*.json"))) in (2, 3)
     assert run(settings)[0] and files_of(tmp_path / "output") == files_of(whole)

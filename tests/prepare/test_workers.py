@@ -61,15 +61,17 @@ def test_processes_end_with_the_iterator(tmp_path: Path) -> None:
     assert all(_is_gone(process) for process in processes)
 
 
-def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["lingering", "sticking"])
+def test_processes_end_when_their_parent_is_killed(tmp_path: Path, task: str) -> None:
+    """Also those that hang in a library, and so never notice that nobody listens any more."""
     program = tmp_path / "program.py"
     folder = tmp_path / "processes"
     folder.mkdir()
     program.write_text(
-        "from functools import partial\nfrom worker_tasks import lingering\n"
+        f"from functools import partial\nfrom worker_tasks import {task}\n"
         "from tolktrain.prepare.workers import run_tasks\n"
         "if __name__ == '__main__':\n"
-        f"    list(run_tasks(partial(lingering, {str(folder)!r}), [0, 1], processes=2))\n"
+        f"    list(run_tasks(partial({task}, {str(folder)!r}), [0, 1], processes=2))\n"
     )
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     parent = subprocess.Popen([sys.executable, str(program)], env=environ)

@@ -1,5 +1,6 @@
 """Tasks that other processes import: what pytest collects has no name there."""
 
+import ctypes
 import os
 import signal
 import time
@@ -57,3 +58,21 @@ def linger(folder: str, number: int, report: Report) -> None:
 def lingering(folder: str, process: int) -> Callable[[int, Report], None]:
     """A process that never ends."""
     return partial(linger, folder)
+
+
+def never_return() -> None:
+    """Wait in C for a mutex that nobody will release: no signal handler of Python can run."""
+    mutex = ctypes.create_string_buffer(64)
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+
+def stick(folder: str, number: int, report: Report) -> None:
+    """Say who works, and hang in a library."""
+    Path(folder, str(os.getpid())).touch()
+    never_return()
+
+
+def sticking(folder: str, process: int) -> Callable[[int, Report], None]:
+    """A process that hangs in a library."""
+    return partial(stick, folder)

@@ -3,6 +3,8 @@
 Interface for the training loop: `train(config, stop)` reads `stop.requested` once per step (agreed over ranks, since
 the signal reaches them at different steps), writes a checkpoint, and returns `EXIT_PREEMPTED`. Loader processes are
 started inside `signals_held()` and call `ignore_signals_in_worker()` first.
+
+Work that may be left anywhere, since whatever it writes is complete or absent, is done inside `stop.raised()`.
 """
 
 import contextlib
@@ -10,6 +12,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
@@ -19,6 +22,11 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a checkpoint is written, run the same comman
 
 _REQUESTS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
+_GRACE_SECONDS = 10.0  # less than the half minute that Slurm and container runtimes leave before they kill
+
+
+class StopRaised(BaseException):  # noqa: N818 - no error: what handles errors must let it through
+    """The process was asked to stop, and leaves what it was at."""
 
 
 class StopRequest:
@@ -32,6 +40,7 @@ class StopRequest:
         """Nothing is requested yet; `on_interrupt` is what a person who presses Ctrl-C reads."""
         self._signal: signal.Signals | None = None
         self._since = 0.0
+        self._raises = False
         self._on_interrupt = f"\n{on_interrupt}; press Ctrl-C again to leave at once\n".encode()
 
     @property
@@ -73,12 +82,50 @@ class StopRequest:
             self._since = time.monotonic()
             self._signal = number
 
+    @contextlib.contextmanager
+    def raised(self, grace_seconds: float = _GRACE_SECONDS) -> Iterator[None]:
+        """In this block the first request raises `StopRaised` in the main thread, whatever that is at.
+
+        It may be in a library that does not come back, or that swallows exceptions. So a process that is still there
+        after `grace_seconds` ends then, with `EXIT_PREEMPTED`. For the main thread, once in a process.
+        """
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        # Python runs handlers between two instructions of the main thread, but writes to this pipe at once.
+        before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        watcher = threading.Thread(target=_end_process, args=(read_end, grace_seconds), name="stop", daemon=True)
+        watcher.start()
+        try:
+            self._raises = True
+            if self.requested:  # earlier, when nobody was there to raise it
+                os.write(write_end, b"\0")
+                raise StopRaised
+            yield
+        finally:
+            self._raises = False
+            signal.set_wakeup_fd(before)
+            if not self.requested:
+                os.close(write_end)
+                watcher.join()
+                os.close(read_end)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        is_first = not self.requested
         self.request(signal.Signals(number))
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             # print() is not safe inside a handler that may have interrupted a print.
             os.write(2, self._on_interrupt)
+        if is_first and self._raises:
+            raise StopRaised
+
+
+def _end_process(read_end: int, grace_seconds: float) -> None:
+    """End the process some time after a signal, unless the block ends before any comes."""
+    if os.read(read_end, 1):
+        time.sleep(grace_seconds)
+        os.write(2, f"still busy {grace_seconds:g} s after it was asked to stop; ended\n".encode())
+        os._exit(EXIT_PREEMPTED)
 
 
 @contextlib.contextmanager
@@ -90,6 +137,14 @@ def signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """For a process of multiprocessing: end when the process that started it is gone, whatever this one is at."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # of a fork server, which ends with that process
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():  # it went before the kernel was told
+        os._exit(1)
 
 
 def ignore_signals_in_worker() -> None:

@@ -5,6 +5,7 @@ each finished part), and in the end the tokenizers, `failures.jsonl` and `summar
 configuration and the input alone, so a killed preparation goes on where it was, and nobody need know who does what.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -59,14 +60,13 @@ def prepare(
     config: PrepareConfig,
     task: Task,
     narrator: Narrator,
-    stop_requested: Callable[[], bool],
     retry: bool = False,
-) -> bool:
+) -> None:
     """Do this task's parts, and put the set together if all parts are done then.
 
     With `retry`, parts in which items failed are done again, for sound or word times that were mended in place.
-    Returns False if it was asked to stop before its parts were done. Raises `UserError` when the input, the output or
-    the share of failures is bad.
+    May be left anywhere by an exception such as `StopRaised`: what is written is complete or absent, and doing the same
+    again goes on from there. Raises `UserError` when the input, the output or the share of failures is bad.
     """
     if "://" not in config.output:
         config = config.model_copy(update={"output": os.path.expanduser(config.output)})
@@ -80,8 +80,7 @@ def prepare(
     finished = set(storage.names(f"{PARTS_FOLDER}/"))
     own = range(task.number, len(parts), task.total)
     mine = [n for n in own if part_name(n) not in finished or (retry and _read_part(storage, n, preparation).failures)]
-    if not _do(config, parts, mine, preparation, narrator, stop_requested):
-        return False
+    _do(config, parts, mine, preparation, narrator)
     finished = set(storage.names(f"{PARTS_FOLDER}/"))
     missing = [n for n in range(len(parts)) if part_name(n) not in finished]
     if missing:
@@ -89,9 +88,8 @@ def prepare(
             f"this task's parts are done; {len(missing)} of {len(parts)} parts of other tasks are not: the task that"
             " ends last puts the set together. If none is running any more, run their command again"
         )
-        return True
+        return
     _finish(config, kind, storage, len(parts), preparation, rejected).show(config.output, narrator.console)
-    return True
 
 
 def _source(config: PrepareConfig) -> str:
@@ -207,11 +205,10 @@ def _do(
     mine: Sequence[int],
     preparation: str,
     narrator: Narrator,
-    stop_requested: Callable[[], bool],
-) -> bool:
-    """Do the given parts; False when asked to stop before they are done."""
+) -> None:
+    """Do the given parts."""
     if not mine:
-        return True
+        return
     tasks = [(number, parts[number]) for number in mine]
     # Parts of text files only estimate their items: what is certain to fail in the end is told at once.
     allowed = 2 * config.largest_failed_share * sum(part.num_items for part in parts)
@@ -220,8 +217,9 @@ def _do(
     with tempfile.TemporaryDirectory(prefix="tolktrain-prepare-") as folder, narrator:
         place = Workplace(Storage(config.output), preparation, folder)
         processes = config.processes or _default_processes(config)
-        try:
-            for event in run_tasks(partial(_worker, config, place), tasks, processes, preload=[__name__]):
+        events = run_tasks(partial(_worker, config, place), tasks, processes, preload=[__name__])
+        with contextlib.closing(events):  # the processes end before their folder is removed
+            for event in events:
                 if isinstance(event, Progress):
                     narrator.advance(event.items)
                 elif isinstance(event, Done):
@@ -229,14 +227,6 @@ def _do(
                     narrator.part_done(event.result)
                     if failed.total() > allowed:
                         raise _too_many(config, failed, "so far")
-                if stop_requested():
-                    return False
-        except UserError:
-            # What stops this process may have ended the others before.
-            if stop_requested():
-                return False
-            raise
-    return True
 
 
 def _worker(config: PrepareConfig, place: Workplace, number: int) -> Callable[[tuple[int, Part], Report], PartResult]:

@@ -1,4 +1,4 @@
-"""The verb `prepare`: which machine does what, what a person sees, and how it ends."""
+"""The verb `prepare`: which machine does what, and what a person sees."""
 
 import os
 import re
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from tolktrain.cluster.signals import EXIT_PREEMPTED, StopRequest
 from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.prepare.pipeline import Task, prepare
@@ -15,13 +14,9 @@ from tolktrain.prepare.progress import Narrator
 _ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_STEP")
 
 
-def run(config: PrepareConfig, task: str | None, stop: StopRequest, retry: bool = False) -> int:
-    """Prepare a data set; returns the exit code. Raises `UserError` for bad input."""
-    console = Console()
-    if prepare(config, task_of(task), Narrator(console), lambda: stop.requested, retry):
-        return 0
-    console.print(f"stopped by {stop.reason}; the same command goes on with the parts that are left", highlight=False)
-    return EXIT_PREEMPTED
+def run(config: PrepareConfig, task: str | None, retry: bool = False) -> None:
+    """Prepare a data set. Raises `UserError` for bad input."""
+    prepare(config, task_of(task), Narrator(Console()), retry)
 
 
 def task_of(given: str | None, environ: Mapping[str, str] = os.environ) -> Task:

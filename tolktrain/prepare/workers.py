@@ -5,13 +5,14 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from tolktrain.cluster.signals import end_with_parent
 from tolktrain.config.errors import UserError
 
 _POLL_SECONDS = 0.5
@@ -40,7 +41,7 @@ def run_tasks(
     tasks: Sequence[Any],
     processes: int,
     preload: Sequence[str] = (),
-) -> Iterator[Progress | Done | None]:
+) -> Generator[Progress | Done | None, None, None]:
     """Do tasks in so many processes; what happens, as it happens, and None at least every half second.
 
     `work` is called once in each process, with the number of the process, and gives the function that does one task;
@@ -138,6 +139,7 @@ class _Raised:
 
 def _serve(connection: Connection, work: Callable[[], Callable[[Any, Report], Any]]) -> None:
     """Do tasks until the pipe closes."""
+    end_with_parent()
     # The processes are the parallelism: threads of the tokenizers library would only get into each other's way.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):

@@ -1,0 +1,63 @@
+"""`tolktrain prepare` that comes to a place and stays there: PLACE HOW MARKER CONFIG.
+
+Its processes import this file too, and are as stuck.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from worker_tasks import never_return
+
+from tolktrain.cli import main
+from tolktrain.prepare import pipeline
+from tolktrain.prepare.manifest import tables
+from tolktrain.units.logmel import LogMelTokenizer
+
+PLACES: Mapping[str, tuple[Any, str]] = {
+    "manifest": (tables, "utterance_of"),
+    "fit": (LogMelTokenizer, "fit_from"),
+    "part": (pipeline, "do_part"),
+    "last step": (pipeline, "_write_tokenizers"),
+}
+
+
+def busy() -> None:
+    """Python that never ends."""
+    while True:
+        pass
+
+
+def waiting() -> None:
+    """A system call that never ends."""
+    while True:
+        time.sleep(1_000)
+
+
+def swallowing() -> None:
+    """A library that takes every exception for one of its own."""
+    while True:
+        try:
+            waiting()
+        except BaseException:  # noqa: BLE001, S112 - that is the point
+            continue
+
+
+WAYS: Mapping[str, Callable[[], None]] = {
+    "busy": busy,
+    "waiting": waiting,
+    "swallowing": swallowing,
+    "in C": never_return,
+}
+
+
+def _stuck(*_: object, **__: object) -> None:
+    Path(sys.argv[3]).touch()
+    WAYS[sys.argv[2]]()
+
+
+setattr(*PLACES[sys.argv[1]], _stuck)
+if __name__ == "__main__":
+    sys.exit(main(["prepare", sys.argv[4]]))

@@ -1,0 +1,136 @@
+"""A preparation that is asked to stop ends soon, wherever it is, and goes on to the same bytes."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from recordings import configuration, corpus, files_of, write_corpus, write_text_tokenizer
+
+PROGRAM = Path(__file__).with_name("stuck_prepare.py")
+PATIENCE_SECONDS = 120  # of a test: the process has ten, and machines are slow at times
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a corpus with its text tokenizer. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("songs")
+    write_corpus(folder, corpus())
+    write_text_tokenizer(folder / "text_tokenizer")
+    return folder
+
+
+def command_for(folder: Path, songs: Path) -> list[str]:
+    """The command that prepares the songs into `folder`/output."""
+    file = folder / "prepare.yaml"
+    file.write_text(yaml.safe_dump(configuration(songs, songs / "manifest.jsonl", folder / "output")))
+    return [sys.executable, "-m", "tolktrain", "prepare", str(file)]
+
+
+@pytest.fixture(scope="module")
+def whole(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus prepared without a disturbance."""
+    folder = tmp_path_factory.mktemp("whole")
+    subprocess.run(command_for(folder, songs), check=True, capture_output=True)
+    return folder / "output"
+
+
+def _is_gone(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def group_of(process: int) -> list[int]:
+    """Processes of a group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getpgid(int(path.name)) == process and not _is_gone(int(path.name)):
+                found.append(int(path.name))
+        except ProcessLookupError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("place", "way", "number"),
+    [
+        ("manifest", "waiting", signal.SIGTERM),
+        ("manifest", "in C", signal.SIGUSR1),
+        ("fit", "busy", signal.SIGINT),
+        ("part", "in C", signal.SIGTERM),
+        ("last step", "swallowing", signal.SIGTERM),
+    ],
+)
+def test_it_ends_wherever_it_is(
+    songs: Path, whole: Path, tmp_path: Path, place: str, way: str, number: signal.Signals
+) -> None:
+    if place == "fit":
+        shutil.copytree(songs, tmp_path / "songs", ignore=shutil.ignore_patterns("units"))
+    corpus_folder = tmp_path / "songs" if place == "fit" else songs
+    command = command_for(tmp_path, corpus_folder)
+    marker = tmp_path / "stuck"
+    stuck = [sys.executable, str(PROGRAM), place, way, str(marker), command[-1]]
+    streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(stuck, text=True, start_new_session=True, **streams)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None and marker.exists(), process.communicate()[1]
+    time.sleep(0.2)
+    process.send_signal(number)
+    try:
+        output, errors = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == 75, errors
+        assert "Traceback" not in errors
+        ended_by_itself = (
+            way in ("waiting", "busy") or place == "part"
+        )  # a process that hangs does not hold up this one
+        assert (f"stopped by {number.name}; the same command goes on" in output) == ended_by_itself
+        assert ("still busy" in errors) != ended_by_itself
+        while (left := group_of(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not left, "processes outlive the one that started them"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "output" / "summary.json").exists()
+    if place == "manifest":
+        assert not (tmp_path / "output").exists()
+        return
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if place == "fit":
+        assert files_of(tmp_path / "songs" / "units") == files_of(songs / "units")
+        assert files_of(tmp_path / "output" / "train") == files_of(whole / "train")
+    else:
+        assert files_of(tmp_path / "output") == files_of(whole)
+
+
+def test_at_random_instants(songs: Path, whole: Path, tmp_path: Path) -> None:
+    """TERM to the whole group, as a batch system sends it."""
+    command = command_for(tmp_path, songs)
+    rng, codes = random.Random(0), []
+    for parts in (0, 2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+        while process.poll() is None and len(list(tmp_path.glob("output/parts/*"))) < parts:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.3 if parts else 3))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+        errors = process.communicate(timeout=PATIENCE_SECONDS)[1]
+        codes.append(process.returncode)
+        # Before the handlers are there, TERM has the meaning that the system gives it.
+        assert codes[-1] in (0, 75) or codes == [-signal.SIGTERM], errors
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 75 in codes and files_of(tmp_path / "output") == files_of(whole)
