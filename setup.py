@@ -61,7 +61,6 @@ setup(
         "audio": [
             "librosa>=0.10.2",
             "num2words>=0.5.14",
-            "praatio>=6.2",
             "scikit-learn>=1.4",
             "soundfile>=0.12",
             "soxr>=0.3",

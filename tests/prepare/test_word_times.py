@@ -104,13 +104,11 @@ def refusal(path: Path, content: Any, utterance: str = "u") -> str:
 @pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_textgrid(tmp_path: Path, text: str, coding: str, line_end: str) -> None:
-    pytest.importorskip("praatio")
     path = write(tmp_path / "a.TextGrid", text.replace("\n", line_end).encode(coding))
     assert read_word_times(path, "any") == WORDS
 
 
 def test_textgrid_that_is_not_used(tmp_path: Path) -> None:
-    pytest.importorskip("praatio")
     path = tmp_path / "a.TextGrid"
     assert "found the tiers 'wrong', 'phones'" in refusal(path, LONG.replace('"words"', '"wrong"'))
     assert "one interval tier named words" in refusal(path, LONG.replace('"phones"', '"word"'))
@@ -253,7 +251,6 @@ FILES["e.alignment.txt"] = 'u ",THE,SEA," "0.250,0.500,1.125,1.500"\n'
     | st.binary(max_size=60),
 )
 def test_damaged_files_never_crash(tmp_path: Path, name: str, change: list[tuple[int, int, bytes]] | bytes) -> None:
-    pytest.importorskip("praatio")
     data = bytearray(FILES[name].encode())
     if isinstance(change, bytes):
         data = bytearray(change)

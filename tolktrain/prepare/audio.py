@@ -23,6 +23,7 @@ TOLERANCE_SECONDS = 0.1
 
 _BLOCK_VALUES = 1 << 20
 _SLOWEST_RATE, _FASTEST_RATE = 1_000, 768_000
+_MOST_SAMPLES = 1 << 29  # of an utterance: 2 GiB, 9 hours at 16 kHz; a megabyte of FLAC may hold days of silence
 _LOUDEST = 8.0  # decoders overshoot a little; integers stored as floating point exceed this by far
 _OPEN_DATA_BYTES = 0x7FFF_0000  # programs that write into a pipe declare about the largest size there is
 
@@ -62,7 +63,7 @@ class SoundReader:
             raise UserError("reading sound needs soundfile; pip install 'tolktrain[audio]'") from None
         path = utterance.audio
         try:
-            samples, rate = self._piece(utterance)
+            samples, rate = self._piece(utterance, sample_rate)
         except ItemError:
             self.close()
             raise
@@ -76,8 +77,8 @@ class SoundReader:
             raise ItemError(Reason.EMPTY, f"{path}: less than a sample lies between the given times")
         return samples
 
-    def _piece(self, utterance: Utterance) -> tuple[Block, int]:
-        """Mono samples of the piece, and their rate."""
+    def _piece(self, utterance: Utterance, wanted_rate: int) -> tuple[Block, int]:
+        """Mono samples of the piece, and their rate. Resampled to `wanted_rate` they are no more than can be held."""
         path = utterance.audio
         if not os.path.isfile(path):
             raise ItemError(Reason.AUDIO, f"{path} does not exist or is not a file")
@@ -86,14 +87,14 @@ class SoundReader:
         stream = self._stream
         same_file = stream is not None and stream.path == path
         if stream is not None and same_file and stream.position <= _count(utterance.offset, stream.sample_rate):
-            return _stream_piece(stream, utterance)
+            return _stream_piece(stream, utterance, wanted_rate)
         with open_sound(path) as sound:
             if sound.format not in ("MP3", "OGG"):
-                return _file_piece(sound, utterance)
+                return _file_piece(sound, utterance, wanted_rate)
             is_mp3 = sound.format == "MP3"
         self.close()
         self._stream = SoundStream(path, is_mp3)
-        return _stream_piece(self._stream, utterance)
+        return _stream_piece(self._stream, utterance, wanted_rate)
 
 
 def resampled(samples: Samples, sample_rate: int, wanted_rate: int) -> Samples:
@@ -113,24 +114,24 @@ def read_audio(utterance: Utterance, sample_rate: int) -> Samples:
         return reader.read(utterance, sample_rate)
 
 
-def _file_piece(sound: "SoundFile", utterance: Utterance) -> tuple[Block, int]:
+def _file_piece(sound: "SoundFile", utterance: Utterance, wanted_rate: int) -> tuple[Block, int]:
     rate = _plausible_rate(sound, utterance)
     total = sound.frames if sound.frames < UNKNOWN_FRAMES else None
     begin, wanted = _bounds(utterance, rate, total)
     if begin:
         sound.seek(begin)
-    samples = _read(sound, wanted, utterance)
+    samples = _read(sound, wanted, utterance, _most_samples(rate, wanted_rate))
     _check_length(len(samples), wanted, rate, sound.extra_info, utterance)
     return samples, rate
 
 
-def _stream_piece(stream: SoundStream, utterance: Utterance) -> tuple[Block, int]:
+def _stream_piece(stream: SoundStream, utterance: Utterance, wanted_rate: int) -> tuple[Block, int]:
     rate = _plausible_rate(stream, utterance)
     begin, wanted = _bounds(utterance, rate, stream.frames)
     while stream.position < begin:
         if not len(stream.read(min(begin - stream.position, _BLOCK_VALUES // stream.channels))):
             raise _past_end(utterance, stream.position / rate)
-    samples = _read(stream, wanted, utterance)
+    samples = _read(stream, wanted, utterance, _most_samples(rate, wanted_rate))
     _check_length(len(samples), wanted, rate, stream.log, utterance)
     return samples, rate
 
@@ -172,7 +173,11 @@ def _count(seconds: float, rate: int) -> int:
     return round(min(seconds * rate, float(UNKNOWN_FRAMES)))
 
 
-def _read(sound: "SoundFile | SoundStream", wanted: int | None, utterance: Utterance) -> Block:
+def _most_samples(rate: int, wanted_rate: int) -> int:
+    return min(_MOST_SAMPLES, _MOST_SAMPLES * rate // wanted_rate)
+
+
+def _read(sound: "SoundFile | SoundStream", wanted: int | None, utterance: Utterance, most: int) -> Block:
     """Up to `wanted` mono samples. In blocks, because a damaged header may promise any number of them."""
     blocks: list[Block] = []
     block_frames = _BLOCK_VALUES // sound.channels
@@ -186,6 +191,12 @@ def _read(sound: "SoundFile | SoundStream", wanted: int | None, utterance: Utter
         if not len(block):
             break
         got += len(block)
+        if got > most:
+            raise ItemError(
+                Reason.AUDIO,
+                f"{utterance.audio} has more than {most} samples from {utterance.offset:.2f} s on, too many for one"
+                " utterance; give offset and duration of shorter ones",
+            )
         blocks.append(_mono(block, utterance))
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 

@@ -3,16 +3,16 @@
 import glob
 import gzip
 import io
-import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import TextConfig
+from tolktrain.files.reading import bounded_lines, open_regular, parse_json
 from tolktrain.prepare.items import Failure, ItemError, Reason
 
 Format = Literal["lines", "gzip", "zstd", "parquet"]
@@ -111,20 +111,20 @@ def _readable(path: str) -> Iterator[None]:
         raise UserError(f"{path} cannot be read to its end ({error}); restore it from its source") from None
 
 
-def _open(path: str, kind: Format, raw: Any = None) -> Any:
-    """The bytes of a file, unpacked."""
+def _unpacked(path: str, kind: Format, raw: BinaryIO) -> io.BufferedReader:
+    """The bytes of an open file, unpacked piece by piece."""
     if kind == "lines":
-        return raw or open(path, "rb", buffering=_BUFFER)
+        return io.BufferedReader(cast("io.RawIOBase", raw), _BUFFER)
     if kind == "gzip":
         return io.BufferedReader(gzip.GzipFile(path, "rb", fileobj=raw), _BUFFER)
     pyarrow = _pyarrow(path)
-    source = pyarrow.PythonFile(raw, mode="r") if raw else path
-    return io.BufferedReader(pyarrow.input_stream(source, compression="zstd"), _BUFFER)
+    return io.BufferedReader(pyarrow.input_stream(pyarrow.PythonFile(raw, mode="r"), compression="zstd"), _BUFFER)
 
 
 def _documents_per_byte(path: str, kind: Format) -> float:
     """Lines per byte of the file, by its beginning."""
-    with _readable(path), open(path, "rb", buffering=0) as raw, _open(path, kind, raw) as file:
+    with _readable(path), open_regular(path) as raw:
+        file = raw if kind == "lines" else _unpacked(path, kind, raw)
         sample = file.read(_SAMPLE)
         taken = max(raw.tell(), 1)
     return max(sample.count(b"\n"), 1) / taken
@@ -132,13 +132,13 @@ def _documents_per_byte(path: str, kind: Format) -> float:
 
 def _read_lines(part: FileRange, config: TextConfig) -> Iterator[Document | Failure]:
     numbers = _LineNumbers(part)
-    with _readable(part.path), _open(part.path, part.format) as file:
-        offset = part.begin
-        if part.format == "lines" and offset:
-            file.seek(offset - 1)
-            offset += len(file.readline()) - 1
+    with _readable(part.path), open_regular(part.path) as raw:
+        file = _unpacked(part.path, part.format, raw)
         compressed = part.format != "lines"
-        for index, line in enumerate(file):
+        offset = part.begin if compressed else _first_line(file, part)
+        if not compressed and offset >= part.end:
+            return
+        for index, line in enumerate(_lines(file, part, numbers)):
             if not compressed and offset >= part.end:
                 return
             begin, offset = offset, offset + len(line)
@@ -149,6 +149,29 @@ def _read_lines(part: FileRange, config: TextConfig) -> Iterator[Document | Fail
                 yield _parse(line, place, config)
             except ItemError as error:
                 yield Failure(place, error.reason, f"{part.path}:{numbers.number(index)}: {error.detail}")
+
+
+def _first_line(file: io.BufferedReader, part: FileRange) -> int:
+    """Go to the first line that begins in the range; where that is. No further than the end of the range."""
+    if not part.begin:
+        return 0
+    offset = file.seek(part.begin - 1)
+    while offset < part.end and (piece := file.readline(_BUFFER)):
+        offset += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return offset
+
+
+def _lines(file: io.BufferedReader, part: FileRange, numbers: "_LineNumbers") -> Iterator[bytes]:
+    num_read = 0
+    try:
+        for line in bounded_lines(file):
+            yield line
+            num_read += 1
+    except ValueError as error:
+        place = f"{part.path}:{numbers.number(num_read)}"
+        raise UserError(f"{place}: {error}; a document needs less: is it JSON lines?") from None
 
 
 class _LineNumbers:
@@ -167,7 +190,7 @@ class _LineNumbers:
     def _count(self) -> int:
         """Lines that begin before the range."""
         count, left = 0, self._part.begin
-        with open(self._part.path, "rb", buffering=0) as file:
+        with open_regular(self._part.path) as file:
             while left and (block := file.read(min(left, _BUFFER))):
                 count += block.count(b"\n")
                 left -= len(block)
@@ -177,10 +200,10 @@ class _LineNumbers:
 
 def _parse(line: bytes, place: str, config: TextConfig) -> Document:
     try:
-        content = json.loads(line.decode("utf-8-sig"))
+        content = parse_json(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ItemError(Reason.MANIFEST, f"not UTF-8 ({error.reason} at byte {error.start} of the line)") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ItemError(Reason.MANIFEST, f"not JSON ({error})") from None
     if not isinstance(content, dict):
         raise ItemError(Reason.MANIFEST, "not a JSON object")

@@ -11,6 +11,7 @@ from tolktrain.prepare.word_times import check_words
 
 # How aligners write a word they do not know, and silence.
 _UNKNOWN = frozenset({"<unk>", "[unk]", "<UNK>", "[UNK]", "<spn>", "spn", "<SPOKEN_NOISE>"})
+_STATES_PER_WORD = 300  # of a comparison: readings of numbers branch, and doubtful silences multiply
 _SILENCE = frozenset({"<eps>", "<sil>", "sil", "sp", "SIL", "<SIL>", "{SL}"})
 
 
@@ -74,7 +75,10 @@ def _match(written: Sequence[Written], words: Sequence[Word], language: str) -> 
     steps = {start: _Step(None, None)}
     open_states = [start]
     farthest = start
+    most_states = _STATES_PER_WORD * (len(ours) + len(theirs)) + _STATES_PER_WORD**2
     while open_states:
+        if len(steps) > most_states:
+            raise ItemError(Reason.WORD_TIMES, f"no way is found to match it: {_difference(farthest, written, words)}")
         state = open_states.pop()
         if (state.written, state.given) > (farthest.written, farthest.given):
             farthest = state

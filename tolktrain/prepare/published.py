@@ -113,7 +113,7 @@ def find_stems(folder: str) -> tuple[str, list[str]]:
         stems = [prefix] if prefix in present else [stem for stem in present if pattern.fullmatch(stem)]
     if not stems:
         raise UserError(f"published.folder {folder} holds no .bin files; name the folder, or the prefix, of the speech")
-    return folder, sorted(stems, key=lambda stem: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", stem)])
+    return folder, sorted(stems, key=lambda stem: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", stem)])
 
 
 def map_file(path: str, dtype: str) -> npt.NDArray[Any]:

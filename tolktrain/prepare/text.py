@@ -1,7 +1,6 @@
 """Text tokenizers: training the one of a small corpus, and using any fast tokenizer of Hugging Face."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tolktrain.config.errors import UserError
 from tolktrain.data.records import TextInfo
+from tolktrain.files.reading import read_bytes, read_json
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
 _LONE_BLANK = re.compile(r"(?<=\S) (?=\S)")
 _BLANK_AFTER = re.compile(r"\S ")
 _ENOUGH_FOR_PROOF = 1000  # ids
+_LARGEST_TOKENIZER = 1 << 29  # bytes; the largest that are published have a tenth
+_LARGEST_VOCABULARY = 1 << 24  # ids; tables have a row for each, used or not
 # Where a saved tokenizer names its end-of-text token; the first file that does counts.
 EOS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
@@ -85,7 +87,11 @@ def load_text_tokenizer(path: str | Path) -> TextTokenizer:
         raise UserError(f"{folder} names the end-of-text token {eos!r}, which {TOKENIZER_FILE} does not hold")
     # Ids may have gaps: their number would be too low for the largest.
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    digest = hashlib.sha256((folder / TOKENIZER_FILE).read_bytes()).hexdigest()
+    if vocab_size > _LARGEST_VOCABULARY:
+        raise UserError(
+            f"{folder / TOKENIZER_FILE} has the id {vocab_size - 1}; at most {_LARGEST_VOCABULARY} ids are supported"
+        )
+    digest = hashlib.sha256(read_bytes(folder / TOKENIZER_FILE, _LARGEST_TOKENIZER)).hexdigest()
     return TextTokenizer(tokenizer, TextInfo(vocab_size=vocab_size, eos_id=eos_id, sha256=digest))
 
 
@@ -101,7 +107,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             " tokenizer of transformers writes it"
         )
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(read_bytes(path, _LARGEST_TOKENIZER))
     except Exception as error:  # The library raises the bare class.
         raise UserError(f"{path} is not a tokenizer of the tokenizers library ({error})") from None
     tokenizer.no_truncation()
@@ -263,8 +269,8 @@ def _eos_token(folder: Path, tokenizer: Tokenizer) -> str:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); restore it from its source") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object; restore it from its source")

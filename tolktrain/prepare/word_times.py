@@ -4,15 +4,15 @@ Silence is dropped where an aligner marks it as a word; "spn" and "<unk>" stand 
 the utterance, in seconds.
 """
 
-import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, BinaryIO
 
-from tolktrain.config.errors import UserError
+from tolktrain.files.reading import DESCRIPTION_BYTES, bounded_lines, open_regular, parse_json, read_bytes, read_text
 from tolktrain.prepare.items import ItemError, Reason, Word
+from tolktrain.prepare.textgrid import Tier, parse_textgrid
 
 TOLERANCE_SECONDS = 0.1
 """How far beyond the end of the sound the last word may end."""
@@ -23,6 +23,7 @@ ALIGNMENTS_SUFFIX = ".alignment.txt"
 _TEXTGRID_SILENCE = frozenset(("<eps>", "sil", "sp", "<sil>", "SIL"))
 _CTM_SILENCE = frozenset(("<eps>", "<sil>", "sil", "SIL", "!SIL"))
 _CUT_OFF_SECONDS = 0.01
+_LONGEST_LINE = 1 << 22  # bytes, of CTM and .alignment.txt
 
 
 def read_word_times(path: str, utterance_id: str) -> tuple[Word, ...]:
@@ -134,31 +135,25 @@ def _wrong(detail: str) -> ItemError:
 
 
 def _textgrid_words(path: str) -> tuple[Word, ...]:
+    content = read_bytes(path)
     try:
-        from praatio import textgrid
-    except ImportError:
-        raise UserError("reading TextGrid files needs praatio; pip install praatio") from None
-    try:
-        grid = textgrid.openTextgrid(
-            path, includeEmptyIntervals=True, reportingMode="silence", duplicateNamesMode="rename"
-        )
-        tiers = {name: grid.getTier(name) for name in grid.tierNames}
-    except OSError:
-        raise
-    except Exception as error:  # the library lets all kinds escape
-        raise _wrong(f"it is not a TextGrid ({error or type(error).__name__})") from None
+        found = parse_textgrid(content)
+    except ValueError as error:
+        raise _wrong(f"it is not a TextGrid ({error})") from None
+    tiers: dict[str, Tier] = {}
+    for tier in found:
+        tiers.setdefault(tier.name, tier)
     named = [name for name in tiers if name.lower() in ("word", "words")]
     named = named or [name for name in tiers if name.lower().endswith(" - words")]
-    if len(named) != 1 or not isinstance(tiers[named[0]], textgrid.IntervalTier):
-        found = ", ".join(map(repr, tiers)) or "none"
-        raise _wrong(f"expected one interval tier named words; found the tiers {found}")
+    if len(named) != 1 or not tiers[named[0]].has_intervals:
+        names = ", ".join(map(repr, tiers)) or "none"
+        raise _wrong(f"expected one interval tier named words; found the tiers {names:.200}")
     tier = tiers[named[0]]
-    entries = tier.entries
-    # The library reads as many intervals as there are; Praat's fill a tier to its end.
-    if not entries or entries[-1].end < tier.maxTimestamp - _CUT_OFF_SECONDS:
+    # Praat's intervals fill a tier to its end.
+    if not tier.intervals or tier.intervals[-1][1] < tier.end - _CUT_OFF_SECONDS:
         raise _wrong("the words end before their tier does; the file is cut off")
-    spoken = (entry for entry in entries if entry.label.strip() and entry.label.strip() not in _TEXTGRID_SILENCE)
-    return tuple(word(entry.label, entry.start, entry.end) for entry in spoken)
+    labelled = ((label.strip(), start, end) for start, end, label in tier.intervals)
+    return tuple(word(label, start, end) for label, start, end in labelled if label and label not in _TEXTGRID_SILENCE)
 
 
 def _lines_of(path: str, utterance_id: str, suffix: str) -> list[str]:
@@ -170,11 +165,20 @@ def _lines_of(path: str, utterance_id: str, suffix: str) -> list[str]:
     if found is None:
         raise _wrong(f"it has no line of {utterance_id}")
     lines = []
-    with open(path, "rb") as file:
+    if sum(end - begin for begin, end in found) > DESCRIPTION_BYTES:
+        raise _wrong(f"the lines of {utterance_id!r:.80} have more than {DESCRIPTION_BYTES} bytes")
+    with open_regular(path) as file:
         for begin, end in found:
             file.seek(begin)
             lines += file.read(end - begin).decode().split("\n")
     return [line for line in lines if line.strip()]
+
+
+def _own_lines(file: BinaryIO) -> Iterator[bytes]:
+    try:
+        yield from bounded_lines(file, _LONGEST_LINE)
+    except ValueError as error:
+        raise _wrong(str(error)) from None
 
 
 @lru_cache(maxsize=2)
@@ -182,8 +186,8 @@ def _index(path: str, modified: int, size: int) -> dict[bytes, list[tuple[int, i
     """Where the lines of each utterance stand: such a file may have those of a whole corpus, and is asked for each."""
     places: dict[bytes, list[tuple[int, int]]] = {}
     position = 0
-    with open(path, "rb") as file:
-        for line in file:
+    with open_regular(path) as file:
+        for line in _own_lines(file):
             begin, position = position, position + len(line)
             columns = line.split(None, 1)
             if not columns or columns[0].startswith(b";;"):
@@ -227,13 +231,11 @@ def _alignment_words(lines: Iterable[str]) -> tuple[Word, ...]:
 
 
 def _json_words(path: str) -> tuple[Word, ...]:
-    with open(path, encoding="utf-8-sig") as file:
-        try:
-            content = json.load(file)
-        except UnicodeError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise _wrong(f"it is not JSON ({error})") from None
+    text = read_text(path)
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise _wrong(f"it is not JSON ({error})") from None
     if not isinstance(content, dict):
         return words_of(content)
     for key in ("words", "word_segments"):

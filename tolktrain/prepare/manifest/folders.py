@@ -1,6 +1,5 @@
 """Folders of sound files: with transcripts beside them, and as LibriSpeech comes."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tolktrain.config.errors import UserError
+from tolktrain.files.reading import parse_json, read_text
 from tolktrain.prepare.items import Failure, ItemError, Reason, Utterance
 from tolktrain.prepare.manifest.entry import KEYS, failure_of, utterance_of
 from tolktrain.prepare.manifest.lines import read_lines, text_of
@@ -48,21 +48,27 @@ def is_sound(name: str) -> bool:
 
 
 def walk(root: str) -> Iterator[Folder]:
-    """The root and all folders below, in the same order everywhere; hidden ones are left out, links are followed."""
+    """The root and all folders below, in the same order everywhere; hidden ones are left out, links are followed.
+
+    Raises `UserError` if one cannot be listed, or they lie too deep in each other.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be listed ({error.strerror}); check recordings.manifest") from None
 
     seen = set()
-    for path, folders, files in os.walk(root, onerror=refuse, followlinks=True):
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()  # a link to a folder above, which would not end
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=_counting)
-        visible = frozenset(name for name in files if not name.startswith("."))
-        yield Folder(os.path.relpath(path, root).replace(os.sep, "/"), visible)
+    try:
+        for path, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()  # a link to a folder above, which would not end
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted((name for name in folders if not name.startswith(".")), key=_counting)
+            visible = frozenset(name for name in files if not name.startswith("."))
+            yield Folder(os.path.relpath(path, root).replace(os.sep, "/"), visible)
+    except RecursionError:  # of os.walk
+        raise UserError(f"{root} holds folders too deep in each other; check recordings.manifest") from None
 
 
 def read_folder(root: str) -> Iterator[Utterance | Failure]:
@@ -104,8 +110,8 @@ def _beside(root: str, folder: Folder, name: str, several: bool) -> Utterance | 
 
 def _described(root: str, path: str) -> dict[str, Any]:
     try:
-        described = json.loads(_content(root, path))
-    except (ValueError, RecursionError) as error:
+        described = parse_json(_content(root, path))
+    except ValueError as error:
         raise ItemError(Reason.MANIFEST, f"{path} is not JSON ({error})") from None
     if not isinstance(described, dict) or "audio" in described:
         raise ItemError(Reason.MANIFEST, f"{path} must hold an object with keys among {', '.join(KEYS)}, but not audio")
@@ -114,8 +120,7 @@ def _described(root: str, path: str) -> dict[str, Any]:
 
 def _content(root: str, path: str) -> str:
     try:
-        with open(os.path.join(root, path), encoding="utf-8-sig") as file:
-            return file.read()
+        return read_text(os.path.join(root, path))
     except OSError as error:
         raise ItemError(Reason.MANIFEST, f"{path} cannot be read ({error.strerror})") from None
     except UnicodeError:

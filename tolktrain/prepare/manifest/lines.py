@@ -1,26 +1,30 @@
 """The lines of manifests, compressed or not, and JSON on them."""
 
 import gzip
-import json
+import io
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from tolktrain.config.errors import UserError
+from tolktrain.files.reading import bounded_lines, open_regular, parse_json
 from tolktrain.prepare.items import ItemError, Reason
 
 _GZIP = b"\x1f\x8b"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _UTF_8_MARK = b"\xef\xbb\xbf"
+_LONGEST_LINE = 1 << 24  # bytes; the words of an hour take one
 
 
 def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
     """Number, from 1 on, and bytes of each line that is not empty. Raises `UserError` if the file cannot be read."""
+    number = 0
     try:
-        with open(path, "rb") as raw:
+        with open_regular(path) as raw:
             packed = raw.read(2) == _GZIP
-        with gzip.open(path, "rb") if packed else open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
+            raw.seek(0)
+            file = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw
+            for number, line in enumerate(bounded_lines(file, _LONGEST_LINE), 1):
                 if number == 1:
                     if line.startswith(_UTF_16):
                         raise UserError(f"{path} is UTF-16 text; save it as UTF-8")
@@ -32,6 +36,10 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
         raise UserError(f"{path} is not a whole gzip file ({error}); copy it again") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); check recordings.manifest") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} line {number + 1}: {error}; an utterance needs less, check the file") from None
 
 
 def text_of(line: bytes) -> str:
@@ -45,6 +53,6 @@ def text_of(line: bytes) -> str:
 def json_of(line: bytes) -> Any:
     """What the line holds. Raises `ItemError` if it is not JSON."""
     try:
-        return json.loads(text_of(line))
-    except (ValueError, RecursionError) as error:
+        return parse_json(text_of(line))
+    except ValueError as error:
         raise ItemError(Reason.MANIFEST, f"the line is not JSON ({error})") from None
