@@ -1,11 +1,15 @@
 """Run by torchrun in four processes: one run under several layouts, each of which goes on where the last one stopped.
 
+Checkpoints are to have two files, as if ranks were more than files should be.
+
 Usage: four_ranks.py FOLDER SETS. The run and the ranks' exit codes go to FOLDER.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -13,7 +17,9 @@ import torch
 import torch.distributed as dist
 from small_runs import StopAfter, small_config
 
+from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.parallel.layout import initialize, release_groups
+from tolktrain.train import opened
 from tolktrain.train.run import train
 
 # Steps 1 to 3 are the stage "text", 4 to 7 "adapter", 8 to 12 "joint"; each layout stops inside a stage.
@@ -33,14 +39,18 @@ def main() -> None:
     folder, sets = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     initialize()
-    codes = []
+    codes, files = [], []
     for steps, layout, zero_stage in LAYOUTS:
         release_groups()
         overrides = [f"parallel.{setting}" for setting in layout.split()]
         overrides += [f"deepspeed.zero_stage={zero_stage}", "train.micro_batch_size=2", THREE_LAYERS]
         config = small_config(folder, sets, *overrides)
-        codes.append(train(config, StopAfter(steps if dist.get_rank() == 2 else 10**6)))
+        with patch.object(opened, "CheckpointSaver", partial(CheckpointSaver, most_files=2)):
+            codes.append(train(config, StopAfter(steps if dist.get_rank() == 2 else 10**6)))
+        newest = max((folder / "runs" / "small" / "checkpoints").glob("step-*"))
+        files.append(len(list((newest / "tensors").iterdir())))
     (folder / f"codes-{dist.get_rank()}.json").write_text(json.dumps(codes))
+    (folder / "files.json").write_text(json.dumps(files))
 
 
 if __name__ == "__main__":

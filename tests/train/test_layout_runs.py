@@ -27,6 +27,8 @@ def test_a_run_that_changes_its_layout_five_times_equals_that_of_one_process(
     uninterrupted = tmp_path / "runs" / "small"
     codes = [json.loads((folder / f"codes-{rank}.json").read_text()) for rank in range(4)]
     assert codes == [[75, 75, 75, 75, 75, 0]] * 4
+    # Neighbours share files as far as they have rows of the same tensors: not those of a tensor or pipeline rank alone.
+    assert json.loads((folder / "files.json").read_text()) == [4, 2, 2, 2, 2, 2]
     lines, expected = read_metrics(folder / "runs" / "small"), read_metrics(uninterrupted)
     assert len(lines) == len(expected)
     for line, other in zip(lines, expected, strict=True):

@@ -156,6 +156,6 @@ def test_a_damaged_checkpoint_is_passed_over(
 def test_latest_never_names_one_that_was_set_aside(tmp_path: Path, sets: Path, uninterrupted: Path) -> None:
     checkpoints = tmp_path / "runs" / "small" / "checkpoints"
     shutil.copytree(uninterrupted, checkpoints.parent)
-    next((checkpoints / f"step-{NUM_STEPS:08d}" / "parameters").iterdir()).unlink()
+    next((checkpoints / f"step-{NUM_STEPS:08d}" / "tensors").iterdir()).unlink()
     assert train(small_config(tmp_path, sets, "train.max_steps=8")) == 0  # nothing to train
     assert (checkpoints / "latest").read_text() == "step-00000008\n"
