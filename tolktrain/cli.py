@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print("")
         return code
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except (UserError, OSError) as error:
         message, code = _told(error, parsed)
@@ -463,9 +464,9 @@ def _complain(message: object) -> None:
         print(f"{_speaker()}error: {message}", file=sys.stderr, flush=True)
 
 
-def _stdout_works() -> bool:
+def _stdout_works(probe: str = "") -> bool:
     try:
-        sys.stdout.flush()
+        print(probe, end="", flush=True)
     except OSError:
         return False
     return True
@@ -491,12 +492,13 @@ def _described(error: OSError, parsed: argparse.Namespace) -> str:
     """An error of the machine in one line with its path; the traceback goes to the run's log, if it has one."""
     run_directory: Path | None = getattr(parsed, "run_directory", None)
     paths = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    if not paths and not _stdout_works():
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if is_full and not paths and not _stdout_works("\n"):  # what was to be printed before may be gone
         paths = [_STDOUT]
     # What a library writes does not say where; the run's folder is the likeliest place.
     place = " -> ".join(paths) or (f"in {run_directory}" if run_directory is not None else "")
     reason = error.strerror or str(error) or type(error).__name__
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) and paths != [_STDOUT]:
+    if is_full and paths != [_STDOUT]:
         reason += _advice(paths)
     line = " ".join(f"{place}: {reason}".removeprefix(": ").split())
     log = _log_file(run_directory) if run_directory is not None else None

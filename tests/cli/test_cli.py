@@ -312,6 +312,23 @@ def test_a_full_disk_is_no_success() -> None:
     assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
 
 
+def test_a_full_output_is_named_whoever_prints(repository: Path, tmp_path: Path) -> None:
+    """A library's long text is not in the buffer any more when it has failed."""
+    command = [
+        sys.executable,
+        "-m",
+        "tolktrain",
+        "prepare",
+        "--inspect",
+        str(repository / "data/sample/heldout_voices"),
+    ]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*command, "--output", str(tmp_path / "out")], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
+
+
 @pytest.mark.parametrize("verb", ["generate", "report"])
 def test_what_is_still_in_the_buffer_counts(stub: Stub, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     """Python itself would say so at exit, with the code 120, and of a run that is to be requeued too."""

@@ -18,7 +18,6 @@ rollbacks.jsonl, and that of later copies, names the step that it went back to.
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 import threading
@@ -39,7 +38,7 @@ from tolktrain.checkpoint.manifest import (
 from tolktrain.cluster.threads import guarded, log_failure
 from tolktrain.config.errors import UserError
 from tolktrain.files.reading import parse_json
-from tolktrain.files.writing import sync_path, write_synced
+from tolktrain.files.writing import replace_file, sync_path
 
 LATEST = "latest"
 _ROLLBACKS = "rollbacks.jsonl"
@@ -290,21 +289,15 @@ def _download(storage: ObjectStorage, remote: Remote, run_dir: Path, token: int)
         for name in BESIDE:
             content = None if (run_dir / name).exists() else storage.read(f"{remote.name}/{_RUN}/{name}")
             if content is not None:
-                _replace(run_dir / name, content, token)
+                replace_file(run_dir / name, content)
         aside.rename(final)
         sync_path(checkpoints)
-        _replace(checkpoints / LATEST, f"{final.name}\n".encode(), token)
+        replace_file(checkpoints / LATEST, f"{final.name}\n")
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     logger.warning("going on from %s, taken from %s", final, storage.path_of(remote.name))
     return final
-
-
-def _replace(path: Path, content: bytes, token: int) -> None:
-    aside = path.with_name(f".tmp-{token}-{path.name}")
-    write_synced(aside, content)
-    os.replace(aside, path)
 
 
 def _fetch_files(storage: ObjectStorage, remote: Remote, aside: Path) -> None:

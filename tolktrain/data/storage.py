@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 
 from tolktrain.config.data import DataConfig
 from tolktrain.config.errors import UserError
-from tolktrain.files.writing import written_aside
+from tolktrain.files.writing import naming, written_aside
 
 Kind = Literal["absent", "no credentials", "refused", "disk", "invalid", "damaged", "transient"]
 Result = TypeVar("Result")
@@ -139,7 +139,7 @@ class Storage:
         if self.is_local:
             self._put(name, lambda aside: aside.write_bytes(content))
             return
-        with tempfile.TemporaryDirectory(prefix="tolktrain-") as folder, explained(folder, "written"):
+        with _temporary_folder() as folder:
             source = Path(folder, "content")
             source.write_bytes(content)
             self.upload(source, name)
@@ -149,7 +149,7 @@ class Storage:
         if self.is_local:
             self._put(name, lambda aside: shutil.copyfile(path, aside))
             return
-        with tempfile.TemporaryDirectory(prefix="tolktrain-") as staging:
+        with _temporary_folder() as staging:
             # The uploaders take the name of the object from the local file.
             link = Path(staging, name)
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +251,7 @@ class Storage:
         if "uploader" not in own:
             # The library's downloader and uploader write Azure's addresses differently: with and without the account.
             remote = f"azure://{self._container}/{self._root}".rstrip("/") if self._scheme == "azure" else self.address
-            with tempfile.TemporaryDirectory(prefix="tolktrain-") as local:
+            with _temporary_folder() as local:
                 own["uploader"] = patiently(
                     lambda: CloudUploader.get((local, remote), keep_local=True, retry=1, exist_ok=True),
                     self.address,
@@ -361,6 +361,16 @@ def explained(address: str, done: str) -> Iterator[None]:
             raise
     except OSError as error:
         raise _failure(address, done, "disk", str(error), 1, time.monotonic()) from error
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[str]:
+    with (
+        explained(tempfile.gettempdir(), "written"),
+        tempfile.TemporaryDirectory(prefix="tolktrain-") as folder,
+        naming(folder),
+    ):
+        yield folder
 
 
 def classify(error: BaseException) -> tuple[Kind, str]:

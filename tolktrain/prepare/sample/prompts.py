@@ -1,5 +1,6 @@
 """Short spoken prompts: one held-out sentence per voice, as WAV files with their place in the held-out records."""
 
+import io
 import json
 import wave
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tolktrain.files.writing import naming, write_synced
+from tolktrain.files.writing import write_synced
 from tolktrain.prepare.sample.spoken import SpokenPassage
 
 PROMPTS_FILE = "prompts.json"
@@ -18,11 +19,13 @@ SECONDS = (3.0, 4.0)
 
 def write_wav(path: Path, samples: npt.NDArray[np.int16], sample_rate: int) -> None:
     """Write mono sound of 16 bits."""
-    with naming(path), wave.open(str(path), "wb") as file:
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(sample_rate)
         file.writeframes(samples.astype("<i2").tobytes())
+    write_synced(path, content.getvalue())
 
 
 def write_prompts(folder: Path, spoken: Iterable[SpokenPassage], sample_rate: int) -> list[dict[str, Any]]:
