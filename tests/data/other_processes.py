@@ -15,6 +15,7 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.shared_memory import SharedMemory
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import torch
 from stages import rows, stage_loader
@@ -23,7 +24,7 @@ from torch import distributed
 
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
-from tolktrain.data import checks, shared_memory
+from tolktrain.data import checks, index, shared_memory, sharing
 from tolktrain.data.index import RecordReader
 from tolktrain.parallel.together import on_each_node, on_this_node
 
@@ -147,4 +148,26 @@ def fail_on_a_node(rank: int, port: int, results: Path) -> None:
     told.append(on_each_node(lambda: f"rank {rank}"))
     told.append(on_this_node(rank))
     torch.save(told, results / f"told-{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def open_indexes(rank: int, port: int, folder: Path, environ: Mapping[str, str], results: Path) -> None:
+    """One of four ranks on two nodes that open an index: how often it parsed it, and what it has."""
+    os.environ |= environ
+    join_ranks(rank, 4, port, 2)
+    parsed: list[int] = []
+    parse = index.parse_json
+
+    def note(*arguments: Any, **options: Any) -> Any:
+        parsed.append(1)
+        return parse(*arguments, **options)
+
+    index.parse_json = note
+    if "HIDE" in environ:
+        attach = sharing._attach
+        sharing._attach = lambda published, folders: attach(published._replace(process=2**30), folders)
+    (shards,) = sharing.read_indexes([str(folder)])
+    files = [(shard.samples, shard.raw_data, shard.zip_data, shard.column_names) for shard in shards]
+    torch.save((len(parsed), files), results / f"told-{rank}.pt")
+    distributed.barrier()
     distributed.destroy_process_group()
