@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from tolktrain.cluster.kernel_caches import place_kernel_caches
 from tolktrain.cluster.signals import EXIT_PREEMPTED, StopRaised, StopRequest
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
+from tolktrain.files.printable import PrintableFormatter, printable
 from tolktrain.files.reading import read_json
 from tolktrain.files.shared import enter_temporary_folder, leave_temporary_folder
 
@@ -66,6 +68,7 @@ def program() -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; `arguments` defaults to the process's own. Returns the exit code."""
     parsed = _parse(arguments)
+    _make_stderr_printable()
     verb: Callable[[argparse.Namespace], int] = parsed.run
     try:
         code = verb(parsed)
@@ -334,8 +337,7 @@ def _checkpoints(parsed: argparse.Namespace) -> int:
         return EXIT_DONE
     if parsed.step is not None or parsed.dtype is not None:
         raise UserError("--step and --dtype say which weights to take out; name a folder with --weights-only DIR")
-    from rich.console import Console
-
+    from tolktrain.files.terminal import Console
     from tolktrain.report.checkpoints import show_checkpoints
 
     sound = show_checkpoints(run_directory, parsed.verify, Console())
@@ -386,8 +388,7 @@ def _prepare(parsed: argparse.Namespace) -> int:
 def _inspect(parsed: argparse.Namespace) -> int:
     if parsed.config is not None:
         raise UserError(f"--inspect looks at a data set and takes no configuration; remove {parsed.config}")
-    from rich.console import Console
-
+    from tolktrain.files.terminal import Console
     from tolktrain.inspect.run import InspectOptions, inspect_dataset
 
     options = InspectOptions(
@@ -461,7 +462,7 @@ def _complain(message: object) -> None:
     if not _stdout_works():
         _drop_stdout()
     with contextlib.suppress(OSError):  # stderr may lead to the disk that is full; the exit code says it too
-        print(f"{_speaker()}error: {message}", file=sys.stderr, flush=True)
+        print(f"{_speaker()}error: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def _stdout_works(probe: str = "") -> bool:
@@ -472,16 +473,27 @@ def _stdout_works(probe: str = "") -> bool:
     return True
 
 
+def _make_stderr_printable() -> None:
+    """What is shown by Python and not by us may hold text from files too: defects, and records without a handler."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(PrintableFormatter())
+    sys.excepthook = lambda kind, error, trace: print(_traceback(error), file=sys.stderr)
+
+
+def _traceback(error: BaseException) -> str:
+    return printable("".join(traceback.format_exception(error)).rstrip())
+
+
 def _told(error: BaseException, parsed: argparse.Namespace) -> tuple[str, int]:
     """What the user reads about an error, and the exit code."""
     if isinstance(error, UserError):
-        return str(error), EXIT_MACHINE if error.by_machine else EXIT_BAD_INPUT
+        return printable(error), EXIT_MACHINE if error.by_machine else EXIT_BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", EXIT_INTERRUPTED
     if _is_defect(error):
-        return "".join(traceback.format_exception(error)).rstrip(), EXIT_MACHINE
+        return _traceback(error), EXIT_MACHINE
     assert isinstance(error, OSError)
-    return _described(error, parsed), EXIT_MACHINE
+    return printable(_described(error, parsed)), EXIT_MACHINE
 
 
 def _is_defect(error: BaseException) -> bool:
@@ -506,7 +518,7 @@ def _described(error: OSError, parsed: argparse.Namespace) -> str:
         return line
     try:
         with log.open("a", encoding="utf-8") as file:
-            file.writelines(traceback.format_exception(error))
+            file.write(_traceback(error) + "\n")
     except OSError:
         return line
     return f"{line} (details in {log})"

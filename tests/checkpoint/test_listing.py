@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from tolktrain import cli
 from tolktrain.checkpoint.listing import find_sound, list_checkpoints
 from tolktrain.checkpoint.manifest import DamagedCheckpointError, digest_files, write_manifest
 from tolktrain.config.errors import UserError
+from tolktrain.files.terminal import Console
 from tolktrain.report.checkpoints import show_checkpoints
 
 STATE = {

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 from tokenizers import Tokenizer, models
+
+from tolktrain.files.terminal import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # for `corpora`
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from corpora import describe, random_records, write_dataset
-from rich.console import Console
 from small_disk import MakeDisk
 
 from tolktrain.config.errors import UserError
+from tolktrain.files.terminal import Console
 from tolktrain.inspect import run
 from tolktrain.inspect.run import InspectOptions, chosen_records, evenly, inspect_dataset
 from tolktrain.inspect.sound import PAUSE_SECONDS, speech_frames

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from rich.console import Console
 from tokenizers import Tokenizer
 
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.data.records import Record
 from tolktrain.data.sequences import Vocabulary
+from tolktrain.files.terminal import Console
 from tolktrain.inspect.sequences import print_legend, print_sequence
 from tolktrain.inspect.spans import TakenApart, take_apart
 from tolktrain.inspect.tokenizers import TextReader

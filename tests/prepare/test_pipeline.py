@@ -26,7 +26,6 @@ from recordings import (
     write_corpus,
     write_text_tokenizer,
 )
-from rich.console import Console
 from small_disk import MakeDisk
 
 from tolktrain import cli
@@ -34,6 +33,7 @@ from tolktrain.cluster.signals import StopRaised
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.errors import UserError
 from tolktrain.data.folder import RecordFolder
+from tolktrain.files.terminal import Console
 from tolktrain.prepare.part import PartResult
 from tolktrain.prepare.pipeline import Task, prepare
 from tolktrain.prepare.progress import Narrator

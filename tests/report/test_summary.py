@@ -4,8 +4,8 @@ import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from tolktrain.files.terminal import Console
 from tolktrain.report.summary import print_summary
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from tolktrain.benchmark.measure import Measurement
 from tolktrain.benchmark.providers import Provider
+from tolktrain.files.terminal import Console
 from tolktrain.files.writing import replace_file
 from tolktrain.model.step_flops import StepCounts, StepFlops
 

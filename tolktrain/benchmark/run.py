@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from tolktrain.benchmark.facts import device_name, facts
 from tolktrain.benchmark.measure import Measurement, measure
@@ -21,6 +20,7 @@ from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_config
 from tolktrain.config.training import StageConfig
 from tolktrain.data.batch import Batch
+from tolktrain.files.terminal import Console
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.step_flops import StepCounts, step_flops
 from tolktrain.parallel.layout import Layout, initialize

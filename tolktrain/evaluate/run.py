@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
@@ -22,6 +22,7 @@ from tolktrain.evaluate.choices import DIRECTIONS, choose, draw_trials
 from tolktrain.evaluate.losses import heldout_losses
 from tolktrain.evaluate.scorer import Scorer
 from tolktrain.evaluate.targets import targets
+from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import replace_file
 from tolktrain.train.restore import load_model
 
@@ -53,8 +54,7 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
             "evaluation.heldout_sets is empty; name the held-out data sets of data.sets that evaluation shall use"
         )
     vocabulary = check_data(config, model.architecture.text_vocab_size, verify_files=False)
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, transient=True) as progress:
+    with spinner() as progress:
         evaluation = _Evaluation(config, vocabulary, Scorer(model), progress)
         result = {
             "format": FORMAT,

@@ -1,5 +1,6 @@
 """Text from files on its way to a terminal or a log."""
 
+import logging
 import unicodedata
 
 # Controls (C0, C1, DEL), format characters such as those that turn the direction of writing, lone surrogates, and
@@ -17,6 +18,14 @@ def printable(text: object) -> str:
     if shown.isascii() and shown.isprintable():
         return shown
     return "".join(character if _is_shown(character) else _escape(character) for character in shown)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Log records, tracebacks included, as `printable` shows them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text of a record."""
+        return printable(super().format(record))
 
 
 def _is_shown(character: str) -> bool:

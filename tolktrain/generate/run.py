@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from tolktrain.config import Config
@@ -17,6 +16,7 @@ from tolktrain.config.errors import UserError
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import RecordFolder, open_records
 from tolktrain.data.sequences import IntArray, Vocabulary
+from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import write_synced, write_wav
 from tolktrain.generate.durations import DurationTable, fit_durations
 from tolktrain.generate.inputs import TEXT_TOKENIZER_FILE
@@ -48,8 +48,7 @@ def generate(run_dir: str | Path) -> list[Path]:
     """
     model, config, state = load_model(run_dir)
     tools = _Tools.load(config, model)
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, transient=True) as progress:
+    with spinner() as progress:
         task = progress.add_task("encoding the prompts", total=None)
         units = [tools.encode(prompt) for prompt in tools.prompts]
         progress.update(task, description="continuing the prompts in speech")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
 from tolktrain.config.data import DatasetConfig, InterleavingConfig, Strategy
@@ -21,6 +20,7 @@ from tolktrain.data.sequences import Vocabulary, require_modalities
 from tolktrain.data.storage import scheme_of
 from tolktrain.files.names import inside
 from tolktrain.files.reading import read_json
+from tolktrain.files.terminal import Console
 from tolktrain.files.writing import naming, write_synced, write_wav
 from tolktrain.inspect.picture import save_picture
 from tolktrain.inspect.sequences import print_legend, print_sequence

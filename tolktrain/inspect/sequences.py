@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 from rich.text import Text
 
 from tolktrain.data.records import Record
+from tolktrain.files.terminal import Console
 from tolktrain.inspect.spans import EOS, Part, Span, TakenApart, parts_of, word_texts
 from tolktrain.inspect.tokenizers import TextReader
 

@@ -1,10 +1,11 @@
 """What a data set is and what its records are like, as tables in the terminal."""
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tolktrain.data.records import DatasetInfo
+from tolktrain.files.terminal import Console
 from tolktrain.inspect.statistics import QUANTITIES, Statistics
 from tolktrain.inspect.tokenizers import Tokenizers
 
@@ -14,7 +15,7 @@ def print_header(console: Console, info: DatasetInfo, address: str, tokenizers: 
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="grey62", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("data set", f"[bold]{info.name}[/bold], split {info.split}, in {address}")
+    table.add_row("data set", Text(info.name, "bold").append(f", split {info.split}, in {address}", "not bold"))
     table.add_row("licence", info.license)
     table.add_row("size", f"{info.num_records:,} records, {info.hours:,.2f} hours, {info.num_words:,} aligned words")
     table.add_row("tokens", f"{info.num_text_tokens:,} text ids, {info.num_units:,} units, without EOS")
@@ -36,9 +37,11 @@ def print_statistics(console: Console, statistics: Statistics, strategy: str, se
     info = statistics.info
     console.print()
     console.print(
-        f"[bold]Statistics[/bold] of {statistics.num_records:,} of {info.num_records:,} records; spans and scored"
-        f" tokens of one sequence of {sequence_length:,} from each, {strategy}",
-        highlight=False,
+        Text("Statistics", "bold").append(
+            f" of {statistics.num_records:,} of {info.num_records:,} records; spans and scored tokens of one sequence"
+            f" of {sequence_length:,} from each, {strategy}",
+            "not bold",
+        )
     )
     _print_rates(console, statistics)
     _print_distributions(console, statistics)

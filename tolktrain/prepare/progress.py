@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from tolktrain.files.terminal import Console
 from tolktrain.prepare.part import PartResult
 
 _LINE_SECONDS = 30.0
@@ -24,7 +24,7 @@ class Narrator:
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def begin(self, num_items: int, num_parts: int) -> None:
         """So many items in so many parts are to be done."""
@@ -32,7 +32,12 @@ class Narrator:
         self._total, self._num_parts = num_items, num_parts
         self._began = self._spoke = self._clock()
         if self.console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}", markup=False),
+                TimeElapsedColumn(),
+            )
             self._bar = Progress(*columns, console=self.console, transient=True)
             self._task = self._bar.add_task("", total=num_items)
             self._bar.start()

@@ -4,10 +4,9 @@ import os
 import re
 from collections.abc import Mapping
 
-from rich.console import Console
-
 from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import PrepareConfig
+from tolktrain.files.terminal import Console
 from tolktrain.prepare.pipeline import Task, prepare
 from tolktrain.prepare.progress import Narrator
 

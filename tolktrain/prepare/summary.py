@@ -1,11 +1,10 @@
 """What a preparation made, and what it left out."""
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from tolktrain.data.records import DatasetInfo
+from tolktrain.files.terminal import Console
 from tolktrain.prepare.splits import TRAIN
 
 
@@ -21,7 +20,7 @@ class Summary(BaseModel):
     def show(self, output: str, console: Console) -> None:
         """Print the sizes of the splits and the shares of failures; `output` is where the set lies."""
         names = ("hours", "records", "text ids", "units", "words", "words/s")
-        table = Table("split", title=f"prepared: {escape(output)}", title_justify="left")
+        table = Table("split", title=f"prepared: {output}", title_justify="left")
         for name in names:
             table.add_column(name, justify="right")
         for split, info in self.splits.items():
@@ -32,7 +31,7 @@ class Summary(BaseModel):
         for reason, count in sorted(self.failed.items(), key=lambda item: -item[1]):
             console.print(f"  {count:,} ({count / self.num_items:.2%}) {reason}", highlight=False)
         if failed:
-            console.print(f"{output}/failures.jsonl names each", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{output}/failures.jsonl names each", highlight=False, soft_wrap=True)
         if TRAIN not in self.splits:
             console.print("nothing is left for training: all is held out; lower heldout.sources and heldout.speakers")
 

@@ -3,10 +3,10 @@
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from tolktrain.checkpoint.listing import Entry, list_checkpoints
+from tolktrain.files.terminal import Console
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -23,10 +23,10 @@ def show_checkpoints(run_dir: Path, checksums: bool, console: Console) -> bool:
     console.print(table)
     for entry in entries:
         if entry.problem:
-            console.print(entry.problem, soft_wrap=True, highlight=False, markup=False)
+            console.print(entry.problem, soft_wrap=True, highlight=False)
     total = sum(entry.num_bytes for entry in entries)
     line = f"{len(entries)} in {run_dir / 'checkpoints'}, {_size(total)} in all"
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console.print(line, soft_wrap=True, highlight=False)
     return all(entry.condition != "unsound" for entry in entries)
 
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from tolktrain.files.terminal import Console
 from tolktrain.report.page import count, duration, loss_table, nats, percent
 from tolktrain.report.rundata import DIRECTIONS, RunData, read_run
 
@@ -18,8 +19,11 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
     seconds = sum(stage.seconds for stage in run.stages)
     out.print()
     out.print(
-        f"[bold]{run.name}[/bold]  {len(run.stages)} stages, {int(last['step']):,} steps,"
-        f" {count(int(last.get('tokens', 0)))} tokens, {duration(seconds)} of training"
+        Text(run.name, "bold").append(
+            f"  {len(run.stages)} stages, {int(last['step']):,} steps, {count(int(last.get('tokens', 0)))} tokens,"
+            f" {duration(seconds)} of training",
+            "not bold",
+        )
     )
     _print_losses(out, run)
     _print_choices(out, run)
@@ -50,7 +54,7 @@ def _print_losses(out: Console, run: RunData) -> None:
     previous = None
     for row in rows:
         if row["set"] != previous:
-            table.add_row(f"[bold]{row['set']}[/bold]")
+            table.add_row(Text(str(row["set"]), "bold"))
             previous = row["set"]
         ratio = f"{row['final'] / row['bigram']:.2f}" if row["final"] is not None and row["bigram"] else "–"
         stages = [nats(row["stages"].get(stage.name)) for stage in run.stages]
@@ -71,7 +75,7 @@ def _print_choices(out: Console, run: RunData) -> None:
     previous = None
     for row in rows:
         if row["set"] != previous:
-            table.add_row(f"[bold]{row['set']}[/bold]")
+            table.add_row(Text(str(row["set"]), "bold"))
             previous = row["set"]
         interval = f"{100 * row['low']:.1f} – {100 * row['high']:.1f} %"
         right = f"{row['correct']:g} of {row['trials']}"
@@ -85,11 +89,11 @@ def _print_targets(out: Console, run: RunData) -> None:
         return
     out.print(f"Targets: {sum(target['reached'] for target in targets)} of {len(targets)} reached", highlight=False)
     for name in dict.fromkeys(target["set"] for target in targets):
-        out.print(f"[bold]{name}[/bold]")
+        out.print(name, style="bold", highlight=False)
         for target in targets:
             if target["set"] == name:
-                mark = "[green]✓[/green]" if target["reached"] else "[red]✗[/red]"
-                out.print(f"  {mark} {target['statement']}", highlight=False, soft_wrap=True)
+                mark = Text("  ✓ ", "green") if target["reached"] else Text("  ✗ ", "red")
+                out.print(mark.append(str(target["statement"]), "default"), soft_wrap=True)
 
 
 def _files(run: RunData) -> list[tuple[str, Path]]:

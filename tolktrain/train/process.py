@@ -15,6 +15,7 @@ import torch
 
 from tolktrain.cluster.dump import DumpFile
 from tolktrain.cluster.progress import Progress
+from tolktrain.files.printable import PrintableFormatter, printable
 from tolktrain.files.writing import AppendedFile
 from tolktrain.parallel.layout import Layout
 
@@ -52,7 +53,7 @@ def logging_to(run_dir: Path, rank: int) -> Iterator[None]:
     path = log_path(run_dir, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [_LogFile(path)]
-    handlers[0].setFormatter(logging.Formatter(_LOG_FORMAT))
+    handlers[0].setFormatter(PrintableFormatter(_LOG_FORMAT))
     if rank == 0:
         handlers.append(_Terminal(logging.WARNING))
     root, own = logging.getLogger(), logging.getLogger("tolktrain")
@@ -108,7 +109,7 @@ class _Terminal(logging.Handler):
 def _print_error(line: str) -> None:
     # Where stderr leads to may be full too: a job's output file.
     with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def import_deepspeed() -> ModuleType:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from tolktrain.config.errors import UserError
+from tolktrain.files.printable import printable
 from tolktrain.units.hubert import HubertTokenizer
 from tolktrain.units.mimi import MimiTokenizer
 from tolktrain.units.sklearn_file import read_sklearn_centroids
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         tokenizer = _make(options)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 2
     except OSError as error:
         print(error, file=sys.stderr)

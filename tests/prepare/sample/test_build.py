@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from tolktrain.data.records import DatasetInfo
+from tolktrain.files.terminal import Console
 from tolktrain.prepare.sample import build as sample
 from tolktrain.prepare.sample import corpus
 from tolktrain.prepare.sample.corpus import Split

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from tokenizers import Tokenizer
 
 from tolktrain.config.errors import UserError
 from tolktrain.data.records import DatasetInfo, TextInfo
+from tolktrain.files.printable import printable
+from tolktrain.files.terminal import Console
 from tolktrain.files.writing import naming, write_synced
 from tolktrain.prepare.sample import corpus, espeak
 from tolktrain.prepare.sample.prompts import write_prompts
@@ -159,9 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0 if verify(options.verify, options.processes, console) else 1
         create(options.output, options.overwrite, options.processes, console)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 2
     except OSError as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 1
     return 0

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 from tolktrain.config import Config
 from tolktrain.data.records import DatasetInfo
+from tolktrain.files.terminal import Console
 from tolktrain.model.cost import PipelineCut
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.callbacks.base import NoCallback
@@ -47,7 +48,7 @@ class Display(NoCallback):
         total = sum(num_parameters.values())
         parts = ", ".join(f"{name} {_short(count)}" for name, count in num_parameters.items())
         say = self._console.print
-        say(f"[bold]{self._config.run.name}[/bold]: {_short(total)} parameters ({parts})")
+        say(Text(self._config.run.name, "bold").append(f": {_short(total)} parameters ({parts})", "not bold"))
         say(f"layout: {self._layout.describe()}, {self._config.train.precision}, ZeRO {zero_stage}")
         for line in cut.describe() if cut is not None else ():
             say(f"  {line}")
@@ -66,13 +67,17 @@ class Display(NoCallback):
         stage, plan = run.plan.config, run.plan
         place = f"{plan.index + 1} of {len(self._config.train.stages)}"
         self._console.print(
-            f"\n[bold]stage {plan.name}[/bold] ({place}): trains {', '.join(stage.trainable)} on"
-            f" {', '.join(stage.mixture)}; {plan.num_steps:,} steps, {stage.tokens:,} tokens"
+            Text(f"\nstage {plan.name}", "bold").append(
+                f" ({place}): trains {', '.join(stage.trainable)} on {', '.join(stage.mixture)};"
+                f" {plan.num_steps:,} steps, {stage.tokens:,} tokens",
+                "not bold",
+            )
         )
         self._seconds_per_step = 0.0
         self._close_bar()
         if self._console.is_terminal and self._layout.rank == 0:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.fields[text]}"))
+            name, text = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[text]"))
+            columns = (name, BarColumn(bar_width=12), text)
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task(plan.name, total=plan.num_steps, completed=run.step_in_stage, text="")
             self._bar.start()
@@ -106,7 +111,7 @@ class Display(NoCallback):
 
     def _pace(self, run: StageRun, line: Line) -> str:
         left = (self._plans[-1].last_step - run.step) * self._seconds_per_step
-        skipped = "  [red]skipped[/red]" if line["skipped"] else ""
+        skipped = "  skipped" if line["skipped"] else ""
         return f"{_short(line['tokens_per_second'])} tokens/s  {timedelta(seconds=round(left))} left{skipped}"
 
     def _sets(self) -> list[str]:
