@@ -39,7 +39,10 @@ HOSTILE = "a\x1b]52;c;aGk=\x07b\x9d0;t\x9c\x1b[2J\u202e\u2066[bold][/x][link=fil
 
 
 def _is_harmless(text: str) -> bool:
-    return all(c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text)
+    # Besides line ends, three characters that words of some languages need.
+    return all(
+        c in "\n\t\u200c\u200d\u00ad" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text
+    )
 
 
 def _check(shown: str) -> None:

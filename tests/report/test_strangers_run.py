@@ -34,8 +34,10 @@ KEPT = ("run", "set", "stage", "target", "transcript", "continuation", "voice", 
 def write_run(folder: Path, names: dict[str, str]) -> Path:
     """A run of a few steps with the texts at each place."""
     folder.mkdir()
-    run = {"run": {"name": names["run"]}, "evaluation": {"heldout_sets": [names["set"]]}, names["voice"]: names["set"]}
-    (folder / "config.yaml").write_text(yaml.safe_dump(run), encoding="utf-8", errors="surrogatepass")
+    # Configurations with these are refused.
+    names = names | {name: names[name].translate({0: None, 0xD800: None}) or "x" for name in ("run", "voice")}
+    run = {"run": {"name": names["run"]}, "evaluation": {}, names["voice"]: names["run"]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
     rows: list[dict[str, Any]] = [
         {"step": step, "stage": names["stage"], "tokens": step, "loss": 2.0, "text_loss": 2.0, "learning_rate": 1e-3}
         for step in range(1, 5)
@@ -97,7 +99,10 @@ def test_text_stays_text(
     assert f"Accuracy of true against random continuation on {printable(names['set'])}" in labels
     # html.parser takes characters that no page may hold out of text.
     for place in ("run", "set", "target", "transcript", "continuation", "voice", "device"):
-        assert _plain(printable(names[place])) in page.text, place
+        expected = printable(names[place])
+        if place in ("run", "voice"):
+            expected = expected.replace("\\x00", "").replace("\\ud800", "") or "x"
+        assert _plain(expected) in page.text, place
     assert all(character.isprintable() or character == "\n" for character in text)
 
 
@@ -161,5 +166,5 @@ def test_files_that_cannot_be_read(full_run: Path, file: str, content: str) -> N
 def test_a_file_that_never_ends(full_run: Path, file: str) -> None:
     (full_run / file).unlink()
     os.mkfifo(full_run / file)
-    with pytest.raises(UserError, match="not readable"):
+    with pytest.raises(UserError, match="not readable|cannot be read"):
         read_run(full_run)

@@ -1,9 +1,11 @@
 """Finding, naming and loading pretrained models."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -88,6 +90,41 @@ def test_pickled_weights(model: Path) -> None:
     (model / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match="holds no weights; expected one of model.safetensors"):
         model_digest(model)
+
+
+class _Program:
+    """Pickles as a call that leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_programs_in_pickled_weights_are_not_run(model: Path, tmp_path: Path) -> None:
+    import torch
+
+    mark = tmp_path / "mark"
+    (model / WEIGHTS).unlink()
+    torch.save({"x": _Program(mark)}, model / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot be loaded as HubertModel"):
+        load_model("HubertModel", "hubert", model, "cpu")
+    assert not mark.exists()
+    torch.load(model / "pytorch_model.bin", weights_only=False)
+    assert mark.exists()  # otherwise the file was harmless, and this proves nothing
+
+
+def test_programs_beside_weights_are_not_run(model: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "program.Config", "AutoModel": "program.Model"}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "custom_generate").mkdir()
+    for name in ("program.py", "custom_generate/generate.py"):
+        (model / name).write_text(f"open({str(mark)!r}, 'w')")
+    load_model("HubertModel", "hubert", model, "cpu")
+    assert not mark.exists()
 
 
 def test_missing_weights_are_not_drawn_at_random(model: Path) -> None:

@@ -37,7 +37,7 @@ class CtcModel:
             ) from None
         self._folder = _folder(path)
         try:
-            config = AutoConfig.from_pretrained(self._folder)
+            config = AutoConfig.from_pretrained(self._folder, trust_remote_code=False)
             extractor = Wav2Vec2FeatureExtractor.from_pretrained(self._folder)
             tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(self._folder)
         except Exception as error:  # damaged files raise whatever their format's reader raises

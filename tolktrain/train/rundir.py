@@ -15,6 +15,7 @@ from tolktrain.config import Config
 from tolktrain.config.document import read_document
 from tolktrain.config.errors import UserError
 from tolktrain.config.load import dump_config
+from tolktrain.files.printable import printable
 from tolktrain.files.writing import replace_file
 from tolktrain.train.metrics import last_step
 from tolktrain.train.remote import forget_copies, restore_newest
@@ -156,7 +157,7 @@ def _may_restart() -> bool:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)  # at once, also into the output file of a job
+    print(printable(line), flush=True)  # at once, also into the output file of a job
 
 
 def _read_previous(path: Path) -> dict[str, Any] | None:

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(error), file=sys.stderr)
         return 2
     except OSError as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 1
     print(
         f"{options.folder}: {tokenizer.name}, {tokenizer.num_codebooks} x {tokenizer.num_units} units,"

@@ -179,7 +179,12 @@ def load_model(class_name: str, model_type: str, folder: Path, device: str) -> A
     _weight_files(folder)  # transformers would follow any name to any place
     try:
         model, info = getattr(transformers, class_name).from_pretrained(
-            str(folder), output_loading_info=True, attn_implementation="sdpa"
+            str(folder),
+            output_loading_info=True,
+            attn_implementation="sdpa",
+            # No program is run that lies among the files or is pickled in them, nor is the user asked about it.
+            trust_remote_code=False,
+            weights_only=True,
         )
     except Exception as error:  # damaged files raise whatever their format's reader raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
