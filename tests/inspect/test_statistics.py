@@ -131,3 +131,11 @@ def test_sets_that_lack_something_are_measured_and_drawn(
     save_picture(found, tmp_path / "picture.png")
     pixels = matplotlib.image.imread(tmp_path / "picture.png")
     assert pixels.shape[0] > 300 and float(np.ptp(pixels)) > 0.5
+
+
+def test_a_name_is_drawn_as_it_is(tmp_path: Path) -> None:
+    """Neither as a formula that cannot be read, nor with characters that no font has."""
+    found = measure(random_records(1, words=5), "text")
+    found.info = found.info.model_copy(update={"name": "$x^{$ \x1b[2J\u202e\ud800"})
+    save_picture(found, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from tolktrain.data.records import Array
+from tolktrain.files.printable import printable
 from tolktrain.inspect.statistics import Statistics
 
 INK, MUTED, GRID = "#1b1c1e", "#6b6e74", "#dcdee2"
@@ -59,7 +60,8 @@ def save_picture(statistics: Statistics, path: Path) -> None:
         title = f"{info.name}, {info.split}: {statistics.num_records:,} of {info.num_records:,} records"
         if statistics.seconds:
             title += f", {statistics.seconds / 3600:,.2f} hours of speech"
-        figure.suptitle(title, x=0.008, ha="left", fontsize=12, fontweight="bold")
+        # A name with two $ is no formula.
+        figure.suptitle(printable(title), x=0.008, ha="left", fontsize=12, fontweight="bold", parse_math=False)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, panel in zip(axes, panels, strict=False):
             panel(axis)
