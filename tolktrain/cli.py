@@ -17,7 +17,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tolktrain import __version__
 from tolktrain.cluster.environment import ProcessEnvironment, alone
@@ -26,7 +26,7 @@ from tolktrain.cluster.signals import EXIT_PREEMPTED, StopRaised, StopRequest
 from tolktrain.config import Config
 from tolktrain.config.errors import UserError
 from tolktrain.files.printable import PrintableFormatter, printable
-from tolktrain.files.reading import read_json
+from tolktrain.files.reading import TABLE_BYTES, read_json
 from tolktrain.files.shared import enter_temporary_folder, leave_temporary_folder
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ def _is_current(product: Path, config: Config) -> bool:
     if not (product.exists() and latest.exists() and product.stat().st_mtime_ns >= latest.stat().st_mtime_ns):
         return False
     try:
-        content: Any = read_json(product)
+        content: Any = read_json(product, TABLE_BYTES)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("settings") == config.follow_up_settings()

@@ -37,7 +37,7 @@ from tolktrain.checkpoint.manifest import (
 )
 from tolktrain.cluster.threads import guarded, log_failure
 from tolktrain.config.errors import UserError
-from tolktrain.files.reading import parse_json
+from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, parse_json
 from tolktrain.files.writing import replace_file, sync_path
 
 LATEST = "latest"
@@ -59,8 +59,8 @@ class ObjectStorage(Protocol):
     def path_of(self, name: str) -> str:
         """Address of an object."""
 
-    def read(self, name: str) -> bytes | None:
-        """Content of an object, None if there is none."""
+    def read(self, name: str, limit: int = ...) -> bytes | None:
+        """Content of an object of at most `limit` bytes, None if there is none."""
 
     def write(self, name: str, content: bytes) -> None:
         """Write an object, whole or not at all."""
@@ -68,8 +68,8 @@ class ObjectStorage(Protocol):
     def upload(self, path: Path, name: str) -> None:
         """Copy a local file to an object, whole or not at all."""
 
-    def download(self, name: str, path: Path) -> None:
-        """Copy an object to a local file."""
+    def download(self, name: str, path: Path, limit: int) -> None:
+        """Copy an object of at most `limit` bytes to a local file."""
 
     def names(self, prefix: str = "") -> list[str]:
         """Names of objects that begin with a prefix."""
@@ -91,7 +91,7 @@ def find_remote(storage: ObjectStorage) -> list[Remote]:
 
     Raises UserError when the storage cannot be reached.
     """
-    latest = (storage.read(LATEST) or b"").decode(errors="replace").strip()
+    latest = (storage.read(LATEST, DESCRIPTION_BYTES) or b"").decode(errors="replace").strip()
     try:
         objects = storage.names("step-")
     except UserError as error:
@@ -301,7 +301,7 @@ def _download(storage: ObjectStorage, remote: Remote, run_dir: Path, token: int)
 
 
 def _fetch_files(storage: ObjectStorage, remote: Remote, aside: Path) -> None:
-    _download_file(storage, f"{remote.name}/{MANIFEST}", aside / MANIFEST)
+    _download_file(storage, f"{remote.name}/{MANIFEST}", aside / MANIFEST, TABLE_BYTES)
     place = storage.path_of(remote.name)
     name, files = _read_manifest(aside)
     if name != remote.name:
@@ -316,7 +316,7 @@ def _fetch_files(storage: ObjectStorage, remote: Remote, aside: Path) -> None:
         path = aside / file
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(_DOWNLOADS_OF_A_FILE):  # it may have been damaged on the way
-            _download_file(storage, f"{remote.name}/{file}", path)
+            _download_file(storage, f"{remote.name}/{file}", path, digest["size"])
             if digest_files(aside, [file])[file] == digest:
                 break
         else:
@@ -327,10 +327,12 @@ def _fetch_files(storage: ObjectStorage, remote: Remote, aside: Path) -> None:
         sync_path(folder)
 
 
-def _download_file(storage: ObjectStorage, name: str, path: Path) -> None:
+def _download_file(storage: ObjectStorage, name: str, path: Path, limit: int) -> None:
     try:
-        storage.download(name, path)
+        storage.download(name, path, limit)
     except UserError as error:
+        if getattr(error, "kind", None) == "damaged":
+            raise DamagedCheckpointError(str(error)) from error
         if getattr(error, "kind", None) == "absent":
             raise DamagedCheckpointError(f"{storage.path_of(name)}: the object is missing") from error
         raise

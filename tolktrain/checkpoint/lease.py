@@ -45,6 +45,7 @@ from typing import Any
 from tolktrain.cluster.identity import ProcessIdentity
 from tolktrain.cluster.threads import describe, guarded, log_failure
 from tolktrain.config.errors import UserError
+from tolktrain.files.reading import parse_json, read_bytes
 
 LEASE_FOLDER = "lease"
 LEASE_SECONDS = 30.0
@@ -352,13 +353,15 @@ def _encoded(content: Mapping[str, Any], counter: int, released: bool) -> bytes:
 def _read(folder: Path, token: int) -> _Found | None:
     """The lease file of `token`, None if there is none."""
     try:
-        content = _lease_path(folder, token).read_bytes()
+        content = read_bytes(_lease_path(folder, token))
     except FileNotFoundError:
         return None
-    except IsADirectoryError:
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EFBIG):  # no regular file, or much too large: nobody's lease
+            raise
         content = b""
     try:
-        tree = json.loads(content)
+        tree = parse_json(content)
     except ValueError:
         tree = None
     if not isinstance(tree, dict):

@@ -2,6 +2,7 @@
 unseen."""
 
 import hashlib
+import stat
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -249,9 +250,12 @@ def verify_shards(shards: Sequence[RecordReader], part: int = 0, num_parts: int 
         for file in files:
             path = folder / file.basename
             try:
-                size = path.stat().st_size
+                status = path.stat()
             except FileNotFoundError:
                 raise UserError(f"the shard {path} is missing, but index.json lists it; copy it again") from None
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"the shard {path} is no file; copy it again")
+            size = status.st_size
             if size != file.bytes:
                 raise UserError(
                     f"the shard {path} is truncated or was changed: it has {size} bytes, index.json says {file.bytes};"

@@ -2,11 +2,11 @@
 
 import contextlib
 import importlib
-import json
 import logging
 import os
 import re
 import shutil
+import stat
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,15 +17,19 @@ from typing import overload
 import numpy as np
 from filelock import FileLock
 from streaming import Stream
-from streaming.base.compression import decompress
+from streaming.base.format.base.reader import FileInfo
 from streaming.base.hashing import get_hash
 from streaming.base.world import World
 
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.errors import UserError
-from tolktrain.data.index import INDEX_FILE, RecordReader, ShardIndex, read_index
+from tolktrain.data.bounded import DamagedError
+from tolktrain.data.downloads import downloader_of
+from tolktrain.data.index import INDEX_FILE, LARGEST_INDEX, RecordReader, ShardIndex, read_index
 from tolktrain.data.records import DATASET_FILE, DatasetInfo, Record
-from tolktrain.data.storage import TEMPORARY_PREFIX, DamagedError, Patience, Storage, StorageError, explained, fetch
+from tolktrain.data.storage import TEMPORARY_PREFIX, Patience, Storage, StorageError, explained, fetch
+from tolktrain.data.unpacking import unpack
+from tolktrain.files.reading import DESCRIPTION_BYTES, open_regular, parse_json, read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +62,12 @@ def fetch_descriptions(config: DatasetConfig, patience: Patience | None = None, 
         if path.exists() and not compare:
             continue
         address = f"{config.remote.rstrip('/')}/{name}"
-        content = fetch(address, patience or Patience(), _json_object, folder=folder)
-        cached = path.read_bytes() if path.exists() else None
+        limit = LARGEST_INDEX if name == INDEX_FILE else DESCRIPTION_BYTES
+        content = fetch(address, patience or Patience(), _json_object, limit=limit, folder=folder)
+        cached = None
+        if path.exists():
+            with explained(str(path), "read"):
+                cached = read_bytes(path, limit)
         if cached == content:
             continue
         if cached is not None and _is_json_object(cached) and _has_shards(folder):
@@ -78,7 +86,7 @@ def _json_object(content: bytes) -> bytes:
 
 def _is_json_object(content: bytes) -> bool:
     try:
-        return isinstance(json.loads(content), dict)
+        return isinstance(parse_json(content), dict)
     except ValueError:
         return False
 
@@ -100,9 +108,11 @@ class RecordStream(Stream):
         super().__init__(remote=config.remote, local=config.path, choose=choose, keep_zip=False)
         self.index = index or read_index(config.path)
         self._patience = patience or Patience()
-        if config.remote is not None and config.remote.startswith("s3://"):
-            # Here once, or each loader process would spend a second on it.
-            importlib.import_module("boto3")
+        if config.remote is not None:
+            self._downloader = downloader_of(config.remote)
+            if config.remote.startswith("s3://"):
+                # Here once, or each loader process would spend a second on it.
+                importlib.import_module("boto3")
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> ShardIndex:
         """The shards that the index lists."""
@@ -151,11 +161,12 @@ class RecordStream(Stream):
         if shard.zip_data is not None and cached.exists():
             growth -= file.bytes
             with contextlib.suppress(DamagedError, OSError):
-                return shard_content(shard, cached.read_bytes()), growth
+                return shard_content(shard, _stored(cached, file)), growth
         content = fetch(
             f"{self.remote.rstrip('/')}/{file.basename}",
             self._patience,
             partial(shard_content, shard),
+            limit=file.bytes,
             folder=shard.dirname,
             downloader=self._downloader,
         )
@@ -167,9 +178,11 @@ def _remove_if_broken(shard: RecordReader) -> None:
         if file is not None:
             path = Path(shard.dirname) / file.basename
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_size != file.bytes:
+                status = path.lstat()
+                if not stat.S_ISREG(status.st_mode) or status.st_size != file.bytes:
                     logger.warning("%s is not whole and will be fetched again", path)
-                    path.unlink()
+                    with explained(str(path), "deleted"):
+                        path.unlink()
 
 
 def _remove_if_abandoned(path: Path) -> None:
@@ -190,26 +203,53 @@ def shard_content(shard: RecordReader, data: bytes) -> bytes:
     algorithm = next((name for name in (*_QUICK_HASHES, *file.hashes) if name in file.hashes), None)
     if algorithm is not None and get_hash(algorithm, data) != file.hashes[algorithm]:
         raise DamagedError(f"its {algorithm} differs from the one in index.json")
-    if shard.zip_data is None:
-        return data
-    try:
-        content = decompress(shard.compression, data)
-    except Exception as error:  # each compression raises its own kind
-        raise DamagedError(f"it cannot be unpacked: {error}") from error
-    if len(content) != shard.raw_data.bytes:
-        raise DamagedError(f"it unpacks to {len(content)} bytes, index.json says {shard.raw_data.bytes}")
-    return bytes(content)
+    content = data
+    if shard.zip_data is not None:
+        try:
+            content = unpack(shard.compression, data, shard.raw_data.bytes)
+        except Exception as error:  # each compression raises its own kind
+            raise DamagedError(f"it cannot be unpacked: {error}") from error
+    problem = shard.problem_of(content)
+    if problem is not None:
+        raise DamagedError(problem)
+    return content
 
 
 def unpack_shard(shard: RecordReader) -> bytes:
     """Content of a shard on disk, unpacked in memory. Raises `UserError` when it is missing or broken."""
-    path = Path(shard.dirname) / (shard.zip_data or shard.raw_data).basename
+    file = shard.zip_data or shard.raw_data
+    path = Path(shard.dirname) / file.basename
     try:
-        return shard_content(shard, path.read_bytes())
+        return shard_content(shard, _stored(path, file))
     except OSError as error:
         raise UserError(f"the shard {path} cannot be read ({error}); copy it again or rebuild the data set") from None
     except DamagedError as error:
         raise UserError(f"the shard {path} is corrupted ({error}); copy it again or rebuild the data set") from None
+
+
+def _stored(path: Path, expected: FileInfo) -> bytes:
+    """Content of a file of the size that the index says. Raises OSError and DamagedError."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != expected.bytes:
+            raise DamagedError(f"it has {size} bytes, index.json says {expected.bytes}")
+        return file.read(expected.bytes)
+
+
+def _unpacked(shard: RecordReader) -> bytes:
+    """Content of a shard that lies unpacked on disk. Raises `UserError` unless it is as the index says."""
+    try:
+        content = _stored(shard.path, shard.raw_data)
+    except OSError as error:
+        raise UserError(
+            f"the shard {shard.path} cannot be read ({error}); copy it again or rebuild the data set"
+        ) from None
+    except DamagedError as error:
+        raise shard.damaged(str(error)) from None
+    problem = shard.problem_of(content)
+    if problem is not None:
+        raise shard.damaged(problem)
+    return content
 
 
 class RecordFolder(Sequence[Record]):
@@ -264,8 +304,8 @@ class RecordFolder(Sequence[Record]):
             with FileLock(f"{raw}.lock"):
                 _remove_if_broken(shard)
                 self._stream.prepare_shard(shard)
-                return raw.read_bytes()
-        return raw.read_bytes() if raw.exists() else unpack_shard(shard)
+                return _unpacked(shard)
+        return _unpacked(shard) if raw.exists() else unpack_shard(shard)
 
 
 def open_records(config: DatasetConfig, patience: Patience | None = None) -> RecordFolder:

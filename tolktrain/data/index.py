@@ -255,20 +255,21 @@ class RecordReader(MDSReader):
             os.close(descriptor)
 
     def sample_in(self, content: bytes, idx: int) -> dict[str, Any]:
-        """A record of the shard whose content was read and passed `check_content`."""
+        """A record of the shard in its content, with which `problem_of` has found no problem."""
         begin, end = np.frombuffer(content, "<u4", 2, _HEADER_BYTES + 4 * idx).tolist()
         return self.decode_sample(content[begin:end])
 
-    def check_content(self, content: bytes) -> None:
-        """Raise `UserError` unless the content has the size that the index says, and records in it one by one."""
+    def problem_of(self, content: bytes) -> str | None:
+        """What keeps the content of the shard from being what the index says, with its records one after the other."""
         if len(content) != self.raw_data.bytes:
-            raise self.damaged(f"it has {len(content)} bytes, {INDEX_FILE} says {self.raw_data.bytes}")
+            return f"it unpacks to {len(content)} bytes, {INDEX_FILE} says {self.raw_data.bytes}"
         count = int.from_bytes(content[:_HEADER_BYTES], "little")
         if count != self.samples:
-            raise self.damaged(f"it says that it has {count} records, {INDEX_FILE} says {self.samples}")
+            return f"it says that it has {count} records, {INDEX_FILE} says {self.samples}"
         offsets = np.frombuffer(content, "<u4", self.samples + 1, _HEADER_BYTES)
         if offsets[0] < self._first_byte or offsets[-1] > len(content) or bool((offsets[1:] <= offsets[:-1]).any()):
-            raise self.damaged("the places of its records lead out of it or cross")
+            return "the places of its records lead out of it or cross"
+        return None
 
     def damaged(self, problem: str) -> UserError:
         """The error that names the shard."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tolktrain.config.errors import UserError
 from tolktrain.files.writing import replace_file
+from tolktrain.files.reading import read_json
 
 SCHEMA_VERSION = 1
 DATASET_FILE = "dataset.json"
@@ -208,7 +209,7 @@ class DatasetInfo(_Description):
         """Read `dataset.json` of a data set folder. Raises `UserError` naming the file and what is wrong with it."""
         path = Path(folder) / DATASET_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; a data set folder needs it beside index.json") from None
         except (OSError, ValueError) as error:

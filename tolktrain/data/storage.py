@@ -22,6 +22,8 @@ from typing import Any, Literal, TypeVar
 
 from tolktrain.config.data import DataConfig
 from tolktrain.config.errors import UserError
+from tolktrain.data.bounded import DamagedError, copy
+from tolktrain.files.reading import read_bytes
 from tolktrain.files.writing import naming, written_aside
 
 Kind = Literal["absent", "no credentials", "refused", "disk", "invalid", "damaged", "transient"]
@@ -29,6 +31,7 @@ Result = TypeVar("Result")
 
 SCHEMES = ("s3", "gs", "azure")
 TEMPORARY_PREFIX = ".tolktrain-"
+LARGEST_READ = 1 << 30  # bytes of a file that is read whole, unless said otherwise
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE)",
@@ -36,10 +39,6 @@ _CREDENTIALS = {
     "azure": "AZURE_ACCOUNT_NAME and AZURE_ACCOUNT_ACCESS_KEY",
 }
 _ENDPOINTS = {"s3": "S3_ENDPOINT_URL (or AWS_ENDPOINT_URL) and "}
-
-
-class DamagedError(Exception):
-    """What was fetched is not what was stored. Another attempt may bring it whole."""
 
 
 class StorageError(UserError):
@@ -97,14 +96,14 @@ class Storage:
         """Address of a file."""
         return f"{self.address.rstrip('/')}/{name}"
 
-    def read(self, name: str) -> bytes | None:
-        """Content of a file, None if there is none."""
+    def read(self, name: str, limit: int = LARGEST_READ) -> bytes | None:
+        """Content of a file of at most `limit` bytes, None if there is none."""
         if self.is_local:
             with explained(self.path_of(name), "read"):
-                return Path(self.path_of(name)).read_bytes()
+                return read_bytes(self.path_of(name), limit)
             return None
         try:
-            return fetch(self.path_of(name), self._patience, bytes, downloader=self._downloader())
+            return fetch(self.path_of(name), self._patience, bytes, limit=limit, downloader=self._downloader())
         except StorageError as error:
             if error.kind != "absent":
                 raise
@@ -112,25 +111,25 @@ class Storage:
             self._client()
             return None
 
-    def download(self, name: str, path: Path) -> None:
-        """Copy a file that must exist to a local path, without holding it in memory."""
+    def download(self, name: str, path: Path, limit: int) -> None:
+        """Copy a file of at most `limit` bytes, which must exist, to a local path, without holding it in memory."""
         address = self.path_of(name)
         if self.is_local:
             with explained(address, "written"):
                 try:
-                    shutil.copyfile(address, path)
+                    copy(address, path, limit)
                 except FileNotFoundError as error:
                     raise _failure(address, "fetched", "absent", str(error), 1, time.monotonic()) from error
+                except DamagedError as error:
+                    raise _failure(address, "fetched", "damaged", str(error), 1, time.monotonic()) from error
             return
+        from tolktrain.data.downloads import download
+
         client = self._downloader()
 
         def act() -> None:
             path.unlink(missing_ok=True)
-            try:
-                client.download(address, str(path), self._patience.timeout_seconds)
-            except BaseException:
-                client.clean_up()  # it may hold on to a broken connection
-                raise
+            download(client, address, path, self._patience.timeout_seconds, limit)
 
         patiently(act, address, "fetched", self._patience)
 
@@ -236,11 +235,11 @@ class Storage:
         return self._clients[1]
 
     def _downloader(self) -> Any:
-        from streaming.base.storage import CloudDownloader
+        from tolktrain.data.downloads import downloader_of
 
         own = self._own()
         if "downloader" not in own:
-            own["downloader"] = CloudDownloader.get(self.address)
+            own["downloader"] = downloader_of(self.address)
         return own["downloader"]
 
     def _client(self) -> Any:
@@ -284,6 +283,7 @@ def fetch(
     patience: Patience,
     accept: Callable[[bytes], Result],
     *,
+    limit: int,
     folder: str | os.PathLike[str] | None = None,
     downloader: Any = None,
 ) -> Result:
@@ -293,25 +293,21 @@ def fetch(
         address: File in a storage, or local.
         patience: How often and how long to try.
         accept: Makes the result of the content; raises `DamagedError` to have it fetched again.
+        limit: Bytes that it may have; more are not fetched, and count as damage.
         folder: Where the file lies meanwhile, under a temporary name; the folder for temporary files if absent.
-        downloader: A `CloudDownloader` to keep using; one for this call if absent.
+        downloader: One of `downloader_of` to keep using; one for this call if absent.
 
     Raises:
         StorageError: naming the address, the cause and how to mend it.
     """
-    from streaming.base.storage import CloudDownloader
+    from tolktrain.data.downloads import download, downloader_of
 
     def act() -> Result:
-        client = downloader or CloudDownloader.get(address)
+        client = downloader or downloader_of(address)
         with tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY_PREFIX) as place:
             path = os.path.join(place, "content")
-            try:
-                client.download(address, path, patience.timeout_seconds)
-            except BaseException:
-                # A client that failed may hold on to a broken connection.
-                client.clean_up()
-                raise
-            return accept(Path(path).read_bytes())
+            download(client, address, path, patience.timeout_seconds, limit)
+            return accept(read_bytes(path, limit))
 
     return patiently(act, address, "fetched", patience)
 

@@ -1,6 +1,5 @@
 """config.json of a Llama-family checkpoint (Hugging Face transformers), and where to find it."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from tolktrain.config.errors import UserError
 from tolktrain.config.model import head_mistake
+from tolktrain.files.reading import read_json
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral")
 
@@ -64,12 +64,12 @@ def read_llama_config(path: str) -> dict[str, Any]:
     """
     file = backbone_folder(path, weights=False) / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
     except FileNotFoundError as error:
         raise UserError(
             f"model.backbone: {file} does not exist; a Hugging Face checkpoint has a config.json"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"model.backbone: {file} cannot be read as JSON ({error}); download the checkpoint again"
         ) from error

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tolktrain.config.errors import UserError
 from tolktrain.data.records import TextInfo
-from tolktrain.files.reading import read_bytes, read_json
+from tolktrain.files.reading import TABLE_BYTES, read_bytes, read_json
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
@@ -269,7 +269,7 @@ def _eos_token(folder: Path, tokenizer: Tokenizer) -> str:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path)
+        content = read_json(path, TABLE_BYTES)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); restore it from its source") from None
     if not isinstance(content, dict):

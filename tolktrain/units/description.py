@@ -12,11 +12,13 @@ import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
 from tolktrain.config.errors import UserError
+from tolktrain.files.reading import read_bytes, read_json
 from tolktrain.files.writing import replace_file
 
 DESCRIPTION_FILE = "speech_tokenizer.json"
 CENTROIDS_FILE = "centroids.safetensors"
 TENSOR = "centroids"
+_LARGEST_CENTROIDS = 1 << 30  # bytes
 
 Centroids = npt.NDArray[np.float32]  # [num_units, dim]
 _Description = TypeVar("_Description", bound=BaseModel)
@@ -92,7 +94,7 @@ def read_name(folder: str | Path) -> str:
     """The kind of tokenizer in a folder. Raises `UserError` if speech_tokenizer.json is missing or not JSON."""
     path = Path(folder) / DESCRIPTION_FILE
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["name"])
+        return str(read_json(path)["name"])
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); name the folder that a speech tokenizer was saved in"
@@ -117,7 +119,7 @@ def read_description(folder: str | Path, kind: type[_Description], name: str, ve
     """speech_tokenizer.json of a folder. Raises `UserError` naming the file and each key that does not fit."""
     path = Path(folder) / DESCRIPTION_FILE
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_bytes(path))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); give a folder that a speech tokenizer was saved in"
@@ -135,7 +137,7 @@ def read_centroids(folder: str | Path, num_units: int, dim: int) -> Centroids:
 
     path = Path(folder) / CENTROIDS_FILE
     try:
-        centroids: Centroids = load(path.read_bytes())[TENSOR]
+        centroids: Centroids = load(read_bytes(path, _LARGEST_CENTROIDS))[TENSOR]
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); a speech tokenizer needs it beside {DESCRIPTION_FILE}"
