@@ -25,14 +25,19 @@ from tolktrain.data.index import read_index
 DEEP = '{"version": 2, "shards": ' + "[" * 200_000 + "]" * 200_000 + "}"
 
 
-def read_apart(folder: Path, remote: str | None = None, timeout: float = 240.0) -> str:
-    """What a process of its own says about a set; it may neither hang, nor crash, nor take much memory."""
-    command = [sys.executable, str(Path(__file__).with_name("unbounded.py")), str(folder)]
+def read_apart(places: dict[str, tuple[Path, str | None]]) -> dict[str, str]:
+    """What a process of its own says about sets; it may neither hang, nor crash, nor take much memory."""
     done = subprocess.run(
-        [*command, *([remote] if remote else [])], capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, str(Path(__file__).with_name("unbounded.py"))],
+        input=json.dumps({name: (str(folder), remote) for name, (folder, remote) in places.items()}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    said: dict[str, str] = json.loads(done.stdout)
+    return said
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None], name: str = "index.json") -> None:
@@ -54,60 +59,50 @@ def put(folder: Path, content: bytes, kind: str, **more: Any) -> None:
     edit(folder, change)
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "packed"])
-def packed(request: pytest.FixtureRequest) -> bool:
-    """Whether the shards of a set are packed."""
-    return bool(request.param)
+SHARD_KINDS = ["fifo", "zero", "folder", "missing"]
+DESCRIPTION_KINDS = ["fifo", "zero", "deep"]
 
 
-@pytest.fixture
-def folder(tmp_path: Path, packed: bool) -> Path:
-    """A set of one shard."""
-    return write_dataset(tmp_path / "set", random_records(4), packed=packed)
-
-
-@pytest.fixture
-def shard(folder: Path, packed: bool) -> Path:
-    """The file of its shard."""
-    return folder / ("shard.00000.mds.zstd" if packed else "shard.00000.mds")
-
-
-@pytest.mark.parametrize("kind", ["fifo", "zero", "folder", "missing"])
-def test_what_is_no_file(folder: Path, shard: Path, tmp_path: Path, kind: str) -> None:
-    shard.unlink()
+def spoil(path: Path, kind: str) -> None:
+    """Put something in the place of a file that is none, or has no end."""
+    path.unlink()
     if kind == "fifo":
-        os.mkfifo(shard)
+        os.mkfifo(path)
     elif kind == "zero":
-        shard.symlink_to("/dev/zero")
+        path.symlink_to("/dev/zero")
     elif kind == "folder":
-        shard.mkdir()
-    for arguments in ((folder,), (tmp_path / "cache", str(folder))):
-        said = read_apart(*arguments)
-        assert said.startswith("refused:") and "shard.00000.mds" in said, said
+        path.mkdir()
+    elif kind == "deep":
+        path.write_text(DEEP)
 
 
-@pytest.mark.parametrize("name", ["index.json", "dataset.json"])
-@pytest.mark.parametrize("kind", ["fifo", "zero", "deep"])
-def test_descriptions_without_end(tmp_path: Path, name: str, kind: str) -> None:
-    folder = write_dataset(tmp_path / "set", random_records(4))
-    (folder / name).unlink()
-    if kind == "fifo":
-        os.mkfifo(folder / name)
-    elif kind == "zero":
-        (folder / name).symlink_to("/dev/zero")
-    else:
-        (folder / name).write_text(DEEP)
-    for arguments in ((folder,), (tmp_path / "cache", str(folder))):
-        said = read_apart(*arguments)
-        assert said.startswith("refused:") and name in said, said
-
-
-def test_a_shard_that_unpacks_to_half_a_gigabyte(tmp_path: Path) -> None:
-    folder = write_dataset(tmp_path / "set", random_records(4))
-    put(folder, compress("zstd", bytes(1 << 29)), "zip_data")
-    for arguments in ((folder,), (tmp_path / "cache", str(folder))):
-        said = read_apart(*arguments)
-        assert said.startswith("refused:") and "shard.00000.mds.zstd" in said and "more than" in said, said
+def test_what_has_no_end_is_refused(tmp_path: Path) -> None:
+    """Each as a local set, and fetched from a folder into a cache."""
+    expected: dict[str, str] = {}
+    folders: dict[str, Path] = {}
+    for packed in (False, True):
+        for kind in SHARD_KINDS:
+            name = f"{kind} {packed}"
+            folders[name] = write_dataset(tmp_path / name, random_records(4), packed=packed)
+            spoil(folders[name] / ("shard.00000.mds.zstd" if packed else "shard.00000.mds"), kind)
+            expected[name] = "shard.00000.mds"
+    for file in ("index.json", "dataset.json"):
+        for kind in DESCRIPTION_KINDS:
+            name = f"{kind} {file}"
+            folders[name] = write_dataset(tmp_path / name, random_records(4))
+            spoil(folders[name] / file, kind)
+            expected[name] = file
+    folders["bomb"] = write_dataset(tmp_path / "bomb", random_records(4))
+    put(folders["bomb"], compress("zstd", bytes(1 << 29)), "zip_data")
+    expected["bomb"] = "more than"
+    folders["good"] = write_dataset(tmp_path / "good", random_records(4))
+    places: dict[str, tuple[Path, str | None]] = {name: (folder, None) for name, folder in folders.items()}
+    places |= {f"{name}, fetched": (tmp_path / "caches" / name, str(folder)) for name, folder in folders.items()}
+    said = read_apart(places)
+    for name, problem in expected.items():
+        for text in (said[name], said[f"{name}, fetched"]):
+            assert text.startswith("refused:") and problem in text, (name, text)
+    assert said["good"] == said["good, fetched"] == "read: ['r0000', 'r0001', 'r0002', 'r0003']"
 
 
 class _Endless(http.server.BaseHTTPRequestHandler):
@@ -160,21 +155,18 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Endless]]:
 
 
 @pytest.mark.parametrize("size", [1000, 1 << 50])
-def test_a_shard_that_does_not_end_on_the_way(tmp_path: Path, endless: type[_Endless], size: int) -> None:
+def test_what_does_not_end_on_the_way(tmp_path: Path, endless: type[_Endless], size: int) -> None:
     endless.size = size
-    cache = write_dataset(tmp_path / "cache", random_records(4))
-    (cache / "shard.00000.mds.zstd").unlink()
-    said = read_apart(cache, "s3://bucket/set")
-    assert "s3://bucket/set/shard.00000.mds.zstd cannot be fetched" in said and "bytes that are expected" in said, said
-    assert endless.sent < 1 << 26
-    assert not [path for path in cache.iterdir() if path.is_dir()]
-
-
-def test_a_description_that_does_not_end_on_the_way(tmp_path: Path, endless: type[_Endless]) -> None:
-    cache = write_dataset(tmp_path / "cache", random_records(4))
-    (cache / "dataset.json").unlink()
-    said = read_apart(cache, "s3://bucket/set")
-    assert "s3://bucket/set/dataset.json cannot be fetched" in said and "bytes that are expected" in said, said
+    caches = {
+        name: write_dataset(tmp_path / name, random_records(4)) for name in ("dataset.json", "shard.00000.mds.zstd")
+    }
+    for name, cache in caches.items():
+        (cache / name).unlink()
+    said = read_apart({name: (cache, "s3://bucket/set") for name, cache in caches.items()})
+    for name, cache in caches.items():
+        assert f"s3://bucket/set/{name} cannot be fetched" in said[name], said
+        assert "bytes that are expected" in said[name], said
+        assert not [path for path in cache.iterdir() if path.is_dir()]
     assert endless.sent < 1 << 27
 
 
@@ -219,8 +211,8 @@ def test_any_bytes_of_a_record_without_hashes(tmp_path_factory: pytest.TempPathF
 def test_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "set", random_records(2), packed=False)
     content = (folder / "shard.00000.mds").read_bytes()
-    assert content.count(b"r0") == 1
-    put(folder, content.replace(b"r0", b"\xff\xfe"), "raw_data")
+    assert content.count(b"r0000") == 1
+    put(folder, content.replace(b"r0000", b"\xff\xfe000"), "raw_data")
     with pytest.raises(UserError, match=r"shard\.00000\.mds is corrupted .*the column id is not UTF-8"):
         RecordFolder(DatasetConfig(path=str(folder)))[0]
 

@@ -1,23 +1,32 @@
 """What a stranger's data set may hold that has no end, read in a process of its own.
 
-`python unbounded.py FOLDER [REMOTE]` reads all records, in a quarter of a gigabyte more than it begins with.
+Reads a JSON object of pairs [folder, remote or null] from its input, and prints what became of each; it may take a
+quarter of a gigabyte more than it begins with.
 """
 
+import json
 import resource
 import sys
 
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.errors import UserError
 from tolktrain.data.folder import RecordFolder
-from tolktrain.data.storage import Patience
+from tolktrain.data.storage import Patience, classify
+
+
+def _read(folder: str, remote: str | None) -> str:
+    try:
+        records = RecordFolder(DatasetConfig(path=folder, remote=remote), patience=Patience(0, 2.0))
+        return f"read: {[record.id for record in records]}"
+    except UserError as error:
+        return f"refused: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
 
 if __name__ == "__main__":
+    classify(ValueError())  # imports what names the errors of storages
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 28),) * 2)
-    remote = sys.argv[2] if len(sys.argv) > 2 else None
-    try:
-        records = RecordFolder(DatasetConfig(path=sys.argv[1], remote=remote), patience=Patience(0, 2.0))
-        print([record.id for record in records])
-    except UserError as error:
-        print("refused:", error)
+    print(json.dumps({name: _read(*place) for name, place in json.load(sys.stdin).items()}))

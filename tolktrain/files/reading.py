@@ -48,8 +48,11 @@ def read_bytes(path: str | Path, limit: int = DESCRIPTION_BYTES) -> bytes:
         OSError: it cannot be read, is no regular file, or is larger than `limit` bytes.
     """
     with open_regular(path) as file:
-        # Not the size alone: files of /proc say 0, and others grow.
-        content = file.read(limit + 1)
+        # As much memory as the file has bytes, not as it might have. Its size is not all: files of /proc say 0, and
+        # others grow.
+        content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+        while len(content) <= limit and (more := file.read(min(1 << 20, limit + 1 - len(content)))):
+            content += more
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"larger than the {limit} bytes that such a file may have", str(path))
     return content
