@@ -177,6 +177,11 @@ class RecordReader(MDSReader):
         return list(self._index.kind_of(self._number).column_encodings)
 
     @property
+    def column_sizes(self) -> list[int | None]:
+        """All columns of a record vary in size."""
+        return [None] * len(self._index.kind_of(self._number).column_names)
+
+    @property
     def raw_data(self) -> FileInfo:
         """The file of the shard as it is read."""
         name, *digests = self._index.texts_of(self._number)
