@@ -3,11 +3,11 @@
 import multiprocessing
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 import pytest
 
+from tolktrain.cluster import secret
 from tolktrain.cluster.secret import SECRET_FILE, job_key, session_keys
 from tolktrain.config.errors import UserError
 
@@ -18,7 +18,7 @@ GIVEN = {"TOLKTRAIN_JOB_SECRET": "0123456789abcdef"}
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """An environment with folders of its own."""
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(secret, "_MACHINES_FOLDER", tmp_path / "tmp")
     return {"HOME": str(tmp_path / "home")}
 
 
@@ -27,7 +27,7 @@ def kept(environ: dict[str, str]) -> Path:
 
 
 def in_tmp() -> Path:
-    return Path(tempfile.gettempdir()) / f"tolktrain-{os.geteuid()}" / SECRET_FILE
+    return secret._MACHINES_FOLDER / f"tolktrain-{os.geteuid()}" / SECRET_FILE
 
 
 def test_the_launchers_secret(home: dict[str, str]) -> None:

@@ -14,12 +14,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tolktrain.config.errors import UserError
+from tolktrain.files.shared import is_own_folder
 
 SECRET_VARIABLE = (
     "TOLKTRAIN_JOB_SECRET"  # set by launch/pretrain.sbatch; not on a command line, which all users can read
 )
 SECRET_FILE = "job-secret"
 
+_MACHINES_FOLDER = Path("/tmp")
 _SHORTEST = 16  # characters; whoever hears a greeting can try guesses as fast as a computer can
 _SECRET_BYTES = 32
 _DIGEST = "sha256"
@@ -73,15 +75,15 @@ def _folders(environ: Mapping[str, str]) -> Iterator[Path]:
     if state.startswith("/"):
         yield Path(state) / "tolktrain"
     # Without a home folder that can be written to, as in some containers: enough for the processes of one machine.
-    yield Path(tempfile.gettempdir()) / f"tolktrain-{os.geteuid()}"
+    # Not TMPDIR, which each of them has for itself.
+    yield _MACHINES_FOLDER / f"tolktrain-{os.geteuid()}"
 
 
 def _kept_in(folder: Path) -> str:
     """The secret in `folder`; makes both if they are not there. Raises OSError: they cannot be ours alone."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    if not is_own_folder(folder):
         raise PermissionError("its folder belongs to somebody else, or others can write to it")
     path = folder / SECRET_FILE
     for _ in range(_TRIES):
