@@ -185,6 +185,23 @@ def test_a_rank_that_waits_for_what_nobody_sends(start: Start) -> None:
     assert re.search(r"gloo:all_reduce number 3 of Float\[1\], entered \S+ s ago, NOT left", job.log(0)), job.log(0)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_whose_watch_fails(start: Start, rank: int) -> None:
+    """The job ends at once, by the right name, instead of after a minute as a rank without a sign of life."""
+    job = start("watch fails", rank, hang_seconds=600)
+    assert job.end() == [1, 1, 1]
+    expected = f"rank {rank}: error: the watchdog failed: MemoryError: the memory is full\nTraceback "
+    assert job.errors().startswith(expected) and job.errors().count("error: ") == 1
+    assert all(f"the job ends: {expected}" in job.log(other) for other in range(NUM_RANKS))
+
+
+def test_the_state_of_all_ranks_is_in_one_log(start: Start) -> None:
+    job = start("defect", 1)
+    assert job.end() == [1, 1, 1]
+    assert all(f"\nrank {rank}: stage 'second', step 3" in job.log(0) for rank in range(NUM_RANKS))
+    assert not any("\nrank " in job.log(other) for other in (1, 2))
+
+
 def test_a_rank_that_leaves_without_a_word(start: Start) -> None:
     job = start("leave", 2)
     assert job.end() == [1, 1, 0]

@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
+from tolktrain.cluster import verdict
 from tolktrain.cluster.dump import DumpFile
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.watch import Watch, collective_timeout
@@ -72,13 +74,17 @@ def _work(watch: Watch, environment: ProcessEnvironment, folder: Path, failure: 
         watch.progress.at_step("second", step, "adding")
         if step == FAILING_STEP:
             with watch.progress.failing():
-                _go_wrong(folder, failure, environment.rank, mine)
+                _go_wrong(watch, folder, failure, environment.rank, mine)
         dist.all_reduce(torch.ones(1))
         watch.progress.at("after adding")
     dist.destroy_process_group()
 
 
-def _go_wrong(folder: Path, failure: str, rank: int, mine: bool) -> None:
+def _fail(*_: object) -> NoReturn:
+    raise MemoryError("the memory is full")
+
+
+def _go_wrong(watch: Watch, folder: Path, failure: str, rank: int, mine: bool) -> None:
     if failure == "all refuse" or failure == "refuse" and mine:
         raise UserError("of no use")
     if failure == "defect" and mine:
@@ -92,6 +98,9 @@ def _go_wrong(folder: Path, failure: str, rank: int, mine: bool) -> None:
         if failure == "signal":
             time.sleep(1)  # until the watch has told where this rank is
             (folder / "ready").touch()
+        time.sleep(10_000)
+    if failure == "watch fails" and mine:
+        watch._expect_life = verdict.find_silent = _fail  # of each rank, and rank 0's judgement
         time.sleep(10_000)
     if failure == "different ways" and mine:
         dist.recv(torch.ones(1), src=(rank + 1) % dist.get_world_size())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tolktrain.cluster import messages, verdict
 from tolktrain.cluster.door import Door, Peer
-from tolktrain.cluster.threads import describe, guarded, log_failure
+from tolktrain.cluster.threads import describe, failed_watchdog, guarded
 from tolktrain.cluster.verdict import Cause, Kind, RankState
 from tolktrain.cluster.wire import Message, WireError
 from tolktrain.files.printable import printable
@@ -191,8 +191,10 @@ class Hub:
             self._states[rank] = state
             if state.finished:
                 self._finished.add(rank)
-            if not peer.wire.unsent:  # one that does not read gets no heap of old news
-                self._send(peer, {"deputy": self._deputy, "first": self._first()})
+            # What rank 0 is at is heard at once by the deputy too, who would have to say it.
+            for hearer in {peer, self._peers.get(self._deputy, peer)} if rank == 0 else {peer}:
+                if not hearer.wire.unsent:  # one that does not read gets no heap of old news
+                    self._send(hearer, {"deputy": self._deputy, "first": self._first()})
         if "failure" in message and rank not in self._causes:
             self._causes[rank] = messages.failure_of(message["failure"], rank, now)
 
@@ -291,12 +293,11 @@ class Hub:
 
     def _fail(self, error: BaseException) -> None:
         """The hub's own thread has failed: the job would go on unwatched, and each rank would find rank 0 silent."""
-        cause = Cause(Kind.ENDED, 0, f"the watchdog failed: {describe(error)}; rank 0's log says where")
+        cause = Cause(Kind.ENDED, 0, failed_watchdog(error))
         try:
             if self._verdict is None:
                 self._announce(cause)
         finally:
-            briefly("watch-log", lambda: log_failure("watch-hub", error))
             self._on_failure(self._verdict or cause)
 
 

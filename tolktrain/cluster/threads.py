@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import traceback
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,11 @@ def guarded(
 def log_failure(name: str, error: BaseException) -> None:
     """Say in the log what has ended a thread."""
     logger.error("the background thread %r has failed: %s", name, describe(error), exc_info=error)
+
+
+def failed_watchdog(error: BaseException) -> str:
+    """Why a job ends whose watchdog's own thread has ended; in all ranks' logs, so with the stack."""
+    return f"the watchdog failed: {describe(error)}\n{''.join(traceback.format_exception(error)).rstrip()}"
 
 
 def describe(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from tolktrain.cluster.meeting import Meeting
 from tolktrain.cluster.messages import shortened
 from tolktrain.cluster.open_files import raise_file_limit
 from tolktrain.cluster.progress import Mark, Progress, Whereabouts
-from tolktrain.cluster.threads import describe, guarded, log_failure
+from tolktrain.cluster.threads import failed_watchdog, guarded, log_failure
 from tolktrain.cluster.verdict import Cause, Kind, RankState
 from tolktrain.cluster.wire import Message, Wire, WireError
 from tolktrain.files.printable import printable
@@ -306,11 +306,10 @@ class Watch:
 
     def _fail_watching(self, error: BaseException) -> None:
         """This rank's own watch has failed: the others would find it silent, and it would not hear from them."""
-        text = f"the watchdog failed: {describe(error)}; the rank's log says where"
+        text = failed_watchdog(error)
         if self._failure is None:
             self._failure = {"kind": int(Kind.RAISED), "text": text, "code": verdict.EXIT_FAILED}
         is_told = self._wire is not None and self._wire.send({"failure": self._failure})
-        briefly("watch-log", lambda: log_failure("watch", error))
         cause = Cause(Kind.RAISED, self._environment.rank, text)
         self._end(cause.message, cause.code, speak=not is_told)
 
