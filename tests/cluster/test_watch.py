@@ -124,6 +124,7 @@ def test_a_rank_that_sleeps(start: Start, rank: int) -> None:
     assert "at stage 'second', step 3, adding" in job.errors() and "in _go_wrong: `time.sleep(10_000)`" in job.errors()
     assert job.errors().count("\n") == 1
     for other in range(NUM_RANKS):
+        assert (f"\nrank {other}: stage 'second', step 3" in job.log(0)) and "\nrank " not in job.log(max(other, 1))
         assert job.log(other).startswith(f"the job ends: rank {rank}: error: no progress for ")
         assert "thread 'MainThread':\n" in job.log(other) and "thread 'watch':\n" in job.log(other)
         number, state = (3, "NOT left") if other != rank else (2, "left")
@@ -193,13 +194,6 @@ def test_a_rank_whose_watch_fails(start: Start, rank: int) -> None:
     expected = f"rank {rank}: error: the watchdog failed: MemoryError: the memory is full\nTraceback "
     assert job.errors().startswith(expected) and job.errors().count("error: ") == 1
     assert all(f"the job ends: {expected}" in job.log(other) for other in range(NUM_RANKS))
-
-
-def test_the_state_of_all_ranks_is_in_one_log(start: Start) -> None:
-    job = start("defect", 1)
-    assert job.end() == [1, 1, 1]
-    assert all(f"\nrank {rank}: stage 'second', step 3" in job.log(0) for rank in range(NUM_RANKS))
-    assert not any("\nrank " in job.log(other) for other in (1, 2))
 
 
 def test_a_rank_that_leaves_without_a_word(start: Start) -> None:

@@ -27,9 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "train"))  # for `small_runs`
-
-from small_runs import TOKENS_PER_STEP, write_config, write_sets  # noqa: E402
+sys.path.insert(0, str(HERE.parent / "train"))  # for `small_runs`, which attackers do not need: importing it takes long
 
 ATTACKS = ("idle", "endless", "random", "forged")
 IDLE_CONNECTIONS = 2000
@@ -153,6 +151,8 @@ class Training:
 
     def start(self, steps: Sequence[int], sets: Path, *overrides: str) -> None:
         """Start rank 0 of a training of so many steps in each of its three stages."""
+        from small_runs import TOKENS_PER_STEP, write_config
+
         with socket.create_server(("localhost", 0)) as free:
             port = str(free.getsockname()[1])
         stages = [f"train.stages.{i}.tokens={count * TOKENS_PER_STEP}" for i, count in enumerate(steps)]
@@ -260,6 +260,8 @@ def _report(kind: str, number: int, quiet: Sequence[Speed], under: Speed) -> Non
 
 def run(folder: Path, seconds: float, attacks: Sequence[str], stays_open: bool) -> int:
     """One training, one attack after the other; returns an exit code."""
+    from small_runs import write_sets
+
     write_sets(folder / "sets")
     training = Training(folder, stays_open)
     try:
