@@ -43,8 +43,9 @@ def shared_memory_folder() -> Path | None:
 
 
 def block_path(number: int, name: str) -> Path:
-    """File of a block of a data set, which `remove_stale_blocks` finds if its process is killed."""
-    return (shared_memory_folder() or Path(tempfile.gettempdir())) / _get_path(number, name)
+    """File of a block of a data set, out of reach of other users; `remove_stale_blocks` finds it if its process is
+    killed."""
+    return _lock_files(number) / name
 
 
 @contextlib.contextmanager
