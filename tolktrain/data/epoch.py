@@ -85,7 +85,8 @@ def create_rows(path: Path, order: EpochOrder, epoch: int, nodes: Sequence[int])
     except BaseException as error:
         path.unlink()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM):
-            raise UserError(shared_memory_refusal(path.parent, size)) from None
+            file_system = next(folder for folder in path.parents if folder.is_mount())
+            raise UserError(shared_memory_refusal(file_system, size)) from None
         raise
     finally:
         os.close(descriptor)
