@@ -140,11 +140,18 @@ def signals_held() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """For a process of multiprocessing: end when the process that started it is gone, whatever this one is at."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # of a fork server, which ends with that process
+    """For a process of multiprocessing: end when the process that started it is gone, whatever this one is at.
+
+    By a thread: the kernel could only watch over the fork server, which lives as long as one of its processes.
+    """
+    threading.Thread(target=_end_after_parent, name="end with parent", daemon=True).start()
+
+
+def _end_after_parent() -> None:
     parent = multiprocessing.parent_process()
-    if parent is None or not parent.is_alive():  # it went before the kernel was told
-        os._exit(1)
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 def ignore_signals_in_worker() -> None:

@@ -22,7 +22,7 @@ _COMPRESSED: tuple[tuple[str, Format], ...] = ((".gz", "gzip"), (".zst", "zstd")
 _PARQUET = (".parquet", ".pq")
 _BUFFER = 1 << 20
 _SAMPLE = 1 << 18  # bytes by which the number of documents in a file is estimated
-_ROWS = 256  # of Parquet at a time
+_ROWS = 16  # of Parquet at a time: all may repeat one large text, which takes no room in the file
 
 
 @dataclass(frozen=True)
@@ -238,11 +238,15 @@ def _pyarrow(path: str) -> Any:
     return pyarrow
 
 
-def _parquet(path: str) -> Any:
+@contextmanager
+def _parquet(path: str) -> Iterator[Any]:
     pyarrow = _pyarrow(path)
     try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except UserError:
+        raise
+    except Exception as error:  # for damaged descriptions the library lets all kinds escape
         raise UserError(f"{path} is no readable Parquet file ({error}); restore it from its source") from None
 
 
