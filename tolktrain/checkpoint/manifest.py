@@ -118,7 +118,7 @@ def read_manifest(folder: Path) -> dict[str, FileDigest]:
         intact = _checksum(manifest) == checksum
     except FileNotFoundError:
         raise DamagedCheckpointError(f"{path}: the file is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{path}: not a manifest any more ({error})") from None
     if not intact:
         raise DamagedCheckpointError(f"{path}: its content has changed since it was written (SHA-256 differs)")

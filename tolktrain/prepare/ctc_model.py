@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tolktrain.config.errors import UserError
+from tolktrain.files.reading import read_bytes
 from tolktrain.units.base import Samples
 from tolktrain.units.pretrained import inference, load_model, model_digest, model_folder
 
@@ -77,7 +78,7 @@ class CtcModel:
         found = hashlib.sha256(model_digest(self._folder).encode())
         for path in (self._folder / name for name in ("preprocessor_config.json", *_VOCABULARY)):
             if path.is_file():
-                found.update(f"\n{path.name}\n".encode() + path.read_bytes())
+                found.update(f"\n{path.name}\n".encode() + read_bytes(path))
         return found.hexdigest()
 
     @property

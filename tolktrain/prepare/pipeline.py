@@ -183,7 +183,7 @@ def _read_part(storage: Storage, number: int, preparation: str) -> PartResult:
 def _difference(present: bytes, description: dict[str, Any]) -> str:
     try:
         there = _flat(parse_json(present))
-    except (ValueError, RecursionError):
+    except ValueError:
         return f"its {PREPARATION_FILE} is damaged"
     here = _flat(json.loads(json.dumps(description)))
     keys = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]

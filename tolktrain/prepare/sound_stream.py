@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tolktrain.cluster.threads import guarded
+from tolktrain.files.reading import open_regular
 from tolktrain.prepare.items import ItemError, Reason
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class _Feed:
     sound: "SoundFile"
 
     def __init__(self, path: str, begin: int) -> None:
-        file = open(path, "rb")  # noqa: SIM115, closed by the thread
+        file = open_regular(path)  # closed by the thread
         file.seek(begin)
         self._read_end, write_end = os.pipe()
         self._failure: BaseException | None = None
@@ -141,7 +142,7 @@ def _stream_bytes(path: str) -> tuple[int, int | None]:
 
     Raises `ItemError` when more sound follows what the header knows of: players and libraries stop there.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         begin, frame = _frame(file, 0)
         tag = max(frame.find(b"Xing", 0, 200), frame.find(b"Info", 0, 200))
         has_frames, has_bytes = (frame[tag + 7] & 1, frame[tag + 7] & 2) if 0 <= tag < len(frame) - 16 else (0, 0)

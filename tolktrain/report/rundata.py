@@ -174,7 +174,7 @@ def _row(line: bytes) -> Row | None:
     """A line of metrics, or None if it is no JSON object."""
     try:
         row = _printable(parse_json(line))
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     return row if isinstance(row, dict) else None
 
@@ -184,7 +184,7 @@ def _read_optional(path: Path) -> Row | None:
         return None
     try:
         content = _printable(read_json(path, _LARGEST_PRODUCT))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); delete it and make it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object; delete it and make it again")
