@@ -293,7 +293,7 @@ def _is_current(product: Path, config: Config) -> bool:
     if not (product.exists() and latest.exists() and product.stat().st_mtime_ns >= latest.stat().st_mtime_ns):
         return False
     try:
-        content: Any = read_json(product, TABLE_BYTES)
+        content = read_json(product, TABLE_BYTES)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("settings") == config.follow_up_settings()

@@ -2,8 +2,8 @@
 unseen."""
 
 import hashlib
-import stat
 import itertools
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path

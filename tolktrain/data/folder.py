@@ -206,7 +206,7 @@ def shard_content(shard: RecordReader, data: bytes) -> bytes:
     if algorithm is not None and get_hash(algorithm, data) != file.hashes[algorithm]:
         raise DamagedError(f"its {algorithm} differs from the one in index.json")
     content = data
-    if shard.zip_data is not None:
+    if shard.compression is not None:
         try:
             content = unpack(shard.compression, data, shard.raw_data.bytes)
         except Exception as error:  # each compression raises its own kind

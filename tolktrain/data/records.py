@@ -16,8 +16,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tolktrain.config.errors import UserError
-from tolktrain.files.writing import replace_file
 from tolktrain.files.reading import read_json
+from tolktrain.files.writing import replace_file
 
 SCHEMA_VERSION = 1
 DATASET_FILE = "dataset.json"
