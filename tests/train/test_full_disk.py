@@ -17,6 +17,7 @@ from small_runs import NUM_STEPS, read_metrics, small_config, write_config
 
 from tolktrain import cli
 from tolktrain.checkpoint.manifest import verify
+from tolktrain.checkpoint.store import read_moments, read_parameters
 from tolktrain.train import metrics as metrics_module
 from tolktrain.train.metrics import MetricsFile, truncate_metrics
 from tolktrain.train.process import logging_to
@@ -85,9 +86,12 @@ def test_the_run_ends_and_goes_on_the_same(
 
 
 def assert_same_checkpoint(run_dir: Path, expected: Path) -> None:
-    newest = f"checkpoints/step-{NUM_STEPS:08d}/parameters"
-    ours, theirs = ({path.name: path.read_bytes() for path in (run / newest).iterdir()} for run in (run_dir, expected))
-    assert ours == theirs
+    """The last checkpoints hold the same, bit for bit."""
+    name = f"checkpoints/step-{NUM_STEPS:08d}"
+    ours, theirs = ((read_parameters(run / name), *read_moments(run / name)) for run in (run_dir, expected))
+    for found, wanted in zip(ours, theirs, strict=True):
+        assert found.keys() == wanted.keys()
+        assert all(found[key].equal(value) for key, value in wanted.items())
 
 
 def test_a_line_that_fits_only_in_part_is_not_written(
