@@ -9,6 +9,7 @@ from typing import BinaryIO, Protocol
 from tolktrain.files.reading import open_regular
 
 _PIECE = 1 << 16
+_UNPACKED_PIECE = 1 << 20  # a few bytes may unpack to any number
 _LZMA_MEMORY = 1 << 27  # bytes; its header asks for up to 4 GiB, preset 9 for 65 MiB
 
 
@@ -54,13 +55,15 @@ def _unpacker(start: bytes) -> _Unpacker | None:
 
 def _unpack(file: BinaryIO, unpacker: _Unpacker, limit: int) -> bytearray:
     content = bytearray()
-    # What one piece unpacks to ends at the limit too, so that nothing of a piece is ever left over.
+    left = b""  # of a piece that unpacks to more than is taken at once; bz2 and lzma keep it themselves
     while not unpacker.eof and len(content) <= limit:
-        piece = file.read(_PIECE)
-        if not piece:
-            raise ValueError("its compressed stream is cut off")
+        piece = left or (file.read(_PIECE) if getattr(unpacker, "needs_input", True) else b"")
         try:
-            content += unpacker.decompress(piece, limit + 1 - len(content))
+            unpacked = unpacker.decompress(piece, _UNPACKED_PIECE)
         except (zlib.error, lzma.LZMAError, OSError) as error:  # bz2 says OSError
             raise ValueError(f"its compressed stream is damaged: {error}") from None
+        if not piece and not unpacked and not unpacker.eof:
+            raise ValueError("its compressed stream is cut off")
+        content += unpacked
+        left = getattr(unpacker, "unconsumed_tail", b"")
     return content
