@@ -172,7 +172,7 @@ class Unnamed:
         """Of the bucket."""
         raise MemoryError(FAULT)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int = 0) -> bytes:
         """Fails."""
         raise OSError("unreachable")
 

@@ -36,10 +36,15 @@ def test_files_come_back(storage: Storage, tmp_path: Path) -> None:
     assert storage.names() == ["index.json", "parts/one.bin", "parts/two.bin"]
     assert storage.names("parts/t") == ["parts/two.bin"]
     assert storage.read("parts/two.bin") == content and storage.read("index.json") == b""
-    storage.download("parts/two.bin", tmp_path / "fetched")
+    storage.download("parts/two.bin", tmp_path / "fetched", len(content))
     assert (tmp_path / "fetched").read_bytes() == content
     with pytest.raises(StorageError) as absent:
-        storage.download("parts/three.bin", tmp_path / "fetched")
+        storage.download("parts/three.bin", tmp_path / "fetched", len(content))
+    with pytest.raises(
+        StorageError, match=r"parts/two\.bin cannot be fetched: it arrived damaged .*more than the 99999"
+    ) as large:
+        storage.download("parts/two.bin", tmp_path / "fetched", len(content) - 1)
+    assert large.value.kind == "damaged"
     assert absent.value.kind == "absent" and storage.path_of("parts/three.bin") in str(absent.value)
     again: Storage = pickle.loads(pickle.dumps(storage))
     again.delete("parts/one.bin")
