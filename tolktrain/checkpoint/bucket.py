@@ -303,7 +303,10 @@ def _download(storage: ObjectStorage, remote: Remote, run_dir: Path, token: int)
 def _fetch_files(storage: ObjectStorage, remote: Remote, aside: Path) -> None:
     _download_file(storage, f"{remote.name}/{MANIFEST}", aside / MANIFEST, TABLE_BYTES)
     place = storage.path_of(remote.name)
-    name, files = _read_manifest(aside)
+    try:
+        name, files = _read_manifest(aside)
+    except DamagedCheckpointError as error:
+        raise DamagedCheckpointError(f"{place}/{MANIFEST} is damaged: {error}") from None
     if name != remote.name:
         raise DamagedCheckpointError(f"{place}/{MANIFEST}: its content has changed since it was written")
     needed, free = sum(digest["size"] for digest in files.values()), shutil.disk_usage(aside).free
