@@ -268,6 +268,10 @@ def test_ten_thousand_random_messages(hub: Hub) -> None:
             assert is_closed(stranger)
 
 
+def test_a_rank_waits_longer_than_a_full_queue_lasts() -> None:
+    assert door._BACKLOG / door.ACCEPTED_PER_SECOND < meeting.FIRST_LINE_SECONDS
+
+
 def test_without_free_descriptors_the_hub_waits_and_works_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = 0
     accept = socket.socket.accept
@@ -378,7 +382,7 @@ def test_a_rank_obeys_no_impostor(serve: Any) -> None:
 
 
 def test_nor_waits_for_one_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(meeting, "FIRST_LINE_SECONDS", 0.5)
     assert rendezvous(1).greet(Impostor(lambda connection: time.sleep(60)).address, lambda: False) is None
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = closed.getsockname()[:2]

@@ -18,7 +18,7 @@ from tolktrain.cluster.wire import Message, Wire
 GREETING_SECONDS = 10.0  # to prove it
 SPARE_CONNECTIONS = 64  # of strangers, besides those of ranks that have not come in yet
 ACCEPTED_AT_ONCE = 64  # before those that have been accepted are read again
-ACCEPTED_PER_SECOND = 500.0  # once there were as many as the job has ranks; costs a few percent of a core
+ACCEPTED_PER_SECOND = 250.0  # once there were as many as the job has ranks; a forged greeting costs about 0.2 ms
 
 _TICK_SECONDS = 0.1
 _BACKLOG = 4096  # of the kernel's, which may allow less

@@ -23,7 +23,8 @@ from tolktrain.config.errors import UserError
 
 Address = tuple[str, int]
 
-CONNECT_SECONDS = 10.0  # to get a connection, and the first line over it
+CONNECT_SECONDS = 10.0
+FIRST_LINE_SECONDS = 30.0  # of the hub; some thousand strangers may stand in the queue before this rank
 REFUSALS_TOLD = 20  # in a row: a hub that is overrun by strangers hangs up now and then
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class Meeting:
 
     def _prove(self, wire: Wire, has_left: Callable[[], bool]) -> None:
         rank = self._environment.rank
-        hub_nonce = messages.nonce_of(_first_message(wire, CONNECT_SECONDS, has_left))
+        hub_nonce = messages.nonce_of(_first_message(wire, FIRST_LINE_SECONDS, has_left))
         nonce = secrets.token_hex(messages.NONCE_BYTES)
         to_rank, to_hub = session_keys(self.key, rank, hub_nonce, nonce)
         wire.send({"rank": rank, "nonce": nonce})
