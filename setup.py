@@ -33,6 +33,7 @@ setup(
         "annotated-types>=0.7",
         "azure-core>=1.23",
         "botocore>=1.24",
+        "brotli>=1.1",
         "deepspeed>=0.19.8,<0.20",
         "filelock>=3.13",
         "google-auth>=2.0",
@@ -45,6 +46,7 @@ setup(
         "numpy>=1.26",
         "pydantic>=2.10",
         "pydantic-core>=2.27",
+        "python-snappy>=0.7",
         "pyyaml>=6.0",
         "rich>=13.7",
         "safetensors>=0.5",
@@ -52,6 +54,8 @@ setup(
         "tensorboard>=2.16",
         "tokenizers>=0.21",
         "torch>=2.10",
+        "typing-extensions>=4.6",
+        "zstd>=1.5",
     ],
     extras_require={
         # flash-attn exists as source only: it needs CUDA's compiler and a long build.

@@ -52,7 +52,7 @@ def test_the_wheel_holds_templates_licence_and_command(wheel: zipfile.ZipFile) -
     assert "tolktrain/py.typed" in names
     assert any(name.endswith("LICENSE") for name in names)
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
-    assert "tolktrain = tolktrain.cli:main" in wheel.read(entry_points).decode()
+    assert "tolktrain = tolktrain.cli:program" in wheel.read(entry_points).decode()
 
 
 def test_the_installed_package_is_this_one() -> None:
