@@ -24,7 +24,7 @@ from tolktrain.cluster.environment import ProcessEnvironment, alone
 from tolktrain.cluster.kernel_caches import place_kernel_caches
 from tolktrain.cluster.signals import EXIT_PREEMPTED, StopRaised, StopRequest
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.printable import PrintableFormatter, printable
 from tolktrain.files.reading import TABLE_BYTES, read_json
 from tolktrain.files.shared import enter_temporary_folder, leave_temporary_folder

@@ -13,8 +13,8 @@ from tolktrain.benchmark.measure import Measurement
 from tolktrain.benchmark.providers import OURS, EngineRunner, PublishedRunner, Setting
 from tolktrain.benchmark.report import Entry, Report, write_report
 from tolktrain.benchmark.run import Options, bench
-from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_config
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.step_flops import StepCounts, StepFlops, step_flops
 from tolktrain.parallel.layout import initialize

@@ -11,8 +11,8 @@ from tolktrain.benchmark.providers import parameter_group
 from tolktrain.benchmark.published import PublishedInputs, PublishedSmolTolk
 from tolktrain.benchmark.synthetic import Speech, random_batches
 from tolktrain.config.data import InterleavingConfig
-from tolktrain.config.errors import UserError
 from tolktrain.data.batch import Batch
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.naming import canonical_state, parameter_views

@@ -5,8 +5,8 @@ import torch
 
 from tolktrain.benchmark.synthetic import Speech, random_batches, units_per_word
 from tolktrain.config.data import InterleavingConfig
-from tolktrain.config.errors import UserError
 from tolktrain.data.batch import Batch
+from tolktrain.errors import UserError
 
 PUBLISHED = InterleavingConfig()
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from tolktrain.checkpoint.lease import Lease, LostLeaseError
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 
 def say(line: str) -> None:

@@ -12,7 +12,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from tolktrain.checkpoint.lease import Lease
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 LEASE_SECONDS = 15.0  # a loaded machine may keep the winner from renewing for seconds
 

@@ -13,8 +13,8 @@ from s3_server import S3Server
 
 from tolktrain.checkpoint.bucket import Uploads, complete, find_remote, forget, restore, upload_files
 from tolktrain.checkpoint.manifest import digest_files, verify, write_manifest
-from tolktrain.config.errors import UserError
 from tolktrain.data.storage import Patience, Storage
+from tolktrain.errors import UserError
 
 BRIEF = Patience(retries=1, timeout_seconds=2.0)
 SHARDS = [f"{kind}/shard-{number}.safetensors" for kind in ("parameters", "first_moments") for number in (1, 2)]

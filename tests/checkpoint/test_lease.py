@@ -18,7 +18,7 @@ import pytest
 from tolktrain.checkpoint import lease as lease_module
 from tolktrain.checkpoint.lease import LEASE_FOLDER, Lease, LostLeaseError
 from tolktrain.cluster.identity import ProcessIdentity
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 FOR_EVER = 10_000.0  # a test that waited for this would hang
 SHORT = 1.0

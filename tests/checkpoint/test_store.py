@@ -21,7 +21,7 @@ from tolktrain.checkpoint.retention import Retention
 from tolktrain.checkpoint.saver import CheckpointSaver, Fence
 from tolktrain.checkpoint.slices import Snapshot
 from tolktrain.checkpoint.store import CheckpointStore, read_moments, read_parameters, read_state
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 Save = Callable[[CheckpointStore, int], Path]
 MakeSnapshot = Callable[[int], Snapshot]

@@ -20,8 +20,8 @@ from tolktrain import cli
 from tolktrain.cluster.progress import Progress
 from tolktrain.cluster.signals import StopRequest
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_config
+from tolktrain.errors import UserError
 
 HEAVY = ["torch", "deepspeed", "megatron", "streaming", "transformers", "numpy", "tolktrain_kernels"]
 QUICKSTART = str(Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml")

@@ -3,7 +3,7 @@
 import pytest
 
 from tolktrain.cluster.environment import ProcessEnvironment, alone, first_host
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 TORCHRUN = {
     "RANK": "5",

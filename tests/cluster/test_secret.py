@@ -9,7 +9,7 @@ import pytest
 
 from tolktrain.cluster import secret
 from tolktrain.cluster.secret import SECRET_FILE, job_key, session_keys
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 GIVEN = {"TOLKTRAIN_JOB_SECRET": "0123456789abcdef"}
 

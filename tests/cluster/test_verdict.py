@@ -21,7 +21,7 @@ from tolktrain.cluster.verdict import (
     find_silent,
     is_consequence,
 )
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 
 def state(rank: int, step: int = 3, idle: float = 20, waiting: bool = False, line: str = "") -> RankState:

@@ -18,7 +18,7 @@ from tolktrain.cluster import verdict
 from tolktrain.cluster.dump import DumpFile
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.watch import Watch, collective_timeout
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 NUM_STEPS = 5
 FAILING_STEP = 3

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_config
+from tolktrain.errors import UserError
 
 SMALL = """\
 run:

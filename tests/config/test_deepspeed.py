@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tolktrain.config.deepspeed import build_deepspeed_config
-from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_config
+from tolktrain.errors import UserError
 
 SHIPPED = sorted((Path(__file__).resolve().parents[2] / "configs" / "deepspeed").glob("*.json"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tolktrain.config.document import parse, read_document, write_document
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 Mistakes = Callable[..., str]
 

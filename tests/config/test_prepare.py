@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_prepare_config, schema
 from tolktrain.config.prepare import PrepareConfig
+from tolktrain.errors import UserError
 
 RECORDINGS = "recordings: {manifest: m.jsonl, speech_tokenizer: {path: units}}"
 

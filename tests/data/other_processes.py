@@ -23,9 +23,9 @@ from streaming.base.constant import SHM_TO_CLEAN
 from torch import distributed
 
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
 from tolktrain.data import checks, index, shared_memory, sharing
 from tolktrain.data.index import RecordReader
+from tolktrain.errors import UserError
 from tolktrain.parallel.together import on_each_node, on_this_node
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
 from tolktrain.data import capacity
 from tolktrain.data.capacity import _Node, check_capacity, shared_memory_bytes
 from tolktrain.data.epoch import create_rows
 from tolktrain.data.order import EpochOrder
+from tolktrain.errors import UserError
 
 MakeConfig = Callable[..., Config]
 
@@ -102,7 +102,7 @@ SMALL = """
 import sys
 from pathlib import Path
 import numpy as np
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.data.epoch import create_rows
 from tolktrain.data.order import EpochOrder
 

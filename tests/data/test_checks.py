@@ -12,10 +12,10 @@ import pytest
 from corpora import describe, random_records, write_dataset
 
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
 from tolktrain.data.checks import check_data
 from tolktrain.data.records import DatasetInfo
 from tolktrain.data.sequences import Vocabulary
+from tolktrain.errors import UserError
 from tolktrain.units.load import describe_speech_tokenizer
 from tolktrain.units.logmel import LogMelTokenizer
 from tolktrain.units.mel import LogMelAnalysis

@@ -14,11 +14,11 @@ from hypothesis.extra import numpy as npst
 
 from tolktrain.config import Config
 from tolktrain.config.data import DatasetConfig, InterleavingConfig
-from tolktrain.config.errors import UserError
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import RecordFolder
 from tolktrain.data.records import Record
 from tolktrain.data.sequences import Vocabulary, build_sequence, sequence_rng
+from tolktrain.errors import UserError
 
 RECORDS = random_records(12, words=12)
 ENDS = npst.arrays(np.uint32, st.integers(0, 5), elements=st.integers(0, 12))

@@ -16,10 +16,10 @@ from other_processes import open_indexes, server
 from s3_server import free_port
 from streaming.base.format.mds.reader import MDSReader
 
-from tolktrain.config.errors import UserError
 from tolktrain.data import index
 from tolktrain.data.index import JoinedShards, read_index
 from tolktrain.data.records import columns_of
+from tolktrain.errors import UserError
 
 FIELDS = ("dirname", "split", "compression", "samples", "size", "column_names", "column_encodings", "column_sizes")
 FIELDS += ("raw_data", "zip_data", "file_pairs")

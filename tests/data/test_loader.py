@@ -18,11 +18,11 @@ from stages import NUM_CANONICAL_NODES, VOCABULARY, global_batches, rows, stage_
 
 from tolktrain.config import Config
 from tolktrain.config.data import DatasetConfig, InterleavingConfig
-from tolktrain.config.errors import UserError
 from tolktrain.data.folder import open_records
 from tolktrain.data.loader import validation_batches
 from tolktrain.data.sequences import build_sequence, sequence_rng
 from tolktrain.data.skipping import SkippedSteps
+from tolktrain.errors import UserError
 
 MakeConfig = Callable[..., Config]
 

@@ -10,9 +10,9 @@ from corpora import describe, random_record, random_records, write_dataset
 from small_disk import MakeDisk
 
 from tolktrain.config.data import DatasetConfig
-from tolktrain.config.errors import UserError
 from tolktrain.data.folder import open_records
 from tolktrain.data.records import COLUMNS, DatasetInfo, Record, columns_of
+from tolktrain.errors import UserError
 
 KINDS = (
     {},

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tolktrain.config.errors import UserError
 from tolktrain.data.shared_memory import _check_owner, _exclusive, remove_stale_blocks
+from tolktrain.errors import UserError
 
 HOLDER = """
 import sys, time

@@ -11,8 +11,8 @@ from fault_proxy import FaultProxy, Kind
 from s3_server import S3Server, free_port
 from small_disk import MakeDisk
 
-from tolktrain.config.errors import UserError
 from tolktrain.data.storage import Patience, Storage, StorageError
+from tolktrain.errors import UserError
 
 BRIEF = Patience(retries=1, timeout_seconds=2.0)
 

@@ -20,11 +20,11 @@ from stages import NUM_CANONICAL_NODES, global_batches, stage_loader
 
 from tolktrain.config import Config
 from tolktrain.config.data import DatasetConfig
-from tolktrain.config.errors import UserError
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import open_records
 from tolktrain.data.index import read_index
 from tolktrain.data.storage import Patience, Storage
+from tolktrain.errors import UserError
 
 MakeConfig = Callable[..., Config]
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from streaming.base.compression import compress
 
 from tolktrain.config.data import DatasetConfig
-from tolktrain.config.errors import UserError
 from tolktrain.data.folder import RecordFolder
 from tolktrain.data.index import read_index
+from tolktrain.errors import UserError
 
 DEEP = '{"version": 2, "shards": ' + "[" * 200_000 + "]" * 200_000 + "}"
 

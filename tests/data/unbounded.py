@@ -9,9 +9,9 @@ import resource
 import sys
 
 from tolktrain.config.data import DatasetConfig
-from tolktrain.config.errors import UserError
 from tolktrain.data.folder import RecordFolder
 from tolktrain.data.storage import Patience, classify
+from tolktrain.errors import UserError
 
 
 def _read(folder: str, remote: str | None) -> str:

@@ -11,10 +11,10 @@ import yaml
 from small_disk import MakeDisk
 from tiny_run import tiny_tree, write_run
 
-from tolktrain.config.errors import UserError
 from tolktrain.data.folder import open_records
 from tolktrain.data.loader import validation_batches
 from tolktrain.data.sequences import Vocabulary
+from tolktrain.errors import UserError
 from tolktrain.evaluate.run import EVALUATION_FILE, evaluate
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.train.restore import load_model

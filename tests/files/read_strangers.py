@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.prepare.safe_pickle import read_plain_pickle
 from tolktrain.units.sklearn_file import read_sklearn_centroids
 

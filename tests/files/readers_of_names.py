@@ -27,10 +27,10 @@ from tolktrain.checkpoint.manifest import digest_files, verify, write_manifest
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config.data import DatasetConfig
-from tolktrain.config.errors import UserError
 from tolktrain.config.model import ModelConfig
 from tolktrain.data.folder import RecordFolder
 from tolktrain.data.storage import Patience, Storage
+from tolktrain.errors import UserError
 from tolktrain.generate.inputs import read_entries
 from tolktrain.generate.prompts import read_prompts
 from tolktrain.inspect import run as inspect_run

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `readers_of_names`
 
 from readers_of_names import READERS, Name, Reader
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 ELSEWHERE = [
     "{victim}/secret",

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from two_users import STRANGER, USER, needs_root, run_as, start_as
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.shared import create_file, exclusive, is_own_folder
 
 

@@ -20,9 +20,9 @@ from rich.text import Text
 import tolktrain.files.terminal
 from tolktrain import cli
 from tolktrain.checkpoint.listing import Entry
-from tolktrain.config.errors import UserError
 from tolktrain.data.records import DatasetInfo, Record, SpeechInfo
 from tolktrain.data.sequences import Vocabulary
+from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
 from tolktrain.inspect.sequences import print_sequence
 from tolktrain.inspect.spans import take_apart

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_config
+from tolktrain.errors import UserError
 from tolktrain.generate.inputs import check_inputs
 
 

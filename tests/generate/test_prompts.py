@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.generate.prompts import read_prompts, read_sound
 
 RATE = 16_000

@@ -13,8 +13,8 @@ import soundfile
 import yaml
 from small_disk import MakeDisk
 
-from tolktrain.config.errors import UserError
 from tolktrain.data.sequences import Vocabulary
+from tolktrain.errors import UserError
 from tolktrain.generate.run import generate
 from tolktrain.generate.sampling import Context
 from tolktrain.model.inputs import ModelInputs

@@ -13,7 +13,7 @@ import pytest
 from corpora import describe, random_records, write_dataset
 from small_disk import MakeDisk
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
 from tolktrain.inspect import run
 from tolktrain.inspect.run import InspectOptions, chosen_records, evenly, inspect_dataset

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.model import ModelConfig, SpeechConfig
+from tolktrain.errors import UserError
 from tolktrain.interop.huggingface import load_backbone, load_backbone_into
 from tolktrain.interop.published import trace
 from tolktrain.model.architecture import Architecture

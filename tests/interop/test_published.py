@@ -4,7 +4,7 @@ import pytest
 import torch
 from published_files import FILES, LOSSES, read
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.interop.published import gradients, load_published, trace
 
 

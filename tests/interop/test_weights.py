@@ -12,7 +12,7 @@ from small_disk import MakeDisk
 
 from tolktrain import cli
 from tolktrain.checkpoint.manifest import digest_files, write_manifest
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.interop.weights import DTYPES, export_weights, load_weights
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.naming import canonical_state

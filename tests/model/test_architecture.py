@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.model import BackboneConfig, ModelConfig, SpeechConfig
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.llama import RopeScaling
 

@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost import (
     LayerCost,

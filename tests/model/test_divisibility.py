@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.root import ParallelConfig
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.divisibility import check_tensor_parallel
 

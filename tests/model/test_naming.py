@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.naming import (
     ParameterView,

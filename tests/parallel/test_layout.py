@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.parallel import layout
 from tolktrain.parallel.layout import initialize
 

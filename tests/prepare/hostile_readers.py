@@ -22,9 +22,9 @@ import soundfile
 from recordings import write_text_tokenizer
 
 from tolktrain.config.document import read_document
-from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_config, load_prepare_config
 from tolktrain.config.prepare import RecordingsConfig, TextConfig
+from tolktrain.errors import UserError
 from tolktrain.prepare.audio import read_audio
 from tolktrain.prepare.documents import find_files, ranges_of, read_documents
 from tolktrain.prepare.items import ItemError, Utterance

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import AlignmentConfig
+from tolktrain.errors import UserError
 from tolktrain.prepare import ctc
 from tolktrain.prepare.ctc import CtcAligner, best_paths, checked, frames_needed, last_frame
 from tolktrain.prepare.ctc_model import CtcModel

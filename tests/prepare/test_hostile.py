@@ -14,8 +14,8 @@ import pytest
 import soundfile
 from recordings import write_text_tokenizer
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import RecordingsConfig, TextConfig
+from tolktrain.errors import UserError
 from tolktrain.prepare import audio, documents
 from tolktrain.prepare.audio import read_audio
 from tolktrain.prepare.given_times import align_given
@@ -229,7 +229,7 @@ def test_a_deep_tokenizer_is_refused_in_a_process_of_its_own(tmp_path: Path) -> 
     folder = write_text_tokenizer(tmp_path / "tokenizer")
     (folder / "tokenizer.json").write_text('{"model":' * 1_000_000)
     program = (
-        "import sys\nfrom tolktrain.config.errors import UserError\n"
+        "import sys\nfrom tolktrain.errors import UserError\n"
         "from tolktrain.prepare.text import load_text_tokenizer\n"
         "try:\n    load_text_tokenizer(sys.argv[1])\nexcept UserError as error:\n    print(error)\n"
     )

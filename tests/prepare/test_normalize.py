@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.prepare.normalize import letters, spoken_words
 from tolktrain.prepare.spoken_numbers import Numbers, known_languages
 

@@ -31,8 +31,8 @@ from small_disk import MakeDisk
 from tolktrain import cli
 from tolktrain.cluster.signals import StopRaised
 from tolktrain.config.data import DatasetConfig
-from tolktrain.config.errors import UserError
 from tolktrain.data.folder import RecordFolder
+from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
 from tolktrain.prepare.part import PartResult
 from tolktrain.prepare.pipeline import Task, prepare

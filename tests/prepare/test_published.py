@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.records import Record
+from tolktrain.errors import UserError
 from tolktrain.prepare.items import Failure, Reason
 from tolktrain.prepare.published import TextFiles, words_from
 from tolktrain.prepare.published_kind import PublishedKind

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.prepare.gpus import share_gpus
 from tolktrain.prepare.pipeline import Task
 from tolktrain.prepare.run import task_of

@@ -21,7 +21,7 @@ from tokenizers import (
     trainers,
 )
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.prepare.sample.stories import stories
 from tolktrain.prepare.text import (
     END_OF_TEXT,

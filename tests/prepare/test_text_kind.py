@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.records import Record
+from tolktrain.errors import UserError
 from tolktrain.prepare.documents import FileRange, read_documents
 from tolktrain.prepare.items import Failure, Reason
 from tolktrain.prepare.sample.stories import stories

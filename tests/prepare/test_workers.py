@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from worker_tasks import dying, failing, lingering, squares
 
-from tolktrain.config.errors import UserError
 from tolktrain.data.storage import StorageError
+from tolktrain.errors import UserError
 from tolktrain.prepare.workers import Done, Progress, run_tasks
 
 

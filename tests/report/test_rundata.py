@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.report.rundata import read_run
 
 

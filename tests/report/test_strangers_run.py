@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from parsed_page import Page
 from synthetic_run import evaluation, write_samples
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.report.page import render
 from tolktrain.report.run import report

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from small_runs import small_config
 from torch import Tensor
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.parallel.layout import initialize
 from tolktrain.train.health import probes
 from tolktrain.train.health.check import check_health

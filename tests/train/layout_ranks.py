@@ -15,7 +15,7 @@ import torch.distributed as dist
 from layout_cases import Case, Outcome, run
 from layout_traps import taken_away
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.parallel.layout import initialize, release_groups
 
 

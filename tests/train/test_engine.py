@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
-from tolktrain.config.errors import UserError
 from tolktrain.config.training import StageConfig
 from tolktrain.data.batch import Batch
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.naming import canonical_state, load_canonical

@@ -18,7 +18,7 @@ from small_runs import StopAfter, read_metrics
 
 from tolktrain.checkpoint.store import read_moments, read_parameters
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.train import going_back, rollback
 from tolktrain.train.build import Blueprint

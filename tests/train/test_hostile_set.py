@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_runs import random_records, small_config, write_dataset
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.train.run import train
 
 

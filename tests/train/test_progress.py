@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 from small_runs import small_config
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.train.callbacks.progress import Display
 from tolktrain.train.kernels import choose_kernels

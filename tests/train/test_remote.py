@@ -11,8 +11,8 @@ from small_runs import NUM_STEPS, StopAfter, read_metrics, small_config
 
 from tolktrain.checkpoint.bucket import find_remote
 from tolktrain.checkpoint.store import read_parameters
-from tolktrain.config.errors import UserError
 from tolktrain.data.storage import Storage
+from tolktrain.errors import UserError
 from tolktrain.train import opened
 from tolktrain.train.remote import storage_of, uploads_of
 from tolktrain.train.run import train

@@ -23,8 +23,8 @@ from tolktrain.checkpoint import saver
 from tolktrain.checkpoint.lease import LEASE_FOLDER
 from tolktrain.checkpoint.manifest import FileDigest, digest_files, write_manifest
 from tolktrain.checkpoint.store import read_parameters
-from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_config
+from tolktrain.errors import UserError
 from tolktrain.interop.weights import export_weights, load_weights
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.naming import canonical_state

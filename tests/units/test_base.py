@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.base import LONGEST_RUN, check_units, collapse, expand
 
 FRAMES = st.integers(1, 3).flatmap(

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 from small_models import save_hubert, tones
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.description import CENTROIDS_FILE, DESCRIPTION_FILE
 from tolktrain.units.hubert import HubertTokenizer
 from tolktrain.units.load import load_speech_tokenizer

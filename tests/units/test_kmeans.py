@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.kmeans import NearestCentroid, draw_frames, first_hours, fit_centroids
 
 FRAMES = np.arange(300, dtype=np.float32)[:, None] * np.ones(2, np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import MiniBatchKMeans
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.__main__ import main
 from tolktrain.units.base import SpeechDecoder, SpeechTokenizer
 from tolktrain.units.description import DESCRIPTION_FILE, SpeechTokenizerInfo

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from small_disk import MakeDisk
 from small_models import tones
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.load import load_speech_tokenizer
 from tolktrain.units.logmel import CENTROIDS_FILE, DESCRIPTION_FILE, LogMelTokenizer
 from tolktrain.units.mel import LogMelAnalysis

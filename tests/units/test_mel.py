@@ -6,7 +6,7 @@ import librosa
 import numpy as np
 import pytest
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.mel import LogMelAnalysis
 
 

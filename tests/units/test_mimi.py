@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_models import save_mimi, tones
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.base import SpeechDecoder, collapse, expand
 from tolktrain.units.description import DESCRIPTION_FILE
 from tolktrain.units.load import load_speech_decoder, load_speech_tokenizer

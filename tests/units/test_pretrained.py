@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from small_models import save_hubert
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.pretrained import (
     PretrainedModel,
     checked_device,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.sklearn_file import read_sklearn_centroids
 
 FEATURES = np.random.default_rng(0).normal(size=(120, 7))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.windows import FrameGrid, Windowing, batches, run_windows
 
 LAYERS = st.lists(st.integers(1, 5).flatmap(lambda stride: st.tuples(st.integers(1, 10), st.just(stride))), max_size=4)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from tolktrain.config.errors import UserError
 from tolktrain.data.batch import Batch
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain_kernels.bench.published_adapter import dense_mask
 from tolktrain_kernels.bench.published_pooling import published_pooling

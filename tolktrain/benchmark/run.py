@@ -16,10 +16,10 @@ from tolktrain.benchmark.report import Entry, Report, print_report, write_report
 from tolktrain.benchmark.synthetic import Speech, random_batches, units_per_word
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_config
 from tolktrain.config.training import StageConfig
 from tolktrain.data.batch import Batch
+from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.step_flops import StepCounts, step_flops

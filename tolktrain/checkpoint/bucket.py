@@ -36,7 +36,7 @@ from tolktrain.checkpoint.manifest import (
     verify,
 )
 from tolktrain.cluster.threads import guarded, log_failure
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, parse_json
 from tolktrain.files.writing import replace_file, sync_path
 

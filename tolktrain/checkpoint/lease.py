@@ -44,7 +44,7 @@ from typing import Any
 
 from tolktrain.cluster.identity import ProcessIdentity
 from tolktrain.cluster.threads import describe, guarded, log_failure
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.reading import parse_json, read_bytes
 
 LEASE_FOLDER = "lease"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tolktrain.checkpoint.manifest import MANIFEST, looks_complete, verify
 from tolktrain.checkpoint.store import LATEST, CheckpointStore, read_state, step_of
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.reading import read_text
 
 Condition = Literal["complete", "verified", "unsound", "set aside", "unfinished"]

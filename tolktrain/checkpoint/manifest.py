@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.names import NameRefusedError, all_inside
 from tolktrain.files.reading import TABLE_BYTES, open_regular, read_json
 from tolktrain.files.writing import write_synced

@@ -35,7 +35,7 @@ from tolktrain.checkpoint.store import (
 from tolktrain.checkpoint.writer import MOST_FILES, TENSOR_FOLDER, Written, write_snapshot
 from tolktrain.cluster.threads import guarded
 from tolktrain.cluster.verdict import OtherRankFailed
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.writing import sync_path, write_synced
 
 _BACKGROUND_NICENESS = 10  # of the thread that writes: computing comes first where both want the same core

@@ -30,7 +30,7 @@ from torch import Tensor
 from tolktrain.checkpoint.manifest import DamagedCheckpointError, verify
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import FIRST_MOMENTS, PARAMETERS, SECOND_MOMENTS
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.reading import read_json
 from tolktrain.files.writing import sync_path, write_synced
 

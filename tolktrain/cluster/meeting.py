@@ -19,7 +19,7 @@ from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.secret import job_key, session_keys
 from tolktrain.cluster.verdict import OTHER_SECRET, SILENCE_SECONDS
 from tolktrain.cluster.wire import Message, Wire, WireError
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 Address = tuple[str, int]
 

@@ -8,7 +8,7 @@ import os
 import resource
 
 from tolktrain.cluster.environment import ProcessEnvironment
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 FEW = 256  # data, logs, pipes of loader processes, and connections with the few ranks that one talks to
 _EACH_RANK = 2  # with rank 0: the watch, and the gathering of what a checkpoint holds

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 EXIT_FAILED = 1
 OTHER_SECRET = "set TOLKTRAIN_JOB_SECRET to the same random text for all processes of the job"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tolktrain.config.deepspeed_entries import REFUSED, REFUSED_IN_ZERO, SUPPORTED, ZERO_ENTRIES, Refusal
-from tolktrain.config.errors import UserError
 from tolktrain.config.root import Config
+from tolktrain.errors import UserError
 from tolktrain.files.reading import parse_json, read_text
 
 _LARGEST_BYTES = 1 << 20

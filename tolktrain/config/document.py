@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.reading import DEEPEST, read_text
 
 KeyPath = tuple[str | int, ...]

@@ -20,10 +20,10 @@ from pydantic import BaseModel, ValidationError
 
 from tolktrain.config.base import InputPath
 from tolktrain.config.document import KeyPath, Located, Origin, merge, override, parse, read_document, write_document
-from tolktrain.config.errors import UserError
 from tolktrain.config.mistakes import describe, field_at
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.config.root import Config, set_uses
+from tolktrain.errors import UserError
 
 Root = TypeVar("Root", bound=BaseModel)
 

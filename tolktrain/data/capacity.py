@@ -11,13 +11,13 @@ from streaming.base.util import bytes_to_int
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.config import Config
 from tolktrain.config.data import Mixture
-from tolktrain.config.errors import UserError
 from tolktrain.data.epoch import canonical_nodes_of, shared_memory_refusal
 from tolktrain.data.index import read_index
 from tolktrain.data.loader import PREFETCHED_BATCHES
 from tolktrain.data.mixture import MixturePlan, data_world, epoch_multiple
 from tolktrain.data.order import id_type
 from tolktrain.data.shared_memory import shared_memory_folder
+from tolktrain.errors import UserError
 from tolktrain.parallel.together import on_each_node, on_this_node
 
 logger = logging.getLogger(__name__)

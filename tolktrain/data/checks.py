@@ -14,12 +14,12 @@ from streaming.base.hashing import get_hash
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
-from tolktrain.config.errors import UserError
 from tolktrain.data.folder import RecordFolder, fetch_descriptions
 from tolktrain.data.index import INDEX_FILE, RecordReader, ShardIndex, identity_of, read_index
 from tolktrain.data.records import DatasetInfo, columns_of
 from tolktrain.data.sequences import Vocabulary, require_modalities
 from tolktrain.data.storage import Patience
+from tolktrain.errors import UserError
 from tolktrain.parallel.together import on_each_node, told_by_all
 from tolktrain.units.load import describe_speech_tokenizer
 

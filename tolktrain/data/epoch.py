@@ -14,8 +14,8 @@ import numpy as np
 from streaming.base import dataset
 from streaming.base.world import World
 
-from tolktrain.config.errors import UserError
 from tolktrain.data.order import EpochOrder, Ids, Numbers
+from tolktrain.errors import UserError
 
 
 def canonical_nodes_of(data_rank: int, world: World, num_canonical_nodes: int) -> set[int]:

@@ -22,13 +22,13 @@ from streaming.base.hashing import get_hash
 from streaming.base.world import World
 
 from tolktrain.config.data import DatasetConfig
-from tolktrain.config.errors import UserError
 from tolktrain.data.bounded import DamagedError
 from tolktrain.data.downloads import downloader_of
 from tolktrain.data.index import INDEX_FILE, LARGEST_INDEX, RecordReader, ShardIndex, read_index
 from tolktrain.data.records import DATASET_FILE, DatasetInfo, Record
 from tolktrain.data.storage import TEMPORARY_PREFIX, Patience, Storage, StorageError, explained, fetch
 from tolktrain.data.unpacking import unpack
+from tolktrain.errors import UserError
 from tolktrain.files.reading import DESCRIPTION_BYTES, open_regular, parse_json, read_bytes
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hashes
 from typing_extensions import Buffer
 
-from tolktrain.config.errors import UserError
 from tolktrain.data.records import DATASET_FILE
+from tolktrain.errors import UserError
 from tolktrain.files.names import all_inside, check_name
 from tolktrain.files.printable import printable
 from tolktrain.files.reading import parse_json, read_text

@@ -16,12 +16,12 @@ from tolktrain.cluster.signals import ignore_signals_in_worker, signals_held
 from tolktrain.cluster.threads import guarded
 from tolktrain.config import Config
 from tolktrain.config.data import DatasetConfig, InterleavingConfig, Mixture, Strategy
-from tolktrain.config.errors import UserError
 from tolktrain.data.batch import Batch, collate
 from tolktrain.data.folder import open_records
 from tolktrain.data.mixture import MixturePlan, RecordMixture, Sample, Segment
 from tolktrain.data.sequences import Sequence, Vocabulary, build_sequence, sequence_rng
 from tolktrain.data.skipping import SkippedSteps
+from tolktrain.errors import UserError
 
 PREFETCHED_BATCHES = 4
 """Micro batches that a loader process makes ahead."""

@@ -25,7 +25,6 @@ from streaming.base.util import bytes_to_int
 from streaming.base.world import World
 
 from tolktrain.config.data import DataConfig, Mixture, Strategy
-from tolktrain.config.errors import UserError
 from tolktrain.data.epoch import WorkerRecords, attach_rows, canonical_nodes_of, create_rows, own_bounds
 from tolktrain.data.folder import RecordStream, fetch_descriptions
 from tolktrain.data.index import INDEX_FILE, JoinedShards, ShardIndex
@@ -35,6 +34,7 @@ from tolktrain.data.sequences import sequence_rng
 from tolktrain.data.shared_memory import block_path, own_names, remove_lock_files
 from tolktrain.data.sharing import read_indexes
 from tolktrain.data.storage import Patience
+from tolktrain.errors import UserError
 from tolktrain.parallel.together import on_each_node, on_this_node
 
 logger = logging.getLogger(__name__)

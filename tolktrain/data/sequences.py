@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tolktrain.config.data import InterleavingConfig, Strategy
-from tolktrain.config.errors import UserError
 from tolktrain.data.records import Array, Record
+from tolktrain.errors import UserError
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]

@@ -22,7 +22,7 @@ from streaming.base.shared import SharedMemory
 from streaming.base.shared.prefix import _get_path, _pack_locals, _unpack_locals
 from streaming.base.world import World
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.shared import exclusive, is_own_folder
 
 _FOLDER = Path("/dev/shm")

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tolktrain.config.data import DataConfig
-from tolktrain.config.errors import UserError
 from tolktrain.data.bounded import DamagedError, copy
+from tolktrain.errors import UserError
 from tolktrain.files.reading import read_bytes
 from tolktrain.files.writing import naming, written_aside
 

@@ -11,12 +11,12 @@ from rich.progress import Progress
 
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
-from tolktrain.config.errors import UserError
 from tolktrain.data.batch import Batch
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import open_records
 from tolktrain.data.loader import validation_batches
 from tolktrain.data.sequences import Vocabulary, require_modalities
+from tolktrain.errors import UserError
 from tolktrain.evaluate.baselines import Baselines, fit_baselines
 from tolktrain.evaluate.choices import DIRECTIONS, choose, draw_trials
 from tolktrain.evaluate.losses import heldout_losses

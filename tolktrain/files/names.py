@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 
 _LONGEST_NAME = 1024  # bytes of UTF-8; file systems take 255 for each component

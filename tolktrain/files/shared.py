@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 _OWN = "TOLKTRAIN_TEMPORARY"  # names the folder that a process, or the one that started it, has made
 _IN_USE = ".in-use"  # in that folder: locked while its process lives; holds the process's number

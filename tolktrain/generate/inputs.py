@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.names import inside
 from tolktrain.files.reading import read_json
 

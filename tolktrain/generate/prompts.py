@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.reading import open_regular
 from tolktrain.generate.inputs import entry_path, read_entries
 from tolktrain.units.base import Samples

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import RecordFolder, open_records
 from tolktrain.data.sequences import IntArray, Vocabulary
+from tolktrain.errors import UserError
 from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import write_synced, write_wav
 from tolktrain.generate.durations import DurationTable, fit_durations

@@ -12,12 +12,12 @@ import numpy as np
 from rich.progress import Progress
 
 from tolktrain.config.data import DatasetConfig, InterleavingConfig, Strategy
-from tolktrain.config.errors import UserError
 from tolktrain.data.folder import RecordFolder
 from tolktrain.data.index import INDEX_FILE
 from tolktrain.data.records import DATASET_FILE, DatasetInfo, Record
 from tolktrain.data.sequences import Vocabulary, require_modalities
 from tolktrain.data.storage import scheme_of
+from tolktrain.errors import UserError
 from tolktrain.files.names import inside
 from tolktrain.files.reading import read_json
 from tolktrain.files.terminal import Console

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tolktrain.config.errors import UserError
 from tolktrain.data.records import Array, DatasetInfo
 from tolktrain.data.storage import Storage
+from tolktrain.errors import UserError
 from tolktrain.files.names import inside
 from tolktrain.files.writing import write_synced
 from tolktrain.units.base import SpeechDecoder

@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.model import ModelConfig
+from tolktrain.errors import UserError
 from tolktrain.files.names import files_inside
 from tolktrain.files.reading import TABLE_BYTES, read_json, require_regular
 from tolktrain.model.architecture import SPECIAL_TEXT_IDS, Architecture

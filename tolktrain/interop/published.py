@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.model import LayerPooling
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
 from tolktrain.model.inputs import ModelInputs

@@ -28,7 +28,7 @@ from tolktrain.checkpoint.listing import find_sound
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import PARAMETERS
 from tolktrain.checkpoint.store import read_state
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.names import files_inside
 from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, read_json, require_regular
 from tolktrain.files.writing import naming, sync_path, write_synced

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.model import LayerPooling, ModelConfig
+from tolktrain.errors import UserError
 from tolktrain.model.llama import RopeScaling, read_llama_config
 
 # Of the input adapter: inside runs of speech, or as the published training code computes it (see published_mask.py).

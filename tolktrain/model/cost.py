@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 
 

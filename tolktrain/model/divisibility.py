@@ -2,8 +2,8 @@
 
 import math
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.root import ParallelConfig
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 
 

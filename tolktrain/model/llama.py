@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.model import head_mistake
+from tolktrain.errors import UserError
 from tolktrain.files.reading import read_json
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral")

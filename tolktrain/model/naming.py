@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 if TYPE_CHECKING:
     from tolktrain.model.smoltolk import SmolTolk

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.open_files import raise_file_limit
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.parallel.cpu import stand_in_for_cuda
 from tolktrain.parallel.megatron import parallel_state
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.verdict import OtherRankFailed
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 T = TypeVar("T")
 

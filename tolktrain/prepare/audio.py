@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.prepare.items import ItemError, Reason, Utterance
 from tolktrain.prepare.sound_stream import UNKNOWN_FRAMES, SoundStream, open_sound
 from tolktrain.units.base import Samples

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.reading import read_bytes
 from tolktrain.units.base import Samples
 from tolktrain.units.pretrained import inference, load_model, model_digest, model_folder

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import TextConfig
+from tolktrain.errors import UserError
 from tolktrain.files.reading import bounded_lines, open_regular, parse_json
 from tolktrain.prepare.items import Failure, ItemError, Reason
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import PrepareConfig
+from tolktrain.errors import UserError
 from tolktrain.prepare.audio import read_audio
 from tolktrain.prepare.items import ItemError, Utterance
 from tolktrain.prepare.manifest import read_manifest

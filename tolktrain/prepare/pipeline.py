@@ -20,11 +20,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from tolktrain import __version__
-from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.index import INDEX_FILE, check_entries
 from tolktrain.data.records import DATASET_FILE, SCHEMA_VERSION
 from tolktrain.data.storage import Storage
+from tolktrain.errors import UserError
 from tolktrain.files.reading import parse_json
 from tolktrain.prepare.gpus import num_gpus, share_gpus, uses_models
 from tolktrain.prepare.items import Failure

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.prepare.safe_pickle import read_plain_pickle
 
 META_FILE = "meta.pkl"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.records import Array, Record, SpeechInfo, TextInfo
+from tolktrain.errors import UserError
 from tolktrain.prepare.alignment import frame_ends, unit_ends
 from tolktrain.prepare.items import Failure, ItemError, Reason
 from tolktrain.prepare.kind import Part

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.records import Record, SpeechInfo
+from tolktrain.errors import UserError
 from tolktrain.prepare.alignment import frame_ends, unit_ends
 from tolktrain.prepare.audio import SoundReader, resampled
 from tolktrain.prepare.ctc import CtcAligner, checked

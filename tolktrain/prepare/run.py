@@ -4,8 +4,8 @@ import os
 import re
 from collections.abc import Mapping
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import PrepareConfig
+from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
 from tolktrain.prepare.pipeline import Task, prepare
 from tolktrain.prepare.progress import Narrator

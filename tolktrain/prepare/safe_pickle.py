@@ -4,7 +4,7 @@ import errno
 from pathlib import Path
 from typing import Any, Final
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.pickles import NameInPickleError, Standin, read_pickle
 from tolktrain.files.reading import read_bytes
 

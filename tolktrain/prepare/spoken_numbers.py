@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 Spoken = tuple[str, ...]
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tolktrain.config.errors import UserError
 from tolktrain.data.records import TextInfo
+from tolktrain.errors import UserError
 from tolktrain.files.reading import TABLE_BYTES, read_bytes, read_json
 
 END_OF_TEXT = "<|endoftext|>"

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from tolktrain.cluster.signals import end_with_parent
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 _POLL_SECONDS = 0.5
 

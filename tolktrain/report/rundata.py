@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tolktrain.config.document import read_document
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.reading import bounded_lines, open_regular, parse_json, read_json
 

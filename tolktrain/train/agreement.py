@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 import torch.distributed as dist
 
-from tolktrain.config.errors import UserError
 from tolktrain.data.batch import Batch
+from tolktrain.errors import UserError
 from tolktrain.parallel.layout import Layout
 
 

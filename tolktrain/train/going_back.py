@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tolktrain.checkpoint.store import step_of
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.parallel.layout import Layout
 from tolktrain.parallel.together import on_rank_zero
 from tolktrain.train.divergence import Incident

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain_kernels.backend import Kernels, choose_attention, choose_backend
 

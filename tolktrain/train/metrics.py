@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.reading import bounded_lines, open_regular, parse_json
 from tolktrain.files.writing import AppendedFile, written_aside
 from tolktrain.train.engine import StepResult

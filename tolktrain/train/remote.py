@@ -7,8 +7,8 @@ from tolktrain.checkpoint.bucket import Uploads, forget, restore
 from tolktrain.checkpoint.listing import find_sound
 from tolktrain.checkpoint.store import step_of
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
 from tolktrain.data.storage import Patience, Storage
+from tolktrain.errors import UserError
 
 _PATIENCE = Patience(retries=5, timeout_seconds=60.0)
 

@@ -7,8 +7,8 @@ from typing import Any
 from tolktrain.checkpoint.listing import find_sound
 from tolktrain.checkpoint.store import read_parameters
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
 from tolktrain.config.load import load_config
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.naming import load_canonical
 from tolktrain.model.smoltolk import SmolTolk

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from tolktrain.checkpoint.manifest import DamagedCheckpointError, FileDigest, read_manifest, verify_files
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.store import CheckpointStore, read_state, step_of
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.parallel.layout import Layout
 from tolktrain.parallel.together import on_rank_zero

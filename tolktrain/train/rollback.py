@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tolktrain.checkpoint.store import CheckpointStore, remove_quietly, step_name
-from tolktrain.config.errors import UserError
 from tolktrain.data.skipping import SkippedSteps
+from tolktrain.errors import UserError
 from tolktrain.files.reading import TABLE_BYTES, parse_json, read_text
 from tolktrain.files.writing import replace_file
 from tolktrain.train.metrics import truncate_metrics

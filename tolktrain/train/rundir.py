@@ -13,8 +13,8 @@ from tolktrain.checkpoint.lease import LEASE_FOLDER, Lease, LostLeaseError
 from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config import Config
 from tolktrain.config.document import read_document
-from tolktrain.config.errors import UserError
 from tolktrain.config.load import dump_config
+from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.writing import replace_file
 from tolktrain.train.metrics import last_step

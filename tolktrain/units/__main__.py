@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.units.hubert import HubertTokenizer
 from tolktrain.units.mimi import MimiTokenizer

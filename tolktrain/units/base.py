@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 Samples = npt.NDArray[np.float32]  # [n], mono, within -1 and 1
 Frames = npt.NDArray[np.uint16]  # [frames, K]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
 from tolktrain.config.base import StrictModel
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.base import Frames, Samples, check_mono
 from tolktrain.units.description import (
     DESCRIPTION_FILE,

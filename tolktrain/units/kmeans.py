@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.base import Frames, Samples
 
 FRAMES_PER_CLUSTER = 500  # frames that k-means sees at most for each cluster; more hardly move the centroids

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units import hubert, logmel, mimi
 from tolktrain.units.base import SpeechDecoder, SpeechTokenizer
 from tolktrain.units.description import DESCRIPTION_FILE, SpeechTokenizerInfo, read_description, read_name

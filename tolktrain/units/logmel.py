@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
 from tolktrain.config.base import StrictModel
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.base import Frames, Samples, check_units
 from tolktrain.units.description import (
     CENTROIDS_FILE,

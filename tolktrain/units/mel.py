@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from tolktrain.config.base import StrictModel
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.base import Samples, check_mono
 
 Features = npt.NDArray[np.float32]  # [frames, num_mels]

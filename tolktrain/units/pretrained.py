@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from tolktrain.config.base import StrictModel
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.names import files_inside
 from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, open_regular, read_json
 from tolktrain.units.description import digest

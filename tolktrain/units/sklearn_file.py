@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.compressed import TooLargeError, read_unpacked
 from tolktrain.files.pickles import NameInPickleError, Standin, read_pickle
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.units.base import Samples
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from manifest_reading import check_all, config_for, read, write_lines
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.prepare.items import Reason, Utterance, Word
 from tolktrain.prepare.manifest import read_manifest
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from manifest_reading import config_for, read
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.prepare.items import Reason, Utterance, Word
 from tolktrain.prepare.manifest import read_manifest
 from tolktrain.prepare.word_times import read_word_times

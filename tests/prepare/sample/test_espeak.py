@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.prepare.sample import espeak
 from tolktrain.prepare.sample.corpus import NEW_VOICES, TRAIN_VOICES
 from tolktrain.prepare.sample.espeak import SAMPLE_RATE, Utterance, Voice, speak_passages

@@ -12,7 +12,7 @@ from small_disk import MakeDisk
 from small_runs import small_config
 from torch import Tensor
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.parallel.layout import initialize
 from tolktrain.train.health import arithmetic, probes
 from tolktrain.train.health.arithmetic import GPU, Effort, known_product, measure_product

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Iterator
 
-from tolktrain.config.errors import UserError
 from tolktrain.config.prepare import RecordingsConfig
+from tolktrain.errors import UserError
 from tolktrain.prepare.items import Failure, Reason, Utterance
 from tolktrain.prepare.manifest.detect import format_of
 from tolktrain.prepare.manifest.folders import read_folder, read_librispeech

@@ -5,7 +5,7 @@ import itertools
 import os
 from typing import Any
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.prepare.items import ItemError
 from tolktrain.prepare.manifest.entry import KEYS
 from tolktrain.prepare.manifest.folders import SOUND_SUFFIXES, TRANSCRIPTS_SUFFIX, walk

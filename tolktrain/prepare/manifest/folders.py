@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.reading import parse_json, read_text
 from tolktrain.prepare.items import Failure, ItemError, Reason, Utterance
 from tolktrain.prepare.manifest.entry import KEYS, failure_of, utterance_of

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.prepare.items import Failure, ItemError, Reason, Utterance
 from tolktrain.prepare.manifest.entry import failure_of, utterance_of
 from tolktrain.prepare.manifest.libriheavy import relative_words, source_of

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.reading import bounded_lines, open_regular, parse_json
 from tolktrain.prepare.items import ItemError, Reason
 

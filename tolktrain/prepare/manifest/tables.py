@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.prepare.items import Failure, ItemError, Reason, Utterance
 from tolktrain.prepare.manifest.entry import KEYS, failure_of, mistaken_key, utterance_of
 from tolktrain.prepare.manifest.lines import json_of, read_lines, text_of

@@ -19,8 +19,8 @@ from rich.progress import track
 from rich.table import Table
 from tokenizers import Tokenizer
 
-from tolktrain.config.errors import UserError
 from tolktrain.data.records import DatasetInfo, TextInfo
+from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.terminal import Console
 from tolktrain.files.writing import naming, write_synced

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 
 SAMPLE_RATE = 22_050
 LIBRARY = "libespeak-ng.so.1"

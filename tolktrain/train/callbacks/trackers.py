@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.files.writing import AppendedFile, replace_file
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.loop import StageRun

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from tolktrain.cluster.progress import Progress
 from tolktrain.cluster.watch import collective_timeout
 from tolktrain.config import Config
-from tolktrain.config.errors import UserError
+from tolktrain.errors import UserError
 from tolktrain.parallel.layout import Layout
 from tolktrain.parallel.together import on_rank_zero, together
 from tolktrain.train.health import judgement
