@@ -39,18 +39,13 @@ child = os.fork()
 rank = 0 if child else 1
 os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[1])
 initialize(timeout=timedelta(seconds=300))
-late, dead = (dist.new_group(backend="gloo", timeout=timedelta(seconds=300)) for _ in range(2))
+late = dist.new_group(backend="gloo", timeout=timedelta(seconds=300))
 time.sleep(5 * rank)
 number = torch.ones(1)
 dist.all_reduce(number, group=late)
 os.write(1, f"together: {number.item()}\\n".encode())  # at once: the other rank writes there too
-if rank == 1:
-    os._exit(0)
-os.waitpid(child, 0)
-try:
-    dist.send(number, 1, group=dead)
-except RuntimeError as error:
-    print("told:", str(error).splitlines()[0], flush=True)
+if rank == 0:
+    os.waitpid(child, 0)
 """
 
 
@@ -109,13 +104,11 @@ def test_torchruns_agent_keeps_the_rendezvous_itself(monkeypatch: pytest.MonkeyP
     assert alone - needed_files(first) == 2000
 
 
-def test_a_rank_that_is_late_is_waited_for_and_one_that_is_dead_is_noticed() -> None:
-    """At the first contact, which is when the connection is made."""
+def test_a_rank_that_is_late_for_the_first_contact_is_waited_for() -> None:
+    """The connection is made then. A dead one may not be noticed here: that is what the watch is for."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     command = [sys.executable, "-c", FIRST_CONTACT, port]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    lines = done.stdout.splitlines()
-    assert lines[:2] == ["together: 2.0"] * 2, done.stderr[-3000:]
-    assert len(lines) == 3 and lines[2].startswith("told:") and "Connection refused" in lines[2]
+    assert done.stdout.splitlines() == ["together: 2.0"] * 2, done.stderr[-3000:]
