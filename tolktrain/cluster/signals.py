@@ -12,11 +12,12 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from types import FrameType
+
+from tolktrain.cluster.threads import guarded
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a checkpoint is written, run the same command again
 
@@ -93,7 +94,7 @@ class StopRequest:
         os.set_blocking(write_end, False)
         # Python runs handlers between two instructions of the main thread, but writes to this pipe at once.
         before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        watcher = threading.Thread(target=_end_process, args=(read_end, grace_seconds), name="stop", daemon=True)
+        watcher = guarded("stop", lambda: _end_process(read_end, grace_seconds))
         watcher.start()
         try:
             self._raises = True
@@ -144,7 +145,7 @@ def end_with_parent() -> None:
 
     By a thread: the kernel could only watch over the fork server, which lives as long as one of its processes.
     """
-    threading.Thread(target=_end_after_parent, name="end with parent", daemon=True).start()
+    guarded("end-with-parent", _end_after_parent).start()
 
 
 def _end_after_parent() -> None:
