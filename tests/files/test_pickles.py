@@ -369,4 +369,6 @@ def test_bombs(tmp_path: Path) -> None:
         (tmp_path / f"kmeans-packed {name}").write_bytes(content)
     values, refused, peak = map(int, re.findall(r"\d+", _read(tmp_path)))
     assert values == 3  # None, after instructions that take nothing
-    assert peak < 1600  # twice what text may take and what a file may hold
+    assert (
+        peak < 2400
+    )  # three times what text may take and what a file may hold: memory that is freed is not given back
