@@ -8,7 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -34,6 +34,19 @@ def server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch.distributed", "tolktrain.data.loader", "boto3"])
     return context
+
+
+def run_processes(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
+    """Run a process for each tuple of arguments; all must end by themselves."""
+    processes = [server().Process(target=target, args=each) for each in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
 def join_ranks(rank: int, num_ranks: int, port: int, num_nodes: int = 1) -> None:

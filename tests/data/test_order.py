@@ -3,7 +3,7 @@
 import math
 import sys
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -137,17 +137,12 @@ def test_shards_are_found_as_by_the_library() -> None:
             empty[index]
 
 
-def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
-    """Slope of the values over the sizes, both as logarithms."""
-    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
-
-
 def many_shards(shards: int, per_shard: int = 100) -> EpochOrder:
     count = shards * per_shard * 4 // 5
     return EpochOrder((np.full(shards, per_shard),), (count - count % 8,), 8, 5, 4096)
 
 
-def test_work_grows_as_the_shards_do() -> None:
+def test_work_grows_as_the_shards_do(growth_exponent: Callable[[Mapping[int, float]], float]) -> None:
     """Calls into numpy, of all canonical nodes and of one."""
 
     def calls(shards: int, nodes: Sequence[int]) -> int:
@@ -167,12 +162,12 @@ def test_work_grows_as_the_shards_do() -> None:
 
     sizes = [1000, 3000, 10_000, 30_000]
     for nodes in (range(8), [3]):
-        counts = [calls(size, nodes) for size in sizes]
-        assert exponent(sizes, counts) < 1.05
-        assert counts[-1] < 50 * sizes[-1]
+        counts = {size: calls(size, nodes) for size in sizes}
+        assert growth_exponent(counts) < 1.05
+        assert counts[sizes[-1]] < 50 * sizes[-1]
 
 
-def test_memory_grows_as_the_records_do() -> None:
+def test_memory_grows_as_the_records_do(growth_exponent: Callable[[Mapping[int, float]], float]) -> None:
     """Bytes at the peak: 4 for each record of the rows, and a few more for each record of the sets."""
 
     def peak(shards: int, nodes: Sequence[int]) -> int:
@@ -186,9 +181,9 @@ def test_memory_grows_as_the_records_do() -> None:
 
     sizes = [1000, 3000, 10_000, 30_000]
     for nodes, most in ((range(8), 13), ([3], 10)):
-        peaks = [peak(size, nodes) for size in sizes]
-        assert exponent(sizes, peaks) < 1.05
-        assert peaks[-1] < most * 100 * sizes[-1]
+        peaks = {size: peak(size, nodes) for size in sizes}
+        assert growth_exponent(peaks) < 1.05
+        assert peaks[sizes[-1]] < most * 100 * sizes[-1]
 
 
 def test_positions_take_no_memory_of_a_worker() -> None:

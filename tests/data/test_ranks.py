@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from other_processes import come_and_go, open_used_cache, run_rank, server
+from other_processes import come_and_go, open_used_cache, run_processes, run_rank, server
 from s3_server import S3Server, free_port
 from stages import NUM_CANONICAL_NODES, global_batches, stage_loader
 
@@ -35,15 +35,7 @@ def run_ranks(
 ) -> list[Rows]:
     """Run ranks on some cases, each a configuration and its data-parallel size."""
     others = (num_ranks, free_port(), cases, results, dict(environ), starts, num_nodes)
-    processes = [server().Process(target=run_rank, args=(rank, *others)) for rank in range(num_ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-    assert [process.exitcode for process in processes] == [0] * num_ranks
+    run_processes(run_rank, [(rank, *others) for rank in range(num_ranks)])
     return [torch.load(results / f"rank{rank}.pt") for rank in range(num_ranks)]
 
 

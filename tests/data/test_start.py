@@ -9,7 +9,7 @@ import pytest
 import torch
 from corpora import random_records, write_dataset
 from fault_proxy import FaultProxy
-from other_processes import check_sets, fail_on_a_node, server
+from other_processes import check_sets, fail_on_a_node, run_processes
 from s3_server import S3Server, free_port
 
 from tolktrain.config import Config
@@ -22,23 +22,12 @@ MakeConfig = Callable[..., Config]
 DESCRIPTIONS = ("index.json", "dataset.json")
 
 
-def run(target: Callable[..., None], arguments: list[tuple[Any, ...]]) -> None:
-    """Run ranks, which must all end by themselves."""
-    processes = [server().Process(target=target, args=each) for each in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-    assert [process.exitcode for process in processes] == [0] * len(processes)
-
-
 def start(config: Config, environ: Any, results: Path, num_ranks: int, num_nodes: int = 1) -> list[list[Any]]:
     """What each rank was told in a start on some nodes."""
     port = free_port()
-    run(check_sets, [(rank, num_ranks, port, num_nodes, config, dict(environ), results) for rank in range(num_ranks)])
+    run_processes(
+        check_sets, [(rank, num_ranks, port, num_nodes, config, dict(environ), results) for rank in range(num_ranks)]
+    )
     return [torch.load(results / f"told-{rank}.pt", weights_only=False) for rank in range(num_ranks)]
 
 
@@ -112,7 +101,7 @@ def test_copies_on_several_nodes_are_verified_whole(stories: Path, tmp_path: Pat
 
 def test_a_failure_on_one_node_is_raised_on_all(tmp_path: Path) -> None:
     port = free_port()
-    run(fail_on_a_node, [(rank, port, tmp_path) for rank in range(4)])
+    run_processes(fail_on_a_node, [(rank, port, tmp_path) for rank in range(4)])
     told = [torch.load(tmp_path / f"told-{rank}.pt", weights_only=False) for rank in range(4)]
     refused = ("UserError", "the disk of node 1 is bad")
     other = ("OtherRankFailed", "rank 2 failed: KeyError: 'node 1'")
