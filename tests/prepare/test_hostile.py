@@ -61,7 +61,7 @@ def test_folders_that_are_too_deep(tmp_path: Path) -> None:
     sys.setrecursionlimit(len(inspect.stack(0)) + 200)
     try:
         # From Python 3.12 on, os.walk needs no stack.
-        with pytest.raises(UserError, match="holds folders too deep in each other|names no utterances"):
+        with pytest.raises(UserError, match="holds folders nested too deeply|names no utterances"):
             folder_of(tmp_path)
     finally:
         sys.setrecursionlimit(before)
@@ -194,7 +194,7 @@ def test_an_utterance_has_no_gigabyte_of_word_times(tmp_path: Path) -> None:
 def test_doubtful_words_are_compared_for_a_bounded_time() -> None:
     """Each silence may be a word or none, and what follows fits nowhere: ways multiply."""
     words = [Word("sil", i / 10, i / 10 + 0.1) for i in range(3_000)]
-    with pytest.raises(ItemError, match="the text has|no way is found"):
+    with pytest.raises(ItemError, match="the text has|no way to match it was found"):
         align_given("sil " * 2_999 + "end", words, "en")
 
 

@@ -128,7 +128,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / STATE}: cannot be read: {error}") from None
     if not isinstance(state, dict):
-        raise UserError(f"{folder / STATE}: is no state of a training; take another checkpoint")
+        raise UserError(f"{folder / STATE}: does not hold the state of a training run; take another checkpoint")
     return state
 
 

@@ -84,7 +84,7 @@ class Meeting:
         """What to say of rank 0 when it was not found in time."""
         address = f"{self._environment.master_address}:{self._environment.master_port}"
         if self._refusals:
-            return f"what the rendezvous at {address} tells of has not proved to be of this job; {OTHER_SECRET}"
+            return f"has not proved to be of this job at the port that {address} names; {OTHER_SECRET}"
         return f"has not opened the rendezvous at {address}; it did not start"
 
     def _prove(self, wire: Wire, has_left: Callable[[], bool]) -> None:

@@ -64,7 +64,7 @@ def _of_user(environ: Mapping[str, str]) -> str:
         except OSError as error:
             problems.append(f"{folder / SECRET_FILE}: {error.strerror or error}")
     raise UserError(
-        f"the ranks need a secret to know each other by, and none can be kept ({'; '.join(problems)}); set"
+        f"the ranks prove by a secret that they are of one job, and no file can hold it ({'; '.join(problems)}); set"
         f" {SECRET_VARIABLE} to the same random text for all processes of the job, as from: openssl rand -hex 32"
     )
 
@@ -117,5 +117,5 @@ def _read(path: Path) -> str:
             raise PermissionError("it is not a file that this user alone can read (chmod 600)")
         secret = file.read(2 * _SECRET_BYTES + 1)
     if len(secret) != 2 * _SECRET_BYTES or not secret.isalnum():
-        raise OSError("it is not as it was written; remove it")
+        raise OSError("its content is not a secret that was written here; remove it")
     return secret.decode("ascii")

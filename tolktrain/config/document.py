@@ -100,7 +100,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _too_much() -> str:
-    return f"it holds more than {_MOST_NODES} values, or {_MOST_CHARACTERS} characters, with what aliases repeat"
+    return f"it holds more than {_MOST_NODES:,} values or {_MOST_CHARACTERS:,} characters, counting what aliases repeat"
 
 
 def _exponent(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:

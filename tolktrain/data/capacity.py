@@ -110,7 +110,7 @@ def _check_fetches(config: Config, mixture: Mixture, node: _Node) -> None:
     total = sum(int(read_index(path).raw_bytes.sum(dtype=np.int64)) for path in remote)
     message = (
         f"each of the {node.num_nodes} nodes reads all shards ({total / 2**30:,.1f} GiB), because its data ranks do not"
-        f" go with data.num_canonical_nodes {data.num_canonical_nodes}: with nodes like these, use"
+        f" fit data.num_canonical_nodes {data.num_canonical_nodes}: with nodes like these, use"
         f" {', '.join(map(str, node.other_counts()))} of them, or in a new run a multiple of {node.num_nodes} for"
         " data.num_canonical_nodes (it changes the order of the records)"
     )

@@ -168,7 +168,10 @@ def _check_owner(number: int) -> None:
     for kind in SHM_TO_CLEAN:
         path = _FOLDER / _get_path(number, kind)
         if os.path.lexists(path) and not _is_own(path):
-            raise UserError(f"another user of this node has made {path}, in the way of this run; start it again")
+            raise UserError(
+                f"another user of this node has made {path}, which this run needs; start it again, it draws"
+                " another name"
+            )
 
 
 def _complaint(caches: set[str]) -> str | None:

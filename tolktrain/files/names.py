@@ -132,8 +132,8 @@ def _problem(name: object) -> str | None:
 
 def _refusal(folder: str | Path, name: object, source: str | Path, problem: str) -> NameRefusedError:
     return NameRefusedError(
-        f"{printable(source)} names the file {_shown(name)}, which {problem}; expected is a file inside"
-        f" {printable(folder)}: nothing was read or changed there. Get {printable(source)} from its source again"
+        f"{printable(source)} names the file {_shown(name)}, which {problem}; expected a file inside"
+        f" {printable(folder)}. Nothing was read or changed; get {printable(source)} from its source again"
     )
 
 

@@ -63,7 +63,7 @@ def shape_size(shape: object) -> int:
     if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
         raise ValueError("an array without a shape")
     if not all(isinstance(size, int) and 0 <= size <= _LARGEST_DIMENSION for size in shape):
-        raise ValueError("an array with a size that is none")
+        raise ValueError("an array with an invalid size")
     return math.prod(shape)
 
 

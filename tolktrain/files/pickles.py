@@ -140,7 +140,7 @@ class _Machine:
         """A line with a number or a name."""
         line = self.source.line()
         if len(line) > _LONGEST_LINE:
-            raise ValueError("a number or a name without end")
+            raise ValueError(f"a number or a name of {len(line)} characters")
         return line.decode("utf-8")
 
     def mark(self) -> None:
@@ -202,7 +202,7 @@ class _Machine:
 
     def put(self, place: int) -> None:
         if not 0 <= place < 1 << 32:
-            raise ValueError("a place in memory that is none")
+            raise ValueError("an invalid place in memory")
         self._memory[place] = self.stack[-1]
 
     def memoize(self) -> None:
@@ -214,7 +214,7 @@ class _Machine:
     def name(self, module: object, name: object) -> None:
         """Put a name on the stack."""
         if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > _LONGEST_LINE:
-            raise ValueError("a name that is none")
+            raise ValueError("an invalid name")
         for old, new in _MOVED.items():
             if module == old or module.startswith(old + "."):
                 module = new + module[len(old) :]

@@ -213,8 +213,8 @@ def _default_output(info: DatasetInfo, options: InspectOptions) -> Path:
     name = f"inspect-{info.name}-{info.split}"
     if "/" in name:
         raise UserError(
-            f"{options.path}: {DATASET_FILE} has the name {info.name!r:.80} and the split {info.split!r:.80}, of which"
-            " no folder can be named; give the folder for the files with --output"
+            f"{options.path}: {DATASET_FILE} has the name {info.name!r:.80} and the split {info.split!r:.80}, which"
+            " cannot name a folder; give the folder for the files with --output"
         )
     return inside(Path("runs"), name, f"{options.path}/{DATASET_FILE}")
 

@@ -171,7 +171,7 @@ def _lines(file: io.BufferedReader, part: FileRange, numbers: "_LineNumbers") ->
             num_read += 1
     except ValueError as error:
         place = f"{part.path}:{numbers.number(num_read)}"
-        raise UserError(f"{place}: {error}; a document needs less: is it JSON lines?") from None
+        raise UserError(f"{place}: {error}; a document needs less; check that it is JSON lines") from None
 
 
 class _LineNumbers:

@@ -78,7 +78,7 @@ def _match(written: Sequence[Written], words: Sequence[Word], language: str) -> 
     most_states = _STATES_PER_WORD * (len(ours) + len(theirs)) + _STATES_PER_WORD**2
     while open_states:
         if len(steps) > most_states:
-            raise ItemError(Reason.WORD_TIMES, f"no way is found to match it: {_difference(farthest, written, words)}")
+            raise ItemError(Reason.WORD_TIMES, f"no way to match it was found: {_difference(farthest, written, words)}")
         state = open_states.pop()
         if (state.written, state.given) > (farthest.written, farthest.given):
             farthest = state

@@ -67,7 +67,7 @@ def lines_of_stage(run_dir: Path, stage: str) -> Iterator[Line]:
             line = parse_json(text)
             wanted = line["stage"] == stage and "loss" in line
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number} is no line of metrics ({error}); restore the file") from None
+            raise UserError(f"{path}, line {number} is not a line of metrics ({error}); restore the file") from None
         if wanted:
             yield line
 

@@ -50,7 +50,7 @@ def is_sound(name: str) -> bool:
 def walk(root: str) -> Iterator[Folder]:
     """The root and all folders below, in the same order everywhere; hidden ones are left out, links are followed.
 
-    Raises `UserError` if one cannot be listed, or they lie too deep in each other.
+    Raises `UserError` if one cannot be listed, or they are nested too deeply.
     """
 
     def refuse(error: OSError) -> None:
@@ -68,7 +68,7 @@ def walk(root: str) -> Iterator[Folder]:
             visible = frozenset(name for name in files if not name.startswith("."))
             yield Folder(os.path.relpath(path, root).replace(os.sep, "/"), visible)
     except RecursionError:  # of os.walk
-        raise UserError(f"{root} holds folders too deep in each other; check recordings.manifest") from None
+        raise UserError(f"{root} holds folders nested too deeply; check recordings.manifest") from None
 
 
 def read_folder(root: str) -> Iterator[Utterance | Failure]:

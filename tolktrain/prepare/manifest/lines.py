@@ -39,7 +39,7 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{path} line {number + 1}: {error}; an utterance needs less, check the file") from None
+        raise UserError(f"{path} line {number + 1}: {error}; no utterance needs as much; check the file") from None
 
 
 def text_of(line: bytes) -> str:
