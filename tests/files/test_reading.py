@@ -1,5 +1,6 @@
 """Content of files, in bounded time and memory."""
 
+import hashlib
 import io
 import json
 import os
@@ -12,6 +13,8 @@ import pytest
 from tolktrain.files.reading import (
     DEEPEST,
     bounded_lines,
+    file_sha256,
+    is_count,
     open_regular,
     parse_json,
     read_bytes,
@@ -97,3 +100,17 @@ def test_lines_have_a_longest() -> None:
     assert next(lines) == b"ab\n"
     with pytest.raises(ValueError, match="longer than 3 bytes"):
         next(lines)
+
+
+def test_a_digest_is_that_of_the_whole_content(tmp_path: Path) -> None:
+    content = os.urandom((1 << 20) + 7)
+    (tmp_path / "file").write_bytes(content)
+    assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+    with pytest.raises(OSError, match="regular file"):
+        file_sha256("/dev/zero")
+
+
+def test_counts_are_whole_numbers() -> None:
+    assert [value for value in (0, 1, 9, 10**30) if not is_count(value)] == []
+    assert [value for value in (-1, True, False, 1.0, "1", None, [1], float("nan")) if is_count(value)] == []
+    assert is_count(9, 10) and not is_count(10, 10)

@@ -16,7 +16,6 @@ A run that goes back after a divergence leaves copies of later steps behind. The
 rollbacks.jsonl, and that of later copies, names the step that it went back to.
 """
 
-import hashlib
 import logging
 import re
 import shutil
@@ -37,7 +36,7 @@ from tolktrain.checkpoint.manifest import (
 )
 from tolktrain.cluster.threads import guarded, log_failure
 from tolktrain.errors import UserError
-from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, parse_json
+from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, file_sha256, parse_json
 from tolktrain.files.writing import replace_file, sync_path
 
 LATEST = "latest"
@@ -346,4 +345,4 @@ def _read_manifest(folder: Path) -> tuple[str, dict[str, FileDigest]]:
     files = read_manifest(folder)
     step = _STEP_FOLDER.search(folder.name)
     assert step is not None
-    return f"{step[0]}-{hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]}", files
+    return f"{step[0]}-{file_sha256(folder / MANIFEST)[:12]}", files

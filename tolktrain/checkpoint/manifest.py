@@ -10,7 +10,7 @@ from typing import Any
 
 from tolktrain.errors import UserError
 from tolktrain.files.names import NameRefusedError, all_inside
-from tolktrain.files.reading import TABLE_BYTES, open_regular, read_json
+from tolktrain.files.reading import TABLE_BYTES, is_count, open_regular, read_json
 from tolktrain.files.writing import write_synced
 
 MANIFEST = "manifest.json"
@@ -144,8 +144,7 @@ def _is_digest(value: object) -> bool:
     return (
         isinstance(value, dict)
         and value.keys() == {"size", "sha256"}
-        and type(value["size"]) is int
-        and value["size"] >= 0
+        and is_count(value["size"])
         and isinstance(value["sha256"], str)
     )
 

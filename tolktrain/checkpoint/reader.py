@@ -14,7 +14,7 @@ from torch import Tensor
 from tolktrain.checkpoint.manifest import DamagedCheckpointError
 from tolktrain.checkpoint.slices import Shape
 from tolktrain.files.names import NameRefusedError, all_inside
-from tolktrain.files.reading import read_json, require_regular
+from tolktrain.files.reading import is_count, read_json, require_regular
 
 TENSORS = "tensors.json"
 _LARGEST_LIST = 1 << 28  # bytes; a million slices
@@ -135,14 +135,14 @@ def _checked_files(index: Mapping[str, Any]) -> set[str]:
                     == len(_checked_sizes(name, stored["sizes"]))
                     == rank
                 ):
-                    raise ValueError(f"a slice of {name} does not have its dimensions")
+                    raise ValueError(f"a slice of {name} has another number of dimensions")
                 files.add(stored["file"])
     return files
 
 
 def _checked_sizes(name: str, sizes: object) -> list[int]:
-    if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size < _LARGEST_SIZE for size in sizes):
-        raise ValueError(f"a shape of {name} is no list of sizes")
+    if not isinstance(sizes, list) or not all(is_count(size, _LARGEST_SIZE) for size in sizes):
+        raise ValueError(f"a shape of {name} is not a list of sizes")
     return sizes
 
 

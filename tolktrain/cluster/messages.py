@@ -10,6 +10,7 @@ from typing import Any
 
 from tolktrain.cluster.verdict import Cause, Kind, RankState
 from tolktrain.cluster.wire import Message
+from tolktrain.files.reading import is_count
 
 NONCE_BYTES = 16
 LONGEST_WORD = 1000  # characters of what a rank says about itself
@@ -96,8 +97,7 @@ def _nonce(content: object) -> str:
 
 
 def _number(content: object) -> int:
-    # Not isinstance: True is an int.
-    if type(content) is not int or not 0 <= content < _LARGEST_NUMBER:
+    if not is_count(content, _LARGEST_NUMBER):
         raise ValueError(f"{content!r:.40} where a whole number is expected")
     return content
 

@@ -1,7 +1,6 @@
 """What is checked about the data before a run begins: whatever would otherwise end it hours later, or spoil it
 unseen."""
 
-import hashlib
 import itertools
 import stat
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from tolktrain.data.records import DatasetInfo, columns_of
 from tolktrain.data.sequences import Vocabulary, require_modalities
 from tolktrain.data.storage import Patience
 from tolktrain.errors import UserError
+from tolktrain.files.reading import file_sha256
 from tolktrain.parallel.together import on_each_node, told_by_all
 from tolktrain.units.load import describe_speech_tokenizer
 
@@ -209,7 +209,7 @@ def _check_named_tokenizers(config: Config, infos: Mapping[str, DatasetInfo]) ->
     for name, info in infos.items():
         if config.data.text_tokenizer is not None and info.text is not None:
             path = Path(config.data.text_tokenizer) / TEXT_TOKENIZER_FILE
-            if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != info.text.sha256:
+            if path.is_file() and file_sha256(path) != info.text.sha256:
                 raise UserError(
                     f"data.text_tokenizer ({path}) is not the tokenizer that data.sets.{name} was made with, whose"
                     f" sha256 begins with {info.text.sha256[:12]}; name the one that lies beside the data"
@@ -254,7 +254,7 @@ def verify_shards(shards: Sequence[RecordReader], part: int = 0, num_parts: int 
             except FileNotFoundError:
                 raise UserError(f"the shard {path} is missing, but index.json lists it; copy it again") from None
             if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"the shard {path} is no file; copy it again")
+                raise UserError(f"the shard {path} is not a file; copy it again")
             size = status.st_size
             if size != file.bytes:
                 raise UserError(

@@ -9,7 +9,7 @@ import shutil
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import overload
@@ -24,7 +24,7 @@ from streaming.base.world import World
 from tolktrain.config.data import DatasetConfig
 from tolktrain.data.bounded import DamagedError
 from tolktrain.data.downloads import downloader_of
-from tolktrain.data.index import INDEX_FILE, LARGEST_INDEX, RecordReader, ShardIndex, read_index
+from tolktrain.data.index import INDEX_FILE, LARGEST_INDEX, RecordReader, ShardIndex, damaged_shard, read_index
 from tolktrain.data.records import DATASET_FILE, DatasetInfo, Record
 from tolktrain.data.storage import TEMPORARY_PREFIX, Patience, Storage, StorageError, explained, fetch
 from tolktrain.data.unpacking import unpack
@@ -221,12 +221,8 @@ def unpack_shard(shard: RecordReader) -> bytes:
     """Content of a shard on disk, unpacked in memory. Raises `UserError` when it is missing or broken."""
     file = shard.zip_data or shard.raw_data
     path = Path(shard.dirname) / file.basename
-    try:
+    with _refusing(path):
         return shard_content(shard, _stored(path, file))
-    except OSError as error:
-        raise UserError(f"the shard {path} cannot be read ({error}); copy it again or rebuild the data set") from None
-    except DamagedError as error:
-        raise UserError(f"the shard {path} is corrupted ({error}); copy it again or rebuild the data set") from None
 
 
 def _stored(path: Path, expected: FileInfo) -> bytes:
@@ -240,18 +236,23 @@ def _stored(path: Path, expected: FileInfo) -> bytes:
 
 def _unpacked(shard: RecordReader) -> bytes:
     """Content of a shard that lies unpacked on disk. Raises `UserError` unless it is as the index says."""
-    try:
+    with _refusing(shard.path):
         content = _stored(shard.path, shard.raw_data)
+        problem = shard.problem_of(content)
+        if problem is not None:
+            raise DamagedError(problem)
+        return content
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what keeps the file of a shard from being read into `UserError`."""
+    try:
+        yield
     except OSError as error:
-        raise UserError(
-            f"the shard {shard.path} cannot be read ({error}); copy it again or rebuild the data set"
-        ) from None
+        raise UserError(f"the shard {path} cannot be read ({error}); copy it again or rebuild the data set") from None
     except DamagedError as error:
-        raise shard.damaged(str(error)) from None
-    problem = shard.problem_of(content)
-    if problem is not None:
-        raise shard.damaged(problem)
-    return content
+        raise damaged_shard(path, error) from None
 
 
 class RecordFolder(Sequence[Record]):

@@ -26,11 +26,11 @@ from tolktrain.data.records import DATASET_FILE
 from tolktrain.errors import UserError
 from tolktrain.files.names import all_inside, check_name
 from tolktrain.files.printable import printable
-from tolktrain.files.reading import parse_json, read_text
+from tolktrain.files.reading import is_count, parse_json, read_text
 
 INDEX_FILE = "index.json"
 LARGEST_INDEX = 1 << 28
-"""Bytes. 100,000 shards take 64 MB; what JSON unpacks to in memory can be 25 times as much."""
+"""Bytes. 100,000 shards take 75 MB; what JSON unpacks to in memory can be 25 times as much."""
 
 _INDEX_VERSION = 2
 _LARGEST_SHARD = (1 << 32) - 1  # the format counts bytes in 32 bits
@@ -250,7 +250,7 @@ class RecordReader(MDSReader):
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size != self.raw_data.bytes:
-                raise self.damaged(f"it is no file of {self.raw_data.bytes} bytes, as {INDEX_FILE} says")
+                raise self.damaged(f"it is not a file of {self.raw_data.bytes} bytes, as {INDEX_FILE} says")
             table = np.frombuffer(os.pread(descriptor, 8, _HEADER_BYTES + 4 * idx), "<u4")
             begin, end = table.tolist()
             if not self._first_byte <= begin < end <= self.raw_data.bytes:
@@ -273,16 +273,21 @@ class RecordReader(MDSReader):
             return f"it says that it has {count} records, {INDEX_FILE} says {self.samples}"
         offsets = np.frombuffer(content, "<u4", self.samples + 1, _HEADER_BYTES)
         if offsets[0] < self._first_byte or offsets[-1] > len(content) or bool((offsets[1:] <= offsets[:-1]).any()):
-            return "the places of its records lead out of it or cross"
+            return "the offsets of its records lead out of the file or overlap"
         return None
 
     def damaged(self, problem: str) -> UserError:
         """The error that names the shard."""
-        return UserError(f"the shard {self.path} is corrupted ({problem}); copy it again or rebuild the data set")
+        return damaged_shard(self.path, problem)
 
     @property
     def _first_byte(self) -> int:
         return _HEADER_BYTES + 4 * (self.samples + 1)
+
+
+def damaged_shard(path: Path, problem: object) -> UserError:
+    """The error for a file of a shard that is not as it was written."""
+    return UserError(f"the shard {path} is corrupted ({problem}); copy it again or rebuild the data set")
 
 
 def read_index(folder: str | Path) -> ShardIndex:
@@ -471,7 +476,7 @@ def _file(entry: object) -> FileInfo:
 
 
 def _count(value: object, key: str) -> int:
-    if type(value) is not int or not 0 <= value <= _LARGEST_SHARD:
+    if not is_count(value, _LARGEST_SHARD + 1):
         raise ValueError(f"{key} is {value!r:.80}; expected a whole number from 0 to {_LARGEST_SHARD}")
     return value
 

@@ -5,12 +5,14 @@ file, what it is for, and the way out.
 """
 
 import errno
+import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 DESCRIPTION_BYTES = 1 << 24  # the largest small file of JSON, YAML or notes that is read whole, unless said otherwise
 TABLE_BYTES = 1 << 26  # the largest table that says which file holds which of many tensors or files
@@ -58,6 +60,15 @@ def read_bytes(path: str | Path, limit: int = DESCRIPTION_BYTES) -> bytes:
     return content
 
 
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a regular file in hexadecimal; not held in memory. Raises OSError as `open_regular` does."""
+    found = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
 def read_text(path: str | Path, limit: int = DESCRIPTION_BYTES) -> str:
     """The same as UTF-8, a byte order mark left out. Raises also ValueError: it is not UTF-8."""
     return read_bytes(path, limit).decode("utf-8-sig")
@@ -81,6 +92,11 @@ def parse_json(content: str | bytes, **options: Any) -> Any:
     if _may_be_deep(content):
         _refuse_deep(value)
     return value
+
+
+def is_count(value: object, limit: float = math.inf) -> TypeGuard[int]:
+    """Whether a value of a file is a whole number from 0 on and below `limit`; True, an int in Python, is none."""
+    return type(value) is int and 0 <= value < limit
 
 
 def _may_be_deep(content: str | bytes) -> bool:

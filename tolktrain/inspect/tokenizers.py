@@ -1,6 +1,5 @@
 """The tokenizers that a data set was made with: given, or found beside it."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from tolktrain.data.records import Array, DatasetInfo
 from tolktrain.data.storage import Storage
 from tolktrain.errors import UserError
 from tolktrain.files.names import inside
+from tolktrain.files.reading import file_sha256
 from tolktrain.files.writing import write_synced
 from tolktrain.units.base import SpeechDecoder
 
@@ -97,7 +97,7 @@ def _text(info: DatasetInfo, folder: Path | None) -> tuple["Tokenizer | None", s
     from tolktrain.prepare.text import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
-    digest = hashlib.sha256((folder / TEXT_FILE).read_bytes()).hexdigest()
+    digest = file_sha256(folder / TEXT_FILE)
     _check_digest(folder / TEXT_FILE, digest, info.text.sha256, info, "--text-tokenizer")
     return tokenizer, str(folder)
 

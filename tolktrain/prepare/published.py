@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tolktrain.errors import UserError
+from tolktrain.files.reading import is_count
 from tolktrain.prepare.safe_pickle import read_plain_pickle
 
 META_FILE = "meta.pkl"
@@ -93,7 +94,7 @@ def _read_meta(folder: str | Path) -> tuple[str, dict[Any, Any]]:
 
 def _whole_number(path: str, content: dict[Any, Any], key: str) -> int:
     value = content.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 32:
+    if not is_count(value, 1 << 32):
         raise UserError(f"{path}: {key} is {value!r}; expected a whole number")
     return value
 

@@ -1,6 +1,5 @@
 """Text tokenizers: training the one of a small corpus, and using any fast tokenizer of Hugging Face."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tolktrain.data.records import TextInfo
 from tolktrain.errors import UserError
-from tolktrain.files.reading import TABLE_BYTES, read_bytes, read_json
+from tolktrain.files.reading import TABLE_BYTES, file_sha256, read_bytes, read_json
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
@@ -91,7 +90,7 @@ def load_text_tokenizer(path: str | Path) -> TextTokenizer:
         raise UserError(
             f"{folder / TOKENIZER_FILE} has the id {vocab_size - 1}; at most {_LARGEST_VOCABULARY} ids are supported"
         )
-    digest = hashlib.sha256(read_bytes(folder / TOKENIZER_FILE, _LARGEST_TOKENIZER)).hexdigest()
+    digest = file_sha256(folder / TOKENIZER_FILE)
     return TextTokenizer(tokenizer, TextInfo(vocab_size=vocab_size, eos_id=eos_id, sha256=digest))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from tolktrain.checkpoint.store import CheckpointStore, remove_quietly, step_name
 from tolktrain.data.skipping import SkippedSteps
 from tolktrain.errors import UserError
-from tolktrain.files.reading import TABLE_BYTES, parse_json, read_text
+from tolktrain.files.reading import TABLE_BYTES, is_count, parse_json, read_text
 from tolktrain.files.writing import replace_file
 from tolktrain.train.metrics import truncate_metrics
 
@@ -92,6 +92,6 @@ def skipped_steps(rollbacks: Sequence[Rollback], stage: str) -> SkippedSteps:
 def _parse(content: dict[str, Any]) -> Rollback:
     begin, end = content["skipped_data"]
     for number in (begin, end, *(content[key] for key in ("number", "first_bad_step", "last_bad_step", "to_step"))):
-        if type(number) is not int or number < 0:
-            raise ValueError(f"{number!r:.80} is no number of steps")
+        if not is_count(number):
+            raise ValueError(f"{number!r:.80} is not a number of steps")
     return Rollback(**{**content, "skipped_data": (begin, end)})

@@ -1,6 +1,5 @@
 """Pretrained speech models of transformers: where their files are, their digest, and loading them completely."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from pydantic import Field
 from tolktrain.config.base import StrictModel
 from tolktrain.errors import UserError
 from tolktrain.files.names import files_inside
-from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, open_regular, read_json
+from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, file_sha256, read_json
 from tolktrain.units.description import digest
 
 _WEIGHTS = (
@@ -103,14 +102,6 @@ def _json(path: Path, limit: int = DESCRIPTION_BYTES) -> dict[str, Any]:
     return content
 
 
-def _file_digest(path: Path) -> str:
-    found = hashlib.sha256()
-    with open_regular(path) as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
-
-
 def _weight_files(folder: Path) -> set[Path]:
     """The files that hold a model's weights. Raises `UserError` if there are none, or one is outside of the folder."""
     first = _weight_file(folder)
@@ -129,7 +120,7 @@ def model_digest(folder: Path) -> str:
     weights = {}
     for path in _weight_files(folder):
         try:
-            weights[path.relative_to(folder).as_posix()] = _file_digest(path)
+            weights[path.relative_to(folder).as_posix()] = file_sha256(path)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); restore it from its source") from None
     config = {key: value for key, value in _json(folder / "config.json").items() if key not in _IDLE_KEYS}

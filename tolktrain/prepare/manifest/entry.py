@@ -8,6 +8,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+from tolktrain.files.reading import is_count
 from tolktrain.prepare.items import Failure, ItemError, Reason, Utterance
 from tolktrain.prepare.word_times import check_words, words_of
 
@@ -47,7 +48,7 @@ def utterance_of(entry: Any, root: str) -> Utterance:
     if duration is not None and duration <= 0:
         raise _bad(f"duration must be above 0, got {duration}")
     channel = entry.get("channel")
-    if channel is not None and (not isinstance(channel, int) or isinstance(channel, bool) or channel < 0):
+    if channel is not None and not is_count(channel):
         raise _bad(f"channel must be a whole number from 0 on, got {channel!r:.80}")
     given, word_times = entry.get("words"), _path(entry, "word_times")
     if given is not None and word_times is not None:

@@ -6,7 +6,6 @@ aligned with the words, MDS shards, tokenizers, prompts. The same program and li
 
 import argparse
 import filecmp
-import hashlib
 import os
 import shutil
 import sys
@@ -22,6 +21,7 @@ from tokenizers import Tokenizer
 from tolktrain.data.records import DatasetInfo, TextInfo
 from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
+from tolktrain.files.reading import file_sha256
 from tolktrain.files.terminal import Console
 from tolktrain.files.writing import naming, write_synced
 from tolktrain.prepare.sample import corpus, espeak
@@ -50,7 +50,7 @@ def fit_speech_tokenizer(spoken: Sequence[SpokenPassage], analysis: LogMelAnalys
 
 def text_info(tokenizer: Tokenizer, folder: Path) -> TextInfo:
     """The text side of dataset.json."""
-    digest = hashlib.sha256((folder / TOKENIZER_FILE).read_bytes()).hexdigest()
+    digest = file_sha256(folder / TOKENIZER_FILE)
     return TextInfo(vocab_size=tokenizer.get_vocab_size(), eos_id=tokenizer.token_to_id(END_OF_TEXT), sha256=digest)
 
 
