@@ -173,6 +173,6 @@ def _sound(folder: Path, name: object, most: int) -> bytes | None:
         return read_bytes(path, most)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be put into the page ({error.strerror}); all its sounds together may have"
-            f" {_LARGEST_SOUNDS >> 20} MiB: make the samples again"
+            f"{path} cannot be put into the page ({error.strerror}); it has room for {_LARGEST_SOUNDS >> 20} MiB of"
+            " sounds in all: make the samples again"
         ) from None
