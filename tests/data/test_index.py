@@ -17,8 +17,9 @@ from s3_server import free_port
 from streaming.base.format.mds.reader import MDSReader
 
 from tolktrain.data import index
-from tolktrain.data.index import JoinedShards, read_index
+from tolktrain.data.index import JoinedShards, ShardIndex, read_index
 from tolktrain.data.records import columns_of
+from tolktrain.data.sharing import _attach, _publish
 from tolktrain.errors import UserError
 
 FIELDS = ("dirname", "split", "compression", "samples", "size", "column_names", "column_encodings", "column_sizes")
@@ -136,6 +137,20 @@ def test_a_node_parses_an_index_once(tmp_path: Path, stories: Path, visible: boo
     assert [parsed for parsed, _ in told] == [1, count - 1] * 2
     expected = [(shard.samples, shard.raw_data, shard.zip_data, shard.column_names) for shard in read_index(stories)]
     assert all(files == expected for _, files in told)
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+def test_another_process_under_the_same_number_is_left_alone(tmp_path: Path, stories: Path, kind: str) -> None:
+    """In a container of its own a rank sees other processes under the numbers that it is told."""
+    own: list[ShardIndex] = []
+    published = _publish([str(stories)], own)
+    os.close(published.descriptor)
+    (tmp_path / "other").write_bytes(bytes(1 << 20))
+    ends = [os.open(tmp_path / "other", os.O_RDONLY)] if kind == "file" else list(os.pipe())
+    (found,) = _attach(published._replace(descriptor=ends[0]), [str(stories)])
+    assert [shard.raw_data for shard in found] == [shard.raw_data for shard in own[0]]
+    for end in ends:
+        os.close(end)
 
 
 @pytest.fixture(scope="module")

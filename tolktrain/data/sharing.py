@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ class _Published(NamedTuple):
 
     process: int
     descriptor: int
+    name: str  # of the memory; no other has it
     parts: list[tuple[str, Any, int, int]]  # of each index: folder, kinds, shards, bytes of texts
 
 
@@ -39,19 +41,25 @@ def read_indexes(folders: Sequence[str]) -> list[ShardIndex]:
 def _publish(folders: Sequence[str], own: list[ShardIndex]) -> _Published:
     own += [read_index(folder) for folder in folders]
     # Memory without a name: nothing is left behind, whatever ends the processes.
-    descriptor = os.memfd_create("tolktrain-index", os.MFD_CLOEXEC)
+    name = f"tolktrain-index-{secrets.token_hex(16)}"
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         for index in own:
             file.write(index.table.tobytes())
             file.write(index.texts)
     parts = [(index.folder, index.kinds, len(index), index.texts.nbytes) for index in own]
-    return _Published(os.getpid(), descriptor, parts)
+    return _Published(os.getpid(), descriptor, name, parts)
 
 
 def _attach(published: _Published, folders: Sequence[str]) -> list[ShardIndex]:
+    path = f"/proc/{published.process}/fd/{published.descriptor}"
     try:
-        descriptor = os.open(f"/proc/{published.process}/fd/{published.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # in a container that does not show the others' processes
+        # In another container the number may be that of any process: what it has open is none of ours.
+        found = os.readlink(path) == f"/memfd:{published.name} (deleted)"
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if found else None
+    except OSError:  # a container that does not show the others' processes
+        descriptor = None
+    if descriptor is None:
         return [read_index(folder) for folder in folders]
     try:
         block = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
