@@ -20,12 +20,15 @@ from typing import Any
 import torch
 from stages import rows, stage_loader
 from streaming.base.constant import SHM_TO_CLEAN
+from streaming.base.world import World
 from torch import distributed
 
 from tolktrain.config import Config
 from tolktrain.data import checks, index, shared_memory, sharing
 from tolktrain.data.index import RecordReader
+from tolktrain.data.sharing import read_indexes
 from tolktrain.errors import UserError
+from tolktrain.parallel import together
 from tolktrain.parallel.together import on_each_node, on_this_node
 
 
@@ -161,6 +164,24 @@ def fail_on_a_node(rank: int, port: int, results: Path) -> None:
     told.append(on_each_node(lambda: f"rank {rank}"))
     told.append(on_this_node(rank))
     torch.save(told, results / f"told-{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def deal_out(rank: int, port: int, folder: Path, results: Path) -> None:
+    """One of four ranks that are dealt out to two nodes in turn, and then unevenly: whom it hears, the index that it is
+    given, and what it is told when it opens a data set."""
+    join_ranks(rank, 4, port, 2)
+    told: list[object] = []
+    for node, local_rank, local_size in ((rank % 2, rank // 2, 2), (rank // 3, rank % 3, (3, 1)[rank // 3])):
+        os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(local_size)}
+        together._machine = lambda node=node: f"machine {node}"  # type: ignore[misc]
+        told += [on_each_node(lambda: f"rank {rank}"), on_this_node(rank), len(read_indexes([str(folder)])[0])]
+        try:
+            shared_memory.register([str(folder)], [None], World.detect())
+        except UserError as error:
+            told.append(str(error))
+    torch.save(told, results / f"told-{rank}.pt")
+    distributed.barrier()
     distributed.destroy_process_group()
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from corpora import random_records, write_dataset
 from fault_proxy import FaultProxy
-from other_processes import check_sets, fail_on_a_node, run_processes
+from other_processes import check_sets, deal_out, fail_on_a_node, run_processes
 from s3_server import S3Server, free_port
 
 from tolktrain.config import Config
 from tolktrain.data.checks import check_data
-from tolktrain.data.index import identity_of
+from tolktrain.data.index import identity_of, read_index
 from tolktrain.data.sequences import Vocabulary
 from tolktrain.data.storage import Storage
 
@@ -109,3 +109,15 @@ def test_a_failure_on_one_node_is_raised_on_all(tmp_path: Path) -> None:
     assert [rank[1] for rank in told] == [other, other, ("KeyError", "'node 1'"), other]
     assert [rank[2] for rank in told] == ["rank 0", "rank 0", "rank 2", "rank 2"]
     assert [rank[3] for rank in told] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+
+
+def test_nodes_are_found_however_ranks_are_dealt_out(tmp_path: Path, stories: Path) -> None:
+    """Checks work for any distribution. Training does not: the order of the records supposes nodes of equal size."""
+    port, shards = free_port(), len(read_index(stories))
+    run_processes(deal_out, [(rank, port, stories, tmp_path) for rank in range(4)])
+    told = [torch.load(tmp_path / f"told-{rank}.pt", weights_only=False) for rank in range(4)]
+    refused = told[0][3]
+    assert "start as many tasks on each node, numbered node after node" in refused
+    in_turn = [["rank 0", [0, 2], shards, refused], ["rank 1", [1, 3], shards, refused]] * 2
+    unevenly = [["rank 0", [0, 1, 2], shards, refused]] * 3 + [["rank 3", [3], shards, refused]]
+    assert told == [first + second for first, second in zip(in_turn, unevenly, strict=True)]

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch.distributed as dist
 from streaming.base import dataset
 from streaming.base.constant import LOCALS, SHM_TO_CLEAN
 from streaming.base.shared import SharedMemory
@@ -24,6 +23,7 @@ from streaming.base.world import World
 
 from tolktrain.errors import UserError
 from tolktrain.files.shared import exclusive, is_own_folder
+from tolktrain.parallel.together import together, told_by_all
 
 _FOLDER = Path("/dev/shm")
 # Beside the blocks stands a folder of this user's for the library's lock files, which it would put into TMPDIR.
@@ -33,6 +33,10 @@ _BLOCK_NAME = re.compile(rf"(\d{{6,9}})_({'|'.join([*SHM_TO_CLEAN, _LOCK_FILES])
 _PATIENCE_SECONDS = 10.0
 # For starts of this user's other jobs on this node: each looks through the node's processes once.
 _START_SECONDS = 120.0
+_NOT_SHARED = (
+    "data: the ranks of this node do not share memory; start as many tasks on each node, numbered node after node, and"
+    f" let containers on a node share {_FOLDER}"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +87,10 @@ def register(
 ) -> tuple[int, SharedMemory]:
     """In place of the library's `get_shm_prefix`: the number of this node's blocks, and the block that claims it.
 
-    The block lists the folders of the data set. What killed jobs left over is removed first. Raises UserError, on all
-    ranks, if one of the folders is to be filled from remote storage and a living program of this node has it open.
+    The block lists the folders of the data set. What killed jobs left over is removed first.
+
+    Raises UserError, on all ranks, if one of the folders is to be filled from remote storage and a living program of
+    this node has it open, or if ranks are not dealt out to nodes as the order of the records supposes.
     """
     caches = {folder for folder, remote in zip(streams_local, streams_remote, strict=True) if remote is not None}
     own: tuple[int, SharedMemory] | None = None
@@ -94,13 +100,16 @@ def register(
             own = _claim_patiently(list(streams_local), caches)
         except Exception as error:
             failure = error
-    told: list[tuple[int | None, Exception | None]] = [(own and own[0], failure)]
-    if dist.is_available() and dist.is_initialized():
-        told = [(None, None)] * dist.get_world_size()
-        dist.all_gather_object(told, (own and own[0], failure))
-    for _, failure in told:
+    place = world.ranks_per_node, int(os.environ.get("LOCAL_RANK", world.rank_of_node))
+    told = told_by_all((own and own[0], failure, place))
+    for _, failure, _ in told:
         if failure is not None:
             raise failure
+    # Each rank counts nodes by what it is told: of different counts records would be read twice, without a word.
+    if together() and [place for *_, place in told] != [
+        (world.ranks_per_node, rank % world.ranks_per_node) for rank in range(len(told))
+    ]:
+        raise UserError(_NOT_SHARED)
     return own or _attach(told[world.node * world.ranks_per_node][0])
 
 
@@ -124,10 +133,7 @@ def _attach(number: int | None) -> tuple[int, SharedMemory]:
         assert number is not None and is_own_folder(_lock_files(number))
         return number, SharedMemory(_get_path(number, LOCALS), False)
     except (AssertionError, FileNotFoundError):
-        raise UserError(
-            "data: the ranks of this node do not share memory; start as many tasks on each node, numbered node after"
-            f" node, and let containers on a node share {_FOLDER}"
-        ) from None
+        raise UserError(_NOT_SHARED) from None
 
 
 def _exclusive() -> contextlib.AbstractContextManager[None]:

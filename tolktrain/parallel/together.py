@@ -1,6 +1,8 @@
 """Actions of one rank, or of one on each node, that all ranks wait for."""
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
@@ -51,19 +53,24 @@ def on_each_node(action: Callable[[], T]) -> T:
             result = action()
         except Exception as error:
             failure = error
-    told = told_by_all((result, None if failure is None else (isinstance(failure, UserError), _told(failure))))
+    told, node = _told_with_nodes(
+        (result, None if failure is None else (isinstance(failure, UserError), _told(failure)))
+    )
     for rank, (_, other) in enumerate(told):
         if other is not None:
             if failure is not None and rank == place.rank:
                 raise failure
             is_user_error, message = other
             raise UserError(message) if is_user_error else OtherRankFailed(f"rank {rank} failed: {message}")
-    return cast(T, _of_this_node(told)[0][0])
+    return cast(T, told[node[0]][0])
 
 
 def on_this_node(value: T) -> list[T]:
     """The values that the ranks of this node call it with, which must survive pickling; all ranks call it."""
-    return _of_this_node(told_by_all(value))
+    if not together():
+        return [value]
+    told, node = _told_with_nodes(value)
+    return [told[rank] for rank in node]
 
 
 def told_by_all(value: T) -> list[T]:
@@ -75,17 +82,48 @@ def told_by_all(value: T) -> list[T]:
     return told
 
 
-def _of_this_node(told: list[T]) -> list[T]:
-    if not together():
-        return told
-    place = ProcessEnvironment.detect()
-    first = place.rank - place.local_rank
-    return told[first : first + place.local_world_size]
-
-
 def together() -> bool:
     """Whether there is more than one process."""
     return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _told_with_nodes(value: T) -> tuple[list[T], list[int]]:
+    """The values that all ranks call it with, and the ranks of this node, the first one first."""
+    place = ProcessEnvironment.detect()
+    told = told_by_all((_machine(), place.local_rank, value))
+    firsts = first_ranks([(machine, local_rank) for machine, local_rank, _ in told])
+    node = [rank for rank, first in enumerate(firsts) if first == firsts[place.rank]]
+    return [value for _, _, value in told], node
+
+
+def first_ranks(places: Sequence[tuple[str, int]]) -> list[int]:
+    """Of each rank the first one of its node, from the machine and the local rank of each.
+
+    However ranks are dealt out to nodes: one node after the other, in turn, or unevenly. Several nodes may be on one
+    machine, one after the other.
+
+    Raises UserError when the first rank of a machine is not the first of a node.
+    """
+    latest: dict[str, int] = {}
+    firsts = []
+    for rank, (machine, local_rank) in enumerate(places):
+        if local_rank == 0:
+            latest[machine] = rank
+        if machine not in latest:
+            raise UserError(
+                f"rank {rank} is the first one on its machine, but its launcher says local rank {local_rank}; start all"
+                " processes with one launcher (srun or torchrun)"
+            )
+        firsts.append(latest[machine])
+    return firsts
+
+
+def _machine() -> str:
+    """The same for all processes of a machine, whatever containers they are in, and for no others."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
 
 
 def _told(failure: Exception) -> str:
