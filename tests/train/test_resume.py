@@ -7,13 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_runs import NUM_STEPS, StopAfter, read_metrics, small_config, write_config
 
+from tolktrain import cli
+from tolktrain.checkpoint.manifest import digest_files, write_manifest
+from tolktrain.checkpoint.slices import PARAMETERS
 from tolktrain.checkpoint.store import read_moments, read_parameters, read_state
+from tolktrain.interop.weights import load_weights
+from tolktrain.model.naming import canonical_state
+from tolktrain.train.remote import uploads_of
 from tolktrain.train.run import train
 
 FINAL = f"checkpoints/step-{NUM_STEPS:08d}"
@@ -159,3 +167,56 @@ def test_latest_never_names_one_that_was_set_aside(tmp_path: Path, sets: Path, u
     next((checkpoints / f"step-{NUM_STEPS:08d}" / "tensors").iterdir()).unlink()
     assert train(small_config(tmp_path, sets, "train.max_steps=8")) == 0  # nothing to train
     assert (checkpoints / "latest").read_text() == "step-00000008\n"
+
+
+def test_the_form_of_the_last_release_is_read_everywhere(
+    tmp_path: Path, sets: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of files for each kind, whose tensors have the names of parameters alone: resumed exactly, listed,
+    verified, copied to a bucket and back, and exported."""
+    config, run_dir = small_config(tmp_path, sets), tmp_path / "runs" / "small"
+    assert train(config, StopAfter(5)) == 75  # inside the second stage, where some are frozen
+    folder = run_dir / "checkpoints" / "step-00000005"
+    expected = read_parameters(folder), *read_moments(folder)
+    write_in_old_form(folder)
+    assert not (folder / "tensors").exists() and len(list(folder.glob("*/*.safetensors"))) == 3
+    found = read_parameters(folder), *read_moments(folder)
+    assert all(map(same_tensors, found, expected))
+    assert cli.main(["checkpoints", str(run_dir), "--verify"]) == 0
+    assert "verified" in capsys.readouterr().out
+    assert cli.main(["checkpoints", str(run_dir), "--weights-only", str(tmp_path / "weights")]) == 0
+    assert same_tensors(canonical_state(load_weights(tmp_path / "weights")), expected[0])
+    with_copies = small_config(tmp_path, sets, f"checkpoint.upload={tmp_path / 'copies'}")
+    uploads = uploads_of(with_copies)
+    assert uploads is not None
+    uploads.submit(folder)
+    assert uploads.wait(60) and uploads.close(60)
+    shutil.rmtree(run_dir)
+    assert train(with_copies) == 0
+    assert_same_run(run_dir, uninterrupted)
+    assert [path.name for path in (folder / PARAMETERS).iterdir()] == ["shard-00001-of-00001.safetensors"]
+
+
+def same_tensors(some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> bool:
+    """Whether they are equal, but for copies that only some have."""
+    return bool(some) and all(torch.equal(some[name], others[name]) for name in some.keys() & others.keys())
+
+
+def write_in_old_form(folder: Path) -> None:
+    """Rewrite a checkpoint as it was once written: <kind>/shard-....safetensors."""
+    index = json.loads((folder / "tensors.json").read_text())
+    names = ["state.json", "tensors.json"]
+    for kind, tensors in index.items():
+        (folder / kind).mkdir()
+        content: dict[str, dict[str, torch.Tensor]] = {}
+        for name, entry in tensors.items():
+            for stored in entry["slices"]:
+                whole = load_file(folder / stored["file"])
+                stored["file"] = f"{kind}/{Path(stored['file']).name}"
+                content.setdefault(stored["file"], {})[name] = whole[f"{kind}/{name}"]
+        for file, part in content.items():
+            save_file(part, folder / file)
+            names.append(file)
+    shutil.rmtree(folder / "tensors")
+    (folder / "tensors.json").write_text(json.dumps(index))
+    write_manifest(folder, digest_files(folder, names))
