@@ -24,8 +24,11 @@ from streaming.base.world import World
 from torch import distributed
 
 from tolktrain.config import Config
+from tolktrain.config.data import DatasetConfig, InterleavingConfig
 from tolktrain.data import checks, index, shared_memory, sharing
 from tolktrain.data.index import RecordReader
+from tolktrain.data.loader import validation_batches
+from tolktrain.data.sequences import Vocabulary
 from tolktrain.data.sharing import read_indexes
 from tolktrain.errors import UserError
 from tolktrain.parallel import together
@@ -186,7 +189,7 @@ def deal_out(rank: int, port: int, folder: Path, results: Path) -> None:
 
 
 def open_indexes(rank: int, port: int, folder: Path, environ: Mapping[str, str], results: Path) -> None:
-    """One of four ranks on two nodes that open an index: how often it parsed it, and what it has."""
+    """One of four ranks on two nodes that open an index, and validate: how often it parsed it, and what it has."""
     os.environ |= environ
     join_ranks(rank, 4, port, 2)
     parsed: list[int] = []
@@ -202,6 +205,18 @@ def open_indexes(rank: int, port: int, folder: Path, environ: Mapping[str, str],
         sharing._attach = lambda published, folders: attach(published._replace(process=2**30), folders)
     (shards,) = sharing.read_indexes([str(folder)])
     files = [(shard.samples, shard.raw_data, shard.zip_data, shard.column_names) for shard in shards]
+    batches = validation_batches(
+        DatasetConfig(path=str(folder)),
+        "text",
+        4,
+        vocabulary=Vocabulary(100, 0, 50),
+        sequence_length=32,
+        interleaving=InterleavingConfig(),
+        micro_batch_size=1,
+        data_rank=rank,
+        data_size=4,
+    )
+    assert len(list(batches)) == 1
     torch.save((len(parsed), files), results / f"told-{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()

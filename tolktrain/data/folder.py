@@ -258,10 +258,17 @@ def _refusing(path: Path) -> Iterator[None]:
 class RecordFolder(Sequence[Record]):
     """Records of one set by number. Shards of a remote set are fetched when first used; local folders are only read."""
 
-    def __init__(self, config: DatasetConfig, cached_shards: int = 4, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        config: DatasetConfig,
+        cached_shards: int = 4,
+        patience: Patience | None = None,
+        index: ShardIndex | None = None,
+    ) -> None:
+        """`index` is the set's where it has been read already."""
         fetch_descriptions(config, patience)
         self.info = DatasetInfo.read(config.path)
-        self._shards = read_index(config.path)
+        self._shards = index or read_index(config.path)
         self._ends = np.cumsum(self._shards.samples, dtype=np.int64)
         self._stream = None if config.remote is None else RecordStream(config, patience, index=self._shards)
         self._cached_shards = cached_shards
@@ -312,5 +319,5 @@ class RecordFolder(Sequence[Record]):
 
 
 def open_records(config: DatasetConfig, patience: Patience | None = None) -> RecordFolder:
-    """Records of a data set by number, for evaluation and validation."""
+    """Records of a data set by number, for evaluation."""
     return RecordFolder(config, patience=patience)

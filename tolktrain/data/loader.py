@@ -17,9 +17,10 @@ from tolktrain.cluster.threads import guarded
 from tolktrain.config import Config
 from tolktrain.config.data import DatasetConfig, InterleavingConfig, Mixture, Strategy
 from tolktrain.data.batch import Batch, collate
-from tolktrain.data.folder import open_records
+from tolktrain.data.folder import RecordFolder, fetch_descriptions
 from tolktrain.data.mixture import MixturePlan, RecordMixture, Sample, Segment
 from tolktrain.data.sequences import Sequence, Vocabulary, build_sequence, sequence_rng
+from tolktrain.data.sharing import read_indexes
 from tolktrain.data.skipping import SkippedSteps
 from tolktrain.errors import UserError
 
@@ -195,9 +196,12 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """One sequence of each of the first `count` records (all if there are fewer), always the same ones.
 
-    Every data rank yields equally many batches of equal size; rows for which there is no record score nothing.
+    Every data rank yields equally many batches of equal size; rows for which there is no record score nothing. The
+    first batch is made by all ranks together.
     """
-    records = open_records(dataset)
+    fetch_descriptions(dataset)
+    (index_of_set,) = read_indexes([dataset.path])
+    records = RecordFolder(dataset, index=index_of_set)
     count = min(count, len(records))
     rows_per_rank = math.ceil(count / (data_size * micro_batch_size)) * micro_batch_size
 
