@@ -18,6 +18,7 @@ from tolktrain.train.health import arithmetic, probes
 from tolktrain.train.health.arithmetic import GPU, Effort, known_product, measure_product
 from tolktrain.train.health.check import check_health
 from tolktrain.train.health.disk import Mark, checkpoint_bytes, look, needed_space
+from tolktrain.train.health.exchange import own_numbers, summed_numbers
 from tolktrain.train.health.probes import Probes
 from tolktrain.train.health.schedule import pairings, partners
 
@@ -185,3 +186,22 @@ def test_a_real_small_disk(make_disk: MakeDisk, tmp_path: Path, sets: Path, capl
     with pytest.raises(UserError, match=r"disk-0 has 25. KiB free .*but two checkpoints of 149 KiB each need 298 KiB"):
         check_health(config, layout, folder, too_large)
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("world_size", [2, 1000, 8192, 1 << 17])
+def test_sums_over_all_ranks_are_exact(world_size: int) -> None:
+    """Whatever is added first. Ranks themselves, added up, are not from 5,800 ranks on: a sound network seemed bad."""
+    numbers = np.stack([own_numbers(7, rank, CPU).numpy() for rank in range(world_size)])
+    assert numbers.dtype == np.float32 and len(np.unique(numbers)) > min(world_size, 240)
+    expected = summed_numbers(7, world_size, CPU).numpy()
+    for order in (numbers, numbers[::-1], np.sort(numbers, axis=0)):
+        assert np.array_equal(np.add.accumulate(order, axis=0)[-1], expected)
+    assert np.array_equal(numbers.astype(np.int64).sum(axis=0), expected)
+
+
+def test_files_are_as_many_as_ranks(tmp_path: Path, sets: Path) -> None:
+    """Of each checkpoint, and a few more."""
+    few, many = (
+        needed_space({"backbone": 1}, small_config(tmp_path, sets), size, tmp_path, True).num_files for size in (8, 108)
+    )
+    assert many - few == 2 * 100

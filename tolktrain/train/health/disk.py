@@ -48,7 +48,7 @@ def needed_space(counts: Mapping[str, int], config: Config, world_size: int, run
         folder=str(run_dir),
         checkpoint_bytes=checkpoint_bytes(counts, config, world_size),
         num_checkpoints=num_checkpoints,
-        num_files=num_checkpoints * (3 * world_size + 8) + _OTHER_FILES,
+        num_files=num_checkpoints * (world_size + 8) + _OTHER_FILES,
         keep_last=keep_last,
         num_existing=existing,
         reclaimed_bytes=_folder_bytes(store.folder) if starts_anew else 0,

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from tolktrain.train.health.probes import Probes
 from tolktrain.train.health.reports import ExchangeReport
@@ -28,6 +29,7 @@ class Sizes:
 
 GPU = Sizes(all_reduce=32 * 2**20, pair=16 * 2**20)
 CPU = Sizes(all_reduce=2**18, pair=2**18)
+_DIFFERENT = 241  # numbers that ranks add
 
 
 def read_clocks(clock: Callable[[], float]) -> tuple[tuple[float, float], ...]:
@@ -85,12 +87,10 @@ def measure_exchange(
 def _all_reduce(size: int, device: torch.device, group: dist.ProcessGroup | None) -> tuple[tuple[float, ...], int]:
     """Seconds of each repetition, and how many elements of the sums were wrong."""
     world_size = dist.get_world_size()
-    pattern = torch.arange(size, device=device, dtype=torch.float32) % 7
-    # Whole numbers below 2^24, so exact in whatever order they are added.
-    expected = pattern * world_size + world_size * (world_size - 1) // 2
+    own, expected = own_numbers(size, dist.get_rank(), device), summed_numbers(size, world_size, device)
     seconds, num_wrong = [], torch.zeros((), dtype=torch.int64, device=device)
     for _ in range(1 + _REPETITIONS):
-        values = pattern + dist.get_rank()
+        values = own.clone()
         _meet(device, group)
         started = time.perf_counter()
         dist.all_reduce(values, group=group)
@@ -98,6 +98,18 @@ def _all_reduce(size: int, device: torch.device, group: dist.ProcessGroup | None
         seconds.append(time.perf_counter() - started)
         num_wrong += (values != expected).sum()
     return tuple(seconds[1:]), int(num_wrong)  # the first one opens connections
+
+
+def own_numbers(size: int, rank: int, device: torch.device) -> Tensor:
+    """What a rank adds: whole numbers, of which those of 2^17 ranks sum up to less than 2^24. So float32 holds the sums
+    exactly, in whatever order they are added."""
+    return torch.arange(size, device=device, dtype=torch.float32) % 7 + rank % _DIFFERENT
+
+
+def summed_numbers(size: int, world_size: int, device: torch.device) -> Tensor:
+    """The sum of all ranks' `own_numbers`."""
+    pattern = torch.arange(size, device=device, dtype=torch.float32) % 7
+    return pattern * world_size + sum(rank % _DIFFERENT for rank in range(world_size))
 
 
 def _pair(partner: int, size: int, device: torch.device, group: dist.ProcessGroup | None, probes: Probes) -> float:
