@@ -117,7 +117,7 @@ def test_nodes_are_found_however_ranks_are_dealt_out(tmp_path: Path, stories: Pa
     run_processes(deal_out, [(rank, port, stories, tmp_path) for rank in range(4)])
     told = [torch.load(tmp_path / f"told-{rank}.pt", weights_only=False) for rank in range(4)]
     refused = told[0][3]
-    assert "start as many tasks on each node, numbered node after node" in refused
+    assert "start as many tasks on each node (srun --distribution=block)" in refused
     in_turn = [["rank 0", [0, 2], shards, refused], ["rank 1", [1, 3], shards, refused]] * 2
     unevenly = [["rank 0", [0, 1, 2], shards, refused]] * 3 + [["rank 3", [3], shards, refused]]
     assert told == [first + second for first, second in zip(in_turn, unevenly, strict=True)]

@@ -34,8 +34,8 @@ _PATIENCE_SECONDS = 10.0
 # For starts of this user's other jobs on this node: each looks through the node's processes once.
 _START_SECONDS = 120.0
 _NOT_SHARED = (
-    "data: the ranks of this node do not share memory; start as many tasks on each node, numbered node after node, and"
-    f" let containers on a node share {_FOLDER}"
+    "data: ranks of a node must share memory, be numbered one after the other, and be as many on each node; start as"
+    f" many tasks on each node (srun --distribution=block), and let containers on a node share {_FOLDER}"
 )
 
 logger = logging.getLogger(__name__)
