@@ -239,6 +239,15 @@ def test_a_full_disk_under_the_cache(make_streaming: MakeConfig, make_disk: Make
     ), message
 
 
+def test_a_full_disk_under_a_local_set(stories: Path, make_config: MakeConfig, make_disk: MakeDisk) -> None:
+    disk = make_disk(1024)
+    folder = packed_copy(stories, disk.path / "stories")
+    disk.fill(8)
+    error = refused(make_config({"a": folder}))
+    assert error.by_machine
+    assert "No space left on device" in str(error) and "set data.sets.*.remote" in str(error)
+
+
 def test_cache_limit(make_streaming: MakeConfig, expected: list[Any], fault_proxy: FaultProxy) -> None:
     config = make_streaming(cache_limit="100kb", num_workers=2)
     cache = Path(config.data.sets["a"].path)

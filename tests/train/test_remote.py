@@ -11,7 +11,7 @@ from small_runs import NUM_STEPS, StopAfter, read_metrics, small_config
 
 from tolktrain.checkpoint.bucket import find_remote
 from tolktrain.checkpoint.store import read_parameters
-from tolktrain.data.storage import Storage
+from tolktrain.data.storage import Storage, StorageError
 from tolktrain.errors import UserError
 from tolktrain.train import opened
 from tolktrain.train.remote import storage_of, uploads_of
@@ -123,3 +123,19 @@ def test_an_address_that_is_none(tmp_path: Path, sets: Path) -> None:
     with pytest.raises(UserError, match="checkpoint.upload: 'ftp://host/folder/small' is no address"):
         train(small_config(tmp_path, sets, "checkpoint.upload=ftp://host/folder"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_disk_without_room_for_the_copy_is_no_bad_input(
+    tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = copy_newest(tmp_path, sets)
+    run_dir = tmp_path / "runs" / "small"
+    shutil.rmtree(run_dir)
+
+    def refuse(storage: Storage, name: str, path: Path, limit: int) -> None:
+        raise StorageError(f"{path} cannot be written: the disk refuses", "disk")
+
+    monkeypatch.setattr(Storage, "download", refuse)
+    with pytest.raises(UserError, match="checkpoint.upload: .* the disk refuses") as caught:
+        train(small_config(tmp_path, sets, *overrides))
+    assert caught.value.by_machine

@@ -149,7 +149,8 @@ class RecordStream(Stream):
                 raise
             raise UserError(
                 f"{error}; to read packed shards from a folder without write access, set data.sets.*.remote to"
-                f" {self.local} and data.sets.*.path to a folder for unpacked shards"
+                f" {self.local} and data.sets.*.path to a folder for unpacked shards",
+                by_machine=error.by_machine,
             ) from None
         if self.remote is not None and shard.zip_data is not None:
             (Path(shard.dirname) / shard.zip_data.basename).unlink(missing_ok=True)

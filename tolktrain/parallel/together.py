@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -12,6 +12,26 @@ from tolktrain.cluster.verdict import OtherRankFailed
 from tolktrain.errors import UserError
 
 T = TypeVar("T")
+
+
+class _Told(NamedTuple):
+    """What the other ranks hear of a failure."""
+
+    message: str
+    is_user_error: bool
+    by_machine: bool  # so that all ranks leave with one exit code, whichever speaks
+
+    @classmethod
+    def of(cls, failure: Exception) -> "_Told":
+        if isinstance(failure, UserError):
+            return cls(str(failure), True, failure.by_machine)
+        return cls(f"{type(failure).__name__}: {failure}", False, False)
+
+    def error(self, rank: int) -> Exception:
+        """What they raise about it."""
+        if self.is_user_error:
+            return UserError(self.message, by_machine=self.by_machine)
+        return OtherRankFailed(f"rank {rank} failed: {self.message}")
 
 
 def on_rank_zero(rank: int, action: Callable[[], T]) -> T:
@@ -27,11 +47,10 @@ def on_rank_zero(rank: int, action: Callable[[], T]) -> T:
         except Exception as error:
             failure = error
     if together():
-        shared = [result, None if failure is None else (isinstance(failure, UserError), _told(failure))]
+        shared = [result, None if failure is None else _Told.of(failure)]
         dist.broadcast_object_list(shared, src=0)
         if rank != 0 and shared[1] is not None:
-            is_user_error, message = shared[1]
-            raise UserError(message) if is_user_error else OtherRankFailed(f"rank 0 failed: {message}")
+            raise shared[1].error(0)
         result = shared[0]
     if failure is not None:
         raise failure
@@ -53,15 +72,12 @@ def on_each_node(action: Callable[[], T]) -> T:
             result = action()
         except Exception as error:
             failure = error
-    told, node = _told_with_nodes(
-        (result, None if failure is None else (isinstance(failure, UserError), _told(failure)))
-    )
+    told, node = _told_with_nodes((result, None if failure is None else _Told.of(failure)))
     for rank, (_, other) in enumerate(told):
         if other is not None:
             if failure is not None and rank == place.rank:
                 raise failure
-            is_user_error, message = other
-            raise UserError(message) if is_user_error else OtherRankFailed(f"rank {rank} failed: {message}")
+            raise other.error(rank)
     return cast(T, told[node[0]][0])
 
 
@@ -124,7 +140,3 @@ def _machine() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return socket.gethostname()
-
-
-def _told(failure: Exception) -> str:
-    return str(failure) if isinstance(failure, UserError) else f"{type(failure).__name__}: {failure}"

@@ -53,7 +53,7 @@ def restore_newest(config: Config, run_dir: Path, token: int) -> None:
         restore(storage, run_dir, here, token)
     except UserError as error:
         if not here:
-            raise UserError(f"checkpoint.upload: {error}") from error
+            raise UserError(f"checkpoint.upload: {error}", by_machine=error.by_machine) from error
         logger.warning("checkpoint.upload: %s; going on from step %d, which is here", error, here)
 
 
