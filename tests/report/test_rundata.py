@@ -54,7 +54,7 @@ def test_line_that_is_being_written_is_ignored(bare_run: Path) -> None:
 def test_broken_line_in_the_middle(bare_run: Path) -> None:
     path = bare_run / "metrics.jsonl"
     path.write_text("{broken\n" + path.read_text())
-    with pytest.raises(UserError, match=r"metrics\.jsonl, line 1 is not JSON"):
+    with pytest.raises(UserError, match=r"^\S*metrics\.jsonl, line 1 is not JSON; restore the file or train again$"):
         read_run(bare_run)
 
 

@@ -166,6 +166,8 @@ def _read_lines(path: Path) -> Iterator[Row]:
                     yield row
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `tolktrain train CONFIG` writes it") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable ({error}); restore the file or train again") from None
 
