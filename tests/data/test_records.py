@@ -108,6 +108,11 @@ def test_dataset_description(tmp_path: Path) -> None:
         ("[]", "schema_version is None, but this version of tolktrain reads 1"),
         (json.dumps(good | {"schema_version": 2}), "schema_version is 2, but this version of tolktrain reads 1"),
         (json.dumps(good | {"num_records": "many", "extra": 1}), "num_records: .*; extra: "),
+        # What is measured, and models, have a row for each id.
+        (json.dumps(good | {"text": good["text"] | {"vocab_size": 10**12}}), "text.vocab_size: .*16777216"),
+        (json.dumps(good | {"speech": good["speech"] | {"num_units": 10**12}}), "speech.num_units: .*65536"),
+        (json.dumps(good | {"speech": good["speech"] | {"num_codebooks": 10**12}}), "speech.num_codebooks: .*256"),
+        (json.dumps(good | {"speech": good["speech"] | {"frames_per_second": 1e999}}), "frames_per_second: "),
     ):
         path.write_text(content)
         with pytest.raises(UserError, match=message):

@@ -1,6 +1,8 @@
 """Reading of spoken prompts, good and bad."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,30 @@ def test_stereo_at_another_rate_is_mixed_and_resampled(tmp_path: Path) -> None:
     samples = read_sound(path, RATE)
     assert samples.shape == (RATE,) and samples.dtype == np.float32
     np.testing.assert_allclose(samples[500:-500], _tone()[500:-500] / 2, atol=5e-3)
+
+
+def test_a_small_file_that_holds_a_day_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "long.wav"
+    with soundfile.SoundFile(path, "w", 8_000, 1, format="FLAC") as file:
+        for _ in range(24):
+            file.write(np.zeros(8_000 * 3600, np.int16))
+    read = (
+        "import resource, sys; from pathlib import Path; from tolktrain.generate.prompts import read_sound;"
+        " resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30)); read_sound(Path(sys.argv[1]), 16000)"
+    )
+    told = subprocess.run([sys.executable, "-c", read, path], capture_output=True, text=True, timeout=300)
+    assert "long.wav is longer than 600 s" in told.stderr, told.stderr
+
+
+@pytest.mark.parametrize("rate", [1, 2_000_000_011])
+def test_a_rate_that_no_sound_has_is_refused(tmp_path: Path, rate: int) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, _tone(), RATE)
+    content = bytearray(path.read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.wav (claims \d+ samples a second|is not a readable sound file)"):
+        read_sound(path, RATE)
 
 
 def test_embedded_prompts(repository: Path) -> None:

@@ -21,6 +21,8 @@ from tolktrain.files.writing import replace_file
 
 SCHEMA_VERSION = 1
 DATASET_FILE = "dataset.json"
+LARGEST_VOCABULARY = 1 << 24  # ids; tables have a row for each, used or not
+_MOST_CODEBOOKS = 256  # likewise
 
 Array = npt.NDArray[Any]
 
@@ -171,7 +173,7 @@ class _Description(BaseModel):
 class TextInfo(_Description):
     """The text side of a set of records."""
 
-    vocab_size: int = Field(gt=0, description="Text ids, without the model's special ids.")
+    vocab_size: int = Field(gt=0, le=LARGEST_VOCABULARY, description="Text ids, without the model's special ids.")
     eos_id: int = Field(ge=0, description="Id that ends an utterance.")
     sha256: str = Field(description="Digest of the tokenizer file.")
 
@@ -181,9 +183,9 @@ class SpeechInfo(_Description):
 
     name: str = Field(description="Speech tokenizer.")
     version: str = Field(description="Version of the speech tokenizer.")
-    num_units: int = Field(gt=0, description="Units of one codebook.")
-    num_codebooks: int = Field(default=1, gt=0, description="Codebooks per frame.")
-    frames_per_second: float = Field(gt=0, description="Frames before repeats are collapsed.")
+    num_units: int = Field(gt=0, le=1 << 16, description="Units of one codebook.")
+    num_codebooks: int = Field(default=1, gt=0, le=_MOST_CODEBOOKS, description="Codebooks per frame.")
+    frames_per_second: float = Field(gt=0, lt=1e6, description="Frames before repeats are collapsed.")
     sha256: str = Field(description="Digest of the tokenizer's weights.")
 
 

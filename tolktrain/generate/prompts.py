@@ -11,6 +11,10 @@ from tolktrain.files.reading import open_regular
 from tolktrain.generate.inputs import entry_path, read_entries
 from tolktrain.units.base import Samples
 
+_LONGEST_SECONDS = 600.0
+_MOST_VALUES = 1 << 27  # samples of all channels: ten minutes in stereo at 96 kHz
+_SLOWEST_RATE, _FASTEST_RATE = 1_000, 768_000  # resampling from others takes memory without bound
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
@@ -30,23 +34,31 @@ def read_prompts(folder: str | Path, sample_rate: int) -> list[Prompt]:
     prompt is a whole utterance, after which the model begins the next one). Sound of several channels is mixed, and of
     another rate resampled.
 
-    Raises UserError when the folder, prompts.json or a sound file is missing or unreadable, or two files have one stem.
+    Raises UserError when the folder, prompts.json or a sound file is missing, unreadable or too long, or two files have
+    one stem.
     """
     folder = Path(folder)
     return [_read(folder, entry, sample_rate) for entry in read_entries(folder)]
 
 
 def read_sound(path: Path, sample_rate: int) -> Samples:
-    """Mono samples of a sound file at `sample_rate`. Raises UserError when it is missing, unreadable or empty."""
+    """Mono samples of a sound file at `sample_rate`. Raises UserError when it is missing, unreadable, empty or long."""
     import soundfile
 
     try:
-        with open_regular(path) as file:
-            sound, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        with open_regular(path) as file, soundfile.SoundFile(file) as opened:
+            rate = int(opened.samplerate)
+            if not _SLOWEST_RATE <= rate <= _FASTEST_RATE:
+                raise UserError(f"{path} claims {rate} samples a second; restore it from its source")
+            # A few kilobytes may hold days of silence.
+            most = min(int(_LONGEST_SECONDS * rate), _MOST_VALUES // int(opened.channels))
+            sound = opened.read(min(int(opened.frames), most + 1), dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} is not a readable sound file ({error}); expected a WAV file") from None
     if not len(sound):
         raise UserError(f"{path} holds no sound; expected a spoken prompt")
+    if len(sound) > most:
+        raise UserError(f"{path} is longer than {most / rate:.0f} s; expected a spoken prompt")
     mono = sound.mean(axis=1)
     if rate != sample_rate:
         from scipy.signal import resample_poly

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tolktrain.data.records import TextInfo
+from tolktrain.data.records import LARGEST_VOCABULARY, TextInfo
 from tolktrain.errors import UserError
 from tolktrain.files.reading import TABLE_BYTES, file_sha256, read_bytes, read_json
 
@@ -21,7 +21,6 @@ _LONE_BLANK = re.compile(r"(?<=\S) (?=\S)")
 _BLANK_AFTER = re.compile(r"\S ")
 _ENOUGH_FOR_PROOF = 1000  # ids
 _LARGEST_TOKENIZER = 1 << 29  # bytes; the largest that are published have a tenth
-_LARGEST_VOCABULARY = 1 << 24  # ids; tables have a row for each, used or not
 # Where a saved tokenizer names its end-of-text token; the first file that does counts.
 EOS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
@@ -86,9 +85,9 @@ def load_text_tokenizer(path: str | Path) -> TextTokenizer:
         raise UserError(f"{folder} names the end-of-text token {eos!r}, which {TOKENIZER_FILE} does not hold")
     # Ids may have gaps: their number would be too low for the largest.
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    if vocab_size > _LARGEST_VOCABULARY:
+    if vocab_size > LARGEST_VOCABULARY:
         raise UserError(
-            f"{folder / TOKENIZER_FILE} has the id {vocab_size - 1}; at most {_LARGEST_VOCABULARY} ids are supported"
+            f"{folder / TOKENIZER_FILE} has the id {vocab_size - 1}; at most {LARGEST_VOCABULARY} ids are supported"
         )
     digest = file_sha256(folder / TOKENIZER_FILE)
     return TextTokenizer(tokenizer, TextInfo(vocab_size=vocab_size, eos_id=eos_id, sha256=digest))

@@ -65,7 +65,7 @@ class HubertDescription(StrictModel):
     version: Literal["1"] = Field(default=VERSION, description="Version of the features and of this format.")
     num_units: int = Field(gt=0, le=65_535, description="Clusters.")
     num_codebooks: Literal[1] = Field(default=1, description="Units of one frame.")
-    frames_per_second: float = Field(gt=0, description="Frames before repeats are collapsed.")
+    frames_per_second: float = Field(gt=0, lt=1e6, description="Frames before repeats are collapsed.")
     model: PretrainedModel = Field(description="The HuBERT model.")
     frames: HubertFrames = Field(description="The frames that are clustered.")
     sha256: str = Field(description="Digest of the model, the centroids and the frames.")
