@@ -19,6 +19,7 @@ from tolktrain.inspect import run
 from tolktrain.inspect.run import InspectOptions, chosen_records, evenly, inspect_dataset
 from tolktrain.inspect.sound import PAUSE_SECONDS, speech_frames
 from tolktrain.inspect.spans import TakenApart
+from tolktrain.inspect.tokenizers import fetch_tokenizers
 from tolktrain.units.load import load_speech_tokenizer
 
 Printed = Callable[[], str]
@@ -243,6 +244,19 @@ def test_a_set_in_a_bucket(bucket: Any, sample: Path, tmp_path: Path, console: C
     assert "[" in shown and shown in local.file.getvalue()
     (far,), (near,) = (list((tmp_path / name).glob("*.wav")) for name in ("remote", "local"))
     assert far.read_bytes() == near.read_bytes()
+
+
+@pytest.mark.parametrize(("num_files", "num_bytes"), [(101, 1), (2, 60_000)])
+def test_a_bucket_with_more_than_tokenizers_have(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_files: int, num_bytes: int
+) -> None:
+    monkeypatch.setattr("tolktrain.inspect.tokenizers._MOST_BYTES", 100_000)
+    for number in range(num_files):
+        bucket.put_object(Bucket="bucket", Key=f"many/speech_tokenizer/{number}", Body=bytes(num_bytes))
+    with pytest.raises(UserError, match="101 files of tokenizers|more than the 40000 bytes"):
+        fetch_tokenizers("s3://bucket/many/train", tmp_path / "cache")
+    kept = [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]
+    assert sum(kept) <= 100_000 and len(kept) <= 100
 
 
 def test_a_bucket_that_does_not_exist(bucket: Any, tmp_path: Path, console: Console) -> None:

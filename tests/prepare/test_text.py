@@ -88,9 +88,13 @@ def test_vocabulary_larger_than_the_text_allows() -> None:
 def test_missing_and_damaged_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="is not a tokenizer"):
-        load_tokenizer(tmp_path)
+    # The second one makes the library's Rust panic.
+    panicking = json.loads(Tokenizer(models.BPE()).to_str())
+    panicking["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "/////w=="}
+    for content in ({}, panicking):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="is not a tokenizer"):
+            load_tokenizer(tmp_path)
 
 
 def _trained(tokenizer: Tokenizer, trainer: trainers.Trainer) -> Tokenizer:

@@ -227,15 +227,12 @@ def _check_tokenizer(config: Config, tokenizer: SpeechDecoder, records: RecordFo
 def _text_tokenizer(config: Config, vocabulary: Vocabulary) -> Any:
     if config.data.text_tokenizer is None:
         return None
-    from tokenizers import Tokenizer
+    from tolktrain.prepare.text import load_tokenizer
 
     path = Path(config.data.text_tokenizer) / TEXT_TOKENIZER_FILE
     if not path.is_file():
         raise UserError(f"{path} does not exist; data.text_tokenizer must name a folder with {TEXT_TOKENIZER_FILE}")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises the bare class
-        raise UserError(f"{path} is not a tokenizer of the tokenizers library ({error})") from None
+    tokenizer = load_tokenizer(config.data.text_tokenizer)
     if tokenizer.get_vocab_size() > vocabulary.text_vocab_size:
         raise UserError(
             f"{path} has {tokenizer.get_vocab_size()} ids, more than the model's {vocabulary.text_vocab_size};"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TEXT_FILE = "tokenizer.json"
 SPEECH_FILE = "speech_tokenizer.json"
 TEXT_FOLDER, SPEECH_FOLDER = "text_tokenizer", "speech_tokenizer"
+_MOST_FILES, _MOST_BYTES = 100, 1 << 30  # of both together, where somebody else's bucket says how many there are
 
 
 class OtherTokenizerError(UserError):
@@ -69,18 +70,27 @@ def find_tokenizers(
 def fetch_tokenizers(address: str, folder: Path) -> None:
     """Copy the tokenizers that lie beside a remote data set into a folder, if there are any.
 
-    Raises `UserError` when the storage cannot be read, or lists a name that leads out of the folder.
+    Raises `UserError` when the storage cannot be read, lists a name that leads out of the folder, or holds more there
+    than tokenizers have.
     """
     parent = address.rstrip("/").rpartition("/")[0]
     if parent.endswith("/"):  # the data set is a whole bucket
         return
     storage = Storage(parent)
-    for name in [name for part in (TEXT_FOLDER, SPEECH_FOLDER) for name in storage.names(f"{part}/")]:
+    names = [name for part in (TEXT_FOLDER, SPEECH_FOLDER) for name in storage.names(f"{part}/")]
+    if len(names) > _MOST_FILES:
+        raise UserError(
+            f"{storage.address} has {len(names)} files of tokenizers, more than the {_MOST_FILES} that are fetched;"
+            " name folders here with --text-tokenizer and --speech-tokenizer"
+        )
+    left = _MOST_BYTES
+    for name in names:
         if name.endswith("/"):  # what browsers of buckets make for an empty folder
             continue
         path = inside(folder, name, f"{storage.address}: the list of its files")
-        content = storage.read(name)
+        content = storage.read(name, left)
         if content is not None:
+            left -= len(content)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_synced(path, content)
 

@@ -106,7 +106,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         )
     try:
         tokenizer = Tokenizer.from_buffer(read_bytes(path, _LARGEST_TOKENIZER))
-    except Exception as error:  # The library raises the bare class.
+    except BaseException as error:  # The library raises the bare class; where its Rust panics, no Exception at all.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(f"{path} is not a tokenizer of the tokenizers library ({error})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
