@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from small_disk import MakeDisk
 
 from tolktrain.cluster import secret
 from tolktrain.cluster.secret import SECRET_FILE, job_key, session_keys
@@ -135,3 +136,14 @@ def test_each_connection_and_direction_has_a_key_of_its_own() -> None:
         for key in session_keys(b"key", rank, ours, theirs)
     }
     assert len(keys) == 8 and all(len(key) == 32 for key in keys)
+
+
+def test_a_full_disk_is_no_bad_input(make_disk: MakeDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = make_disk(64)
+    monkeypatch.setattr(secret, "_MACHINES_FOLDER", disk.path)
+    disk.fill()
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        job_key(1, 2, {"HOME": str(disk.path)})
+    assert caught.value.by_machine and not disk.files()
+    disk.empty()
+    assert job_key(1, 2, {"HOME": str(disk.path)})

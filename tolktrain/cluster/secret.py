@@ -4,6 +4,7 @@ The secret never crosses the network: each end shows only that it knows it, for 
 """
 
 import contextlib
+import errno
 import hmac
 import os
 import secrets
@@ -58,14 +59,17 @@ def session_keys(key: bytes, rank: int, hub_nonce: str, rank_nonce: str) -> tupl
 
 def _of_user(environ: Mapping[str, str]) -> str:
     problems = []
+    is_full = False
     for folder in _folders(environ):
         try:
             return _kept_in(folder)
         except OSError as error:
             problems.append(f"{folder / SECRET_FILE}: {error.strerror or error}")
+            is_full = is_full or error.errno in (errno.ENOSPC, errno.EDQUOT)
     raise UserError(
         f"the ranks prove by a secret that they are of one job, and no file can hold it ({'; '.join(problems)}); set"
-        f" {SECRET_VARIABLE} to the same random text for all processes of the job, as from: openssl rand -hex 32"
+        f" {SECRET_VARIABLE} to the same random text for all processes of the job, as from: openssl rand -hex 32",
+        by_machine=is_full,
     )
 
 
