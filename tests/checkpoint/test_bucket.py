@@ -1,5 +1,6 @@
 """Copies of checkpoints in a bucket are complete or do not count."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -217,6 +218,21 @@ def test_a_manifest_cannot_copy_other_files(tmp_path: Path, caplog: pytest.LogCa
     storage = Storage(str(tmp_path / "copies"))
     copy(storage, write(tmp_path / "run", 5, ["../../../escaped"]))
     assert "'../../../escaped', which climbs" in caplog.text and list(storage.names()) == []
+
+
+def test_a_manifest_whose_names_exclude_each_other_is_damaged(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "copies"))
+    copy(storage, write(tmp_path / "run", 4))
+    folder = tmp_path / "run" / "checkpoints" / "step-00000005"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"x")
+    (digest,) = digest_files(folder, ["a"]).values()
+    write_manifest(folder, {"a": digest, "a/deeper/b": digest})
+    copied = f"step-00000005-{hashlib.sha256((folder / 'manifest.json').read_bytes()).hexdigest()[:12]}"
+    for file in ("a", "manifest.json"):
+        storage.upload(folder / file, f"{copied}/{file}")
+    restored = restore(storage, tmp_path / "new", 0)
+    assert restored is not None and restored.name == "step-00000004"
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tolktrain.errors import UserError
@@ -137,6 +137,10 @@ def _checked_files(folder: Path, files: Any) -> dict[str, FileDigest]:
         all_inside(folder, files, path)
     except NameRefusedError as error:
         raise DamagedCheckpointError(str(error)) from None
+    folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    clash = next((name for name in files if name in folders), None)
+    if clash is not None:
+        raise DamagedCheckpointError(f"{path}: names {clash} as a file and as a folder")
     return files
 
 
