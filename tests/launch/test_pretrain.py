@@ -127,7 +127,7 @@ SLURM = {
     "SLURM_JOB_NAME": "tolktrain",
     "ENVIRONMENT": "BATCH",
 }
-STEP = "srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task=4 "
+STEP = "srun --kill-on-bad-exit=0 --wait=60 --distribution=block --cpus-per-task=4 "
 
 
 @pytest.mark.parametrize("code", [0, 2])
