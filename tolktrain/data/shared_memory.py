@@ -78,8 +78,14 @@ def own_names() -> Iterator[None]:
 
 
 def remove_lock_files(number: int) -> None:
-    """The leader of a node calls this when it has closed a data set."""
-    shutil.rmtree(_lock_files(number), ignore_errors=True)
+    """The leader of a node calls this when it has closed a data set.
+
+    A slower rank may still be leaving the library's last barrier, which opens a lock file by its name each time. Then
+    the next start removes the files.
+    """
+    folder = _lock_files(number)
+    if folder.name.partition("_")[0] not in _users():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def register(
