@@ -19,6 +19,7 @@ from tolktrain.source_root import hide_source_root
 
 sys.path.insert(0, str(Path(__file__).parent / "object_storage"))
 sys.path.insert(0, str(Path(__file__).parent / "disks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # for `sample_corpus`
 if TYPE_CHECKING:
     from fault_proxy import FaultProxy
     from s3_server import S3Server
@@ -35,7 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOLKTRAIN_JOB_SECRET"] = "the secret of the jobs in the tests"  # else one would be kept in the home folder
 
 # Processes that tests start by this server need not each import what takes seconds.
-multiprocessing.set_forkserver_preload(["tolktrain.prepare.pipeline"])
+multiprocessing.set_forkserver_preload(["tolktrain.prepare.job.pipeline"])
 
 # A shared machine is slow at times; a property does not fail for that.
 settings.register_profile("tolktrain", deadline=None)

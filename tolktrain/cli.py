@@ -30,7 +30,7 @@ from tolktrain.files.reading import TABLE_BYTES, read_json
 from tolktrain.files.shared import enter_temporary_folder, leave_temporary_folder
 
 if TYPE_CHECKING:
-    from tolktrain.cluster.watch import Watch
+    from tolktrain.cluster.watch.watchdog import Watch
 
 EXIT_DONE = 0
 EXIT_MACHINE = 1
@@ -226,7 +226,7 @@ def _train_watched(
     parsed: argparse.Namespace, stop: StopRequest, environment: ProcessEnvironment
 ) -> tuple[Config, int]:
     """Train as one of several ranks, of which one speaks when any of them fails."""
-    from tolktrain.cluster.watch import Watch
+    from tolktrain.cluster.watch.watchdog import Watch
 
     def describe(error: BaseException) -> tuple[str, int]:
         text, code = _told(error, parsed)

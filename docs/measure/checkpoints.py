@@ -35,14 +35,14 @@ from tolktrain.config import Config
 from tolktrain.config.load import load_config
 from tolktrain.data.batch import Batch
 from tolktrain.parallel.layout import Layout, initialize
-from tolktrain.train.build import Blueprint
-from tolktrain.train.engine import Engine
-from tolktrain.train.optimizer import Rates
+from tolktrain.train.deepspeed.engine import Engine
+from tolktrain.train.model_builder import ModelBuilder
+from tolktrain.train.optimizer import LearningRates
 from tolktrain.train.process import set_threads
 from tolktrain.train.resume import Position
 
 SETS, STEPS = 5, 2
-RATES = Rates(1e-4, 1e-4)
+RATES = LearningRates(1e-4, 1e-4)
 SHAPE = (
     "model.backbone={hidden_size: 768, num_layers: 12, num_attention_heads: 12, num_key_value_heads: 4,"
     " ffn_hidden_size: 2048, text_vocab_size: 8192}",
@@ -82,15 +82,15 @@ def make_batches(config: Config, layout: Layout, text_vocab_size: int) -> list[B
 def write(folder: Path, overrides: list[str]) -> None:
     """Time steps and checkpoints."""
     config, layout = configured(overrides)
-    blueprint = Blueprint.of(config)
-    engine = blueprint.start(blueprint.build(layout, None), config.train.stages[-1], layout)
-    batches = make_batches(config, layout, blueprint.architecture.text_vocab_size)
+    model_builder = ModelBuilder.of(config)
+    engine = model_builder.start(model_builder.build(layout, None), config.train.stages[-1], layout)
+    batches = make_batches(config, layout, model_builder.architecture.text_vocab_size)
     store = CheckpointStore(folder)
     if layout.rank == 0:
         store.prepare()
     group = dist.new_group(backend="gloo") if layout.world_size > 1 else None
     saver = CheckpointSaver(store, Retention(last=1), rank=layout.rank, group=group)
-    state = {"stage": 0, "stage_complete": False, "architecture": blueprint.architecture.to_dict()}
+    state = {"stage": 0, "stage_complete": False, "architecture": model_builder.architecture.to_dict()}
     times = Times(engine, batches, saver)
     memory = times.save(0, None, state)  # memory is touched for the first time
     saver.wait()
@@ -169,13 +169,13 @@ def read(folder: Path, overrides: list[str]) -> None:
     newest = CheckpointStore(folder).newest()
     assert newest is not None
     position = Position(newest, read_state(newest))
-    blueprint = Blueprint.of(config)
+    model_builder = ModelBuilder.of(config)
     warm_up(config, layout)
     stage = config.train.stages[-1]
 
     def resume() -> Engine:
-        model = blueprint.build(layout, newest)
-        return blueprint.start(model, stage, layout, position, is_inside=True)
+        model = model_builder.build(layout, newest)
+        return model_builder.start(model, stage, layout, position, is_inside=True)
 
     engine, before, peak, after = watched(resume)
     figures = torch.tensor([peak - before, after - before], dtype=torch.float64)
@@ -192,8 +192,8 @@ def read(folder: Path, overrides: list[str]) -> None:
 def warm_up(config: Config, layout: Layout) -> None:
     """Whatever libraries allocate once."""
     small = config.model_copy(update={"model": config.model.model_copy(update={"backbone": _tiny(config)})})
-    blueprint = Blueprint.of(small)
-    blueprint.start(blueprint.build(layout, None), small.train.stages[-1], layout).close()
+    model_builder = ModelBuilder.of(small)
+    model_builder.start(model_builder.build(layout, None), small.train.stages[-1], layout).close()
 
 
 def _tiny(config: Config) -> object:

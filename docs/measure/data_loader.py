@@ -35,7 +35,7 @@ from tolktrain.config import Config
 from tolktrain.data.loader import StageLoader
 from tolktrain.data.records import Record, SpeechInfo, TextInfo
 from tolktrain.data.sequences import Vocabulary
-from tolktrain.prepare.shards import write_dataset
+from tolktrain.prepare.job.shards import write_dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "object_storage"))
 

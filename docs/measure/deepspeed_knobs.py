@@ -28,12 +28,12 @@ from tolktrain.data.loader import validation_batches
 from tolktrain.data.records import DatasetInfo
 from tolktrain.data.sequences import Vocabulary
 from tolktrain.parallel.layout import Layout, initialize
-from tolktrain.train.build import Blueprint
-from tolktrain.train.engine import Engine
-from tolktrain.train.optimizer import Rates
+from tolktrain.train.deepspeed.engine import Engine
+from tolktrain.train.model_builder import ModelBuilder
+from tolktrain.train.optimizer import LearningRates
 
 ROOT = Path(__file__).resolve().parents[2]
-RATES = Rates(2e-3, 2e-3)
+RATES = LearningRates(2e-3, 2e-3)
 COUNTED = ("all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "broadcast")
 LARGE = 1000  # elements; norms and flags are smaller
 Settings = dict[str, Any]
@@ -55,8 +55,8 @@ def make_engine(layout: Layout, settings: Settings, precision: str, num_micro_ba
             "train.optimizer.clip_grad_norm=1e9",
         ]
         config = load_config(ROOT / "configs" / "quickstart.yaml", overrides)
-        blueprint = Blueprint.of(config)
-        return blueprint.start(blueprint.build(layout, None), config.train.stages[-1], layout), config
+        model_builder = ModelBuilder.of(config)
+        return model_builder.start(model_builder.build(layout, None), config.train.stages[-1], layout), config
 
 
 def make_batches(config: Config, layout: Layout, num_micro_batches: int) -> list[Batch]:
@@ -203,7 +203,7 @@ def show_memory(layout: Layout) -> None:
 
 def host_tensors(engine: Engine) -> list[Tensor]:
     """What DeepSpeed puts on the host under offload: masters, moments, gradients, and copies on their way."""
-    optimizer = engine._driver.engine.optimizer
+    optimizer = engine._step_runner.engine.optimizer
     states = engine._states._adam.state
     found = [*states, *(value for state in states.values() for value in state.values())]
     found += [master.grad for master in states if master.grad is not None]

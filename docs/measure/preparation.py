@@ -30,13 +30,13 @@ import streaming  # noqa: F401  what takes seconds to import is not to be measur
 
 from tolktrain.config.prepare import AlignmentConfig, PrepareConfig
 from tolktrain.data.storage import Storage
-from tolktrain.prepare.audio import SoundReader
-from tolktrain.prepare.ctc import CtcAligner
-from tolktrain.prepare.fitting import fit_if_missing
+from tolktrain.data.text_tokenizer import END_OF_TEXT, train_tokenizer
+from tolktrain.prepare.job.parts import Workplace, do_part
 from tolktrain.prepare.kinds import make_kind
-from tolktrain.prepare.manifest import read_manifest
-from tolktrain.prepare.part import Workplace, do_part
-from tolktrain.prepare.text import END_OF_TEXT, train_tokenizer
+from tolktrain.prepare.recordings.align.ctc import CtcAligner
+from tolktrain.prepare.recordings.audio import SoundReader
+from tolktrain.prepare.recordings.fitting import fit_if_missing
+from tolktrain.prepare.recordings.manifest import read_manifest
 from tolktrain.units.hubert import HubertTokenizer
 from tolktrain.units.load import load_speech_tokenizer
 

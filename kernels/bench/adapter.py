@@ -17,7 +17,7 @@ from tolktrain_kernels.bench.adapter_check import QUICK_CASES, Case, deviations,
 from tolktrain_kernels.bench.elementwise_check import make_angles
 from tolktrain_kernels.bench.measure import Plan, Row, measure_modes
 from tolktrain_kernels.bench.pooling_check import entries
-from tolktrain_kernels.bench.published_adapter import dense_mask
+from tolktrain_kernels.bench.reference_adapter import dense_mask
 from tolktrain_kernels.compilation import Build
 from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, rotate, swiglu
 from tolktrain_kernels.run_attention import run_attention

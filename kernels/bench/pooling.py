@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tolktrain_kernels.bench.measure import MODES, Plan, Row, compiled, measure_modes
 from tolktrain_kernels.bench.pooling_check import QUICK_CASES, Case, deviations, entries
-from tolktrain_kernels.bench.published_pooling import published_pooling
+from tolktrain_kernels.bench.reference_pooling import published_pooling
 from tolktrain_kernels.compilation import Build
 from tolktrain_kernels.layer_pooling import PooledLayers, pool_layers, pool_layers_plain
 

@@ -16,9 +16,9 @@ from tolktrain.benchmark.run import Options, bench
 from tolktrain.config.load import load_config
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.step_flops import StepCounts, StepFlops, step_flops
+from tolktrain.model.cost.step import StepCounts, StepFlops, step_flops
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.optimizer import Rates
+from tolktrain.train.optimizer import LearningRates
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = [
@@ -82,7 +82,7 @@ def test_a_stage_with_a_frozen_backbone_in_bf16(tmp_path: Path) -> None:
 def test_both_forms_train_alike() -> None:
     config = load_config(CONFIGS / "bench" / "cpu.yaml", [*TINY, "train.global_batch_size=2"])
     architecture, stage = Architecture.from_config(config.model), config.train.stages[-1]
-    setting = Setting(config, architecture, stage, initialize(), Rates(1e-3, 2e-3))
+    setting = Setting(config, architecture, stage, initialize(), LearningRates(1e-3, 2e-3))
     losses = []
     for runner in (EngineRunner(setting), PublishedRunner(setting)):
         losses.append([runner.step(batches).loss for batches in _steps(architecture)])
@@ -180,7 +180,7 @@ def test_what_does_not_fit_into_memory_is_said(tmp_path: Path, monkeypatch: pyte
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("tolktrain.train.engine.Engine.train_step", fail)
+    monkeypatch.setattr("tolktrain.train.deepspeed.engine.Engine.train_step", fail)
     with pytest.raises(UserError, match=r"lower train\.micro_batch_size \(now 2\)"):
         bench(CONFIGS / "bench" / "cpu.yaml", TINY, Options(output=tmp_path), ["tolktrain"])
 

@@ -18,8 +18,8 @@ from tolktrain.checkpoint.retention import Retention
 from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.checkpoint.slices import Slice, Snapshot
 from tolktrain.checkpoint.store import CheckpointStore
+from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import initialize, shut_down
-from tolktrain.parallel.together import on_rank_zero
 
 MOST_FILES = (8, 3, 2, 1)
 ROWS = 23

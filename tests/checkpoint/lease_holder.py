@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from tolktrain.checkpoint.lease import Lease, LostLeaseError
 from tolktrain.errors import UserError
+from tolktrain.runs.lease import Lease, LostLeaseError
 
 
 def say(line: str) -> None:

@@ -11,8 +11,8 @@ import sys
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from tolktrain.checkpoint.lease import Lease
 from tolktrain.errors import UserError
+from tolktrain.runs.lease import Lease
 
 LEASE_SECONDS = 15.0  # a loaded machine may keep the winner from renewing for seconds
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tolktrain.checkpoint import lease as lease_module
-from tolktrain.checkpoint.lease import LEASE_FOLDER, Lease, LostLeaseError
 from tolktrain.cluster.identity import ProcessIdentity
 from tolktrain.errors import UserError
+from tolktrain.runs import lease as lease_module
+from tolktrain.runs.lease import LEASE_FOLDER, Lease, LostLeaseError
 
 FOR_EVER = 10_000.0  # a test that waited for this would hang
 SHORT = 1.0

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tolktrain import cli
-from tolktrain.checkpoint.listing import find_sound, list_checkpoints
 from tolktrain.checkpoint.manifest import DamagedCheckpointError, digest_files, write_manifest
 from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
 from tolktrain.report.checkpoints import show_checkpoints
+from tolktrain.runs.listing import find_sound, list_checkpoints
 
 STATE = {
     "step": 20,

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tolktrain.cluster.secret import session_keys
-from tolktrain.cluster.verdict import RankState
-from tolktrain.cluster.wire import Message, Wire, WireError
+from tolktrain.cluster.watch.failures import RankState
+from tolktrain.cluster.watch.secret import session_keys
+from tolktrain.cluster.watch.wire import Message, Wire, WireError
 
 KEY = b"what the ranks of a job know, and nobody else"
 

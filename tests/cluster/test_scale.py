@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from played_ranks import KEY, Crowd, need_files
 
-from tolktrain.cluster import verdict
-from tolktrain.cluster.hub import JUDGE_SECONDS, Hub, Limits
-from tolktrain.cluster.verdict import Cause, RankState
+from tolktrain.cluster.watch import failures
+from tolktrain.cluster.watch.failures import Cause, RankState
+from tolktrain.cluster.watch.hub import JUDGE_SECONDS, Hub, Limits
 
 SIZES = (64, 1024, 4096)
 
@@ -23,13 +23,13 @@ class Judgements:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.number = 0
         self.begun = time.monotonic()
-        find = verdict.find_hang
+        find = failures.find_hang
 
         def counted(states: Collection[RankState], limit: float) -> Cause | None:
             self.number += 1
             return find(states, limit)
 
-        monkeypatch.setattr(verdict, "find_hang", counted)
+        monkeypatch.setattr(failures, "find_hang", counted)
 
     @property
     def most(self) -> float:
@@ -144,7 +144,7 @@ def test_the_search_for_a_hang_finds_what_its_definition_does() -> None:
     for seed in range(2000):
         draw = random.Random(seed)
         states = drawn_states(draw, draw.randrange(12))
-        expected, cause = quadratic_find_hang(states, 10.0), verdict.find_hang(states, 10.0)
+        expected, cause = quadratic_find_hang(states, 10.0), failures.find_hang(states, 10.0)
         if expected is None or cause is None:
             assert cause is None and expected is None
             continue
@@ -178,14 +178,14 @@ def looks(find: Callable[[Collection[RankState], float], object], number: int) -
 
 
 def test_the_search_for_a_hang_is_linear(growth_exponent: Fit) -> None:
-    assert growth_exponent({size: looks(verdict.find_hang, size) for size in (64, 512, 4096, 8192)}) < 1.05
+    assert growth_exponent({size: looks(failures.find_hang, size) for size in (64, 512, 4096, 8192)}) < 1.05
     assert growth_exponent({size: looks(quadratic_find_hang, size) for size in (64, 512)}) > 1.9
 
 
 def test_without_a_rank_that_stands_still_places_are_not_compared() -> None:
     states = [RankState(rank, idle_seconds=5.0, line=CountedLine("line")) for rank in range(64)]
     CountedLine.looked_at = 0
-    assert verdict.find_hang(states, 10.0) is None
+    assert failures.find_hang(states, 10.0) is None
     assert CountedLine.looked_at == 0
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from small_disk import MakeDisk
 
-from tolktrain.cluster import secret
-from tolktrain.cluster.secret import SECRET_FILE, job_key, session_keys
+from tolktrain.cluster.watch import secret
+from tolktrain.cluster.watch.secret import SECRET_FILE, job_key, session_keys
 from tolktrain.errors import UserError
 
 GIVEN = {"TOLKTRAIN_JOB_SECRET": "0123456789abcdef"}

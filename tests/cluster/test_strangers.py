@@ -16,11 +16,11 @@ import pytest
 from played_ranks import KEY, Crowd, need_files
 from test_wire import GARBAGE
 
-from tolktrain.cluster import door, meeting
 from tolktrain.cluster.environment import ProcessEnvironment
-from tolktrain.cluster.hub import Hub, Limits
-from tolktrain.cluster.meeting import Meeting
-from tolktrain.cluster.wire import Wire, WireError
+from tolktrain.cluster.watch import listener, rendezvous
+from tolktrain.cluster.watch.hub import Hub, Limits
+from tolktrain.cluster.watch.rendezvous import Meeting
+from tolktrain.cluster.watch.wire import Wire, WireError
 
 NUM_RANKS = 3
 ZEROS = "0" * 32
@@ -175,8 +175,8 @@ def test_a_line_without_end(hub: Hub) -> None:
 
 
 def test_one_that_says_nothing_has_ten_seconds(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert door.GREETING_SECONDS == 10
-    monkeypatch.setattr(door, "GREETING_SECONDS", 0.5)
+    assert listener.GREETING_SECONDS == 10
+    monkeypatch.setattr(listener, "GREETING_SECONDS", 0.5)
     silent, slow = connect(hub), connect(hub)
 
     def drip() -> None:
@@ -209,7 +209,7 @@ def test_two_thousand_idle_connections_keep_no_rank_out(new_hub: Hub) -> None:
         strangers.append(stranger)
     crowd = Crowd(new_hub.port, [0, 2])
     crowd.join()
-    most = NUM_RANKS + door.SPARE_CONNECTIONS + 2 + 10
+    most = NUM_RANKS + listener.SPARE_CONNECTIONS + 2 + 10
     assert open_files() - before - len(strangers) <= most
     check_that_it_works(new_hub, crowd, Crowd(new_hub.port, [1]))
     for stranger in strangers:
@@ -234,14 +234,14 @@ def test_strangers_from_one_address_push_out_each_other() -> None:
 def test_many_greetings_a_second_cost_little(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """After as many as there are ranks and a few more, so many a second are accepted: no more than work is done for."""
     accepted = 0
-    admit = door.Door._admit
+    admit = listener.Door._admit
 
-    def counted(self: door.Door, peer: door.Peer) -> None:
+    def counted(self: listener.Door, peer: listener.Peer) -> None:
         nonlocal accepted
         accepted += 1
         admit(self, peer)
 
-    monkeypatch.setattr(door.Door, "_admit", counted)
+    monkeypatch.setattr(listener.Door, "_admit", counted)
     begun = time.monotonic()
     for _ in range(1500):
         with socket.socket() as stranger:
@@ -249,7 +249,7 @@ def test_many_greetings_a_second_cost_little(hub: Hub, monkeypatch: pytest.Monke
             stranger.connect_ex(("127.0.0.1", hub.port))
             with contextlib.suppress(OSError):
                 stranger.send(b"1\n")
-    budget = NUM_RANKS + door.SPARE_CONNECTIONS + door.ACCEPTED_PER_SECOND * (time.monotonic() - begun + 0.2)
+    budget = NUM_RANKS + listener.SPARE_CONNECTIONS + listener.ACCEPTED_PER_SECOND * (time.monotonic() - begun + 0.2)
     assert accepted <= budget
 
 
@@ -269,7 +269,7 @@ def test_ten_thousand_random_messages(hub: Hub) -> None:
 
 
 def test_a_rank_waits_longer_than_a_full_queue_lasts() -> None:
-    assert door._BACKLOG / door.ACCEPTED_PER_SECOND < meeting.FIRST_LINE_SECONDS
+    assert listener._BACKLOG / listener.ACCEPTED_PER_SECOND < rendezvous.FIRST_LINE_SECONDS
 
 
 def test_without_free_descriptors_the_hub_waits_and_works_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +331,7 @@ def test_a_rank_of_another_version_is_named(message: dict[str, Any], capfd: Any)
     assert capfd.readouterr().err.count("\n") == 1
 
 
-def rendezvous(rank: int, num_ranks: int = 2) -> Meeting:
+def make_meeting(rank: int, num_ranks: int = 2) -> Meeting:
     found = Meeting(ProcessEnvironment("torchrun", rank, num_ranks, rank, num_ranks, "127.0.0.1", 29_999), None)
     found.key = KEY
     return found
@@ -378,15 +378,15 @@ def never_stop(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("serve", [answer_at_once, answer_the_greeting, send_back_the_greeting, never_stop])
 def test_a_rank_obeys_no_impostor(serve: Any) -> None:
-    assert rendezvous(1).greet(Impostor(serve).address, lambda: False) is None
+    assert make_meeting(1).greet(Impostor(serve).address, lambda: False) is None
 
 
 def test_nor_waits_for_one_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "FIRST_LINE_SECONDS", 0.5)
-    assert rendezvous(1).greet(Impostor(lambda connection: time.sleep(60)).address, lambda: False) is None
+    monkeypatch.setattr(rendezvous, "FIRST_LINE_SECONDS", 0.5)
+    assert make_meeting(1).greet(Impostor(lambda connection: time.sleep(60)).address, lambda: False) is None
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = closed.getsockname()[:2]
-    assert rendezvous(1).greet(address, lambda: False) is None
+    assert make_meeting(1).greet(address, lambda: False) is None
 
 
 def test_who_passes_on_what_both_ends_say_can_add_nothing(hub: Hub) -> None:
@@ -408,7 +408,7 @@ def test_who_passes_on_what_both_ends_say_can_add_nothing(hub: Hub) -> None:
             added.set()
             time.sleep(1)
 
-    wire = rendezvous(1, NUM_RANKS).greet(Impostor(relay).address, lambda: False)
+    wire = make_meeting(1, NUM_RANKS).greet(Impostor(relay).address, lambda: False)
     assert isinstance(wire, Wire) and added.wait(20)
     with pytest.raises(WireError, match="without a valid proof"):
         while True:
@@ -427,7 +427,7 @@ def test_a_store_that_lies() -> None:
         def get(self, key: str) -> bytes:
             return self.said
 
-    found = rendezvous(1)
+    found = make_meeting(1)
     found._store = Store()
     for lie in (b"", b"x", b"0", b"65536", b"-1", b"1 2", b"9" * 5000, b"\xff", "٣".encode(), b"12 token"):
         Store.said = lie
@@ -439,9 +439,9 @@ def test_a_store_that_lies() -> None:
 def test_ranks_with_different_secrets_are_told_what_to_set(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     hub = Hub(Limits(2, hang_seconds=2.0), KEY)
     hub.start()
-    other = rendezvous(1)
+    other = make_meeting(1)
     other.key = b"of another file"
-    for _ in range(meeting.REFUSALS_TOLD):
+    for _ in range(rendezvous.REFUSALS_TOLD):
         assert other.greet(("127.0.0.1", hub.port), lambda: False) is None
     assert "TOLKTRAIN_JOB_SECRET" in other.failure and caplog.text.count("TOLKTRAIN_JOB_SECRET") == 1
     crowd = Crowd(hub.port, [0])
@@ -453,6 +453,6 @@ def test_ranks_with_different_secrets_are_told_what_to_set(monkeypatch: pytest.M
 
     crowd.play(beaten)
     assert "rank 1: error: has not joined the others within 2 s" in str(crowd.ranks[0].end)
-    assert f"{meeting.REFUSALS_TOLD} greetings with another secret were refused: set" in str(crowd.ranks[0].end)
+    assert f"{rendezvous.REFUSALS_TOLD} greetings with another secret were refused: set" in str(crowd.ranks[0].end)
     crowd.hang_up()
     hub.close()

@@ -14,17 +14,17 @@ import pytest
 from played_ranks import KEY, Crowd
 
 from tolktrain.checkpoint.bucket import Uploads
-from tolktrain.checkpoint.lease import Lease, LostLeaseError
 from tolktrain.checkpoint.retention import Retention
 from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.checkpoint.store import CheckpointStore
-from tolktrain.cluster import hub as hub_module
 from tolktrain.cluster.heartbeat import Heartbeat
-from tolktrain.cluster.hub import Hub, Limits, briefly
 from tolktrain.cluster.progress import Progress
 from tolktrain.cluster.threads import guarded
-from tolktrain.cluster.verdict import Cause
-from tolktrain.prepare import sound_stream
+from tolktrain.cluster.watch import hub as hub_module
+from tolktrain.cluster.watch.failures import Cause
+from tolktrain.cluster.watch.hub import Hub, Limits, briefly
+from tolktrain.prepare.recordings import audio_stream
+from tolktrain.runs.lease import Lease, LostLeaseError
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULT = "the memory is full"
@@ -101,7 +101,7 @@ def test_the_watchdogs_own_thread_ends_the_job_with_the_right_cause(
     crowd.play(lambda: all(rank.end for rank in crowd.ranks.values()))
     [said] = {str(rank.end) for rank in crowd.ranks.values()}
     assert said.startswith(f"rank 0: error: the watchdog failed: MemoryError: {FAULT}\nTraceback ")
-    assert "tolktrain/cluster/hub.py" in said and not caplog.records
+    assert "tolktrain/cluster/watch/hub.py" in said and not caplog.records
     wait_for(lambda: causes)
     assert [cause.message for cause in causes] == [said] and causes[0].code == 1
     crowd.hang_up()
@@ -202,10 +202,10 @@ def test_a_sound_file_that_cannot_be_read_to_its_end_is_not_taken_for_a_short_on
 
     content = path.read_bytes()
     begin = content.index(content[:2], 100)  # without its first frame, which tells how long it is
-    monkeypatch.setattr(sound_stream, "_stream_bytes", lambda path: (begin, None))
-    monkeypatch.setattr(sound_stream, "open_regular", opened)
+    monkeypatch.setattr(audio_stream, "_stream_bytes", lambda path: (begin, None))
+    monkeypatch.setattr(audio_stream, "open_regular", opened)
     with pytest.raises(OSError, match="a bad block"):
-        stream = sound_stream.SoundStream(str(path), is_mp3=True)
+        stream = audio_stream.SoundStream(str(path), is_mp3=True)
         try:
             while len(stream.read(16_000)):
                 pass

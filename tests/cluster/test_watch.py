@@ -65,7 +65,7 @@ def start(tmp_path: Path) -> Start:
     def go(failure: str, failing_rank: int = 1, hang_seconds: float = 60) -> Job:
         # Torch is imported once, by the server that the ranks are forked from.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch.distributed", "tolktrain.cluster.watch"])
+        context.set_forkserver_preload(["torch.distributed", "tolktrain.cluster.watch.watchdog"])
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
         for rank in range(NUM_RANKS):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tolktrain.cluster import messages, wire
-from tolktrain.cluster.verdict import RankState
-from tolktrain.cluster.wire import GREETING_BYTES, MESSAGE_BYTES, Seal, Wire, WireError
+from tolktrain.cluster.watch import messages, wire
+from tolktrain.cluster.watch.failures import RankState
+from tolktrain.cluster.watch.wire import GREETING_BYTES, MESSAGE_BYTES, Seal, Wire, WireError
 
 KEYS = b"from here to there", b"from there to here"
 

@@ -14,10 +14,10 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from tolktrain.cluster import verdict
 from tolktrain.cluster.dump import DumpFile
 from tolktrain.cluster.environment import ProcessEnvironment
-from tolktrain.cluster.watch import Watch, collective_timeout
+from tolktrain.cluster.watch import failures
+from tolktrain.cluster.watch.watchdog import Watch, collective_timeout
 from tolktrain.errors import UserError
 
 NUM_STEPS = 5
@@ -100,7 +100,7 @@ def _go_wrong(watch: Watch, folder: Path, failure: str, rank: int, mine: bool) -
             (folder / "ready").touch()
         time.sleep(10_000)
     if failure == "watch fails" and mine:
-        watch._expect_life = verdict.find_silent = _fail  # of each rank, and rank 0's judgement
+        watch._expect_life = failures.find_silent = _fail  # of each rank, and rank 0's judgement
         time.sleep(10_000)
     if failure == "different ways" and mine:
         dist.recv(torch.ones(1), src=(rank + 1) % dist.get_world_size())

@@ -7,7 +7,7 @@ import pytest
 from tolktrain.config.deepspeed import build_deepspeed_config
 from tolktrain.config.load import load_config, load_prepare_config
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.cost import activation_bytes, layer_flops
+from tolktrain.model.cost.layers import activation_bytes, layer_flops
 from tolktrain_kernels.cross_entropy import CHUNK_LOGITS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -31,8 +31,8 @@ from tolktrain.data.loader import validation_batches
 from tolktrain.data.sequences import Vocabulary
 from tolktrain.data.sharing import read_indexes
 from tolktrain.errors import UserError
-from tolktrain.parallel import together
-from tolktrain.parallel.together import on_each_node, on_this_node
+from tolktrain.parallel import collectives
+from tolktrain.parallel.collectives import on_each_node, on_this_node
 
 
 def server() -> ForkServerContext:
@@ -177,7 +177,7 @@ def deal_out(rank: int, port: int, folder: Path, results: Path) -> None:
     told: list[object] = []
     for node, local_rank, local_size in ((rank % 2, rank // 2, 2), (rank // 3, rank % 3, (3, 1)[rank // 3])):
         os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(local_size)}
-        together._machine = lambda node=node: f"machine {node}"  # type: ignore[misc]
+        collectives._machine = lambda node=node: f"machine {node}"  # type: ignore[misc]
         told += [on_each_node(lambda: f"rank {rank}"), on_this_node(rank), len(read_indexes([str(folder)])[0])]
         try:
             shared_memory.register([str(folder)], [None], World.detect())

@@ -17,7 +17,7 @@ from tolktrain.data.sequences import Vocabulary
 from tolktrain.errors import UserError
 from tolktrain.evaluate.run import EVALUATION_FILE, evaluate
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.train.restore import load_model
+from tolktrain.runs.load_model import load_model
 
 HELD_OUT = ("heldout_stories", "heldout_voices")
 

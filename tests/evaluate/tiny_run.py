@@ -12,7 +12,7 @@ from tolktrain.checkpoint.slices import Slice, Snapshot
 from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config.load import load_config
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.naming import canonical_state
+from tolktrain.model.parameter_layout import canonical_state
 from tolktrain.model.smoltolk import SmolTolk
 
 SETS = ("stories", "heldout_stories", "heldout_voices")

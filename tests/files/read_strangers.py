@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tolktrain.errors import UserError
-from tolktrain.prepare.safe_pickle import read_plain_pickle
+from tolktrain.prepare.published.safe_pickle import read_plain_pickle
 from tolktrain.units.sklearn_file import read_sklearn_centroids
 
 MEMORY = 3 << 30  # bytes of address space

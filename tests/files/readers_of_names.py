@@ -40,11 +40,11 @@ from tolktrain.inspect.tokenizers import fetch_tokenizers
 from tolktrain.interop.huggingface import load_backbone
 from tolktrain.interop.weights import load_weights
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.naming import canonical_state
+from tolktrain.model.parameter_layout import canonical_state
 from tolktrain.model.smoltolk import SmolTolk
-from tolktrain.prepare.manifest.folders import read_librispeech
-from tolktrain.prepare.pipeline import _read_part
-from tolktrain.train.rollback import carry_out
+from tolktrain.prepare.job.pipeline import _read_part
+from tolktrain.prepare.recordings.manifest.folders import read_librispeech
+from tolktrain.runs.rollbacks import carry_out
 from tolktrain.units.pretrained import model_digest
 
 Name = Any  # whatever JSON can say in the place of a name

@@ -19,7 +19,6 @@ from rich.text import Text
 
 import tolktrain.files.terminal
 from tolktrain import cli
-from tolktrain.checkpoint.listing import Entry
 from tolktrain.data.records import DatasetInfo, Record, SpeechInfo
 from tolktrain.data.sequences import Vocabulary
 from tolktrain.errors import UserError
@@ -28,9 +27,10 @@ from tolktrain.inspect.sequences import print_sequence
 from tolktrain.inspect.spans import take_apart
 from tolktrain.inspect.tables import print_header
 from tolktrain.inspect.tokenizers import TextReader, Tokenizers
-from tolktrain.prepare.progress import Narrator
-from tolktrain.prepare.summary import Summary
+from tolktrain.prepare.job.progress import Narrator
+from tolktrain.prepare.job.summary import Summary
 from tolktrain.report import checkpoints
+from tolktrain.runs.listing import Entry
 from tolktrain.train.process import logging_to
 from tolktrain.units.__main__ import main as make_tokenizer
 

@@ -18,7 +18,7 @@ from tolktrain.errors import UserError
 from tolktrain.generate.run import generate
 from tolktrain.generate.sampling import Context
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.train.restore import load_model
+from tolktrain.runs.load_model import load_model
 
 
 def _change(run_dir: Path, change: Callable[[dict], None]) -> None:

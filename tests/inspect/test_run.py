@@ -16,8 +16,8 @@ from small_disk import MakeDisk
 from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
 from tolktrain.inspect import run
+from tolktrain.inspect.audio import PAUSE_SECONDS, speech_frames
 from tolktrain.inspect.run import InspectOptions, chosen_records, evenly, inspect_dataset
-from tolktrain.inspect.sound import PAUSE_SECONDS, speech_frames
 from tolktrain.inspect.spans import TakenApart
 from tolktrain.inspect.tokenizers import fetch_tokenizers
 from tolktrain.units.load import load_speech_tokenizer

@@ -15,7 +15,7 @@ from tolktrain.errors import UserError
 from tolktrain.interop.huggingface import load_backbone, load_backbone_into
 from tolktrain.interop.published import trace
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.naming import canonical_state
+from tolktrain.model.parameter_layout import canonical_state
 from tolktrain.model.smoltolk import SmolTolk
 
 BASE: dict[str, Any] = {

@@ -15,7 +15,7 @@ from tolktrain.checkpoint.manifest import digest_files, write_manifest
 from tolktrain.errors import UserError
 from tolktrain.interop.weights import DTYPES, export_weights, load_weights
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.naming import canonical_state
+from tolktrain.model.parameter_layout import canonical_state
 from tolktrain.model.smoltolk import SmolTolk
 
 ARCHITECTURE = Architecture(

@@ -13,7 +13,7 @@ import tolktrain_kernels.bench.__main__ as bench
 from tolktrain_kernels.bench import pooling, pooling_check
 from tolktrain_kernels.bench.measure import Plan, Row, compiled, copy_rate, measure
 from tolktrain_kernels.bench.pooling import Shape, least_bytes
-from tolktrain_kernels.bench.published_pooling import published_pooling
+from tolktrain_kernels.bench.reference_pooling import published_pooling
 from tolktrain_kernels.bench.report import Compilation, Numeric, write_report
 from tolktrain_kernels.layer_pooling import pool_layers
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.cost import (
+from tolktrain.model.cost.layers import (
     LayerCost,
     PipelineCut,
     activation_bytes,

@@ -9,7 +9,7 @@ import pytest
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.counts import count_by_group
-from tolktrain.model.naming import parameter_views
+from tolktrain.model.parameter_layout import parameter_views
 from tolktrain.model.smoltolk import SmolTolk
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.cost import carried_slices, cut_points
+from tolktrain.model.cost.layers import carried_slices, cut_points
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.naming import canonical_shapes, canonical_state, copy_canonical
+from tolktrain.model.parameter_layout import canonical_shapes, canonical_state, copy_canonical
 from tolktrain.model.smoltolk import LossSums, SmolTolk
 from tolktrain.parallel.layout import initialize
 

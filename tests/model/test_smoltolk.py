@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.naming import canonical_state, parameter_views
+from tolktrain.model.parameter_layout import canonical_state, parameter_views
 from tolktrain.model.smoltolk import LossSums, SmolTolk, loss_from_sums
 
 MakeArchitecture = Callable[..., Architecture]

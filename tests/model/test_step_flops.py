@@ -11,11 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.cost import layer_flops
+from tolktrain.model.cost.layers import layer_flops
+from tolktrain.model.cost.step import StepCounts, step_flops
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.naming import parameter_views
+from tolktrain.model.parameter_layout import parameter_views
 from tolktrain.model.smoltolk import SmolTolk, loss_from_sums
-from tolktrain.model.step_flops import StepCounts, step_flops
 from tolktrain_kernels.cross_entropy import linear_cross_entropy_plain
 from tolktrain_kernels.layer_pooling import pool_layers_plain
 

@@ -19,12 +19,12 @@ from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.checkpoint.slices import Slice, Snapshot
 from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.health import probes
+from tolktrain.cluster.health.exchange import measure_exchange, read_clocks
 from tolktrain.cluster.open_files import needed_files
-from tolktrain.cluster.watch import Watch, collective_timeout
+from tolktrain.cluster.watch.watchdog import Watch, collective_timeout
+from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import Layout, initialize
-from tolktrain.parallel.together import on_rank_zero
-from tolktrain.train.health import probes
-from tolktrain.train.health.exchange import measure_exchange, read_clocks
 from tolktrain.train.resume import find_sound
 
 NUM_STEPS = 3

@@ -36,7 +36,7 @@ EVERY_RANK = """
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from tolktrain.parallel.layout import initialize, shut_down
-from tolktrain.train.groups import check_same_groups
+from tolktrain.train.deepspeed.groups import check_same_groups
 for tensor, pipeline, data in ((2, 2, 2), (3, 4, 1)):
     world_size = tensor * pipeline * data
     for rank in range(world_size):

@@ -24,16 +24,16 @@ from recordings import write_text_tokenizer
 from tolktrain.config.document import read_document
 from tolktrain.config.load import load_config, load_prepare_config
 from tolktrain.config.prepare import RecordingsConfig, TextConfig
+from tolktrain.data.text_tokenizer import load_text_tokenizer
 from tolktrain.errors import UserError
-from tolktrain.prepare.audio import read_audio
-from tolktrain.prepare.documents import find_files, ranges_of, read_documents
-from tolktrain.prepare.items import ItemError, Utterance
-from tolktrain.prepare.manifest import read_manifest
-from tolktrain.prepare.published import tell_lengths
-from tolktrain.prepare.text import load_text_tokenizer
-from tolktrain.prepare.word_times import check_words, read_word_times
-from tolktrain.train.metrics import last_step, lines_of_stage, truncate_metrics
-from tolktrain.train.rollback import read_rollbacks
+from tolktrain.prepare.published.files import tell_lengths
+from tolktrain.prepare.recordings.align.word_times import check_words, read_word_times
+from tolktrain.prepare.recordings.audio import read_audio
+from tolktrain.prepare.recordings.manifest import read_manifest
+from tolktrain.prepare.text.documents import find_files, ranges_of, read_documents
+from tolktrain.prepare.utterances import EntryError, Utterance
+from tolktrain.runs.metrics import last_step, lines_of_stage, truncate_metrics
+from tolktrain.runs.rollbacks import read_rollbacks
 
 MEMORY_BYTES = 3 << 30  # beyond what the imports take
 CPU_SECONDS = 900
@@ -270,7 +270,7 @@ def escapes(reader: Reader, path: Path, case: str) -> bool:
     print(f"{reader.file}: {case}", flush=True)
     try:
         reader.read(path)
-    except (UserError, ItemError) as error:
+    except (UserError, EntryError) as error:
         str(error).encode("utf-8", "backslashreplace")
         return False
     except BaseException:

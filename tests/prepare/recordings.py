@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.records import Record
-from tolktrain.prepare.text import END_OF_TEXT, train_tokenizer
+from tolktrain.data.text_tokenizer import END_OF_TEXT, train_tokenizer
 from tolktrain.units.base import SpeechTokenizer
 
 RATE = 16_000

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from tolktrain.prepare.sample import espeak
-from tolktrain.prepare.sample.espeak import SAMPLE_RATE, Utterance, Voice, speak_passages
-from tolktrain.prepare.sample.stories import stories
+from sample_corpus import espeak
+from sample_corpus.espeak import SAMPLE_RATE, Utterance, Voice, speak_passages
+from sample_corpus.stories import stories
 
 VOICES = tuple(
     Voice(name, rate, pitch)

@@ -12,8 +12,8 @@ from typing import Any
 from worker_tasks import never_return
 
 from tolktrain.cli import main
-from tolktrain.prepare import pipeline
-from tolktrain.prepare.manifest import tables
+from tolktrain.prepare.job import pipeline
+from tolktrain.prepare.recordings.manifest import tables
 from tolktrain.units.logmel import LogMelTokenizer
 
 PLACES: Mapping[str, tuple[Any, str]] = {

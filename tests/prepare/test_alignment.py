@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tolktrain.errors import UserError
-from tolktrain.prepare.alignment import frame_ends, unit_ends
+from tolktrain.prepare.recordings.align.units import frame_ends, unit_ends
 
 
 def test_ends_are_the_nearest_boundaries() -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tolktrain.prepare.audio import SoundReader, read_audio, resampled
-from tolktrain.prepare.items import ItemError, Reason, Utterance
+from tolktrain.prepare.recordings.audio import SoundReader, read_audio, resampled
+from tolktrain.prepare.utterances import EntryError, Reason, Utterance
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("soxr")
@@ -45,8 +45,8 @@ def utterance(path: Path, **fields: Any) -> Utterance:
     return Utterance(id="u", source="s", speaker="", audio=str(path), **fields)
 
 
-def failure(path: Path, **fields: Any) -> ItemError:
-    with pytest.raises(ItemError) as caught:
+def failure(path: Path, **fields: Any) -> EntryError:
+    with pytest.raises(EntryError) as caught:
         read_audio(utterance(path, **fields), RATE)
     return caught.value
 
@@ -195,7 +195,7 @@ def test_the_reader_goes_on_after_a_bad_file(tmp_path: Path) -> None:
     bad.write_bytes(good.read_bytes()[:3000])
     with SoundReader() as reader:
         expected = reader.read(utterance(good, offset=1.0), RATE)
-        with pytest.raises(ItemError):
+        with pytest.raises(EntryError):
             reader.read(utterance(bad), RATE)
         assert np.array_equal(reader.read(utterance(good, offset=1.0), RATE), expected)
 
@@ -225,7 +225,7 @@ def test_damaged_bytes_never_crash(
     path.write_bytes(data[:end])
     try:
         samples = read_audio(utterance(path, duration=duration), RATE)
-    except ItemError as error:
+    except EntryError as error:
         assert error.reason in (Reason.AUDIO, Reason.EMPTY) and str(path) in error.detail
     else:
         assert len(samples) and samples.dtype == np.float32 and float(np.abs(samples).max()) <= 1

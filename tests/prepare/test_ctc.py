@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from tolktrain.config.prepare import AlignmentConfig
 from tolktrain.errors import UserError
-from tolktrain.prepare import ctc
-from tolktrain.prepare.ctc import CtcAligner, best_paths, checked, frames_needed, last_frame
-from tolktrain.prepare.ctc_model import CtcModel
-from tolktrain.prepare.items import Aligned, ItemError, Reason
+from tolktrain.prepare.recordings.align import ctc
+from tolktrain.prepare.recordings.align.ctc import CtcAligner, best_paths, checked, frames_needed, last_frame
+from tolktrain.prepare.recordings.align.ctc_model import CtcModel
+from tolktrain.prepare.utterances import Aligned, EntryError, Reason
 
 pytest.importorskip("transformers", reason="needs the package transformers")
 
@@ -111,7 +111,7 @@ def spoken() -> Spoken:
     return [(words, *tones.speak(words, rng)) for words in sentences]
 
 
-def good(results: list[Aligned | ItemError]) -> list[Aligned]:
+def good(results: list[Aligned | EntryError]) -> list[Aligned]:
     assert all(isinstance(result, Aligned) for result in results), results
     return [result for result in results if isinstance(result, Aligned)]
 
@@ -135,10 +135,10 @@ def test_another_text_has_less_confidence(trained: str, spoken: Spoken) -> None:
     highest = max(float(result.confidence or 0) for result in wrong if isinstance(result, Aligned))
     assert highest < 0.2 < 0.3 < lowest <= 1
     assert checked(right[0], 0.3) is right[0]
-    with pytest.raises(ItemError, match="is below min_confidence 0.99") as error:
+    with pytest.raises(EntryError, match="is below min_confidence 0.99") as error:
         checked(right[0], 0.99999)
     assert error.value.reason is Reason.CONFIDENCE
-    with pytest.raises(ItemError):
+    with pytest.raises(EntryError):
         checked(Aligned(("a",), np.zeros(1), float("nan")), 0.0)
 
 
@@ -247,7 +247,7 @@ def test_what_cannot_be_aligned_fails_in_its_place(folders: dict[str, str]) -> N
         ("bad 😀 cafélike’d dab", sound),
     ]
     results = aligner(folders["layer"]).align([s for _, s in texts_and_sounds], [t for t, _ in texts_and_sounds])
-    errors = [(r.reason, r.detail) if isinstance(r, ItemError) else None for r in results]
+    errors = [(r.reason, r.detail) if isinstance(r, EntryError) else None for r in results]
     assert errors == [
         None,
         (Reason.ALIGNMENT, "the text needs 15 frames; the sound has 5, so it is cut off"),

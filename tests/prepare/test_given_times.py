@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tolktrain.prepare.given_times import align_given
-from tolktrain.prepare.items import ItemError, Reason, Word
-from tolktrain.prepare.normalize import spoken_words
+from tolktrain.prepare.recordings.align.given_times import align_given
+from tolktrain.prepare.recordings.align.normalize import spoken_words
+from tolktrain.prepare.utterances import EntryError, Reason, Word
 
 # No sum or product of round numbers: a time that is computed anew would differ in its last bits.
 STEP = 0.3700000000000001
@@ -27,7 +27,7 @@ def places(text: str | None, words: str) -> list[tuple[str, int]]:
 
 
 def detail(text: str | None, words: list[Word]) -> str:
-    with pytest.raises(ItemError) as error:
+    with pytest.raises(EntryError) as error:
         align_given(text, words, "en")
     assert error.value.reason is Reason.WORD_TIMES
     return error.value.detail
@@ -82,7 +82,7 @@ def test_what_differs_is_named(text: str | None, words: str, message: str) -> No
 
 def test_a_text_that_is_not_spoken() -> None:
     for text in ("", "...", "😀"):
-        with pytest.raises(ItemError) as error:
+        with pytest.raises(EntryError) as error:
             align_given(text, times("a"), "en")
         assert error.value.reason is Reason.TEXT
 
@@ -131,7 +131,7 @@ def test_any_reading_of_a_text_matches_it(tokens: list[str], data: st.DataObject
         return
     try:
         aligned = align_given(text, words, "en")
-    except ItemError as error:
+    except EntryError as error:
         raise AssertionError(error.detail) from None
     assert " ".join(aligned.words) == text
     # "a part" and "apart" can be read into one another, with other ends.
@@ -148,7 +148,7 @@ def test_anything_gives_an_alignment_or_an_item_error(text: str | None, given_wo
     words = [Word(word, end, end) for word, end in given_words]
     try:
         aligned = align_given(text, words, "en")
-    except ItemError:
+    except EntryError:
         return
     assert len(aligned.words) == len(aligned.ends)
     assert (np.diff(aligned.ends) >= 0).all() and set(aligned.ends.tolist()) <= {0.0, *(word.end for word in words)}

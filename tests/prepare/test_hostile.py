@@ -16,15 +16,16 @@ import soundfile
 from recordings import write_text_tokenizer
 
 from tolktrain.config.prepare import RecordingsConfig, TextConfig
+from tolktrain.data.text_tokenizer import load_text_tokenizer
 from tolktrain.errors import UserError
-from tolktrain.prepare import audio, documents
-from tolktrain.prepare.audio import read_audio
-from tolktrain.prepare.given_times import align_given
-from tolktrain.prepare.items import Failure, ItemError, Reason, Utterance, Word
-from tolktrain.prepare.manifest import read_manifest
-from tolktrain.prepare.text import load_text_tokenizer
-from tolktrain.prepare.textgrid import parse_textgrid
-from tolktrain.prepare.word_times import read_word_times
+from tolktrain.prepare.recordings import audio
+from tolktrain.prepare.recordings.align.given_times import align_given
+from tolktrain.prepare.recordings.align.textgrid import parse_textgrid
+from tolktrain.prepare.recordings.align.word_times import read_word_times
+from tolktrain.prepare.recordings.audio import read_audio
+from tolktrain.prepare.recordings.manifest import read_manifest
+from tolktrain.prepare.text import documents
+from tolktrain.prepare.utterances import EntryError, Failure, Reason, Utterance, Word
 
 PROGRAM = Path(__file__).with_name("hostile_readers.py")
 
@@ -175,7 +176,7 @@ def test_word_times_are_read_from_regular_files(tmp_path: Path, name: str, targe
         os.mkfifo(path)
     else:
         path.symlink_to(target)
-    with pytest.raises(ItemError, match="cannot be read .*not a regular file"):
+    with pytest.raises(EntryError, match="cannot be read .*not a regular file"):
         read_word_times(str(path), "u")
 
 
@@ -183,10 +184,10 @@ def test_an_utterance_has_no_gigabyte_of_word_times(tmp_path: Path) -> None:
     path = tmp_path / "u.ctm"
     line = "u 1 0.0 0.25 " + "the" * 100_000 + "\n"
     path.write_text(line * 60)
-    with pytest.raises(ItemError, match="the lines of 'u' have more than"):
+    with pytest.raises(EntryError, match="the lines of 'u' have more than"):
         read_word_times(str(path), "u")
     path.write_text(line * 20)
-    with pytest.raises(ItemError, match="longer than"):
+    with pytest.raises(EntryError, match="longer than"):
         path.write_text(line.strip() * 20)
         read_word_times(str(path), "u")
 
@@ -194,7 +195,7 @@ def test_an_utterance_has_no_gigabyte_of_word_times(tmp_path: Path) -> None:
 def test_doubtful_words_are_compared_for_a_bounded_time() -> None:
     """Each silence may be a word or none, and what follows fits nowhere: ways multiply."""
     words = [Word("sil", i / 10, i / 10 + 0.1) for i in range(3_000)]
-    with pytest.raises(ItemError, match="the text has|no way to match it was found"):
+    with pytest.raises(EntryError, match="the text has|no way to match it was found"):
         align_given("sil " * 2_999 + "end", words, "en")
 
 
@@ -206,7 +207,7 @@ def test_sound_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         soundfile.write(tmp_path / name, np.zeros(48_000, np.float32), 16_000)
         path = str(tmp_path / name)
         for wanted, duration in ((16_000, None), (32_000, 2.0)):
-            with pytest.raises(ItemError, match="too many for one utterance; give offset and duration") as caught:
+            with pytest.raises(EntryError, match="too many for one utterance; give offset and duration") as caught:
                 read_audio(Utterance("u", "u", "", path, duration=duration), wanted)
             assert caught.value.reason is Reason.AUDIO
         assert len(read_audio(Utterance("u", "u", "", path, offset=1.0, duration=1.0), 32_000)) == 32_000
@@ -229,7 +230,7 @@ def test_a_deep_tokenizer_is_refused_in_a_process_of_its_own(tmp_path: Path) -> 
     (folder / "tokenizer.json").write_text('{"model":' * 1_000_000)
     program = (
         "import sys\nfrom tolktrain.errors import UserError\n"
-        "from tolktrain.prepare.text import load_text_tokenizer\n"
+        "from tolktrain.data.text_tokenizer import load_text_tokenizer\n"
         "try:\n    load_text_tokenizer(sys.argv[1])\nexcept UserError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)

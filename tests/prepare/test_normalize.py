@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tolktrain.errors import UserError
-from tolktrain.prepare.normalize import letters, spoken_words
-from tolktrain.prepare.spoken_numbers import Numbers, known_languages
+from tolktrain.prepare.recordings.align.normalize import letters, spoken_words
+from tolktrain.prepare.recordings.align.spoken_numbers import Numbers, known_languages
 
 ENGLISH = {
     "Hello,": "hello",

@@ -7,7 +7,7 @@ import pytest
 
 from tolktrain.config.prepare import PassagesConfig
 from tolktrain.data.records import Record
-from tolktrain.prepare.passages import PassageBuilder, Piece
+from tolktrain.prepare.job.passages import PassageBuilder, Piece
 
 ARRAYS = (
     "text_ids",

@@ -32,12 +32,12 @@ from tolktrain import cli
 from tolktrain.cluster.signals import StopRaised
 from tolktrain.config.data import DatasetConfig
 from tolktrain.data.folder import RecordFolder
+from tolktrain.data.text_tokenizer import load_tokenizer
 from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
-from tolktrain.prepare.part import PartResult
-from tolktrain.prepare.pipeline import Task, prepare
-from tolktrain.prepare.progress import Narrator
-from tolktrain.prepare.text import load_tokenizer
+from tolktrain.prepare.job.parts import PartResult
+from tolktrain.prepare.job.pipeline import Task, prepare
+from tolktrain.prepare.job.progress import Narrator
 from tolktrain.units.load import load_speech_tokenizer
 
 SONGS = corpus()

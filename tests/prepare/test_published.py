@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.records import Record
+from tolktrain.data.text_tokenizer import train_tokenizer
 from tolktrain.errors import UserError
-from tolktrain.prepare.items import Failure, Reason
-from tolktrain.prepare.published import TextFiles, words_from
-from tolktrain.prepare.published_kind import PublishedKind
-from tolktrain.prepare.safe_pickle import read_plain_pickle
-from tolktrain.prepare.text import train_tokenizer
+from tolktrain.prepare.published.files import TextFiles, words_from
+from tolktrain.prepare.published.kind import PublishedKind
+from tolktrain.prepare.published.safe_pickle import read_plain_pickle
+from tolktrain.prepare.utterances import Failure, Reason
 from tolktrain.units.mimi import MimiDescription
 from tolktrain.units.pretrained import PretrainedModel
 
@@ -439,7 +439,7 @@ def test_the_first_word_after_a_place(data: st.DataObject, tmp_path_factory: pyt
     begins = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
     expected = [next(i for i, begin in enumerate(begins) if begin >= place) for place in places]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tolktrain.prepare.published._WORDS_AT_ONCE", data.draw(st.integers(1, 9)))
+        patch.setattr("tolktrain.prepare.published.files._WORDS_AT_ONCE", data.draw(st.integers(1, 9)))
         found, at = words_from(files.words, np.array(places))
     assert found.tolist() == expected and at.tolist() == [begins[i] for i in expected]
 

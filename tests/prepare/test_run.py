@@ -3,8 +3,8 @@
 import pytest
 
 from tolktrain.errors import UserError
-from tolktrain.prepare.gpus import share_gpus
-from tolktrain.prepare.pipeline import Task
+from tolktrain.prepare.job.gpus import share_gpus
+from tolktrain.prepare.job.pipeline import Task
 from tolktrain.prepare.run import task_of
 
 

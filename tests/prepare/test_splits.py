@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tolktrain.config.prepare import HeldOutConfig
-from tolktrain.prepare.splits import HELDOUT_SOURCES, HELDOUT_SPEAKERS, TRAIN, split_of
+from tolktrain.prepare.job.splits import HELDOUT_SOURCES, HELDOUT_SPEAKERS, TRAIN, split_of
 
 ITEMS = [(f"book {number % 300}", f"reader {number % 90}") for number in range(3000)]
 

@@ -21,9 +21,8 @@ from tokenizers import (
     trainers,
 )
 
-from tolktrain.errors import UserError
-from tolktrain.prepare.sample.stories import stories
-from tolktrain.prepare.text import (
+from sample_corpus.stories import stories
+from tolktrain.data.text_tokenizer import (
     END_OF_TEXT,
     SegmentedEncoder,
     encode_words,
@@ -32,6 +31,7 @@ from tolktrain.prepare.text import (
     tokenizer_folder,
     train_tokenizer,
 )
+from tolktrain.errors import UserError
 
 TEXTS = tuple(" " + story.text for story in stories(2, 40))
 PIECES = (

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sample_corpus.stories import stories
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.records import Record
+from tolktrain.data.text_tokenizer import load_tokenizer, train_tokenizer
 from tolktrain.errors import UserError
-from tolktrain.prepare.documents import FileRange, read_documents
-from tolktrain.prepare.items import Failure, Reason
-from tolktrain.prepare.sample.stories import stories
-from tolktrain.prepare.text import load_tokenizer, train_tokenizer
-from tolktrain.prepare.text_kind import TextKind
+from tolktrain.prepare.text.documents import FileRange, read_documents
+from tolktrain.prepare.text.kind import TextKind
+from tolktrain.prepare.utterances import Failure, Reason
 
 STORIES = tuple(story.text for story in stories(3, 60))
 EOS = 0

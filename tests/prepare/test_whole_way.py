@@ -19,10 +19,10 @@ from tolktrain.config.data import DatasetConfig
 from tolktrain.config.prepare import AlignmentConfig
 from tolktrain.data.folder import RecordFolder
 from tolktrain.data.storage import Storage
-from tolktrain.prepare.audio import read_audio
-from tolktrain.prepare.ctc import CtcAligner
-from tolktrain.prepare.items import Aligned, Utterance
-from tolktrain.prepare.text import load_tokenizer
+from tolktrain.data.text_tokenizer import load_tokenizer
+from tolktrain.prepare.recordings.align.ctc import CtcAligner
+from tolktrain.prepare.recordings.audio import read_audio
+from tolktrain.prepare.utterances import Aligned, Utterance
 
 FRAMES_PER_SECOND = 25
 ALIGNER = Path(__file__).parent / "aligner" / "model"

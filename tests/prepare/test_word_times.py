@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tolktrain.prepare.items import ItemError, Reason, Word
-from tolktrain.prepare.word_times import check_words, read_word_times
+from tolktrain.prepare.recordings.align.word_times import check_words, read_word_times
+from tolktrain.prepare.utterances import EntryError, Reason, Word
 
 WORDS = (Word("The", 0.25, 0.5), Word("sea", 0.5, 1.125), Word("is", 1.5, 1.75))
 
@@ -94,7 +94,7 @@ def write(path: Path, content: Any) -> str:
 
 
 def refusal(path: Path, content: Any, utterance: str = "u") -> str:
-    with pytest.raises(ItemError) as caught:
+    with pytest.raises(EntryError) as caught:
         read_word_times(write(path, content), utterance)
     assert caught.value.reason is Reason.WORD_TIMES and str(path) in caught.value.detail
     return caught.value.detail
@@ -209,9 +209,9 @@ def test_json_that_is_not_used(tmp_path: Path, content: Any, told: str) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name in ("absent.TextGrid", "absent.ctm", "absent.json", "absent.alignment.txt"):
-        with pytest.raises(ItemError, match="No such file"):
+        with pytest.raises(EntryError, match="No such file"):
             read_word_times(str(tmp_path / name), "u")
-    with pytest.raises(ItemError, match="no known suffix"):
+    with pytest.raises(EntryError, match="no known suffix"):
         read_word_times(str(tmp_path / "a.lab"), "u")
 
 
@@ -229,7 +229,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_times_are_refused(times: list[tuple[float, float]], told: str) -> None:
-    with pytest.raises(ItemError, match=told) as caught:
+    with pytest.raises(EntryError, match=told) as caught:
         check_words([Word("word", *time) for time in times], 2.0)
     assert caught.value.reason is Reason.WORD_TIMES
 
@@ -259,7 +259,7 @@ def test_damaged_files_never_crash(tmp_path: Path, name: str, change: list[tuple
             data[place % len(data) : place % len(data) + length] = piece
     try:
         words = read_word_times(write(tmp_path / name, bytes(data)), "u")
-    except ItemError as error:
+    except EntryError as error:
         assert error.reason is Reason.WORD_TIMES and str(tmp_path) in error.detail
         error.detail.encode()
         return

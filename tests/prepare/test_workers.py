@@ -14,7 +14,7 @@ from worker_tasks import dying, failing, lingering, squares
 
 from tolktrain.data.storage import StorageError
 from tolktrain.errors import UserError
-from tolktrain.prepare.workers import Done, Progress, run_tasks
+from tolktrain.prepare.job.workers import Done, Progress, run_tasks
 
 
 def test_each_task_is_done_once_and_told() -> None:
@@ -69,7 +69,7 @@ def test_processes_end_when_their_parent_is_killed(tmp_path: Path, task: str) ->
     folder.mkdir()
     program.write_text(
         f"from functools import partial\nfrom worker_tasks import {task}\n"
-        "from tolktrain.prepare.workers import run_tasks\n"
+        "from tolktrain.prepare.job.workers import run_tasks\n"
         "if __name__ == '__main__':\n"
         f"    list(run_tasks(partial({task}, {str(folder)!r}), [0, 1], processes=2))\n"
     )
@@ -94,7 +94,7 @@ def test_signals_to_the_whole_group_concern_the_first_process_alone(tmp_path: Pa
     folder.mkdir()
     program.write_text(
         "import signal\nfrom functools import partial\nfrom worker_tasks import lingering\n"
-        "from tolktrain.cluster.signals import StopRequest\nfrom tolktrain.prepare.workers import run_tasks\n"
+        "from tolktrain.cluster.signals import StopRequest\nfrom tolktrain.prepare.job.workers import run_tasks\n"
         "if __name__ == '__main__':\n"
         "    stop = StopRequest()\n    stop.install()\n    print('ready', flush=True)\n"
         f"    for _ in run_tasks(partial(lingering, {str(folder)!r}), [0, 1], processes=2):\n"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tolktrain.prepare.workers import Report
+from tolktrain.prepare.job.workers import Report
 
 
 def square(number: int, report: Report) -> tuple[int, int]:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from tolktrain import cli
-from tolktrain.cluster.door import Door
-from tolktrain.cluster.meeting import Meeting
+from tolktrain.cluster.watch.listener import Door
+from tolktrain.cluster.watch.rendezvous import Meeting
 
 PORT_FILE, WHEN_COMPLETE, *ARGUMENTS = sys.argv[1:]
 

@@ -24,9 +24,9 @@ from small_runs import MIXED, StopAfter, cut_batch, make_batch
 from torch import Tensor
 
 from tolktrain.parallel.layout import Layout, initialize, release_groups
-from tolktrain.train import module
-from tolktrain.train.build import Blueprint
-from tolktrain.train.engine import Engine
+from tolktrain.train.deepspeed import module
+from tolktrain.train.deepspeed.engine import Engine
+from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.run import train
 
 OFFLOAD = "offload.json"
@@ -85,10 +85,10 @@ def run_case(bad: Bad, folder: Path, sets: Path) -> dict[str, Any]:
     config = replace(bad.case, overrides=("model.backbone.num_layers=2", *overrides)).config(folder, sets)
     parallel = config.parallel
     layout = initialize(parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.sequence_parallel)
-    blueprint = Blueprint.of(config)
+    model_builder = ModelBuilder.of(config)
     snapshots, skipped, updates = [], [], []
     for seeds in ((0, 1, 2), (0, 2)):
-        engine = blueprint.start(blueprint.build(layout, None), config.train.stages[2], layout)
+        engine = model_builder.start(model_builder.build(layout, None), config.train.stages[2], layout)
         for seed in seeds:
             batches = cut_batch(make_batch(MIXED, seed), 4)[layout.data_rank :: layout.data_size]
             if seed == 1:

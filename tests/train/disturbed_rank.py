@@ -14,7 +14,7 @@ from tolktrain import cli
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.progress import Progress
 from tolktrain.model.smoltolk import SmolTolk
-from tolktrain.train import one_stage
+from tolktrain.train import stage_runner
 from tolktrain.train.loop import StageRun, timed
 
 DISTURBANCE, *ARGUMENTS = sys.argv[1:]
@@ -61,7 +61,7 @@ def _disturb_data() -> None:
 
         return timed(late(), run)
 
-    one_stage.timed = disturbed
+    stage_runner.timed = disturbed
 
 
 def _slow_forward() -> None:

@@ -10,8 +10,8 @@ import time
 
 from tolktrain import cli
 from tolktrain.cluster.environment import ProcessEnvironment
-from tolktrain.cluster.watch import Describe, Watch
-from tolktrain.train import one_stage
+from tolktrain.cluster.watch.watchdog import Describe, Watch
+from tolktrain.train import stage_runner
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.loop import StageRun, run_stage
 
@@ -49,7 +49,7 @@ def main() -> int:
         return watches[0]
 
     Watch.start = started
-    one_stage.run_stage = lambda run, batches, callbacks: run_stage(run, batches, [Failing(watches[0]), *callbacks])
+    stage_runner.run_stage = lambda run, batches, callbacks: run_stage(run, batches, [Failing(watches[0]), *callbacks])
     return cli.main(["train", *ARGUMENTS])
 
 

@@ -19,7 +19,7 @@ from small_runs import StopAfter, small_config
 
 from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.parallel.layout import initialize, release_groups
-from tolktrain.train import opened
+from tolktrain.train import open_run
 from tolktrain.train.run import train
 
 # Steps 1 to 3 are the stage "text", 4 to 7 "adapter", 8 to 12 "joint"; each layout stops inside a stage.
@@ -45,7 +45,7 @@ def main() -> None:
         overrides = [f"parallel.{setting}" for setting in layout.split()]
         overrides += [f"deepspeed.zero_stage={zero_stage}", "train.micro_batch_size=2", THREE_LAYERS]
         config = small_config(folder, sets, *overrides)
-        with patch.object(opened, "CheckpointSaver", partial(CheckpointSaver, most_files=2)):
+        with patch.object(open_run, "CheckpointSaver", partial(CheckpointSaver, most_files=2)):
             codes.append(train(config, StopAfter(steps if dist.get_rank() == 2 else 10**6)))
         newest = max((folder / "runs" / "small" / "checkpoints").glob("step-*"))
         files.append(len(list((newest / "tensors").iterdir())))

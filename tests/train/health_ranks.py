@@ -20,12 +20,12 @@ import torch.distributed as dist
 from small_runs import small_config
 from torch import Tensor
 
+from tolktrain.cluster.health import probes
+from tolktrain.cluster.health.check import check_health
+from tolktrain.cluster.health.probes import Probes
+from tolktrain.cluster.health.reports import Device
 from tolktrain.errors import UserError
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.health import probes
-from tolktrain.train.health.check import check_health
-from tolktrain.train.health.probes import Probes
-from tolktrain.train.health.reports import Device
 
 NODES = ("n1", "n1", "n2", "n3")
 COUNTS = {"backbone": 1_000_000}

@@ -16,7 +16,7 @@ from small_runs import MIXED, RATES, cut_batch, make_batch, plain, small_config
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.engine import Engine
+from tolktrain.train.deepspeed.engine import Engine
 
 NUM_STEPS = 2
 RESULTS = ("text_nll", "speech_nll", "entropy", "grad_norm")

@@ -18,14 +18,14 @@ from tolktrain.data.batch import Batch
 from tolktrain.data.loader import StageLoader
 from tolktrain.data.sequences import Vocabulary
 from tolktrain.parallel.layout import Layout, initialize
-from tolktrain.train.agreement import agreed_batches
-from tolktrain.train.build import Blueprint
-from tolktrain.train.engine import Engine
-from tolktrain.train.optimizer import Rates
+from tolktrain.train.batch_consistency import consistent_batches
+from tolktrain.train.deepspeed.engine import Engine
+from tolktrain.train.model_builder import ModelBuilder
+from tolktrain.train.optimizer import LearningRates
 
 NUM_STEPS = 10
 VALIDATED_STEP = 4  # after which the pipeline sees batches of another shape
-RATES = Rates(backbone=0.002, speech=0.004)
+RATES = LearningRates(backbone=0.002, speech=0.004)
 
 # Of the model and the recipe; each is trained in one process too.
 FOUR_LAYERS = "model.backbone.num_layers=4"
@@ -127,15 +127,15 @@ def run(case: Case, folder: Path, sets: Path) -> Outcome:
     config = case.config(folder, sets)
     parallel = config.parallel
     layout = initialize(parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.sequence_parallel)
-    blueprint = Blueprint.of(config)
+    model_builder = ModelBuilder.of(config)
     stage = config.train.stages[case.stage]
-    engine = blueprint.start(blueprint.build(layout, None), stage, layout)
+    engine = model_builder.start(model_builder.build(layout, None), stage, layout)
     outcome = Outcome(layout.data_rank, [], [], [], [], {}, {}, {})
     vocabulary = Vocabulary(TEXT_VOCAB_SIZE, 0, NUM_UNITS, config.model.speech.num_codebooks)
     ranks = {"data_rank": layout.data_rank, "data_size": layout.data_size}
     loader = StageLoader(config, stage.mixture, vocabulary, seed=order_seed(layout), **ranks)
     with loader:
-        agreed = agreed_batches(loader, layout, 0, every_step=True)
+        agreed = consistent_batches(loader, layout, 0, every_step=True)
         for step in range(NUM_STEPS):
             batches = next(agreed)
             outcome.batches.append(rows(batches))

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from tolktrain.data.batch import Batch
 from tolktrain.model.transformer import RowLinear
-from tolktrain.train import engine
-from tolktrain.train.engine import Engine
-from tolktrain.train.module import LossCounts
+from tolktrain.train.deepspeed import engine
+from tolktrain.train.deepspeed.engine import Engine
+from tolktrain.train.deepspeed.module import LossCounts
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def _patch(cure: str) -> Any:
     if cure == "sums over the tensor group":
         return mock.patch.object(engine, "sum_over_tensor_group", lambda *_: [])
     if cure == "sums over tied tables":
-        from tolktrain.train.pipeline import StageModule
+        from tolktrain.train.deepspeed.pipeline import StageModule
 
         return mock.patch.object(StageModule, "get_tied_weights_and_groups", lambda self: [])
     if cure == "counts of the global batch":

@@ -16,10 +16,10 @@ from tolktrain.data.batch import Batch
 from tolktrain.data.loader import StageLoader
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.smoltolk import LossSums, SmolTolk
-from tolktrain.train import one_stage
-from tolktrain.train.agreement import batch_checksum
-from tolktrain.train.engine import Engine, StepResult
-from tolktrain.train.optimizer import Rates
+from tolktrain.train import stage_runner
+from tolktrain.train.batch_consistency import batch_checksum
+from tolktrain.train.deepspeed.engine import Engine, StepResult
+from tolktrain.train.optimizer import LearningRates
 
 TEXT, JOINT = 0, 1
 STEPS = (2, 12)  # of the two stages
@@ -71,10 +71,10 @@ def spoiling(factors: dict[int, float]) -> Iterator[None]:
     train_step, forward = Engine.train_step, SmolTolk.forward
     factor = [1.0]
 
-    def spoiled_step(self: Engine, batches: list[Batch], rates: Rates) -> StepResult:
+    def spoiled_step(self: Engine, batches: list[Batch], learning_rates: LearningRates) -> StepResult:
         factor[0] = factors.get(batch_checksum(batches), 1.0)
         try:
-            return train_step(self, batches, rates)
+            return train_step(self, batches, learning_rates)
         finally:
             factor[0] = 1.0
 
@@ -96,5 +96,5 @@ def without(left_out: set[int]) -> Iterator[None]:
                 pass
             return batches
 
-    with patch.object(one_stage, "StageLoader", Leaving):
+    with patch.object(stage_runner, "StageLoader", Leaving):
         yield

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tolktrain import cli
 from tolktrain.cluster.environment import ProcessEnvironment
-from tolktrain.train.health import check
-from tolktrain.train.health.probes import Probes
+from tolktrain.cluster.health import check
+from tolktrain.cluster.health.probes import Probes
 
 
 def wrong(a: Tensor, b: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.config.load import load_config
 from tolktrain.data.batch import Batch, collate
 from tolktrain.data.sequences import Vocabulary, build_sequence, sequence_rng
-from tolktrain.train.optimizer import Rates
+from tolktrain.train.optimizer import LearningRates
 
 SEQUENCE_LENGTH = 32
 TOKENS_PER_STEP = 8 * SEQUENCE_LENGTH
@@ -35,7 +35,7 @@ SLOWEST_KEYS = [f"slowest_{name}" for name in ("rank", "node", "factor", "part",
 TIMING_KEYS = ("seconds_per_step", "tokens_per_second", "memory_gib", *SLOWEST_KEYS)
 VOCABULARY = Vocabulary(TEXT_VOCAB_SIZE, 0, NUM_UNITS)
 
-RATES = Rates(backbone=0.01, speech=0.02)
+RATES = LearningRates(backbone=0.01, speech=0.02)
 MIXED: list[Strategy] = [
     *("text", "text", "speech", "interleaved", "recognition", "recognition", "speech", "synthesis"),
 ]

@@ -12,7 +12,7 @@ import torch
 from knob_ranks import KNOBS, run_steps, zero
 from small_runs import assembled
 
-from tolktrain.train.settings import complete_settings
+from tolktrain.train.deepspeed.settings import complete_settings
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
 FILES = ["zero0", "zero1", "zero2", "zero3", "zero3-offload"]  # pipeline.json needs two processes

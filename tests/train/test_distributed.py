@@ -24,7 +24,7 @@ from tolktrain.checkpoint.store import read_parameters
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.engine import Engine
+from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.run import train
 
 

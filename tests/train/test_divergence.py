@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tolktrain.config.training import GuardConfig
-from tolktrain.train.divergence import Incident, Judge
+from tolktrain.train.rollback.divergence import Incident, Judge
 
 WINDOW, PATIENCE, MOST_SKIPPED = 40, 3, 4
 

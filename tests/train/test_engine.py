@@ -18,10 +18,10 @@ from tolktrain.data.batch import Batch
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.naming import canonical_state, load_canonical
+from tolktrain.model.parameter_layout import canonical_state, load_canonical
 from tolktrain.model.smoltolk import SmolTolk, loss_from_sums
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.engine import Engine, StepResult
+from tolktrain.train.deepspeed.engine import Engine, StepResult
 
 SCALE_OF_ENTROPY = 0.5
 Make = Callable[..., tuple[Engine, Config]]
@@ -72,7 +72,7 @@ def plain_steps(model: SmolTolk, batches: list[Batch], clip: float) -> list[tupl
 
 
 def _is_speech(model: SmolTolk, name: str) -> bool:
-    from tolktrain.model.naming import parameter_views
+    from tolktrain.model.parameter_layout import parameter_views
 
     return parameter_views(model)[name].names[0].startswith(("speech_", "input_adapter", "output_adapter"))
 
@@ -167,14 +167,14 @@ def test_bf16_is_near_float32_and_keeps_float32_masters(make: Make, zero_stage: 
     engine, _ = make("train.precision=fp32")
     exact = [engine.train_step([step], RATES) for step in steps]
     engine, _ = make("train.precision=bf16", f"deepspeed.zero_stage={zero_stage}")
-    masters = values(engine)
-    assert any(not torch.equal(value, value.bfloat16().float()) for value in masters.values())
+    master_weights = values(engine)
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in master_weights.values())
     rounded = [engine.train_step([step], RATES) for step in steps]
     assert all(parameter.dtype == torch.bfloat16 for parameter in engine.model.parameters())
     for one, other in zip(exact, rounded, strict=True):
         assert other.loss(0.0) == pytest.approx(one.loss(0.0), rel=0.01)
     # The first updates would be too small by half if Adam counted one more than were made.
-    change = (values(engine)["backbone.norm.weight"] - masters["backbone.norm.weight"]).abs().max()
+    change = (values(engine)["backbone.norm.weight"] - master_weights["backbone.norm.weight"]).abs().max()
     assert change == pytest.approx(3 * RATES.backbone, rel=0.1)
 
 
@@ -237,7 +237,7 @@ def test_a_closed_engine_leaves_nothing(make: Make, zero_stage: int) -> None:
     engine, _ = make(f"deepspeed.zero_stage={zero_stage}")
     engine.train_step([make_batch(MIXED)], RATES)
     first = next(iter(engine.model.parameters()))
-    remembered = [weakref.ref(thing) for thing in (engine, engine.model, first, engine._driver.engine.optimizer)]
+    remembered = [weakref.ref(thing) for thing in (engine, engine.model, first, engine._step_runner.engine.optimizer)]
     engine.close()
     del engine, first
     gc.collect()

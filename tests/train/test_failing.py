@@ -7,7 +7,7 @@ import pytest
 from launched import launch_two
 from small_runs import write_config
 
-from tolktrain.checkpoint.lease import Lease
+from tolktrain.runs.lease import Lease
 
 SCRIPT = Path(__file__).with_name("failing_rank.py")
 OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]"]

@@ -18,8 +18,8 @@ from small_runs import NUM_STEPS, read_metrics, small_config, write_config
 from tolktrain import cli
 from tolktrain.checkpoint.manifest import verify
 from tolktrain.checkpoint.store import read_moments, read_parameters
-from tolktrain.train import metrics as metrics_module
-from tolktrain.train.metrics import MetricsFile, truncate_metrics
+from tolktrain.runs import metrics as metrics_module
+from tolktrain.runs.metrics import MetricsFile, truncate_metrics
 from tolktrain.train.process import logging_to
 from tolktrain.train.run import train
 

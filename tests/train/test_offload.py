@@ -14,10 +14,10 @@ from tolktrain.checkpoint.slices import Snapshot
 from tolktrain.config.data import Strategy
 from tolktrain.data.batch import Batch
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.naming import load_canonical
+from tolktrain.model.parameter_layout import load_canonical
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.engine import Engine
+from tolktrain.train.deepspeed.engine import Engine
 
 Make = Callable[..., Engine]
 BY_STAGE = pytest.mark.parametrize("zero_stage", [1, 2, 3])

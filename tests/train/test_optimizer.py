@@ -7,9 +7,16 @@ from tolktrain.config.data import Mixture, MixtureEntry
 from tolktrain.config.model import BackboneConfig, ModelConfig
 from tolktrain.config.training import OptimizerConfig, ScheduleConfig, StageConfig
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.naming import parameter_views
+from tolktrain.model.parameter_layout import parameter_views
 from tolktrain.model.smoltolk import SmolTolk
-from tolktrain.train.optimizer import build_optimizer, freeze, rates_at, schedule_factor, set_rates, trained_groups
+from tolktrain.train.optimizer import (
+    build_optimizer,
+    freeze,
+    learning_rates_at,
+    schedule_factor,
+    set_learning_rates,
+    trained_groups,
+)
 
 TEXT: Mixture = {"text": MixtureEntry(sets={"any": 1.0})}
 
@@ -39,9 +46,9 @@ def test_a_stage_shorter_than_its_ramps_takes_the_lower_one() -> None:
 
 def test_speech_has_its_own_rate_or_the_common_one() -> None:
     stage = StageConfig(name="s", tokens=1, mixture=TEXT, learning_rate=1.0, schedule=ScheduleConfig(warmup_steps=2))
-    rates = rates_at(stage.model_copy(update={"speech_learning_rate": 3.0}), 0, 10)
-    assert (rates.backbone, rates.speech, rates.of("pooling")) == (0.5, 1.5, 0.5)
-    assert rates_at(stage, 5, 10).speech == 1.0
+    learning_rates = learning_rates_at(stage.model_copy(update={"speech_learning_rate": 3.0}), 0, 10)
+    assert (learning_rates.backbone, learning_rates.speech, learning_rates.of("pooling")) == (0.5, 1.5, 0.5)
+    assert learning_rates_at(stage, 5, 10).speech == 1.0
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,9 @@ def test_groups(model: SmolTolk) -> None:
             seen.add(names[parameter])
     assert seen == set(names.values())
     assert optimizer.defaults["betas"] == (0.9, 0.95)
-    set_rates(optimizer, rates_at(StageConfig(name="s", tokens=1, mixture=TEXT, learning_rate=2.0), 200, 300))
+    set_learning_rates(
+        optimizer, learning_rates_at(StageConfig(name="s", tokens=1, mixture=TEXT, learning_rate=2.0), 200, 300)
+    )
     assert {group["lr"] for group in optimizer.param_groups} == {2.0}
 
 

@@ -13,8 +13,8 @@ from tolktrain.checkpoint.bucket import find_remote
 from tolktrain.checkpoint.store import read_parameters
 from tolktrain.data.storage import Storage, StorageError
 from tolktrain.errors import UserError
-from tolktrain.train import opened
-from tolktrain.train.remote import storage_of, uploads_of
+from tolktrain.runs.copies import storage_of, uploads_of
+from tolktrain.train import open_run
 from tolktrain.train.run import train
 
 
@@ -74,8 +74,8 @@ def test_what_was_not_copied_before_leaving_is_copied_by_the_next_start(tmp_path
 
 def test_the_end_waits_for_the_last_copy(tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless it has been asked to leave."""
-    monkeypatch.setattr(opened, "_LONGEST_LAST_COPY", 0.0)
-    monkeypatch.setattr(opened, "_COPY_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(open_run, "_LONGEST_LAST_COPY", 0.0)
+    monkeypatch.setattr(open_run, "_COPY_POLL_SECONDS", 0.01)
     upload = Storage.upload
 
     def slowly(self: Storage, path: Path, name: str) -> None:

@@ -20,8 +20,8 @@ from tolktrain.checkpoint.manifest import digest_files, write_manifest
 from tolktrain.checkpoint.slices import PARAMETERS
 from tolktrain.checkpoint.store import read_moments, read_parameters, read_state
 from tolktrain.interop.weights import load_weights
-from tolktrain.model.naming import canonical_state
-from tolktrain.train.remote import uploads_of
+from tolktrain.model.parameter_layout import canonical_state
+from tolktrain.runs.copies import uploads_of
 from tolktrain.train.run import train
 
 FINAL = f"checkpoints/step-{NUM_STEPS:08d}"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tolktrain.train.row_ends import RowEnd, plan_row_ends
+from tolktrain.train.deepspeed.row_ends import RowEnd, plan_row_ends
 
 
 def put_together(spans: torch.Tensor, flats: Sequence[torch.Tensor], widths: Sequence[int]) -> None:

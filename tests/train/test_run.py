@@ -20,16 +20,16 @@ from small_runs import (
 )
 
 from tolktrain.checkpoint import saver
-from tolktrain.checkpoint.lease import LEASE_FOLDER
 from tolktrain.checkpoint.manifest import FileDigest, digest_files, write_manifest
 from tolktrain.checkpoint.store import read_parameters
 from tolktrain.config.load import load_config
 from tolktrain.errors import UserError
 from tolktrain.interop.weights import export_weights, load_weights
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.naming import canonical_state
+from tolktrain.model.parameter_layout import canonical_state
+from tolktrain.runs.lease import LEASE_FOLDER
+from tolktrain.runs.load_model import load_model
 from tolktrain.train import run as run_module
-from tolktrain.train.restore import load_model
 from tolktrain.train.run import train
 
 STEP_KEYS = [
@@ -116,7 +116,7 @@ def test_a_complete_run_says_so_at_once(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("nothing may be built")
 
-    monkeypatch.setattr("tolktrain.train.build.SmolTolk", fail)
+    monkeypatch.setattr("tolktrain.train.model_builder.SmolTolk", fail)
     monkeypatch.setattr(run_module, "check_data", fail)
     before = (run_dir / "metrics.jsonl").read_bytes()
     assert train(small_config(tmp_path, sets)) == 0
@@ -288,7 +288,9 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(
 def test_divergence_ends_the_run(
     tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("tolktrain.train.module.loss_from_sums", lambda sums, *_: sums.text_nll * float("nan"))
+    monkeypatch.setattr(
+        "tolktrain.train.deepspeed.module.loss_from_sums", lambda sums, *_: sums.text_nll * float("nan")
+    )
     overrides = ("train.guard.max_skipped_in_a_row=3", "train.guard.max_rollbacks=0")
     message = "training has diverged: in the stage 'text', up to step 3, the losses or gradients of the last 3 steps"
     with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=message):

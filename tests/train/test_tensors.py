@@ -7,11 +7,11 @@ import torch
 from small_runs import assembled, small_config
 
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.naming import canonical_state, parameter_views
+from tolktrain.model.parameter_layout import canonical_state, parameter_views
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.engine import Engine
-from tolktrain.train.tensors import ModelTensors, UnknownSlicingError
+from tolktrain.train.deepspeed.engine import Engine
+from tolktrain.train.deepspeed.tensors import ModelTensors, UnknownSlicingError
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from small_runs import MIXED, TOKENS_PER_STEP, cut_batch, make_batch, small_conf
 
 from tolktrain.config import Config
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.step_flops import StepCounts, step_flops
+from tolktrain.model.cost.step import StepCounts, step_flops
 from tolktrain.parallel.layout import Layout, initialize
-from tolktrain.train.module import LossCounts
+from tolktrain.train.deepspeed.module import LossCounts
 from tolktrain.train.run import train
 from tolktrain.train.utilization import Utilization, global_counts, peak_flops
 

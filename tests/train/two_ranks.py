@@ -18,7 +18,7 @@ from small_runs import ENGINE_CASES, RATES, StopAfter, case_overrides, cut_batch
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.engine import Engine
+from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.run import train
 
 

@@ -7,16 +7,16 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from tolktrain.benchmark.published import PublishedInputs, PublishedSmolTolk
+from tolktrain.benchmark.reference import PublishedInputs, PublishedSmolTolk
 from tolktrain.config import Config
 from tolktrain.config.training import ParameterGroup, StageConfig
 from tolktrain.data.batch import Batch
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.naming import canonical_state
+from tolktrain.model.parameter_layout import canonical_state
 from tolktrain.model.smoltolk import SmolTolk, loss_from_sums
 from tolktrain.parallel.layout import Layout
-from tolktrain.train.build import Blueprint
-from tolktrain.train.optimizer import Rates
+from tolktrain.train.model_builder import ModelBuilder
+from tolktrain.train.optimizer import LearningRates
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Setting:
     architecture: Architecture
     stage: StageConfig
     layout: Layout
-    rates: Rates  # of every step
+    learning_rates: LearningRates  # of every step
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,14 @@ class EngineRunner:
 
     def __init__(self, setting: Setting) -> None:
         model = SmolTolk(setting.architecture, setting.config.run.seed, setting.layout)
-        self._engine = Blueprint(setting.config, setting.architecture, None).start(model, setting.stage, setting.layout)
+        self._engine = ModelBuilder(setting.config, setting.architecture, None).start(
+            model, setting.stage, setting.layout
+        )
         self._setting = setting
 
     def step(self, batches: Sequence[Batch]) -> StepOutcome:
         """Train on the micro batches of one step."""
-        result = self._engine.train_step(batches, self._setting.rates)
+        result = self._engine.train_step(batches, self._setting.learning_rates)
         return StepOutcome(result.loss(self._setting.config.model.speech.entropy_weight), result.skipped)
 
     def close(self) -> None:
@@ -104,7 +106,7 @@ class PublishedRunner:
         groups = [
             {
                 "params": parameters,
-                "lr": self._setting.rates.of(group),
+                "lr": self._setting.learning_rates.of(group),
                 "weight_decay": options.weight_decay if is_matrix else 0.0,
             }
             for (group, is_matrix), parameters in members.items()

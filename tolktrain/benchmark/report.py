@@ -13,7 +13,7 @@ from tolktrain.benchmark.measure import Measurement
 from tolktrain.benchmark.providers import Provider
 from tolktrain.files.terminal import Console
 from tolktrain.files.writing import replace_file
-from tolktrain.model.step_flops import StepCounts, StepFlops
+from tolktrain.model.cost.step import StepCounts, StepFlops
 
 UNKNOWN = "unknown device"
 _HEADINGS = ("provider", "tokens/s", "ms/step (20-80 %)", "MFU", "memory", "ours/it")
@@ -187,7 +187,7 @@ def _markdown(report: Report) -> str:
         "",
         *(f"- {entry.provider.name}: {entry.provider.what}{_overrides(entry)}" for entry in report.entries),
         "",
-        f"{report.formula}. Tokens are positions. FLOPs are counted by `tolktrain.model.step_flops`:",
+        f"{report.formula}. Tokens are positions. FLOPs are counted by `tolktrain.model.cost.step`:",
         "",
         *(
             f"| {' | '.join(row)} |"

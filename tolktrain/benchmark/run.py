@@ -11,7 +11,7 @@ import torch
 from tolktrain.benchmark.facts import device_name, facts
 from tolktrain.benchmark.measure import Measurement, measure
 from tolktrain.benchmark.providers import AGAINST, OURS, Provider, Setting, make_provider
-from tolktrain.benchmark.published import check_published
+from tolktrain.benchmark.reference import check_published
 from tolktrain.benchmark.report import Entry, Report, print_report, write_report
 from tolktrain.benchmark.synthetic import Speech, random_batches, units_per_word
 from tolktrain.cluster.environment import ProcessEnvironment
@@ -22,10 +22,10 @@ from tolktrain.data.batch import Batch
 from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.step_flops import StepCounts, step_flops
+from tolktrain.model.cost.step import StepCounts, step_flops
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.train.kernels import choose_kernels
-from tolktrain.train.optimizer import rates_at
+from tolktrain.train.optimizer import learning_rates_at
 from tolktrain.train.process import set_threads
 from tolktrain.train.utilization import Utilization
 
@@ -83,7 +83,7 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
     folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is to be known before, not after
     for provider, own in zip(providers, configs, strict=True):
         console.print(f"measuring {provider.name}: {provider.what}")
-        setting = Setting(own, architecture, stage, layout, rates_at(stage, 0, stage.tokens))
+        setting = Setting(own, architecture, stage, layout, learning_rates_at(stage, 0, stage.tokens))
         measured = _measured(provider, setting, steps, options.warmup)
         if measured is None and provider is OURS:
             raise UserError(

@@ -34,7 +34,7 @@ from tolktrain.checkpoint.store import (
 )
 from tolktrain.checkpoint.writer import MOST_FILES, TENSOR_FOLDER, Written, write_snapshot
 from tolktrain.cluster.threads import guarded
-from tolktrain.cluster.verdict import OtherRankFailed
+from tolktrain.cluster.watch.failures import OtherRankFailed
 from tolktrain.errors import UserError
 from tolktrain.files.writing import sync_path, write_synced
 

@@ -40,7 +40,7 @@ from torch.futures import Future
 from tolktrain.checkpoint.manifest import FileDigest
 from tolktrain.checkpoint.sharing import SharedFile, share_files
 from tolktrain.checkpoint.slices import KINDS, Shape, Slice, Snapshot
-from tolktrain.cluster.verdict import OtherRankFailed
+from tolktrain.cluster.watch.failures import OtherRankFailed
 from tolktrain.files.writing import naming
 
 TENSOR_FOLDER = "tensors"

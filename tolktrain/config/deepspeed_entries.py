@@ -43,7 +43,7 @@ _METRICS = "the section logging of the configuration decides where metrics go"
 _RECOMPUTE = "train.activation_checkpointing decides"
 _SAVING = "checkpoints are tolktrain's own, and DeepSpeed's are never written"
 _PRECISION = "train.precision decides"
-_MASTERS = "masters and moments are kept in float32"
+_MASTER_WEIGHTS = "masters and moments are kept in float32"
 _UNREAD = "DeepSpeed does not read it"
 _SCALING = "it only guards float16 sums against overflow, and ZeRO 2 and 3 refuse it"
 _QUANTIZED = "it sends rounded numbers, so that training depends on the layout"
@@ -72,7 +72,9 @@ REFUSED: Mapping[str, Refusal] = {
     "torch_autocast.enabled": Refusal(_PRECISION, _OFF),
     **dict.fromkeys(("data_types.buffer_dtype", "data_types.keep_in_fp32_modules"), Refusal(_PRECISION)),
     "data_types.param_dtype": Refusal(_PRECISION),
-    **dict.fromkeys(("bf16.bf16_master_weights_and_grads", "bf16.bf16_optimizer_states"), Refusal(_MASTERS, _OFF)),
+    **dict.fromkeys(
+        ("bf16.bf16_master_weights_and_grads", "bf16.bf16_optimizer_states"), Refusal(_MASTER_WEIGHTS, _OFF)
+    ),
     "bf16.check_grad_overflow": Refusal("steps with gradients that are not finite are always skipped", (True,)),
     "bfloat16": Refusal("it is DeepSpeed's old name for bf16, which is derived from train.precision"),
     **dict.fromkeys(("checkpoint", "datastates", "nebula"), Refusal(_SAVING)),

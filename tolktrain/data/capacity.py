@@ -18,7 +18,7 @@ from tolktrain.data.mixture import MixturePlan, data_world, epoch_multiple
 from tolktrain.data.order import id_type
 from tolktrain.data.shared_memory import shared_memory_folder
 from tolktrain.errors import UserError
-from tolktrain.parallel.together import on_each_node, on_this_node
+from tolktrain.parallel.collectives import on_each_node, on_this_node
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from tolktrain.data.sequences import Vocabulary, require_modalities
 from tolktrain.data.storage import Patience
 from tolktrain.errors import UserError
 from tolktrain.files.reading import file_sha256
-from tolktrain.parallel.together import on_each_node, told_by_all
+from tolktrain.parallel.collectives import on_each_node, told_by_all
 from tolktrain.units.load import describe_speech_tokenizer
 
 HASHED_BYTES = 1 << 30

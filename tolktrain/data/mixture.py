@@ -35,7 +35,7 @@ from tolktrain.data.shared_memory import block_path, own_names, remove_lock_file
 from tolktrain.data.sharing import read_indexes
 from tolktrain.data.storage import Patience
 from tolktrain.errors import UserError
-from tolktrain.parallel.together import on_each_node, on_this_node
+from tolktrain.parallel.collectives import on_each_node, on_this_node
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from streaming.base.world import World
 
 from tolktrain.errors import UserError
 from tolktrain.files.shared import exclusive, is_own_folder
-from tolktrain.parallel.together import together, told_by_all
+from tolktrain.parallel.collectives import together, told_by_all
 
 _FOLDER = Path("/dev/shm")
 # Beside the blocks stands a folder of this user's for the library's lock files, which it would put into TMPDIR.

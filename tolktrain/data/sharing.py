@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tolktrain.data.index import TABLE_TYPE, ShardIndex, read_index
-from tolktrain.parallel.together import on_each_node, together, told_by_all
+from tolktrain.parallel.collectives import on_each_node, together, told_by_all
 
 
 class _Published(NamedTuple):

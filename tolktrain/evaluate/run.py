@@ -24,7 +24,7 @@ from tolktrain.evaluate.scorer import Scorer
 from tolktrain.evaluate.targets import targets
 from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import replace_file
-from tolktrain.train.restore import load_model
+from tolktrain.runs.load_model import load_model
 
 FORMAT = 1
 EVALUATION_FILE = "evaluation.json"

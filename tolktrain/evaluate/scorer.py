@@ -8,7 +8,7 @@ import torch
 from tolktrain.data.batch import Batch
 from tolktrain.evaluate.ngram import FloatArray
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.naming import canonical_state, parameter_views
+from tolktrain.model.parameter_layout import canonical_state, parameter_views
 from tolktrain.model.smoltolk import SmolTolk
 
 

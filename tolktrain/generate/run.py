@@ -24,7 +24,7 @@ from tolktrain.generate.prompts import Prompt, read_prompts
 from tolktrain.generate.sampling import Context, Sampling, sample_speech, sample_text
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.smoltolk import NextLogits, SmolTolk
-from tolktrain.train.restore import load_model
+from tolktrain.runs.load_model import load_model
 from tolktrain.units.base import SpeechDecoder, collapse, expand
 from tolktrain.units.load import load_speech_decoder
 
@@ -227,7 +227,7 @@ def _check_tokenizer(config: Config, tokenizer: SpeechDecoder, records: RecordFo
 def _text_tokenizer(config: Config, vocabulary: Vocabulary) -> Any:
     if config.data.text_tokenizer is None:
         return None
-    from tolktrain.prepare.text import load_tokenizer
+    from tolktrain.data.text_tokenizer import load_tokenizer
 
     path = Path(config.data.text_tokenizer) / TEXT_TOKENIZER_FILE
     if not path.is_file():

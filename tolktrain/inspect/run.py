@@ -22,14 +22,14 @@ from tolktrain.files.names import inside
 from tolktrain.files.reading import read_json
 from tolktrain.files.terminal import Console
 from tolktrain.files.writing import naming, write_synced, write_wav
+from tolktrain.inspect.audio import sound_of, speech_frames
 from tolktrain.inspect.picture import save_picture
 from tolktrain.inspect.sequences import print_legend, print_sequence
-from tolktrain.inspect.sound import sound_of, speech_frames
 from tolktrain.inspect.spans import TakenApart, take_apart
 from tolktrain.inspect.statistics import Statistics
 from tolktrain.inspect.tables import print_header, print_statistics
 from tolktrain.inspect.tokenizers import Tokenizers, fetch_tokenizers, find_tokenizers
-from tolktrain.prepare.shards import check_record
+from tolktrain.prepare.job.shards import check_record
 
 PICTURE_FILE, STATISTICS_FILE = "statistics.png", "statistics.json"
 

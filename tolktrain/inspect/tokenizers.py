@@ -104,7 +104,7 @@ def _text(info: DatasetInfo, folder: Path | None) -> tuple["Tokenizer | None", s
         return None, "the set has no text"
     if folder is None:
         return None, "none found beside the data, so ids are shown as numbers; name its folder with --text-tokenizer"
-    from tolktrain.prepare.text import load_tokenizer
+    from tolktrain.data.text_tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     digest = file_sha256(folder / TEXT_FILE)

@@ -15,7 +15,7 @@ from tolktrain.files.reading import TABLE_BYTES, read_json, require_regular
 from tolktrain.model.architecture import SPECIAL_TEXT_IDS, Architecture
 from tolktrain.model.initialization import initial_value, initialize_parameters
 from tolktrain.model.llama import backbone_folder
-from tolktrain.model.naming import Shape, canonical_shapes, copy_canonical
+from tolktrain.model.parameter_layout import Shape, canonical_shapes, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
 
 _INDEX = "model.safetensors.index.json"

@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tolktrain import __version__
-from tolktrain.checkpoint.listing import find_sound
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import PARAMETERS
 from tolktrain.checkpoint.store import read_state
@@ -33,8 +32,9 @@ from tolktrain.files.names import files_inside
 from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, read_json, require_regular
 from tolktrain.files.writing import naming, sync_path, write_synced
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.naming import Shape, canonical_shapes, check_names_and_shapes, copy_canonical
+from tolktrain.model.parameter_layout import Shape, canonical_shapes, check_names_and_shapes, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.runs.listing import find_sound
 
 ARCHITECTURE = "architecture.json"
 INDEX = "model.safetensors.index.json"

@@ -1,7 +1,7 @@
 """How many parameters a model has, told from its architecture alone."""
 
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.cost import layer_flops
+from tolktrain.model.cost.layers import layer_flops
 
 _GROUPS = {
     "backbone": "backbone",

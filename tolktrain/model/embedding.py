@@ -9,7 +9,7 @@ from torch.nn import functional
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.naming import ParameterView, PipelineLayer, TensorShare
+from tolktrain.model.parameter_layout import ParameterView, PipelineLayer, TensorShare
 from tolktrain.model.published_mask import published_adapter_mask
 from tolktrain.model.transformer import AttentionContext, rotary_angles
 from tolktrain.parallel.megatron import (

@@ -9,7 +9,7 @@ from torch.nn import functional
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
 from tolktrain.model.embedding import Embedding, empty_table, speech_table_views, text_table_view
-from tolktrain.model.naming import ParameterView, PipelineLayer, TensorShare
+from tolktrain.model.parameter_layout import ParameterView, PipelineLayer, TensorShare
 from tolktrain.parallel.megatron import (
     TransformerConfig,
     copy_to_tensor_model_parallel_region,

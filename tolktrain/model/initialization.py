@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tolktrain.model.naming import Shape, parameter_views
+from tolktrain.model.parameter_layout import Shape, parameter_views
 
 if TYPE_CHECKING:
     from tolktrain.model.smoltolk import SmolTolk

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
-from tolktrain.model.naming import ParameterView, PipelineLayer
+from tolktrain.model.parameter_layout import ParameterView, PipelineLayer
 from tolktrain.model.transformer import Block, RMSNorm, mark_sequence_parallel
 from tolktrain.parallel.megatron import (
     TransformerConfig,

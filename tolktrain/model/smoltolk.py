@@ -15,7 +15,7 @@ from tolktrain.model.heads import Heads, LossSums
 from tolktrain.model.initialization import initialize_parameters
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.layers import BackboneLayer, FinalNorm, InputAdapterLayer, LayerPooling, OutputAdapterLayer
-from tolktrain.model.naming import PipelineLayer, TensorShare, parameter_views
+from tolktrain.model.parameter_layout import PipelineLayer, TensorShare, parameter_views
 from tolktrain.model.pipeline import pack_carrier, unpack_carrier
 from tolktrain.model.transformer import Block, megatron_config
 from tolktrain.parallel.layout import Layout, initialize

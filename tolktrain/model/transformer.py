@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.naming import ParameterGroup, ParameterView
+from tolktrain.model.parameter_layout import ParameterGroup, ParameterView
 from tolktrain.parallel.megatron import (
     MLP,
     AttnMaskType,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tolktrain.data.records import Record, SpeechInfo, TextInfo
-from tolktrain.prepare.items import Failure
+from tolktrain.prepare.utterances import Failure
 
 
 @dataclass(frozen=True)

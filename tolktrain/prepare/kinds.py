@@ -18,16 +18,16 @@ def make_kind(config: PrepareConfig, say: Callable[[str], None] | None = None) -
     Raises `UserError` when a tokenizer, a model or the input cannot be read.
     """
     if config.recordings is not None:
-        from tolktrain.prepare.fitting import fit_if_missing
-        from tolktrain.prepare.recordings_kind import RecordingsKind
+        from tolktrain.prepare.recordings.fitting import fit_if_missing
+        from tolktrain.prepare.recordings.kind import RecordingsKind
 
         fit_if_missing(config, say or (lambda text: None))
         return RecordingsKind(config)
     if config.published is not None:
-        from tolktrain.prepare.published_kind import PublishedKind
+        from tolktrain.prepare.published.kind import PublishedKind
 
         return PublishedKind(config)
-    from tolktrain.prepare.text_kind import TextKind
+    from tolktrain.prepare.text.kind import TextKind
 
     return TextKind(config)
 
@@ -36,7 +36,7 @@ def tokenizer_files(config: PrepareConfig) -> list[tuple[Path, str]]:
     """Files of the tokenizers, and their names in the output."""
     files: list[tuple[Path, str]] = []
     if config.text_tokenizer is not None:
-        from tolktrain.prepare.text import tokenizer_folder
+        from tolktrain.data.text_tokenizer import tokenizer_folder
 
         folder = tokenizer_folder(config.text_tokenizer)
         # The folder may be that of a whole model.

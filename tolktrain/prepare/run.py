@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
-from tolktrain.prepare.pipeline import Task, prepare
-from tolktrain.prepare.progress import Narrator
+from tolktrain.prepare.job.pipeline import Task, prepare
+from tolktrain.prepare.job.progress import Narrator
 
 _ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_STEP")
 

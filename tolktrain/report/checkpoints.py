@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from tolktrain.checkpoint.listing import Entry, list_checkpoints
 from tolktrain.files.terminal import Console
+from tolktrain.runs.listing import Entry, list_checkpoints
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 

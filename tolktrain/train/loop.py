@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 from tolktrain.cluster.progress import Progress
 from tolktrain.data.batch import Batch
-from tolktrain.model.step_flops import StepCounts
-from tolktrain.train.divergence import Incident
-from tolktrain.train.engine import Engine, StepResult
-from tolktrain.train.optimizer import Rates, rates_at
+from tolktrain.model.cost.step import StepCounts
+from tolktrain.train.deepspeed.engine import Engine, StepResult
+from tolktrain.train.optimizer import LearningRates, learning_rates_at
+from tolktrain.train.rollback.divergence import Incident
 from tolktrain.train.stages import StagePlan
 
 
@@ -25,7 +25,7 @@ class StageRun:
     incident: Incident | None = None  # training has diverged: leave at once; the same on all ranks
     seconds: float = 0.0  # of the last step, waiting for data included
     data_seconds: float = 0.0  # of the last step, waiting for this rank's own loader
-    rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0))  # of the last step
+    learning_rates: LearningRates = field(default_factory=lambda: LearningRates(0.0, 0.0))  # of the last step
     result: StepResult | None = None  # of the last step
     counts: StepCounts = StepCounts()  # of this rank's batches in the last step
     notes: dict[str, Any] = field(default_factory=dict)  # what else the last step's line of metrics is to say
@@ -56,7 +56,7 @@ class Callback(Protocol):
     def on_step(self, run: StageRun) -> None:
         """After each step."""
 
-    def on_return(self, step: int) -> None:
+    def on_rollback(self, step: int) -> None:
         """When the run goes back to the checkpoint of `step`."""
 
     def close(self) -> None:
@@ -70,10 +70,10 @@ def run_stage(run: StageRun, batches: Iterator[list[Batch]], callbacks: Sequence
     while not run.at_last_step:
         started = time.perf_counter()
         run.progress.at_step(run.plan.name, run.step + 1, "waiting for data")
-        run.rates = rates_at(run.plan.config, run.step_in_stage, run.plan.num_steps)
+        run.learning_rates = learning_rates_at(run.plan.config, run.step_in_stage, run.plan.num_steps)
         batch = next(batches)
         run.progress.at("forward, backward and update")
-        run.result = run.engine.train_step(batch, run.rates)
+        run.result = run.engine.train_step(batch, run.learning_rates)
         run.seconds = time.perf_counter() - started
         run.counts = StepCounts.of(batch)
         run.step += 1

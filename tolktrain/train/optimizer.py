@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from tolktrain.config.training import OptimizerConfig, ScheduleConfig, StageConfig
-from tolktrain.model.naming import ParameterView
+from tolktrain.model.parameter_layout import ParameterView
 
 
 @dataclass(frozen=True)
-class Rates:
+class LearningRates:
     """Learning rates of one step."""
 
     backbone: float  # backbone, text tables and pooling
@@ -37,11 +37,11 @@ def schedule_factor(schedule: ScheduleConfig, step: int, num_steps: int) -> floa
     return min(rising, falling)
 
 
-def rates_at(stage: StageConfig, step: int, num_steps: int) -> Rates:
+def learning_rates_at(stage: StageConfig, step: int, num_steps: int) -> LearningRates:
     """Both learning rates at `step` (from 0) of the stage: a pure function, so that nothing need be saved."""
     factor = schedule_factor(stage.schedule, step, num_steps)
     speech = stage.learning_rate if stage.speech_learning_rate is None else stage.speech_learning_rate
-    return Rates(stage.learning_rate * factor, speech * factor)
+    return LearningRates(stage.learning_rate * factor, speech * factor)
 
 
 def freeze(model: nn.Module, views: Mapping[str, ParameterView], trainable: Iterable[str]) -> None:
@@ -79,7 +79,7 @@ def build_optimizer(members: Mapping[GroupKey, list[nn.Parameter]], config: Opti
     return torch.optim.AdamW(groups, lr=0.0, betas=(first, second), eps=config.eps, fused=True)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
+def set_learning_rates(optimizer: torch.optim.Optimizer, learning_rates: LearningRates) -> None:
     """Give every group its rate for the next step."""
     for group in optimizer.param_groups:
-        group["lr"] = rates.of(group["rate"])
+        group["lr"] = learning_rates.of(group["rate"])

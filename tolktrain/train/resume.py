@@ -14,10 +14,10 @@ from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.store import CheckpointStore, read_state, step_of
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
+from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import Layout
-from tolktrain.parallel.together import on_rank_zero
-from tolktrain.train.metrics import last_step, truncate_metrics
-from tolktrain.train.rollback import carry_out
+from tolktrain.runs.metrics import last_step, truncate_metrics
+from tolktrain.runs.rollbacks import carry_out
 from tolktrain.train.stages import StagePlan
 
 logger = logging.getLogger(__name__)

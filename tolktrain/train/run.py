@@ -6,19 +6,20 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.health.check import check_health
 from tolktrain.cluster.heartbeat import Heartbeat
 from tolktrain.cluster.progress import Progress
 from tolktrain.cluster.signals import EXIT_PREEMPTED
-from tolktrain.cluster.watch import collective_timeout
+from tolktrain.cluster.watch.watchdog import collective_timeout
 from tolktrain.config import Config
 from tolktrain.config.deepspeed import build_deepspeed_config
 from tolktrain.data.capacity import check_capacity
 from tolktrain.data.checks import check_data
 from tolktrain.model.counts import count_by_group
 from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import Layout, initialize
-from tolktrain.parallel.together import on_rank_zero
-from tolktrain.train.build import Blueprint
+from tolktrain.runs.rollbacks import read_rollbacks
 from tolktrain.train.callbacks.checkpointing import Checkpointing
 from tolktrain.train.callbacks.guard import DivergenceGuard
 from tolktrain.train.callbacks.heartbeat import HeartbeatNotes
@@ -27,16 +28,15 @@ from tolktrain.train.callbacks.stopping import Stop, StopOnRequest
 from tolktrain.train.callbacks.straggler import Straggler
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.callbacks.validation import Validation
-from tolktrain.train.going_back import go_back
-from tolktrain.train.groups import check_same_groups
-from tolktrain.train.health.check import check_health
+from tolktrain.train.deepspeed.groups import check_same_groups
 from tolktrain.train.kernels import choose_kernels
 from tolktrain.train.loop import Callback
-from tolktrain.train.one_stage import Setting, ValidationSource, run_one_stage
-from tolktrain.train.opened import OpenRun, open_run, saving
+from tolktrain.train.model_builder import ModelBuilder
+from tolktrain.train.open_run import OpenRun, open_run, saving
 from tolktrain.train.process import set_threads
 from tolktrain.train.resume import Position
-from tolktrain.train.rollback import read_rollbacks
+from tolktrain.train.rollback.roll_back import roll_back
+from tolktrain.train.stage_runner import RunContext, ValidationSource, run_one_stage
 from tolktrain.train.stages import StagePlan, plan_stages, remaining
 from tolktrain.train.utilization import Utilization
 
@@ -62,7 +62,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
     plans = plan_stages(config)
     ProcessEnvironment.detect().export()
     progress = progress or Progress()
-    blueprint = Blueprint.of(config)
+    model_builder = ModelBuilder.of(config)
     progress.at("joining the other processes")
     parallel = config.parallel
     layout = initialize(
@@ -76,7 +76,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
     set_threads(layout, config.train.cpu_threads)
     build_deepspeed_config(config, layout.data_size)  # for its complaints, before a folder exists
     check_same_groups(layout)
-    architecture = blueprint.architecture
+    architecture = model_builder.architecture
     choice = choose_kernels(config, architecture, layout.device.type)
     leaving = StopOnRequest(stop, layout)
     with open_run(config, layout, progress) as opened:
@@ -97,27 +97,27 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
             vocabulary = check_data(config, architecture.text_vocab_size)
             check_capacity(config, layout.data_rank, layout.data_size)
             with copying as saver:
-                setting = Setting(config, layout, blueprint, vocabulary, saver, choice, progress, machines)
-                return _run_stages(setting, plans, opened, leaving, heartbeat)
+                context = RunContext(config, layout, model_builder, vocabulary, saver, choice, progress, machines)
+                return _run_stages(context, plans, opened, leaving, heartbeat)
 
 
 def _run_stages(
-    setting: Setting, plans: Sequence[StagePlan], opened: OpenRun, leaving: StopOnRequest, heartbeat: Heartbeat
+    context: RunContext, plans: Sequence[StagePlan], opened: OpenRun, leaving: StopOnRequest, heartbeat: Heartbeat
 ) -> int:
-    layout, position = setting.layout, opened.position
-    setting.progress.at("building the model")
+    layout, position = context.layout, opened.position
+    context.progress.at("building the model")
     # Notices a backbone that cannot be read. Handed over: whoever keeps a name for it would keep its memory.
-    built = [setting.blueprint.build(layout, position.folder)]
+    built = [context.model_builder.build(layout, position.folder)]
     if leaving.before_training():
         return _leave_early(leaving, heartbeat)
     opened.begin()
-    utilization = Utilization.of(setting.blueprint.architecture, setting.config, layout)
-    metrics = MetricsLog(setting.config, opened.path, position.step, layout.rank, utilization)
-    display = Display(setting.config, plans, metrics, layout)
-    callbacks = _callbacks(setting, opened, metrics, display, heartbeat, leaving)
+    utilization = Utilization.of(context.model_builder.architecture, context.config, layout)
+    metrics = MetricsLog(context.config, opened.path, position.step, layout.rank, utilization)
+    display = Display(context.config, plans, metrics, layout)
+    callbacks = _callbacks(context, opened, metrics, display, heartbeat, leaving)
     try:
-        _show_header(setting, display, opened)
-        stopped, position = _run_all(setting, plans, opened, built, callbacks)
+        _show_header(context, display, opened)
+        stopped, position = _run_all(context, plans, opened, built, callbacks)
     finally:
         for callback in reversed(callbacks):
             callback.close()
@@ -130,7 +130,7 @@ def _run_stages(
 
 
 def _run_all(
-    setting: Setting,
+    context: RunContext,
     plans: Sequence[StagePlan],
     opened: OpenRun,
     built: list[SmolTolk],
@@ -140,26 +140,26 @@ def _run_all(
 
     The first model is taken out of `built`. Returns whether the run was stopped, and where.
     """
-    config, layout, position = setting.config, setting.layout, opened.position
+    config, layout, position = context.config, context.layout, opened.position
     stopped = False
     while not stopped and (stages := remaining(plans, position.step)):
         rollbacks = on_rank_zero(layout.rank, lambda: read_rollbacks(opened.path))
-        stopped, incident = run_one_stage(setting, stages[0], position, rollbacks, built, callbacks)
+        stopped, incident = run_one_stage(context, stages[0], position, rollbacks, built, callbacks)
         gc.collect()  # the next model needs the memory
-        setting.saver.wait()
+        context.saver.wait()
         if incident is None:
             # As rank 0 sees the folder: other nodes may be shown an old listing of it.
             position = Position.shared(on_rank_zero(layout.rank, opened.store.newest), layout)
             continue
-        setting.progress.at("going back")
-        position = Position.shared(go_back(config, opened, layout, stages[0], incident), layout)
+        context.progress.at("going back")
+        position = Position.shared(roll_back(config, opened, layout, stages[0], incident), layout)
         for callback in callbacks:
-            callback.on_return(position.step)
+            callback.on_rollback(position.step)
     return stopped, position
 
 
 def _callbacks(
-    setting: Setting,
+    context: RunContext,
     opened: OpenRun,
     metrics: MetricsLog,
     display: Display,
@@ -169,31 +169,31 @@ def _callbacks(
     """In this order: what is noted on a step comes before its line is written; a checkpoint comes after all lines of
     its step are written and all ranks know whether to stop, and none is written of a step after which the run goes
     back."""
-    config, layout = setting.config, setting.layout
+    config, layout = context.config, context.layout
     measured = opened.position.state.get("metrics")
     return [
-        Straggler(config.logging.straggler_steps, layout, gathers_parameters=setting.zero_stage == 3),
+        Straggler(config.logging.straggler_steps, layout, gathers_parameters=context.zero_stage == 3),
         metrics,
         HeartbeatNotes(heartbeat, metrics),
         leaving,
-        DivergenceGuard(config, opened.path, metrics, setting.saver, layout),
-        Validation(config, ValidationSource(setting), metrics),
+        DivergenceGuard(config, opened.path, metrics, context.saver, layout),
+        Validation(config, ValidationSource(context), metrics),
         display,
-        Checkpointing(setting.saver, metrics, config, setting.blueprint.architecture, layout, measured),
+        Checkpointing(context.saver, metrics, config, context.model_builder.architecture, layout, measured),
     ]
 
 
-def _show_header(setting: Setting, display: Display, opened: OpenRun) -> None:
+def _show_header(context: RunContext, display: Display, opened: OpenRun) -> None:
     begun = f"going on after step {opened.position.step}" if opened.position.step else "beginning"
-    logger.info("%s: %s; kernels: %s", begun, setting.layout.describe(), setting.kernels.description)
+    logger.info("%s: %s; kernels: %s", begun, context.layout.describe(), context.kernels.description)
     display.show_header(
         opened.path,
-        count_by_group(setting.blueprint.architecture),
-        setting.zero_stage,
+        count_by_group(context.model_builder.architecture),
+        context.zero_stage,
         opened.position.step,
-        setting.kernels.description,
-        setting.blueprint.cut,
-        setting.machines,
+        context.kernels.description,
+        context.model_builder.cut,
+        context.machines,
     )
 
 

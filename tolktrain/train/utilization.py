@@ -9,9 +9,9 @@ import torch
 from tolktrain.config import Config
 from tolktrain.config.training import ParameterGroup
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.step_flops import StepCounts, step_flops
+from tolktrain.model.cost.step import StepCounts, step_flops
 from tolktrain.parallel.layout import Layout
-from tolktrain.train.module import LossCounts
+from tolktrain.train.deepspeed.module import LossCounts
 
 # FLOP/s of dense bf16 products on tensor cores, from NVIDIA's data sheets (half of what they give for sparse ones). The
 # first name that occurs in a device's counts. GH200, GB200, H20, H800 and the like are other names, and not known.

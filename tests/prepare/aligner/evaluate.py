@@ -22,8 +22,8 @@ from targets import STRIDE
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 from viterbi import Aligned, align
 
-from tolktrain.prepare.sample.corpus import TRAIN_VOICES
-from tolktrain.prepare.sample.espeak import speak_passages
+from sample_corpus.corpus import TRAIN_VOICES
+from sample_corpus.espeak import speak_passages
 
 SEED = 77  # of sentences; none of them is in the training corpus as a whole
 FRAME_MS = STRIDE / SAMPLE_RATE * 1000

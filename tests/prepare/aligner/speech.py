@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import fftconvolve, firwin, resample_poly
 
-from tolktrain.prepare.sample.corpus import NEW_VOICES, TRAIN_VOICES
-from tolktrain.prepare.sample.espeak import SAMPLE_RATE as ESPEAK_RATE
-from tolktrain.prepare.sample.espeak import Utterance, Voice, speak_passages
-from tolktrain.prepare.sample.stories import stories
+from sample_corpus.corpus import NEW_VOICES, TRAIN_VOICES
+from sample_corpus.espeak import SAMPLE_RATE as ESPEAK_RATE
+from sample_corpus.espeak import Utterance, Voice, speak_passages
+from sample_corpus.stories import stories
 
 SAMPLE_RATE = 16_000
 SENTENCES = 30  # of a passage

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tolktrain.config.prepare import RecordingsConfig
-from tolktrain.prepare.items import Failure, Utterance
-from tolktrain.prepare.manifest import read_manifest
+from tolktrain.prepare.recordings.manifest import read_manifest
+from tolktrain.prepare.utterances import Failure, Utterance
 
 
 def config_for(path: Path, **fields: Any) -> RecordingsConfig:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from manifest_reading import check_all, config_for, read, write_lines
 
 from tolktrain.errors import UserError
-from tolktrain.prepare.items import Reason, Utterance, Word
-from tolktrain.prepare.manifest import read_manifest
+from tolktrain.prepare.recordings.manifest import read_manifest
+from tolktrain.prepare.utterances import Reason, Utterance, Word
 
 BOOK = "small/100/sea_fairies_0812_librivox_64kb_mp3/01_baum_sea_fairies_64kb"
 

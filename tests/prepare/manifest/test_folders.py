@@ -8,9 +8,9 @@ import pytest
 from manifest_reading import config_for, read
 
 from tolktrain.errors import UserError
-from tolktrain.prepare.items import Reason, Utterance, Word
-from tolktrain.prepare.manifest import read_manifest
-from tolktrain.prepare.word_times import read_word_times
+from tolktrain.prepare.recordings.align.word_times import read_word_times
+from tolktrain.prepare.recordings.manifest import read_manifest
+from tolktrain.prepare.utterances import Reason, Utterance, Word
 
 
 def make(root: Path, files: dict[str, str]) -> Path:

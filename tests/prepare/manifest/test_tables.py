@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from manifest_reading import check_all, config_for, read, write_lines
 
 from tolktrain.errors import UserError
-from tolktrain.prepare.items import Reason, Utterance, Word
-from tolktrain.prepare.manifest import read_manifest
-from tolktrain.prepare.manifest.entry import KEYS
+from tolktrain.prepare.recordings.manifest import read_manifest
+from tolktrain.prepare.recordings.manifest.entry import KEYS
+from tolktrain.prepare.utterances import Reason, Utterance, Word
 
 
 @pytest.mark.parametrize("name", ["m.jsonl", "m.jsonl.gz"])

@@ -9,8 +9,8 @@ import zstd
 from streaming.base.format import reader_from_json
 from streaming.base.format.mds.encodings import is_mds_encoding_safe
 
+from sample_corpus import espeak
 from tolktrain.data.records import Record
-from tolktrain.prepare.sample import espeak
 
 SAMPLE = Path(__file__).parents[3] / "data" / "sample"
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from sample_corpus import build as sample
+from sample_corpus import corpus
+from sample_corpus.corpus import Split
 from tolktrain.data.records import DatasetInfo
 from tolktrain.files.terminal import Console
-from tolktrain.prepare.sample import build as sample
-from tolktrain.prepare.sample import corpus
-from tolktrain.prepare.sample.corpus import Split
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sample_corpus import corpus
+from sample_corpus.build import PROMPTS_FOLDER, SPEECH_FOLDER, TEXT_FOLDER, corpus_files
+from sample_corpus.corpus import Passage
+from sample_corpus.spoken import make_record, speak
 from tolktrain.data.records import DatasetInfo, Record
-from tolktrain.prepare.sample import corpus
-from tolktrain.prepare.sample.build import PROMPTS_FOLDER, SPEECH_FOLDER, TEXT_FOLDER, corpus_files
-from tolktrain.prepare.sample.corpus import Passage
-from tolktrain.prepare.sample.spoken import make_record, speak
-from tolktrain.prepare.text import load_tokenizer
+from tolktrain.data.text_tokenizer import load_tokenizer
 from tolktrain.units.base import expand
 from tolktrain.units.load import load_speech_tokenizer
 from tolktrain.units.logmel import LogMelTokenizer

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from sample_corpus import espeak
+from sample_corpus.corpus import NEW_VOICES, TRAIN_VOICES
+from sample_corpus.espeak import SAMPLE_RATE, Utterance, Voice, speak_passages
 from tolktrain.errors import UserError
-from tolktrain.prepare.sample import espeak
-from tolktrain.prepare.sample.corpus import NEW_VOICES, TRAIN_VOICES
-from tolktrain.prepare.sample.espeak import SAMPLE_RATE, Utterance, Voice, speak_passages
 
 VOICE = Voice("en-us", 180, 50)
 SENTENCE = ["Mia", "the", "cat", "lost", "the", "red", "ball", "in", "the", "garden."]

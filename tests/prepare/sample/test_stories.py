@@ -5,8 +5,8 @@ import string
 
 import pytest
 
-from tolktrain.prepare.sample import beats
-from tolktrain.prepare.sample.stories import SENTENCES, WORDS, Story, stories
+from sample_corpus import beats
+from sample_corpus.stories import SENTENCES, WORDS, Story, stories
 
 KINDS = dict(beats.CHARACTERS)
 TOLD = tuple(stories(11, 60))

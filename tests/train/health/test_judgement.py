@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tolktrain.config.health import HealthConfig
-from tolktrain.train.health.judgement import (
+from tolktrain.cluster.health.diagnosis import (
     Finding,
     all_reduce_rate,
     clock_differences,
@@ -24,8 +23,9 @@ from tolktrain.train.health.judgement import (
     wrong_products,
     wrong_sums,
 )
-from tolktrain.train.health.reports import Device, ExchangeReport, Folder, Product, RankReport, Space
-from tolktrain.train.health.words import ranks_text
+from tolktrain.cluster.health.formatting import ranks_text
+from tolktrain.cluster.health.reports import Device, ExchangeReport, Folder, Product, RankReport, Space
+from tolktrain.config.health import HealthConfig
 
 TFLOPS = 1e12
 GIB = 2**30

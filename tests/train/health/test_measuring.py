@@ -12,15 +12,15 @@ from small_disk import MakeDisk
 from small_runs import small_config
 from torch import Tensor
 
+from tolktrain.cluster.health import arithmetic, probes
+from tolktrain.cluster.health.arithmetic import GPU, Effort, known_product, measure_product
+from tolktrain.cluster.health.check import check_health
+from tolktrain.cluster.health.disk import Mark, checkpoint_bytes, look, needed_space
+from tolktrain.cluster.health.exchange import own_numbers, summed_numbers
+from tolktrain.cluster.health.probes import Probes
+from tolktrain.cluster.health.schedule import pairings, partners
 from tolktrain.errors import UserError
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.health import arithmetic, probes
-from tolktrain.train.health.arithmetic import GPU, Effort, known_product, measure_product
-from tolktrain.train.health.check import check_health
-from tolktrain.train.health.disk import Mark, checkpoint_bytes, look, needed_space
-from tolktrain.train.health.exchange import own_numbers, summed_numbers
-from tolktrain.train.health.probes import Probes
-from tolktrain.train.health.schedule import pairings, partners
 
 CPU = torch.device("cpu")
 
@@ -131,7 +131,7 @@ def test_room_is_needed_for_checkpoints_that_do_not_replace_others(tmp_path: Pat
 
 
 def test_a_folder_is_known_by_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tolktrain.train.health.disk._PATIENCE_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("tolktrain.cluster.health.disk._PATIENCE_SECONDS", (0.0, 0.0))
     shared, other = tmp_path / "shared", tmp_path / "other"
     shared.mkdir()
     other.mkdir()

@@ -7,7 +7,7 @@ from launched import launch_two
 from small_runs import read_metrics, write_config
 
 from tolktrain import cli
-from tolktrain.train.health.probes import Probes
+from tolktrain.cluster.health.probes import Probes
 
 SCRIPT = Path(__file__).parents[1] / "sick_rank.py"
 OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]", "train.max_steps=1"]
@@ -49,7 +49,7 @@ def test_a_full_disk_leaves_the_folder_of_a_run_as_it_was(
     assert "machines: 1 rank, checked in " in log.read_text()
     before = contents(run_dir)
     full = Probes(space=lambda folder: (1000, 10**6))
-    monkeypatch.setattr("tolktrain.train.health.check.Probes", lambda: full)
+    monkeypatch.setattr("tolktrain.cluster.health.check.Probes", lambda: full)
     assert cli.main([*arguments, "train.max_steps=2", "checkpoint.keep_last=1"]) == 2
     error = capsys.readouterr().err
     assert f"run.dir: {run_dir} has 0.977 KiB free" in error and "but one more checkpoint of " in error
@@ -64,7 +64,7 @@ def test_the_check_can_be_configured_away(
 ) -> None:
     """In the configuration, and for a run that was started with the check."""
     full = Probes(space=lambda folder: (1000, 10**6))
-    monkeypatch.setattr("tolktrain.train.health.check.Probes", lambda: full)
+    monkeypatch.setattr("tolktrain.cluster.health.check.Probes", lambda: full)
     arguments = ["train", str(write_config(tmp_path, sets)), "train.validation.sets=[]", "train.max_steps=1"]
     assert cli.main(arguments) == 2
     assert "but two checkpoints of " in capsys.readouterr().err

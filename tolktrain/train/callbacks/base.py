@@ -12,7 +12,7 @@ class NoCallback:
     def on_step(self, run: StageRun) -> None:
         """Nothing."""
 
-    def on_return(self, step: int) -> None:
+    def on_rollback(self, step: int) -> None:
         """Nothing."""
 
     def close(self) -> None:

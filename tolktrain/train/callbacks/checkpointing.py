@@ -18,10 +18,10 @@ from tolktrain.config import Config
 from tolktrain.config.deepspeed import build_deepspeed_config
 from tolktrain.model.architecture import Architecture
 from tolktrain.parallel.layout import Layout
+from tolktrain.runs.metrics import Line
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.loop import StageRun
-from tolktrain.train.metrics import Line
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Checkpointing(NoCallback):
         if run.step % self._config.checkpoint.every_steps == 0 or run.at_last_step:
             self._save(run)
 
-    def on_return(self, step: int) -> None:
+    def on_rollback(self, step: int) -> None:
         """Know what was known at that step."""
         self._memory = None
         self._measured = dict(self._saver.state_of(step).get("metrics", {})) if step else {}

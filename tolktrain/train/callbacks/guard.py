@@ -9,11 +9,11 @@ import torch.distributed as dist
 from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.config import Config
 from tolktrain.parallel.layout import Layout
+from tolktrain.runs.metrics import lines_of_stage
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
-from tolktrain.train.divergence import Incident, Judge
 from tolktrain.train.loop import StageRun
-from tolktrain.train.metrics import lines_of_stage
+from tolktrain.train.rollback.divergence import Incident, Judge
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from rich.text import Text
 from tolktrain.config import Config
 from tolktrain.data.records import DatasetInfo
 from tolktrain.files.terminal import Console
-from tolktrain.model.cost import PipelineCut
+from tolktrain.model.cost.layers import PipelineCut
 from tolktrain.parallel.layout import Layout
+from tolktrain.runs.metrics import Line
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.loop import StageRun
-from tolktrain.train.metrics import Line
 from tolktrain.train.stages import StagePlan
 
 _SMOOTHING = 0.9  # of the time per step that the time left is reckoned with

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from tolktrain.config import Config
 from tolktrain.errors import UserError
 from tolktrain.files.writing import AppendedFile, replace_file
+from tolktrain.runs.metrics import Line, MetricsFile, step_line
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.loop import StageRun
-from tolktrain.train.metrics import Line, MetricsFile, step_line
 from tolktrain.train.utilization import Utilization, global_counts
 
 logger = logging.getLogger(__name__)
@@ -55,10 +55,10 @@ class MetricsLog(NoCallback):
         self.recent.clear()
         counts = global_counts(run.counts, run.result.counts, self._tokens_per_step)
         mfu = self._utilization.mfu(counts, run.plan.config.trainable, run.seconds)
-        arguments = (self._tokens_per_step, run.seconds, run.rates, run.result, self._entropy_weight, mfu)
+        arguments = (self._tokens_per_step, run.seconds, run.learning_rates, run.result, self._entropy_weight, mfu)
         self.write(step_line(run.step, run.plan.name, *arguments) | run.notes)
 
-    def on_return(self, step: int) -> None:
+    def on_rollback(self, step: int) -> None:
         """Open all places anew: metrics.jsonl has become another file, without the lines after `step`."""
         self.close()
         self._open(step)

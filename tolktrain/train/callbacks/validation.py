@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
 from tolktrain.data.batch import Batch
+from tolktrain.runs.metrics import Line
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.loop import StageRun
-from tolktrain.train.metrics import Line
 
 Batches = Callable[[str, Strategy], Sequence[Batch]]
 

@@ -1,0 +1,105 @@
+"""How the facts of a rank's report are found. `Probes` holds what touches the machine, so that it can be replaced."""
+
+import hashlib
+import importlib.util
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tolktrain.cluster.health.reports import Device
+
+PACKAGES = (
+    *("torch", "deepspeed", "megatron-core", "triton", "transformers", "mosaicml-streaming", "numpy", "safetensors"),
+    "flash-attn",
+)
+_OURS = ("tolktrain", "tolktrain_kernels")
+
+
+def node_name() -> str:
+    """As `sbatch --exclude` wants it, where Slurm runs."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def describe_device() -> Device:
+    """Where this rank computes."""
+    if not torch.cuda.is_available():
+        return Device("cpu", _cpu_name())
+    index = torch.cuda.current_device()
+    properties = torch.cuda.get_device_properties(index)
+    uuid = str(getattr(properties, "uuid", ""))
+    return Device("cuda", properties.name, index, f"GPU-{uuid.removeprefix('GPU-')}" if uuid else "")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of all that takes part in training; what is not installed is absent."""
+    found = {"Python": platform.python_version(), "tolktrain's source files": source_digest()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    found["CUDA (of torch)"] = str(torch.version.cuda)
+    if torch.cuda.is_available():
+        found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+        step_runner = Path("/sys/module/nvidia/version")
+        if step_runner.is_file():
+            found["NVIDIA driver"] = step_runner.read_text().strip()
+    return found
+
+
+def source_digest() -> str:
+    """12 hexadecimal digits that depend on every source file of ours, whatever version it claims to be."""
+    digest = hashlib.sha256()
+    for package in _OURS:
+        spec = importlib.util.find_spec(package)
+        for root in map(Path, spec.submodule_search_locations or () if spec is not None else ()):
+            for file in sorted(root.rglob("*.py")):
+                content = file.read_bytes()
+                digest.update(f"{package}/{file.relative_to(root)} {len(content)}\n".encode())
+                digest.update(content)
+    return digest.hexdigest()[:12]
+
+
+def free_space(folder: Path) -> tuple[int, int | None]:
+    """Free bytes and, where the file system limits them, free files, for users without privileges."""
+    state = os.statvfs(folder)
+    return state.f_bavail * state.f_frsize, state.f_favail if state.f_files else None
+
+
+def swap(operations: list[dist.P2POp]) -> None:
+    """Do these sends and receives at once, and wait for them."""
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What is asked of the machine, and how."""
+
+    node: Callable[[], str] = node_name
+    device: Callable[[], Device] = describe_device
+    versions: Callable[[], dict[str, str]] = installed_versions
+    clock: Callable[[], float] = time.time
+    multiply: Callable[[Tensor, Tensor], Tensor] = torch.mm
+    space: Callable[[Path], tuple[int, int | None]] = free_space
+    swap: Callable[[list[dist.P2POp]], None] = swap
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for _, line in zip(range(20), file, strict=False):
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()

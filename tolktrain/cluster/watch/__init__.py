@@ -1,0 +1,1 @@
+"""The watchdog: ends a job of several processes everywhere when one of them fails."""

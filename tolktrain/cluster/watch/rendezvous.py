@@ -1,0 +1,147 @@
+"""How a rank finds rank 0's hub, and how each of them knows that the other one is of the same job.
+
+Where the hub listens is told by torch's store, to which anybody can write who reaches it. So what is found there is
+believed only when the other side has proved that it knows the job's secret.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.watch import messages
+from tolktrain.cluster.watch.failures import OTHER_SECRET, SILENCE_SECONDS
+from tolktrain.cluster.watch.secret import job_key, session_keys
+from tolktrain.cluster.watch.wire import Message, Wire, WireError
+from tolktrain.errors import UserError
+
+Address = tuple[str, int]
+
+CONNECT_SECONDS = 10.0
+FIRST_LINE_SECONDS = 30.0  # of the hub; some thousand strangers may stand in the queue before this rank
+REFUSALS_TOLD = 20  # in a row: a hub that is overrun by strangers hangs up now and then
+
+logger = logging.getLogger(__name__)
+
+
+class Meeting:
+    """The rendezvous of one rank with rank 0."""
+
+    def __init__(self, environment: ProcessEnvironment, tcp_store: Any) -> None:
+        """`tcp_store` is torch's class; it is imported by the main thread.
+
+        Raises:
+            UserError: the job has no secret.
+        """
+        self.key = job_key(environment.master_port, environment.world_size)
+        self._environment = environment
+        self._tcp_store = tcp_store
+        self._store: Any = None  # rank 0 keeps the rendezvous for as long as it lives
+        self._refusals = 0
+
+    def publish(self, port: int) -> None:
+        """Open the rendezvous on rank 0 and say there where the hub listens. Raises UserError: it cannot be opened."""
+        self._store = self._connect()
+        self._store.set(_store_key(), str(port))
+
+    def find_hub(self) -> Address | None:
+        """Where the hub listens, as the rendezvous says now."""
+        address = (self._environment.master_address, self._environment.master_port)
+        try:
+            if self._store is None and _listens(address):  # torch's own waiting would complain on the terminal
+                self._store = self._connect()
+            if self._store is None or not self._store.check([_store_key()]):
+                return None
+            port = bytes(self._store.get(_store_key()))
+        except RuntimeError:
+            self._store = None
+            return None
+        # Anybody may have written it.
+        return (address[0], int(port)) if port.isdigit() and len(port) < 6 and 0 < int(port) < 1 << 16 else None
+
+    def greet(self, address: Address, has_left: Callable[[], bool]) -> Wire | None:
+        """A connection over which both sides have proved that they are of this job; None if there is none now."""
+        with contextlib.suppress(OSError):
+            wire = Wire(socket.create_connection(address, timeout=CONNECT_SECONDS))
+            try:
+                self._prove(wire, has_left)
+            except (WireError, ValueError):
+                wire.close()
+                self._note_refusal(address)
+            else:
+                self._refusals = 0
+                return wire
+        return None
+
+    @property
+    def failure(self) -> str:
+        """What to say of rank 0 when it was not found in time."""
+        address = f"{self._environment.master_address}:{self._environment.master_port}"
+        if self._refusals:
+            return f"has not proved to be of this job at the port that {address} names; {OTHER_SECRET}"
+        return f"has not opened the rendezvous at {address}; it did not start"
+
+    def _prove(self, wire: Wire, has_left: Callable[[], bool]) -> None:
+        rank = self._environment.rank
+        hub_nonce = messages.nonce_of(_first_message(wire, FIRST_LINE_SECONDS, has_left))
+        nonce = secrets.token_hex(messages.NONCE_BYTES)
+        to_rank, to_hub = session_keys(self.key, rank, hub_nonce, nonce)
+        wire.send({"rank": rank, "nonce": nonce})
+        wire.seal(outgoing=to_hub, incoming=to_rank)
+        wire.send({})
+        # Rank 0 may be busy in a library that holds Python's lock.
+        messages.require_known(_first_message(wire, SILENCE_SECONDS, has_left), frozenset())
+
+    def _note_refusal(self, address: Address) -> None:
+        self._refusals += 1
+        if self._refusals == REFUSALS_TOLD:
+            logger.warning(
+                "what listens at %s:%d has refused this rank %d times, or is not rank 0's watchdog; %s",
+                *(*address, self._refusals, OTHER_SECRET),
+            )
+
+    def _connect(self) -> Any:
+        """The rendezvous that torch's process group will use too."""
+        host, port = self._environment.master_address, self._environment.master_port
+        serves = self._environment.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        try:
+            return self._tcp_store(
+                host, port, is_master=serves, timeout=timedelta(seconds=30), wait_for_workers=False, multi_tenant=serves
+            )
+        except RuntimeError as error:
+            if not serves:
+                raise
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"rank 0 cannot open the rendezvous at {host}:{port}: {reason}; set MASTER_PORT to a free port, and"
+                " MASTER_ADDR to rank 0's machine"
+            ) from error
+
+
+def _first_message(wire: Wire, seconds: float, has_left: Callable[[], bool]) -> Message:
+    """The next message. Raises WireError: it does not come within `seconds`, however slowly something else does."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not has_left():
+        if wire.wait(0.2):
+            for message in wire.receive():
+                return message
+    raise WireError("")
+
+
+def _store_key() -> str:
+    """Where the hub's port stands in the rendezvous, which outlives a restart by torchrun."""
+    return f"tolktrain/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def _listens(address: Address) -> bool:
+    try:
+        socket.create_connection(address, timeout=2.0).close()
+    except OSError:
+        return False
+    return True

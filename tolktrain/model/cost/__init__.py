@@ -1,0 +1,1 @@
+"""What the model computes, holds and sends: per layer, per step, per pipeline stage."""

@@ -1,0 +1,142 @@
+"""Actions of one rank, or of one on each node, that all ranks wait for."""
+
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch.distributed as dist
+
+from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.watch.failures import OtherRankFailed
+from tolktrain.errors import UserError
+
+T = TypeVar("T")
+
+
+class _Told(NamedTuple):
+    """What the other ranks hear of a failure."""
+
+    message: str
+    is_user_error: bool
+    by_machine: bool  # so that all ranks leave with one exit code, whichever speaks
+
+    @classmethod
+    def of(cls, failure: Exception) -> "_Told":
+        if isinstance(failure, UserError):
+            return cls(str(failure), True, failure.by_machine)
+        return cls(f"{type(failure).__name__}: {failure}", False, False)
+
+    def error(self, rank: int) -> Exception:
+        """What they raise about it."""
+        if self.is_user_error:
+            return UserError(self.message, by_machine=self.by_machine)
+        return OtherRankFailed(f"rank {rank} failed: {self.message}")
+
+
+def on_rank_zero(rank: int, action: Callable[[], T]) -> T:
+    """Run `action` on rank 0 and give its result, which must survive pickling, to all ranks.
+
+    An exception is raised on all ranks: on the others as UserError if it is one, else as OtherRankFailed.
+    """
+    result: Any = None
+    failure: Exception | None = None
+    if rank == 0:
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+    if together():
+        shared = [result, None if failure is None else _Told.of(failure)]
+        dist.broadcast_object_list(shared, src=0)
+        if rank != 0 and shared[1] is not None:
+            raise shared[1].error(0)
+        result = shared[0]
+    if failure is not None:
+        raise failure
+    return result
+
+
+def on_each_node(action: Callable[[], T]) -> T:
+    """Run `action` on the first rank of each node and give its result, which must survive pickling, to the others.
+
+    An exception on one node is raised on all ranks, as by `on_rank_zero`; of several that of the first node.
+    """
+    if not together():
+        return action()
+    place = ProcessEnvironment.detect()
+    result: Any = None
+    failure: Exception | None = None
+    if place.local_rank == 0:
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+    told, node = _told_with_nodes((result, None if failure is None else _Told.of(failure)))
+    for rank, (_, other) in enumerate(told):
+        if other is not None:
+            if failure is not None and rank == place.rank:
+                raise failure
+            raise other.error(rank)
+    return cast(T, told[node[0]][0])
+
+
+def on_this_node(value: T) -> list[T]:
+    """The values that the ranks of this node call it with, which must survive pickling; all ranks call it."""
+    if not together():
+        return [value]
+    told, node = _told_with_nodes(value)
+    return [told[rank] for rank in node]
+
+
+def told_by_all(value: T) -> list[T]:
+    """The values that all ranks call it with, which must survive pickling."""
+    if not together():
+        return [value]
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, value)
+    return told
+
+
+def together() -> bool:
+    """Whether there is more than one process."""
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _told_with_nodes(value: T) -> tuple[list[T], list[int]]:
+    """The values that all ranks call it with, and the ranks of this node, the first one first."""
+    place = ProcessEnvironment.detect()
+    told = told_by_all((_machine(), place.local_rank, value))
+    firsts = first_ranks([(machine, local_rank) for machine, local_rank, _ in told])
+    node = [rank for rank, first in enumerate(firsts) if first == firsts[place.rank]]
+    return [value for _, _, value in told], node
+
+
+def first_ranks(places: Sequence[tuple[str, int]]) -> list[int]:
+    """Of each rank the first one of its node, from the machine and the local rank of each.
+
+    However ranks are dealt out to nodes: one node after the other, in turn, or unevenly. Several nodes may be on one
+    machine, one after the other.
+
+    Raises UserError when the first rank of a machine is not the first of a node.
+    """
+    latest: dict[str, int] = {}
+    firsts = []
+    for rank, (machine, local_rank) in enumerate(places):
+        if local_rank == 0:
+            latest[machine] = rank
+        if machine not in latest:
+            raise UserError(
+                f"rank {rank} is the first one on its machine, but its launcher says local rank {local_rank}; start all"
+                " processes with one launcher (srun or torchrun)"
+            )
+        firsts.append(latest[machine])
+    return firsts
+
+
+def _machine() -> str:
+    """The same for all processes of a machine, whatever containers they are in, and for no others."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()

@@ -1,0 +1,1 @@
+"""A preparation as a job of many processes: parts, workers, shards, splits, progress."""

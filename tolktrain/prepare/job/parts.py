@@ -1,0 +1,127 @@
+"""One part of a preparation: its records to shards in the output, and a file that says what was made."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tolktrain.config.prepare import PrepareConfig
+from tolktrain.data.index import INDEX_FILE
+from tolktrain.data.records import Record, columns_of
+from tolktrain.data.storage import Storage
+from tolktrain.prepare.job.shards import Counts, ShardWriter, check_record
+from tolktrain.prepare.job.workers import Report
+from tolktrain.prepare.kind import Kind, Part
+from tolktrain.prepare.utterances import Failure
+
+PARTS_FOLDER = "parts"
+
+
+class FailureEntry(BaseModel):
+    """A line of failures.jsonl."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(description="Utterance or document, or its place in the manifest.")
+    reason: str = Field(description="Group that the summary counts.")
+    detail: str = Field(description="What was wrong.")
+
+    @classmethod
+    def of(cls, failure: Failure) -> "FailureEntry":
+        """The line of a failure. What is no valid text is escaped."""
+        texts = (failure.id, failure.reason.value, failure.detail)
+        identity, reason, detail = (text.encode("utf-8", "backslashreplace").decode() for text in texts)
+        return cls(id=identity, reason=reason, detail=" ".join(detail.split()))
+
+
+class PartResult(BaseModel):
+    """What a finished part left in the output; parts/<number>.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    preparation: str = Field(description="Digest of the preparation that it belongs to.")
+    num_items: int = Field(ge=0, description="Utterances or documents of the part.")
+    counts: dict[str, Counts] = Field(description="Of each split.")
+    shards: dict[str, list[dict[str, Any]]] = Field(description="Entries of each split's index.json.")
+    failures: list[FailureEntry] = Field(description="Items that were not used, in order.")
+
+
+def part_name(number: int) -> str:
+    """Name of a part's result in the output."""
+    return f"{PARTS_FOLDER}/{number:06d}.json"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where parts are done."""
+
+    storage: Storage
+    preparation: str  # digest of what the output says is prepared
+    folder: str | None = None  # for shards until they are uploaded; the system's own if None
+
+
+def do_part(config: PrepareConfig, kind: Kind, place: Workplace, number: int, part: Part, report: Report) -> PartResult:
+    """Prepare one part. Its result is written last: a part without one is done again, with the same bytes.
+
+    Raises `UserError` if a record does not fit the vocabularies, or the output cannot be written.
+    """
+    with tempfile.TemporaryDirectory(dir=place.folder) as temporary:
+        records = _Records(kind, part, report)
+        columns = columns_of(kind.text is not None, kind.speech is not None, kind.aligned)
+        writers: dict[str, ShardWriter] = {}
+        for split, record in records:
+            if split not in writers:
+                folder, shards = Path(temporary) / split, config.shards
+                writers[split] = ShardWriter(folder, columns, shards.megabytes << 20, shards.compression)
+            writers[split].add(record)
+        splits = sorted(writers)
+        result = PartResult(
+            preparation=place.preparation,
+            num_items=records.num_items,
+            counts={split: writers[split].finish() for split in splits},
+            shards={split: _upload(writers[split].folder, place.storage, split, number) for split in splits},
+            failures=records.failures,
+        )
+    place.storage.write(part_name(number), result.model_dump_json().encode())
+    return result
+
+
+class _Records:
+    """The records of a part, and what else came of it."""
+
+    def __init__(self, kind: Kind, part: Part, report: Report) -> None:
+        self.failures: list[FailureEntry] = []
+        self.num_items = 0
+        self._kind = kind
+        self._part = part
+        self._report = report
+
+    def __iter__(self) -> Iterator[tuple[str, Record]]:
+        for item in self._kind.records(self._part):
+            if isinstance(item, int):
+                self.num_items += item
+                self._report(item)
+            elif isinstance(item, Failure):
+                self.failures.append(FailureEntry.of(item))
+            else:
+                # Of pieces that were checked one by one: a record that is wrong is nobody's item to leave out.
+                check_record(item[1], self._kind.text, self._kind.speech)
+                yield item
+
+
+def _upload(folder: Path, storage: Storage, split: str, number: int) -> list[dict[str, Any]]:
+    """Bring the shards of a part into the folder of their split, under names that no other part uses."""
+    entries: list[dict[str, Any]] = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["shards"]
+    for place, entry in enumerate(entries):
+        name = f"shard.{number:06d}-{place:03d}.mds"
+        kept = entry["zip_data"] or entry["raw_data"]
+        source = folder / kept["basename"]
+        suffix = kept["basename"].removeprefix(entry["raw_data"]["basename"])
+        entry["raw_data"]["basename"] = name
+        kept["basename"] = name + suffix
+        storage.upload(source, f"{split}/{name}{suffix}")
+    return entries

@@ -1,0 +1,302 @@
+"""`tolktrain prepare`: parts done by processes of one or many machines, put together by whoever ends last.
+
+The output holds, besides a folder for each split, `preparation.json` (what is being prepared), `parts/` (a file for
+each finished part), and in the end the tokenizers, `failures.jsonl` and `summary.json`. A part is a function of the
+configuration and the input alone, so a killed preparation goes on where it was, and nobody need know who does what.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+from pydantic import ValidationError
+
+from tolktrain import __version__
+from tolktrain.config.prepare import PrepareConfig
+from tolktrain.data.index import INDEX_FILE, check_entries
+from tolktrain.data.records import DATASET_FILE, SCHEMA_VERSION
+from tolktrain.data.storage import Storage
+from tolktrain.errors import UserError
+from tolktrain.files.reading import parse_json
+from tolktrain.prepare.job.gpus import num_gpus, share_gpus, uses_models
+from tolktrain.prepare.job.parts import PARTS_FOLDER, FailureEntry, PartResult, Workplace, do_part, part_name
+from tolktrain.prepare.job.progress import Narrator
+from tolktrain.prepare.job.shards import Counts
+from tolktrain.prepare.job.splits import SPLITS
+from tolktrain.prepare.job.summary import Summary
+from tolktrain.prepare.job.workers import Done, Progress, Report, run_tasks
+from tolktrain.prepare.kind import Kind, Part
+from tolktrain.prepare.kinds import make_kind, tokenizer_files
+from tolktrain.prepare.utterances import Failure
+
+PREPARATION_FILE = "preparation.json"
+FAILURES_FILE = "failures.jsonl"
+SUMMARY_FILE = "summary.json"
+# Whose versions may change a unit, an id or a byte of a shard.
+LIBRARIES = ("mosaicml-streaming", "numpy", "scipy", "soundfile", "soxr", "tokenizers", "torch", "transformers", "zstd")
+
+
+@dataclass(frozen=True)
+class Task:
+    """The share of one machine: parts `number`, `number + total`, ..."""
+
+    number: int = 0
+    total: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.total:
+            raise UserError(f"task {self.number} of {self.total} does not exist; tasks are counted from 0")
+
+
+def prepare(
+    config: PrepareConfig,
+    task: Task,
+    narrator: Narrator,
+    retry: bool = False,
+) -> None:
+    """Do this task's parts, and put the set together if all parts are done then.
+
+    With `retry`, parts in which items failed are done again, for sound or word times that were mended in place.
+    May be left anywhere by an exception such as `StopRaised`: what is written is complete or absent, and doing the same
+    again goes on from there. Raises `UserError` when the input, the output or the share of failures is bad.
+    """
+    if "://" not in config.output:
+        config = config.model_copy(update={"output": os.path.expanduser(config.output)})
+    storage = Storage(config.output)
+    narrator.say(f"reading {_source(config)}")
+    kind = make_kind(_without_gpu(config), narrator.say)
+    parts, rejected = kind.parts()
+    if not parts:
+        raise UserError(f"{_source(config)} holds nothing to prepare{_first(rejected)}")
+    preparation = _claim(storage, _description(config, kind, parts))
+    finished = set(storage.names(f"{PARTS_FOLDER}/"))
+    own = range(task.number, len(parts), task.total)
+    mine = [n for n in own if part_name(n) not in finished or (retry and _read_part(storage, n, preparation).failures)]
+    _do(config, parts, mine, preparation, narrator)
+    finished = set(storage.names(f"{PARTS_FOLDER}/"))
+    missing = [n for n in range(len(parts)) if part_name(n) not in finished]
+    if missing:
+        narrator.say(
+            f"this task's parts are done; {len(missing)} of {len(parts)} parts of other tasks are not: the task that"
+            " ends last puts the set together. If none is running any more, run their command again"
+        )
+        return
+    _finish(config, kind, storage, len(parts), preparation, rejected).show(config.output, narrator.console)
+
+
+def _source(config: PrepareConfig) -> str:
+    if config.recordings is not None:
+        return config.recordings.manifest
+    if config.published is not None:
+        return config.published.folder
+    assert config.text is not None
+    return ", ".join(config.text.files)
+
+
+def _first(rejected: Sequence[Failure]) -> str:
+    if not rejected:
+        return ""
+    return f": {len(rejected)} entries are unusable, the first ({rejected[0].id}): {rejected[0].detail}"
+
+
+def _description(config: PrepareConfig, kind: Kind, parts: Sequence[Part]) -> dict[str, Any]:
+    """All that the bytes of the set depend on. Where it is computed, and how fast, is not among it."""
+    settings = config.model_dump(mode="json", exclude={"output", "processes", "largest_failed_share"})
+    for key in ("device", "batch_seconds"):
+        (settings["recordings"] or {}).pop(key, None)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(json.dumps([part.num_items, *part.items], default=_plain, ensure_ascii=True).encode())
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tolktrain": __version__,
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "settings": settings,
+        "inputs": {**kind.fingerprint(), "parts": digest.hexdigest(), "num_parts": len(parts)},
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _plain(item: Any) -> Any:
+    return asdict(item)
+
+
+def _without_gpu(config: PrepareConfig) -> PrepareConfig:
+    """The same for the process that does no parts itself."""
+    if config.recordings is None:
+        return config
+    return config.model_copy(update={"recordings": config.recordings.model_copy(update={"device": "cpu"})})
+
+
+def _claim(storage: Storage, description: dict[str, Any]) -> str:
+    """Say in the output what is prepared there, whose digest is returned; refuse an output that holds something else.
+
+    Tasks that start at once may overwrite each other's description: what counts is the digest in each part.
+    """
+    content = (json.dumps(description, indent=2, sort_keys=True) + "\n").encode()
+    present = storage.read(PREPARATION_FILE)
+    if present is None:
+        others = [name for name in storage.names() if name.rpartition("/")[2] in (INDEX_FILE, DATASET_FILE)]
+        if others:
+            raise UserError(
+                f"{storage.address} holds {others[0]}, which is not of a preparation; give output another place"
+            )
+        storage.write(PREPARATION_FILE, content)
+    elif present != content:
+        raise UserError(
+            f"{storage.address} holds another preparation: {_difference(present, description)}; go on with the"
+            f" settings that {PREPARATION_FILE} there tells, give output another place, or delete what is there"
+        )
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_part(storage: Storage, number: int, preparation: str) -> PartResult:
+    path = storage.path_of(part_name(number))
+    try:
+        part = PartResult.model_validate_json(storage.read(part_name(number)) or b"")
+    except ValidationError:
+        part = None
+    if part is None or part.preparation != preparation or part.counts.keys() != part.shards.keys():
+        raise UserError(
+            f"{path} is damaged, or of another preparation, which a task with other"
+            " settings or versions of libraries began at the same time; delete the output and start all tasks alike"
+        )
+    for shards in part.shards.values():
+        check_entries(shards, path)
+    return part
+
+
+def _difference(present: bytes, description: dict[str, Any]) -> str:
+    try:
+        there = _flat(parse_json(present))
+    except ValueError:
+        return f"its {PREPARATION_FILE} is damaged"
+    here = _flat(json.loads(json.dumps(description)))
+    keys = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
+    told = [f"{key} is {here.get(key)!r} here and {there.get(key)!r} there" for key in keys[:3]]
+    return "; ".join(told) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {path: tree}
+    return {
+        key: value for name, child in tree.items() for key, value in _flat(child, f"{path}.{name}".strip(".")).items()
+    }
+
+
+def _do(
+    config: PrepareConfig,
+    parts: Sequence[Part],
+    mine: Sequence[int],
+    preparation: str,
+    narrator: Narrator,
+) -> None:
+    """Do the given parts."""
+    if not mine:
+        return
+    tasks = [(number, parts[number]) for number in mine]
+    # Parts of text files only estimate their items: what is certain to fail in the end is told at once.
+    allowed = 2 * config.largest_failed_share * sum(part.num_items for part in parts)
+    narrator.begin(sum(part.num_items for _, part in tasks), len(tasks))
+    failed: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="tolktrain-prepare-") as folder, narrator:
+        place = Workplace(Storage(config.output), preparation, folder)
+        processes = config.processes or _default_processes(config)
+        events = run_tasks(partial(_worker, config, place), tasks, processes, preload=[__name__])
+        with contextlib.closing(events):  # the processes end before their folder is removed
+            for event in events:
+                if isinstance(event, Progress):
+                    narrator.advance(event.items)
+                elif isinstance(event, Done):
+                    failed.update(failure.reason for failure in event.result.failures)
+                    narrator.part_done(event.result)
+                    if failed.total() > allowed:
+                        raise _too_many(config, failed, "so far")
+
+
+def _worker(config: PrepareConfig, place: Workplace, number: int) -> Callable[[tuple[int, Part], Report], PartResult]:
+    """What process `number` does: it reads tokenizers once, then does part after part."""
+    if _uses_gpu(config):
+        share_gpus(number)
+    kind = make_kind(config)
+    return lambda task, report: do_part(config, kind, place, task[0], task[1], report)
+
+
+def _default_processes(config: PrepareConfig) -> int:
+    """One for each GPU, if models run on them; else one for each core that this process may use."""
+    if _uses_gpu(config) and (number := num_gpus()):
+        return number
+    return len(os.sched_getaffinity(0))
+
+
+def _uses_gpu(config: PrepareConfig) -> bool:
+    return config.recordings is not None and config.recordings.device != "cpu" and uses_models(config.recordings)
+
+
+def _too_many(config: PrepareConfig, failed: "Counter[str]", when: str) -> UserError:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in failed.most_common())
+    return UserError(
+        f"{failed.total():,} items failed {when} ({reasons}), more than largest_failed_share"
+        f" {config.largest_failed_share:g} allows; {config.output}/{PARTS_FOLDER} and, in the end, {FAILURES_FILE} name"
+        " each: mend their files and start again with --retry, or raise largest_failed_share"
+    )
+
+
+def _write_tokenizers(config: PrepareConfig, storage: Storage) -> None:
+    """Put the tokenizers beside the data, where training and `--inspect` find them."""
+    for path, name in tokenizer_files(config):
+        storage.upload(path, name)
+
+
+def _finish(
+    config: PrepareConfig,
+    kind: Kind,
+    storage: Storage,
+    num_parts: int,
+    preparation: str,
+    rejected: Sequence[Failure],
+) -> Summary:
+    """Put the parts together. The same parts give the same files, so several machines may do it at once."""
+    failures = [FailureEntry.of(failure) for failure in rejected]
+    counts: dict[str, Counts] = {}
+    shards: dict[str, list[dict[str, Any]]] = {}
+    num_items = len(rejected)
+    for number in range(num_parts):
+        part = _read_part(storage, number, preparation)
+        num_items += part.num_items
+        failures += part.failures
+        for split, count in part.counts.items():
+            counts.setdefault(split, Counts()).join(count)
+            shards.setdefault(split, []).extend(part.shards[split])
+    storage.write(FAILURES_FILE, "".join(failure.model_dump_json() + "\n" for failure in failures).encode())
+    failed = Counter(failure.reason for failure in failures)
+    if failed.total() > config.largest_failed_share * num_items:
+        raise _too_many(config, failed, f"of {num_items:,}")
+    if not counts:
+        raise UserError(f"no record was made of {num_items:,} items; {config.output}/{FAILURES_FILE} says why")
+    _write_tokenizers(config, storage)
+    infos = {}
+    for split in [split for split in SPLITS if split in counts]:
+        info = infos[split] = counts[split].describe(
+            name=config.name, split=split, license=config.license, text=kind.text, speech=kind.speech
+        )
+        storage.write(f"{split}/{INDEX_FILE}", json.dumps({"version": 2, "shards": shards[split]}).encode())
+        storage.write(f"{split}/{DATASET_FILE}", info.to_json().encode())
+    summary = Summary(splits=infos, num_items=num_items, failed=dict(sorted(failed.items())))
+    storage.write(SUMMARY_FILE, (summary.model_dump_json(indent=2) + "\n").encode())
+    return summary

@@ -1,0 +1,1 @@
+"""Published sets in the layout of the SmolTolk authors to records."""

@@ -1,0 +1,1 @@
+"""When each written word of a recording ends."""

@@ -1,0 +1,153 @@
+"""Given times of words, brought to the words of the text as it is written."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tolktrain.prepare.recordings.align.normalize import Written, letters, spoken_words
+from tolktrain.prepare.recordings.align.word_times import check_words
+from tolktrain.prepare.utterances import Aligned, EntryError, Reason, Word
+
+# How aligners write a word they do not know, and silence.
+_UNKNOWN = frozenset({"<unk>", "[unk]", "<UNK>", "[UNK]", "<spn>", "spn", "<SPOKEN_NOISE>"})
+_STATES_PER_WORD = 300  # of a comparison: readings of numbers branch, and doubtful silences multiply
+_SILENCE = frozenset({"<eps>", "<sil>", "sil", "sp", "SIL", "<SIL>", "{SL}"})
+
+
+def align_given(text: str | None, words: Sequence[Word], language: str) -> Aligned:
+    """The end of each written word, as given: no time is changed or made up.
+
+    Without a text the given words are the text. Otherwise both are compared as they are spoken, letter by letter, so
+    that "$3.50" is met by "THREE DOLLARS FIFTY CENTS" and "well-known" by "WELL KNOWN"; an unknown word (<unk>, spn)
+    stands for any one written word. A written word ends with the last given word that holds a letter of it; one that
+    is not spoken ends with the word before it.
+
+    Raises `EntryError` if there are no words, times fall, or text and given words differ.
+    """
+    check_words(words, None)
+    if text is None:
+        return _as_text([word for word in words if word.text not in _SILENCE])
+    written = spoken_words(text, language)
+    if not written:
+        raise EntryError(Reason.TEXT, "the text is empty")
+    if not any(word.spoken for word in written):
+        raise EntryError(Reason.TEXT, f"nothing of the text {text.strip()[:40]!r} is spoken")
+    places = _match(written, words, language)
+    ends: list[float] = []
+    for place in places:
+        ends.append(words[place].end if place is not None else (ends[-1] if ends else 0.0))
+    return Aligned(tuple(word.text for word in written), np.array(ends, np.float64))
+
+
+def _as_text(words: Sequence[Word]) -> Aligned:
+    if not words:
+        raise EntryError(Reason.WORD_TIMES, "there are no words")
+    for number, word in enumerate(words, 1):
+        if word.text in _UNKNOWN or not word.text.strip():
+            raise EntryError(Reason.WORD_TIMES, f"word {number} is {word.text!r}, and there is no text that tells it")
+    return Aligned(tuple(word.text for word in words), np.array([word.end for word in words], np.float64))
+
+
+@dataclass(frozen=True)
+class _State:
+    """How far a comparison has come: words begun on both sides, and letters that only one of them has had."""
+
+    written: int
+    given: int
+    rest: str = ""
+    rest_is_given: bool = False
+
+
+@dataclass(frozen=True)
+class _Step:
+    """How a state was reached."""
+
+    before: _State | None
+    last: int | None  # the last given word that has met letters
+
+
+def _match(written: Sequence[Written], words: Sequence[Word], language: str) -> list[int | None]:
+    """For each written word the given word that it ends with; None before the first. Depth first, nothing twice."""
+    ours = [tuple(dict.fromkeys(letters(reading) for reading in word.readings)) for word in written]
+    theirs = [_given_letters(word.text, language) for word in words]
+    start = _State(0, 0)
+    steps = {start: _Step(None, None)}
+    open_states = [start]
+    farthest = start
+    most_states = _STATES_PER_WORD * (len(ours) + len(theirs)) + _STATES_PER_WORD**2
+    while open_states:
+        if len(steps) > most_states:
+            raise EntryError(
+                Reason.WORD_TIMES, f"no way to match it was found: {_difference(farthest, written, words)}"
+            )
+        state = open_states.pop()
+        if (state.written, state.given) > (farthest.written, farthest.given):
+            farthest = state
+        if state.written == len(ours) and state.given == len(theirs) and not state.rest:
+            return _ends(state, steps, ours)
+        # The likeliest is taken from the end of the list.
+        for following, met in reversed(list(_following(state, ours, theirs))):
+            if following not in steps:
+                steps[following] = _Step(state, following.given - 1 if met else steps[state].last)
+                open_states.append(following)
+    raise EntryError(Reason.WORD_TIMES, _difference(farthest, written, words))
+
+
+def _given_letters(text: str, language: str) -> tuple[str, ...]:
+    """Readings of a given word as letters; none for an unknown word."""
+    if text in _UNKNOWN:
+        return ()
+    readings = [letters(reading) for word in spoken_words(text, language)[:1] for reading in word.readings]
+    return tuple(dict.fromkeys([*readings, *([""] if text in _SILENCE or not readings else [])]))
+
+
+def _following(
+    state: _State, ours: Sequence[tuple[str, ...]], theirs: Sequence[tuple[str, ...]]
+) -> Iterator[tuple[_State, bool]]:
+    """States after one more word of the side that is behind, and whether a given word has met letters by it."""
+    written, given, rest = state.written, state.given, state.rest
+    if rest and not state.rest_is_given:
+        if given < len(theirs):
+            for reading in theirs[given]:
+                if rest.startswith(reading):
+                    yield _State(written, given + 1, rest[len(reading) :]), bool(reading)
+                elif reading.startswith(rest):
+                    yield _State(written, given + 1, reading[len(rest) :], True), True
+        return
+    if rest:
+        if written < len(ours):
+            for reading in ours[written]:
+                if rest.startswith(reading):
+                    yield _State(written + 1, given, rest[len(reading) :], len(rest) > len(reading)), False
+                elif reading.startswith(rest):
+                    yield _State(written + 1, given, reading[len(rest) :]), False
+        return
+    if written < len(ours):
+        for reading in ours[written]:
+            yield _State(written + 1, given, reading), False
+    if given < len(theirs):
+        if not theirs[given] and written < len(ours):
+            yield _State(written + 1, given + 1), True
+        if "" in theirs[given]:
+            yield _State(written, given + 1), False
+
+
+def _ends(last: _State, steps: dict[_State, _Step], ours: Sequence[tuple[str, ...]]) -> list[int | None]:
+    ends: list[int | None] = [None] * len(ours)
+    state: _State | None = last
+    while state is not None:
+        step = steps[state]
+        if state.written and (not state.rest or state.rest_is_given):
+            ends[state.written - 1] = step.last
+        state = step.before
+    return ends
+
+
+def _difference(farthest: _State, written: Sequence[Written], words: Sequence[Word]) -> str:
+    """What the text and the times have at the farthest place that both agree up to."""
+    place = farthest.written - 1 if farthest.rest and not farthest.rest_is_given else farthest.written
+    given = farthest.given - 1 if farthest.rest and farthest.rest_is_given else farthest.given
+    ours = repr(written[place].text) if place < len(written) else "no more words"
+    theirs = repr(words[given].text) if given < len(words) else "no more words"
+    return f"the text has {ours} where the times have {theirs} (word {min(place + 1, len(written))} of the text)"

@@ -1,0 +1,168 @@
+"""MP3 and Ogg files, decoded once from the beginning to the end, because libsndfile seeks in them inexactly, silently.
+
+In MP3 of variable bit rate it lands where the header's rough table points, in the last page of Vorbis some hundred
+samples beside, and after a jump Opus has not settled. And where an MP3 file has no header, it estimates the length from
+the first frame and never reads beyond: such a file is fed through a pipe, whose length it does not estimate.
+"""
+
+import os
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tolktrain.cluster.threads import guarded
+from tolktrain.files.reading import open_regular
+from tolktrain.prepare.utterances import EntryError, Reason
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+UNKNOWN_FRAMES = 1 << 60
+"""From here on a number of frames means that the file does not tell."""
+
+_CHUNK_BYTES = 1 << 16
+
+
+def open_sound(file: "str | int") -> "SoundFile":
+    """Open a path or a file descriptor, which stays the caller's. Raises what soundfile raises."""
+    import soundfile
+
+    class Sequential(soundfile.SoundFile):
+        def seekable(self) -> bool:
+            # Otherwise each read ends with a seek to where it has ended, and MP3 goes on somewhere else.
+            return False
+
+    return Sequential(file, closefd=isinstance(file, str))
+
+
+class SoundStream:
+    """The sound of a file in order. `position` counts the samples already read."""
+
+    def __init__(self, path: str, is_mp3: bool) -> None:
+        """Open the file. Raises `EntryError` if MP3 files were joined, and what soundfile and `open` raise."""
+        self.path = path
+        self.position = 0
+        self.frames: int | None = None  # as the file has it
+        self._feed: _Feed | None = None
+        begin, size = _stream_bytes(path) if is_mp3 else (0, None)
+        if is_mp3 and size is None:
+            self._feed = _Feed(path, begin)
+            self._sound = self._feed.sound
+            if self._sound.frames >= UNKNOWN_FRAMES:
+                return
+            self._feed.close()  # another kind of header: read as a file, the length is known
+            self._feed = None
+        self._sound = open_sound(path)
+        self.frames = int(self._sound.frames)
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second."""
+        return int(self._sound.samplerate)
+
+    @property
+    def log(self) -> str:
+        """What libsndfile noticed when it opened the file."""
+        return str(self._sound.extra_info)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the file."""
+        return int(self._sound.channels)
+
+    def read(self, frames: int) -> npt.NDArray[np.float32]:
+        """The next samples [n, channels]; fewer than `frames`, or none, at the end.
+
+        Raises:
+            OSError: the file could not be read to its end.
+        """
+        try:
+            block: npt.NDArray[np.float32] = self._sound.read(frames, dtype="float32", always_2d=True)
+        finally:
+            if self._feed is not None:  # what the decoder says of a file that ends too soon does not tell why
+                self._feed.check()
+        self.position += len(block)
+        return block
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._feed is not None:
+            self._feed.close()
+        else:
+            self._sound.close()
+
+
+class _Feed:
+    """A sound file that a thread feeds through a pipe."""
+
+    sound: "SoundFile"
+
+    def __init__(self, path: str, begin: int) -> None:
+        file = open_regular(path)  # closed by the thread
+        file.seek(begin)
+        self._read_end, write_end = os.pipe()
+        self._failure: BaseException | None = None
+        self._thread = guarded("sound-feed", lambda: self._copy(file, write_end))
+        self._thread.start()
+        try:
+            self.sound = open_sound(self._read_end)
+        except BaseException:
+            self._release()
+            raise
+
+    def check(self) -> None:
+        """Raise what kept the thread from feeding the whole file: what has come is not all of it."""
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        self.sound.close()
+        self._release()
+
+    def _release(self) -> None:
+        os.close(self._read_end)  # what the thread still writes is refused, and it ends
+        self._thread.join()
+
+    def _copy(self, file: IO[bytes], write_end: int) -> None:
+        with file, os.fdopen(write_end, "wb", buffering=0) as pipe:
+            try:
+                while chunk := file.read(_CHUNK_BYTES):
+                    view = memoryview(chunk)
+                    while view:
+                        view = view[pipe.write(view) :]
+            except BrokenPipeError:
+                pass  # the reader has closed its end
+            except BaseException as error:
+                self._failure = error  # before the pipe is closed, which the reader takes for the file's end
+
+
+def _stream_bytes(path: str) -> tuple[int, int | None]:
+    """Where the first frame begins, and how long the sound is in bytes where a Xing or Info header tells.
+
+    Raises `EntryError` when more sound follows what the header knows of: players and libraries stop there.
+    """
+    with open_regular(path) as file:
+        begin, frame = _frame(file, 0)
+        tag = max(frame.find(b"Xing", 0, 200), frame.find(b"Info", 0, 200))
+        has_frames, has_bytes = (frame[tag + 7] & 1, frame[tag + 7] & 2) if 0 <= tag < len(frame) - 16 else (0, 0)
+        if not has_bytes:
+            return begin, None
+        place = tag + (12 if has_frames else 8)
+        size = int.from_bytes(frame[place : place + 4], "big")
+        _, following = _frame(file, begin + size)
+    if size and len(following) > 1 and following[0] == 0xFF and following[1] & 0xE0 == 0xE0:
+        raise EntryError(
+            Reason.AUDIO, f"{path}: more sound follows the {size} bytes that its header knows of; code the file again"
+        )
+    return begin, size
+
+
+def _frame(file: Any, begin: int) -> tuple[int, bytes]:
+    """The place after an ID3v2 tag, if one is at `begin`, and what follows it."""
+    file.seek(begin)
+    head = file.read(10)
+    if len(head) == 10 and head[:3] == b"ID3":
+        begin += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+    file.seek(begin)
+    return begin, file.read(512)

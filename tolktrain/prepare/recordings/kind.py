@@ -1,0 +1,216 @@
+"""Recordings and their transcripts: from the utterances of a manifest to records."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from tolktrain.config.prepare import PrepareConfig
+from tolktrain.data.records import Record, SpeechInfo
+from tolktrain.data.text_tokenizer import encode_words, load_text_tokenizer
+from tolktrain.errors import UserError
+from tolktrain.prepare.job.passages import PassageBuilder, Piece
+from tolktrain.prepare.job.shards import speech_info
+from tolktrain.prepare.job.splits import SPLITS, split_of
+from tolktrain.prepare.kind import Part
+from tolktrain.prepare.recordings.align.ctc import CtcAligner, checked
+from tolktrain.prepare.recordings.align.given_times import align_given
+from tolktrain.prepare.recordings.align.units import frame_ends, unit_ends
+from tolktrain.prepare.recordings.align.word_times import check_words, read_word_times
+from tolktrain.prepare.recordings.audio import SoundReader, resampled
+from tolktrain.prepare.recordings.manifest import read_manifest
+from tolktrain.prepare.utterances import Aligned, EntryError, Failure, Reason, Utterance
+from tolktrain.units.base import Frames, Samples, collapse
+from tolktrain.units.load import load_speech_tokenizer
+from tolktrain.units.pretrained import checked_device
+
+Outcome = Piece | EntryError
+
+
+class RecordingsKind:
+    """Utterances to records with speech and, where there is a text tokenizer, text and word alignment."""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        """Load tokenizers and, for forced alignment, the model. Raises `UserError` when one cannot be."""
+        recordings = config.recordings
+        assert recordings is not None
+        self._config = config
+        self._recordings = recordings
+        device = checked_device(recordings.device)
+        # On a CPU sounds are encoded one by one: as fast, and the same to the last bit whatever stands beside them.
+        together = recordings.batch_seconds if device == "cuda" else None
+        self._speech = load_speech_tokenizer(recordings.speech_tokenizer.path, device, together)
+        self._text = load_text_tokenizer(config.text_tokenizer) if config.text_tokenizer is not None else None
+        method = recordings.alignment.method if self._text is not None else "none"
+        self._gives_times = method == "given"
+        self._aligner = CtcAligner(recordings.alignment, device) if method == "ctc" else None
+        self.speech: SpeechInfo | None = speech_info(self._speech)
+        self.text = self._text.info if self._text is not None else None
+        self.aligned = method != "none"
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Digests of the tokenizers and the aligner."""
+        return {
+            "speech_tokenizer": self._speech.sha256,
+            "text_tokenizer": self.text.sha256 if self.text is not None else None,
+            "aligner": self._aligner.digest if self._aligner is not None else None,
+        }
+
+    def parts(self) -> tuple[list[Part], list[Failure]]:
+        """Slices of the manifest, each of one split, cut between sources where these are not too long."""
+        utterances, failures = read_manifest(self._recordings)
+        splits: dict[str, list[Utterance]] = {split: [] for split in SPLITS}
+        for utterance in utterances:
+            splits[self._split(utterance)].append(utterance)
+        slices = [part for split in SPLITS for part in self._slices(splits[split])]
+        return [Part(tuple(part), len(part)) for part in slices], failures
+
+    def records(self, part: Part) -> Iterator[tuple[str, Record] | Failure | int]:
+        """See `Kind`."""
+        for _, outcomes in groupby(self._outcomes(part.items), key=lambda item: item[0].source):
+            builder: PassageBuilder | None = None
+            for utterance, outcome in outcomes:
+                builder = builder or PassageBuilder(self._config.passages, utterance.speaker or utterance.source)
+                if isinstance(outcome, EntryError):
+                    yield Failure(utterance.id, outcome.reason, outcome.detail)
+                elif (record := builder.add(outcome)) is not None:
+                    yield self._split(utterance), record
+                yield 1
+            assert builder is not None
+            for record in builder.rest():
+                yield self._split(utterance), record
+            for identity in builder.dropped:
+                yield Failure(identity, Reason.SHORT, "what remains of its source makes no passage of its own")
+
+    def _split(self, utterance: Utterance) -> str:
+        return split_of(self._config.heldout, utterance.source, utterance.speaker)
+
+    def _slices(self, utterances: Sequence[Utterance]) -> Iterator[list[Utterance]]:
+        limits = self._config.parts
+        current: list[Utterance] = []
+        hours = 0.0
+        for _, group in groupby(utterances, key=lambda utterance: utterance.source):
+            source = list(group)
+            lengths = [(utterance.duration or 0.0) / 3600 for utterance in source]
+            if current and (len(current) + len(source) > limits.items or hours + sum(lengths) > limits.hours):
+                yield current
+                current, hours = [], 0.0
+            for utterance, length in zip(source, lengths, strict=True):
+                if current and (len(current) == limits.items or hours + length > limits.hours):
+                    yield current
+                    current, hours = [], 0.0
+                current.append(utterance)
+                hours += length
+        if current:
+            yield current
+
+    def _outcomes(self, utterances: Sequence[Utterance]) -> Iterator[tuple[Utterance, Outcome]]:
+        """What comes of each utterance, in order; sounds are encoded and aligned several at a time."""
+        batch: list[tuple[Utterance, Samples]] = []
+        longest = 0
+        waiting: list[tuple[Utterance, EntryError | None]] = []
+        with SoundReader() as reader:
+            for utterance in utterances:
+                sound = _attempt(reader.read, utterance, self._speech.sample_rate)
+                if isinstance(sound, EntryError):
+                    waiting.append((utterance, sound))
+                    continue
+                if batch and (len(batch) + 1) * max(longest, len(sound)) > self._batch_samples:
+                    yield from self._done(waiting, batch)
+                    waiting, batch, longest = [], [], 0
+                batch.append((utterance, sound))
+                waiting.append((utterance, None))
+                longest = max(longest, len(sound))
+        yield from self._done(waiting, batch)
+
+    @property
+    def _batch_samples(self) -> float:
+        return self._recordings.batch_seconds * self._speech.sample_rate
+
+    def _done(
+        self, waiting: Sequence[tuple[Utterance, EntryError | None]], batch: Sequence[tuple[Utterance, Samples]]
+    ) -> Iterator[tuple[Utterance, Outcome]]:
+        """Errors and the results of a batch, in the order of the manifest."""
+        frames = self._speech.encode_batch([sound for _, sound in batch])
+        aligned = self._align(batch)
+        results = iter(
+            [
+                self._piece(utterance, units, words)
+                for (utterance, _), units, words in zip(batch, frames, aligned, strict=True)
+            ]
+        )
+        for utterance, error in waiting:
+            yield utterance, next(results) if error is None else error
+
+    def _align(self, batch: Sequence[tuple[Utterance, Samples]]) -> "list[Aligned | EntryError]":
+        """The words of each utterance and, if the set is aligned, where they end."""
+        if self._text is None:
+            return [Aligned((), np.zeros(0)) for _ in batch]
+        if self._gives_times:
+            seconds = [len(sound) / self._speech.sample_rate for _, sound in batch]
+            language = self._recordings.alignment.language
+            return [
+                _attempt(_given, utterance, length, language)
+                for (utterance, _), length in zip(batch, seconds, strict=True)
+            ]
+        present = [(utterance, sound) for utterance, sound in batch if (utterance.text or "").strip()]
+        if self._aligner is None:
+            results = iter([_unaligned((utterance.text or "").split()) for utterance, _ in present])
+        else:
+            results = iter(self._forced(self._aligner, present))
+        return [next(results) if (utterance.text or "").strip() else _no_text() for utterance, _ in batch]
+
+    def _forced(self, aligner: CtcAligner, batch: Sequence[tuple[Utterance, Samples]]) -> "list[Aligned | EntryError]":
+        sounds = [resampled(sound, self._speech.sample_rate, aligner.sample_rate) for _, sound in batch]
+        found = aligner.align(sounds, [utterance.text or "" for utterance, _ in batch])
+        least = self._recordings.alignment.min_confidence
+        return [item if isinstance(item, EntryError) else _attempt(checked, item, least) for item in found]
+
+    def _piece(self, utterance: Utterance, frames: Frames, aligned: "Aligned | EntryError") -> Outcome:
+        """The utterance as a part of a passage, or why it is none."""
+        if isinstance(aligned, EntryError):
+            return aligned
+        if not len(frames):
+            return EntryError(Reason.EMPTY, f"{utterance.audio} is shorter than a frame of units")
+        units, run_lengths = collapse(frames)
+        if self._text is None:
+            return Piece(utterance.id, units=units, run_lengths=run_lengths)
+        try:
+            ids, word_text_ends = encode_words(self._text.tokenizer, aligned.words)
+        except UserError as error:
+            return EntryError(Reason.TEXT, str(error))
+        if not self.aligned:
+            return Piece(utterance.id, ids, units, run_lengths)
+        rate = self._speech.frames_per_second
+        try:
+            ends = unit_ends(frame_ends(aligned.ends, 1, rate, len(frames)), run_lengths)
+        except UserError as error:
+            return EntryError(Reason.ALIGNMENT, str(error))
+        return Piece(utterance.id, ids, units, run_lengths, word_text_ends, ends)
+
+
+def _attempt(function: Any, *arguments: Any) -> Any:
+    """The result, or the error of this one item."""
+    try:
+        return function(*arguments)
+    except EntryError as error:
+        return error
+
+
+def _given(utterance: Utterance, seconds: float, language: str) -> Aligned:
+    words = utterance.words
+    if words is None and utterance.word_times is not None:
+        words = read_word_times(utterance.word_times, utterance.id)
+    if words is None:
+        raise EntryError(Reason.WORD_TIMES, "the manifest gives no word times; or set alignment.method to ctc")
+    check_words(words, seconds)
+    return align_given(utterance.text, words, language)
+
+
+def _unaligned(words: Sequence[str]) -> Aligned | EntryError:
+    return Aligned(tuple(words), np.zeros(0))
+
+
+def _no_text() -> EntryError:
+    return EntryError(Reason.TEXT, "it has no transcript")

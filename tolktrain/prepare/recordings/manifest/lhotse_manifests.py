@@ -1,0 +1,184 @@
+"""Manifests of the Lhotse library: cuts, or recordings with supervisions."""
+
+import glob
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tolktrain.errors import UserError
+from tolktrain.prepare.recordings.manifest.entry import failure_of, utterance_of
+from tolktrain.prepare.recordings.manifest.libriheavy import relative_words, source_of
+from tolktrain.prepare.recordings.manifest.lines import json_of, read_lines
+from tolktrain.prepare.utterances import EntryError, Failure, Reason, Utterance
+
+if TYPE_CHECKING:
+    from lhotse import MonoCut, MultiCut, Recording, SupervisionSegment
+
+SUFFIXES = (".jsonl", ".jsonl.gz")
+_ROUNDING_SECONDS = 0.001
+
+
+def read_lhotse(path: str, root: str, with_words: bool) -> Iterator[Utterance | Failure]:
+    """Each supervision of a file of cuts, or of the supervisions that stand with recordings.
+
+    `path` is a file, or a folder or the common beginning of the names of files, in which each
+    PREFIX_supervisions_SUFFIX.jsonl.gz has its PREFIX_recordings_SUFFIX.jsonl.gz, or all are cuts. A cut without
+    supervisions is an utterance without text. The source is the recording. Word times, wanted `with_words`, are the
+    supervision's alignment "word". Raises `UserError` if Lhotse is not installed or files are missing.
+    """
+    try:
+        import lhotse  # noqa: F401
+    except ImportError:
+        raise UserError("reading Lhotse manifests needs the library; pip install lhotse") from None
+    files = manifest_files(path)
+    for supervisions in files:
+        place = f"{os.path.basename(supervisions)} " if len(files) > 1 else ""
+        recordings = _recordings(_partner(supervisions)) if "supervisions" in os.path.basename(supervisions) else None
+        for number, line in read_lines(supervisions):
+            yield from _read_line(line, recordings, root, f"{place}line {number}", with_words)
+
+
+def _read_line(
+    line: bytes, recordings: "dict[str, Recording] | None", root: str, place: str, with_words: bool
+) -> Iterator[Utterance | Failure]:
+    item = None
+    try:
+        item = json_of(line)
+        pieces = _pieces(item, recordings)
+    except EntryError as error:
+        yield failure_of(error, item, place)
+        return
+    for piece in pieces:
+        try:
+            yield utterance_of(_entry(piece, with_words), root)
+        except EntryError as error:
+            yield failure_of(error, {"id": piece.id}, place)
+
+
+def manifest_files(path: str) -> list[str]:
+    """The files of cuts, or else of supervisions, that `path` stands for. Raises `UserError` if there are none."""
+    if os.path.isfile(path):
+        name = os.path.basename(path)
+        if not name.endswith(SUFFIXES):
+            raise UserError(f"{path} must end in {' or '.join(SUFFIXES)}; convert it with 'lhotse copy'")
+        return [os.path.join(os.path.dirname(path), name.replace("recordings", "supervisions"))]
+    beginning = os.path.join(path, "") if os.path.isdir(path) else path
+    found = [name for name in sorted(glob.glob(glob.escape(beginning) + "*")) if name.endswith(SUFFIXES)]
+    kinds = {kind: [name for name in found if kind in os.path.basename(name)] for kind in ("cuts", "supervisions")}
+    if bool(kinds["cuts"]) == bool(kinds["supervisions"]):
+        seen = ", ".join(os.path.basename(name) for name in found[:8]) or "none with these endings"
+        raise UserError(
+            f"{path} must be a file of cuts, or the folder or beginning of files of cuts, or of supervisions with"
+            f" recordings, ending in {' or '.join(SUFFIXES)}; found {seen}"
+        )
+    return kinds["cuts"] or kinds["supervisions"]
+
+
+def _partner(supervisions: str) -> str:
+    folder, name = os.path.split(supervisions)
+    path = os.path.join(folder, name.replace("supervisions", "recordings"))
+    if not os.path.isfile(path):
+        raise UserError(f"{path} does not exist; {supervisions} needs the recordings")
+    return path
+
+
+def _recordings(path: str) -> "dict[str, Recording]":
+    from lhotse import Recording
+
+    recordings = {}
+    for number, line in read_lines(path):
+        try:
+            recording = _deserialized(json_of(line))
+        except EntryError as error:
+            raise UserError(f"{path} line {number}: {error.detail}") from None
+        if not isinstance(recording, Recording):
+            raise UserError(f"{path} line {number} is a {type(recording).__name__}, expected a recording")
+        recordings[recording.id] = recording
+    return recordings
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A supervision in its recording. Values may be of any type, for the library does not check them."""
+
+    id: Any
+    supervision: "SupervisionSegment"
+    recording: "Recording"
+    cut: "MonoCut | MultiCut | None"  # that the supervision is counted from; None: from the recording
+
+
+def _pieces(item: Any, recordings: "dict[str, Recording] | None") -> list[_Piece]:
+    """The utterances of a line."""
+    from lhotse import MonoCut, MultiCut, SupervisionSegment
+
+    manifest = _deserialized(item)
+    if recordings is not None:
+        if not isinstance(manifest, SupervisionSegment):
+            raise _bad(f"expected a supervision, got a {type(manifest).__name__}")
+        recording = recordings.get(str(manifest.recording_id))
+        if recording is None:
+            raise _bad(f"the recording {manifest.recording_id!r} is not among the recordings")
+        return [_Piece(manifest.id, manifest, recording, None)]
+    if not isinstance(manifest, (MonoCut, MultiCut)):
+        raise _bad(f"expected a cut of one recording, got a {type(manifest).__name__}")
+    recording = manifest.recording
+    if recording is None:
+        raise _bad("the cut has no recording; features alone are not read")
+    if not manifest.supervisions:
+        whole = SupervisionSegment(manifest.id, recording.id, 0.0, manifest.duration, manifest.channel)
+        return [_Piece(manifest.id, whole, recording, manifest)]
+    alone = len(manifest.supervisions) == 1
+    return [_Piece(manifest.id if alone else one.id, one, recording, manifest) for one in manifest.supervisions]
+
+
+def _deserialized(item: Any) -> Any:
+    from lhotse.serialization import deserialize_item
+
+    if not isinstance(item, dict):
+        raise _bad(f"expected an object, got {item!r:.80}")
+    try:
+        return deserialize_item(dict(item))
+    except Exception as error:  # the library lets all kinds escape
+        raise _bad(f"Lhotse does not accept it ({type(error).__name__}: {error})") from None
+
+
+def _entry(piece: _Piece, with_words: bool) -> dict[str, Any]:
+    """An entry of a manifest."""
+    try:
+        return _checked_entry(piece, with_words)
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise _bad(f"it has values of the wrong type ({error})") from None
+
+
+def _checked_entry(piece: _Piece, with_words: bool) -> dict[str, Any]:
+    supervision, recording, cut = piece.supervision, piece.recording, piece.cut
+    begin = supervision.start
+    if cut is not None:
+        if begin < -_ROUNDING_SECONDS or begin + supervision.duration > cut.duration + _ROUNDING_SECONDS:
+            raise _bad(f"the supervision {supervision.id!r} reaches out of its cut")
+        begin += cut.start
+    if recording.transforms:
+        raise _bad("the recording has transforms; save its sound and make a manifest of that")
+    channels = supervision.channel if isinstance(supervision.channel, list) else [supervision.channel]
+    together = len(channels) > 1
+    if together and sorted(channels) != sorted(recording.channel_ids or ()):
+        raise _bad(f"the channels {channels} are some of the recording's; name one or all")
+    files = [{"type": one.type, "channels": one.channels, "source": one.source} for one in recording.sources]
+    audio, channel = source_of(files, None if together else channels[0])
+    alignment = (supervision.alignment or {}).get("word") if with_words else None
+    return {
+        "id": piece.id,
+        "audio": audio,
+        "offset": max(round(begin, 8), 0.0) if begin > -_ROUNDING_SECONDS else begin,
+        "duration": supervision.duration,
+        "text": supervision.text,
+        "speaker": supervision.speaker,
+        "source": recording.id,
+        "channel": channel,
+        "words": relative_words(alignment, begin),
+    }
+
+
+def _bad(detail: str) -> EntryError:
+    return EntryError(Reason.MANIFEST, detail)

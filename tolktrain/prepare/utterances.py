@@ -1,0 +1,87 @@
+"""What is prepared: utterances as a manifest names them, and why one of them could not be used."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tolktrain.units.base import Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word and its time, in seconds from the beginning of its utterance."""
+
+    text: str  # without blanks
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One line of a manifest."""
+
+    id: str  # unique in the manifest
+    source: str  # the recording, chapter or conversation that the utterance is consecutive in
+    speaker: str  # empty where unknown
+    audio: str  # path of a sound file
+    offset: float = 0.0  # seconds into the file
+    duration: float | None = None  # seconds; None: to the end of the file
+    channel: int | None = None  # None: the mean of all channels
+    text: str | None = None  # as written
+    words: tuple[Word, ...] | None = None  # given times
+    word_times: str | None = None  # file of given times (.TextGrid, .ctm, .json), in seconds of the *utterance*
+
+
+class Reason(str, Enum):
+    """Why an item was not used; the groups of the summary."""
+
+    MANIFEST = "bad manifest entry"
+    AUDIO = "unreadable audio"
+    EMPTY = "no sound"
+    TEXT = "no usable text"
+    WORD_TIMES = "bad word times"
+    ALIGNMENT = "not aligned"
+    CONFIDENCE = "low confidence of the alignment"
+    SHORT = "too short"
+    RECORD = "no valid record"
+
+
+class EntryError(Exception):
+    """One item cannot be used; the others go on."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An item that was not used, as failures.jsonl has it."""
+
+    id: str  # of the utterance or document; the place in the manifest where it has none
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """The written words of an utterance and where each ends."""
+
+    words: tuple[str, ...]
+    ends: npt.NDArray[np.float64]  # [words], seconds from the beginning of the utterance, not falling
+    confidence: float | None = None  # 0 to 1; None: the times were given
+
+
+class Aligner(Protocol):
+    """Finds the end of each word."""
+
+    sample_rate: int
+
+    def align(self, sounds: Sequence[Samples], texts: Sequence[str]) -> "list[Aligned | EntryError]":
+        """One result per sound, in order; an utterance that cannot be aligned gives an error in its place."""
+        ...

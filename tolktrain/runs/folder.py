@@ -1,0 +1,208 @@
+"""The folder of a run: made, found again, refused when it belongs to another configuration."""
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tolktrain.checkpoint.store import CheckpointStore
+from tolktrain.config import Config
+from tolktrain.config.document import read_document
+from tolktrain.config.load import dump_config
+from tolktrain.errors import UserError
+from tolktrain.files.printable import printable
+from tolktrain.files.writing import replace_file
+from tolktrain.runs.copies import forget_copies, restore_newest
+from tolktrain.runs.lease import LEASE_FOLDER, Lease, LostLeaseError
+from tolktrain.runs.metrics import last_step
+from tolktrain.runs.rollbacks import ROLLBACKS_FILE
+
+CONFIG_FILE = "config.yaml"
+LOG_FOLDER = "logs"
+
+# What may change from one start of a run to the next: it decides neither what is learned nor in which order.
+FREE_KEYS = (
+    "run.dir",
+    "run.name",
+    "run.restart",
+    "data.num_workers",
+    "data.cache_limit",
+    "data.text_tokenizer",
+    "data.speech_tokenizer",
+    "train.max_steps",
+    "train.last_stage",
+    "train.guard.max_rollbacks",
+    "train.micro_batch_size",
+    "train.activation_checkpointing",
+    "train.log_every_steps",
+    "train.cpu_threads",
+    "parallel",
+    "deepspeed",
+    "checkpoint",
+    "health",
+    "logging",
+    "kernels",
+    "evaluation",
+)
+_MOST_DIFFERENCES_SHOWN = 12
+
+logger = logging.getLogger(__name__)
+
+
+class RunDirectory:
+    """The folder of a run, held by one training at a time. For rank 0 alone; the others know the path.
+
+    `open` changes nothing that was there, but for the lease; `begin` does, when all input has been found sound.
+    """
+
+    def __init__(self, config: Config, lease: Lease, created: list[Path]) -> None:
+        self.path = run_path(config)
+        # Configuration of the earlier start that this one goes on with, None for a fresh run.
+        self.previous: dict[str, Any] | None = None
+        self.starts_anew = config.run.restart and _may_restart()
+        self.lease = lease
+        self._config = config
+        self._created = created
+
+    @classmethod
+    def open(cls, config: Config, tell: Callable[[str], None] | None = None) -> "RunDirectory":
+        """Create or find the folder, and take its lease; `tell` (the terminal) gets a line if that means waiting.
+
+        A newer checkpoint is fetched from `checkpoint.upload`, if there is one.
+
+        Raises UserError when another training holds it, or it belongs to a run of another configuration.
+        """
+        path = run_path(config)
+        created = [folder for folder in (path, *path.parents) if not folder.exists()]
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lease = Lease.take(path, tell=tell or _say)
+        except OSError as error:
+            by_machine = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise UserError(f"run.dir: cannot write to {path}: {error}", by_machine=by_machine) from None
+        directory = cls(config, lease, created)
+        try:
+            if not directory.starts_anew:
+                restore_newest(config, path, lease.token)
+                directory.previous = _read_previous(path)
+            if directory.previous is not None:
+                _refuse_other(path, directory.previous, config.model_dump(mode="json"))
+        except BaseException:
+            directory.discard_unused()
+            directory.close()
+            raise
+        return directory
+
+    def begin(self) -> None:
+        """Empty the folder if the run starts anew, and write config.yaml."""
+        if self.starts_anew:
+            forget_copies(self._config)
+            _clear(self.path)
+        replace_file(self.path / CONFIG_FILE, dump_config(self._config))
+
+    def close(self) -> None:
+        """Let another training have the folder."""
+        self.lease.release()
+
+    def discard_unused(self) -> None:
+        """Remove the folders that were made for this start, if no step has been logged."""
+        if self.path not in self._created or _has_begun(self.path):
+            return
+        try:
+            self.lease.check()
+        except (LostLeaseError, OSError):
+            return  # the folder is another training's now, or nobody knows
+        self.lease.stop()
+        # Gone at once: another start must not meet half a folder.
+        doomed = self.path.with_name(f".discarded-{self.path.name}-{self.lease.token}")
+        self.path.rename(doomed)
+        shutil.rmtree(doomed)
+        with contextlib.suppress(OSError):  # another run may have been started in one of them
+            for parent in self._created[1:]:
+                parent.rmdir()
+
+
+def run_path(config: Config) -> Path:
+    """Folder of the run of this configuration."""
+    return Path(config.run.dir) / config.run.name
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Keys outside FREE_KEYS whose values differ, as "key: value there, value here"."""
+    old, new = _flat(there), _flat(here)
+    keys = [key for key in {**old, **new} if not _is_free(key) and old.get(key) != new.get(key)]
+    return [f"{key}: {_shown(old, key)} there, {_shown(new, key)} here" for key in sorted(keys)]
+
+
+def _refuse_other(path: Path, previous: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    found = differences(previous, current)
+    if found:
+        listed = found[:_MOST_DIFFERENCES_SHOWN] + ["..."] * (len(found) > _MOST_DIFFERENCES_SHOWN)
+        raise UserError(
+            f"{path} holds a run of another configuration:\n  "
+            + "\n  ".join(listed)
+            + "\ngive this one another run.name, or delete that one with run.restart=true"
+        )
+
+
+def _may_restart() -> bool:
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        return True
+    logger.warning("run.restart has no effect: Slurm has requeued this job, which goes on from its checkpoint")
+    return False
+
+
+def _say(line: str) -> None:
+    print(printable(line), flush=True)  # at once, also into the output file of a job
+
+
+def _read_previous(path: Path) -> dict[str, Any] | None:
+    """The configuration of the run that is there; a start that never came to a step left none."""
+    file = path / CONFIG_FILE
+    if not file.exists() or not (_has_begun(path) or CheckpointStore(path).was_used()):
+        return None
+    try:
+        content: dict[str, Any] = read_document(file).plain()
+    except UserError as error:
+        raise UserError(f"{error}; restore the file, or start anew with run.restart=true") from None
+    return content
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether there is something that belongs to a configuration. A run that has gone back to its beginning has no
+    steps."""
+    return bool(last_step(path)) or (path / ROLLBACKS_FILE).exists()
+
+
+def _clear(path: Path) -> None:
+    entries = [entry for entry in path.iterdir() if entry.name not in (LEASE_FOLDER, LOG_FOLDER)]
+    if entries and not (path / CONFIG_FILE).exists():
+        raise UserError(f"run.restart would delete {path}, which is not the folder of a run (it has no {CONFIG_FILE})")
+    # config.yaml goes last, so that a restart that was interrupted still finds the folder of a run.
+    for entry in sorted(entries, key=lambda entry: entry.name == CONFIG_FILE):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)  # the heartbeat comes and goes
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping) and tree:
+        children = {f"{prefix}.{key}" if prefix else str(key): value for key, value in tree.items()}
+    elif isinstance(tree, (list, tuple)) and any(isinstance(value, Mapping) for value in tree):
+        children = {f"{prefix}[{index}]": value for index, value in enumerate(tree)}
+    else:
+        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
+    return {key: value for name, child in children.items() for key, value in _flat(child, name).items()}
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "absent"

@@ -1,0 +1,126 @@
+"""metrics.jsonl: one JSON object per step, and one per validation."""
+
+import json
+import math
+import resource
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tolktrain.errors import UserError
+from tolktrain.files.reading import bounded_lines, open_regular, parse_json
+from tolktrain.files.writing import AppendedFile, written_aside
+from tolktrain.train.deepspeed.engine import StepResult
+from tolktrain.train.optimizer import LearningRates
+
+METRICS_FILE = "metrics.jsonl"
+_LONGEST_LINE = 1 << 24  # bytes; validation of a thousand sets takes less
+
+Line = dict[str, Any]
+
+
+class MetricsFile:
+    """The file, open for more lines. Numbers that are not finite are written as null, which JSON has a word for."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file = AppendedFile(run_dir / METRICS_FILE)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line, readable at once by whoever watches the file. On an `OSError` nothing of it is there."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        self._file.append(json.dumps(finite, allow_nan=False) + "\n")
+
+    def sync(self) -> None:
+        """Wait until the disk has all lines: a checkpoint must not outlive the lines before it."""
+        self._file.sync()
+
+    def close(self) -> None:
+        """End the file."""
+        self._file.close()
+
+
+def truncate_metrics(run_dir: Path, step: int) -> None:
+    """Drop the lines after `step`, and a last line that was cut off in the middle of writing it."""
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return
+    with written_aside(path) as aside, open(aside, "wb") as file:
+        file.writelines(line + b"\n" for line in _lines(path) if _step_of(line) <= step)
+
+
+def last_step(run_dir: Path) -> int:
+    """The last step in metrics.jsonl, 0 without any."""
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return 0
+    steps = (_step_of(line) for line in _lines(path))
+    return int(max((step for step in steps if step != math.inf), default=0))
+
+
+def lines_of_stage(run_dir: Path, stage: str) -> Iterator[Line]:
+    """The lines of the steps of a stage, in order."""
+    path = run_dir / METRICS_FILE
+    for number, text in enumerate(_lines(path), 1):
+        try:
+            line = parse_json(text)
+            wanted = line["stage"] == stage and "loss" in line
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number} is not a line of metrics ({error}); restore the file") from None
+        if wanted:
+            yield line
+
+
+def step_line(
+    step: int,
+    stage: str,
+    tokens_per_step: int,
+    seconds: float,
+    learning_rates: LearningRates,
+    result: StepResult,
+    entropy_weight: float,
+    mfu: float | None,
+) -> Line:
+    """The line of one step. Losses in nats per scored position; tokens are positions, summed over the run."""
+    return {
+        "step": step,
+        "stage": stage,
+        "tokens": step * tokens_per_step,
+        "loss": result.loss(entropy_weight),
+        "text_loss": result.text_loss,
+        "speech_loss": result.speech_loss,
+        "layer_entropy": result.layer_entropy,
+        "grad_norm": result.grad_norm,
+        "learning_rate": learning_rates.backbone,
+        "speech_learning_rate": learning_rates.speech,
+        "seconds_per_step": seconds,
+        "tokens_per_second": tokens_per_step / seconds,
+        "mfu": mfu,
+        "memory_gib": memory_gib(),
+        "skipped": int(result.skipped),
+    }
+
+
+def memory_gib() -> float:
+    """Most memory that this rank has used so far: of its GPU, or of the process where there is none. In GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # given in KiB
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines without their ends. Raises UserError when the file cannot be read or is none of ours."""
+    try:
+        with open_regular(path) as file:
+            for line in bounded_lines(file, _LONGEST_LINE):
+                yield line.rstrip(b"\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it, or start anew with run.restart=true") from None
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return int(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):  # a number without end is no whole one
+        return math.inf

@@ -1,0 +1,97 @@
+"""rollbacks.jsonl: where a run went back to, and which data it leaves out since.
+
+A record is on disk, whole, before anything is changed. So a process that is killed leaves either no rollback, or one
+that the next start carries out.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tolktrain.checkpoint.store import CheckpointStore, remove_quietly, step_name
+from tolktrain.data.skipping import SkippedSteps
+from tolktrain.errors import UserError
+from tolktrain.files.reading import TABLE_BYTES, is_count, parse_json, read_text
+from tolktrain.files.writing import replace_file
+from tolktrain.runs.metrics import truncate_metrics
+
+ROLLBACKS_FILE = "rollbacks.jsonl"
+_ASIDE = "rolled-back"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A record. Steps are counted over the whole run, from 1; data steps over the stage, from 0."""
+
+    number: int  # from 1
+    time: str
+    stage: str
+    reason: str
+    first_bad_step: int
+    last_bad_step: int
+    to_step: int  # of the checkpoint that the run went back to; 0 for its beginning
+    skipped_data: tuple[int, int]  # the first data step of the stage that is left out, and the one after the last
+    carried_out: bool
+
+
+def read_rollbacks(run_dir: Path) -> list[Rollback]:
+    """All records, in order.
+
+    Raises UserError when the file cannot be read: without it the run would train on other data, silently.
+    """
+    path = run_dir / ROLLBACKS_FILE
+    if not path.exists():
+        return []
+    try:
+        rollbacks = [_parse(parse_json(line)) for line in read_text(path, TABLE_BYTES).splitlines()]
+        if not rollbacks or [one.number for one in rollbacks] != list(range(1, len(rollbacks) + 1)):
+            raise ValueError("lines are missing")
+        return rollbacks
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); it says which data the run leaves out: restore"
+            " it, or start anew with run.restart=true"
+        ) from None
+
+
+def write_rollbacks(run_dir: Path, rollbacks: Iterable[Rollback]) -> None:
+    """Replace the file at once; when this returns, the disk has it."""
+    replace_file(run_dir / ROLLBACKS_FILE, "".join(f"{json.dumps(asdict(one))}\n" for one in rollbacks))
+
+
+def carry_out(run_dir: Path, store: CheckpointStore) -> None:
+    """Do what the last record says, unless it has been done: checkpoints and metrics after its step are taken away.
+
+    For rank 0, before a checkpoint is looked for. Can be interrupted anywhere and repeated.
+    """
+    rollbacks = read_rollbacks(run_dir)
+    if not rollbacks or rollbacks[-1].carried_out:
+        return
+    last = rollbacks[-1]
+    suffix = f"{_ASIDE}-{last.number}"
+    target = run_dir / "checkpoints" / step_name(last.to_step) if last.to_step else None
+    store.set_latest(target)
+    store.set_aside_newer(target, suffix)
+    truncate_metrics(run_dir, last.to_step)
+    for older in (run_dir / "checkpoints").glob(f"step-*.{_ASIDE}-*"):
+        if older.suffix != f".{suffix}":
+            remove_quietly(older)  # whoever wants to study a divergence has the last one; the disk is not endless
+    write_rollbacks(run_dir, [*rollbacks[:-1], replace(last, carried_out=True)])
+
+
+def skipped_steps(rollbacks: Sequence[Rollback], stage: str) -> SkippedSteps:
+    """The data steps that a stage leaves out."""
+    return SkippedSteps(range(*one.skipped_data) for one in rollbacks if one.stage == stage)
+
+
+def _parse(content: dict[str, Any]) -> Rollback:
+    begin, end = content["skipped_data"]
+    for number in (begin, end, *(content[key] for key in ("number", "first_bad_step", "last_bad_step", "to_step"))):
+        if not is_count(number):
+            raise ValueError(f"{number!r:.80} is not a number of steps")
+    return Rollback(**{**content, "skipped_data": (begin, end)})

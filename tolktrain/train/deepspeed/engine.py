@@ -1,0 +1,211 @@
+"""DeepSpeed around the model for one stage: a step on the global batch, and its state in and out by canonical names."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tolktrain.checkpoint.slices import PARAMETERS, Snapshot, Source
+from tolktrain.config import Config
+from tolktrain.config.deepspeed import build_deepspeed_config
+from tolktrain.config.training import StageConfig
+from tolktrain.data.batch import Batch
+from tolktrain.model.cost.layers import PipelineCut
+from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.parameter_layout import parameter_views
+from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.parallel.gradients import sum_over_tensor_group
+from tolktrain.parallel.layout import Layout
+from tolktrain.train.deepspeed.module import LossCounts
+from tolktrain.train.deepspeed.sequential import SequentialRunner
+from tolktrain.train.deepspeed.settings import complete_settings
+from tolktrain.train.deepspeed.states import OptimizerStates
+from tolktrain.train.deepspeed.step_runner import StepRunner
+from tolktrain.train.deepspeed.tensors import ModelTensors, Rows, read_rows
+from tolktrain.train.kernels import choose_kernels
+from tolktrain.train.optimizer import GROUPS, LearningRates, build_optimizer, freeze, set_learning_rates, trained_groups
+from tolktrain.train.process import forget_engine
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step was about. Sums and counts are those of the global batch; losses in nats."""
+
+    text_nll: float
+    speech_nll: float
+    entropy: float
+    counts: LossCounts
+    grad_norm: float  # before clipping; infinite or NaN if the step was skipped
+    skipped: bool  # the loss of a rank or the gradients were not finite: nothing was changed
+
+    @property
+    def text_loss(self) -> float | None:
+        """Nats per position scored as text, None if there is none."""
+        return self.text_nll / self.counts.num_text if self.counts.num_text else None
+
+    @property
+    def speech_loss(self) -> float | None:
+        """Nats per position scored as speech (codebooks summed), None if there is none."""
+        return self.speech_nll / self.counts.num_speech if self.counts.num_speech else None
+
+    @property
+    def layer_entropy(self) -> float | None:
+        """Entropy of the layer selector in nats, mean over positions, None if no speech is predicted."""
+        return self.entropy / self.counts.num_entropy if self.counts.num_entropy else None
+
+    def loss(self, entropy_weight: float) -> float:
+        """The trained loss: nats per scored position, less the entropy bonus."""
+        scored = self.counts.num_text + self.counts.num_speech
+        return (self.text_nll + self.speech_nll) / max(scored, 1) - entropy_weight * (self.layer_entropy or 0.0)
+
+
+class Engine:
+    """A model, or this rank's part of it, with DeepSpeed and AdamW for one stage of the recipe.
+
+    Masters start as the model's values, moments as zeros.
+    """
+
+    def __init__(
+        self,
+        model: SmolTolk,
+        stage: StageConfig,
+        config: Config,
+        layout: Layout,
+        cut: PipelineCut | None = None,
+        source: Source | None = None,
+    ) -> None:
+        """Collective.
+
+        Args:
+            model: this rank's part, in float32; under ZeRO 3 with a source its values are not looked at.
+            stage: what is trained, and how.
+            config: the run.
+            layout: place of this rank.
+            cut: given where the model is cut into pipeline stages, of which `model` holds one.
+            source: the checkpoint that the model comes from, if it does; else its values are copied where they are
+                rounded, which takes the memory for them.
+        """
+        settings = build_deepspeed_config(config, layout.data_size)
+        zero_stage = int(settings["zero_optimization"]["stage"])
+        self._layout = layout
+        self._model = model
+        self._views = parameter_views(model)
+        self._accumulation_steps = int(settings["gradient_accumulation_steps"])
+        freeze(model, self._views, stage.trainable)
+        model.use_kernels(choose_kernels(config, model.architecture, layout.device.type).kernels)
+        if config.train.activation_checkpointing == "layers":
+            model.recompute_layers()
+        if config.train.compile == "layers":
+            model.compile_layers()
+        rounds, fills = config.train.precision != "fp32", zero_stage == 3 and source is not None
+        originals = self._originals(source) if rounds or fills else None
+        if rounds and fills:
+            _forget_values(model, torch.bfloat16)
+        self._step_runner = self._make_step_runner(config, settings, cut)
+        self._hooks = sum_over_tensor_group(model.parameters(), layout.tensor_group)
+        self._states = OptimizerStates(self._step_runner.engine, zero_stage)
+        parameters = dict(model.named_parameters())
+        self._tensors = ModelTensors(parameters, self._views, model.share, self._states, layout)
+        if originals is not None:
+            self._tensors.set_values(originals, fill=fills)
+
+    def _originals(self, source: Source | None) -> Rows:
+        """Float32 values of the model, before it is rounded."""
+        if source is not None:
+            return lambda name, start, stop: read_rows(
+                source, PARAMETERS, self._views[name], self._model.share, start, stop
+            )
+        copies = {name: value.detach().cpu().clone() for name, value in self._model.named_parameters()}
+
+        def rows(name: str, start: int, stop: int) -> Tensor:
+            value = copies[name]
+            return (value if value.dim() else value.view(1))[start:stop]
+
+        return rows
+
+    def _make_step_runner(self, config: Config, settings: dict[str, Any], cut: PipelineCut | None) -> StepRunner:
+        model, layout, entropy_weight = self._model, self._layout, config.model.speech.entropy_weight
+        # DeepSpeed's own clipping in float32 without ZeRO does not tell the norm and does not skip bad gradients.
+        clips_here = settings["zero_optimization"]["stage"] == 0 and not settings["bf16"]["enabled"]
+        num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        complete_settings(settings, num_trained, clips_outside=clips_here)
+        members = trained_groups(model, self._views)
+        if cut is None:
+            optimizer = build_optimizer(members, config.train.optimizer)
+            clip_grad_norm = config.train.optimizer.clip_grad_norm if clips_here else None
+            return SequentialRunner(model, optimizer, settings, layout, entropy_weight, clip_grad_norm)
+        from tolktrain.train.deepspeed.pipeline import PipelineRunner, make_stage_module  # imports DeepSpeed
+
+        module = make_stage_module(model, cut, layout, entropy_weight, [key for key in GROUPS if key not in members])
+        members |= {key: [anchor] for key, anchor in module.anchors.items()}
+        return PipelineRunner(module, build_optimizer(members, config.train.optimizer), settings, layout)
+
+    @property
+    def model(self) -> SmolTolk:
+        """This rank's part of the model, on its device and in the precision of training."""
+        return self._model
+
+    @property
+    def num_updates(self) -> int:
+        """Updates that were made in this stage; skipped steps do not count."""
+        return self._states.num_updates
+
+    def train_step(self, batches: Sequence[Batch], learning_rates: LearningRates) -> StepResult:
+        """Forward, backward and update on this rank's micro batches of one global batch; collective."""
+        assert len(batches) == self._accumulation_steps
+        counts = self._exchange_counts(batches)
+        set_learning_rates(self._step_runner.engine.basic_optimizer, learning_rates)
+        update = self._step_runner.step(self._inputs(batches), counts)
+        return self._result(update.sums, counts, update.grad_norm, update.skipped)
+
+    @torch.no_grad()
+    def loss_sums(self, batches: Sequence[Batch]) -> StepResult:
+        """Summed losses of this and all other ranks' batches, without training; collective."""
+        sums = self._step_runner.evaluate(self._inputs(batches))
+        return self._result(sums, self._exchange_counts(batches), math.nan, False)
+
+    def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
+        """This rank's slices of parameters and moments, float32 on the CPU; collective.
+
+        They are copied into the memory of `reuse`, an earlier snapshot of this engine, if given.
+        """
+        return self._tensors.snapshot(reuse)
+
+    def restore_moments(self, source: Source, num_updates: int) -> None:
+        """Go on with the moments of a checkpoint of this stage, after `num_updates` updates."""
+        self._tensors.restore_moments(source)
+        self._states.num_updates = num_updates
+
+    def close(self) -> None:
+        """Take all hooks off the model and free DeepSpeed's buffers."""
+        for hook in self._hooks:
+            hook.remove()
+        forget_engine(self._step_runner.engine)
+
+    def _inputs(self, batches: Sequence[Batch]) -> list[ModelInputs]:
+        return [ModelInputs.from_batch(batch).to(self._layout.device, non_blocking=True) for batch in batches]
+
+    def _exchange_counts(self, batches: Sequence[Batch]) -> LossCounts:
+        """Counts of the global batch; collective."""
+        counts = [(batch.num_text_scored, batch.num_speech_scored, batch.num_entropy_positions) for batch in batches]
+        total = torch.tensor(counts, dtype=torch.int64).view(-1, 3).sum(dim=0)
+        if self._layout.data_size > 1:
+            dist.all_reduce(total, group=self._layout.data_group)  # on the host: a GPU need not be waited for
+        return LossCounts(*total.tolist())
+
+    def _result(self, sums: Tensor, counts: LossCounts, grad_norm: float, skipped: bool) -> StepResult:
+        dist.all_reduce(sums, group=self._layout.data_group)
+        if self._layout.pipeline_size > 1:
+            dist.all_reduce(sums, group=self._layout.pipeline_group)  # only the last stage has any
+        text_nll, speech_nll, entropy = sums.tolist()
+        return StepResult(text_nll, speech_nll, entropy, counts, grad_norm, skipped)
+
+
+def _forget_values(model: SmolTolk, dtype: torch.dtype) -> None:
+    """Give parameters another type; to convert their values would touch memory for all of them."""
+    for parameter in model.parameters():
+        parameter.data = torch.empty_like(parameter, dtype=dtype)

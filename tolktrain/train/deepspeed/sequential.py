@@ -1,0 +1,114 @@
+"""DeepSpeed's engine around a model that is not cut into stages: ZeRO 0 to 3."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.parallel.layout import Layout
+from tolktrain.train.deepspeed.groups import MegatronGroups
+from tolktrain.train.deepspeed.module import LossCounts, LossModule, detached_sums
+from tolktrain.train.deepspeed.step_runner import Update
+from tolktrain.train.process import own_device_as_local_rank, quiet_initialize, silenced, start_deepspeed
+
+
+class SequentialRunner:
+    """Runs micro batches one after the other through the whole model."""
+
+    def __init__(
+        self,
+        model: SmolTolk,
+        optimizer: torch.optim.Optimizer,
+        settings: dict[str, Any],
+        layout: Layout,
+        entropy_weight: float,
+        clip_grad_norm: float | None,
+    ) -> None:
+        """`clip_grad_norm` is given where DeepSpeed is not to clip: in float32 without ZeRO it does not tell the norm,
+        and does not skip gradients that are not finite."""
+        self._model = model
+        self._layout = layout
+        self._clip_grad_norm = clip_grad_norm
+        module = LossModule(model, entropy_weight)
+        if settings["zero_optimization"]["stage"] == 3:
+            _announce_shared_tables(model)
+            _partition(module, settings, layout)
+        self.engine = quiet_initialize(
+            model=module, optimizer=optimizer, config=settings, mpu=MegatronGroups(layout), dist_init_required=False
+        )
+
+    def step(self, micro_batches: Sequence[ModelInputs], counts: LossCounts) -> Update:
+        """Forward and backward of each micro batch, then the optimizer's step."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self._layout.device)
+        for number, inputs in enumerate(micro_batches, start=1):
+            loss, parts = self.engine(inputs, counts)
+            # The factor undoes DeepSpeed's average over ranks. It must be there for one rank too: sent backward as it
+            # came out of the forward call, the loss would be divided by the number of micro batches nevertheless.
+            self.engine.backward(loss * self._layout.data_size, scale_wrt_gas=False)
+            sums += parts
+            if number < len(micro_batches):
+                self.engine.step()
+        return Update(sums, *self._update())
+
+    def evaluate(self, micro_batches: Sequence[ModelInputs]) -> Tensor:
+        """Sums of the micro batches, float64 [3], without training."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self._layout.device)
+        for inputs in micro_batches:
+            sums += detached_sums(self._model(inputs))
+        return sums
+
+    def _update(self) -> tuple[float, bool]:
+        if self._clip_grad_norm is None:
+            self.engine.step()
+            return float(self.engine.get_global_grad_norm()), not self.engine.was_step_applied()
+        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        norm = self._norm(trained)
+        skipped = not math.isfinite(norm.item())
+        if skipped:
+            for parameter in trained:
+                parameter.grad = None
+        else:
+            nn.utils.clip_grads_with_norm_(trained, self._clip_grad_norm, norm)
+        self.engine.step()
+        return norm.item(), skipped
+
+    def _norm(self, trained: Sequence[nn.Parameter]) -> Tensor:
+        """Norm of all gradients; those that every tensor rank has count once."""
+        is_first = self._layout.tensor_rank == 0
+        mine = [p.grad for p in trained if p.grad is not None and (is_first or p.tensor_model_parallel)]  # type: ignore[attr-defined]
+        norm = nn.utils.get_total_norm(mine).to(self._layout.device)  # on the CPU if there are none
+        if self._layout.tensor_size > 1:
+            squares = norm**2
+            dist.all_reduce(squares, group=self._layout.tensor_group)
+            norm = squares.sqrt()
+        return norm
+
+
+def _partition(module: nn.Module, settings: dict[str, Any], layout: Layout) -> None:
+    """Take parameters apart for ZeRO 3, one after the other, each as the first data rank has it.
+
+    `deepspeed.initialize` would do so too, but only after it has moved the whole module to the device.
+    """
+    deepspeed = start_deepspeed()
+    if settings["bf16"]["enabled"]:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.bfloat16()
+    with silenced(), own_device_as_local_rank():
+        deepspeed.zero.Init(
+            module=module,
+            data_parallel_group=layout.data_group,
+            config_dict_or_path=settings,
+            mpu=MegatronGroups(layout),
+        )
+
+
+def _announce_shared_tables(model: SmolTolk) -> None:
+    """Tell ZeRO 3, which gathers a module's own parameters only, that heads use the tables of the embedding."""
+    deepspeed = start_deepspeed()
+    for head in (model.heads.text, *model.heads.speech):
+        deepspeed.zero.register_external_parameter(head, head.weight)

@@ -1,0 +1,95 @@
+"""Each rank's part of the model, and its engine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tolktrain.checkpoint.reader import CheckpointReader
+from tolktrain.checkpoint.slices import PARAMETERS
+from tolktrain.config import Config
+from tolktrain.config.deepspeed import zero_stage
+from tolktrain.config.training import StageConfig
+from tolktrain.interop.huggingface import load_backbone_into
+from tolktrain.model.architecture import Architecture
+from tolktrain.model.cost.layers import PipelineCut, cut_layers
+from tolktrain.model.divisibility import check_tensor_parallel
+from tolktrain.model.parameter_layout import canonical_shapes, check_names_and_shapes, parameter_views
+from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.parallel.layout import Layout
+from tolktrain.train.deepspeed.engine import Engine
+from tolktrain.train.deepspeed.tensors import load_slices
+from tolktrain.train.resume import Position, shared_reader
+
+
+@dataclass(frozen=True)
+class ModelBuilder:
+    """The model of a run, and how it is shared out."""
+
+    config: Config
+    architecture: Architecture
+    cut: PipelineCut | None  # None without a pipeline
+
+    @classmethod
+    def of(cls, config: Config) -> "ModelBuilder":
+        """Read the architecture and check that `parallel` goes with it.
+
+        Raises:
+            UserError: the backbone cannot be read, or not be shared out so.
+        """
+        architecture = Architecture.from_config(config.model)
+        check_tensor_parallel(architecture, config.parallel, config.train.sequence_length)
+        stages = config.parallel.pipeline_parallel_size
+        cut = cut_layers(architecture, config.train.sequence_length, stages) if stages > 1 else None
+        return cls(config, architecture, cut)
+
+    def build(self, layout: Layout, folder: Path | None) -> SmolTolk:
+        """This rank's part of the model: as the checkpoint `folder` has it, or new, on the configured backbone.
+
+        Under ZeRO 3 a checkpoint's values are left out: `start` fills what this rank keeps of each parameter. Memory
+        that is never touched is never taken.
+        """
+        bounds = None
+        if self.cut is not None:
+            bounds = range(*self.cut.bounds[layout.pipeline_rank : layout.pipeline_rank + 2])
+        if folder is not None:
+            model = SmolTolk(self.architecture, None, layout, bounds)
+            with shared_reader(folder, layout) as reader:
+                _check(model, reader)
+                if zero_stage(self.config, layout.data_size) < 3:
+                    load_slices(dict(model.named_parameters()), parameter_views(model), model.share, reader)
+            return model
+        backbone, seed = self.config.model.backbone, self.config.run.seed
+        model = SmolTolk(self.architecture, seed, layout, bounds)
+        if isinstance(backbone, str):
+            load_backbone_into(model, backbone, seed)
+        return model
+
+    def start(
+        self,
+        model: SmolTolk,
+        stage: StageConfig,
+        layout: Layout,
+        position: Position | None = None,
+        is_inside: bool = False,
+    ) -> Engine:
+        """An engine for a stage; collective.
+
+        Args:
+            model: this rank's part.
+            stage: what is trained.
+            layout: place of this rank.
+            position: the one whose checkpoint the model was built from.
+            is_inside: whether the checkpoint is from the middle of the stage, so that its moments count.
+        """
+        if position is None or position.folder is None:
+            return Engine(model, stage, self.config, layout, self.cut)
+        with shared_reader(position.folder, layout) as reader:
+            engine = Engine(model, stage, self.config, layout, self.cut, reader)
+            if is_inside:
+                engine.restore_moments(reader, position.state["adam_updates"])
+        return engine
+
+
+def _check(model: SmolTolk, reader: CheckpointReader) -> None:
+    expected = canonical_shapes(model, with_copies=True)
+    found = reader.shapes(PARAMETERS)
+    check_names_and_shapes(expected, {name: shape for name, shape in found.items() if name in expected})

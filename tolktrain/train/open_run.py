@@ -1,0 +1,143 @@
+"""The folder of a run, opened by all ranks: whose it is, where the run goes on, and what saves into it."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from tolktrain.checkpoint.bucket import Uploads
+from tolktrain.checkpoint.retention import Retention
+from tolktrain.checkpoint.saver import CheckpointSaver, Fence
+from tolktrain.checkpoint.store import CheckpointStore
+from tolktrain.cluster.progress import Progress
+from tolktrain.config import Config
+from tolktrain.parallel.collectives import on_rank_zero
+from tolktrain.parallel.layout import Layout
+from tolktrain.runs.copies import uploads_of
+from tolktrain.runs.folder import RunDirectory, run_path
+from tolktrain.train.process import dumping_to, log_path, logging_to
+from tolktrain.train.resume import Position, find_position
+
+# Until ranks that have written their part give up on one that has not. The watch notices the main threads that wait.
+_LONGEST_SAVE = timedelta(hours=6)
+_LONGEST_LAST_COPY = (
+    60.0  # seconds that leaving on request waits for copies in a bucket; the next start copies the rest
+)
+_COPY_POLL_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """The run's folder as all ranks see it."""
+
+    path: Path
+    store: CheckpointStore
+    position: Position
+    fence: Fence
+    begin: Callable[[], None]  # collective: from here on the folder is this run's; nothing was changed before
+
+
+@contextlib.contextmanager
+def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[OpenRun]:
+    """Take the run's folder, log into it, and find where the run goes on; collective.
+
+    Raises UserError when another training holds the folder, it belongs to another configuration, or its checkpoints
+    are lost.
+    """
+    run_dir = run_path(config)
+    store = CheckpointStore(run_dir)
+    directory: list[RunDirectory] = []  # of rank 0
+
+    def open_directory() -> tuple[int, bool, dict[str, Any] | None]:
+        directory.append(RunDirectory.open(config))
+        return directory[0].lease.token, directory[0].starts_anew, directory[0].previous
+
+    def begin() -> None:
+        directory[0].begin()
+        store.prepare()
+
+    try:
+        token, starts_anew, previous = on_rank_zero(layout.rank, open_directory)
+        fence = Fence(token)
+        if directory:
+            lease = directory[0].lease
+            fence = Fence(token, lease.check, lambda: lease.lost)
+        with logging_to(run_dir, layout.rank), dumping_to(log_path(run_dir, layout.rank), progress):
+            try:
+                position = Position.shared(
+                    None if starts_anew else find_position(run_dir, store, previous, layout), layout
+                )
+                yield OpenRun(run_dir, store, position, fence, lambda: on_rank_zero(layout.rank, begin))
+            except Exception:
+                logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it
+                raise
+    except BaseException:
+        for opened in directory:
+            opened.discard_unused()
+        raise
+    finally:
+        for opened in directory:
+            opened.close()
+
+
+@contextlib.contextmanager
+def saving(
+    config: Config, layout: Layout, run: OpenRun, progress: Progress, must_leave: Callable[[], bool]
+) -> Iterator[CheckpointSaver]:
+    """What writes the run's checkpoints, with a group of its own: it talks while the main thread does too.
+
+    Collective. At the end of a run all copies are waited for, but not for long when rank 0 `must_leave`.
+    """
+    settings = config.checkpoint
+    group: Any = dist.new_group(backend="gloo", timeout=_LONGEST_SAVE) if layout.world_size > 1 else None
+    uploads = uploads_of(config) if layout.rank == 0 else None
+    saver = CheckpointSaver(
+        run.store,
+        Retention(settings.keep_last, settings.keep_every_steps, settings.keep_best),
+        rank=layout.rank,
+        group=group,
+        fence=run.fence,
+        on_saved=(lambda _: None) if uploads is None else uploads.submit,
+        being_copied=lambda: None if uploads is None else uploads.copying,
+        best_metric=settings.best_metric,
+        series=layout.pipeline_rank * layout.tensor_size + layout.tensor_rank,
+    )
+    try:
+        if uploads is not None and run.position.folder is not None:
+            uploads.submit(run.position.folder)  # the last start may have left before it was copied
+        yield saver
+        if settings.upload is not None:
+            _wait_for_copies(uploads, layout, progress, must_leave)
+    finally:
+        if uploads is not None:
+            uploads.close(0.0)
+        if group is not None:
+            dist.destroy_process_group(group)
+
+
+def _wait_for_copies(
+    uploads: Uploads | None, layout: Layout, progress: Progress, must_leave: Callable[[], bool]
+) -> None:
+    """Collective: a launcher ends the last rank some time after the first one has left."""
+    begun = time.monotonic()
+
+    def enough() -> bool:
+        if uploads is None or uploads.wait(_COPY_POLL_SECONDS):
+            return True
+        late = time.monotonic() - begun > _LONGEST_LAST_COPY and must_leave()
+        if late:
+            logger.warning(
+                "leaving before the last checkpoint is copied to checkpoint.upload; the next start copies it"
+            )
+        return late
+
+    while not on_rank_zero(layout.rank, enough):
+        progress.at("waiting for copies of checkpoints")

@@ -1,0 +1,1 @@
+"""Divergence of training, and the return to a checkpoint before it."""

@@ -1,0 +1,126 @@
+"""One stage of a run: its engine, its batches, its steps."""
+
+import gc
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tolktrain.checkpoint.random_states import restore_random_states
+from tolktrain.checkpoint.saver import CheckpointSaver
+from tolktrain.cluster.progress import Progress
+from tolktrain.config import Config
+from tolktrain.config.data import Strategy
+from tolktrain.config.deepspeed import zero_stage
+from tolktrain.data.batch import Batch
+from tolktrain.data.loader import StageLoader, validation_batches
+from tolktrain.data.sequences import Vocabulary
+from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.parallel.layout import Layout
+from tolktrain.runs.rollbacks import Rollback, skipped_steps
+from tolktrain.train.batch_consistency import consistent_batches
+from tolktrain.train.kernels import KernelChoice
+from tolktrain.train.loop import Callback, StageRun, run_stage, timed
+from tolktrain.train.model_builder import ModelBuilder
+from tolktrain.train.resume import Position
+from tolktrain.train.rollback.divergence import Incident
+from tolktrain.train.stages import StagePlan
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all stages of a run share."""
+
+    config: Config
+    layout: Layout
+    model_builder: ModelBuilder
+    vocabulary: Vocabulary
+    saver: CheckpointSaver
+    kernels: KernelChoice
+    progress: Progress
+    machines: str  # what the health check has found
+
+    @property
+    def zero_stage(self) -> int:
+        """Of DeepSpeed."""
+        return zero_stage(self.config, self.layout.data_size)
+
+
+def run_one_stage(
+    context: RunContext,
+    plan: StagePlan,
+    position: Position,
+    rollbacks: Sequence[Rollback],
+    built: list[SmolTolk],
+    callbacks: Sequence[Callback],
+) -> tuple[bool, Incident | None]:
+    """Run a stage from `position` on; its model is taken out of `built` if there is one.
+
+    Returns whether it was stopped, and what makes the run go back.
+    """
+    config, layout = context.config, context.layout
+    if not built:
+        context.progress.at("building the model")
+        built.append(context.model_builder.build(layout, position.folder))
+    model = built.pop()
+    context.progress.at(f"setting up the stage {plan.name!r}")
+    engine = context.model_builder.start(model, plan.config, layout, position, position.is_inside(plan))
+    loader = StageLoader(
+        config,
+        plan.config.mixture,
+        context.vocabulary,
+        seed=config.run.seed + 1_000_003 * plan.index,  # later stages must not meet the same sequences again
+        data_rank=layout.data_rank,
+        data_size=layout.data_size,
+        step=position.step - plan.first_step,
+        skipped=skipped_steps(rollbacks, plan.name),
+        pin_memory=layout.device.type == "cuda",
+    )
+    run = StageRun(plan, engine, position.step, progress=context.progress)
+    try:
+        with loader, context.progress.failing():
+            _set_random_states(config, position)
+            batches = consistent_batches(timed(loader, run), layout, position.step, config.parallel.check_batches)
+            run_stage(run, batches, callbacks)
+    finally:
+        engine.close()
+        del engine
+        gc.collect()
+    return run.stop, run.incident
+
+
+def _set_random_states(config: Config, position: Position) -> None:
+    """As they were when the checkpoint was written, whatever was drawn since to set up the stage."""
+    if position.folder is None:
+        random.seed(config.run.seed)
+        np.random.seed(config.run.seed % 2**32)
+        torch.manual_seed(config.run.seed)
+    else:
+        restore_random_states(position.state["random_states"])
+
+
+class ValidationSource:
+    """This rank's validation batches, made once: they are always the same."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._setting = context
+        self._made: dict[tuple[str, Strategy], list[Batch]] = {}
+
+    def __call__(self, dataset: str, strategy: Strategy) -> list[Batch]:
+        if (dataset, strategy) not in self._made:
+            config, layout = self._setting.config, self._setting.layout
+            batches = validation_batches(
+                config.data.sets[dataset],
+                strategy,
+                config.train.validation.sequences,
+                vocabulary=self._setting.vocabulary,
+                sequence_length=config.train.sequence_length,
+                interleaving=config.data.interleaving,
+                micro_batch_size=config.train.micro_batch_size,
+                data_rank=layout.data_rank,
+                data_size=layout.data_size,
+            )
+            self._made[dataset, strategy] = list(batches)
+        return self._made[dataset, strategy]
