@@ -28,6 +28,7 @@ from tolktrain.errors import UserError
 from tolktrain.files.printable import PrintableFormatter, printable
 from tolktrain.files.reading import TABLE_BYTES, read_json
 from tolktrain.files.shared import enter_temporary_folder, leave_temporary_folder
+from tolktrain.runs.paths import RunPaths
 
 if TYPE_CHECKING:
     from tolktrain.cluster.watch.watchdog import Watch
@@ -246,7 +247,7 @@ def _train_rank(parsed: argparse.Namespace, stop: StopRequest, watch: "Watch | N
     config = _load(parsed)
     if watch is not None:
         watch.limit(config.parallel.hang_timeout_seconds)
-    parsed.run_directory = _run_directory(config)
+    parsed.run_directory = RunPaths.of(config).root
     if config.evaluation.after_training:
         from tolktrain.generate.inputs import check_inputs
 
@@ -261,13 +262,13 @@ def _follow_up(config: Config, environment: ProcessEnvironment) -> int:
 
     Bad input of one verb does not keep the next ones from being run.
     """
-    run_directory = _run_directory(config)
-    products = {"evaluate": "evaluation.json", "generate": "samples/samples.json", "report": None}
+    paths = RunPaths.of(config)
+    products = {"evaluate": paths.evaluation, "generate": paths.sample_index, "report": None}
     worst = EXIT_DONE
     for verb, product in products.items():
-        if product is not None and _is_current(run_directory / product, config):
+        if product is not None and _is_current(product, config):
             continue
-        code = _run_follow_up(verb, run_directory, environment)
+        code = _run_follow_up(verb, paths.root, environment)
         if code not in (EXIT_DONE, EXIT_BAD_INPUT):
             return code
         worst = max(worst, code)
@@ -289,7 +290,9 @@ def _run_follow_up(verb: str, run_directory: Path, environment: ProcessEnvironme
 
 def _is_current(product: Path, config: Config) -> bool:
     """Whether a product is newer than the last checkpoint and was made with the settings of `config`."""
-    latest = _run_directory(config) / "checkpoints" / "latest"
+    from tolktrain.checkpoint.store import LATEST
+
+    latest = RunPaths.of(config).checkpoints / LATEST
     if not (product.exists() and latest.exists() and product.stat().st_mtime_ns >= latest.stat().st_mtime_ns):
         return False
     try:
@@ -309,18 +312,18 @@ def _existing_run(parsed: argparse.Namespace) -> Path:
     """The folder of the run that the command line names, by itself or by its configuration."""
     path = Path(parsed.config)
     if path.is_dir():
-        if not (path / "config.yaml").is_file():
+        if not RunPaths(path).config.is_file():
             raise UserError(f"{path} is not the folder of a run: it has no config.yaml; name a run or a YAML file")
         directory = path
     else:
-        directory = _run_directory(_load(parsed))
-        if not (directory / "config.yaml").is_file():
+        directory = RunPaths.of(_load(parsed)).root
+        if not RunPaths(directory).config.is_file():
             raise UserError(f"{directory} holds no run yet; train it first: tolktrain train {path}")
     foreign = [text for text in parsed.overrides if path.is_dir() or not text.startswith("run.")]
     if foreign:
         raise UserError(
             f"{foreign[0]!r} would have no effect: {parsed.verb} uses the configuration that the run was trained with,"
-            f" {directory / 'config.yaml'}"
+            f" {RunPaths(directory).config}"
         )
     return directory
 
@@ -454,10 +457,6 @@ def _load(parsed: argparse.Namespace) -> Config:
     return load_config(parsed.config, parsed.overrides)
 
 
-def _run_directory(config: Config) -> Path:
-    return Path(config.run.dir) / config.run.name
-
-
 def _complain(message: object) -> None:
     if not _stdout_works():
         _drop_stdout()
@@ -543,7 +542,7 @@ def _log_file(run_directory: Path) -> Path | None:
         rank = ProcessEnvironment.detect().rank
     except UserError:
         return None
-    log = run_directory / "logs" / f"rank-{rank:05d}.log"
+    log = RunPaths(run_directory).log(rank)
     return log if log.is_file() else None
 
 

@@ -85,7 +85,7 @@ def write(folder: Path, overrides: list[str]) -> None:
     model_builder = ModelBuilder.of(config)
     engine = model_builder.start(model_builder.build(layout, None), config.train.stages[-1], layout)
     batches = make_batches(config, layout, model_builder.architecture.text_vocab_size)
-    store = CheckpointStore(folder)
+    store = CheckpointStore(folder / "checkpoints")
     if layout.rank == 0:
         store.prepare()
     group = dist.new_group(backend="gloo") if layout.world_size > 1 else None
@@ -166,7 +166,7 @@ def _all(values: list[float]) -> str:
 def read(folder: Path, overrides: list[str]) -> None:
     """Resume, and watch the memory."""
     config, layout = configured(overrides)
-    newest = CheckpointStore(folder).newest()
+    newest = CheckpointStore(folder / "checkpoints").newest()
     assert newest is not None
     position = Position(newest, read_state(newest))
     model_builder = ModelBuilder.of(config)

@@ -50,6 +50,6 @@ def run_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(run_dir: Path) -> CheckpointStore:
     """A store ready for use."""
-    store = CheckpointStore(run_dir)
+    store = CheckpointStore(run_dir / "checkpoints")
     store.prepare()
     return store

@@ -56,7 +56,7 @@ def save_all(folder: Path) -> None:
     group = dist.new_group(backend="gloo")
     kinds = Snapshot(own_slices(0, rank, size), own_slices(1, rank, size), own_slices(2, rank, size))
     for most_files in (*MOST_FILES, 0):
-        store = CheckpointStore(folder / str(most_files))
+        store = CheckpointStore(folder / str(most_files) / "checkpoints")
         on_rank_zero(rank, store.prepare)
         saver = CheckpointSaver(
             store, Retention(last=1), rank=rank, group=group, series=rank % 2, most_files=max(1, most_files)

@@ -18,7 +18,7 @@ import pytest
 from tolktrain.cluster.identity import ProcessIdentity
 from tolktrain.errors import UserError
 from tolktrain.runs import lease as lease_module
-from tolktrain.runs.lease import LEASE_FOLDER, Lease, LostLeaseError
+from tolktrain.runs.lease import Lease, LostLeaseError
 
 FOR_EVER = 10_000.0  # a test that waited for this would hang
 SHORT = 1.0
@@ -29,16 +29,16 @@ def take(folder: Path, lease_seconds: float = FOR_EVER, **environ: str) -> Lease
 
 
 def read(folder: Path, token: int) -> dict[str, object]:
-    content: dict[str, object] = json.loads((folder / LEASE_FOLDER / f"{token:08d}.json").read_text())
+    content: dict[str, object] = json.loads((folder / "lease" / f"{token:08d}.json").read_text())
     return content
 
 
 def leave(folder: Path, token: int, **changes: object) -> None:
     """The lease of an owner that differs from this process in `changes`, and renews it no more."""
     owner = replace(ProcessIdentity.mine({}), **changes)
-    (folder / LEASE_FOLDER).mkdir(exist_ok=True)
+    (folder / "lease").mkdir(exist_ok=True)
     content = {"renewals": 3, "released": False, "id": "another", "owner": owner.to_dict(), "since": "yesterday"}
-    (folder / LEASE_FOLDER / f"{token:08d}.json").write_text(json.dumps(content))
+    (folder / "lease" / f"{token:08d}.json").write_text(json.dumps(content))
 
 
 class Holder:
@@ -86,13 +86,13 @@ def test_of_twenty_that_start_together_one_wins(tmp_path: Path) -> None:
         refused = [answer for answer in answers if isinstance(answer, str)]
         assert len(answers) == 20 and [answer for answer in answers if answer not in refused] == [token]
         assert all("another training of this run is going on: process " in message for message in refused)
-    assert sorted(os.listdir(tmp_path / LEASE_FOLDER)) == [f"{token:08d}.json" for token in range(1, 5)]
+    assert sorted(os.listdir(tmp_path / "lease")) == [f"{token:08d}.json" for token in range(1, 5)]
 
 
 def test_the_message_names_the_owner_and_how_to_end_it(tmp_path: Path) -> None:
     """The owner's Slurm job, its process and user; and a refused start changes nothing."""
     with take(tmp_path, 3.0, SLURM_JOB_ID="123") as lease:
-        before = sorted(os.listdir(tmp_path / LEASE_FOLDER))
+        before = sorted(os.listdir(tmp_path / "lease"))
         told: list[str] = []
         with pytest.raises(UserError) as refused:
             Lease.take(tmp_path, tell=told.append, lease_seconds=FOR_EVER / 1000, environ={})
@@ -101,7 +101,7 @@ def test_the_message_names_the_owner_and_how_to_end_it(tmp_path: Path) -> None:
         assert f"{tmp_path}: another training of this run is going on: {described}" in str(refused.value)
         assert str(refused.value).endswith("; end it (scancel 123) or choose another run.name")
         assert len(told) == 1 and told[0].startswith("waiting up to 10 seconds") and described in told[0]
-        assert sorted(os.listdir(tmp_path / LEASE_FOLDER)) == before == ["00000001.json"]
+        assert sorted(os.listdir(tmp_path / "lease")) == before == ["00000001.json"]
         lease.check()
 
 
@@ -169,7 +169,7 @@ def test_an_owner_notices_by_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["removed", "replaced"])
 def test_without_its_file_the_lease_is_lost(tmp_path: Path, how: str) -> None:
     with take(tmp_path) as lease:
-        (tmp_path / LEASE_FOLDER / "00000001.json").unlink()
+        (tmp_path / "lease" / "00000001.json").unlink()
         if how == "replaced":
             leave(tmp_path, 1)
         with pytest.raises(LostLeaseError, match="00000001.json was removed or replaced"):
@@ -219,14 +219,14 @@ DAMAGE = {"empty": 0, "half": 300}
 def test_a_damaged_lease_is_watched_and_overtaken(tmp_path: Path, size: int, caplog: pytest.LogCaptureFixture) -> None:
     with take(tmp_path):
         pass
-    os.truncate(tmp_path / LEASE_FOLDER / "00000001.json", size)
+    os.truncate(tmp_path / "lease" / "00000001.json", size)
     with take(tmp_path, 0.3) as lease:
         assert lease.token == 2 and "an unknown process (its lease file is damaged)" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["[]", '{"owner": {"pid": "x"}, "released": 1}', "\0\xff{", "a folder"])
 def test_nonsense_in_the_folder_does_not_stop_a_start(tmp_path: Path, content: str) -> None:
-    path = tmp_path / LEASE_FOLDER / "00000005.json"
+    path = tmp_path / "lease" / "00000005.json"
     path.parent.mkdir()
     if content == "a folder":
         path.mkdir()
@@ -239,7 +239,7 @@ def test_nonsense_in_the_folder_does_not_stop_a_start(tmp_path: Path, content: s
 
 def test_a_living_owner_mends_its_damaged_file(tmp_path: Path) -> None:
     with take(tmp_path, 3.0) as lease:
-        os.truncate(tmp_path / LEASE_FOLDER / "00000001.json", 100)
+        os.truncate(tmp_path / "lease" / "00000001.json", 100)
         with pytest.raises(UserError, match="another training of this run is going on"):
             take(tmp_path)
         lease.check()
@@ -248,11 +248,11 @@ def test_a_living_owner_mends_its_damaged_file(tmp_path: Path) -> None:
 
 
 def test_old_files_are_tidied(tmp_path: Path) -> None:
-    (tmp_path / LEASE_FOLDER).mkdir()
-    (tmp_path / LEASE_FOLDER / ".tmp-of-a-killed-starter").touch()
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease" / ".tmp-of-a-killed-starter").touch()
     for _ in range(20):
         take(tmp_path).release()
-    assert sorted(os.listdir(tmp_path / LEASE_FOLDER)) == [f"{token:08d}.json" for token in range(5, 21)]
+    assert sorted(os.listdir(tmp_path / "lease")) == [f"{token:08d}.json" for token in range(5, 21)]
 
 
 @pytest.mark.parametrize("seen", [[], [1], [19]])
@@ -262,12 +262,12 @@ def test_a_stale_listing_does_not_give_an_old_number(
     """A client of a network file system that shows what the folder held some time ago, where 5 to 20 are."""
     for _ in range(20):
         take(tmp_path).release()
-    (tmp_path / LEASE_FOLDER / "00000001.json").write_text(json.dumps({"released": True}))
+    (tmp_path / "lease" / "00000001.json").write_text(json.dumps({"released": True}))
     real, stale = lease_module._numbers, [seen, seen]
     monkeypatch.setattr(lease_module, "_numbers", lambda folder: stale.pop() if stale else real(folder))
     with take(tmp_path) as lease:
         assert lease.token == 21
-    assert "00000002.json" not in os.listdir(tmp_path / LEASE_FOLDER)
+    assert "00000002.json" not in os.listdir(tmp_path / "lease")
 
 
 def test_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +306,7 @@ def test_a_full_disk_can_be_started_on(
 
     monkeypatch.setattr(os, "pwrite", fail)
     with take(tmp_path, SHORT) as lease, caplog.at_level(logging.WARNING):
-        path = tmp_path / LEASE_FOLDER / "00000001.json"
+        path = tmp_path / "lease" / "00000001.json"
         assert path.read_bytes() == b""
         lease.check()
         deadline = time.monotonic() + 60

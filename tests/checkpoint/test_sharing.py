@@ -32,7 +32,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     command = [sys.executable, file_ranks.__file__, str(folder), str(RANKS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-5000:]
-    return {most: CheckpointStore(folder / str(most)).newest_first()[0] for most in (*file_ranks.MOST_FILES, 0)}
+    folders = {most: folder / str(most) / "checkpoints" for most in (*file_ranks.MOST_FILES, 0)}
+    return {most: CheckpointStore(checkpoints).newest_first()[0] for most, checkpoints in folders.items()}
 
 
 @pytest.mark.parametrize(("most_files", "expected"), [(8, 8), (3, 2), (2, 2), (1, 2), (0, 2)])

@@ -306,8 +306,9 @@ def test_a_job_that_was_overtaken_cannot_publish(
     old = CheckpointSaver(store, Retention(last=1), fence=Fence(1, check))
 
     def successor_comes() -> None:
-        CheckpointStore(run_dir).prepare()
-        CheckpointSaver(CheckpointStore(run_dir), Retention(last=2), fence=Fence(2)).save(3, make_snapshot(3), {})
+        store = CheckpointStore(run_dir / "checkpoints")
+        store.prepare()
+        CheckpointSaver(store, Retention(last=2), fence=Fence(2)).save(3, make_snapshot(3), {})
 
     with pytest.raises(UserError, match="taken over"):
         old.save(2, make_snapshot(2), {}, before_publishing=successor_comes)

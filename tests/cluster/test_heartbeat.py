@@ -38,7 +38,7 @@ def test_it_tells_what_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SLURM_JOB_ID", "1234")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     progress = Progress()
-    heartbeat = Heartbeat(tmp_path, progress, 0.02, {"world_size": 4})
+    heartbeat = Heartbeat(tmp_path / "heartbeat.json", progress, 0.02, {"world_size": 4})
     heartbeat.start()
     first = wait_for(tmp_path, state="starting", doing="starting", slurm_job_id="1234", slurm_restart_count=2)
     assert first["last_step_time"] == first["started"] and first["world_size"] == 4
@@ -65,7 +65,7 @@ def test_an_end_in_the_middle_of_a_beat_is_told(tmp_path: Path, monkeypatch: pyt
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", slowly)
-    heartbeat = Heartbeat(tmp_path, Progress(), 0.02, {})
+    heartbeat = Heartbeat(tmp_path / "heartbeat.json", Progress(), 0.02, {})
     heartbeat.start()
     assert beating.wait(30)
     ending = threading.Thread(target=heartbeat.end, args=("done",))
@@ -77,7 +77,7 @@ def test_an_end_in_the_middle_of_a_beat_is_told(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_process_that_lives_but_is_stuck_shows(tmp_path: Path) -> None:
-    heartbeat = Heartbeat(tmp_path, Progress(), 0.02, {})
+    heartbeat = Heartbeat(tmp_path / "heartbeat.json", Progress(), 0.02, {})
     heartbeat.note_step(3, "text")
     heartbeat.start()
     stuck = wait_for(tmp_path, step=3)
@@ -91,7 +91,7 @@ def test_a_process_that_lives_but_is_stuck_shows(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_once_and_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "absent"
-    heartbeat = Heartbeat(folder, Progress(), 0.01, {})
+    heartbeat = Heartbeat(folder / "heartbeat.json", Progress(), 0.01, {})
     with caplog.at_level(logging.WARNING):
         heartbeat.start()
         time.sleep(0.2)
@@ -117,7 +117,7 @@ def test_the_documented_alarm(tmp_path: Path, state: str, heard: int, stepped: i
     def ago(seconds: int) -> str:
         return datetime.fromtimestamp(time.time() - seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    heartbeat = Heartbeat(tmp_path, Progress(), 10.0, {})
+    heartbeat = Heartbeat(tmp_path / "heartbeat.json", Progress(), 10.0, {})
     heartbeat.start()
     heartbeat.end("done")
     file = tmp_path / "heartbeat.json"

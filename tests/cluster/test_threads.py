@@ -97,7 +97,7 @@ def test_the_watchdogs_own_thread_ends_the_job_with_the_right_cause(
     hub.start()
     crowd = Crowd(hub.port, range(4))
     crowd.join()
-    monkeypatch.setattr(hub_module.verdict, "find_silent", fail)
+    monkeypatch.setattr(hub_module.failures, "find_silent", fail)
     crowd.play(lambda: all(rank.end for rank in crowd.ranks.values()))
     [said] = {str(rank.end) for rank in crowd.ranks.values()}
     assert said.startswith(f"rank 0: error: the watchdog failed: MemoryError: {FAULT}\nTraceback ")
@@ -134,7 +134,7 @@ def test_one_connection_that_cannot_be_served_is_that_connections_affair(
 
 
 def test_the_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    heartbeat = Heartbeat(tmp_path, Progress(), 0.01, {})
+    heartbeat = Heartbeat(tmp_path / "heartbeat.json", Progress(), 0.01, {})
     monkeypatch.setattr(heartbeat, "_content", fail)
     heartbeat.start()
     wait_for(lambda: f"the background thread 'heartbeat' has failed: MemoryError: {FAULT}" in caplog.text)
@@ -155,7 +155,7 @@ def test_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pyte
 
 def test_a_save_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before its first line, too: the main thread raises it at its next look."""
-    store = CheckpointStore(tmp_path)
+    store = CheckpointStore(tmp_path / "checkpoints")
     saver = CheckpointSaver(store, Retention(last=1), rank=0, group=None)
     monkeypatch.setattr(os, "setpriority", fail)
     saver.save(1, {}, {}, background=True)  # type: ignore[arg-type]

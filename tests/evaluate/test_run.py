@@ -15,7 +15,7 @@ from tolktrain.data.folder import open_records
 from tolktrain.data.loader import validation_batches
 from tolktrain.data.sequences import Vocabulary
 from tolktrain.errors import UserError
-from tolktrain.evaluate.run import EVALUATION_FILE, evaluate
+from tolktrain.evaluate.run import evaluate
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.runs.load_model import load_model
 
@@ -132,6 +132,6 @@ def _change(run_dir: Path, change: Callable[[dict], None]) -> None:
 def test_a_full_disk_keeps_the_last_evaluation(repository: Path, make_disk: MakeDisk) -> None:
     disk = make_disk(4 << 10)
     run_dir = write_run(disk.path, tiny_tree(disk.path, repository))
-    (run_dir / EVALUATION_FILE).write_text("{}")
-    disk.refuses(lambda: evaluate(run_dir), f"'{run_dir}/{EVALUATION_FILE}'", leaving_kib=4)
-    assert json.loads((run_dir / EVALUATION_FILE).read_text())["losses"]
+    (run_dir / "evaluation.json").write_text("{}")
+    disk.refuses(lambda: evaluate(run_dir), f"'{run_dir}/evaluation.json'", leaving_kib=4)
+    assert json.loads((run_dir / "evaluation.json").read_text())["losses"]

@@ -75,7 +75,7 @@ def write_run(folder: Path, tree: dict[str, Any], seed: int = 0) -> Path:
     for name, tensor in parameters.items():
         if "embedding" in name:
             tensor.copy_(torch.randn(tensor.shape, generator=generator) / 4)
-    store = CheckpointStore(run_dir)
+    store = CheckpointStore(run_dir / "checkpoints")
     store.prepare()
     slices = {name: Slice.whole(tensor) for name, tensor in parameters.items()}
     state = {"step": 2, "stage": 1, "stage_complete": True, "architecture": architecture.to_dict()}

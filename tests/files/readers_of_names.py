@@ -365,7 +365,7 @@ READERS: dict[str, Reader] = {
             "run/rollbacks.jsonl",
             _rollbacks,
             _rolled_back(key),
-            lambda folder: carry_out(folder / "run", CheckpointStore(folder / "run")),
+            lambda folder: carry_out(folder / "run", CheckpointStore(folder / "run" / "checkpoints")),
             is_refused=lambda name: type(name) is not int,
         )
         for key in ("to_step", "number")

@@ -201,7 +201,7 @@ def test_defects_and_records_without_a_handler(
 
 
 def test_log_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with logging_to(tmp_path, 0):
+    with logging_to(tmp_path / "logs" / "rank-00000.log", 0):
         try:
             raise ValueError(HOSTILE)
         except ValueError:

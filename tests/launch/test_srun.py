@@ -42,7 +42,7 @@ def assert_same_run(run: Path, expected: Path, num_ranks: int = 4) -> None:
     """A run of `num_ranks` is complete and equals that of one process."""
     for line, other in zip(read_metrics(run), read_metrics(expected), strict=True):
         assert_close(line, other, rel=1e-5)
-    newest, other_newest = (CheckpointStore(folder).newest() for folder in (run, expected))
+    newest, other_newest = (CheckpointStore(folder / "checkpoints").newest() for folder in (run, expected))
     assert newest is not None and other_newest is not None and newest.name == other_newest.name == "step-00000004"
     parameters, others = read_parameters(newest), read_parameters(other_newest)
     assert parameters.keys() == others.keys()

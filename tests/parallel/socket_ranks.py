@@ -77,7 +77,7 @@ def rank_of(folder: Path, rank: int, tensor: int, pipeline: int) -> None:
     read_clocks(lambda: 0.0)
     measure_exchange(nodes, layout.device, None, probes.Probes())
     saver_group = dist.new_group(backend="gloo", timeout=collective_timeout(60))
-    store = CheckpointStore(folder / "run")
+    store = CheckpointStore(folder / "run" / "checkpoints")
     on_rank_zero(rank, store.prepare)
     saver = CheckpointSaver(store, Retention(last=1), rank=rank, group=saver_group)
     for step in range(1, NUM_STEPS + 1):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,6 +27,7 @@ from tolktrain.cluster.health.probes import Probes
 from tolktrain.cluster.health.reports import Device
 from tolktrain.errors import UserError
 from tolktrain.parallel.layout import initialize
+from tolktrain.train.disk_space import needed_space
 
 NODES = ("n1", "n1", "n2", "n3")
 COUNTS = {"backbone": 1_000_000}
@@ -120,7 +122,8 @@ def run_case(name: str, folder: Path, sets: Path) -> dict[str, object]:
         dist.all_reduce = lambda tensor, group=None: (reduce(tensor, group=group), tensor[-1:].add_(1))
     error = line = ""
     try:
-        line = check_health(config, layout, run_dir, COUNTS, probes=mine)
+        space = partial(needed_space, COUNTS, config, layout.world_size, run_dir / "checkpoints", False)
+        line = check_health(config, layout, run_dir, space, probes=mine)
     except UserError as raised:
         error = str(raised)
     finally:

@@ -18,7 +18,6 @@ from small_runs import NUM_STEPS, read_metrics, small_config, write_config
 from tolktrain import cli
 from tolktrain.checkpoint.manifest import verify
 from tolktrain.checkpoint.store import read_moments, read_parameters
-from tolktrain.runs import metrics as metrics_module
 from tolktrain.runs.metrics import MetricsFile, truncate_metrics
 from tolktrain.train.process import logging_to
 from tolktrain.train.run import train
@@ -180,7 +179,7 @@ def test_a_log_is_written_again_when_there_is_room(
     make_disk: MakeDisk, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     disk, logger = make_disk(64), logging.getLogger("tolktrain.test")
-    with logging_to(disk.path, 3):
+    with logging_to(disk.path / "logs" / "rank-00003.log", 3):
         for _ in range(2):
             disk.fill()
             for _ in range(5):
@@ -198,7 +197,7 @@ def test_an_output_file_on_the_full_disk(tmp_path: Path, monkeypatch: pytest.Mon
     """Where a job's stderr leads may be what is full; a warning must not end training."""
     with contextlib.suppress(OSError), open("/dev/full", "w") as full:  # closing it tries again
         monkeypatch.setattr(sys, "stderr", full)
-        with logging_to(tmp_path, 0):
+        with logging_to(tmp_path / "logs" / "rank-00000.log", 0):
             logging.getLogger("tolktrain").warning("nobody will read this")
             logging.getLogger("tolktrain").warning("nor this")
         monkeypatch.undo()
@@ -209,9 +208,9 @@ def test_metrics_are_cut_as_a_whole(make_disk: MakeDisk) -> None:
     """Going back, and going on after a kill, drop the lines of steps that are run again."""
     disk = make_disk(64)
     lines = [json.dumps({"step": step, "loss": 1.0, "filling": "x" * 900}) + "\n" for step in range(1, 21)]
-    (disk.path / metrics_module.METRICS_FILE).write_text("".join(lines) + '{"step": 21, "lo')
+    (disk.path / "metrics.jsonl").write_text("".join(lines) + '{"step": 21, "lo')
     disk.refuses(lambda: truncate_metrics(disk.path, 15), "metrics.jsonl", leaving_kib=8)
-    assert (disk.path / metrics_module.METRICS_FILE).read_text() == "".join(lines[:15])
+    assert (disk.path / "metrics.jsonl").read_text() == "".join(lines[:15])
 
 
 @pytest.mark.parametrize("leaving_kib", [0, 4, 12])

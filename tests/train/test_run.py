@@ -27,7 +27,6 @@ from tolktrain.errors import UserError
 from tolktrain.interop.weights import export_weights, load_weights
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.parameter_layout import canonical_state
-from tolktrain.runs.lease import LEASE_FOLDER
 from tolktrain.runs.load_model import load_model
 from tolktrain.train import run as run_module
 from tolktrain.train.run import train
@@ -45,7 +44,7 @@ def copied(uninterrupted: Path, tmp_path: Path) -> Path:
 
 def times_of(run_dir: Path) -> list[tuple[Path, int]]:
     """When each file of a run was changed, but for the lease, which every start takes."""
-    paths = [path for path in run_dir.rglob("*") if path.relative_to(run_dir).parts[0] != LEASE_FOLDER]
+    paths = [path for path in run_dir.rglob("*") if path.relative_to(run_dir).parts[0] != "lease"]
     return sorted((path, path.stat().st_mtime_ns) for path in paths)
 
 
@@ -142,13 +141,13 @@ def test_a_start_that_came_to_nothing_leaves_a_folder_that_another_has_taken(
     run_dir = tmp_path / "runs" / "small"
 
     def overtaken(*_: object, **__: object) -> None:
-        (run_dir / LEASE_FOLDER / "00000002.json").touch()
+        (run_dir / "lease" / "00000002.json").touch()
         raise UserError("too late")
 
     monkeypatch.setattr(run_module, "check_data", overtaken)
     with pytest.raises(UserError, match="too late"):
         train(small_config(tmp_path, sets))
-    assert sorted(os.listdir(run_dir / LEASE_FOLDER)) == ["00000001.json", "00000002.json"]
+    assert sorted(os.listdir(run_dir / "lease")) == ["00000001.json", "00000002.json"]
 
 
 def test_bad_input_leaves_no_folder_and_deletes_none(uninterrupted: Path, tmp_path: Path, sets: Path) -> None:

@@ -44,10 +44,11 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointStore:
-    """The folder `checkpoints/` of a run. Not collective."""
+    """The checkpoints in a folder. Not collective."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.folder = run_dir / "checkpoints"
+    def __init__(self, folder: Path) -> None:
+        """`folder` need not exist yet."""
+        self.folder = folder
 
     def prepare(self) -> None:
         """Create the folder, and remove what interrupted saves have left. For one process, before anything is saved.

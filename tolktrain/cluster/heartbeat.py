@@ -26,8 +26,6 @@ from typing import Any, Literal
 from tolktrain.cluster.progress import Progress
 from tolktrain.cluster.threads import guarded
 
-HEARTBEAT_FILE = "heartbeat.json"
-
 State = Literal["starting", "training", "saving", "stopped", "done", "failed"]
 
 _CLOSING_SECONDS = 5.0  # for a disk that hangs
@@ -48,15 +46,15 @@ class Heartbeat:
 
     def __init__(
         self,
-        run_dir: Path,
+        path: Path,
         progress: Progress,
         seconds: float,
         facts: Mapping[str, Any],
         may_write: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Write every `seconds` if `may_write` still says so; `facts` are further fields that never change."""
+        """Write the file `path` every `seconds` while `may_write` says so; `facts` are further fields."""
         self._may_write = may_write
-        self._path = run_dir / HEARTBEAT_FILE
+        self._path = path
         self._progress = progress
         self._seconds = seconds
         self._facts = {
@@ -106,7 +104,7 @@ class Heartbeat:
     def _write(self) -> None:
         if not self._may_write():
             return
-        aside = self._path.with_name(f".tmp-{HEARTBEAT_FILE}")
+        aside = self._path.with_name(f".tmp-{self._path.name}")
         try:
             aside.write_text(json.dumps(self._content(), indent=2) + "\n", encoding="utf-8")
             os.replace(aside, self._path)

@@ -25,9 +25,9 @@ from tolktrain.evaluate.targets import targets
 from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import replace_file
 from tolktrain.runs.load_model import load_model
+from tolktrain.runs.paths import RunPaths
 
 FORMAT = 1
-EVALUATION_FILE = "evaluation.json"
 
 _ALWAYS: tuple[Strategy, ...] = ("text", "speech", "interleaved")
 _PREFIX: tuple[Strategy, ...] = ("recognition", "synthesis")
@@ -69,7 +69,7 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
         }
     result["targets"] = targets(result["losses"], result["choices"])
     result["seconds"] = round(time.monotonic() - begin, 2)
-    replace_file(Path(run_dir) / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
+    replace_file(RunPaths(Path(run_dir)).evaluation, json.dumps(result, indent=2) + "\n")
     return result
 
 

@@ -25,11 +25,9 @@ from tolktrain.generate.sampling import Context, Sampling, sample_speech, sample
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.smoltolk import NextLogits, SmolTolk
 from tolktrain.runs.load_model import load_model
+from tolktrain.runs.paths import RunPaths
 from tolktrain.units.base import SpeechDecoder, collapse, expand
 from tolktrain.units.load import load_speech_decoder
-
-SAMPLES_FOLDER = "samples"
-SAMPLES_FILE = "samples.json"
 
 _MOST_TEXT_TOKENS = 60
 _TEXT_UTTERANCES = 2
@@ -56,19 +54,19 @@ def generate(run_dir: str | Path) -> list[Path]:
         progress.update(task, description="continuing the prompts in text")
         written = tools.write(units)
         progress.update(task, description="turning units into sound")
+        paths = RunPaths(Path(run_dir))
         with tempfile.TemporaryDirectory(dir=run_dir, prefix=".tmp-samples-") as temporary:
-            aside = Path(temporary) / SAMPLES_FOLDER
+            aside = Path(temporary) / paths.samples.name
             aside.mkdir()
             entries = [
                 tools.save(aside, prompt, said, text)
                 for prompt, said, text in zip(tools.prompts, spoken, written, strict=True)
             ]
             content = tools.describe(int(state.get("step", 0))) | {"prompts": entries}
-            write_synced(aside / SAMPLES_FILE, (json.dumps(content, indent=2) + "\n").encode())
-            folder = Path(run_dir) / SAMPLES_FOLDER
-            _replace_folder(folder, aside, Path(temporary) / "old")
+            write_synced(aside / paths.sample_index.name, (json.dumps(content, indent=2) + "\n").encode())
+            _replace_folder(paths.samples, aside, Path(temporary) / "old")
     names = [name for entry in entries for name in entry["files"].values()]
-    return [folder / name for name in [*names, SAMPLES_FILE]]
+    return [*(paths.samples / name for name in names), paths.sample_index]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,6 @@
 """The report as one HTML page: pictures as inline SVG, sound as data addresses, nothing loaded from anywhere."""
 
 import base64
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +13,7 @@ from tolktrain.files.printable import printable
 from tolktrain.files.reading import read_bytes
 from tolktrain.report import figures
 from tolktrain.report.rundata import Row, RunData
+from tolktrain.runs.paths import RunPaths
 
 _PARTS = (
     ("prompt", "Prompt, as recorded"),
@@ -150,13 +150,13 @@ def _figures(run: RunData) -> Row:
 def _samples(run: RunData) -> list[dict[str, Any]] | None:
     if run.samples is None:
         return None
-    folder = run.directory / "samples"
+    paths = RunPaths(run.directory)
     shown = []
     left = _LARGEST_SOUNDS
     for prompt in run.samples["prompts"]:
         sounds = []
         for part, title in _PARTS:
-            content = _sound(folder, prompt["files"][part], left) if part in prompt["files"] else None
+            content = _sound(paths, prompt["files"][part], left) if part in prompt["files"] else None
             if content is not None:
                 left -= len(content)
                 sounds.append((title, "data:audio/wav;base64," + base64.b64encode(content).decode("ascii")))
@@ -164,9 +164,9 @@ def _samples(run: RunData) -> list[dict[str, Any]] | None:
     return shown
 
 
-def _sound(folder: Path, name: object, most: int) -> bytes | None:
+def _sound(paths: RunPaths, name: object, most: int) -> bytes | None:
     """A file of the samples, or None if it is missing. Raises `UserError` if it is another's, or larger than `most`."""
-    path = inside(folder, name, folder / "samples.json")
+    path = inside(paths.samples, name, paths.sample_index)
     if not path.exists():
         return None
     try:

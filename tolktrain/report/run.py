@@ -6,6 +6,7 @@ from tolktrain.files.writing import replace_file
 from tolktrain.report.page import render
 from tolktrain.report.rundata import read_run
 from tolktrain.report.summary import print_summary
+from tolktrain.runs.paths import RunPaths
 
 
 def report(run_dir: str | Path) -> Path:
@@ -15,7 +16,7 @@ def report(run_dir: str | Path) -> Path:
     where the folder is no run folder.
     """
     run = read_run(run_dir)
-    path = run.directory / "report.html"
+    path = RunPaths(run.directory).report
     replace_file(path, render(run))
     print_summary(run_dir)
     return path

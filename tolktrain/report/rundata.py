@@ -12,6 +12,7 @@ from tolktrain.config.document import read_document
 from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.reading import bounded_lines, open_regular, parse_json, read_json
+from tolktrain.runs.paths import RunPaths
 
 Row = dict[str, Any]
 
@@ -124,20 +125,19 @@ def read_run(directory: str | Path) -> RunData:
     folder = Path(directory)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a run folder; `tolktrain train CONFIG` makes one")
-    config = _read_config(folder / "config.yaml")
-    lines = list(_read_lines(folder / "metrics.jsonl"))
+    paths = RunPaths(folder)
+    config = _read_config(paths.config)
+    lines = list(_read_lines(paths.metrics))
     steps = [line for line in lines if line.get("loss") is not None]
     if not steps:
-        raise UserError(
-            f"{folder / 'metrics.jsonl'} holds no training step yet; let `tolktrain train CONFIG` run first"
-        )
+        raise UserError(f"{paths.metrics} holds no training step yet; let `tolktrain train CONFIG` run first")
     return RunData(
         directory=folder,
         config=config,
         steps=steps,
         validations=[v for line in lines for v in _validations(line)],
-        evaluation=_read_optional(folder / "evaluation.json"),
-        samples=_read_optional(folder / "samples" / "samples.json"),
+        evaluation=_read_optional(paths.evaluation),
+        samples=_read_optional(paths.sample_index),
     )
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 from tolktrain.files.terminal import Console
 from tolktrain.report.page import count, duration, loss_table, nats, percent
 from tolktrain.report.rundata import DIRECTIONS, RunData, read_run
+from tolktrain.runs.paths import RunPaths
 
 
 def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
@@ -97,10 +98,11 @@ def _print_targets(out: Console, run: RunData) -> None:
 
 
 def _files(run: RunData) -> list[tuple[str, Path]]:
+    paths = RunPaths(run.directory)
     named = [
-        ("report", run.directory / "report.html"),
-        ("samples", run.directory / "samples"),
-        ("evaluation", run.directory / "evaluation.json"),
-        ("metrics", run.directory / "metrics.jsonl"),
+        ("report", paths.report),
+        ("samples", paths.samples),
+        ("evaluation", paths.evaluation),
+        ("metrics", paths.metrics),
     ]
     return [(label, path) for label, path in named if path.exists()]

@@ -17,12 +17,9 @@ from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.writing import replace_file
 from tolktrain.runs.copies import forget_copies, restore_newest
-from tolktrain.runs.lease import LEASE_FOLDER, Lease, LostLeaseError
+from tolktrain.runs.lease import Lease, LostLeaseError
 from tolktrain.runs.metrics import last_step
-from tolktrain.runs.rollbacks import ROLLBACKS_FILE
-
-CONFIG_FILE = "config.yaml"
-LOG_FOLDER = "logs"
+from tolktrain.runs.paths import RunPaths
 
 # What may change from one start of a run to the next: it decides neither what is learned nor in which order.
 FREE_KEYS = (
@@ -60,7 +57,7 @@ class RunDirectory:
     """
 
     def __init__(self, config: Config, lease: Lease, created: list[Path]) -> None:
-        self.path = run_path(config)
+        self.paths = RunPaths.of(config)
         # Configuration of the earlier start that this one goes on with, None for a fresh run.
         self.previous: dict[str, Any] | None = None
         self.starts_anew = config.run.restart and _may_restart()
@@ -76,7 +73,8 @@ class RunDirectory:
 
         Raises UserError when another training holds it, or it belongs to a run of another configuration.
         """
-        path = run_path(config)
+        paths = RunPaths.of(config)
+        path = paths.root
         created = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -88,7 +86,7 @@ class RunDirectory:
         try:
             if not directory.starts_anew:
                 restore_newest(config, path, lease.token)
-                directory.previous = _read_previous(path)
+                directory.previous = _read_previous(paths)
             if directory.previous is not None:
                 _refuse_other(path, directory.previous, config.model_dump(mode="json"))
         except BaseException:
@@ -101,8 +99,8 @@ class RunDirectory:
         """Empty the folder if the run starts anew, and write config.yaml."""
         if self.starts_anew:
             forget_copies(self._config)
-            _clear(self.path)
-        replace_file(self.path / CONFIG_FILE, dump_config(self._config))
+            _clear(self.paths)
+        replace_file(self.paths.config, dump_config(self._config))
 
     def close(self) -> None:
         """Let another training have the folder."""
@@ -110,7 +108,8 @@ class RunDirectory:
 
     def discard_unused(self) -> None:
         """Remove the folders that were made for this start, if no step has been logged."""
-        if self.path not in self._created or _has_begun(self.path):
+        path = self.paths.root
+        if path not in self._created or _has_begun(self.paths):
             return
         try:
             self.lease.check()
@@ -118,17 +117,12 @@ class RunDirectory:
             return  # the folder is another training's now, or nobody knows
         self.lease.stop()
         # Gone at once: another start must not meet half a folder.
-        doomed = self.path.with_name(f".discarded-{self.path.name}-{self.lease.token}")
-        self.path.rename(doomed)
+        doomed = path.with_name(f".discarded-{path.name}-{self.lease.token}")
+        path.rename(doomed)
         shutil.rmtree(doomed)
         with contextlib.suppress(OSError):  # another run may have been started in one of them
             for parent in self._created[1:]:
                 parent.rmdir()
-
-
-def run_path(config: Config) -> Path:
-    """Folder of the run of this configuration."""
-    return Path(config.run.dir) / config.run.name
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -160,10 +154,10 @@ def _say(line: str) -> None:
     print(printable(line), flush=True)  # at once, also into the output file of a job
 
 
-def _read_previous(path: Path) -> dict[str, Any] | None:
+def _read_previous(paths: RunPaths) -> dict[str, Any] | None:
     """The configuration of the run that is there; a start that never came to a step left none."""
-    file = path / CONFIG_FILE
-    if not file.exists() or not (_has_begun(path) or CheckpointStore(path).was_used()):
+    file = paths.config
+    if not file.exists() or not (_has_begun(paths) or CheckpointStore(paths.checkpoints).was_used()):
         return None
     try:
         content: dict[str, Any] = read_document(file).plain()
@@ -172,18 +166,20 @@ def _read_previous(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _has_begun(path: Path) -> bool:
+def _has_begun(paths: RunPaths) -> bool:
     """Whether there is something that belongs to a configuration. A run that has gone back to its beginning has no
     steps."""
-    return bool(last_step(path)) or (path / ROLLBACKS_FILE).exists()
+    return bool(last_step(paths.root)) or paths.rollbacks.exists()
 
 
-def _clear(path: Path) -> None:
-    entries = [entry for entry in path.iterdir() if entry.name not in (LEASE_FOLDER, LOG_FOLDER)]
-    if entries and not (path / CONFIG_FILE).exists():
-        raise UserError(f"run.restart would delete {path}, which is not the folder of a run (it has no {CONFIG_FILE})")
+def _clear(paths: RunPaths) -> None:
+    entries = [entry for entry in paths.root.iterdir() if entry not in (paths.lease, paths.logs)]
+    if entries and not paths.config.exists():
+        raise UserError(
+            f"run.restart would delete {paths.root}, which is not the folder of a run (it has no {paths.config.name})"
+        )
     # config.yaml goes last, so that a restart that was interrupted still finds the folder of a run.
-    for entry in sorted(entries, key=lambda entry: entry.name == CONFIG_FILE):
+    for entry in sorted(entries, key=lambda entry: entry == paths.config):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:

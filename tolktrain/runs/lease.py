@@ -46,8 +46,8 @@ from tolktrain.cluster.identity import ProcessIdentity
 from tolktrain.cluster.threads import describe, guarded, log_failure
 from tolktrain.errors import UserError
 from tolktrain.files.reading import parse_json, read_bytes
+from tolktrain.runs.paths import RunPaths
 
-LEASE_FOLDER = "lease"
 LEASE_SECONDS = 30.0
 _RENEWALS_PER_LEASE = 15
 # A starter with an old listing must meet an existing file when it tries a number that was used.
@@ -118,7 +118,7 @@ class Lease:
             UserError: another training of this run is going on; names it.
             OSError: the folder cannot be read or written.
         """
-        folder = run_dir / LEASE_FOLDER
+        folder = RunPaths(run_dir).lease
         content = {
             "id": uuid.uuid4().hex,
             "owner": ProcessIdentity.mine(environ).to_dict(),

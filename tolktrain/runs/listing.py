@@ -11,6 +11,7 @@ from tolktrain.checkpoint.manifest import MANIFEST, looks_complete, verify
 from tolktrain.checkpoint.store import LATEST, CheckpointStore, read_state, step_of
 from tolktrain.errors import UserError
 from tolktrain.files.reading import read_text
+from tolktrain.runs.paths import RunPaths
 
 Condition = Literal["complete", "verified", "unsound", "set aside", "unfinished"]
 
@@ -62,7 +63,7 @@ def list_checkpoints(run_dir: Path, checksums: bool = False) -> list[Entry]:
 
     Raises UserError when there is none.
     """
-    parent = run_dir / "checkpoints"
+    parent = RunPaths(run_dir).checkpoints
     if not parent.is_dir():
         raise UserError(
             f"{run_dir} has no checkpoints: it has no folder {parent}; train until the first one is written"
@@ -82,7 +83,7 @@ def find_sound(run_dir: Path, step: int | None = None, tell: Callable[[str], Non
 
     Raises UserError when there is none, the one asked for is damaged, or one that is met has another format.
     """
-    store = CheckpointStore(run_dir)
+    store = CheckpointStore(RunPaths(run_dir).checkpoints)
     folders = {step_of(folder): folder for folder in store.newest_first()}
     if step is not None:
         if step not in folders:

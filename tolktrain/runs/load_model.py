@@ -4,16 +4,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from tolktrain.checkpoint.store import read_parameters
+from tolktrain.checkpoint.store import read_parameters, read_state
 from tolktrain.config import Config
 from tolktrain.config.load import load_config
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.parameter_layout import load_canonical
 from tolktrain.model.smoltolk import SmolTolk
-from tolktrain.runs.folder import CONFIG_FILE
 from tolktrain.runs.listing import find_sound
-from tolktrain.train.resume import Position
+from tolktrain.runs.paths import RunPaths
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +24,13 @@ def load_model(run_dir: str | Path) -> tuple[SmolTolk, Config, dict[str, Any]]:
     Raises UserError when the folder is not that of a run or has no sound checkpoint.
     """
     run_dir = Path(run_dir)
-    if not (run_dir / CONFIG_FILE).is_file():
-        raise UserError(f"{run_dir} is not the folder of a run: it has no {CONFIG_FILE}; train first")
-    config = load_config(run_dir / CONFIG_FILE)
+    file = RunPaths(run_dir).config
+    if not file.is_file():
+        raise UserError(f"{run_dir} is not the folder of a run: it has no {file.name}; train first")
+    config = load_config(file)
     folder = find_sound(run_dir, tell=logger.warning)
-    position = Position.of(folder)
+    state = read_state(folder)
     # The checkpoint knows its own sizes; a backbone folder that the configuration names may be gone.
-    model = SmolTolk(Architecture.from_dict(position.state["architecture"]), seed=None)
+    model = SmolTolk(Architecture.from_dict(state["architecture"]), seed=None)
     load_canonical(model, read_parameters(folder))
-    return model.eval(), config, dict(position.state)
+    return model.eval(), config, state

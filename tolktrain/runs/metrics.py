@@ -2,20 +2,15 @@
 
 import json
 import math
-import resource
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tolktrain.errors import UserError
 from tolktrain.files.reading import bounded_lines, open_regular, parse_json
 from tolktrain.files.writing import AppendedFile, written_aside
-from tolktrain.train.deepspeed.engine import StepResult
-from tolktrain.train.optimizer import LearningRates
+from tolktrain.runs.paths import RunPaths
 
-METRICS_FILE = "metrics.jsonl"
 _LONGEST_LINE = 1 << 24  # bytes; validation of a thousand sets takes less
 
 Line = dict[str, Any]
@@ -25,7 +20,7 @@ class MetricsFile:
     """The file, open for more lines. Numbers that are not finite are written as null, which JSON has a word for."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._file = AppendedFile(run_dir / METRICS_FILE)
+        self._file = AppendedFile(RunPaths(run_dir).metrics)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line, readable at once by whoever watches the file. On an `OSError` nothing of it is there."""
@@ -43,7 +38,7 @@ class MetricsFile:
 
 def truncate_metrics(run_dir: Path, step: int) -> None:
     """Drop the lines after `step`, and a last line that was cut off in the middle of writing it."""
-    path = run_dir / METRICS_FILE
+    path = RunPaths(run_dir).metrics
     if not path.exists():
         return
     with written_aside(path) as aside, open(aside, "wb") as file:
@@ -52,7 +47,7 @@ def truncate_metrics(run_dir: Path, step: int) -> None:
 
 def last_step(run_dir: Path) -> int:
     """The last step in metrics.jsonl, 0 without any."""
-    path = run_dir / METRICS_FILE
+    path = RunPaths(run_dir).metrics
     if not path.exists():
         return 0
     steps = (_step_of(line) for line in _lines(path))
@@ -61,7 +56,7 @@ def last_step(run_dir: Path) -> int:
 
 def lines_of_stage(run_dir: Path, stage: str) -> Iterator[Line]:
     """The lines of the steps of a stage, in order."""
-    path = run_dir / METRICS_FILE
+    path = RunPaths(run_dir).metrics
     for number, text in enumerate(_lines(path), 1):
         try:
             line = parse_json(text)
@@ -70,43 +65,6 @@ def lines_of_stage(run_dir: Path, stage: str) -> Iterator[Line]:
             raise UserError(f"{path}, line {number} is not a line of metrics ({error}); restore the file") from None
         if wanted:
             yield line
-
-
-def step_line(
-    step: int,
-    stage: str,
-    tokens_per_step: int,
-    seconds: float,
-    learning_rates: LearningRates,
-    result: StepResult,
-    entropy_weight: float,
-    mfu: float | None,
-) -> Line:
-    """The line of one step. Losses in nats per scored position; tokens are positions, summed over the run."""
-    return {
-        "step": step,
-        "stage": stage,
-        "tokens": step * tokens_per_step,
-        "loss": result.loss(entropy_weight),
-        "text_loss": result.text_loss,
-        "speech_loss": result.speech_loss,
-        "layer_entropy": result.layer_entropy,
-        "grad_norm": result.grad_norm,
-        "learning_rate": learning_rates.backbone,
-        "speech_learning_rate": learning_rates.speech,
-        "seconds_per_step": seconds,
-        "tokens_per_second": tokens_per_step / seconds,
-        "mfu": mfu,
-        "memory_gib": memory_gib(),
-        "skipped": int(result.skipped),
-    }
-
-
-def memory_gib() -> float:
-    """Most memory that this rank has used so far: of its GPU, or of the process where there is none. In GiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # given in KiB
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -17,8 +17,8 @@ from tolktrain.errors import UserError
 from tolktrain.files.reading import TABLE_BYTES, is_count, parse_json, read_text
 from tolktrain.files.writing import replace_file
 from tolktrain.runs.metrics import truncate_metrics
+from tolktrain.runs.paths import RunPaths
 
-ROLLBACKS_FILE = "rollbacks.jsonl"
 _ASIDE = "rolled-back"
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def read_rollbacks(run_dir: Path) -> list[Rollback]:
 
     Raises UserError when the file cannot be read: without it the run would train on other data, silently.
     """
-    path = run_dir / ROLLBACKS_FILE
+    path = RunPaths(run_dir).rollbacks
     if not path.exists():
         return []
     try:
@@ -61,7 +61,7 @@ def read_rollbacks(run_dir: Path) -> list[Rollback]:
 
 def write_rollbacks(run_dir: Path, rollbacks: Iterable[Rollback]) -> None:
     """Replace the file at once; when this returns, the disk has it."""
-    replace_file(run_dir / ROLLBACKS_FILE, "".join(f"{json.dumps(asdict(one))}\n" for one in rollbacks))
+    replace_file(RunPaths(run_dir).rollbacks, "".join(f"{json.dumps(asdict(one))}\n" for one in rollbacks))
 
 
 def carry_out(run_dir: Path, store: CheckpointStore) -> None:
@@ -74,11 +74,11 @@ def carry_out(run_dir: Path, store: CheckpointStore) -> None:
         return
     last = rollbacks[-1]
     suffix = f"{_ASIDE}-{last.number}"
-    target = run_dir / "checkpoints" / step_name(last.to_step) if last.to_step else None
+    target = store.folder / step_name(last.to_step) if last.to_step else None
     store.set_latest(target)
     store.set_aside_newer(target, suffix)
     truncate_metrics(run_dir, last.to_step)
-    for older in (run_dir / "checkpoints").glob(f"step-*.{_ASIDE}-*"):
+    for older in store.folder.glob(f"step-*.{_ASIDE}-*"):
         if older.suffix != f".{suffix}":
             remove_quietly(older)  # whoever wants to study a divergence has the last one; the disk is not endless
     write_rollbacks(run_dir, [*rollbacks[:-1], replace(last, carried_out=True)])

@@ -20,8 +20,9 @@ from tolktrain.config import Config
 from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import Layout
 from tolktrain.runs.copies import uploads_of
-from tolktrain.runs.folder import RunDirectory, run_path
-from tolktrain.train.process import dumping_to, log_path, logging_to
+from tolktrain.runs.folder import RunDirectory
+from tolktrain.runs.paths import RunPaths
+from tolktrain.train.process import dumping_to, logging_to
 from tolktrain.train.resume import Position, find_position
 
 # Until ranks that have written their part give up on one that has not. The watch notices the main threads that wait.
@@ -52,8 +53,8 @@ def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[Ope
     Raises UserError when another training holds the folder, it belongs to another configuration, or its checkpoints
     are lost.
     """
-    run_dir = run_path(config)
-    store = CheckpointStore(run_dir)
+    paths = RunPaths.of(config)
+    store = CheckpointStore(paths.checkpoints)
     directory: list[RunDirectory] = []  # of rank 0
 
     def open_directory() -> tuple[int, bool, dict[str, Any] | None]:
@@ -70,12 +71,12 @@ def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[Ope
         if directory:
             lease = directory[0].lease
             fence = Fence(token, lease.check, lambda: lease.lost)
-        with logging_to(run_dir, layout.rank), dumping_to(log_path(run_dir, layout.rank), progress):
+        with logging_to(paths.log(layout.rank), layout.rank), dumping_to(paths.log(layout.rank), progress):
             try:
                 position = Position.shared(
-                    None if starts_anew else find_position(run_dir, store, previous, layout), layout
+                    None if starts_anew else find_position(paths.root, store, previous, layout), layout
                 )
-                yield OpenRun(run_dir, store, position, fence, lambda: on_rank_zero(layout.rank, begin))
+                yield OpenRun(paths.root, store, position, fence, lambda: on_rank_zero(layout.rank, begin))
             except Exception:
                 logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it
                 raise

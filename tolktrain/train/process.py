@@ -31,11 +31,6 @@ def set_threads(layout: Layout, cpu_threads: int | None) -> None:
         torch.set_num_threads(cpu_threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
 
 
-def log_path(run_dir: Path, rank: int) -> Path:
-    """This rank's log file."""
-    return run_dir / "logs" / f"rank-{rank:05d}.log"
-
-
 @contextmanager
 def dumping_to(log: Path, progress: Progress) -> Iterator[None]:
     """Let the watch write where this rank is into the log, and a crash in C code its stacks."""
@@ -48,9 +43,8 @@ def dumping_to(log: Path, progress: Progress) -> Iterator[None]:
 
 
 @contextmanager
-def logging_to(run_dir: Path, rank: int) -> Iterator[None]:
-    """Append this rank's log to logs/rank-<rank>.log; rank 0 shows its warnings on the terminal too."""
-    path = log_path(run_dir, rank)
+def logging_to(path: Path, rank: int) -> Iterator[None]:
+    """Append this rank's log to the file `path`; rank 0 shows its warnings on the terminal too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [_LogFile(path)]
     handlers[0].setFormatter(PrintableFormatter(_LOG_FORMAT))

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.health.check import check_health
@@ -19,6 +20,7 @@ from tolktrain.model.counts import count_by_group
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import Layout, initialize
+from tolktrain.runs.paths import RunPaths
 from tolktrain.runs.rollbacks import read_rollbacks
 from tolktrain.train.callbacks.checkpointing import Checkpointing
 from tolktrain.train.callbacks.guard import DivergenceGuard
@@ -29,6 +31,7 @@ from tolktrain.train.callbacks.straggler import Straggler
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.callbacks.validation import Validation
 from tolktrain.train.deepspeed.groups import check_same_groups
+from tolktrain.train.disk_space import needed_space
 from tolktrain.train.kernels import choose_kernels
 from tolktrain.train.loop import Callback
 from tolktrain.train.model_builder import ModelBuilder
@@ -91,8 +94,16 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
         with _beating(config, layout, progress, opened) as heartbeat:
             if leaving.before_training():
                 return _leave_early(leaving, heartbeat)
-            anew = config.run.restart and opened.position.folder is None
-            machines = check_health(config, layout, opened.path, count_by_group(architecture), anew, progress)
+            restarts = config.run.restart and opened.position.folder is None
+            space = partial(
+                needed_space,
+                count_by_group(architecture),
+                config,
+                layout.world_size,
+                opened.store.folder,
+                restarts,
+            )
+            machines = check_health(config, layout, opened.path, space, progress)
             progress.at("checking the data")
             vocabulary = check_data(config, architecture.text_vocab_size)
             check_capacity(config, layout.data_rank, layout.data_size)
@@ -202,7 +213,9 @@ def _beating(config: Config, layout: Layout, progress: Progress, opened: OpenRun
     """The run's heartbeat; rank 0's is written."""
     facts = {"world_size": layout.world_size, "layout": layout.describe()}
     seconds = config.logging.heartbeat_seconds
-    heartbeat = Heartbeat(opened.path, progress, seconds, facts, lambda: opened.fence.lost() is None)
+    heartbeat = Heartbeat(
+        RunPaths(opened.path).heartbeat, progress, seconds, facts, lambda: opened.fence.lost() is None
+    )
     heartbeat.note(step=opened.position.step)
     progress.on_end = lambda reason: heartbeat.end("failed", reason)
     if layout.rank == 0:

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from torch import Tensor
 from tolktrain.cluster.health import arithmetic, probes
 from tolktrain.cluster.health.arithmetic import GPU, Effort, known_product, measure_product
 from tolktrain.cluster.health.check import check_health
-from tolktrain.cluster.health.disk import Mark, checkpoint_bytes, look, needed_space
+from tolktrain.cluster.health.disk import Mark, look
 from tolktrain.cluster.health.exchange import own_numbers, summed_numbers
 from tolktrain.cluster.health.probes import Probes
 from tolktrain.cluster.health.schedule import pairings, partners
 from tolktrain.errors import UserError
 from tolktrain.parallel.layout import initialize
+from tolktrain.train.disk_space import checkpoint_bytes, needed_space
 
 CPU = torch.device("cpu")
 
@@ -113,7 +115,7 @@ def test_room_is_needed_for_checkpoints_that_do_not_replace_others(tmp_path: Pat
     config = small_config(tmp_path, sets, "checkpoint.keep_last=2")
     needed = []
     for step in range(4):
-        space = needed_space({"backbone": 1}, config, 1, tmp_path, starts_anew=False)
+        space = needed_space({"backbone": 1}, config, 1, tmp_path / "checkpoints", starts_anew=False)
         needed.append((space.num_checkpoints, space.num_existing, space.reclaimed_bytes))
         folder = tmp_path / "checkpoints" / f"step-{step:08d}" / "parameters"
         folder.mkdir(parents=True)
@@ -122,11 +124,11 @@ def test_room_is_needed_for_checkpoints_that_do_not_replace_others(tmp_path: Pat
     aside.mkdir()
     (aside / "a.safetensors").write_bytes(bytes(1000))
     assert needed == [(2, 0, 0), (2, 1, 0), (1, 2, 0), (1, 3, 0)]
-    space = needed_space({"backbone": 1}, config, 1, tmp_path, starts_anew=True)
+    space = needed_space({"backbone": 1}, config, 1, tmp_path / "checkpoints", starts_anew=True)
     assert (space.num_checkpoints, space.num_existing, space.reclaimed_bytes) == (2, 0, 5000)
     for step in range(1, 4):
         (tmp_path / "checkpoints" / f"step-{step:08d}").rename(tmp_path / f"{step}")
-    space = needed_space({"backbone": 1}, config, 1, tmp_path, starts_anew=False)
+    space = needed_space({"backbone": 1}, config, 1, tmp_path / "checkpoints", starts_anew=False)
     assert (space.num_checkpoints, space.num_existing) == (2, 1)  # what was set aside does not make way
 
 
@@ -179,12 +181,13 @@ def test_slurms_name_of_a_node_comes_first(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_real_small_disk(make_disk: MakeDisk, tmp_path: Path, sets: Path, caplog: pytest.LogCaptureFixture) -> None:
     config, folder = small_config(tmp_path, sets), make_disk(256).path
     layout = initialize()
+    arguments = (config, 1, folder / "checkpoints", False)
     fitting, too_large = {"backbone": 4000}, {"backbone": 10_000}  # twice 80 and 152 KB
     with caplog.at_level(logging.INFO):
-        assert check_health(config, layout, folder, fitting) == ""
+        assert check_health(config, layout, folder, partial(needed_space, fitting, *arguments)) == ""
     assert "KiB free" in caplog.text
     with pytest.raises(UserError, match=r"disk-0 has 25. KiB free .*but two checkpoints of 149 KiB each need 298 KiB"):
-        check_health(config, layout, folder, too_large)
+        check_health(config, layout, folder, partial(needed_space, too_large, *arguments))
     assert not list(folder.iterdir())
 
 
@@ -201,7 +204,6 @@ def test_sums_over_all_ranks_are_exact(world_size: int) -> None:
 
 def test_files_are_as_many_as_ranks(tmp_path: Path, sets: Path) -> None:
     """Of each checkpoint, and a few more."""
-    few, many = (
-        needed_space({"backbone": 1}, small_config(tmp_path, sets), size, tmp_path, True).num_files for size in (8, 108)
-    )
+    config, folder = small_config(tmp_path, sets), tmp_path / "checkpoints"
+    few, many = (needed_space({"backbone": 1}, config, size, folder, True).num_files for size in (8, 108))
     assert many - few == 2 * 100

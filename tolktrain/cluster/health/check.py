@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from tolktrain.cluster.health import diagnosis
 from tolktrain.cluster.health.arithmetic import measure_product
-from tolktrain.cluster.health.disk import Mark, look, needed_space
+from tolktrain.cluster.health.disk import Mark, look
 from tolktrain.cluster.health.exchange import exchange_group, measure_exchange, read_clocks
 from tolktrain.cluster.health.probes import Probes
 from tolktrain.cluster.health.reports import ExchangeReport, RankReport, Space
@@ -32,8 +32,7 @@ def check_health(
     config: Config,
     layout: Layout,
     run_dir: Path,
-    counts: Mapping[str, int],
-    starts_anew: bool = False,
+    needed_space: Callable[[], Space],
     progress: Progress | None = None,
     probes: Probes | None = None,
 ) -> str:
@@ -43,8 +42,7 @@ def check_health(
         config: the run; `health` has the limits.
         layout: this rank's place.
         run_dir: the run's folder, which exists.
-        counts: elements of each parameter group of the whole model.
-        starts_anew: whether checkpoints that are in the folder are deleted before training.
+        needed_space: how much space the run's checkpoints need; called on rank 0.
         progress: told what comes now.
         probes: what touches the machine.
 
@@ -63,7 +61,7 @@ def check_health(
     started = time.perf_counter()
     progress.at("checking the machines")
     # As rank 0 sees it: what is decided from it must be the same everywhere.
-    space = on_rank_zero(layout.rank, lambda: needed_space(counts, config, layout.world_size, run_dir, starts_anew))
+    space = on_rank_zero(layout.rank, needed_space)
     reports = _reports(config, layout, run_dir, probes)
     findings = diagnosis.judge_ranks(reports, space, config.health)
     _act(findings, reports, layout.rank)

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 from tolktrain.config import Config
 from tolktrain.errors import UserError
 from tolktrain.files.writing import AppendedFile, replace_file
-from tolktrain.runs.metrics import Line, MetricsFile, step_line
+from tolktrain.runs.metrics import Line, MetricsFile
+from tolktrain.runs.paths import RunPaths
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.loop import StageRun
+from tolktrain.train.step_metrics import step_line
 from tolktrain.train.utilization import Utilization, global_counts
 
 logger = logging.getLogger(__name__)
@@ -115,7 +117,7 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         self._event, self._summary = Event, Summary
-        folder = run_dir / "tensorboard"
+        folder = RunPaths(run_dir).tensorboard
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
         self._file = AppendedFile(folder / name)

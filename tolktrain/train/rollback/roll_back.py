@@ -9,8 +9,8 @@ from tolktrain.config import Config
 from tolktrain.errors import UserError
 from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import Layout
+from tolktrain.runs.paths import RunPaths
 from tolktrain.runs.rollbacks import (
-    ROLLBACKS_FILE,
     Rollback,
     carry_out,
     read_rollbacks,
@@ -87,7 +87,7 @@ def _first_suspect(config: Config, plan: StagePlan, first_bad: int) -> int:
 
 
 def _given_up(run_dir: Path, plan: StagePlan, incident: Incident, times: int) -> str:
-    learned = f"the run has gone back {times} time{'s' * (times > 1)} already (see {run_dir / ROLLBACKS_FILE}); "
+    learned = f"the run has gone back {times} time{'s' * (times > 1)} already (see {RunPaths(run_dir).rollbacks}); "
     return (
         f"training has diverged: in the stage {plan.name!r}, up to step {incident.last_step}, {incident.reason};"
         f" {learned if times else ''}in a new run lower the stage's learning rate or train.optimizer.clip_grad_norm or"

@@ -1,0 +1,82 @@
+"""Where everything lies in a run folder. Whatever reads or writes one takes its paths from here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tolktrain.config import Config
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The paths of one run."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, config: Config) -> "RunPaths":
+        """Those of the run of this configuration."""
+        return cls(Path(config.run.dir) / config.run.name)
+
+    @property
+    def config(self) -> Path:
+        """Resolved configuration of the latest start. A folder without it is not a run folder."""
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per step and per validation (`runs.metrics`)."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def rollbacks(self) -> Path:
+        """One JSON object per rollback (`runs.rollbacks`)."""
+        return self.root / "rollbacks.jsonl"
+
+    @property
+    def heartbeat(self) -> Path:
+        """What the run is doing now (`cluster.heartbeat`)."""
+        return self.root / "heartbeat.json"
+
+    @property
+    def lease(self) -> Path:
+        """Folder of the files that say which job may write the run folder (`runs.lease`)."""
+        return self.root / "lease"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the logs, one file per rank."""
+        return self.root / "logs"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints (`checkpoint.store`)."""
+        return self.root / "checkpoints"
+
+    @property
+    def evaluation(self) -> Path:
+        """Result of `tolktrain evaluate`."""
+        return self.root / "evaluation.json"
+
+    @property
+    def samples(self) -> Path:
+        """Folder that `tolktrain generate` writes."""
+        return self.root / "samples"
+
+    @property
+    def sample_index(self) -> Path:
+        """What the files of `samples` are."""
+        return self.samples / "samples.json"
+
+    @property
+    def report(self) -> Path:
+        """Page of `tolktrain report`."""
+        return self.root / "report.html"
+
+    def log(self, rank: int) -> Path:
+        """Log file of a rank."""
+        return self.logs / f"rank-{rank:05d}.log"

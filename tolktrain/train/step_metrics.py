@@ -1,0 +1,46 @@
+"""The line of metrics.jsonl that describes a step."""
+
+import resource
+
+import torch
+
+from tolktrain.runs.metrics import Line
+from tolktrain.train.deepspeed.engine import StepResult
+from tolktrain.train.optimizer import LearningRates
+
+
+def step_line(
+    step: int,
+    stage: str,
+    tokens_per_step: int,
+    seconds: float,
+    learning_rates: LearningRates,
+    result: StepResult,
+    entropy_weight: float,
+    mfu: float | None,
+) -> Line:
+    """The line of one step. Losses in nats per scored position; tokens are positions, summed over the run."""
+    return {
+        "step": step,
+        "stage": stage,
+        "tokens": step * tokens_per_step,
+        "loss": result.loss(entropy_weight),
+        "text_loss": result.text_loss,
+        "speech_loss": result.speech_loss,
+        "layer_entropy": result.layer_entropy,
+        "grad_norm": result.grad_norm,
+        "learning_rate": learning_rates.backbone,
+        "speech_learning_rate": learning_rates.speech,
+        "seconds_per_step": seconds,
+        "tokens_per_second": tokens_per_step / seconds,
+        "mfu": mfu,
+        "memory_gib": memory_gib(),
+        "skipped": int(result.skipped),
+    }
+
+
+def memory_gib() -> float:
+    """Most memory that this rank has used so far: of its GPU, or of the process where there is none. In GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # given in KiB
