@@ -1,0 +1,45 @@
+"""`tolktrain bench`."""
+
+import argparse
+from pathlib import Path
+
+from tolktrain.cli.failures import EXIT_DONE
+from tolktrain.cli.verb import Verb
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="configuration, such as configs/bench/smoltolk-150m.yaml")
+    parser.add_argument("--stage", metavar="NAME", help="stage whose step is timed (the last)")
+    parser.add_argument("--steps", type=int, default=20, help="steps that are timed (20)")
+    parser.add_argument("--warmup", type=int, default=5, help="steps before them (5)")
+    parser.add_argument(
+        "--accumulation", type=int, default=1, metavar="N", help="micro batches of a step, in place of the recipe's (1)"
+    )
+    parser.add_argument(
+        "--speech-share", type=float, default=0.46, metavar="SHARE", help="share of speech in the positions (0.46)"
+    )
+    parser.add_argument(
+        "--against", default="", metavar="NAMES", help="also time these forms: published, strongest; by commas"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="do not compile the strongest plain form")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the results (runs/bench-<run.name>)")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from tolktrain.benchmark.run import Options, bench
+
+    options = Options(
+        stage=parsed.stage,
+        steps=parsed.steps,
+        warmup=parsed.warmup,
+        accumulation=parsed.accumulation,
+        speech_share=parsed.speech_share,
+        against=tuple(name.strip() for name in parsed.against.split(",") if name.strip()),
+        compiles=not parsed.no_compile,
+        output=parsed.output,
+    )
+    bench(parsed.config, parsed.overrides, options, ["tolktrain", *parsed.arguments])
+    return EXIT_DONE
+
+
+VERB = Verb("time the training step on synthetic data, with random weights", _add_arguments, _run)

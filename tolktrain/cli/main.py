@@ -1,0 +1,109 @@
+"""The entry point: parses the command line, runs one verb, and turns errors into exit codes."""
+
+import argparse
+import contextlib
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from tolktrain import __version__
+from tolktrain.cli.failures import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_MACHINE,
+    complain,
+    described,
+    printable_traceback,
+)
+from tolktrain.cli.output import print_to_reader
+from tolktrain.cli.verb import Verb
+from tolktrain.cluster.kernel_caches import place_kernel_caches
+from tolktrain.errors import UserError
+from tolktrain.files.printable import PrintableFormatter
+from tolktrain.files.shared import enter_temporary_folder, leave_temporary_folder
+
+# In the order of --help; each is a file here that defines VERB.
+VERBS = ("train", "evaluate", "generate", "report", "checkpoints", "prepare", "bench", "config")
+
+EPILOG = """\
+exit codes: 0 done; 1 the machine failed (disk full, no permission, a rank killed or hanging: one message, details in
+the run's logs), `checkpoints --verify` found damage, or a defect of the program (a traceback); 2 bad input, the message
+says what to mend; 75 asked to stop, a checkpoint is written: run the same command again; 130 interrupted.
+Values of dotted.key=value are YAML, such as train.max_steps=10 or data.sets.mine='{path: /data/mine}'.
+"""
+
+
+def program() -> int:
+    """The whole process: `main`, with places of its own for temporary files and compiled kernels."""
+    try:
+        place_kernel_caches(enter_temporary_folder())
+    except OSError as error:
+        complain(f"no folder for temporary files can be used: {error}; set TMPDIR to one with free space")
+        return EXIT_MACHINE
+    try:
+        return main()
+    finally:
+        leave_temporary_folder()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; `arguments` defaults to the process's own. Returns the exit code."""
+    parsed = _parse(arguments)
+    _make_stderr_printable()
+    try:
+        code = int(parsed.run(parsed))
+        if code == EXIT_DONE:  # any other one matters more than what was printed
+            print_to_reader("")
+        return code
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            print("\ninterrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except (UserError, OSError) as error:
+        message, code = described(error, parsed)
+        complain(message)
+        return code
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments from one place only; overrides may also stand behind an option.
+    foreign = [text for text in rest if text.startswith("-")]
+    if foreign:
+        parser.error(f"unrecognized arguments: {' '.join(foreign)}")
+    parsed.overrides += rest
+    parsed.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return parsed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tolktrain",
+        description="Training of text-speech language models (SmolTolk).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tolktrain {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for name in VERBS:
+        verb: Verb = importlib.import_module(f"tolktrain.cli.{name}").VERB
+        of_verb = verbs.add_parser(
+            name,
+            help=verb.meaning,
+            description=f"{verb.meaning[0].upper()}{verb.meaning[1:]}.",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        of_verb.set_defaults(run=verb.run, verb=name)
+        verb.add_arguments(of_verb)
+        of_verb.add_argument("overrides", metavar="key=value", nargs="*", help="dotted key and new value")
+    return parser
+
+
+def _make_stderr_printable() -> None:
+    """What is shown by Python and not by us may hold text from files too: defects, and records without a handler."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(PrintableFormatter())
+    sys.excepthook = lambda kind, error, trace: print(printable_traceback(error), file=sys.stderr)

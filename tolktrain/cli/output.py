@@ -1,0 +1,30 @@
+"""Standard output that a reader may leave, or a full disk refuse."""
+
+import os
+import sys
+
+STDOUT = "standard output"
+
+
+def print_to_reader(text: str) -> None:
+    """Print, with what was printed before, to a reader who may leave before the end (head, less)."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        drop_stdout()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, STDOUT) from error
+
+
+def drop_stdout() -> None:
+    """What could not be written would be tried again at exit, with a complaint and another exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def stdout_works(probe: str = "") -> bool:
+    """Whether standard output takes `probe`, and what was printed before."""
+    try:
+        print(probe, end="", flush=True)
+    except OSError:
+        return False
+    return True

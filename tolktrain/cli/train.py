@@ -1,0 +1,133 @@
+"""`tolktrain train`, and what follows it: evaluation, samples and report."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tolktrain.cli.evaluate import evaluate_run
+from tolktrain.cli.failures import EXIT_BAD_INPUT, EXIT_DONE, EXIT_MACHINE, complain, described, is_defect
+from tolktrain.cli.generate import generate_samples
+from tolktrain.cli.report import write_report
+from tolktrain.cli.verb import Verb, load
+from tolktrain.cluster.environment import ProcessEnvironment, alone
+from tolktrain.cluster.signals import StopRequest
+from tolktrain.config import Config
+from tolktrain.errors import UserError
+from tolktrain.files.reading import TABLE_BYTES, read_json
+from tolktrain.runs.paths import RunPaths
+
+if TYPE_CHECKING:
+    from tolktrain.cluster.watch.watchdog import Watch
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="configuration, a YAML file")
+    parser.add_argument(
+        "--skip-health-check", action="store_true", help="start on these machines, whatever is wrong with them"
+    )
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    stop = StopRequest()
+    stop.install()
+    environment = ProcessEnvironment.detect()
+    if environment.world_size == 1:
+        config, code = _train_rank(parsed, stop, None)
+    else:
+        config, code = _train_watched(parsed, stop, environment)
+    if code != EXIT_DONE:
+        stop.ignore()
+        return code
+    stop.release()
+    if config.evaluation.after_training and environment.rank == 0:
+        return _follow_up(config, environment)
+    return code
+
+
+def _train_watched(
+    parsed: argparse.Namespace, stop: StopRequest, environment: ProcessEnvironment
+) -> tuple[Config, int]:
+    """Train as one of several ranks, of which one speaks when any of them fails."""
+    from tolktrain.cluster.watch.watchdog import Watch
+
+    def describe(error: BaseException) -> tuple[str, int]:
+        text, code = described(error, parsed)
+        return f"at {watch.progress.mark}\n{text}" if is_defect(error) else text, code
+
+    watch = Watch.start(environment, describe)
+    try:
+        config, code = _train_rank(parsed, stop, watch)
+    except (Exception, KeyboardInterrupt) as error:
+        watch.fail(error)
+    return config, watch.finish(code)
+
+
+def _train_rank(parsed: argparse.Namespace, stop: StopRequest, watch: "Watch | None") -> tuple[Config, int]:
+    if parsed.skip_health_check:
+        parsed.overrides.append("health.enabled=false")
+    config = load(parsed)
+    if watch is not None:
+        watch.limit(config.parallel.hang_timeout_seconds)
+    parsed.run_directory = RunPaths.of(config).root
+    if config.evaluation.after_training:
+        from tolktrain.generate.inputs import check_inputs
+
+        check_inputs(config)  # what is missing would end the run hours later
+    from tolktrain.train.run import train
+
+    return config, train(config, stop, None if watch is None else watch.progress)
+
+
+def _follow_up(config: Config, environment: ProcessEnvironment) -> int:
+    """Evaluate, generate and report; what was made of the last checkpoint with the same settings is kept.
+
+    Bad input of one verb does not keep the next ones from being run.
+    """
+    paths = RunPaths.of(config)
+    steps: tuple[tuple[str, Callable[[Path], None], Path | None], ...] = (
+        ("evaluate", evaluate_run, paths.evaluation),
+        ("generate", generate_samples, paths.sample_index),
+        ("report", write_report, None),
+    )
+    worst = EXIT_DONE
+    for verb, act, product in steps:
+        if product is not None and _is_current(product, config):
+            continue
+        code = _run_follow_up(verb, act, paths.root, environment)
+        if code not in (EXIT_DONE, EXIT_BAD_INPUT):
+            return code
+        worst = max(worst, code)
+    return worst
+
+
+def _run_follow_up(verb: str, act: Callable[[Path], None], run_directory: Path, environment: ProcessEnvironment) -> int:
+    if environment.world_size > 1:
+        # This process belongs to a group whose other ranks have left; a fresh one has no group.
+        command = [sys.executable, "-m", "tolktrain", verb, str(run_directory)]
+        return subprocess.run(command, env=alone(), check=False).returncode
+    try:
+        act(run_directory)
+    except UserError as error:
+        complain(f"{verb}: {error}")
+        return EXIT_MACHINE if error.by_machine else EXIT_BAD_INPUT
+    return EXIT_DONE
+
+
+def _is_current(product: Path, config: Config) -> bool:
+    """Whether a product is newer than the last checkpoint and was made with the settings of `config`."""
+    from tolktrain.checkpoint.store import LATEST
+
+    latest = RunPaths.of(config).checkpoints / LATEST
+    if not (product.exists() and latest.exists() and product.stat().st_mtime_ns >= latest.stat().st_mtime_ns):
+        return False
+    try:
+        content = read_json(product, TABLE_BYTES)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("settings") == config.follow_up_settings()
+
+
+VERB = Verb("train, or continue from the last checkpoint", _add_arguments, _run)

@@ -1,0 +1,64 @@
+"""What every verb of the command line is made of."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tolktrain.cli.failures import EXIT_DONE
+from tolktrain.config import Config
+from tolktrain.errors import UserError
+from tolktrain.runs.paths import RunPaths
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb. Its file is `tolktrain/cli/NAME.py` and defines it as `VERB`."""
+
+    meaning: str  # one line for --help, beginning in lower case
+    add_arguments: Callable[[argparse.ArgumentParser], None]  # without the overrides, which every verb takes
+    run: Callable[[argparse.Namespace], int]  # returns the exit code
+
+
+def verb_of_run(meaning: str, act: Callable[[Path], None]) -> Verb:
+    """A verb that does one thing to a trained run, whose folder or configuration the command line names."""
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("config", metavar="CONFIG", help="configuration that was trained, or the run folder")
+
+    def run(parsed: argparse.Namespace) -> int:
+        parsed.run_directory = existing_run(parsed)
+        act(parsed.run_directory)
+        return EXIT_DONE
+
+    return Verb(meaning, add_arguments, run)
+
+
+def load(parsed: argparse.Namespace) -> Config:
+    """The configuration that the command line names, with its overrides."""
+    from tolktrain.config.load import load_config
+
+    return load_config(parsed.config, parsed.overrides)
+
+
+def existing_run(parsed: argparse.Namespace) -> Path:
+    """The run folder that the command line names, by itself or by its configuration.
+
+    Raises UserError when there is no run, or an override would have no effect.
+    """
+    path = Path(parsed.config)
+    if path.is_dir():
+        if not RunPaths(path).config.is_file():
+            raise UserError(f"{path} is not a run folder: it has no config.yaml; name a run or a YAML file")
+        directory = path
+    else:
+        directory = RunPaths.of(load(parsed)).root
+        if not RunPaths(directory).config.is_file():
+            raise UserError(f"{directory} holds no run yet; train it first: tolktrain train {path}")
+    foreign = [text for text in parsed.overrides if path.is_dir() or not text.startswith("run.")]
+    if foreign:
+        raise UserError(
+            f"{foreign[0]!r} would have no effect: {parsed.verb} uses the configuration that the run was trained with,"
+            f" {RunPaths(directory).config}"
+        )
+    return directory
