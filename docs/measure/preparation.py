@@ -29,7 +29,6 @@ import soundfile
 import streaming  # noqa: F401  what takes seconds to import is not to be measured
 
 from tolktrain.config.prepare import AlignmentConfig, PrepareConfig
-from tolktrain.data.storage import Storage
 from tolktrain.data.text_tokenizer import END_OF_TEXT, train_tokenizer
 from tolktrain.prepare.job.parts import Workplace, do_part
 from tolktrain.prepare.kinds import make_kind
@@ -37,6 +36,7 @@ from tolktrain.prepare.recordings.align.ctc import CtcAligner
 from tolktrain.prepare.recordings.audio import SoundReader
 from tolktrain.prepare.recordings.fitting import fit_if_missing
 from tolktrain.prepare.recordings.manifest import read_manifest
+from tolktrain.storage.open import open_storage
 from tolktrain.units.hubert import HubertTokenizer
 from tolktrain.units.load import load_speech_tokenizer
 
@@ -86,7 +86,7 @@ def make_corpus(folder: Path, hours: float, kind: str) -> Path:
 
 def whole(config: PrepareConfig) -> float:
     """CPU time of all parts."""
-    kind, storage = make_kind(config), Storage(config.output)
+    kind, storage = make_kind(config), open_storage(config.output)
     parts, rejected = kind.parts()
     assert not rejected
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from tolktrain.checkpoint.bucket import Uploads
-from tolktrain.data.storage import Storage
+from tolktrain.storage.open import open_storage
 
 if __name__ == "__main__":
-    uploads = Uploads(Storage(sys.argv[1]))
+    uploads = Uploads(open_storage(sys.argv[1]))
     uploads.submit(Path(sys.argv[2]))
     uploads.close()

@@ -14,10 +14,12 @@ from s3_server import S3Server
 
 from tolktrain.checkpoint.bucket import Uploads, complete, find_remote, forget, restore, upload_files
 from tolktrain.checkpoint.manifest import digest_files, verify, write_manifest
-from tolktrain.data.storage import Patience, Storage
 from tolktrain.errors import UserError
+from tolktrain.storage.base import Storage
+from tolktrain.storage.open import open_storage
+from tolktrain.storage.retries import RetryPolicy
 
-BRIEF = Patience(retries=1, timeout_seconds=2.0)
+BRIEF = RetryPolicy(retries=1, timeout_seconds=2.0)
 SHARDS = [f"{kind}/shard-{number}.safetensors" for kind in ("parameters", "first_moments") for number in (1, 2)]
 
 
@@ -48,14 +50,14 @@ def content(folder: Path) -> dict[str, bytes]:
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """An empty storage."""
     if request.param == "folder":
-        return Storage(str(tmp_path / "mounted" / "copies"), BRIEF)
-    return Storage(f"{request.getfixturevalue('bucket')}/some/run", BRIEF)
+        return open_storage(str(tmp_path / "mounted" / "copies"), BRIEF)
+    return open_storage(f"{request.getfixturevalue('bucket')}/some/run", BRIEF)
 
 
 @pytest.fixture
 def copies(tmp_path: Path) -> Storage:
     """An empty folder as storage, where it does not matter which kind it is."""
-    return Storage(str(tmp_path / "mounted" / "copies"))
+    return open_storage(str(tmp_path / "mounted" / "copies"))
 
 
 def test_what_was_copied_comes_back_on_an_empty_disk(storage: Storage, tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ def test_what_was_copied_comes_back_on_an_empty_disk(storage: Storage, tmp_path:
     assert (new / "config.yaml").read_text() == "run: {}\n" and (new / "metrics.jsonl").read_text() == '{"step": 10}\n'
     assert sorted(os.listdir(new)) == ["checkpoints", "config.yaml", "metrics.jsonl"]
     assert sorted(os.listdir(new / "checkpoints")) == ["latest", "step-00000010"]
-    assert restore(storage, new, 10) is None and restore(Storage(storage.path_of("other"), BRIEF), new, 0) is None
+    assert restore(storage, new, 10) is None and restore(open_storage(storage.path_of("other"), BRIEF), new, 0) is None
 
 
 def test_files_that_are_there_stay_and_a_damaged_checkpoint_is_set_aside(copies: Storage, tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_files_that_are_there_stay_and_a_damaged_checkpoint_is_set_aside(copies:
 def test_an_upload_that_is_killed_is_no_checkpoint(
     bucket: str, fault_proxy: FaultProxy, tmp_path: Path, s3_server: S3Server
 ) -> None:
-    storage = Storage(f"{bucket}/run", BRIEF)
+    storage = open_storage(f"{bucket}/run", BRIEF)
     copy(storage, write(tmp_path / "run", 5))
     newer = write(tmp_path / "run", 10)
     fault_proxy.add("stall", path="*/step-00000010-*/first_moments/shard-2.safetensors", method="PUT", seconds=60)
@@ -132,7 +134,7 @@ def test_a_damaged_copy_is_named_and_refused(
 
 
 def test_damage_on_the_way_is_fetched_again(bucket: str, fault_proxy: FaultProxy, tmp_path: Path) -> None:
-    storage = Storage(f"{bucket}/run", BRIEF)
+    storage = open_storage(f"{bucket}/run", BRIEF)
     folder = write(tmp_path / "run", 10)
     copy(storage, folder)
     fault_proxy.add("corrupt", path="*/parameters/shard-1.safetensors")
@@ -145,7 +147,7 @@ def test_damage_on_the_way_is_fetched_again(bucket: str, fault_proxy: FaultProxy
 def test_a_failed_upload_is_a_warning_and_the_next_one_is_tried(
     bucket: str, fault_proxy: FaultProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage = Storage(f"{bucket}/run", BRIEF)
+    storage = open_storage(f"{bucket}/run", BRIEF)
     uploads = Uploads(storage)
     fault_proxy.add("403", path="*/step-00000005-*", method="PUT")
     for step in (5, 10):
@@ -207,7 +209,7 @@ def test_copies_of_steps_that_the_run_went_back_behind_do_not_count(storage: Sto
 def test_without_the_right_to_list_latest_names_it(
     bucket: str, fault_proxy: FaultProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage = Storage(f"{bucket}/run", BRIEF)
+    storage = open_storage(f"{bucket}/run", BRIEF)
     copy(storage, write(tmp_path / "run", 5))
     copy(storage, write(tmp_path / "run", 10))
     fault_proxy.add("403", path=f"/{bucket.removeprefix('s3://')}", count=10)
@@ -215,13 +217,13 @@ def test_without_the_right_to_list_latest_names_it(
 
 
 def test_a_manifest_cannot_copy_other_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    storage = Storage(str(tmp_path / "copies"))
+    storage = open_storage(str(tmp_path / "copies"))
     copy(storage, write(tmp_path / "run", 5, ["../../../escaped"]))
     assert "'../../../escaped', which climbs" in caplog.text and list(storage.names()) == []
 
 
 def test_a_manifest_whose_names_exclude_each_other_is_damaged(tmp_path: Path) -> None:
-    storage = Storage(str(tmp_path / "copies"))
+    storage = open_storage(str(tmp_path / "copies"))
     copy(storage, write(tmp_path / "run", 4))
     folder = tmp_path / "run" / "checkpoints" / "step-00000005"
     folder.mkdir()
@@ -238,7 +240,7 @@ def test_a_manifest_whose_names_exclude_each_other_is_damaged(tmp_path: Path) ->
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = Storage(str(tmp_path / "copies"))
+    storage = open_storage(str(tmp_path / "copies"))
     copy(storage, write(tmp_path / "run", 5))
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(UserError, match="needs 0.0 GB, but 0.0 GB are free"):

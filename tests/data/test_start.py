@@ -16,7 +16,8 @@ from tolktrain.config import Config
 from tolktrain.data.checks import check_data
 from tolktrain.data.index import identity_of, read_index
 from tolktrain.data.sequences import Vocabulary
-from tolktrain.data.storage import Storage
+from tolktrain.storage.base import Storage
+from tolktrain.storage.open import open_storage
 
 MakeConfig = Callable[..., Config]
 DESCRIPTIONS = ("index.json", "dataset.json")
@@ -34,7 +35,7 @@ def start(config: Config, environ: Any, results: Path, num_ranks: int, num_nodes
 @pytest.fixture
 def stored(stories: Path, bucket: str, s3_server: S3Server) -> Storage:
     """The descriptions of the stories in a bucket of their own; no shard is needed to check them."""
-    storage = Storage(f"{bucket}/stories")
+    storage = open_storage(f"{bucket}/stories")
     for name in DESCRIPTIONS:
         storage.upload(stories / name, name)
     return storage

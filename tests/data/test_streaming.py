@@ -23,8 +23,10 @@ from tolktrain.config.data import DatasetConfig
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import open_records
 from tolktrain.data.index import read_index
-from tolktrain.data.storage import Patience, Storage
 from tolktrain.errors import UserError
+from tolktrain.storage.base import Storage
+from tolktrain.storage.open import open_storage
+from tolktrain.storage.retries import RetryPolicy
 
 MakeConfig = Callable[..., Config]
 
@@ -57,7 +59,7 @@ def own_stories(stored_stories: str, bucket: str, s3_server: S3Server) -> Storag
     for entry in client.list_objects_v2(Bucket=source, Prefix=folder)["Contents"]:
         name = f"stories/{entry['Key'].rpartition('/')[2]}"
         client.copy_object(Bucket=bucket.removeprefix("s3://"), Key=name, CopySource=f"{source}/{entry['Key']}")
-    return Storage(f"{bucket}/stories")
+    return open_storage(f"{bucket}/stories")
 
 
 def refusal(config: Config, steps: int = 8) -> str:
@@ -157,13 +159,13 @@ def test_a_shard_that_is_stored_damaged(make_streaming: MakeConfig, own_stories:
 def test_records_by_number(stories: Path, stored_stories: str, tmp_path: Path, fault_proxy: FaultProxy) -> None:
     for number, kind in enumerate(("500", "truncate", "corrupt")):
         fault_proxy.add(kind, f"*/shard.{number:05}.mds.zstd")
-    streamed = open_records(DatasetConfig(path=str(tmp_path / "cache"), remote=stored_stories), Patience(1, 1.0))
+    streamed = open_records(DatasetConfig(path=str(tmp_path / "cache"), remote=stored_stories), RetryPolicy(1, 1.0))
     local = open_records(DatasetConfig(path=str(stories)))
     assert [record.to_sample().keys() for record in streamed] == [record.to_sample().keys() for record in local]
     assert all(a.id == b.id and a.units.tobytes() == b.units.tobytes() for a, b in zip(streamed, local, strict=True))
     shard = next((tmp_path / "cache").glob("shard.00003.mds"))
     shard.write_bytes(shard.read_bytes()[:-5])
-    again = open_records(DatasetConfig(path=str(tmp_path / "cache"), remote=stored_stories), Patience(1, 1.0))
+    again = open_records(DatasetConfig(path=str(tmp_path / "cache"), remote=stored_stories), RetryPolicy(1, 1.0))
     assert [record.id for record in again] == [record.id for record in local]
 
 

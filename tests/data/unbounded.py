@@ -10,13 +10,14 @@ import sys
 
 from tolktrain.config.data import DatasetConfig
 from tolktrain.data.folder import RecordFolder
-from tolktrain.data.storage import Patience, classify
 from tolktrain.errors import UserError
+from tolktrain.storage.open import open_source
+from tolktrain.storage.retries import RetryPolicy
 
 
 def _read(folder: str, remote: str | None) -> str:
     try:
-        records = RecordFolder(DatasetConfig(path=folder, remote=remote), patience=Patience(0, 2.0))
+        records = RecordFolder(DatasetConfig(path=folder, remote=remote), policy=RetryPolicy(0, 2.0))
         return f"read: {[record.id for record in records]}"
     except UserError as error:
         return f"refused: {error}"
@@ -25,7 +26,7 @@ def _read(folder: str, remote: str | None) -> str:
 
 
 if __name__ == "__main__":
-    classify(ValueError())  # imports what names the errors of storages
+    open_source("s3://bucket").import_client()
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 28),) * 2)

@@ -29,7 +29,6 @@ from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.model import ModelConfig
 from tolktrain.data.folder import RecordFolder
-from tolktrain.data.storage import Patience, Storage
 from tolktrain.errors import UserError
 from tolktrain.generate.inputs import read_entries
 from tolktrain.generate.prompts import read_prompts
@@ -45,10 +44,13 @@ from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.prepare.job.pipeline import _read_part
 from tolktrain.prepare.recordings.manifest.folders import read_librispeech
 from tolktrain.runs.rollbacks import carry_out
+from tolktrain.storage.base import Storage
+from tolktrain.storage.open import open_storage
+from tolktrain.storage.retries import RetryPolicy
 from tolktrain.units.pretrained import model_digest
 
 Name = Any  # whatever JSON can say in the place of a name
-BRIEF = Patience(retries=0, timeout_seconds=2.0)
+BRIEF = RetryPolicy(retries=0, timeout_seconds=2.0)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _read_remote(folder: Path) -> object:
     cache = folder / "work" / "cache"
     shutil.copytree(folder / "links", cache, symlinks=True, dirs_exist_ok=True)
     config = DatasetConfig(path=str(cache), remote=str(folder / "set"))
-    return RecordFolder(config, patience=BRIEF)[0]
+    return RecordFolder(config, policy=BRIEF)[0]
 
 
 def _described(key: str) -> Callable[[Path, Name], None]:
@@ -220,7 +222,7 @@ def _read_tensors(folder: Path) -> object:
 def _upload(folder: Path) -> object:
     copies = folder / "work" / "copies"
     try:
-        return upload_files(Storage(str(copies)), folder / "run" / "checkpoints" / "step-00000005")
+        return upload_files(open_storage(str(copies)), folder / "run" / "checkpoints" / "step-00000005")
     except FileNotFoundError:  # a name inside, of a file that is not there
         return None
     finally:
@@ -233,7 +235,7 @@ def _restore(folder: Path) -> object:
     step, copies = folder / "run" / "checkpoints" / "step-00000005", folder / "work" / "copies"
     digest = hashlib.sha256((step / "manifest.json").read_bytes()).hexdigest()[:12]
     shutil.copytree(step, copies / f"step-00000005-{digest}", symlinks=True)
-    storage = Storage(str(copies), BRIEF)
+    storage = open_storage(str(copies), BRIEF)
     assert len(find_remote(storage)) == 1
     restored = restore(storage, folder / "work" / "run", 0)
     assert restored is not None
@@ -387,7 +389,7 @@ READERS: dict[str, Reader] = {
             "parts/000000.json",
             _part,
             _part_name(kind),
-            lambda folder: _read_part(Storage(str(folder)), 0, "p"),
+            lambda folder: _read_part(open_storage(str(folder)), 0, "p"),
             links=False,
         )
         for kind in ("raw_data", "zip_data")

@@ -18,11 +18,11 @@ from spoken_corpus import CORRUPTED, EMPTY, WRONG_TEXT, Spoken, need_programs, s
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.prepare import AlignmentConfig
 from tolktrain.data.folder import RecordFolder
-from tolktrain.data.storage import Storage
 from tolktrain.data.text_tokenizer import load_tokenizer
 from tolktrain.prepare.recordings.align.ctc import CtcAligner
 from tolktrain.prepare.recordings.audio import read_audio
 from tolktrain.prepare.utterances import Aligned, Utterance
+from tolktrain.storage.open import open_storage
 
 FRAMES_PER_SECOND = 25
 ALIGNER = Path(__file__).parent / "aligner" / "model"
@@ -150,7 +150,7 @@ def test_a_wrong_transcript_is_found_without_times(spoken: Spoken, alone: Path, 
 
 def test_two_machines_of_which_one_is_killed(spoken: Spoken, alone: Path, bucket: str, tmp_path: Path) -> None:
     settings = settings_of(spoken, alone, f"{bucket}/spoken")
-    storage = Storage(settings["output"])
+    storage = open_storage(settings["output"])
     machines = [command_of(tmp_path, settings, "--task", f"{number}/2") for number in range(2)]
     first, second = (subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) for command in machines)
     deadline = time.monotonic() + 120

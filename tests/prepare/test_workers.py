@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from worker_tasks import dying, failing, lingering, squares
 
-from tolktrain.data.storage import StorageError
 from tolktrain.errors import UserError
 from tolktrain.prepare.job.workers import Done, Progress, run_tasks
+from tolktrain.storage.errors import StorageError
 
 
 def test_each_task_is_done_once_and_told() -> None:

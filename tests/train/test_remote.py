@@ -11,9 +11,10 @@ from small_runs import NUM_STEPS, StopAfter, read_metrics, small_config
 
 from tolktrain.checkpoint.bucket import find_remote
 from tolktrain.checkpoint.store import read_parameters
-from tolktrain.data.storage import Storage, StorageError
 from tolktrain.errors import UserError
 from tolktrain.runs.copies import storage_of, uploads_of
+from tolktrain.storage.errors import StorageError
+from tolktrain.storage.folder import LocalFolder
 from tolktrain.train import open_run
 from tolktrain.train.run import train
 
@@ -76,13 +77,13 @@ def test_the_end_waits_for_the_last_copy(tmp_path: Path, sets: Path, monkeypatch
     """Unless it has been asked to leave."""
     monkeypatch.setattr(open_run, "_LONGEST_LAST_COPY", 0.0)
     monkeypatch.setattr(open_run, "_COPY_POLL_SECONDS", 0.01)
-    upload = Storage.upload
+    upload = LocalFolder.upload
 
-    def slowly(self: Storage, path: Path, name: str) -> None:
+    def slowly(self: LocalFolder, path: Path, name: str) -> None:
         time.sleep(0.1)
         upload(self, path, name)
 
-    monkeypatch.setattr(Storage, "upload", slowly)
+    monkeypatch.setattr(LocalFolder, "upload", slowly)
     config = small_config(tmp_path, sets, f"checkpoint.upload={tmp_path / 'copies'}", "train.max_steps=2")
     storage = storage_of(config)
     assert storage is not None
@@ -99,7 +100,7 @@ def test_copies_that_cannot_be_reached(
     def fail(*_: object) -> None:
         raise UserError("the network is down")
 
-    monkeypatch.setattr("tolktrain.data.storage.Storage.read", fail)
+    monkeypatch.setattr("tolktrain.storage.folder.LocalFolder.read", fail)
     config = small_config(tmp_path, sets, *overrides, "train.max_steps=5")
     with caplog.at_level(logging.WARNING):
         assert train(config) == 0
@@ -132,10 +133,10 @@ def test_a_disk_without_room_for_the_copy_is_no_bad_input(
     run_dir = tmp_path / "runs" / "small"
     shutil.rmtree(run_dir)
 
-    def refuse(storage: Storage, name: str, path: Path, limit: int) -> None:
+    def refuse(storage: LocalFolder, name: str, path: Path, limit: int) -> None:
         raise StorageError(f"{path} cannot be written: the disk refuses", "disk")
 
-    monkeypatch.setattr(Storage, "download", refuse)
+    monkeypatch.setattr(LocalFolder, "download", refuse)
     with pytest.raises(UserError, match="checkpoint.upload: .* the disk refuses") as caught:
         train(small_config(tmp_path, sets, *overrides))
     assert caught.value.by_machine

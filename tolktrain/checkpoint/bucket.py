@@ -24,7 +24,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from tolktrain.checkpoint.manifest import (
     MANIFEST,
@@ -38,6 +37,8 @@ from tolktrain.cluster.threads import guarded, log_failure
 from tolktrain.errors import UserError
 from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, file_sha256, parse_json
 from tolktrain.files.writing import replace_file, sync_path
+from tolktrain.storage.base import Storage
+from tolktrain.storage.errors import StorageError
 
 LATEST = "latest"
 _ROLLBACKS = "rollbacks.jsonl"
@@ -50,33 +51,6 @@ _DOWNLOADS_OF_A_FILE = 3
 logger = logging.getLogger(__name__)
 
 
-class ObjectStorage(Protocol):
-    """Where copies lie; `tolktrain.data.storage.Storage` is one. Failures are UserErrors that name the address."""
-
-    address: str
-
-    def path_of(self, name: str) -> str:
-        """Address of an object."""
-
-    def read(self, name: str, limit: int = ...) -> bytes | None:
-        """Content of an object of at most `limit` bytes, None if there is none."""
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write an object, whole or not at all."""
-
-    def upload(self, path: Path, name: str) -> None:
-        """Copy a local file to an object, whole or not at all."""
-
-    def download(self, name: str, path: Path, limit: int) -> None:
-        """Copy an object of at most `limit` bytes to a local file."""
-
-    def names(self, prefix: str = "") -> list[str]:
-        """Names of objects that begin with a prefix."""
-
-    def delete(self, name: str) -> None:
-        """Delete an object, if there is one."""
-
-
 @dataclass(frozen=True)
 class Remote:
     """A complete copy."""
@@ -85,7 +59,7 @@ class Remote:
     step: int
 
 
-def find_remote(storage: ObjectStorage) -> list[Remote]:
+def find_remote(storage: Storage) -> list[Remote]:
     """All complete copies, newest first. Where listing is refused, the one that `latest` names.
 
     Raises UserError when the storage cannot be reached.
@@ -93,8 +67,8 @@ def find_remote(storage: ObjectStorage) -> list[Remote]:
     latest = (storage.read(LATEST, DESCRIPTION_BYTES) or b"").decode(errors="replace").strip()
     try:
         objects = storage.names("step-")
-    except UserError as error:
-        if getattr(error, "kind", None) != "refused":
+    except StorageError as error:
+        if error.kind != "refused":
             raise
         logger.warning("%s; taking the checkpoint that %s names", error, storage.path_of(LATEST))
         objects = [f"{latest}/{MANIFEST}"]
@@ -104,7 +78,7 @@ def find_remote(storage: ObjectStorage) -> list[Remote]:
     return sorted(remotes, key=lambda remote: (remote.step, remote.name == latest), reverse=True)
 
 
-def restore(storage: ObjectStorage, run_dir: Path, newer_than: int, token: int = 0) -> Path | None:
+def restore(storage: Storage, run_dir: Path, newer_than: int, token: int = 0) -> Path | None:
     """Bring the newest sound copy above step `newer_than` into checkpoints/ of a run; None if there is none.
 
     Returns its folder, which appears complete and verified, or not at all. The files `BESIDE` come along if the run has
@@ -131,21 +105,21 @@ def restore(storage: ObjectStorage, run_dir: Path, newer_than: int, token: int =
     return None
 
 
-def forget(storage: ObjectStorage) -> None:
+def forget(storage: Storage) -> None:
     """Make all copies incomplete, so that a run that is started anew does not go on from them."""
     storage.delete(LATEST)
     for remote in find_remote(storage):
         storage.delete(f"{remote.name}/{MANIFEST}")
 
 
-def upload_files(storage: ObjectStorage, folder: Path) -> None:
+def upload_files(storage: Storage, folder: Path) -> None:
     """Copy the files of the complete checkpoint `folder`, largest first, all but the manifest."""
     name, files = _read_manifest(folder)
     for file in sorted(files, key=lambda file: (-files[file]["size"], file)):
         storage.upload(folder / file, f"{name}/{file}")
 
 
-def complete(storage: ObjectStorage, folder: Path, beside: Mapping[str, bytes]) -> None:
+def complete(storage: Storage, folder: Path, beside: Mapping[str, bytes]) -> None:
     """Make the copy of `folder` count: copy the manifest and let `latest` name the copy.
 
     `beside` are small files of the run by name, as they were at that step.
@@ -157,7 +131,7 @@ def complete(storage: ObjectStorage, folder: Path, beside: Mapping[str, bytes]) 
     storage.write(LATEST, f"{name}\n".encode())
 
 
-def remove_old(storage: ObjectStorage, keep_last: int, rollbacks: bytes = b"") -> None:
+def remove_old(storage: Storage, keep_last: int, rollbacks: bytes = b"") -> None:
     """Delete complete copies but for the newest `keep_last`, and those that the run has gone back behind.
 
     `rollbacks` is the run's rollbacks.jsonl. Each is incomplete before the rest of it goes.
@@ -171,7 +145,7 @@ def remove_old(storage: ObjectStorage, keep_last: int, rollbacks: bytes = b"") -
             storage.delete(name)
 
 
-def _undone(storage: ObjectStorage, remotes: Sequence[Remote], rollbacks: bytes) -> set[Remote]:
+def _undone(storage: Storage, remotes: Sequence[Remote], rollbacks: bytes) -> set[Remote]:
     """Copies of steps that the run went back behind after they were made.
 
     `rollbacks` is the run's rollbacks.jsonl as far as it is known here; of a lost one the copies know.
@@ -194,7 +168,7 @@ class Uploads:
     While one is being copied, only the newest that is handed in meanwhile waits.
     """
 
-    def __init__(self, storage: ObjectStorage, keep_last: int | None = None) -> None:
+    def __init__(self, storage: Storage, keep_last: int | None = None) -> None:
         self._storage = storage
         self._keep_last = keep_last
         self._changed = threading.Condition()
@@ -273,7 +247,7 @@ class Uploads:
             remove_old(self._storage, self._keep_last, beside.get(_ROLLBACKS, b""))
 
 
-def _download(storage: ObjectStorage, remote: Remote, run_dir: Path, token: int) -> Path:
+def _download(storage: Storage, remote: Remote, run_dir: Path, token: int) -> Path:
     checkpoints = run_dir / "checkpoints"
     final = checkpoints / f"step-{remote.step:08d}"
     aside = checkpoints / f".tmp-{token}-{final.name}"
@@ -299,7 +273,7 @@ def _download(storage: ObjectStorage, remote: Remote, run_dir: Path, token: int)
     return final
 
 
-def _fetch_files(storage: ObjectStorage, remote: Remote, aside: Path) -> None:
+def _fetch_files(storage: Storage, remote: Remote, aside: Path) -> None:
     _download_file(storage, f"{remote.name}/{MANIFEST}", aside / MANIFEST, TABLE_BYTES)
     place = storage.path_of(remote.name)
     try:
@@ -323,19 +297,18 @@ def _fetch_files(storage: ObjectStorage, remote: Remote, aside: Path) -> None:
                 break
         else:
             raise DamagedCheckpointError(f"{place}/{file}: its content has changed since it was written")
-        sync_path(path)
     verify(aside)
     for folder in {(aside / file).parent for file in (*files, MANIFEST)}:
         sync_path(folder)
 
 
-def _download_file(storage: ObjectStorage, name: str, path: Path, limit: int) -> None:
+def _download_file(storage: Storage, name: str, path: Path, limit: int) -> None:
     try:
         storage.download(name, path, limit)
-    except UserError as error:
-        if getattr(error, "kind", None) == "damaged":
+    except StorageError as error:
+        if error.kind == "damaged":
             raise DamagedCheckpointError(str(error)) from error
-        if getattr(error, "kind", None) == "absent":
+        if error.kind == "absent":
             raise DamagedCheckpointError(f"{storage.path_of(name)}: the object is missing") from error
         raise
 

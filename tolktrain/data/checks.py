@@ -17,10 +17,10 @@ from tolktrain.data.folder import RecordFolder, fetch_descriptions
 from tolktrain.data.index import INDEX_FILE, RecordReader, ShardIndex, identity_of, read_index
 from tolktrain.data.records import DatasetInfo, columns_of
 from tolktrain.data.sequences import Vocabulary, require_modalities
-from tolktrain.data.storage import Patience
 from tolktrain.errors import UserError
 from tolktrain.files.reading import file_sha256
 from tolktrain.parallel.collectives import on_each_node, told_by_all
+from tolktrain.storage.retries import RetryPolicy
 from tolktrain.units.load import describe_speech_tokenizer
 
 HASHED_BYTES = 1 << 30
@@ -114,7 +114,7 @@ def _check_set(
 ) -> tuple[DatasetInfo, list[str]]:
     """What the set declares, and its columns. Of its files the share is read."""
     dataset = config.data.sets[name]
-    fetch_descriptions(dataset, Patience.of(config.data), compare=True)
+    fetch_descriptions(dataset, RetryPolicy.of(config.data), compare=True)
     shards = read_index(dataset.path)
     info = DatasetInfo.read(dataset.path)
     _check_columns(dataset.path, shards, info)

@@ -1,7 +1,6 @@
 """A data set folder on disk: its index, its shards, and its records by number, without shared memory or processes."""
 
 import contextlib
-import importlib
 import logging
 import os
 import re
@@ -22,14 +21,17 @@ from streaming.base.hashing import get_hash
 from streaming.base.world import World
 
 from tolktrain.config.data import DatasetConfig
-from tolktrain.data.bounded import DamagedError
-from tolktrain.data.downloads import downloader_of
 from tolktrain.data.index import INDEX_FILE, LARGEST_INDEX, RecordReader, ShardIndex, damaged_shard, read_index
 from tolktrain.data.records import DATASET_FILE, DatasetInfo, Record
-from tolktrain.data.storage import TEMPORARY_PREFIX, Patience, Storage, StorageError, explained, fetch
 from tolktrain.data.unpacking import unpack
 from tolktrain.errors import UserError
+from tolktrain.files.bounded import DamagedError
 from tolktrain.files.reading import DESCRIPTION_BYTES, open_regular, parse_json, read_bytes
+from tolktrain.storage.base import Source
+from tolktrain.storage.errors import StorageError
+from tolktrain.storage.folder import TEMPORARY_PREFIX, explained
+from tolktrain.storage.open import open_source, open_storage
+from tolktrain.storage.retries import RetryPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +40,14 @@ _ABANDONED_SECONDS = 3600.0
 _QUICK_HASHES = ("xxh3_64", "xxh64", "xxh128", "xxh3_128")
 
 
-def fetch_descriptions(config: DatasetConfig, patience: Patience | None = None, *, compare: bool = False) -> None:
+def fetch_descriptions(config: DatasetConfig, policy: RetryPolicy | None = None, *, compare: bool = False) -> None:
     """Bring `index.json` and `dataset.json` of a remote set into its cache folder, unless they are there.
 
     Any number of processes may call this at once.
 
     Args:
         config: The data set.
-        patience: How long to wait for the storage.
+        policy: How often and how long to ask the storage.
         compare: Fetch them in any case. Where they differ from those in the cache the data set was rebuilt: they are
             replaced if no shard is cached yet, and refused otherwise.
 
@@ -55,15 +57,15 @@ def fetch_descriptions(config: DatasetConfig, patience: Patience | None = None, 
     if config.remote is None:
         return
     folder = Path(config.path)
+    source = open_source(config.remote, policy)
     with explained(config.path, "written"):
         folder.mkdir(parents=True, exist_ok=True)
     for name in (INDEX_FILE, DATASET_FILE):
         path = folder / name
         if path.exists() and not compare:
             continue
-        address = f"{config.remote.rstrip('/')}/{name}"
         limit = LARGEST_INDEX if name == INDEX_FILE else DESCRIPTION_BYTES
-        content = fetch(address, patience or Patience(), _json_object, limit=limit, folder=folder)
+        content = source.fetch(name, _json_object, limit)
         cached = None
         if path.exists():
             with explained(str(path), "read"):
@@ -72,10 +74,10 @@ def fetch_descriptions(config: DatasetConfig, patience: Patience | None = None, 
             continue
         if cached is not None and _is_json_object(cached) and _has_shards(folder):
             raise UserError(
-                f"{path} differs from {address}: the data set was rebuilt since the cache folder {folder} was filled;"
-                f" remove {folder}, and it is filled anew"
+                f"{path} differs from {source.path_of(name)}: the data set was rebuilt since the cache folder {folder}"
+                f" was filled; remove {folder}, and it is filled anew"
             )
-        Storage(config.path).write(name, content)
+        open_storage(config.path).write(name, content)
 
 
 def _json_object(content: bytes) -> bytes:
@@ -103,18 +105,15 @@ class RecordStream(Stream):
     def __init__(
         self,
         config: DatasetConfig,
-        patience: Patience | None = None,
+        policy: RetryPolicy | None = None,
         choose: int | None = None,
         index: ShardIndex | None = None,
     ) -> None:
         super().__init__(remote=config.remote, local=config.path, choose=choose, keep_zip=False)
         self.index = index or read_index(config.path)
-        self._patience = patience or Patience()
-        if config.remote is not None:
-            self._downloader = downloader_of(config.remote)
-            if config.remote.startswith("s3://"):
-                # Here once, or each loader process would spend a second on it.
-                importlib.import_module("boto3")
+        self._source = None if config.remote is None else open_source(config.remote, policy)
+        if self._source is not None:
+            self._source.import_client()  # here once, or each loader process would spend a second on it
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> ShardIndex:
         """The shards that the index lists."""
@@ -138,12 +137,12 @@ class RecordStream(Stream):
         # The library's own would leave a damaged shard in the cache, where every later attempt finds it.
         if shard.path.exists():
             return 0
-        if self.remote is None:
+        if self._source is None:
             content, growth = unpack_shard(shard), shard.raw_data.bytes
         else:
-            content, growth = self._bring(shard)
+            content, growth = self._bring(self._source, shard)
         try:
-            Storage(shard.dirname).write(shard.raw_data.basename, content)
+            open_storage(shard.dirname).write(shard.raw_data.basename, content)
         except StorageError as error:
             if self.remote is not None:
                 raise
@@ -156,7 +155,7 @@ class RecordStream(Stream):
             (Path(shard.dirname) / shard.zip_data.basename).unlink(missing_ok=True)
         return int(growth)
 
-    def _bring(self, shard: RecordReader) -> tuple[bytes, int]:
+    def _bring(self, source: Source, shard: RecordReader) -> tuple[bytes, int]:
         """Content of a shard of a remote set, and by how much the cache will have grown."""
         file = shard.zip_data or shard.raw_data
         cached = Path(shard.dirname) / file.basename
@@ -165,15 +164,7 @@ class RecordStream(Stream):
             growth -= file.bytes
             with contextlib.suppress(DamagedError, OSError):
                 return shard_content(shard, _stored(cached, file)), growth
-        content = fetch(
-            f"{self.remote.rstrip('/')}/{file.basename}",
-            self._patience,
-            partial(shard_content, shard),
-            limit=file.bytes,
-            folder=shard.dirname,
-            downloader=self._downloader,
-        )
-        return content, growth
+        return source.fetch(file.basename, partial(shard_content, shard), file.bytes), growth
 
 
 def _remove_if_broken(shard: RecordReader) -> None:
@@ -263,15 +254,15 @@ class RecordFolder(Sequence[Record]):
         self,
         config: DatasetConfig,
         cached_shards: int = 4,
-        patience: Patience | None = None,
+        policy: RetryPolicy | None = None,
         index: ShardIndex | None = None,
     ) -> None:
         """`index` is the set's where it has been read already."""
-        fetch_descriptions(config, patience)
+        fetch_descriptions(config, policy)
         self.info = DatasetInfo.read(config.path)
         self._shards = index or read_index(config.path)
         self._ends = np.cumsum(self._shards.samples, dtype=np.int64)
-        self._stream = None if config.remote is None else RecordStream(config, patience, index=self._shards)
+        self._stream = None if config.remote is None else RecordStream(config, policy, index=self._shards)
         self._cached_shards = cached_shards
         self._contents: OrderedDict[int, bytes] = OrderedDict()
 
@@ -319,6 +310,6 @@ class RecordFolder(Sequence[Record]):
         return _unpacked(shard) if raw.exists() else unpack_shard(shard)
 
 
-def open_records(config: DatasetConfig, patience: Patience | None = None) -> RecordFolder:
+def open_records(config: DatasetConfig, policy: RetryPolicy | None = None) -> RecordFolder:
     """Records of a data set by number, for evaluation."""
-    return RecordFolder(config, patience=patience)
+    return RecordFolder(config, policy=policy)

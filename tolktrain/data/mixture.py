@@ -33,9 +33,9 @@ from tolktrain.data.records import Record
 from tolktrain.data.sequences import sequence_rng
 from tolktrain.data.shared_memory import block_path, own_names, remove_lock_files
 from tolktrain.data.sharing import read_indexes
-from tolktrain.data.storage import Patience
 from tolktrain.errors import UserError
 from tolktrain.parallel.collectives import on_each_node, on_this_node
+from tolktrain.storage.retries import RetryPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -334,11 +334,11 @@ def _open_streams(config: DataConfig, plan: MixturePlan, multiple: int) -> tuple
                 f"data.cache_limit would delete shards of data.sets.{name}, which exist nowhere else; give that set a"
                 " remote (its present folder) and another path, or remove the limit"
             )
-    patience = Patience.of(config)
+    policy = RetryPolicy.of(config)
 
     def fetch() -> None:
         for name in plan.names:
-            fetch_descriptions(config.sets[name], patience)
+            fetch_descriptions(config.sets[name], policy)
 
     on_each_node(fetch)
     indexes = read_indexes([config.sets[name].path for name in plan.names])
@@ -346,7 +346,7 @@ def _open_streams(config: DataConfig, plan: MixturePlan, multiple: int) -> tuple
         _check_cache_limit(config.cache_limit, dict(zip(plan.names, indexes, strict=True)))
     counts = plan.counts([index.num_records for index in indexes], multiple)
     streams = [
-        RecordStream(config.sets[name], patience, count, index)
+        RecordStream(config.sets[name], policy, count, index)
         for name, count, index in zip(plan.names, counts, indexes, strict=True)
     ]
     return streams, counts

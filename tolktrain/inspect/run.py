@@ -16,7 +16,6 @@ from tolktrain.data.folder import RecordFolder
 from tolktrain.data.index import INDEX_FILE
 from tolktrain.data.records import DATASET_FILE, DatasetInfo, Record
 from tolktrain.data.sequences import Vocabulary, require_modalities
-from tolktrain.data.storage import scheme_of
 from tolktrain.errors import UserError
 from tolktrain.files.names import inside
 from tolktrain.files.reading import read_json
@@ -30,6 +29,7 @@ from tolktrain.inspect.statistics import Statistics
 from tolktrain.inspect.tables import print_header, print_statistics
 from tolktrain.inspect.tokenizers import Tokenizers, fetch_tokenizers, find_tokenizers
 from tolktrain.prepare.job.shards import check_record
+from tolktrain.storage.open import is_remote
 
 PICTURE_FILE, STATISTICS_FILE = "statistics.png", "statistics.json"
 
@@ -107,7 +107,7 @@ def _check_options(options: InspectOptions) -> None:
 
 def _open(options: InspectOptions, cache: Path) -> tuple[RecordFolder, Tokenizers]:
     """The records and tokenizers; what a remote set needs is fetched into `cache`."""
-    if scheme_of(options.path):
+    if is_remote(options.path):
         records = RecordFolder(DatasetConfig(path=str(cache / "shards"), remote=options.path.rstrip("/")))
         if options.text_tokenizer is None or options.speech_tokenizer is None:
             fetch_tokenizers(options.path, cache)

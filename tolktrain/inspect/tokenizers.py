@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tolktrain.data.records import Array, DatasetInfo
-from tolktrain.data.storage import Storage
 from tolktrain.errors import UserError
 from tolktrain.files.names import inside
 from tolktrain.files.reading import file_sha256
 from tolktrain.files.writing import write_synced
+from tolktrain.storage.open import open_storage
 from tolktrain.units.base import SpeechDecoder
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def fetch_tokenizers(address: str, folder: Path) -> None:
     parent = address.rstrip("/").rpartition("/")[0]
     if parent.endswith("/"):  # the data set is a whole bucket
         return
-    storage = Storage(parent)
+    storage = open_storage(parent)
     names = [name for part in (TEXT_FOLDER, SPEECH_FOLDER) for name in storage.names(f"{part}/")]
     if len(names) > _MOST_FILES:
         raise UserError(

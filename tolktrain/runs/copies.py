@@ -6,11 +6,13 @@ from pathlib import Path
 from tolktrain.checkpoint.bucket import Uploads, forget, restore
 from tolktrain.checkpoint.store import step_of
 from tolktrain.config import Config
-from tolktrain.data.storage import Patience, Storage
 from tolktrain.errors import UserError
 from tolktrain.runs.listing import find_sound
+from tolktrain.storage.base import Storage
+from tolktrain.storage.open import open_storage
+from tolktrain.storage.retries import RetryPolicy
 
-_PATIENCE = Patience(retries=5, timeout_seconds=60.0)
+_RETRIES = RetryPolicy(retries=5, timeout_seconds=60.0)
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ def storage_of(config: Config) -> Storage | None:
     if address is None:
         return None
     try:
-        return Storage(f"{address.rstrip('/')}/{config.run.name}", _PATIENCE)
+        return open_storage(f"{address.rstrip('/')}/{config.run.name}", _RETRIES)
     except UserError as error:
         raise UserError(f"checkpoint.upload: {error}") from None
 

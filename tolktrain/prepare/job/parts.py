@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.index import INDEX_FILE
 from tolktrain.data.records import Record, columns_of
-from tolktrain.data.storage import Storage
 from tolktrain.prepare.job.shards import Counts, ShardWriter, check_record
 from tolktrain.prepare.job.workers import Report
 from tolktrain.prepare.kind import Kind, Part
 from tolktrain.prepare.utterances import Failure
+from tolktrain.storage.base import Storage
 
 PARTS_FOLDER = "parts"
 

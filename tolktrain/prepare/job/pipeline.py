@@ -23,7 +23,6 @@ from tolktrain import __version__
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.index import INDEX_FILE, check_entries
 from tolktrain.data.records import DATASET_FILE, SCHEMA_VERSION
-from tolktrain.data.storage import Storage
 from tolktrain.errors import UserError
 from tolktrain.files.reading import parse_json
 from tolktrain.prepare.job.gpus import num_gpus, share_gpus, uses_models
@@ -36,6 +35,8 @@ from tolktrain.prepare.job.workers import Done, Progress, Report, run_tasks
 from tolktrain.prepare.kind import Kind, Part
 from tolktrain.prepare.kinds import make_kind, tokenizer_files
 from tolktrain.prepare.utterances import Failure
+from tolktrain.storage.base import Storage
+from tolktrain.storage.open import open_storage
 
 PREPARATION_FILE = "preparation.json"
 FAILURES_FILE = "failures.jsonl"
@@ -70,7 +71,7 @@ def prepare(
     """
     if "://" not in config.output:
         config = config.model_copy(update={"output": os.path.expanduser(config.output)})
-    storage = Storage(config.output)
+    storage = open_storage(config.output)
     narrator.say(f"reading {_source(config)}")
     kind = make_kind(_without_gpu(config), narrator.say)
     parts, rejected = kind.parts()
@@ -215,7 +216,7 @@ def _do(
     narrator.begin(sum(part.num_items for _, part in tasks), len(tasks))
     failed: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="tolktrain-prepare-") as folder, narrator:
-        place = Workplace(Storage(config.output), preparation, folder)
+        place = Workplace(open_storage(config.output), preparation, folder)
         processes = config.processes or _default_processes(config)
         events = run_tasks(partial(_worker, config, place), tasks, processes, preload=[__name__])
         with contextlib.closing(events):  # the processes end before their folder is removed
