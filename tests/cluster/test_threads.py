@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from played_ranks import KEY, Crowd
 
-from tolktrain.checkpoint.bucket import Uploads
 from tolktrain.checkpoint.retention import Retention
 from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.checkpoint.store import CheckpointStore
@@ -25,6 +24,7 @@ from tolktrain.cluster.watch.failures import Cause
 from tolktrain.cluster.watch.hub import Hub, Limits, briefly
 from tolktrain.prepare.recordings import audio_stream
 from tolktrain.runs.lease import Lease, LostLeaseError
+from tolktrain.runs.uploads import Uploads
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULT = "the memory is full"

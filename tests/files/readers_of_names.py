@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # for `corpora`
 from corpora import random_records, write_dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tolktrain.checkpoint.bucket import find_remote, restore, upload_files
 from tolktrain.checkpoint.manifest import digest_files, verify, write_manifest
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.store import CheckpointStore
@@ -43,6 +42,7 @@ from tolktrain.model.parameter_layout import canonical_state
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.prepare.job.pipeline import _read_part
 from tolktrain.prepare.recordings.manifest.folders import read_librispeech
+from tolktrain.runs.remote_checkpoints import find_remote, restore, upload_files
 from tolktrain.runs.rollbacks import carry_out
 from tolktrain.storage.base import Storage
 from tolktrain.storage.open import open_storage

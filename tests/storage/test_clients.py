@@ -161,7 +161,7 @@ def test_libraries_are_imported_when_they_are_needed() -> None:
     script = """
 import sys
 from tolktrain.storage.open import open_source, open_storage
-import tolktrain.checkpoint.bucket
+import tolktrain.runs.paths
 libraries = ["boto3", "botocore", "google.cloud.storage", "google.auth", "azure.core", "streaming", "huggingface_hub"]
 sources = [open_storage("s3://b/f"), open_storage("gs://b"), open_storage("azure://a.b/c"), open_source("hf://d/o/n")]
 open_storage("/tmp").read("nothing")

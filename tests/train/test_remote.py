@@ -9,10 +9,10 @@ import pytest
 import torch
 from small_runs import NUM_STEPS, StopAfter, read_metrics, small_config
 
-from tolktrain.checkpoint.bucket import find_remote
 from tolktrain.checkpoint.store import read_parameters
 from tolktrain.errors import UserError
 from tolktrain.runs.copies import storage_of, uploads_of
+from tolktrain.runs.remote_checkpoints import find_remote
 from tolktrain.storage.errors import StorageError
 from tolktrain.storage.folder import LocalFolder
 from tolktrain.train import open_run
@@ -43,7 +43,10 @@ def test_on_an_empty_disk_the_run_goes_on_the_same(
         train(small_config(tmp_path, sets, *overrides, "run.seed=3"))
     shutil.rmtree(run_dir)
     assert train(small_config(tmp_path, sets, *overrides)) == 0
-    assert f"going on from {run_dir}/checkpoints/step-00000005, taken from {tmp_path}/copies/small/step-" in caplog.text
+    assert (
+        f"continuing from {run_dir}/checkpoints/step-00000005, fetched from {tmp_path}/copies/small/step-"
+        in caplog.text
+    )
     assert read_metrics(run_dir) == read_metrics(uninterrupted)
     ours, theirs = (read_parameters(d / f"checkpoints/step-{NUM_STEPS:08d}") for d in (run_dir, uninterrupted))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -104,7 +107,7 @@ def test_copies_that_cannot_be_reached(
     config = small_config(tmp_path, sets, *overrides, "train.max_steps=5")
     with caplog.at_level(logging.WARNING):
         assert train(config) == 0
-    assert "the network is down; going on from step 5, which is here" in caplog.text
+    assert "the network is down; continuing from step 5, which is here" in caplog.text
     shutil.rmtree(tmp_path / "runs" / "small")
     with pytest.raises(UserError, match="checkpoint.upload: the network is down"):
         train(config)

@@ -3,11 +3,12 @@
 import logging
 from pathlib import Path
 
-from tolktrain.checkpoint.bucket import Uploads, forget, restore
 from tolktrain.checkpoint.store import step_of
 from tolktrain.config import Config
 from tolktrain.errors import UserError
 from tolktrain.runs.listing import find_sound
+from tolktrain.runs.remote_checkpoints import forget, restore
+from tolktrain.runs.uploads import Uploads
 from tolktrain.storage.base import Storage
 from tolktrain.storage.open import open_storage
 from tolktrain.storage.retries import RetryPolicy
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def storage_of(config: Config) -> Storage | None:
-    """Where the run's copies lie: a folder of its name below `checkpoint.upload`; None if nothing is copied.
+    """Where the run's copies are: a folder of its name below `checkpoint.upload`; None if nothing is copied.
 
     Raises UserError when that is no address.
     """
@@ -40,9 +41,9 @@ def uploads_of(config: Config) -> Uploads | None:
 
 
 def restore_newest(config: Config, run_dir: Path, token: int) -> None:
-    """Fetch the newest sound copy if the run's folder has no sound checkpoint of that step or later.
+    """Fetch the latest valid copy if the run's folder has no valid checkpoint of that step or later.
 
-    Raises UserError when the copies cannot be reached and the folder has no sound checkpoint, or see `restore`.
+    Raises UserError when the copies cannot be reached and the folder has no valid checkpoint, or see `restore`.
     """
     storage = storage_of(config)
     if storage is None:
@@ -56,11 +57,11 @@ def restore_newest(config: Config, run_dir: Path, token: int) -> None:
     except UserError as error:
         if not here:
             raise UserError(f"checkpoint.upload: {error}", by_machine=error.by_machine) from error
-        logger.warning("checkpoint.upload: %s; going on from step %d, which is here", error, here)
+        logger.warning("checkpoint.upload: %s; continuing from step %d, which is here", error, here)
 
 
 def forget_copies(config: Config) -> None:
-    """Let no later start go on from the copies of a run that starts anew."""
+    """Let no later start continue from the copies of a run that is restarted from step 0."""
     storage = storage_of(config)
     if storage is not None:
         forget(storage)

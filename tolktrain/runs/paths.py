@@ -5,6 +5,8 @@ from pathlib import Path
 
 from tolktrain.config import Config
 
+ROLLBACKS_FILE = "rollbacks.jsonl"  # also in copies of checkpoints
+
 
 @dataclass(frozen=True)
 class RunPaths:
@@ -30,7 +32,12 @@ class RunPaths:
     @property
     def rollbacks(self) -> Path:
         """One JSON object per rollback (`runs.rollbacks`)."""
-        return self.root / "rollbacks.jsonl"
+        return self.root / ROLLBACKS_FILE
+
+    @property
+    def needed_to_resume(self) -> tuple[Path, ...]:
+        """The files that a resumed run reads besides a checkpoint."""
+        return self.config, self.metrics, self.rollbacks
 
     @property
     def heartbeat(self) -> Path:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tolktrain.checkpoint.bucket import Uploads
 from tolktrain.checkpoint.retention import Retention
 from tolktrain.checkpoint.saver import CheckpointSaver, Fence
 from tolktrain.checkpoint.store import CheckpointStore
@@ -22,6 +21,7 @@ from tolktrain.parallel.layout import Layout
 from tolktrain.runs.copies import uploads_of
 from tolktrain.runs.folder import RunDirectory
 from tolktrain.runs.paths import RunPaths
+from tolktrain.runs.uploads import Uploads
 from tolktrain.train.process import dumping_to, logging_to
 from tolktrain.train.resume import Position, find_position
 

@@ -6,7 +6,7 @@ Usage: bucket_uploader.py ADDRESS FOLDER.
 import sys
 from pathlib import Path
 
-from tolktrain.checkpoint.bucket import Uploads
+from tolktrain.runs.uploads import Uploads
 from tolktrain.storage.open import open_storage
 
 if __name__ == "__main__":

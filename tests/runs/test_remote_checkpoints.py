@@ -12,9 +12,10 @@ import pytest
 from fault_proxy import FaultProxy
 from s3_server import S3Server
 
-from tolktrain.checkpoint.bucket import Uploads, complete, find_remote, forget, restore, upload_files
 from tolktrain.checkpoint.manifest import digest_files, verify, write_manifest
 from tolktrain.errors import UserError
+from tolktrain.runs.remote_checkpoints import complete, find_remote, forget, restore, upload_files
+from tolktrain.runs.uploads import Uploads
 from tolktrain.storage.base import Storage
 from tolktrain.storage.open import open_storage
 from tolktrain.storage.retries import RetryPolicy
@@ -124,7 +125,7 @@ def test_a_damaged_copy_is_named_and_refused(
     else:
         good = copies.read(victim) or b""
         copies.write(victim, good[:100] + b"!" + good[101:] if damage != "manifest of another" else b'{"files": {}}')
-    with pytest.raises(UserError, match="no sound checkpoint to go on from") as refused:
+    with pytest.raises(UserError, match="no valid checkpoint to continue from") as refused:
         restore(copies, tmp_path / "new", 0)
     assert copies.path_of(victim) in str(refused.value)
     assert os.listdir(tmp_path / "new" / "checkpoints") == []
