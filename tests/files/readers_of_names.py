@@ -28,7 +28,6 @@ from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.model import ModelConfig
 from tolktrain.data.folder import RecordFolder
-from tolktrain.errors import UserError
 from tolktrain.generate.inputs import read_entries
 from tolktrain.generate.prompts import read_prompts
 from tolktrain.inspect import run as inspect_run
@@ -44,7 +43,9 @@ from tolktrain.prepare.job.pipeline import _read_part
 from tolktrain.prepare.recordings.manifest.folders import read_librispeech
 from tolktrain.runs.remote_checkpoints import find_remote, restore, upload_files
 from tolktrain.runs.rollbacks import carry_out
-from tolktrain.storage.base import Storage
+from tolktrain.storage.address import parse_address
+from tolktrain.storage.errors import StorageError
+from tolktrain.storage.folder import LocalFolder
 from tolktrain.storage.open import open_storage
 from tolktrain.storage.retries import RetryPolicy
 from tolktrain.units.pretrained import model_digest
@@ -129,18 +130,19 @@ def _replace_sounds(folder: Path) -> object:
 
 
 def _fetch_tokenizers(folder: Path) -> object:
-    class Listing(Storage):
+    class Listing(LocalFolder):
         def names(self, prefix: str = "") -> list[str]:
             return ["text_tokenizer/" + (folder / "listing").read_bytes().decode("utf-8", "surrogatepass")]
 
         def read(self, name: str, *_: object) -> bytes | None:
             return b"content of a stranger"
 
-    original, inspect_tokenizers.Storage = inspect_tokenizers.Storage, Listing  # type: ignore[misc]
+    original = inspect_tokenizers.open_storage
+    inspect_tokenizers.open_storage = lambda address: Listing(parse_address(address), BRIEF)  # type: ignore[misc]
     try:
         return fetch_tokenizers("s3://bucket/list of its files/train", folder / "work")
     finally:
-        inspect_tokenizers.Storage = original  # type: ignore[misc]
+        inspect_tokenizers.open_storage = original
 
 
 # Models.
@@ -243,13 +245,11 @@ def _restore(folder: Path) -> object:
 
 
 def _restore_latest(folder: Path) -> object:
-    class Unlisted(Storage):
+    class Unlisted(LocalFolder):
         def names(self, prefix: str = "") -> list[str]:
-            error = UserError("listing is refused")
-            error.kind = "refused"  # type: ignore[attr-defined]
-            raise error
+            raise StorageError("listing is refused", "refused")
 
-    return restore(Unlisted(str(folder / "copies"), BRIEF), folder / "work" / "run", 0)
+    return restore(Unlisted(parse_address(str(folder / "copies")), BRIEF), folder / "work" / "run", 0)
 
 
 def _rollbacks(folder: Path) -> None:
