@@ -1,0 +1,27 @@
+"""A prepared set has the same bytes as in the last release."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from tolktrain.config.load import load_prepare_config
+from tolktrain.prepare.run import run
+
+RELEASED = Path(__file__).parent / "released_set"
+
+
+@pytest.mark.parametrize(("source", "name"), [("text", "stories"), ("recordings", "prompts")])
+def test_the_bytes_are_those_of_the_last_release(
+    source: str, name: str, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    run(load_prepare_config(RELEASED / f"{source}.yaml", [f"output={tmp_path / name}"]), task=None)
+    written = {
+        path.relative_to(tmp_path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (tmp_path / name).rglob("*")
+        if path.is_file() and path.parent.name != "parts" and path.name != "preparation.json"
+    }
+    lines = [line.split() for line in (RELEASED / "sha256sums.txt").read_text().splitlines()]
+    assert written == {path: digest for digest, path in lines if path.startswith(f"{name}/")}
+    assert any(path.endswith(".mds.zstd") for path in written)
