@@ -24,7 +24,6 @@ $(STAMP): setup.py constraints.txt launch/make_venv.sh
 pretrain: $(STAMP)
 	@$(WITH_VENV) bash launch/pretrain.sbatch configs/quickstart.yaml
 
-# Not `python -m pytest`: that puts this folder on the path, where kernels/ hides the library of that name.
 # Two at a time, file by file: many tests start processes of their own.
 test: $(STAMP)
 	@$(WITH_VENV) pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder

@@ -5,8 +5,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-# The folder is kernels/; as an import name that would collide with the Hugging Face library of that name.
-KERNELS = ["tolktrain_kernels", *(f"tolktrain_kernels.{name}" for name in find_packages(str(HERE / "kernels")))]
+# src/ holds a link for each import name, so that an editable install is one entry of sys.path. Where packages are
+# mapped one by one, setuptools installs a finder instead, which Python asks after sys.path: in the folder that holds a
+# clone it would take the clone itself, whose name is the package's, for a namespace package.
+# kernels/ is imported as tolktrain_kernels, because transformers imports a Hugging Face library named `kernels`. It has
+# no __init__.py: with one, it would hide that library from every script that starts in this folder.
+SOURCE = "src"
+KERNELS = "tolktrain_kernels"
 README = HERE / "README.md"
 
 setup(
@@ -25,8 +30,12 @@ setup(
         "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-    packages=[*find_packages(include=["tolktrain", "tolktrain.*"]), *KERNELS],
-    package_dir={"tolktrain_kernels": "kernels"},
+    packages=[
+        *find_packages(str(HERE / SOURCE)),
+        KERNELS,
+        *(f"{KERNELS}.{name}" for name in find_packages(str(HERE / SOURCE / KERNELS))),
+    ],
+    package_dir={"": SOURCE},
     package_data={"tolktrain": ["py.typed", "report/*.html"]},
     python_requires=">=3.10",
     install_requires=[

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import settings
 
 from tolktrain.cluster.environment import alone
-from tolktrain.source_root import hide_source_root
 
 sys.path.insert(0, str(Path(__file__).parent / "object_storage"))
 sys.path.insert(0, str(Path(__file__).parent / "disks"))
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 # Tests must not depend on who started pytest, reach for the network, or spread tiny tensors over threads. Set here,
 # before any test module imports torch or transformers.
-hide_source_root()
 _launched = dict(os.environ)
 os.environ.clear()
 os.environ.update(alone(_launched))

@@ -2,10 +2,7 @@
 
 import sys
 
-from tolktrain.source_root import hide_source_root
-
 if __name__ == "__main__":
-    hide_source_root()
     from tolktrain.cli import program
 
     sys.exit(program())

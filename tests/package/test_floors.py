@@ -12,7 +12,7 @@ FLOORS = {
     **dict.fromkeys(("cli", "__main__"), 4),
     **dict.fromkeys(("train", "evaluate", "benchmark", "generate", "inspect", "interop", "prepare", "report"), 3),
     **dict.fromkeys(("model", "checkpoint", "data"), 2),
-    **dict.fromkeys(("parallel", "units", "cluster", "config", "files", "errors", "source_root"), 1),
+    **dict.fromkeys(("parallel", "units", "cluster", "config", "files", "errors"), 1),
 }
 STRANGERS = {
     ("model", "data"),

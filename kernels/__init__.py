@@ -1,1 +1,0 @@
-"""Kernels of tolktrain, each beside its plain PyTorch twin. Imports nothing of tolktrain itself."""
