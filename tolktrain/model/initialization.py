@@ -2,15 +2,11 @@
 
 import hashlib
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tolktrain.model.parameter_layout import Shape, parameter_views
-
-if TYPE_CHECKING:
-    from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.model.parameter_layout import LayeredModel, Shape, parameter_views
 
 # Projections that write into the residual stream: 2 per layer, so their sum keeps its size with this factor.
 _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
@@ -38,7 +34,7 @@ def initial_value(name: str, shape: Shape, seed: int, std: float, num_layers: in
     return torch.empty(shape).normal_(0.0, scale, generator=name_generator(seed, name))
 
 
-def initialize_parameters(model: "SmolTolk", seed: int, skip: Collection[str] = ()) -> None:
+def initialize_parameters(model: LayeredModel, seed: int, skip: Collection[str] = ()) -> None:
     """Set every parameter, except those whose canonical names are all in `skip`."""
     sizes = model.architecture
     parameters = dict(model.named_parameters())

@@ -7,15 +7,13 @@ apart and together.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tolktrain.errors import UserError
-
-if TYPE_CHECKING:
-    from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.model.architecture import Architecture
 
 ParameterGroup = Literal["backbone", "pooling", "speech"]
 Shape = tuple[int, ...]
@@ -162,7 +160,21 @@ class PipelineLayer(nn.Module):
         raise NotImplementedError
 
 
-def parameter_views(model: "SmolTolk") -> dict[str, ParameterView]:
+class LayeredModel(nn.Module):
+    """A model as a list of pipeline layers, or the part of it that one rank holds."""
+
+    architecture: Architecture
+    share: TensorShare  # of each split tensor
+    layers: nn.ModuleDict  # `PipelineLayer`s by their place in the whole list
+
+    def __init__(self, architecture: Architecture, share: TensorShare) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.share = share
+        self.layers = nn.ModuleDict()
+
+
+def parameter_views(model: LayeredModel) -> dict[str, ParameterView]:
     """What each parameter of this process's layers holds, by its name; tied tables once, under their first name."""
     views: dict[str, ParameterView] = {}
     for index, layer in model.layers.items():
@@ -173,7 +185,7 @@ def parameter_views(model: "SmolTolk") -> dict[str, ParameterView]:
     return {name: views[name] for name in names}
 
 
-def canonical_shapes(model: "SmolTolk", with_copies: bool = False) -> dict[str, Shape]:
+def canonical_shapes(model: LayeredModel, with_copies: bool = False) -> dict[str, Shape]:
     """Whole shape of every canonical tensor of this process's layers, by name.
 
     `with_copies` adds tied tables that belong to another pipeline stage and are copied here.
@@ -182,7 +194,7 @@ def canonical_shapes(model: "SmolTolk", with_copies: bool = False) -> dict[str, 
     return {name: shape for view in views for name, shape in zip(view.names, view.shapes, strict=True)}
 
 
-def canonical_state(model: "SmolTolk") -> dict[str, Tensor]:
+def canonical_state(model: LayeredModel) -> dict[str, Tensor]:
     """Every parameter of a whole model under its canonical names, detached; may share memory with the model."""
     assert model.share.size == 1
     views = parameter_views(model)
@@ -192,7 +204,7 @@ def canonical_state(model: "SmolTolk") -> dict[str, Tensor]:
     return state
 
 
-def load_canonical(model: "SmolTolk", state: Mapping[str, Tensor]) -> None:
+def load_canonical(model: LayeredModel, state: Mapping[str, Tensor]) -> None:
     """Copy whole canonical tensors into a model; a rank takes its share of them.
 
     Raises:
@@ -203,7 +215,7 @@ def load_canonical(model: "SmolTolk", state: Mapping[str, Tensor]) -> None:
     copy_canonical(model, state)
 
 
-def copy_canonical(model: "SmolTolk", state: Mapping[str, Tensor]) -> None:
+def copy_canonical(model: LayeredModel, state: Mapping[str, Tensor]) -> None:
     """Copy those parameters of which `state` has every part; the others stay as they are."""
     views = parameter_views(model)
     with torch.no_grad():

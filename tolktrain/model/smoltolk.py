@@ -15,7 +15,7 @@ from tolktrain.model.heads import Heads, LossSums
 from tolktrain.model.initialization import initialize_parameters
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.layers import BackboneLayer, FinalNorm, InputAdapterLayer, LayerPooling, OutputAdapterLayer
-from tolktrain.model.parameter_layout import PipelineLayer, TensorShare, parameter_views
+from tolktrain.model.parameter_layout import LayeredModel, PipelineLayer, TensorShare, parameter_views
 from tolktrain.model.pipeline import pack_carrier, unpack_carrier
 from tolktrain.model.transformer import Block, megatron_config
 from tolktrain.parallel.layout import Layout, initialize
@@ -66,7 +66,7 @@ def build_layers(architecture: Architecture, layout: Layout, bounds: range | Non
     return layers
 
 
-class SmolTolk(nn.Module):
+class SmolTolk(LayeredModel):
     """The text-speech language model, or the part of it that one rank holds.
 
     Every part is computed for every micro batch, on no rows where there is nothing to do: one of text alone passes the
@@ -89,13 +89,11 @@ class SmolTolk(nn.Module):
             layout: of the ranks; a single process if None.
             bounds: places in the list of layers that this rank holds; all if None.
         """
-        super().__init__()
         layout = initialize() if layout is None else layout
+        super().__init__(architecture, TensorShare(layout.tensor_rank, layout.tensor_size))
         self._around_training: Callable[[], AbstractContextManager[None]] = nullcontext
-        self.architecture = architecture
-        self.share = TensorShare(layout.tensor_rank, layout.tensor_size)
         layers = build_layers(architecture, layout, bounds)
-        self.layers = nn.ModuleDict({str(index): layer for index, layer in layers.items()})
+        self.layers.update({str(index): layer for index, layer in layers.items()})
         for name, view in parameter_views(self).items():
             # What DeepSpeed counts once per tensor group in the gradient norm is what lacks this mark.
             self.get_parameter(name).tensor_model_parallel = view.dim is not None  # type: ignore[attr-defined]
