@@ -13,7 +13,7 @@ from tolktrain.checkpoint.manifest import DamagedCheckpointError, digest_files, 
 from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
 from tolktrain.report.checkpoints import show_checkpoints
-from tolktrain.runs.listing import find_sound, list_checkpoints
+from tolktrain.runs.listing import choose_checkpoint, list_checkpoints
 
 STATE = {
     "step": 20,
@@ -98,13 +98,13 @@ def test_exit_codes(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_the_newest_sound_one_is_found(run_dir: Path) -> None:
     passed_over: list[str] = []
-    assert find_sound(run_dir, tell=passed_over.append).name == "step-00000020"
+    assert choose_checkpoint(run_dir, tell=passed_over.append).name == "step-00000020"
     assert [re.findall(r"step-0*(\d+)/", text)[0] for text in passed_over] == ["40", "30"]
-    assert find_sound(run_dir, 3).name == "step-00000003"
+    assert choose_checkpoint(run_dir, 3).name == "step-00000003"
     with pytest.raises(DamagedCheckpointError, match="step-00000030/parameters/shard.safetensors"):
-        find_sound(run_dir, 30)
+        choose_checkpoint(run_dir, 30)
     with pytest.raises(UserError, match="no checkpoint of step 50; it has 3, 20, 30, 40"):
-        find_sound(run_dir, 50)
+        choose_checkpoint(run_dir, 50)
 
 
 @pytest.mark.parametrize("damage", ["no state", "another version", "no manifest"])

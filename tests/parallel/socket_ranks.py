@@ -25,7 +25,7 @@ from tolktrain.cluster.open_files import needed_files
 from tolktrain.cluster.watch.watchdog import Watch, collective_timeout
 from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import Layout, initialize
-from tolktrain.train.resume import find_sound
+from tolktrain.train.resume import latest_valid_checkpoint
 
 NUM_STEPS = 3
 
@@ -84,7 +84,7 @@ def rank_of(folder: Path, rank: int, tensor: int, pipeline: int) -> None:
         use(layout)
         rows = torch.full((1, 4), float(rank))
         saver.save(step, Snapshot({"weight": Slice(rows, (rank, 0), (layout.world_size, 4))}), {"step": step})
-    found = find_sound(store, layout)
+    found = latest_valid_checkpoint(store, layout)
     assert found is not None and found.name == f"step-{NUM_STEPS:08d}"
     answer = {"sockets": count_sockets(), "files": count_files(), "needed": needed_files(environment)}
     (folder / f"rank-{rank}.json").write_text(json.dumps(answer))

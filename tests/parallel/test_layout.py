@@ -47,7 +47,7 @@ for tensor, pipeline, data in ((2, 2, 2), (3, 4, 1)):
         check_same_groups(layout)
         replica = dist.get_process_group_ranks(layout.replica_group)
         assert len(replica) == tensor * pipeline and rank in replica
-        assert (layout.ends_group is not None) == (layout.is_first_stage or layout.is_last_stage)
+        assert (layout.ends_group is not None) == (layout.pipeline_rank in (0, pipeline - 1))
         shut_down()
     print(world_size)
 """

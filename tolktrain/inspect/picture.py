@@ -16,7 +16,7 @@ from tolktrain.files.printable import printable
 from tolktrain.inspect.statistics import Statistics
 
 INK, MUTED, GRID = "#1b1c1e", "#6b6e74", "#dcdee2"
-TEXT, SPEECH, BOTH = "#2b6cd4", "#d2571f", "#188a6c"
+TEXT, SPEECH = "#2b6cd4", "#d2571f"
 _STYLE = {
     "font.family": "sans-serif",
     "font.size": 9.5,

@@ -34,7 +34,7 @@ from tolktrain.files.writing import naming, sync_path, write_synced
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.parameter_layout import Shape, canonical_shapes, check_names_and_shapes, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
-from tolktrain.runs.listing import find_sound
+from tolktrain.runs.listing import choose_checkpoint
 
 ARCHITECTURE = "architecture.json"
 INDEX = "model.safetensors.index.json"
@@ -64,7 +64,7 @@ def export_weights(
     into = into.resolve()
     if into == Path.cwd() or (into.exists() and not (into.is_dir() and not any(into.iterdir()))):
         raise UserError(f"{into} exists and is not an empty folder, or the present one; name a new one")
-    folder = find_sound(run_dir, step, tell)
+    folder = choose_checkpoint(run_dir, step, tell)
     into.parent.mkdir(parents=True, exist_ok=True)
     aside = into.with_name(f".tmp-{into.name}-{os.getpid()}")
     aside.mkdir()

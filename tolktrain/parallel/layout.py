@@ -69,11 +69,6 @@ class Layout:
         """Whether this rank holds the embedding."""
         return self.pipeline_rank == 0
 
-    @property
-    def is_last_stage(self) -> bool:
-        """Whether this rank computes the loss."""
-        return self.pipeline_rank == self.pipeline_size - 1
-
     def describe(self) -> str:
         """Sizes in words: "8 processes on cuda: tensor 2 (sequence parallel), pipeline 2, data 2"."""
         processes = f"{self.world_size} process{'es' * (self.world_size > 1)} on {self.device.type}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from tolktrain.checkpoint.store import step_of
 from tolktrain.config import Config
 from tolktrain.errors import UserError
-from tolktrain.runs.listing import find_sound
+from tolktrain.runs.listing import choose_checkpoint
 from tolktrain.runs.remote_checkpoints import forget, restore
 from tolktrain.runs.uploads import Uploads
 from tolktrain.storage.base import Storage
@@ -49,7 +49,7 @@ def restore_newest(config: Config, run_dir: Path, token: int) -> None:
     if storage is None:
         return
     try:
-        here = step_of(find_sound(run_dir))
+        here = step_of(choose_checkpoint(run_dir))
     except UserError:
         here = 0
     try:

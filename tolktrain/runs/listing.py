@@ -76,8 +76,8 @@ def list_checkpoints(run_dir: Path, checksums: bool = False) -> list[Entry]:
     return sorted(entries, key=lambda entry: (entry.step, entry.folder.name))
 
 
-def find_sound(run_dir: Path, step: int | None = None, tell: Callable[[str], None] = lambda _: None) -> Path:
-    """The checkpoint of `step`, or the newest sound one; read and compared with its checksums.
+def choose_checkpoint(run_dir: Path, step: int | None = None, tell: Callable[[str], None] = lambda _: None) -> Path:
+    """The checkpoint of `step`, or the latest valid one; read by this process and compared with its checksums.
 
     `tell` is told of each damaged one that is passed over.
 

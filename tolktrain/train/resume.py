@@ -77,7 +77,7 @@ def find_position(
         carry_out(run_dir, store)
 
     on_rank_zero(layout.rank, tidy)
-    folder = find_sound(store, layout)
+    folder = latest_valid_checkpoint(store, layout)
 
     def settle() -> None:
         if folder is None:
@@ -91,8 +91,8 @@ def find_position(
     return folder
 
 
-def find_sound(store: CheckpointStore, layout: Layout, not_after: int | None = None) -> Path | None:
-    """The newest checkpoint (up to the step `not_after`) whose files are as they were written, or None; collective.
+def latest_valid_checkpoint(store: CheckpointStore, layout: Layout, not_after: int | None = None) -> Path | None:
+    """The latest checkpoint (up to the step `not_after`) whose files are as they were written, or None; collective.
 
     Every rank checks some of the files. Damaged ones are named in a warning.
     """

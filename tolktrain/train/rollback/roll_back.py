@@ -18,7 +18,7 @@ from tolktrain.runs.rollbacks import (
     write_rollbacks,
 )
 from tolktrain.train.open_run import OpenRun
-from tolktrain.train.resume import find_sound
+from tolktrain.train.resume import latest_valid_checkpoint
 from tolktrain.train.rollback.divergence import Incident
 from tolktrain.train.stages import StagePlan, plan_stages
 
@@ -39,9 +39,9 @@ def roll_back(config: Config, run: OpenRun, layout: Layout, plan: StagePlan, inc
     if len(rollbacks) >= config.train.guard.max_rollbacks:
         raise UserError(_given_up(run_dir, plan, incident, len(rollbacks)))
     good = incident.first_step - 1
-    folder = find_sound(store, layout, not_after=_first_suspect(config, plan, incident.first_step))
+    folder = latest_valid_checkpoint(store, layout, not_after=_first_suspect(config, plan, incident.first_step))
     # Better one that has learned from suspect data than none.
-    folder = folder or find_sound(store, layout, not_after=good)
+    folder = folder or latest_valid_checkpoint(store, layout, not_after=good)
     if folder is None and good >= min(config.checkpoint.every_steps, plan_stages(config)[0].last_step):
         raise UserError(
             f"training has diverged: {incident.reason}; no sound checkpoint of step {good} or before is left to go back"
