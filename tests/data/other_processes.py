@@ -28,11 +28,11 @@ from tolktrain.config.data import DatasetConfig, InterleavingConfig
 from tolktrain.data import checks, index, shared_memory, sharing
 from tolktrain.data.index import RecordReader
 from tolktrain.data.loader import validation_batches
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.data.sharing import read_indexes
 from tolktrain.errors import UserError
 from tolktrain.parallel import collectives
 from tolktrain.parallel.collectives import on_each_node, on_this_node
+from tolktrain.vocabulary import Vocabulary
 
 
 def server() -> ForkServerContext:

@@ -7,8 +7,8 @@ from corpora import TEXT_EOS, TEXT_VOCAB_SIZE
 from tolktrain.config import Config
 from tolktrain.data.batch import Batch
 from tolktrain.data.loader import StageLoader
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.data.skipping import SkippedSteps
+from tolktrain.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(TEXT_VOCAB_SIZE, TEXT_EOS, 50)
 NUM_CANONICAL_NODES = 4

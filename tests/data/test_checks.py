@@ -14,11 +14,11 @@ from corpora import describe, random_records, write_dataset
 from tolktrain.config import Config
 from tolktrain.data.checks import check_data
 from tolktrain.data.records import DatasetInfo
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.errors import UserError
 from tolktrain.units.load import describe_speech_tokenizer
 from tolktrain.units.logmel import LogMelTokenizer
 from tolktrain.units.mel import LogMelAnalysis
+from tolktrain.vocabulary import Vocabulary
 
 MakeConfig = Callable[..., Config]
 

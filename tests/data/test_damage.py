@@ -17,8 +17,9 @@ from tolktrain.config.data import DatasetConfig, InterleavingConfig
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import RecordFolder
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import Vocabulary, build_sequence, sequence_rng
+from tolktrain.data.sequences import build_sequence, sequence_rng
 from tolktrain.errors import UserError
+from tolktrain.vocabulary import Vocabulary
 
 RECORDS = random_records(12, words=12)
 ENDS = npst.arrays(np.uint32, st.integers(0, 5), elements=st.integers(0, 12))

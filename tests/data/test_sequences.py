@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.data.batch import collate
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import Sequence, Vocabulary, build_sequence, sequence_rng
+from tolktrain.data.sequences import Sequence, build_sequence, sequence_rng
 from tolktrain.errors import UserError
+from tolktrain.vocabulary import Vocabulary
 
 TEXT_SIZE, EOS = 2000, 0
 STRATEGIES: tuple[Strategy, ...] = ("speech", "text", "interleaved", "recognition", "synthesis")

@@ -12,12 +12,11 @@ from fault_proxy import FaultProxy
 from other_processes import check_sets, deal_out, fail_on_a_node, run_processes
 from s3_server import S3Server, free_port
 
-from tolktrain.config import Config
 from tolktrain.data.checks import check_data
 from tolktrain.data.index import identity_of, read_index
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.storage.base import Storage
 from tolktrain.storage.open import open_storage
+from tolktrain.vocabulary import Vocabulary
 
 MakeConfig = Callable[..., Config]
 DESCRIPTIONS = ("index.json", "dataset.json")

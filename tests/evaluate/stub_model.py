@@ -4,7 +4,7 @@ import numpy as np
 
 from tolktrain.data.batch import Batch
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import Vocabulary
+from tolktrain.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_vocab_size=100, text_eos=0, num_units=50)
 

@@ -8,7 +8,6 @@ from stub_model import VOCABULARY, random_nll, regular_record
 
 from tolktrain.data.batch import Batch
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.evaluate.choices import (
     DIRECTIONS,
     Trial,
@@ -19,6 +18,7 @@ from tolktrain.evaluate.choices import (
     mean_log_likelihoods,
 )
 from tolktrain.evaluate.losses import TokenNll
+from tolktrain.vocabulary import Vocabulary
 
 VOICES = ("anna", "ben")
 

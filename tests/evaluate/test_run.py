@@ -13,11 +13,11 @@ from tiny_run import tiny_tree, write_run
 
 from tolktrain.data.folder import open_records
 from tolktrain.data.loader import validation_batches
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.errors import UserError
 from tolktrain.evaluate.run import evaluate
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.runs.load_model import load_model
+from tolktrain.vocabulary import Vocabulary
 
 HELD_OUT = ("heldout_stories", "heldout_voices")
 

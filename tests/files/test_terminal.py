@@ -20,7 +20,6 @@ from rich.text import Text
 import tolktrain.files.terminal
 from tolktrain import cli
 from tolktrain.data.records import DatasetInfo, Record, SpeechInfo
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
 from tolktrain.inspect.sequences import print_sequence
@@ -33,6 +32,7 @@ from tolktrain.report import checkpoints
 from tolktrain.runs.listing import Entry
 from tolktrain.train.process import logging_to
 from tolktrain.units.__main__ import main as make_tokenizer
+from tolktrain.vocabulary import Vocabulary
 
 # Writes to the clipboard, sets the title by C1, clears the screen, turns the direction, and is Rich's markup and emoji.
 HOSTILE = "a\x1b]52;c;aGk=\x07b\x9d0;t\x9c\x1b[2J\u202e\u2066[bold][/x][link=file:///etc/passwd]:bomb:"

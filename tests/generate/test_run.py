@@ -13,12 +13,12 @@ import soundfile
 import yaml
 from small_disk import MakeDisk
 
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.errors import UserError
 from tolktrain.generate.run import generate
 from tolktrain.generate.sampling import Context
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.runs.load_model import load_model
+from tolktrain.vocabulary import Vocabulary
 
 
 def _change(run_dir: Path, change: Callable[[dict], None]) -> None:

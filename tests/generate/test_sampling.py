@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tolktrain.data.sequences import IntArray, Vocabulary
+from tolktrain.data.sequences import IntArray
 from tolktrain.generate.sampling import Context, Sampling, draw, sample_speech, sample_text
 from tolktrain.model.smoltolk import NextLogits
+from tolktrain.vocabulary import Vocabulary
 
 NUM_UNITS, EOS, PAD = 6, 6, 7
 TEXT = 9

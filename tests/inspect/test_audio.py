@@ -6,9 +6,9 @@ import numpy as np
 from corpora import TEXT_VOCAB_SIZE, random_record
 
 from tolktrain.config.data import InterleavingConfig
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.inspect.audio import speech_frames
 from tolktrain.inspect.spans import take_apart
+from tolktrain.vocabulary import Vocabulary
 
 SPANS = InterleavingConfig(text_words=(1, 6), speech_words=(3, 5))
 

@@ -6,11 +6,11 @@ from tokenizers import Tokenizer
 
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.files.terminal import Console
 from tolktrain.inspect.sequences import print_legend, print_sequence
 from tolktrain.inspect.spans import TakenApart, take_apart
 from tolktrain.inspect.tokenizers import TextReader
+from tolktrain.vocabulary import Vocabulary
 
 TWO_WORDS = InterleavingConfig(text_words=(2, 2), speech_words=(2, 2))
 Make = Callable[..., Record]

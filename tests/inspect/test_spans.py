@@ -9,8 +9,9 @@ from corpora import NUM_UNITS, TEXT_VOCAB_SIZE, random_record
 
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import Vocabulary, build_sequence, sequence_rng
+from tolktrain.data.sequences import build_sequence, sequence_rng
 from tolktrain.inspect.spans import DELAY, EOS, Part, parts_of, take_apart
+from tolktrain.vocabulary import Vocabulary
 
 SPANS = InterleavingConfig(text_words=(1, 6), speech_words=(1, 4))
 SPECIAL = {"prefix": 0, "prefix-end": 1, "switch": 2}

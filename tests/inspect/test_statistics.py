@@ -12,10 +12,11 @@ from corpora import NUM_UNITS, TEXT_VOCAB_SIZE, describe, random_records
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.data.batch import collate
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import Vocabulary, build_sequence, sequence_rng
+from tolktrain.data.sequences import build_sequence, sequence_rng
 from tolktrain.inspect.picture import save_picture
 from tolktrain.inspect.spans import take_apart
 from tolktrain.inspect.statistics import Statistics
+from tolktrain.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(TEXT_VOCAB_SIZE, 0, NUM_UNITS)
 

@@ -16,12 +16,12 @@ from tolktrain.checkpoint.slices import Slice
 from tolktrain.config import Config
 from tolktrain.data.batch import Batch
 from tolktrain.data.loader import StageLoader
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.train.batch_consistency import consistent_batches
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.optimizer import LearningRates
+from tolktrain.vocabulary import Vocabulary
 
 NUM_STEPS = 10
 VALIDATED_STEP = 4  # after which the pipeline sees batches of another shape

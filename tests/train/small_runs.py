@@ -24,8 +24,9 @@ from tolktrain.config import Config
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.config.load import load_config
 from tolktrain.data.batch import Batch, collate
-from tolktrain.data.sequences import Vocabulary, build_sequence, sequence_rng
+from tolktrain.data.sequences import build_sequence, sequence_rng
 from tolktrain.train.optimizer import LearningRates
+from tolktrain.vocabulary import Vocabulary
 
 SEQUENCE_LENGTH = 32
 TOKENS_PER_STEP = 8 * SEQUENCE_LENGTH

@@ -8,8 +8,9 @@ import numpy as np
 from tolktrain.config.data import InterleavingConfig
 from tolktrain.data.batch import Batch, collate
 from tolktrain.data.records import Array, Record
-from tolktrain.data.sequences import Sequence, Vocabulary, build_sequence, sequence_rng
+from tolktrain.data.sequences import Sequence, build_sequence, sequence_rng
 from tolktrain.errors import UserError
+from tolktrain.vocabulary import Vocabulary
 
 _TEXT_EOS = 0
 _WORDS_PER_UTTERANCE = 16

@@ -11,17 +11,17 @@ from typing import NamedTuple
 from streaming.base.hashing import get_hash
 
 from tolktrain.cluster.environment import ProcessEnvironment
-from tolktrain.config import Config
 from tolktrain.config.data import Strategy
 from tolktrain.data.folder import RecordFolder, fetch_descriptions
 from tolktrain.data.index import INDEX_FILE, RecordReader, ShardIndex, identity_of, read_index
 from tolktrain.data.records import DatasetInfo, columns_of
-from tolktrain.data.sequences import Vocabulary, require_modalities
+from tolktrain.data.sequences import require_modalities
 from tolktrain.errors import UserError
 from tolktrain.files.reading import file_sha256
 from tolktrain.parallel.collectives import on_each_node, told_by_all
 from tolktrain.storage.retries import RetryPolicy
 from tolktrain.units.load import describe_speech_tokenizer
+from tolktrain.vocabulary import Vocabulary
 
 HASHED_BYTES = 1 << 30
 """Sets above this size are hashed when their shards are first read, not before the run."""

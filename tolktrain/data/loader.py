@@ -19,10 +19,11 @@ from tolktrain.config.data import DatasetConfig, InterleavingConfig, Mixture, St
 from tolktrain.data.batch import Batch, collate
 from tolktrain.data.folder import RecordFolder, fetch_descriptions
 from tolktrain.data.mixture import MixturePlan, RecordMixture, Sample, Segment
-from tolktrain.data.sequences import Sequence, Vocabulary, build_sequence, sequence_rng
+from tolktrain.data.sequences import Sequence, build_sequence, sequence_rng
 from tolktrain.data.sharing import read_indexes
 from tolktrain.data.skipping import SkippedSteps
 from tolktrain.errors import UserError
+from tolktrain.vocabulary import Vocabulary
 
 PREFETCHED_BATCHES = 4
 """Micro batches that a loader process makes ahead."""

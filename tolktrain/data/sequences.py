@@ -13,44 +13,10 @@ import numpy.typing as npt
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.data.records import Array, Record
 from tolktrain.errors import UserError
+from tolktrain.vocabulary import Vocabulary
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The model's ids, text and speech apart."""
-
-    text_vocab_size: int  # text ids without specials
-    text_eos: int
-    num_units: int  # speech ids of one codebook without EOS and PAD
-    num_codebooks: int = 1
-
-    @property
-    def prefix_begin(self) -> int:
-        """Text-table id before the condition of a prefix task."""
-        return self.text_vocab_size
-
-    @property
-    def prefix_end(self) -> int:
-        """Text-table id between the condition and the target of a prefix task."""
-        return self.text_vocab_size + 1
-
-    @property
-    def switch(self) -> int:
-        """Text-table id at each change of modality in an interleaved sequence."""
-        return self.text_vocab_size + 2
-
-    @property
-    def speech_eos(self) -> int:
-        """Speech id that ends an utterance, in every codebook."""
-        return self.num_units
-
-    @property
-    def speech_pad(self) -> int:
-        """Speech id where the delay leaves a codebook empty; never a target."""
-        return self.num_units + 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,9 @@ import numpy as np
 
 from tolktrain.data.batch import Batch
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import Vocabulary, text_with_eos, units_with_eos
+from tolktrain.data.sequences import text_with_eos, units_with_eos
 from tolktrain.evaluate.ngram import UNKNOWN, Bigram, FloatArray, IntArray, fit, in_held_out_tenth
+from tolktrain.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def fit_baselines(records: Iterable[Record], vocabulary: Vocabulary) -> Baseline
             speech_held_out.append(held_out)
     return Baselines(
         text=fit(text, text_held_out, vocabulary.text_vocab_size) if text else None,
-        speech=tuple(fit(streams, speech_held_out, vocabulary.num_units + 1) for streams in speech)
+        # PAD, the last id, is never predicted.
+        speech=tuple(fit(streams, speech_held_out, vocabulary.speech_pad) for streams in speech)
         if speech_held_out
         else None,
     )

@@ -24,17 +24,10 @@ import numpy as np
 
 from tolktrain.data.batch import collate
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import (
-    IntArray,
-    SequenceWriter,
-    Vocabulary,
-    part_offsets,
-    sequence_rng,
-    text_with_eos,
-    units_with_eos,
-)
+from tolktrain.data.sequences import IntArray, SequenceWriter, part_offsets, sequence_rng, text_with_eos, units_with_eos
 from tolktrain.data.sequences import Sequence as TokenSequence
 from tolktrain.evaluate.losses import TokenNll
+from tolktrain.vocabulary import Vocabulary
 
 DIRECTIONS = ("text_to_text", "text_to_speech", "speech_to_text", "speech_to_speech")
 CONFIDENCE = 0.95

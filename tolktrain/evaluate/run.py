@@ -15,7 +15,7 @@ from tolktrain.data.batch import Batch
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import open_records
 from tolktrain.data.loader import validation_batches
-from tolktrain.data.sequences import Vocabulary, require_modalities
+from tolktrain.data.sequences import require_modalities
 from tolktrain.errors import UserError
 from tolktrain.evaluate.baselines import Baselines, fit_baselines
 from tolktrain.evaluate.choices import DIRECTIONS, choose, draw_trials
@@ -26,6 +26,7 @@ from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import replace_file
 from tolktrain.runs.load_model import load_model
 from tolktrain.runs.paths import RunPaths
+from tolktrain.vocabulary import Vocabulary
 
 FORMAT = 1
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tolktrain.config import Config
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import RecordFolder, open_records
-from tolktrain.data.sequences import IntArray, Vocabulary
+from tolktrain.data.sequences import IntArray
 from tolktrain.errors import UserError
 from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import write_synced, write_wav
@@ -28,6 +28,7 @@ from tolktrain.runs.load_model import load_model
 from tolktrain.runs.paths import RunPaths
 from tolktrain.units.base import SpeechDecoder, collapse, expand
 from tolktrain.units.load import load_speech_decoder
+from tolktrain.vocabulary import Vocabulary
 
 _MOST_TEXT_TOKENS = 60
 _TEXT_UTTERANCES = 2

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tolktrain.data.sequences import BoolArray, IntArray, SequenceWriter, Vocabulary
+from tolktrain.data.sequences import BoolArray, IntArray, SequenceWriter
 from tolktrain.model.smoltolk import NextLogits
+from tolktrain.vocabulary import Vocabulary
 
 NextLogitsOf = Callable[[Tensor, Tensor, Tensor], NextLogits]
 """tokens int64 [B, K, T], speech_in bool [B, T], lengths int64 [B] -> logits of what follows position lengths - 1."""

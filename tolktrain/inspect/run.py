@@ -15,7 +15,7 @@ from tolktrain.config.data import DatasetConfig, InterleavingConfig, Strategy
 from tolktrain.data.folder import RecordFolder
 from tolktrain.data.index import INDEX_FILE
 from tolktrain.data.records import DATASET_FILE, DatasetInfo, Record
-from tolktrain.data.sequences import Vocabulary, require_modalities
+from tolktrain.data.sequences import require_modalities
 from tolktrain.errors import UserError
 from tolktrain.files.names import inside
 from tolktrain.files.reading import read_json
@@ -30,6 +30,7 @@ from tolktrain.inspect.tables import print_header, print_statistics
 from tolktrain.inspect.tokenizers import Tokenizers, fetch_tokenizers, find_tokenizers
 from tolktrain.prepare.job.shards import check_record
 from tolktrain.storage.open import is_remote
+from tolktrain.vocabulary import Vocabulary
 
 PICTURE_FILE, STATISTICS_FILE = "statistics.png", "statistics.json"
 

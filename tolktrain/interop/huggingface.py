@@ -12,11 +12,12 @@ from tolktrain.config.model import ModelConfig
 from tolktrain.errors import UserError
 from tolktrain.files.names import files_inside
 from tolktrain.files.reading import TABLE_BYTES, read_json, require_regular
-from tolktrain.model.architecture import SPECIAL_TEXT_IDS, Architecture
+from tolktrain.model.architecture import Architecture
 from tolktrain.model.initialization import initial_value, initialize_parameters
 from tolktrain.model.llama import backbone_folder
 from tolktrain.model.parameter_layout import Shape, canonical_shapes, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.vocabulary import SPECIAL_TEXT_IDS
 
 _INDEX = "model.safetensors.index.json"
 _TEXT_TABLE, _TEXT_HEAD = "text_embedding.weight", "text_head.weight"

@@ -6,15 +6,14 @@ from typing import Any, Literal
 from tolktrain.config.model import LayerPooling, ModelConfig
 from tolktrain.errors import UserError
 from tolktrain.model.llama import RopeScaling, read_llama_config
+from tolktrain.vocabulary import SpecialIds
 
 # Of the input adapter: inside runs of speech, or as the published training code computes it (see published_mask.py).
 AdapterAttention = Literal["runs", "published"]
 
-SPECIAL_TEXT_IDS = 3  # prefix-begin, prefix-end, switch: rows of the text table that are never predicted
-
 
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(SpecialIds):
     """A SmolTolk (arXiv 2503.06211, section 3): a Llama-family backbone and the speech parts around it."""
 
     hidden_size: int  # D
@@ -36,26 +35,6 @@ class Architecture:
     residual: bool
     rope_scaling: RopeScaling | None = None
     adapter_attention: AdapterAttention = "runs"
-
-    @property
-    def speech_vocab_size(self) -> int:
-        """V_s: units, EOS and PAD."""
-        return self.num_units + 2
-
-    @property
-    def speech_eos(self) -> int:
-        """Id that ends a stretch of speech at an utterance's end."""
-        return self.num_units
-
-    @property
-    def speech_pad(self) -> int:
-        """Id of a codebook that has nothing to say at a position (delayed codebooks); never scored."""
-        return self.num_units + 1
-
-    @property
-    def text_table_size(self) -> int:
-        """Rows of the text table: V_t and the special ids."""
-        return self.text_vocab_size + SPECIAL_TEXT_IDS
 
     @property
     def static_pooling(self) -> bool:

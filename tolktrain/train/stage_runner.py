@@ -16,7 +16,6 @@ from tolktrain.config.data import Strategy
 from tolktrain.config.deepspeed import zero_stage
 from tolktrain.data.batch import Batch
 from tolktrain.data.loader import StageLoader, validation_batches
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.runs.rollbacks import Rollback, skipped_steps
@@ -27,6 +26,7 @@ from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.resume import Position
 from tolktrain.train.rollback.divergence import Incident
 from tolktrain.train.stages import StagePlan
+from tolktrain.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

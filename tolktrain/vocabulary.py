@@ -1,0 +1,57 @@
+"""The ids of the model: those of text and of speech, and which special ones follow them."""
+
+from dataclasses import dataclass
+
+SPECIAL_TEXT_IDS = 3  # prefix-begin, prefix-end, switch: rows of the text table that are never predicted
+
+
+class SpecialIds:
+    """Where special ids are, for whatever knows the sizes of the two id spaces."""
+
+    text_vocab_size: int  # V_t, without the special ids
+    num_units: int  # speech ids of one codebook, without EOS and PAD
+
+    @property
+    def prefix_begin(self) -> int:
+        """Text-table id before the condition of a prefix task."""
+        return self.text_vocab_size
+
+    @property
+    def prefix_end(self) -> int:
+        """Text-table id between the condition and the target of a prefix task."""
+        return self.text_vocab_size + 1
+
+    @property
+    def switch(self) -> int:
+        """Text-table id at each change of modality in an interleaved sequence."""
+        return self.text_vocab_size + 2
+
+    @property
+    def text_table_size(self) -> int:
+        """Rows of the text table: V_t and the special ids."""
+        return self.text_vocab_size + SPECIAL_TEXT_IDS
+
+    @property
+    def speech_eos(self) -> int:
+        """Speech id that ends an utterance, in every codebook."""
+        return self.num_units
+
+    @property
+    def speech_pad(self) -> int:
+        """Speech id where the delay leaves a codebook empty; never scored."""
+        return self.num_units + 1
+
+    @property
+    def speech_vocab_size(self) -> int:
+        """V_s: units, EOS and PAD."""
+        return self.num_units + 2
+
+
+@dataclass(frozen=True)
+class Vocabulary(SpecialIds):
+    """The ids that sequences are made of, text and speech apart."""
+
+    text_vocab_size: int
+    text_eos: int
+    num_units: int
+    num_codebooks: int = 1
