@@ -1,6 +1,6 @@
 # make pretrain   train, evaluate and hear the quickstart model
 # make test       run every test that needs no GPU
-# make lint       formatting, lint and types
+# make lint       formatting, lint, layers of imports, and types
 # make clean      remove .venv and caches; runs/ stays
 #
 # PYTHON=/path/to/python3 chooses the interpreter (3.10 to 3.12) that .venv is made with.
@@ -31,6 +31,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	@$(WITH_VENV) ruff format --check .
 	@$(WITH_VENV) ruff check .
+	@$(WITH_VENV) python tools/check_layers.py
 	@$(WITH_VENV) mypy
 
 format: $(STAMP)

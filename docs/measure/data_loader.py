@@ -34,8 +34,8 @@ import torch
 from tolktrain.config import Config
 from tolktrain.data.loader import StageLoader
 from tolktrain.data.records import Record, SpeechInfo, TextInfo
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.prepare.job.shards import write_dataset
+from tolktrain.vocabulary import Vocabulary
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "object_storage"))
 

@@ -26,11 +26,11 @@ from tolktrain.config.load import load_config
 from tolktrain.data.batch import Batch
 from tolktrain.data.loader import validation_batches
 from tolktrain.data.records import DatasetInfo
-from tolktrain.data.sequences import Vocabulary
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.optimizer import LearningRates
+from tolktrain.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = LearningRates(2e-3, 2e-3)
