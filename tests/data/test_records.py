@@ -11,7 +11,7 @@ from small_disk import MakeDisk
 
 from tolktrain.config.data import DatasetConfig
 from tolktrain.data.folder import open_records
-from tolktrain.data.records import COLUMNS, DatasetInfo, Record, columns_of
+from tolktrain.data.records import DatasetInfo, Record, columns_of
 from tolktrain.errors import UserError
 
 KINDS = (
@@ -54,7 +54,7 @@ def test_round_trip_over_shards(tmp_path: Path, options: dict[str, bool], packed
 
 
 def test_columns_need_no_pickles() -> None:
-    assert set(COLUMNS.values()) == {"str", "ndarray:uint16", "ndarray:uint32"}
+    assert set(columns_of().values()) == {"str", "ndarray:uint16", "ndarray:uint32"}
     assert columns_of(speech=False, aligned=False).keys() == {"id", "source", "text_ids", "utterance_text_ends"}
 
 

@@ -43,10 +43,6 @@ def columns_of(text: bool = True, speech: bool = True, aligned: bool = True) -> 
     return columns | (_TEXT if text else {}) | (_SPEECH if speech else {}) | (_ALIGNMENT if aligned else {})
 
 
-COLUMNS: Mapping[str, str] = MappingProxyType(columns_of())
-"""MDS columns of a set with text, speech and word alignment."""
-
-
 @dataclass(frozen=True, eq=False)
 class Record:
     """One passage: consecutive utterances of one source.
