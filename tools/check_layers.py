@@ -27,6 +27,7 @@ LAYERS: Layers = {
     "core": ("model", "data", "runs", "checkpoint"),
     "ground": (
         "parallel",
+        "storage",
         "units",
         "cluster",
         "cluster.health",

@@ -12,6 +12,7 @@ from fault_proxy import FaultProxy
 from other_processes import check_sets, deal_out, fail_on_a_node, run_processes
 from s3_server import S3Server, free_port
 
+from tolktrain.config import Config
 from tolktrain.data.checks import check_data
 from tolktrain.data.index import identity_of, read_index
 from tolktrain.storage.base import Storage

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from streaming.base.hashing import get_hash
 
 from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.config import Config
 from tolktrain.config.data import Strategy
 from tolktrain.data.folder import RecordFolder, fetch_descriptions
 from tolktrain.data.index import INDEX_FILE, RecordReader, ShardIndex, identity_of, read_index
