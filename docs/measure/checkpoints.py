@@ -39,6 +39,7 @@ from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.optimizer import LearningRates
 from tolktrain.train.process import set_threads
+from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.train.resume import Position
 
 SETS, STEPS = 5, 2
@@ -83,7 +84,8 @@ def write(folder: Path, overrides: list[str]) -> None:
     """Time steps and checkpoints."""
     config, layout = configured(overrides)
     model_builder = ModelBuilder.of(config)
-    engine = model_builder.start(model_builder.build(layout, None), config.train.stages[-1], layout)
+    settings = ResolvedSettings.of(config, model_builder.architecture, layout)
+    engine = model_builder.start(model_builder.build(layout, None, settings), config.train.stages[-1], layout, settings)
     batches = make_batches(config, layout, model_builder.architecture.text_vocab_size)
     store = CheckpointStore(folder / "checkpoints")
     if layout.rank == 0:
@@ -172,10 +174,11 @@ def read(folder: Path, overrides: list[str]) -> None:
     model_builder = ModelBuilder.of(config)
     warm_up(config, layout)
     stage = config.train.stages[-1]
+    settings = ResolvedSettings.of(config, model_builder.architecture, layout)
 
     def resume() -> Engine:
-        model = model_builder.build(layout, newest)
-        return model_builder.start(model, stage, layout, position, is_inside=True)
+        model = model_builder.build(layout, newest, settings)
+        return model_builder.start(model, stage, layout, settings, position, is_inside=True)
 
     engine, before, peak, after = watched(resume)
     figures = torch.tensor([peak - before, after - before], dtype=torch.float64)
@@ -193,7 +196,8 @@ def warm_up(config: Config, layout: Layout) -> None:
     """Whatever libraries allocate once."""
     small = config.model_copy(update={"model": config.model.model_copy(update={"backbone": _tiny(config)})})
     model_builder = ModelBuilder.of(small)
-    model_builder.start(model_builder.build(layout, None), small.train.stages[-1], layout).close()
+    settings = ResolvedSettings.of(small, model_builder.architecture, layout)
+    model_builder.start(model_builder.build(layout, None, settings), small.train.stages[-1], layout, settings).close()
 
 
 def _tiny(config: Config) -> object:

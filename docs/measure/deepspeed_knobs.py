@@ -30,6 +30,7 @@ from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.optimizer import LearningRates
+from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,9 @@ def make_engine(layout: Layout, settings: Settings, precision: str, num_micro_ba
         ]
         config = load_config(ROOT / "configs" / "quickstart.yaml", overrides)
         model_builder = ModelBuilder.of(config)
-        return model_builder.start(model_builder.build(layout, None), config.train.stages[-1], layout), config
+        settings = ResolvedSettings.of(config, model_builder.architecture, layout)
+        model = model_builder.build(layout, None, settings)
+        return model_builder.start(model, config.train.stages[-1], layout, settings), config
 
 
 def make_batches(config: Config, layout: Layout, num_micro_batches: int) -> list[Batch]:

@@ -19,6 +19,7 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.step import StepCounts, StepFlops, step_flops
 from tolktrain.parallel.layout import initialize
 from tolktrain.train.optimizer import LearningRates
+from tolktrain.train.resolved import ResolvedSettings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = [
@@ -82,7 +83,8 @@ def test_a_stage_with_a_frozen_backbone_in_bf16(tmp_path: Path) -> None:
 def test_both_forms_train_alike() -> None:
     config = load_config(CONFIGS / "bench" / "cpu.yaml", [*TINY, "train.global_batch_size=2"])
     architecture, stage = Architecture.from_config(config.model), config.train.stages[-1]
-    setting = Setting(config, architecture, stage, initialize(), LearningRates(1e-3, 2e-3))
+    settings = ResolvedSettings.of(config, architecture, initialize())
+    setting = Setting(config, architecture, stage, initialize(), LearningRates(1e-3, 2e-3), settings)
     losses = []
     for runner in (EngineRunner(setting), PublishedRunner(setting)):
         losses.append([runner.step(batches).loss for batches in _steps(architecture)])

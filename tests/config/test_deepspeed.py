@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tolktrain.config.deepspeed import build_deepspeed_config
+from tolktrain.config.deepspeed import read_deepspeed_file, resolve_deepspeed
 from tolktrain.config.load import load_config
 from tolktrain.errors import UserError
 
@@ -25,7 +25,8 @@ def build(small: Path) -> Build:
         if settings is not None:
             Path("ds.json").write_text(settings if isinstance(settings, str) else json.dumps(settings))
             overrides = (*overrides, "deepspeed.config=ds.json")
-        return build_deepspeed_config(load_config(small, overrides), data_ranks)
+        config = load_config(small, overrides)
+        return resolve_deepspeed(config, read_deepspeed_file(config), data_ranks).copy()
 
     return make
 

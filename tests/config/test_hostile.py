@@ -154,11 +154,12 @@ def test_what_is_written_is_read_back(tmp_path: Path, text: str) -> None:
     ids=["deep", "less deep", "digits", "huge", "endless", "twice among many", "large"],
 )
 def test_settings_of_deepspeed(small: Path, mistakes_of: Mistakes, content: str, message: str) -> None:
-    from tolktrain.config.deepspeed import build_deepspeed_config
+    from tolktrain.config.deepspeed import read_deepspeed_file, resolve_deepspeed
     from tolktrain.config.load import load_config
 
     Path("ds.json").write_text(content)
+    config = load_config(small, ["deepspeed.config=ds.json"])
     with pytest.raises(UserError) as caught:
-        build_deepspeed_config(load_config(small, ["deepspeed.config=ds.json"]), 1)
+        resolve_deepspeed(config, read_deepspeed_file(config), 1)
     assert message in str(caught.value) and len(str(caught.value)) < 1_000
     assert json.dumps(str(caught.value))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tolktrain.config.deepspeed import build_deepspeed_config
+from tolktrain.config.deepspeed import read_deepspeed_file, resolve_deepspeed
 from tolktrain.config.load import load_config, load_prepare_config
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.layers import activation_bytes, layer_flops
@@ -18,7 +18,8 @@ RUNNABLE = [*sorted(CONFIGS.glob("*.yaml")), *sorted((CONFIGS / "ablations").glo
 def test_every_configuration_loads_and_is_short(file: Path) -> None:
     config = load_config(file)
     assert config.run.name == file.stem
-    assert build_deepspeed_config(config, data_parallel_size=1)["train_batch_size"] == config.train.global_batch_size
+    settings = resolve_deepspeed(config, read_deepspeed_file(config), data_parallel_size=1)
+    assert settings.entries["train_batch_size"] == config.train.global_batch_size
     assert len(file.read_text().splitlines()) < 100
 
 
@@ -51,7 +52,7 @@ def test_the_published_recipe(name: str, backbone: str, rates: tuple[float, floa
     )
     assert (adapter.schedule.decay_steps, adapter.schedule.final_fraction, joint.schedule.decay_steps) == (200, 0.1, 0)
     # One node of eight GPUs must be able to hold the global batch.
-    assert build_deepspeed_config(config, data_parallel_size=8)["gradient_accumulation_steps"] > 1
+    assert resolve_deepspeed(config, read_deepspeed_file(config), data_parallel_size=8).accumulation_steps > 1
 
 
 @pytest.mark.parametrize("name", ["smoltolk-150m", "smoltolk-400m", "smoltolk-2b"])

@@ -27,6 +27,7 @@ from tolktrain.parallel.layout import Layout, initialize, release_groups
 from tolktrain.train.deepspeed import module
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.model_builder import ModelBuilder
+from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.train.run import train
 
 OFFLOAD = "offload.json"
@@ -86,9 +87,11 @@ def run_case(bad: Bad, folder: Path, sets: Path) -> dict[str, Any]:
     parallel = config.parallel
     layout = initialize(parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.sequence_parallel)
     model_builder = ModelBuilder.of(config)
+    settings = ResolvedSettings.of(config, model_builder.architecture, layout)
     snapshots, skipped, updates = [], [], []
     for seeds in ((0, 1, 2), (0, 2)):
-        engine = model_builder.start(model_builder.build(layout, None), config.train.stages[2], layout)
+        model = model_builder.build(layout, None, settings)
+        engine = model_builder.start(model, config.train.stages[2], layout, settings)
         for seed in seeds:
             batches = cut_batch(make_batch(MIXED, seed), 4)[layout.data_rank :: layout.data_size]
             if seed == 1:

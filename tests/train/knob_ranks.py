@@ -17,6 +17,7 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
 from tolktrain.train.deepspeed.engine import Engine
+from tolktrain.train.resolved import ResolvedSettings
 
 NUM_STEPS = 2
 RESULTS = ("text_nll", "speech_nll", "entropy", "grad_norm")
@@ -94,7 +95,9 @@ def run_steps(folder: Path, sets: Path, settings: dict[str, Any], precision: str
     file.write_text(json.dumps(settings))
     overrides = ("train.micro_batch_size=2", f"train.precision={precision}", "deepspeed.zero_stage=null")
     config = small_config(folder, sets, *overrides, f"deepspeed.config={file}")
-    engine = Engine(SmolTolk(Architecture.from_config(config.model), seed=0), config.train.stages[2], config, layout)
+    model = SmolTolk(Architecture.from_config(config.model), seed=0)
+    settings = ResolvedSettings.of(config, model.architecture, layout)
+    engine = Engine(model, config.train.stages[2], config, layout, settings)
     results, gradients = [], {}
     for seed in range(NUM_STEPS):
         mine = cut_batch(make_batch(MIXED, seed), 4)[layout.data_rank :: layout.data_size]

@@ -21,6 +21,7 @@ from tolktrain.train.batch_consistency import consistent_batches
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.optimizer import LearningRates
+from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.vocabulary import Vocabulary
 
 NUM_STEPS = 10
@@ -129,7 +130,8 @@ def run(case: Case, folder: Path, sets: Path) -> Outcome:
     layout = initialize(parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.sequence_parallel)
     model_builder = ModelBuilder.of(config)
     stage = config.train.stages[case.stage]
-    engine = model_builder.start(model_builder.build(layout, None), stage, layout)
+    settings = ResolvedSettings.of(config, model_builder.architecture, layout)
+    engine = model_builder.start(model_builder.build(layout, None, settings), stage, layout, settings)
     outcome = Outcome(layout.data_rank, [], [], [], [], {}, {}, {})
     vocabulary = Vocabulary(TEXT_VOCAB_SIZE, 0, NUM_UNITS, config.model.speech.num_codebooks)
     ranks = {"data_rank": layout.data_rank, "data_size": layout.data_size}

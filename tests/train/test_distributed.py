@@ -25,6 +25,7 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
 from tolktrain.train.deepspeed.engine import Engine
+from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.train.run import train
 
 
@@ -41,9 +42,9 @@ def test_steps_equal_those_of_one_process(two_ranks: Path, tmp_path: Path, sets:
     zero_stage, precision, strategies = ENGINE_CASES[name]
     tolerance = 1e-5 if precision == "fp32" else 1e-2
     config = small_config(tmp_path, sets, *case_overrides(zero_stage % 3, precision, micro_batch_size=2))
-    engine = Engine(
-        SmolTolk(Architecture.from_config(config.model), seed=0), config.train.stages[2], config, initialize()
-    )
+    model = SmolTolk(Architecture.from_config(config.model), seed=0)
+    settings = ResolvedSettings.of(config, model.architecture, initialize())
+    engine = Engine(model, config.train.stages[2], config, initialize(), settings)
     for seed, other in enumerate(json.loads((two_ranks / f"{name}.json").read_text())):
         result = engine.train_step(cut_batch(make_batch(strategies, seed), 4), RATES)
         assert list(result.counts) == other["counts"]

@@ -22,6 +22,7 @@ from tolktrain.model.parameter_layout import canonical_state, load_canonical
 from tolktrain.model.smoltolk import SmolTolk, loss_from_sums
 from tolktrain.parallel.layout import initialize
 from tolktrain.train.deepspeed.engine import Engine, StepResult
+from tolktrain.train.resolved import ResolvedSettings
 
 SCALE_OF_ENTROPY = 0.5
 Make = Callable[..., tuple[Engine, Config]]
@@ -35,7 +36,8 @@ def make(tmp_path: Path, sets: Path) -> Make:
         weight = f"model.speech.entropy_weight={SCALE_OF_ENTROPY}"
         config = small_config(tmp_path, sets, "train.micro_batch_size=8", weight, *overrides)
         model = SmolTolk(Architecture.from_config(config.model), seed=0) if model is None else model
-        return Engine(model, config.train.stages[stage], config, initialize()), config
+        settings = ResolvedSettings.of(config, model.architecture, initialize())
+        return Engine(model, config.train.stages[stage], config, initialize(), settings), config
 
     return make
 

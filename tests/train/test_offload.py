@@ -18,6 +18,7 @@ from tolktrain.model.parameter_layout import load_canonical
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
 from tolktrain.train.deepspeed.engine import Engine
+from tolktrain.train.resolved import ResolvedSettings
 
 Make = Callable[..., Engine]
 BY_STAGE = pytest.mark.parametrize("zero_stage", [1, 2, 3])
@@ -39,7 +40,8 @@ def make(tmp_path: Path, sets: Path) -> Make:
         overrides = ("train.micro_batch_size=2", f"train.precision={precision}", "deepspeed.zero_stage=null")
         config = small_config(tmp_path, sets, *overrides, f"deepspeed.config={file}")
         model = SmolTolk(Architecture.from_config(config.model), seed=0) if model is None else model
-        return Engine(model, config.train.stages[stage], config, initialize())
+        settings = ResolvedSettings.of(config, model.architecture, initialize())
+        return Engine(model, config.train.stages[stage], config, initialize(), settings)
 
     return make
 

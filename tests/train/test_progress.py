@@ -10,7 +10,7 @@ from small_runs import small_config
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.train.callbacks.progress import Display
-from tolktrain.train.kernels import choose_kernels
+from tolktrain.train.resolved import choose_kernels
 
 
 def test_the_header_names_the_kernels(tmp_path: Path, sets: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.deepspeed.tensors import ModelTensors, UnknownSlicingError
+from tolktrain.train.resolved import ResolvedSettings
 
 
 @pytest.fixture
@@ -19,7 +20,8 @@ def engine(tmp_path: Path, sets: Path) -> Engine:
     """Of the last stage."""
     config = small_config(tmp_path, sets)
     model = SmolTolk(Architecture.from_config(config.model), seed=0)
-    return Engine(model, config.train.stages[2], config, initialize())
+    settings = ResolvedSettings.of(config, model.architecture, initialize())
+    return Engine(model, config.train.stages[2], config, initialize(), settings)
 
 
 def tensors_of(engine: Engine, **changes: object) -> ModelTensors:

@@ -19,6 +19,7 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
 from tolktrain.train.deepspeed.engine import Engine
+from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.train.run import train
 
 
@@ -27,7 +28,9 @@ def run_engine(folder: Path, sets: Path, name: str) -> None:
     zero_stage, precision, strategies = ENGINE_CASES[name]
     layout = initialize()
     config = small_config(folder, sets, *case_overrides(zero_stage, precision, micro_batch_size=2))
-    engine = Engine(SmolTolk(Architecture.from_config(config.model), seed=0), config.train.stages[2], config, layout)
+    model = SmolTolk(Architecture.from_config(config.model), seed=0)
+    settings = ResolvedSettings.of(config, model.architecture, layout)
+    engine = Engine(model, config.train.stages[2], config, layout, settings)
     results = []
     for seed in range(3):
         mine = cut_batch(make_batch(strategies, seed), 4)[layout.rank :: 2]

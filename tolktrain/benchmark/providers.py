@@ -17,6 +17,7 @@ from tolktrain.model.smoltolk import SmolTolk, loss_from_sums
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.optimizer import LearningRates
+from tolktrain.train.resolved import ResolvedSettings
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Setting:
     stage: StageConfig
     layout: Layout
     learning_rates: LearningRates  # of every step
+    settings: ResolvedSettings
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ class EngineRunner:
 
     def __init__(self, setting: Setting) -> None:
         model = SmolTolk(setting.architecture, setting.config.run.seed, setting.layout)
-        self._engine = ModelBuilder(setting.config, setting.architecture, None).start(
-            model, setting.stage, setting.layout
-        )
+        model_builder = ModelBuilder(setting.config, setting.architecture, None)
+        self._engine = model_builder.start(model, setting.stage, setting.layout, setting.settings)
         self._setting = setting
 
     def step(self, batches: Sequence[Batch]) -> StepOutcome:

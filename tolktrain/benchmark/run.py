@@ -24,9 +24,9 @@ from tolktrain.files.terminal import Console
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.step import StepCounts, step_flops
 from tolktrain.parallel.layout import Layout, initialize
-from tolktrain.train.kernels import choose_kernels
 from tolktrain.train.optimizer import learning_rates_at
 from tolktrain.train.process import set_threads
+from tolktrain.train.resolved import ResolvedSettings, choose_kernels
 from tolktrain.train.utilization import Utilization
 
 _OUT_OF_MEMORY = "out of memory|CUBLAS_STATUS_ALLOC_FAILED"
@@ -83,7 +83,8 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
     folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is to be known before, not after
     for provider, own in zip(providers, configs, strict=True):
         console.print(f"measuring {provider.name}: {provider.what}")
-        setting = Setting(own, architecture, stage, layout, learning_rates_at(stage, 0, stage.tokens))
+        settings = ResolvedSettings.of(own, architecture, layout)
+        setting = Setting(own, architecture, stage, layout, learning_rates_at(stage, 0, stage.tokens), settings)
         measured = _measured(provider, setting, steps, options.warmup)
         if measured is None and provider is OURS:
             raise UserError(

@@ -3,11 +3,16 @@
 DeepSpeed wants the batch triple, precision, clipping and optimizer in its own file too. Two places for one value drift
 apart, so those entries are derived here, and a file that says something else is refused. So is a file that asks for
 what would go wrong without a message, or is not tested with this model (`deepspeed_entries`).
+
+The file is read once in the life of a run: its entries are kept in the run folder, and what is derived from them is
+resolved at each start, because a start may change the layout.
 """
 
+import copy
 import difflib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +26,55 @@ _LARGEST_COUNT = 1 << 63  # DeepSpeed hands counts to libraries in C
 _ADAMW = "the optimizer, torch's AdamW,"
 
 
-def zero_stage(config: Config, data_parallel_size: int) -> int:
-    """DeepSpeed's ZeRO stage. Raises UserError as `build_deepspeed_config` does."""
-    return int(build_deepspeed_config(config, data_parallel_size)["zero_optimization"]["stage"])
+@dataclass(frozen=True)
+class DeepSpeedSettings:
+    """DeepSpeed's configuration under one layout, resolved when a run starts."""
+
+    entries: Mapping[str, Any]  # of DeepSpeed's JSON; not to be changed
+
+    @property
+    def zero_stage(self) -> int:
+        """ZeRO stage, 0 to 3."""
+        return int(self.entries["zero_optimization"]["stage"])
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro batches of a step on each data rank."""
+        return int(self.entries["gradient_accumulation_steps"])
+
+    def copy(self) -> dict[str, Any]:
+        """The entries, to be completed for an engine."""
+        return copy.deepcopy(dict(self.entries))
 
 
-def build_deepspeed_config(config: Config, data_parallel_size: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DeepSpeedFile:
+    """What the user's JSON file says."""
+
+    path: str | None  # None where there is no file, and so no entries
+    entries: Mapping[str, Any]
+
+
+def read_deepspeed_file(config: Config) -> DeepSpeedFile:
+    """The file that `deepspeed.config` names.
+
+    Raises UserError when it cannot be read.
+    """
+    path = config.deepspeed.config
+    return DeepSpeedFile(path, {} if path is None else _read(Path(path)))
+
+
+def resolve_deepspeed(config: Config, file: DeepSpeedFile, data_parallel_size: int) -> DeepSpeedSettings:
     """DeepSpeed's configuration for `data_parallel_size` data ranks.
 
-    Reads `deepspeed.config` and adds what follows from the configuration: train_batch_size,
+    Adds to the entries of the file what follows from the configuration: train_batch_size,
     train_micro_batch_size_per_gpu, gradient_accumulation_steps, bf16, gradient_clipping, zero_optimization.stage
     when `deepspeed.zero_stage` is set (by default 1 with tensor or pipeline parallelism, else 0), and how pipeline
     stages exchange tensors. The optimizer and the schedule are ours, and go to `deepspeed.initialize` as objects.
 
-    Raises UserError when the file cannot be read, an entry contradicts the configuration or is not supported, or the
-    batch does not divide.
+    Raises UserError when an entry contradicts the configuration or is not supported, or the batch does not divide.
     """
-    source = config.deepspeed.config or "deepspeed"
-    settings = {} if config.deepspeed.config is None else _read(Path(config.deepspeed.config))
+    source, settings = file.path or "deepspeed", dict(file.entries)
     precision = {"enabled": config.train.precision == "bf16"}
     derived: dict[str, tuple[Any, str]] = {
         **_batch(config, data_parallel_size),
@@ -68,7 +104,7 @@ def build_deepspeed_config(config: Config, data_parallel_size: int) -> dict[str,
     merged["zero_optimization"] = zero
     if config.parallel.pipeline_parallel_size > 1:
         merged["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
-    return merged
+    return DeepSpeedSettings(merged)
 
 
 def _batch(config: Config, data_parallel_size: int) -> dict[str, tuple[Any, str]]:

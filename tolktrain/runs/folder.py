@@ -6,11 +6,13 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config import Config
+from tolktrain.config.deepspeed import DeepSpeedFile, DeepSpeedSettings, read_deepspeed_file
 from tolktrain.config.document import read_document
 from tolktrain.config.load import dump_config
 from tolktrain.errors import UserError
@@ -20,6 +22,7 @@ from tolktrain.runs.copies import forget_copies, restore_newest
 from tolktrain.runs.lease import Lease, LostLeaseError
 from tolktrain.runs.metrics import last_step
 from tolktrain.runs.paths import RunPaths
+from tolktrain.train.kept_entries import is_same_file, read_kept_entries, write_kept_entries
 
 # What may change from one start of a run to the next: it decides neither what is learned nor in which order.
 FREE_KEYS = (
@@ -60,6 +63,9 @@ class RunDirectory:
         self.paths = RunPaths.of(config)
         # Configuration of the earlier start that this one goes on with, None for a fresh run.
         self.previous: dict[str, Any] | None = None
+        self.deepspeed = DeepSpeedFile(None, {})  # what this start resolves DeepSpeed's settings from
+        self.changes: str | None = None  # in what `deepspeed.config` names, since the last start; for the log
+        self._kept_as: str | None = None  # path of the file that those entries were first read from
         self.starts_anew = config.run.restart and _may_restart()
         self.lease = lease
         self._config = config
@@ -89,18 +95,42 @@ class RunDirectory:
                 directory.previous = _read_previous(paths)
             if directory.previous is not None:
                 _refuse_other(path, directory.previous, config.model_dump(mode="json"))
+            directory._find_deepspeed_entries()
         except BaseException:
             directory.discard_unused()
             directory.close()
             raise
         return directory
 
-    def begin(self) -> None:
-        """Empty the folder if the run starts anew, and write config.yaml."""
+    def begin(self, resolved: DeepSpeedSettings) -> None:
+        """Empty the folder if the run starts anew, and write config.yaml and deepspeed.json."""
         if self.starts_anew:
             forget_copies(self._config)
             _clear(self.paths)
+        write_kept_entries(self.paths.deepspeed, replace(self.deepspeed, path=self._kept_as), resolved)
         replace_file(self.paths.config, dump_config(self._config))
+
+    def _find_deepspeed_entries(self) -> None:
+        """Those that the run keeps while `deepspeed.config` names the same file, else those of the file it names."""
+        named, copy = self._config.deepspeed.config, self.paths.deepspeed
+        kept = read_kept_entries(copy) if self.previous is not None else None
+        if kept is None or not is_same_file(kept.path, named):
+            self.deepspeed, self._kept_as = read_deepspeed_file(self._config), named
+            if kept is not None and (found := _changed_entries(kept.entries, self.deepspeed.entries)):
+                self.changes = f"deepspeed.config is {named} now, {kept.path} before:\n  " + "\n  ".join(found)
+            return
+        self.deepspeed, self._kept_as = DeepSpeedFile(str(copy), kept.entries), kept.path
+        try:
+            found = _changed_entries(kept.entries, read_deepspeed_file(self._config).entries)
+        except UserError as error:
+            found = [str(error)]
+        if found:
+            self.changes = (
+                f"the file of deepspeed.config, {named}, has changed since this run read it:\n  "
+                + "\n  ".join(found)
+                + f"\nthe run keeps the entries in {copy}; to take the new ones, give the file another name and set"
+                " deepspeed.config to it"
+            )
 
     def close(self) -> None:
         """Let another training have the folder."""
@@ -141,6 +171,12 @@ def _refuse_other(path: Path, previous: Mapping[str, Any], current: Mapping[str,
             + "\n  ".join(listed)
             + "\ngive this one another run.name, or delete that one with run.restart=true"
         )
+
+
+def _changed_entries(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    old, new = _flat(before), _flat(after)
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f"{key}: {_shown(old, key)} before, {_shown(new, key)} now" for key in sorted(keys)]
 
 
 def _may_restart() -> bool:

@@ -25,6 +25,11 @@ class RunPaths:
         return self.root / "config.yaml"
 
     @property
+    def deepspeed(self) -> Path:
+        """DeepSpeed's entries that the run keeps (`runs.deepspeed_entries`)."""
+        return self.root / "deepspeed.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object per step and per validation (`runs.metrics`)."""
         return self.root / "metrics.jsonl"
@@ -37,7 +42,7 @@ class RunPaths:
     @property
     def needed_to_resume(self) -> tuple[Path, ...]:
         """The files that a resumed run reads besides a checkpoint."""
-        return self.config, self.metrics, self.rollbacks
+        return self.config, self.deepspeed, self.metrics, self.rollbacks
 
     @property
     def heartbeat(self) -> Path:

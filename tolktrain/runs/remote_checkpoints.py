@@ -5,8 +5,8 @@
   latest                                   name of the latest complete copy, for readers that may not list
   step-00000100-1f0c93ab52de/              step, and the beginning of the manifest's SHA-256
     tensors/*.safetensors, ...             the files of the checkpoint
-    run/config.yaml, run/metrics.jsonl,    of the run at that time
-    run/rollbacks.jsonl
+    run/config.yaml, run/deepspeed.json,   of the run at that time
+    run/metrics.jsonl, run/rollbacks.jsonl
     manifest.json                          comes last: a copy is complete if and only if it has one
 ```
 An object appears whole or not at all. Two trainings that write a checkpoint of the same step (an old job that has not

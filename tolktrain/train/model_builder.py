@@ -6,7 +6,6 @@ from pathlib import Path
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import PARAMETERS
 from tolktrain.config import Config
-from tolktrain.config.deepspeed import zero_stage
 from tolktrain.config.training import StageConfig
 from tolktrain.interop.huggingface import load_backbone_into
 from tolktrain.model.architecture import Architecture
@@ -17,6 +16,7 @@ from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.deepspeed.tensors import load_slices
+from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.train.resume import Position, shared_reader
 
 
@@ -41,7 +41,7 @@ class ModelBuilder:
         cut = cut_layers(architecture, config.train.sequence_length, stages) if stages > 1 else None
         return cls(config, architecture, cut)
 
-    def build(self, layout: Layout, folder: Path | None) -> SmolTolk:
+    def build(self, layout: Layout, folder: Path | None, settings: ResolvedSettings) -> SmolTolk:
         """This rank's part of the model: as the checkpoint `folder` has it, or new, on the configured backbone.
 
         Under ZeRO 3 a checkpoint's values are left out: `start` fills what this rank keeps of each parameter. Memory
@@ -54,7 +54,7 @@ class ModelBuilder:
             model = SmolTolk(self.architecture, None, layout, bounds)
             with shared_reader(folder, layout) as reader:
                 _check(model, reader)
-                if zero_stage(self.config, layout.data_size) < 3:
+                if settings.deepspeed.zero_stage < 3:
                     load_slices(dict(model.named_parameters()), parameter_views(model), model.share, reader)
             return model
         backbone, seed = self.config.model.backbone, self.config.run.seed
@@ -68,6 +68,7 @@ class ModelBuilder:
         model: SmolTolk,
         stage: StageConfig,
         layout: Layout,
+        settings: ResolvedSettings,
         position: Position | None = None,
         is_inside: bool = False,
     ) -> Engine:
@@ -77,13 +78,14 @@ class ModelBuilder:
             model: this rank's part.
             stage: what is trained.
             layout: place of this rank.
+            settings: those of the run.
             position: the one whose checkpoint the model was built from.
             is_inside: whether the checkpoint is from the middle of the stage, so that its moments count.
         """
         if position is None or position.folder is None:
-            return Engine(model, stage, self.config, layout, self.cut)
+            return Engine(model, stage, self.config, layout, settings, self.cut)
         with shared_reader(position.folder, layout) as reader:
-            engine = Engine(model, stage, self.config, layout, self.cut, reader)
+            engine = Engine(model, stage, self.config, layout, settings, self.cut, reader)
             if is_inside:
                 engine.restore_moments(reader, position.state["adam_updates"])
         return engine

@@ -16,6 +16,7 @@ from tolktrain.checkpoint.saver import CheckpointSaver, Fence
 from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.cluster.progress import Progress
 from tolktrain.config import Config
+from tolktrain.config.deepspeed import DeepSpeedFile, DeepSpeedSettings
 from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import Layout
 from tolktrain.runs.copies import uploads_of
@@ -43,40 +44,48 @@ class OpenRun:
     store: CheckpointStore
     position: Position
     fence: Fence
-    begin: Callable[[], None]  # collective: from here on the folder is this run's; nothing was changed before
+    deepspeed: DeepSpeedFile  # what DeepSpeed's settings are resolved from
+    # Collective: from here on the folder is this run's, with these settings; nothing was changed before.
+    begin: Callable[[DeepSpeedSettings], None]
 
 
 @contextlib.contextmanager
 def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[OpenRun]:
     """Take the run's folder, log into it, and find where the run goes on; collective.
 
-    Raises UserError when another training holds the folder, it belongs to another configuration, or its checkpoints
-    are lost.
+    Raises UserError when another training holds the folder, it belongs to another configuration, its checkpoints are
+    lost, or DeepSpeed's file cannot be read.
     """
     paths = RunPaths.of(config)
     store = CheckpointStore(paths.checkpoints)
     directory: list[RunDirectory] = []  # of rank 0
 
-    def open_directory() -> tuple[int, bool, dict[str, Any] | None]:
-        directory.append(RunDirectory.open(config))
-        return directory[0].lease.token, directory[0].starts_anew, directory[0].previous
+    def open_directory() -> tuple[int, bool, dict[str, Any] | None, DeepSpeedFile]:
+        opened = RunDirectory.open(config)
+        directory.append(opened)
+        return opened.lease.token, opened.starts_anew, opened.previous, opened.deepspeed
 
-    def begin() -> None:
-        directory[0].begin()
-        store.prepare()
+    def begin(settings: DeepSpeedSettings) -> None:
+        def act() -> None:
+            directory[0].begin(settings)
+            store.prepare()
+
+        on_rank_zero(layout.rank, act)
 
     try:
-        token, starts_anew, previous = on_rank_zero(layout.rank, open_directory)
+        token, starts_anew, previous, deepspeed = on_rank_zero(layout.rank, open_directory)
         fence = Fence(token)
         if directory:
             lease = directory[0].lease
             fence = Fence(token, lease.check, lambda: lease.lost)
         with logging_to(paths.log(layout.rank), layout.rank), dumping_to(paths.log(layout.rank), progress):
             try:
+                if directory and directory[0].changes is not None:
+                    logger.warning("%s", directory[0].changes)
                 position = Position.shared(
                     None if starts_anew else find_position(paths.root, store, previous, layout), layout
                 )
-                yield OpenRun(paths.root, store, position, fence, lambda: on_rank_zero(layout.rank, begin))
+                yield OpenRun(paths.root, store, position, fence, deepspeed, begin)
             except Exception:
                 logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it
                 raise

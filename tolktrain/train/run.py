@@ -13,7 +13,6 @@ from tolktrain.cluster.progress import Progress
 from tolktrain.cluster.signals import EXIT_PREEMPTED
 from tolktrain.cluster.watch.watchdog import collective_timeout
 from tolktrain.config import Config
-from tolktrain.config.deepspeed import build_deepspeed_config
 from tolktrain.data.capacity import check_capacity
 from tolktrain.data.checks import check_data
 from tolktrain.model.counts import count_by_group
@@ -32,11 +31,11 @@ from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.callbacks.validation import Validation
 from tolktrain.train.deepspeed.groups import check_same_groups
 from tolktrain.train.disk_space import needed_space
-from tolktrain.train.kernels import choose_kernels
 from tolktrain.train.loop import Callback
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.open_run import OpenRun, open_run, saving
 from tolktrain.train.process import set_threads
+from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.train.resume import Position
 from tolktrain.train.rollback.roll_back import roll_back
 from tolktrain.train.stage_runner import RunContext, ValidationSource, run_one_stage
@@ -77,16 +76,15 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
     progress.settle(f"pipeline {layout.pipeline_rank}, tensor {layout.tensor_rank}, data {layout.data_rank}")
     progress.at("opening the run's folder")
     set_threads(layout, config.train.cpu_threads)
-    build_deepspeed_config(config, layout.data_size)  # for its complaints, before a folder exists
     check_same_groups(layout)
     architecture = model_builder.architecture
-    choice = choose_kernels(config, architecture, layout.device.type)
     leaving = StopOnRequest(stop, layout)
     with open_run(config, layout, progress) as opened:
+        settings = ResolvedSettings.of(config, architecture, layout, opened.deepspeed)
         opened.position.check_architecture(architecture)
         copying = saving(config, layout, opened, progress, lambda: leaving.must_leave)
         if not remaining(plans, opened.position.step):
-            opened.begin()
+            opened.begin(settings.deepspeed)
             if layout.rank == 0:
                 print(f"{opened.path} is complete: {opened.position.step} steps are done; nothing to train")
             with copying:  # of the last one, if that was cut short
@@ -108,7 +106,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
             vocabulary = check_data(config, architecture.text_vocab_size)
             check_capacity(config, layout.data_rank, layout.data_size)
             with copying as saver:
-                context = RunContext(config, layout, model_builder, vocabulary, saver, choice, progress, machines)
+                context = RunContext(config, layout, model_builder, vocabulary, saver, settings, progress, machines)
                 return _run_stages(context, plans, opened, leaving, heartbeat)
 
 
@@ -118,10 +116,10 @@ def _run_stages(
     layout, position = context.layout, opened.position
     context.progress.at("building the model")
     # Notices a backbone that cannot be read. Handed over: whoever keeps a name for it would keep its memory.
-    built = [context.model_builder.build(layout, position.folder)]
+    built = [context.model_builder.build(layout, position.folder, context.settings)]
     if leaving.before_training():
         return _leave_early(leaving, heartbeat)
-    opened.begin()
+    opened.begin(context.settings.deepspeed)
     utilization = Utilization.of(context.model_builder.architecture, context.config, layout)
     metrics = MetricsLog(context.config, opened.path, position.step, layout.rank, utilization)
     display = Display(context.config, plans, metrics, layout)
@@ -181,28 +179,29 @@ def _callbacks(
     its step are written and all ranks know whether to stop, and none is written of a step after which the run goes
     back."""
     config, layout = context.config, context.layout
-    measured = opened.position.state.get("metrics")
+    zero_stage, measured = context.settings.deepspeed.zero_stage, opened.position.state.get("metrics")
     return [
-        Straggler(config.logging.straggler_steps, layout, gathers_parameters=context.zero_stage == 3),
+        Straggler(config.logging.straggler_steps, layout, gathers_parameters=zero_stage == 3),
         metrics,
         HeartbeatNotes(heartbeat, metrics),
         leaving,
         DivergenceGuard(config, opened.path, metrics, context.saver, layout),
         Validation(config, ValidationSource(context), metrics),
         display,
-        Checkpointing(context.saver, metrics, config, context.model_builder.architecture, layout, measured),
+        Checkpointing(context.saver, metrics, config, context.model_builder.architecture, layout, zero_stage, measured),
     ]
 
 
 def _show_header(context: RunContext, display: Display, opened: OpenRun) -> None:
+    settings = context.settings
     begun = f"going on after step {opened.position.step}" if opened.position.step else "beginning"
-    logger.info("%s: %s; kernels: %s", begun, context.layout.describe(), context.kernels.description)
+    logger.info("%s: %s; kernels: %s", begun, context.layout.describe(), settings.kernels.description)
     display.show_header(
         opened.path,
         count_by_group(context.model_builder.architecture),
-        context.zero_stage,
+        settings.deepspeed.zero_stage,
         opened.position.step,
-        context.kernels.description,
+        settings.kernels.description,
         context.model_builder.cut,
         context.machines,
     )

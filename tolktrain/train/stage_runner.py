@@ -13,16 +13,15 @@ from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.cluster.progress import Progress
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
-from tolktrain.config.deepspeed import zero_stage
 from tolktrain.data.batch import Batch
 from tolktrain.data.loader import StageLoader, validation_batches
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.runs.rollbacks import Rollback, skipped_steps
 from tolktrain.train.batch_consistency import consistent_batches
-from tolktrain.train.kernels import KernelChoice
 from tolktrain.train.loop import Callback, StageRun, run_stage, timed
 from tolktrain.train.model_builder import ModelBuilder
+from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.train.resume import Position
 from tolktrain.train.rollback.divergence import Incident
 from tolktrain.train.stages import StagePlan
@@ -38,14 +37,9 @@ class RunContext:
     model_builder: ModelBuilder
     vocabulary: Vocabulary
     saver: CheckpointSaver
-    kernels: KernelChoice
+    settings: ResolvedSettings
     progress: Progress
     machines: str  # what the health check has found
-
-    @property
-    def zero_stage(self) -> int:
-        """Of DeepSpeed."""
-        return zero_stage(self.config, self.layout.data_size)
 
 
 def run_one_stage(
@@ -63,10 +57,12 @@ def run_one_stage(
     config, layout = context.config, context.layout
     if not built:
         context.progress.at("building the model")
-        built.append(context.model_builder.build(layout, position.folder))
+        built.append(context.model_builder.build(layout, position.folder, context.settings))
     model = built.pop()
     context.progress.at(f"setting up the stage {plan.name!r}")
-    engine = context.model_builder.start(model, plan.config, layout, position, position.is_inside(plan))
+    engine = context.model_builder.start(
+        model, plan.config, layout, context.settings, position, position.is_inside(plan)
+    )
     loader = StageLoader(
         config,
         plan.config.mixture,

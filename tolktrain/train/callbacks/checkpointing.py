@@ -15,7 +15,6 @@ from tolktrain.checkpoint.random_states import capture_random_states
 from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.checkpoint.slices import Snapshot
 from tolktrain.config import Config
-from tolktrain.config.deepspeed import build_deepspeed_config
 from tolktrain.model.architecture import Architecture
 from tolktrain.parallel.layout import Layout
 from tolktrain.runs.metrics import Line
@@ -40,6 +39,7 @@ class Checkpointing(NoCallback):
         config: Config,
         architecture: Architecture,
         layout: Layout,
+        zero_stage: int,
         measured: Line | None = None,
     ) -> None:
         """`measured` is the last value of each loss, from the checkpoint that training goes on from."""
@@ -48,6 +48,7 @@ class Checkpointing(NoCallback):
         self._config = config
         self._architecture = architecture
         self._layout = layout
+        self._zero_stage = zero_stage
         self._measured: Line = dict(measured or {})
         self._memory: Snapshot | None = None  # of this stage's engine, used again
 
@@ -105,7 +106,6 @@ class Checkpointing(NoCallback):
     def _state(self, run: StageRun) -> dict[str, Any]:
         train, layout = self._config.train, self._layout
         configuration = self._config.model_dump(mode="json")
-        zero_stage = build_deepspeed_config(self._config, layout.data_size)["zero_optimization"]["stage"]
         return {
             "step": run.step,
             "stage": run.plan.index,
@@ -122,7 +122,7 @@ class Checkpointing(NoCallback):
                 "tensor": layout.tensor_size,
                 "pipeline": layout.pipeline_size,
                 "data": layout.data_size,
-                "zero_stage": zero_stage,
+                "zero_stage": self._zero_stage,
             },
             "versions": {"tolktrain": __version__, "torch": torch.__version__, "deepspeed": version("deepspeed")},
             "architecture": self._architecture.to_dict(),

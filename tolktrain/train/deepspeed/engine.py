@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tolktrain.checkpoint.slices import PARAMETERS, Snapshot, Source
 from tolktrain.config import Config
-from tolktrain.config.deepspeed import build_deepspeed_config
 from tolktrain.config.training import StageConfig
 from tolktrain.data.batch import Batch
 from tolktrain.model.cost.layers import PipelineCut
@@ -26,9 +25,9 @@ from tolktrain.train.deepspeed.settings import complete_settings
 from tolktrain.train.deepspeed.states import OptimizerStates
 from tolktrain.train.deepspeed.step_runner import StepRunner
 from tolktrain.train.deepspeed.tensors import ModelTensors, Rows, read_rows
-from tolktrain.train.kernels import choose_kernels
 from tolktrain.train.optimizer import GROUPS, LearningRates, build_optimizer, freeze, set_learning_rates, trained_groups
 from tolktrain.train.process import forget_engine
+from tolktrain.train.resolved import ResolvedSettings
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,7 @@ class Engine:
         stage: StageConfig,
         config: Config,
         layout: Layout,
+        settings: ResolvedSettings,
         cut: PipelineCut | None = None,
         source: Source | None = None,
     ) -> None:
@@ -85,18 +85,18 @@ class Engine:
             stage: what is trained, and how.
             config: the run.
             layout: place of this rank.
+            settings: those of the run.
             cut: given where the model is cut into pipeline stages, of which `model` holds one.
             source: the checkpoint that the model comes from, if it does; else its values are copied where they are
                 rounded, which takes the memory for them.
         """
-        settings = build_deepspeed_config(config, layout.data_size)
-        zero_stage = int(settings["zero_optimization"]["stage"])
+        zero_stage = settings.deepspeed.zero_stage
         self._layout = layout
         self._model = model
         self._views = parameter_views(model)
-        self._accumulation_steps = int(settings["gradient_accumulation_steps"])
+        self._accumulation_steps = settings.deepspeed.accumulation_steps
         freeze(model, self._views, stage.trainable)
-        model.use_kernels(choose_kernels(config, model.architecture, layout.device.type).kernels)
+        model.use_kernels(settings.kernels.kernels)
         if config.train.activation_checkpointing == "layers":
             model.recompute_layers()
         if config.train.compile == "layers":
@@ -105,7 +105,7 @@ class Engine:
         originals = self._originals(source) if rounds or fills else None
         if rounds and fills:
             _forget_values(model, torch.bfloat16)
-        self._step_runner = self._make_step_runner(config, settings, cut)
+        self._step_runner = self._make_step_runner(config, settings.deepspeed.copy(), cut)
         self._hooks = sum_over_tensor_group(model.parameters(), layout.tensor_group)
         self._states = OptimizerStates(self._step_runner.engine, zero_stage)
         parameters = dict(model.named_parameters())

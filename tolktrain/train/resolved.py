@@ -1,12 +1,14 @@
-"""Which kernels a run computes with."""
+"""What a run computes with: decided once, when it starts, and handed down from there."""
 
 from dataclasses import dataclass
 
 import torch
 
 from tolktrain.config import Config
+from tolktrain.config.deepspeed import DeepSpeedFile, DeepSpeedSettings, read_deepspeed_file, resolve_deepspeed
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
+from tolktrain.parallel.layout import Layout
 from tolktrain_kernels.backend import Kernels, choose_attention, choose_backend
 
 
@@ -16,6 +18,27 @@ class KernelChoice:
 
     kernels: Kernels
     description: str  # one line, for the header and the log
+
+
+@dataclass(frozen=True)
+class ResolvedSettings:
+    """DeepSpeed's settings and the kernels: the same for all stages of the recipe and all ranks."""
+
+    deepspeed: DeepSpeedSettings
+    kernels: KernelChoice
+
+    @classmethod
+    def of(
+        cls, config: Config, architecture: Architecture, layout: Layout, file: DeepSpeedFile | None = None
+    ) -> "ResolvedSettings":
+        """Resolve under a layout, from DeepSpeed's file as the run keeps it; if not given, it is read.
+
+        Raises UserError as `read_deepspeed_file`, `resolve_deepspeed` and `choose_kernels` do.
+        """
+        return cls(
+            resolve_deepspeed(config, file or read_deepspeed_file(config), layout.data_size),
+            choose_kernels(config, architecture, layout.device.type),
+        )
 
 
 def choose_kernels(config: Config, architecture: Architecture, device_type: str) -> KernelChoice:
