@@ -72,7 +72,7 @@ def test_metrics_have_a_line_per_step_and_per_validation(uninterrupted: Path) ->
 
 def test_the_folder_of_a_run(uninterrupted: Path, sets: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in uninterrupted.iterdir())
-    assert names == ["checkpoints", "config.yaml", "heartbeat.json", "lease", "logs", "metrics.jsonl"]
+    assert names == ["checkpoints", "config.yaml", "deepspeed.json", "heartbeat.json", "lease", "logs", "metrics.jsonl"]
     config = load_config(uninterrupted / "config.yaml")
     assert config.train == small_config(tmp_path, sets).train
     assert [path.name for path in (uninterrupted / "logs").iterdir()] == ["rank-00000.log"]
