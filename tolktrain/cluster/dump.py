@@ -2,23 +2,22 @@
 
 import contextlib
 import faulthandler
-import json
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tolktrain.torch_compat import ranks_of_groups, recorded_collectives
+
 RECORDED_COLLECTIVES = "400"  # kept by torch's flight recorder; they are told once, so more would only take longer
 _COLLECTIVES_SHOWN = 3  # of each process group
 _RANKS_SHOWN = 16
-# NCCL's collectives and all others are kept in two recorders.
-_RECORDERS = ("_dump_fr_trace_json", "_dump_nccl_trace_json")
 
 
 def record_collectives() -> None:
@@ -96,29 +95,18 @@ def _stack(frame: FrameType) -> str:
 
 
 def _collectives() -> str:
-    recorded = [entry for name in _RECORDERS for entry in _recorded(name)]
+    recorded = recorded_collectives()
     if not recorded:
         return "no collective is recorded\n"
     last: dict[str, list[Mapping[str, Any]]] = {}
     for entry in recorded:
         last.setdefault(str(entry.get("process_group", ["?"])[0]), []).append(entry)
-    ranks = _ranks_of_groups()
+    ranks = {group: _listed(numbers) for group, numbers in ranks_of_groups().items()}
     lines = ["last collectives of each process group, the latest first:"]
     for group, entries in last.items():
         lines.append(f"  group {group} ({ranks.get(group, 'ranks unknown')}):")
         lines += [f"    {_collective(entry)}" for entry in reversed(entries[-_COLLECTIVES_SHOWN:])]
     return "\n".join(lines) + "\n"
-
-
-def _recorded(recorder: str) -> Iterable[Mapping[str, Any]]:
-    """Entries of one of torch's recorders, oldest first; none where this version or build has no such recorder."""
-    try:
-        import torch._C._distributed_c10d as c10d
-
-        entries = json.loads(getattr(c10d, recorder)()).get("entries", [])
-    except (ImportError, AttributeError, RuntimeError, ValueError):
-        return []
-    return sorted(entries, key=lambda entry: entry.get("record_id", 0))
 
 
 def _collective(entry: Mapping[str, Any]) -> str:
@@ -131,16 +119,6 @@ def _collective(entry: Mapping[str, Any]) -> str:
     left = entry.get("retired") or entry.get("state") == "completed"
     state = "left" if left else f"NOT left ({entry.get('state', 'state unknown')})"
     return f"{entry.get('profiling_name')} number {number} of {', '.join(shapes)}, entered {age:.1f} s ago, {state}"
-
-
-def _ranks_of_groups() -> dict[str, str]:
-    try:
-        from torch.distributed import distributed_c10d
-
-        groups = distributed_c10d._world.pg_group_ranks
-        return {getattr(group, "group_name", "?"): _listed(list(ranks)) for group, ranks in groups.items()}
-    except (ImportError, AttributeError, RuntimeError):
-        return {}
 
 
 def _listed(ranks: list[int]) -> str:

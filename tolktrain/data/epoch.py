@@ -7,7 +7,7 @@ import mmap
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from streaming.base import dataset
 from streaming.base.world import World
 
 from tolktrain.data.order import EpochOrder, Ids, Numbers
+from tolktrain.data.streaming_compat import exchanged
 from tolktrain.errors import UserError
 
 
@@ -134,12 +135,6 @@ class ShardBounds:
         return shard, index - (self._ends[shard - 1] if shard else 0)
 
 
-@contextlib.contextmanager
-def own_bounds() -> Iterator[None]:
+def own_bounds() -> contextlib.AbstractContextManager[None]:
     """Within it, data sets of mosaicml-streaming find shards by `ShardBounds`."""
-    original = dataset.Spanner
-    dataset.Spanner = ShardBounds
-    try:
-        yield
-    finally:
-        dataset.Spanner = original
+    return exchanged(dataset, Spanner=ShardBounds)

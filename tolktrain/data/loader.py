@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from tolktrain.data.sequences import Sequence, build_sequence, sequence_rng
 from tolktrain.data.sharing import read_indexes
 from tolktrain.data.skipping import SkippedSteps
 from tolktrain.errors import UserError
+from tolktrain.torch_compat import end_loader_processes, loader_processes
 from tolktrain.vocabulary import Vocabulary
 
 PREFETCHED_BATCHES = 4
@@ -101,8 +101,9 @@ class StageLoader:
         """End the loader processes and threads, and free the shared memory. Calling it again has no effect."""
         if self._loader is None:
             return
-        if hasattr(self._batches, "_shutdown_workers"):
-            _shut_down(self._batches)
+        workers = loader_processes(self._batches)
+        if workers is not None:
+            _shut_down(self._batches, workers)
         self._batches = self._loader = None
         self._records.close()
 
@@ -117,9 +118,8 @@ def _start_worker(number: int) -> None:
     ignore_signals_in_worker()
 
 
-def _shut_down(batches: Any) -> None:
+def _shut_down(batches: object, workers: list[BaseProcess]) -> None:
     """End torch's loader processes; those that are stuck, in a read that does not return, by force."""
-    workers: list[BaseProcess] = batches._workers
     killed = threading.Event()
 
     def kill() -> None:
@@ -138,7 +138,7 @@ def _shut_down(batches: Any) -> None:
     patience = guarded("loader-end", kill_in_time)
     patience.start()
     try:
-        batches._shutdown_workers()
+        end_loader_processes(batches)
     except RuntimeError:
         if not killed.is_set():  # else it says that loader processes were killed
             raise

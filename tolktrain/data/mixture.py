@@ -6,7 +6,6 @@ and the epoch alone. In the library's flat order of an epoch, global batch k is 
 of nodes, ranks, workers and micro batches.
 """
 
-import atexit
 import contextlib
 import itertools
 import logging
@@ -33,6 +32,7 @@ from tolktrain.data.records import Record
 from tolktrain.data.sequences import sequence_rng
 from tolktrain.data.shared_memory import block_path, own_names, remove_lock_files
 from tolktrain.data.sharing import read_indexes
+from tolktrain.data.streaming_compat import end_threads, free_shared_memory, give_back_shard
 from tolktrain.errors import UserError
 from tolktrain.parallel.collectives import on_each_node, on_this_node
 from tolktrain.storage.retries import RetryPolicy
@@ -243,11 +243,7 @@ class RecordMixture(StreamingDataset):
             super().prepare_shard(shard_id, blocking)
         except Exception as error:
             self._failure = error
-            # The library leaves the shard marked as on its way: whoever waits for it would wait for ever.
-            self._shard_states[shard_id] = _ShardState.REMOTE
-            # Nor does it give back the lock when it fails to evict.
-            while self._cache_filelock.is_locked:
-                self._cache_filelock.release()
+            give_back_shard(self, shard_id, _ShardState.REMOTE)
             raise
 
     def _prepare_thread(self, it: _Iterator) -> None:
@@ -294,18 +290,11 @@ class RecordMixture(StreamingDataset):
 
     def close(self) -> None:
         """Stop the threads and free the shared memory. Loader processes must have ended before."""
-        if hasattr(self, "_iterator"):
-            self._iterator.exit()
-        if hasattr(self, "_executor"):
-            self._executor.shutdown()
+        end_threads(self)
         if self._reading is not None:
             self._reading.release()
         self._rows = None
-        blocks = [self._locals_shm, self._shared_barrier._arr.shm, self._next_epoch.arr.shm, self._cache_usage.arr.shm]
-        for block in (*blocks, self._shard_states.shm, self._shard_access_times.shm):
-            block.cleanup()
-            # At exit the name may belong to somebody else.
-            atexit.unregister(block.cleanup)
+        free_shared_memory(self)
         if self._unique_rank_world.is_local_leader:
             remove_lock_files(self._shm_prefix_int)
 

@@ -21,6 +21,7 @@ from streaming.base.shared import SharedMemory
 from streaming.base.shared.prefix import _get_path, _pack_locals, _unpack_locals
 from streaming.base.world import World
 
+from tolktrain.data.streaming_compat import exchanged
 from tolktrain.errors import UserError
 from tolktrain.files.shared import exclusive, is_own_folder
 from tolktrain.parallel.collectives import together, told_by_all
@@ -58,7 +59,6 @@ def own_names() -> Iterator[None]:
 
     Raises UserError at the end if another user has made a block of that name before the library did: it would use it.
     """
-    originals = dataset.get_shm_prefix, dataset.gettempdir
     numbers: list[int] = []
 
     def get_prefix(
@@ -68,11 +68,8 @@ def own_names() -> Iterator[None]:
         numbers.append(number)
         return number, block
 
-    dataset.get_shm_prefix, dataset.gettempdir = get_prefix, lambda: str(_lock_files(numbers[-1]))
-    try:
+    with exchanged(dataset, get_shm_prefix=get_prefix, gettempdir=lambda: str(_lock_files(numbers[-1]))):
         yield
-    finally:
-        dataset.get_shm_prefix, dataset.gettempdir = originals
     for number in numbers:
         _check_owner(number)
 

@@ -19,6 +19,7 @@ from tolktrain.model.parameter_layout import LayeredModel, PipelineLayer, Tensor
 from tolktrain.model.pipeline import pack_carrier, unpack_carrier
 from tolktrain.model.transformer import Block, megatron_config
 from tolktrain.parallel.layout import Layout, initialize
+from tolktrain.torch_compat import forget_compiled_variants
 from tolktrain_kernels.backend import Kernels
 from tolktrain_kernels.speech_adapter import place_rows
 
@@ -140,8 +141,7 @@ class SmolTolk(LayeredModel):
         """
         # A run has some more: frozen and trained, training and validation, and sequences that predict speech in any
         # number. Those of a model that has gone do not count.
-        torch._dynamo.reset()
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_VARIANTS)
+        forget_compiled_variants(_COMPILED_VARIANTS)
         for layer in self.layers.values():
             if isinstance(layer, (BackboneLayer, OutputAdapterLayer)):
                 layer.block.layer.compile()

@@ -1,0 +1,57 @@
+"""The comparison of a table with the installed libraries finds what an upgrade may change."""
+
+import pytest
+
+from tolktrain.pinned import Pinned, changes
+
+
+class Owner:
+    """Stands in for a library."""
+
+    limit: int
+    constant = 3
+
+    def __init__(self) -> None:
+        self.hidden = self.pair, self.other = 1, 2
+
+    def act(self, first: int, *, second: int = 0) -> int:
+        """Does nothing."""
+        return first + second
+
+
+HERE = f"{__name__}:Owner"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Pinned(HERE, "act", ("self", "first", "second")),
+        Pinned(HERE, "constant"),
+        Pinned(__name__, "HERE"),
+        *(Pinned(HERE, name, "assigned") for name in ("limit", "hidden", "pair", "other")),
+        Pinned(__name__, "hidden", "assigned"),
+    ],
+)
+def test_what_is_as_expected(entry: Pinned) -> None:
+    assert changes([entry]) == []
+
+
+def test_all_changes_are_named_at_once() -> None:
+    table = [
+        Pinned("tolktrain.nowhere", "x"),
+        Pinned(f"{__name__}:Nobody", "x"),
+        Pinned(HERE, "gone"),
+        Pinned(HERE, "constant"),
+        Pinned(HERE, "act", ("self", "first")),
+        Pinned(HERE, "constant", ("self",)),
+        Pinned(HERE, "never", "assigned"),
+    ]
+    found = changes(table)
+    assert [line.split(": ")[1].split(" (")[0] for line in found] == [
+        "tolktrain.nowhere is gone",
+        f"{__name__}:Nobody is gone",
+        "is gone",
+        "takes ('self', 'first', 'second'), expected",
+        "is no function any more",
+        "nothing sets it any more",
+    ]

@@ -1,0 +1,8 @@
+"""PyTorch still has what we use of it."""
+
+from tolktrain.pinned import changes
+from tolktrain.torch_compat import TORCH
+
+
+def test_torch_has_what_is_used_of_it() -> None:
+    assert changes(TORCH) == []

@@ -1,0 +1,109 @@
+"""What we use of PyTorch that its documentation does not promise: private names, and the experimental parts of
+`torch.distributed.checkpoint` that `checkpoint.writer` implements."""
+
+import json
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from tolktrain.pinned import Pinned
+
+_LOADER = "torch.utils.data.dataloader:_MultiProcessingDataLoaderIter"
+_PLANNER, _STORAGE = "torch.distributed.checkpoint.planner", "torch.distributed.checkpoint.storage"
+_METADATA = "torch.distributed.checkpoint.metadata"
+
+# The flight recorder keeps NCCL's collectives and all others apart. None of it where torch was built without.
+_RECORDERS = ("_dump_fr_trace_json", "_dump_nccl_trace_json")
+
+TORCH = (
+    # What `collectives_of_groups` and `ranks_of_groups` read.
+    Pinned("torch._C._distributed_c10d", "_dump_fr_trace_json"),
+    Pinned("torch.distributed.distributed_c10d", "_world"),
+    Pinned("torch.distributed.distributed_c10d:_World", "pg_group_ranks"),
+    # Loader processes, which are ended by force when they are stuck.
+    Pinned(_LOADER, "_workers", "assigned"),
+    Pinned(_LOADER, "_shutdown_workers", ("self",)),
+    # Compiled variants: the default limit is below what a run with validation and frozen parts has.
+    Pinned("torch._dynamo", "reset", ()),
+    Pinned("torch._dynamo.config", "recompile_limit"),
+    # Megatron's linear layers add a hook that expects their `_extra_state`.
+    Pinned("torch.nn:Module", "_load_state_dict_pre_hooks", "assigned"),
+    # Megatron's sequence parallelism asks this for its device; replaced where there is no GPU.
+    Pinned("torch.cuda", "current_device", ()),
+    # `checkpoint.writer` implements these two; `dcp.save` calls their methods in this order.
+    Pinned(
+        "torch.distributed.checkpoint",
+        "save",
+        (
+            *("state_dict", "checkpoint_id", "storage_writer", "planner", "process_group", "no_dist"),
+            "use_collectives",
+        ),
+    ),
+    Pinned(f"{_PLANNER}:SavePlanner", "set_up_planner", ("self", "state_dict", "storage_meta", "is_coordinator")),
+    Pinned(f"{_PLANNER}:SavePlanner", "create_local_plan", ("self",)),
+    Pinned(f"{_PLANNER}:SavePlanner", "create_global_plan", ("self", "all_plans")),
+    Pinned(f"{_PLANNER}:SavePlanner", "finish_plan", ("self", "new_plan")),
+    Pinned(f"{_PLANNER}:SavePlanner", "resolve_data", ("self", "write_item")),
+    Pinned(f"{_STORAGE}:StorageWriter", "reset", ("self", "checkpoint_id")),
+    Pinned(f"{_STORAGE}:StorageWriter", "set_up_storage_writer", ("self", "is_coordinator", "args", "kwargs")),
+    Pinned(f"{_STORAGE}:StorageWriter", "prepare_local_plan", ("self", "plan")),
+    Pinned(f"{_STORAGE}:StorageWriter", "prepare_global_plan", ("self", "plans")),
+    Pinned(f"{_STORAGE}:StorageWriter", "write_data", ("self", "plan", "planner")),
+    Pinned(f"{_STORAGE}:StorageWriter", "finish", ("self", "metadata", "results")),
+    Pinned(f"{_STORAGE}:StorageWriter", "validate_checkpoint_id", ("checkpoint_id",)),
+    Pinned(f"{_STORAGE}:WriteResult", "__init__", ("self", "index", "size_in_bytes", "storage_data")),
+    Pinned(f"{_PLANNER}:WriteItem", "__init__", ("self", "index", "type", "bytes_io_data", "tensor_data")),
+    Pinned(f"{_PLANNER}:WriteItemType", "SHARD"),
+    Pinned(f"{_PLANNER}:TensorWriteData", "__init__", ("self", "chunk", "properties", "size")),
+    *(Pinned(f"{_PLANNER}:SavePlan", name, "assigned") for name in ("items", "storage_data")),
+    Pinned(f"{_METADATA}:ChunkStorageMetadata", "__init__", ("self", "offsets", "sizes")),
+    Pinned(f"{_METADATA}:TensorStorageMetadata", "__init__", ("self", "properties", "size", "chunks")),
+    Pinned(f"{_METADATA}:MetadataIndex", "__init__", ("self", "fqn", "offset", "index")),
+    Pinned(f"{_METADATA}:Metadata", "state_dict_metadata", "assigned"),
+    Pinned("torch.distributed.checkpoint.api:CheckpointException", "failures"),
+)
+
+
+def recorded_collectives() -> list[Mapping[str, Any]]:
+    """Entries of torch's flight recorders, oldest first of each; none where this build has no such recorder."""
+    return [entry for recorder in _RECORDERS for entry in _recorded(recorder)]
+
+
+def _recorded(recorder: str) -> Sequence[Mapping[str, Any]]:
+    try:
+        import torch._C._distributed_c10d as c10d
+
+        entries = json.loads(getattr(c10d, recorder)()).get("entries", [])
+    except (ImportError, AttributeError, RuntimeError, ValueError):
+        return []
+    return sorted(entries, key=lambda entry: entry.get("record_id", 0))
+
+
+def ranks_of_groups() -> dict[str, list[int]]:
+    """Ranks of each process group by its name; empty where they cannot be asked for."""
+    try:
+        from torch.distributed import distributed_c10d
+
+        groups = distributed_c10d._world.pg_group_ranks
+        return {getattr(group, "group_name", "?"): list(ranks) for group, ranks in groups.items()}
+    except (ImportError, AttributeError, RuntimeError):
+        return {}
+
+
+def loader_processes(batches: object) -> list[BaseProcess] | None:
+    """Processes behind an iterator of torch's loader; None where it loads in this process."""
+    workers: list[BaseProcess] | None = getattr(batches, "_workers", None)
+    return workers
+
+
+def end_loader_processes(batches: Any) -> None:
+    """What torch does when such an iterator is deleted. Raises RuntimeError when a process was killed."""
+    batches._shutdown_workers()
+
+
+def forget_compiled_variants(limit: int) -> None:
+    """Let torch.compile forget what it has compiled, and keep at least `limit` variants of a piece of code."""
+    import torch
+
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
