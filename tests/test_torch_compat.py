@@ -5,4 +5,5 @@ from tolktrain.torch_compat import TORCH
 
 
 def test_torch_has_what_is_used_of_it() -> None:
-    assert changes(TORCH) == []
+    found = changes(TORCH)
+    assert not found, "\n".join(found)

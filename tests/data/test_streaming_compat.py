@@ -5,4 +5,5 @@ from tolktrain.pinned import changes
 
 
 def test_streaming_has_what_is_used_of_it() -> None:
-    assert changes(STREAMING) == []
+    found = changes(STREAMING)
+    assert not found, "\n".join(found)

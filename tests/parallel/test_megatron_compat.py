@@ -6,4 +6,5 @@ from tolktrain.pinned import changes
 
 
 def test_megatron_core_has_what_is_used_of_it() -> None:
-    assert changes(MEGATRON) == []
+    found = changes(MEGATRON)
+    assert not found, "\n".join(found)

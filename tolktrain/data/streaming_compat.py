@@ -22,7 +22,7 @@ _DOWNLOAD = "streaming.base.storage.download"
 _NODE = ("self", "remote", "local", "timeout")
 
 STREAMING = (
-    # Names that the data set's module looks up while one is made: exchanged by `shared_memory.own_names` and `epoch.own_bounds`.
+    # Names that the data set's module looks up while one is made: exchanged by `own_names` and `own_bounds`.
     Pinned("streaming.base.dataset", "get_shm_prefix", ("streams_local", "streams_remote", "world", "retry")),
     Pinned("streaming.base.dataset", "gettempdir", ()),
     Pinned("streaming.base.dataset", "Spanner", ("shard_sizes", "span_size")),

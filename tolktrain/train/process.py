@@ -18,6 +18,7 @@ from tolktrain.cluster.progress import Progress
 from tolktrain.files.printable import PrintableFormatter, printable
 from tolktrain.files.writing import AppendedFile
 from tolktrain.parallel.layout import Layout
+from tolktrain.train.deepspeed_compat import forget_modules, without_shared_memory_collectives
 
 logger = logging.getLogger(__name__)
 
@@ -146,12 +147,7 @@ def quiet_initialize(**arguments: Any) -> Any:
 def forget_engine(engine: Any) -> None:
     """Take DeepSpeed's hooks off the model and free its buffers, and what it remembers of the model beyond that."""
     engine.destroy()
-    from deepspeed.runtime.zero import parameter_offload
-
-    # Under ZeRO 3 the root of each model, and so its parameters and their optimizer, would stay for ever.
-    gone = set(map(id, engine.module.modules()))
-    stack = parameter_offload.FWD_MODULE_STACK
-    stack[:] = [module for module in stack if id(module) not in gone]
+    forget_modules(engine.module)
 
 
 def start_deepspeed() -> ModuleType:
@@ -163,7 +159,6 @@ def start_deepspeed() -> ModuleType:
     own.propagate = True
     own.setLevel(logging.WARNING)
     if not deepspeed.comm.is_initialized():
-        # Its all-reduce in shared memory serves inference alone, and is compiled at first use, for half a minute.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        without_shared_memory_collectives(deepspeed)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     return deepspeed

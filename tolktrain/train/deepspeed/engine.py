@@ -25,6 +25,7 @@ from tolktrain.train.deepspeed.settings import complete_settings
 from tolktrain.train.deepspeed.states import OptimizerStates
 from tolktrain.train.deepspeed.step_runner import StepRunner
 from tolktrain.train.deepspeed.tensors import ModelTensors, Rows, read_rows
+from tolktrain.train.deepspeed_compat import adam
 from tolktrain.train.optimizer import GROUPS, LearningRates, build_optimizer, freeze, set_learning_rates, trained_groups
 from tolktrain.train.process import forget_engine
 from tolktrain.train.resolved import ResolvedSettings
@@ -158,7 +159,7 @@ class Engine:
         """Forward, backward and update on this rank's micro batches of one global batch; collective."""
         assert len(batches) == self._accumulation_steps
         counts = self._exchange_counts(batches)
-        set_learning_rates(self._step_runner.engine.basic_optimizer, learning_rates)
+        set_learning_rates(adam(self._step_runner.engine), learning_rates)
         update = self._step_runner.step(self._inputs(batches), counts)
         return self._result(update.sums, counts, update.grad_norm, update.skipped)
 

@@ -17,6 +17,13 @@ from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.groups import deepspeed_topology
 from tolktrain.train.deepspeed.module import LossCounts, detached_sums
 from tolktrain.train.deepspeed.step_runner import Update
+from tolktrain.train.deepspeed_compat import (
+    accumulated_gradient,
+    after_averaging,
+    mark_replicated,
+    set_bounds,
+    use_groups,
+)
 from tolktrain.train.optimizer import GroupKey
 from tolktrain.train.process import import_deepspeed, quiet_initialize, silenced, start_deepspeed
 
@@ -54,9 +61,7 @@ class StageModule(PipelineModule):
     ) -> None:
         self._cut = cut
         super().__init__(layers=list(cut.layers), topology=deepspeed_topology(layout))
-        # The same ranks (see `check_same_groups`), without a second set of NCCL communicators, and with our timeout.
-        self._grid.dp_proc_group, self._grid.pp_proc_group = layout.data_group, layout.pipeline_group
-        self._grid.slice_proc_group, self._grid.ds_model_proc_group = layout.tensor_group, layout.replica_group
+        use_groups(self, layout)
         self.model = model
         self._entropy_weight = entropy_weight
         self._layout = layout
@@ -66,7 +71,7 @@ class StageModule(PipelineModule):
         self._registered_anchors = nn.ParameterList(self.anchors.values())
         copies = {name for name, view in parameter_views(model).items() if view.is_copy}
         for name, parameter in model.named_parameters():
-            parameter.ds_pipe_replicated = name in copies  # type: ignore[attr-defined]  # counts once in the norm
+            mark_replicated(parameter, name in copies)
         self.ties_after_averaging = False
         self.sums = torch.zeros(3, dtype=torch.float64, device=layout.device)
         self._pending: Iterator[ModelInputs] = iter(())
@@ -100,9 +105,7 @@ class StageModule(PipelineModule):
         return [(table, group) for table in tables]
 
     def _partition_layers(self, method: str = "") -> None:
-        self.parts = list(self._cut.bounds)
-        stage = self._topo.get_coord(self.global_rank).pipe
-        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+        set_bounds(self, list(self._cut.bounds))
 
 
 class PipelineRunner:
@@ -118,20 +121,16 @@ class PipelineRunner:
         self._module = module
         self._layout = layout
         self.engine = quiet_initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
-        if self.engine.using_bf16_optimizer:
-            self._average = self.engine._bf16_reduce_grads
-            self.engine._bf16_reduce_grads = self._average_and_tie
-            module.ties_after_averaging = True
+        module.ties_after_averaging = after_averaging(self.engine, self._tie)
 
-    def _average_and_tie(self) -> None:
-        """Average gradients over the data ranks, then sum those of tied tables over first and last stage.
+    def _tie(self) -> None:
+        """Sum gradients of tied tables, averaged over the data ranks, over first and last stage.
 
         The other way round, as DeepSpeed does it, either stage would average the same sum, in bf16 and in another
         order: the copies of a table would drift apart, silently.
         """
-        self._average()
         for table, group in self._module.tied():
-            dist.all_reduce(table._hp_grad, group=group)  # type: ignore[attr-defined]
+            dist.all_reduce(accumulated_gradient(table), group=group)
 
     def step(self, micro_batches: Sequence[ModelInputs], counts: LossCounts) -> Update:
         """Forward and backward of all micro batches, then the optimizer's step."""

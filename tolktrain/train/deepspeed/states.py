@@ -8,10 +8,21 @@ own.
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional
 
+from tolktrain.train.deepspeed_compat import (
+    adam,
+    adam_parameters,
+    forget_skipped_gradients,
+    fragment,
+    fragment_range,
+    link_moments,
+    local_shape,
+    padded_partition,
+    partition,
+    partition_range,
+    plain_masters,
+)
 from tolktrain.train.process import start_deepspeed
 
 FIRST_MOMENT, SECOND_MOMENT = "exp_avg", "exp_avg_sq"
@@ -24,10 +35,10 @@ class OptimizerStates:
         self._deepspeed = start_deepspeed()
         self._engine = engine
         self._zero_stage = zero_stage
-        self._adam: torch.optim.Optimizer = engine.basic_optimizer
-        self._master_weights = {} if zero_stage else _plain_master_weights(engine)
+        self._adam: torch.optim.Optimizer = adam(engine)
+        self._master_weights = {} if zero_stage else plain_masters(engine)
         if zero_stage in (1, 2):
-            _forget_skipped_gradients(engine.optimizer)
+            forget_skipped_gradients(engine)
         self._create_moments()
 
     def own_range(self, parameter: nn.Parameter) -> tuple[int, int] | None:
@@ -38,24 +49,20 @@ class OptimizerStates:
         if self._zero_stage == 0 or not parameter.requires_grad:
             return None
         if self._zero_stage == 3:
-            return _own_part(parameter)
-        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
-        if mapping is None:
-            return 0, 0
-        address = mapping.lp_fragment_address
-        return address.start, address.start + address.numel
+            return partition_range(parameter)
+        return fragment_range(parameter)
 
     def held_range(self, parameter: nn.Parameter) -> tuple[int, int]:
         """Which elements of a parameter, flattened, the module itself holds here under ZeRO 3."""
         assert self.splits_modules
-        return _own_part(parameter)
+        return partition_range(parameter)
 
     def own(self, parameter: nn.Parameter, kind: str | None = None) -> Tensor:
         """This rank's elements of a trained parameter's master, or of the moment `kind`, flat; may be the original."""
         if self._zero_stage == 0:
             return self._plain(parameter, kind).detach().view(-1)
         if self._zero_stage == 3:
-            start, stop = _own_part(parameter)
+            start, stop = partition_range(parameter)
             utils = self._deepspeed.utils
             part: Tensor = (
                 utils.safe_get_local_fp32_param(parameter)
@@ -63,17 +70,13 @@ class OptimizerStates:
                 else utils.safe_get_local_optimizer_state(parameter, kind)
             )
             return part.detach()[: stop - start]
-        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
-        if mapping is None:
-            return torch.empty(0)
-        fragment: Tensor = mapping.get_hp_fragment(kind)
-        return fragment.detach()
+        return fragment(parameter, kind)
 
     def write_own(self, parameter: nn.Parameter, value: Tensor, kind: str | None = None) -> None:
         """Set this rank's elements of a trained parameter's master, or of the moment `kind`, to a flat value."""
         value = value.to(parameter.device)
         if self._zero_stage == 3:
-            value = _padded(parameter, value)
+            value = padded_partition(parameter, value)
             if kind is None:
                 self._deepspeed.utils.safe_set_local_fp32_param(parameter, value)
             else:
@@ -85,18 +88,16 @@ class OptimizerStates:
         """What the module itself holds of a parameter here, flat; may be the original."""
         if not self.splits_modules:
             return parameter.detach().view(-1)
-        start, stop = _own_part(parameter)
-        part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
-        return part.detach()[: stop - start]
+        start, stop = partition_range(parameter)
+        return partition(parameter)[: stop - start]
 
     def write_held(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Set what the module itself holds of a parameter here under ZeRO 3 to a flat value."""
-        part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
-        part.detach().copy_(_padded(parameter, value))
+        partition(parameter).copy_(padded_partition(parameter, value))
 
     def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
         """Shape of a parameter on this tensor rank; ZeRO 3 leaves an empty one."""
-        return tuple(getattr(parameter, "ds_shape", parameter.shape))
+        return local_shape(parameter)
 
     @property
     def splits_modules(self) -> bool:
@@ -122,54 +123,10 @@ class OptimizerStates:
         # DeepSpeed's bf16 optimizer without ZeRO exist, but count an update that was never made, which spoils the
         # bias corrections of the first steps.
         self._adam.state.clear()
-        for master in self._adam_parameters():
+        for master in adam_parameters(self._engine, self._zero_stage):
             self._adam.state[master] = {
                 "step": torch.zeros((), dtype=torch.float32, device=master.device),
                 FIRST_MOMENT: torch.zeros_like(master),
                 SECOND_MOMENT: torch.zeros_like(master),
             }
-        link = getattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
-        if link is not None:  # ZeRO 1 and 2 would link their fragments to the moments at the first update
-            link()
-
-    def _adam_parameters(self) -> list[Tensor]:
-        if self._zero_stage == 3:
-            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
-        return [parameter for group in self._adam.param_groups for parameter in group["params"]]
-
-
-def _forget_skipped_gradients(optimizer: Any) -> None:
-    """Make ZeRO 1 and 2 with offload drop added-up gradients whenever they clear their buffers on the host.
-
-    In bf16 training, DeepSpeed keeps the gradients of a step that it skips, adds the next ones to them, and so skips
-    every later step too.
-    """
-    clear = getattr(optimizer, "reset_cpu_buffers", None)
-    if clear is not None:
-
-        def clear_all() -> None:
-            clear()
-            optimizer.averaged_gradients.clear()
-
-        optimizer.reset_cpu_buffers = clear_all
-
-
-def _own_part(parameter: nn.Parameter) -> tuple[int, int]:
-    """Begin and end of this rank's elements under ZeRO 3. The last part is padded, which this leaves out."""
-    zero3: Any = parameter
-    size, rank, total = zero3.partition_numel(), dist.get_rank(zero3.ds_process_group), zero3.ds_numel
-    return min(rank * size, total), min((rank + 1) * size, total)
-
-
-def _padded(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """A rank's elements under ZeRO 3, as many as DeepSpeed keeps for each rank."""
-    return functional.pad(value, (0, parameter.partition_numel() - len(value)))  # type: ignore[attr-defined]
-
-
-def _plain_master_weights(engine: Any) -> dict[nn.Parameter, Tensor]:
-    """Without ZeRO: what AdamW updates, by the module's parameter. The same tensors in fp32, float32 copies in bf16."""
-    if engine.optimizer is engine.basic_optimizer:
-        parameters = [parameter for group in engine.basic_optimizer.param_groups for parameter in group["params"]]
-        return {parameter: parameter for parameter in parameters}
-    pairs = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)  # named so for bf16 too
-    return {own: master for group in pairs for own, master in zip(*group, strict=True)}
+        link_moments(self._engine)

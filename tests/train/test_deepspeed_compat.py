@@ -1,0 +1,11 @@
+"""DeepSpeed still has what we use of it."""
+
+from tolktrain.pinned import changes
+from tolktrain.train.deepspeed_compat import DEEPSPEED
+from tolktrain.train.process import import_deepspeed
+
+
+def test_deepspeed_has_what_is_used_of_it() -> None:
+    import_deepspeed()
+    found = changes(DEEPSPEED)
+    assert not found, "\n".join(found)

@@ -1,0 +1,239 @@
+"""DeepSpeed's private names and undocumented behaviour: all that is used of them is here.
+
+The rest of the code calls the functions below, and DeepSpeed's documented ones. `DEEPSPEED` names each attribute that
+they touch; a test compares it with the installed version.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tolktrain.parallel.layout import Layout
+from tolktrain.pinned import Pinned
+
+_ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
+_PIPELINE_ENGINE = "deepspeed.runtime.pipe.engine:PipelineEngine"
+_MODULE = "deepspeed.runtime.pipe.module:PipelineModule"
+_GRID = "deepspeed.runtime.pipe.topology:PipelineParallelGrid"
+_TOPOLOGY = "deepspeed.runtime.pipe.topology"
+_FRAGMENT = "deepspeed.utils.tensor_fragment"
+_BF16 = "deepspeed.runtime.bf16_optimizer:BF16_Optimizer"
+_ZERO_12 = "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer"
+_ZERO_3 = "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3"
+_PARTITIONED = "deepspeed.runtime.zero.partition_parameters"
+_UNFUSED = "deepspeed.runtime.fp16.unfused_optimizer:FP16_UnfusedOptimizer"
+_FUSED = "deepspeed.runtime.fp16.fused_optimizer:FP16_Optimizer"
+
+DEEPSPEED = (
+    # Import and start.
+    Pinned("deepspeed.ops", "__compatible_ops__"),
+    Pinned("deepspeed.runtime.zero.parameter_offload", "FWD_MODULE_STACK"),
+    # A step. `backward` (behind a decorator) divides by the number of micro batches unless `scale_wrt_gas` is false.
+    Pinned(_ENGINE, "backward"),
+    Pinned(_ENGINE, "get_global_grad_norm", ("self",)),
+    Pinned(_ENGINE, "was_step_applied", ("self",)),
+    Pinned(_ENGINE, "destroy", ("self",)),
+    Pinned(_PIPELINE_ENGINE, "train_batch", ("self", "data_iter")),
+    Pinned(
+        _PIPELINE_ENGINE,
+        "eval_batch",
+        (
+            *("self", "data_iter", "return_logits", "compute_loss", "reduce_output", "bcast_loss"),
+            "num_micro_batches",
+        ),
+    ),
+    Pinned(_PIPELINE_ENGINE, "reset_activation_shape", ("self",)),
+    # Optimizers. The engine keeps the one that it was given, and its own around it.
+    *(Pinned(_ENGINE, name, "assigned") for name in ("basic_optimizer", "optimizer")),
+    Pinned(_FUSED, "fp16_groups", "assigned"),
+    *(Pinned(_UNFUSED, name, "assigned") for name in ("fp16_groups", "fp32_groups")),
+    Pinned(_ZERO_3, "fp32_partitioned_groups_flat", "assigned"),
+    *(Pinned(zero, "_lazy_init_hp_params_optimizer_state", ("self",)) for zero in (_BF16, _ZERO_12)),
+    Pinned(_ZERO_12, "reset_cpu_buffers", ("self",)),
+    Pinned(_ZERO_12, "averaged_gradients", "assigned"),
+    # Fragments of parameters under ZeRO 1 and 2, among them those of BF16_Optimizer.
+    Pinned("deepspeed.utils.mixed_precision_linkage", "_hp_mapping", "assigned"),
+    Pinned(f"{_FRAGMENT}:tensor_fragment", "lp_fragment_address", "assigned"),
+    *(Pinned(f"{_FRAGMENT}:fragment_address", name, "assigned") for name in ("start", "numel")),
+    Pinned(f"{_FRAGMENT}:tensor_fragment", "get_hp_fragment", ("self", "optim_state_key")),
+    # Parameters under ZeRO 3.
+    *(
+        Pinned(f"{_PARTITIONED}:Init", name, "assigned")
+        for name in ("ds_process_group", "ds_numel", "ds_shape", "ds_tensor", "partition_numel")
+    ),
+    *(
+        Pinned(_FRAGMENT, f"safe_{verb}_local_{what}", ("param", *value, *key))
+        for verb, value in (("get", ()), ("set", ("value",)))
+        for what, key in (("fp32_param", ()), ("optimizer_state", ("optim_state_key",)))
+    ),
+    Pinned(_PARTITIONED, "register_external_parameter", ("module", "parameter")),
+    # Pipeline stages.
+    Pinned(_MODULE, "_partition_layers", ("self", "method")),
+    Pinned(_MODULE, "_set_bounds", ("self", "start", "stop")),
+    Pinned(_MODULE, "get_tied_weights_and_groups", ("self",)),
+    *(Pinned(_MODULE, name, "assigned") for name in ("_grid", "_topo", "global_rank", "parts", "ds_pipe_replicated")),
+    *(
+        Pinned(_GRID, name, "assigned")
+        for name in ("dp_proc_group", "pp_proc_group", "slice_proc_group", "ds_model_proc_group")
+    ),
+    Pinned(f"{_TOPOLOGY}:PipeModelDataParallelTopology", "__init__", ("self", "num_pp", "num_mp", "num_dp")),
+    Pinned(f"{_TOPOLOGY}:ProcessTopology", "get_axis_comm_lists", ("self", "axis")),
+    Pinned(f"{_TOPOLOGY}:ProcessTopology", "get_coord", ("self", "rank")),
+    Pinned(_PIPELINE_ENGINE, "_bf16_reduce_grads", ("self",)),
+    Pinned(_PIPELINE_ENGINE, "using_bf16_optimizer", "assigned"),
+    Pinned(_BF16, "_hp_grad", "assigned"),
+    # Parameters that all tensor ranks have, or several stages, count once in the gradient norm.
+    Pinned("deepspeed.runtime.utils", "is_model_parallel_parameter", ("p",)),
+    Pinned("deepspeed.runtime.constants", "PIPE_REPLICATED"),
+)
+
+
+def adam(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer that the engine was given."""
+    optimizer: torch.optim.Optimizer = engine.basic_optimizer
+    return optimizer
+
+
+def plain_masters(engine: Any) -> dict[nn.Parameter, Tensor]:
+    """Without ZeRO: what AdamW updates, by the module's parameter. The same tensors in fp32, float32 copies in bf16."""
+    if engine.optimizer is engine.basic_optimizer:
+        parameters = [parameter for group in engine.basic_optimizer.param_groups for parameter in group["params"]]
+        return {parameter: parameter for parameter in parameters}
+    pairs = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)  # named so for bf16 too
+    return {own: master for group in pairs for own, master in zip(*group, strict=True)}
+
+
+def adam_parameters(engine: Any, zero_stage: int) -> list[Tensor]:
+    """What AdamW updates on this rank: parameters, or the flat partitions of their master weights."""
+    if zero_stage == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return [parameter for group in engine.basic_optimizer.param_groups for parameter in group["params"]]
+
+
+def link_moments(engine: Any) -> None:
+    """Let the fragments of ZeRO 1 and 2 find moments that were created by hand. DeepSpeed does so at its first update."""
+    link: Callable[[], None] | None = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if link is not None:
+        link()
+
+
+def forget_skipped_gradients(engine: Any) -> None:
+    """Make ZeRO 1 and 2 with offload drop added-up gradients whenever they clear their buffers on the host.
+
+    In bf16 training, DeepSpeed keeps the gradients of a step that it skips, adds the next ones to them, and so skips
+    every later step too.
+    """
+    optimizer = engine.optimizer
+    clear: Callable[[], None] | None = getattr(optimizer, "reset_cpu_buffers", None)
+    if clear is not None:
+
+        def clear_all() -> None:
+            clear()
+            optimizer.averaged_gradients.clear()
+
+        optimizer.reset_cpu_buffers = clear_all
+
+
+def forget_modules(module: nn.Module) -> None:
+    """Take a model off ZeRO 3's stack of modules: its root, and so its parameters and their optimizer, would stay."""
+    from deepspeed.runtime.zero import parameter_offload
+
+    gone = set(map(id, module.modules()))
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [module for module in stack if id(module) not in gone]
+
+
+def without_shared_memory_collectives(deepspeed: Any) -> None:
+    """DeepSpeed's all-reduce in shared memory serves inference alone, and is compiled at first use, for half a minute."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def fragment_range(parameter: nn.Parameter) -> tuple[int, int]:
+    """ZeRO 1 and 2: which elements of a trained parameter, flattened, this data rank keeps."""
+    mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+    if mapping is None:
+        return 0, 0
+    address = mapping.lp_fragment_address
+    return address.start, address.start + address.numel
+
+
+def fragment(parameter: nn.Parameter, kind: str | None) -> Tensor:
+    """ZeRO 1 and 2: this rank's elements of a master weight, or of the moment `kind`; the original."""
+    mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+    if mapping is None:
+        return torch.empty(0)
+    found: Tensor = mapping.get_hp_fragment(kind)
+    return found.detach()
+
+
+def partition_range(parameter: nn.Parameter) -> tuple[int, int]:
+    """ZeRO 3: which elements this data rank keeps. The last partition is padded, which this leaves out."""
+    zero3: Any = parameter
+    size, rank, total = zero3.partition_numel(), dist.get_rank(zero3.ds_process_group), zero3.ds_numel
+    return min(rank * size, total), min((rank + 1) * size, total)
+
+
+def padded_partition(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """ZeRO 3: a rank's elements, as many as DeepSpeed keeps for each rank."""
+    return functional.pad(value, (0, parameter.partition_numel() - len(value)))  # type: ignore[attr-defined]
+
+
+def partition(parameter: nn.Parameter) -> Tensor:
+    """ZeRO 3: what the module itself holds of a parameter here, flat and padded; the original."""
+    part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+    return part.detach()
+
+
+def local_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Shape of a parameter on this tensor rank; ZeRO 3 leaves an empty one in the module."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def use_groups(module: Any, layout: Layout) -> None:
+    """Let a `PipelineModule` use our process groups.
+
+    They have the same ranks as its own (see `check_same_groups`), without a second set of NCCL communicators, and with
+    our timeout.
+    """
+    grid = module._grid
+    grid.dp_proc_group, grid.pp_proc_group = layout.data_group, layout.pipeline_group
+    grid.slice_proc_group, grid.ds_model_proc_group = layout.tensor_group, layout.replica_group
+
+
+def set_bounds(module: Any, bounds: list[int]) -> None:
+    """Tell a `PipelineModule` where its layers are cut: stage i has the layers from bounds[i] to before bounds[i + 1]."""
+    module.parts = bounds
+    stage = module._topo.get_coord(module.global_rank).pipe
+    module._set_bounds(start=bounds[stage], stop=bounds[stage + 1])
+
+
+def mark_replicated(parameter: nn.Parameter, replicated: bool) -> None:
+    """Say whether another pipeline stage has the parameter too, so that it counts once in the gradient norm."""
+    parameter.ds_pipe_replicated = replicated  # type: ignore[attr-defined]
+
+
+def after_averaging(engine: Any, action: Callable[[], None]) -> bool:
+    """Call `action` whenever the pipeline's bf16 optimizer has averaged gradients over the data ranks.
+
+    Returns whether the engine has that optimizer; with another one nothing is done.
+    """
+    if not engine.using_bf16_optimizer:
+        return False
+    average: Callable[[], None] = engine._bf16_reduce_grads
+
+    def average_and_act() -> None:
+        average()
+        action()
+
+    engine._bf16_reduce_grads = average_and_act
+    return True
+
+
+def accumulated_gradient(parameter: nn.Parameter) -> Tensor:
+    """The float32 gradient that the pipeline's bf16 optimizer keeps of a parameter."""
+    gradient: Tensor = parameter._hp_grad  # type: ignore[attr-defined]
+    return gradient
