@@ -115,7 +115,7 @@ def adam_parameters(engine: Any, zero_stage: int) -> list[Tensor]:
 
 
 def link_moments(engine: Any) -> None:
-    """Let the fragments of ZeRO 1 and 2 find moments that were created by hand. DeepSpeed does so at its first update."""
+    """Let the fragments of ZeRO 1 and 2 find moments that were created by hand, as DeepSpeed does at its first update."""
     link: Callable[[], None] | None = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()
@@ -148,7 +148,7 @@ def forget_modules(module: nn.Module) -> None:
 
 
 def without_shared_memory_collectives(deepspeed: Any) -> None:
-    """DeepSpeed's all-reduce in shared memory serves inference alone, and is compiled at first use, for half a minute."""
+    """Do without the all-reduce in shared memory, which serves inference alone and is compiled for half a minute."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
@@ -205,7 +205,7 @@ def use_groups(module: Any, layout: Layout) -> None:
 
 
 def set_bounds(module: Any, bounds: list[int]) -> None:
-    """Tell a `PipelineModule` where its layers are cut: stage i has the layers from bounds[i] to before bounds[i + 1]."""
+    """Tell a `PipelineModule` where its layers are cut: stage i has layers bounds[i] to bounds[i + 1] - 1."""
     module.parts = bounds
     stage = module._topo.get_coord(module.global_rank).pipe
     module._set_bounds(start=bounds[stage], stop=bounds[stage + 1])
