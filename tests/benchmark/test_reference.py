@@ -15,8 +15,9 @@ from tolktrain.data.batch import Batch
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.loss import LossSums, loss_from_sums
 from tolktrain.model.parameter_layout import canonical_state, parameter_views
-from tolktrain.model.smoltolk import LossSums, SmolTolk, loss_from_sums
+from tolktrain.model.smoltolk import SmolTolk
 
 SMALL = Architecture(
     hidden_size=32,

@@ -1,7 +1,7 @@
 """DeepSpeed's settings: what is derived, what is refused, and that DeepSpeed itself accepts the files we ship."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tolktrain.errors import UserError
 
 SHIPPED = sorted((Path(__file__).resolve().parents[2] / "configs" / "deepspeed").glob("*.json"))
 
-Build = Callable[..., dict[str, Any]]
+Build = Callable[..., Mapping[str, Any]]
 Refusal = Callable[..., str]
 
 
@@ -21,12 +21,12 @@ Refusal = Callable[..., str]
 def build(small: Path) -> Build:
     """Builds from the settings of a JSON file, overrides and a data-parallel size."""
 
-    def make(settings: object = None, *overrides: str, data_ranks: int = 1) -> dict[str, Any]:
+    def make(settings: object = None, *overrides: str, data_ranks: int = 1) -> Mapping[str, Any]:
         if settings is not None:
             Path("ds.json").write_text(settings if isinstance(settings, str) else json.dumps(settings))
             overrides = (*overrides, "deepspeed.config=ds.json")
         config = load_config(small, overrides)
-        return resolve_deepspeed(config, read_deepspeed_file(config), data_ranks).copy()
+        return resolve_deepspeed(config, read_deepspeed_file(config), data_ranks).entries
 
     return make
 

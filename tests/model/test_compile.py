@@ -9,7 +9,8 @@ from torch._dynamo.utils import counters
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.smoltolk import SmolTolk, loss_from_sums
+from tolktrain.model.loss import loss_from_sums
+from tolktrain.model.smoltolk import SmolTolk
 
 
 def steps(model: SmolTolk, batches: list[SimpleNamespace]) -> list[list[Tensor]]:

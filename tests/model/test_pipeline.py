@@ -10,8 +10,9 @@ import torch
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.layers import carried_slices, cut_points
 from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.loss import LossSums
 from tolktrain.model.parameter_layout import canonical_shapes, canonical_state, copy_canonical
-from tolktrain.model.smoltolk import LossSums, SmolTolk
+from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
 
 VARIANTS: list[dict[str, Any]] = [

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.loss import LossSums, loss_from_sums
 from tolktrain.model.parameter_layout import canonical_state, parameter_views
-from tolktrain.model.smoltolk import LossSums, SmolTolk, loss_from_sums
+from tolktrain.model.smoltolk import SmolTolk
 
 MakeArchitecture = Callable[..., Architecture]
 MakeBatch = Callable[..., SimpleNamespace]

@@ -14,8 +14,9 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.layers import layer_flops
 from tolktrain.model.cost.step import StepCounts, step_flops
 from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.loss import loss_from_sums
 from tolktrain.model.parameter_layout import parameter_views
-from tolktrain.model.smoltolk import SmolTolk, loss_from_sums
+from tolktrain.model.smoltolk import SmolTolk
 from tolktrain_kernels.cross_entropy import linear_cross_entropy_plain
 from tolktrain_kernels.layer_pooling import pool_layers_plain
 

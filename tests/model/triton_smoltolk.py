@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.smoltolk import SmolTolk, loss_from_sums
+from tolktrain.model.loss import loss_from_sums
+from tolktrain.model.smoltolk import SmolTolk
 from tolktrain_kernels import cross_entropy_triton, elementwise_op, layer_pooling_op, speech_adapter_triton
 from tolktrain_kernels.backend import Kernels, choose_attention
 

@@ -23,8 +23,8 @@ from poison import ROW, checksums, make_config, spoiling
 from small_runs import MIXED, StopAfter, cut_batch, make_batch
 from torch import Tensor
 
+from tolktrain.model import loss
 from tolktrain.parallel.layout import Layout, initialize, release_groups
-from tolktrain.train.deepspeed import module
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.resolved import ResolvedSettings
@@ -63,18 +63,18 @@ CASES = [
 def going_wrong(bad: Bad, engine: Engine, layout: Layout) -> Iterator[None]:
     """The first micro batch of this rank has a bad loss, or all gradients are bad."""
     left = [int(layout.rank == bad.rank)]
-    original = module.loss_from_sums
+    original = loss.loss_from_sums
 
     def loss_from_sums(*arguments: Any) -> Tensor:
         left[0] -= 1
-        loss = original(*arguments)
-        return loss + math.nan if left[0] == 0 else loss  # a gradient does not notice what is added
+        result = original(*arguments)
+        return result + math.nan if left[0] == 0 else result  # a gradient does not notice what is added
 
     hooks = []
     if layout.rank == bad.rank and not bad.loss:
         trained = [parameter for parameter in engine.model.parameters() if parameter.requires_grad]
         hooks = [parameter.register_hook(lambda gradient: gradient * math.nan) for parameter in trained]
-    with patch.object(module, "loss_from_sums", loss_from_sums if bad.loss else original):
+    with patch.object(loss, "loss_from_sums", loss_from_sums if bad.loss else original):
         yield
     for hook in hooks:
         hook.remove()

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tolktrain.config.deepspeed import DeepSpeedSettings
 from tolktrain.data.batch import Batch
+from tolktrain.model.loss import LossCounts
 from tolktrain.model.transformer import RowLinear
 from tolktrain.train.deepspeed import engine
 from tolktrain.train.deepspeed.engine import Engine
-from tolktrain.train.deepspeed.module import LossCounts
 
 
 @contextlib.contextmanager
@@ -36,7 +37,7 @@ def _patch(cure: str) -> Any:
     if cure == "counts of the global batch":
         return mock.patch.object(Engine, "_exchange_counts", _own_counts)
     if cure == "whole activations":
-        return mock.patch.object(engine, "complete_settings", _partitioned(engine.complete_settings))
+        return mock.patch.object(DeepSpeedSettings, "for_engine", _partitioned(DeepSpeedSettings.for_engine))
     if cure == "one order of samples":
         return mock.patch.object(layout_cases, "order_seed", lambda layout: 3 + layout.pipeline_rank)
     if cure == "whole products":
@@ -50,10 +51,9 @@ def _own_counts(self: Engine, batches: Sequence[Batch]) -> LossCounts:
     return LossCounts(*(sum(column) * self._layout.data_size for column in zip(*counts, strict=True)))
 
 
-def _partitioned(complete: Any) -> Any:
-    def with_partitions(settings: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        complete(settings, *args, **kwargs)
-        settings["pipeline"] = {"pipe_partitioned": True, "grad_partitioned": True}
+def _partitioned(for_engine: Any) -> Any:
+    def with_partitions(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**for_engine(*args, **kwargs), "pipeline": {"pipe_partitioned": True, "grad_partitioned": True}}
 
     return with_partitions
 

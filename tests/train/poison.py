@@ -15,10 +15,11 @@ from tolktrain.config.load import load_config
 from tolktrain.data.batch import Batch
 from tolktrain.data.loader import StageLoader
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.smoltolk import LossSums, SmolTolk
+from tolktrain.model.loss import LossSums, StepResult
+from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.train import stage_runner
 from tolktrain.train.batch_consistency import batch_checksum
-from tolktrain.train.deepspeed.engine import Engine, StepResult
+from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.optimizer import LearningRates
 
 TEXT, JOINT = 0, 1

@@ -1,7 +1,7 @@
 """DeepSpeed still has what we use of it."""
 
 from tolktrain.pinned import changes
-from tolktrain.train.deepspeed_compat import DEEPSPEED
+from tolktrain.train.deepspeed.compat import DEEPSPEED
 from tolktrain.train.process import import_deepspeed
 
 

@@ -12,7 +12,7 @@ import torch
 from knob_ranks import KNOBS, run_steps, zero
 from small_runs import assembled
 
-from tolktrain.train.deepspeed.settings import complete_settings
+from tolktrain.config.deepspeed import DeepSpeedSettings
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
 FILES = ["zero0", "zero1", "zero2", "zero3", "zero3-offload"]  # pipeline.json needs two processes
@@ -73,8 +73,7 @@ def test_a_shipped_file_trains_as_without_zero(tmp_path: Path, sets: Path, alone
 def test_buckets_are_even_and_no_larger_than_what_is_trained(given: int, num_trained: int, size: int) -> None:
     """DeepSpeed allocates them whole, and stops at an odd one."""
     settings = {**zero(1, reduce_bucket_size=given, allgather_bucket_size=given), "bf16": {"enabled": False}}
-    complete_settings(settings, num_trained, clips_outside=False)
-    section = settings["zero_optimization"]
+    section = DeepSpeedSettings(settings).for_engine(num_trained, clips_outside=False)["zero_optimization"]
     assert (section["reduce_bucket_size"], section["allgather_bucket_size"]) == (size, size)
 
 

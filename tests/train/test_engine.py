@@ -18,10 +18,11 @@ from tolktrain.data.batch import Batch
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.loss import StepResult, loss_from_sums
 from tolktrain.model.parameter_layout import canonical_state, load_canonical
-from tolktrain.model.smoltolk import SmolTolk, loss_from_sums
+from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.deepspeed.engine import Engine, StepResult
+from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.resolved import ResolvedSettings
 
 SCALE_OF_ENTROPY = 0.5

@@ -287,9 +287,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(
 def test_divergence_ends_the_run(
     tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        "tolktrain.train.deepspeed.module.loss_from_sums", lambda sums, *_: sums.text_nll * float("nan")
-    )
+    monkeypatch.setattr("tolktrain.model.loss.loss_from_sums", lambda sums, *_: sums.text_nll * float("nan"))
     overrides = ("train.guard.max_skipped_in_a_row=3", "train.guard.max_rollbacks=0")
     message = "training has diverged: in the stage 'text', up to step 3, the losses or gradients of the last 3 steps"
     with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=message):

@@ -11,8 +11,8 @@ from small_runs import MIXED, TOKENS_PER_STEP, cut_batch, make_batch, small_conf
 from tolktrain.config import Config
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.step import StepCounts, step_flops
+from tolktrain.model.loss import LossCounts
 from tolktrain.parallel.layout import Layout, initialize
-from tolktrain.train.deepspeed.module import LossCounts
 from tolktrain.train.run import train
 from tolktrain.train.utilization import Utilization, global_counts, peak_flops
 

@@ -12,8 +12,9 @@ from tolktrain.config import Config
 from tolktrain.config.training import ParameterGroup, StageConfig
 from tolktrain.data.batch import Batch
 from tolktrain.model.architecture import Architecture
+from tolktrain.model.loss import loss_from_sums
 from tolktrain.model.parameter_layout import canonical_state
-from tolktrain.model.smoltolk import SmolTolk, loss_from_sums
+from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.optimizer import LearningRates

@@ -23,6 +23,8 @@ from tolktrain.files.reading import parse_json, read_text
 
 _LARGEST_BYTES = 1 << 20
 _LARGEST_COUNT = 1 << 63  # DeepSpeed hands counts to libraries in C
+_NEVER_PRINT = 2**31
+_DEFAULT_BUCKET = 500_000_000
 _ADAMW = "the optimizer, torch's AdamW,"
 
 
@@ -42,9 +44,34 @@ class DeepSpeedSettings:
         """Micro batches of a step on each data rank."""
         return int(self.entries["gradient_accumulation_steps"])
 
-    def copy(self) -> dict[str, Any]:
-        """The entries, to be completed for an engine."""
-        return copy.deepcopy(dict(self.entries))
+    def for_engine(self, num_trained: int, clips_outside: bool) -> dict[str, Any]:
+        """A copy for one engine, with what follows from how engines are used here.
+
+        Args:
+            num_trained: elements of the parameters that this rank trains.
+            clips_outside: whether gradients are clipped by the caller of DeepSpeed.
+        """
+        settings = copy.deepcopy(dict(self.entries))
+        if clips_outside:
+            settings["gradient_clipping"] = 0.0
+        settings.setdefault("steps_per_print", _NEVER_PRINT)
+        # It waits for the GPU twice per micro batch, for a figure that is never shown.
+        settings["timers"] = {"throughput": {"enabled": False}, **settings.get("timers", {})}
+        zero = settings["zero_optimization"]
+        if settings["bf16"]["enabled"]:
+            settings["bf16"] = {**settings["bf16"], "check_grad_overflow": True}
+            if zero["stage"]:
+                settings["data_types"] = {"grad_accum_dtype": "fp32", **settings.get("data_types", {})}
+        if zero["stage"]:
+            # Buckets are allocated in full, however small the model; DeepSpeed wants an even number of elements.
+            for entry in ("reduce_bucket_size", "allgather_bucket_size"):
+                size = min(int(zero.get(entry, _DEFAULT_BUCKET)), max(1, num_trained))
+                zero[entry] = size + size % 2
+        if zero["stage"] and (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
+            # Gradients on the host outlive the step: Adam would take a parameter's old one when it gets none, silently.
+            # ZeRO 1 and 2 stop instead. ZeRO 3 has no such check.
+            zero["ignore_unused_parameters"] = False
+        return settings
 
 
 @dataclass(frozen=True)

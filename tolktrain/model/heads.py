@@ -1,7 +1,5 @@
 """Heads and loss: K speech heads tied to the speech tables, a text head tied to the text table or not."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,6 +7,7 @@ from torch.nn import functional
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
 from tolktrain.model.embedding import Embedding, empty_table, speech_table_views, text_table_view
+from tolktrain.model.loss import LossSums
 from tolktrain.model.parameter_layout import ParameterView, PipelineLayer, TensorShare
 from tolktrain.parallel.megatron import (
     TransformerConfig,
@@ -21,14 +20,6 @@ from tolktrain.parallel.megatron import (
 from tolktrain_kernels.backend import Kernels
 from tolktrain_kernels.cross_entropy import linear_cross_entropy
 from tolktrain_kernels.speech_adapter import gather_rows
-
-
-class LossSums(NamedTuple):
-    """Sums over a micro batch, so that any split of a global batch adds up to the same loss. Float32, []."""
-
-    text_nll: Tensor  # nats, over the positions scored as text
-    speech_nll: Tensor  # nats, over the positions scored as speech, codebooks summed
-    entropy: Tensor  # nats, of the layer selector over all positions of the sequences that predict speech
 
 
 class TableHead(nn.Module):

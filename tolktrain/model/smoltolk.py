@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
 from tolktrain.model.embedding import Embedding
-from tolktrain.model.heads import Heads, LossSums
+from tolktrain.model.heads import Heads
 from tolktrain.model.initialization import initialize_parameters
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.layers import BackboneLayer, FinalNorm, InputAdapterLayer, LayerPooling, OutputAdapterLayer
+from tolktrain.model.loss import LossSums
 from tolktrain.model.parameter_layout import LayeredModel, PipelineLayer, TensorShare, parameter_views
 from tolktrain.model.pipeline import pack_carrier, unpack_carrier
 from tolktrain.model.transformer import Block, megatron_config
@@ -24,8 +25,6 @@ from tolktrain_kernels.backend import Kernels
 from tolktrain_kernels.speech_adapter import place_rows
 
 _COMPILED_VARIANTS = 32
-
-__all__ = ["LossSums", "NextLogits", "SmolTolk", "build_layers", "loss_from_sums"]
 
 
 @dataclass(frozen=True)
@@ -220,18 +219,3 @@ class SmolTolk(LayeredModel):
         if scored.num_columns:
             probs.index_copy_(1, scored.columns, carrier.pooled.probs.float())
         return probs.transpose(0, 1)
-
-
-def loss_from_sums(sums: LossSums, num_scored: int, num_entropy_positions: int, entropy_weight: float) -> Tensor:
-    """(text + speech nll) / scored positions - weight * entropy / positions, all counts of the whole global batch.
-
-    Args:
-        sums: of one micro batch; the results of all micro batches add up to the loss of the global batch.
-        num_scored: positions scored as text or speech in the global batch.
-        num_entropy_positions: positions of the sequences that predict speech in the global batch; may be 0.
-        entropy_weight: of the selector's entropy, in nats.
-    """
-    loss = (sums.text_nll + sums.speech_nll) / max(num_scored, 1)
-    if num_entropy_positions == 0 or entropy_weight == 0.0:
-        return loss
-    return loss - sums.entropy * (entropy_weight / num_entropy_positions)

@@ -19,10 +19,10 @@ from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.writing import replace_file
 from tolktrain.runs.copies import forget_copies, restore_newest
+from tolktrain.runs.deepspeed_entries import is_same_file, read_kept_entries, write_kept_entries
 from tolktrain.runs.lease import Lease, LostLeaseError
 from tolktrain.runs.metrics import last_step
 from tolktrain.runs.paths import RunPaths
-from tolktrain.train.kept_entries import is_same_file, read_kept_entries, write_kept_entries
 
 # What may change from one start of a run to the next: it decides neither what is learned nor in which order.
 FREE_KEYS = (

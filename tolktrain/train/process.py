@@ -18,7 +18,7 @@ from tolktrain.cluster.progress import Progress
 from tolktrain.files.printable import PrintableFormatter, printable
 from tolktrain.files.writing import AppendedFile
 from tolktrain.parallel.layout import Layout
-from tolktrain.train.deepspeed_compat import forget_modules, without_shared_memory_collectives
+from tolktrain.train.deepspeed.compat import forget_modules, without_shared_memory_collectives
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from tolktrain.config import Config
 from tolktrain.config.training import ParameterGroup
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.step import StepCounts, step_flops
+from tolktrain.model.loss import LossCounts
 from tolktrain.parallel.layout import Layout
-from tolktrain.train.deepspeed.module import LossCounts
 
 # FLOP/s of dense bf16 products on tensor cores, from NVIDIA's data sheets (half of what they give for sparse ones). The
 # first name that occurs in a device's counts. GH200, GB200, H20, H800 and the like are other names, and not known.

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -11,56 +10,35 @@ from torch import Tensor
 
 from tolktrain.checkpoint.slices import PARAMETERS, Snapshot, Source
 from tolktrain.config import Config
+from tolktrain.config.deepspeed import DeepSpeedSettings
 from tolktrain.config.training import StageConfig
 from tolktrain.data.batch import Batch
 from tolktrain.model.cost.layers import PipelineCut
 from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.loss import LossCounts, StepResult
 from tolktrain.model.parameter_layout import parameter_views
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.gradients import sum_over_tensor_group
 from tolktrain.parallel.layout import Layout
-from tolktrain.train.deepspeed.module import LossCounts
-from tolktrain.train.deepspeed.sequential import SequentialRunner
-from tolktrain.train.deepspeed.settings import complete_settings
+from tolktrain.train.deepspeed.compat import adam
+from tolktrain.train.deepspeed.sequential import SequentialRunner, Update
 from tolktrain.train.deepspeed.states import OptimizerStates
-from tolktrain.train.deepspeed.step_runner import StepRunner
 from tolktrain.train.deepspeed.tensors import ModelTensors, Rows, read_rows
-from tolktrain.train.deepspeed_compat import adam
 from tolktrain.train.optimizer import GROUPS, LearningRates, build_optimizer, freeze, set_learning_rates, trained_groups
 from tolktrain.train.process import forget_engine
 from tolktrain.train.resolved import ResolvedSettings
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What a step was about. Sums and counts are those of the global batch; losses in nats."""
+class StepRunner(Protocol):
+    """DeepSpeed's engine around the model or a stage of it. Calls are collective over all ranks."""
 
-    text_nll: float
-    speech_nll: float
-    entropy: float
-    counts: LossCounts
-    grad_norm: float  # before clipping; infinite or NaN if the step was skipped
-    skipped: bool  # the loss of a rank or the gradients were not finite: nothing was changed
+    engine: Any  # DeepSpeed's
 
-    @property
-    def text_loss(self) -> float | None:
-        """Nats per position scored as text, None if there is none."""
-        return self.text_nll / self.counts.num_text if self.counts.num_text else None
+    def step(self, micro_batches: Sequence[ModelInputs], counts: LossCounts) -> Update:
+        """Forward and backward of each micro batch, then the optimizer's step."""
 
-    @property
-    def speech_loss(self) -> float | None:
-        """Nats per position scored as speech (codebooks summed), None if there is none."""
-        return self.speech_nll / self.counts.num_speech if self.counts.num_speech else None
-
-    @property
-    def layer_entropy(self) -> float | None:
-        """Entropy of the layer selector in nats, mean over positions, None if no speech is predicted."""
-        return self.entropy / self.counts.num_entropy if self.counts.num_entropy else None
-
-    def loss(self, entropy_weight: float) -> float:
-        """The trained loss: nats per scored position, less the entropy bonus."""
-        scored = self.counts.num_text + self.counts.num_speech
-        return (self.text_nll + self.speech_nll) / max(scored, 1) - entropy_weight * (self.layer_entropy or 0.0)
+    def evaluate(self, micro_batches: Sequence[ModelInputs]) -> Tensor:
+        """Sums of the micro batches, float64 [3], without training; zero on all pipeline stages but the last."""
 
 
 class Engine:
@@ -106,7 +84,7 @@ class Engine:
         originals = self._originals(source) if rounds or fills else None
         if rounds and fills:
             _forget_values(model, torch.bfloat16)
-        self._step_runner = self._make_step_runner(config, settings.deepspeed.copy(), cut)
+        self._step_runner = self._make_step_runner(config, settings.deepspeed, cut)
         self._hooks = sum_over_tensor_group(model.parameters(), layout.tensor_group)
         self._states = OptimizerStates(self._step_runner.engine, zero_stage)
         parameters = dict(model.named_parameters())
@@ -128,12 +106,12 @@ class Engine:
 
         return rows
 
-    def _make_step_runner(self, config: Config, settings: dict[str, Any], cut: PipelineCut | None) -> StepRunner:
+    def _make_step_runner(self, config: Config, resolved: DeepSpeedSettings, cut: PipelineCut | None) -> StepRunner:
         model, layout, entropy_weight = self._model, self._layout, config.model.speech.entropy_weight
         # DeepSpeed's own clipping in float32 without ZeRO does not tell the norm and does not skip bad gradients.
-        clips_here = settings["zero_optimization"]["stage"] == 0 and not settings["bf16"]["enabled"]
+        clips_here = resolved.zero_stage == 0 and config.train.precision == "fp32"
         num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        complete_settings(settings, num_trained, clips_outside=clips_here)
+        settings = resolved.for_engine(num_trained, clips_outside=clips_here)
         members = trained_groups(model, self._views)
         if cut is None:
             optimizer = build_optimizer(members, config.train.optimizer)

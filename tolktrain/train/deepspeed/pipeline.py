@@ -11,19 +11,19 @@ from torch.autograd.function import FunctionCtx
 
 from tolktrain.model.cost.layers import PipelineCut
 from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.loss import LossCounts, LossSums, loss_to_train
 from tolktrain.model.parameter_layout import parameter_views
-from tolktrain.model.smoltolk import LossSums, SmolTolk
+from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
-from tolktrain.train.deepspeed.groups import deepspeed_topology
-from tolktrain.train.deepspeed.module import LossCounts, detached_sums
-from tolktrain.train.deepspeed.step_runner import Update
-from tolktrain.train.deepspeed_compat import (
+from tolktrain.train.deepspeed.compat import (
     accumulated_gradient,
     after_averaging,
     mark_replicated,
     set_bounds,
     use_groups,
 )
+from tolktrain.train.deepspeed.groups import deepspeed_topology
+from tolktrain.train.deepspeed.sequential import Update
 from tolktrain.train.optimizer import GroupKey
 from tolktrain.train.process import import_deepspeed, quiet_initialize, silenced, start_deepspeed
 
@@ -88,8 +88,8 @@ class StageModule(PipelineModule):
         inputs = next(self._pending)
         result = self.model.run_stage(None if self._layout.is_first_stage else received, inputs)
         if isinstance(result, LossSums):
-            self.sums += detached_sums(result)
-            result = self._counts.loss(result, self._entropy_weight) * self._scale
+            self.sums += result.detached()
+            result = loss_to_train(result, self._counts, self._entropy_weight) * self._scale
         return _Anchored.apply(result, *self._registered_anchors)
 
     def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, dist.ProcessGroup]]:

@@ -2,19 +2,40 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.loss import LossCounts, loss_to_train
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.groups import MegatronGroups
-from tolktrain.train.deepspeed.module import LossCounts, LossModule, detached_sums
-from tolktrain.train.deepspeed.step_runner import Update
 from tolktrain.train.process import own_device_as_local_rank, quiet_initialize, silenced, start_deepspeed
+
+
+class Update(NamedTuple):
+    """What a step did."""
+
+    sums: Tensor  # float64 [3]: text nll, speech nll, entropy of this rank's micro batches
+    grad_norm: float  # of the global batch, before clipping
+    skipped: bool  # the loss of a rank or the gradients were not finite: nothing was changed
+
+
+class LossModule(nn.Module):
+    """The module that DeepSpeed drives: a micro batch to its share of the loss, and to the sums it is made of."""
+
+    def __init__(self, model: SmolTolk, entropy_weight: float) -> None:
+        super().__init__()
+        self.model = model
+        self._entropy_weight = entropy_weight
+
+    def forward(self, inputs: ModelInputs, counts: LossCounts) -> tuple[Tensor, Tensor]:
+        """The loss to send backward, and the sums of text nll, speech nll and entropy, float64 [3]."""
+        sums = self.model(inputs)
+        return loss_to_train(sums, counts, self._entropy_weight), sums.detached()
 
 
 class SequentialRunner:
@@ -59,7 +80,7 @@ class SequentialRunner:
         """Sums of the micro batches, float64 [3], without training."""
         sums = torch.zeros(3, dtype=torch.float64, device=self._layout.device)
         for inputs in micro_batches:
-            sums += detached_sums(self._model(inputs))
+            sums += self._model(inputs).detached()
         return sums
 
     def _update(self) -> tuple[float, bool]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tolktrain.train.deepspeed_compat import (
+from tolktrain.train.deepspeed.compat import (
     adam,
     adam_parameters,
     forget_skipped_gradients,

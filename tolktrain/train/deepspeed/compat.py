@@ -115,7 +115,7 @@ def adam_parameters(engine: Any, zero_stage: int) -> list[Tensor]:
 
 
 def link_moments(engine: Any) -> None:
-    """Let the fragments of ZeRO 1 and 2 find moments that were created by hand, as DeepSpeed does at its first update."""
+    """Let the fragments of ZeRO 1 and 2 find moments that were made by hand, as DeepSpeed does at its first update."""
     link: Callable[[], None] | None = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()

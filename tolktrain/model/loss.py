@@ -1,0 +1,94 @@
+"""The loss: (text nll + speech nll) / scored positions - weight * entropy / positions that predict speech.
+
+All counts are those of the whole global batch, over all ranks and micro batches. So the loss, and each gradient, is the
+same whatever the micro batch, the accumulation and the layout.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LossSums(NamedTuple):
+    """Sums over a micro batch, so that any split of a global batch adds up to the same loss. Float32, []."""
+
+    text_nll: Tensor  # nats, over the positions scored as text
+    speech_nll: Tensor  # nats, over the positions scored as speech, codebooks summed
+    entropy: Tensor  # nats, of the layer selector over all positions of the sequences that predict speech
+
+    def detached(self) -> Tensor:
+        """The three sums without their gradients, float64 [3]."""
+        return torch.stack([part.detach().double() for part in self])
+
+
+class LossCounts(NamedTuple):
+    """What the loss is divided by: counts of the whole global batch, over all ranks and micro batches."""
+
+    num_text: int  # positions scored as text
+    num_speech: int  # positions scored as speech
+    num_entropy: int  # positions of the sequences that predict speech
+
+    @property
+    def num_scored(self) -> int:
+        """Positions scored as text or speech."""
+        return self.num_text + self.num_speech
+
+
+def loss_from_sums(sums: LossSums, num_scored: int, num_entropy_positions: int, entropy_weight: float) -> Tensor:
+    """A micro batch's share of the loss. The shares of all micro batches add up to the loss of the global batch.
+
+    Args:
+        sums: of the micro batch.
+        num_scored: positions scored as text or speech in the global batch.
+        num_entropy_positions: positions of the sequences that predict speech in the global batch; may be 0.
+        entropy_weight: of the selector's entropy, in nats.
+    """
+    loss = (sums.text_nll + sums.speech_nll) / max(num_scored, 1)
+    if num_entropy_positions == 0 or entropy_weight == 0.0:
+        return loss
+    return loss - sums.entropy * (entropy_weight / num_entropy_positions)
+
+
+def loss_to_train(sums: LossSums, counts: LossCounts, entropy_weight: float) -> Tensor:
+    """The same, and NaN where it is not finite.
+
+    A loss that is not finite may have finite gradients, and DeepSpeed looks at gradients alone. As NaN they reach all
+    ranks in the reduction and the norm, so that all of them skip the step.
+    """
+    loss = loss_from_sums(sums, counts.num_scored, counts.num_entropy, entropy_weight)
+    return loss * torch.where(torch.isfinite(loss), 1.0, math.nan)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step on a global batch was about: sums over all micro batches and ranks in float64, in nats."""
+
+    text_nll: float
+    speech_nll: float
+    entropy: float
+    counts: LossCounts
+    grad_norm: float  # before clipping; infinite or NaN if the step was skipped
+    skipped: bool  # the loss of a rank or the gradients were not finite: nothing was changed
+
+    @property
+    def text_loss(self) -> float | None:
+        """Nats per position scored as text, None if there is none."""
+        return self.text_nll / self.counts.num_text if self.counts.num_text else None
+
+    @property
+    def speech_loss(self) -> float | None:
+        """Nats per position scored as speech (codebooks summed), None if there is none."""
+        return self.speech_nll / self.counts.num_speech if self.counts.num_speech else None
+
+    @property
+    def layer_entropy(self) -> float | None:
+        """Entropy of the layer selector in nats, mean over positions, None if no speech is predicted."""
+        return self.entropy / self.counts.num_entropy if self.counts.num_entropy else None
+
+    def loss(self, entropy_weight: float) -> float:
+        """The trained loss: nats per scored position, less the entropy bonus."""
+        mean = (self.text_nll + self.speech_nll) / max(self.counts.num_scored, 1)
+        return mean - entropy_weight * (self.layer_entropy or 0.0)
