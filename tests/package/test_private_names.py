@@ -1,0 +1,57 @@
+"""Private names of libraries are used through the modules that list them; other tests compare the lists with them."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tolktrain.data.streaming_compat import STREAMING
+from tolktrain.parallel.megatron_compat import MEGATRON
+from tolktrain.torch_compat import TORCH
+from tolktrain.train.deepspeed.compat import DEEPSPEED
+
+ROOT = Path(__file__).parents[2]
+LISTS = ("data/streaming_compat.py", "torch_compat.py", "train/deepspeed/compat.py")
+TABLE = (*DEEPSPEED, *MEGATRON, *STREAMING, *TORCH)
+LISTED = {name for entry in TABLE for name in (entry.attribute, *re.split(r"[.:]", entry.owner))}
+DOCUMENTED = {
+    "_asdict",
+    "_current_frames",
+    "_exit",
+    "_fields",
+    "_make",
+    "_replace",
+}  # by Python, in spite of their name
+
+
+def own_names(tree: ast.AST) -> set[str]:
+    """Names of functions, classes and attributes of instances that a file defines."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+    return found
+
+
+def foreign_private_names(path: Path) -> Iterator[tuple[int, str, bool]]:
+    """Line and name of each private attribute that the file does not define, and whether it is an inherited one."""
+    tree = ast.parse(path.read_text())
+    own = own_names(tree) | DOCUMENTED
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+            is_inherited = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            if node.attr not in own:
+                yield node.lineno, node.attr, is_inherited
+
+
+def test_private_names_of_libraries_are_listed() -> None:
+    """Those that a class of ours inherits are in a list; all others are used in the modules with the lists alone."""
+    wrong = []
+    for path in sorted((ROOT / "tolktrain").rglob("*.py")):
+        name = path.relative_to(ROOT / "tolktrain").as_posix()
+        for line, attribute, is_inherited in foreign_private_names(path):
+            if attribute not in LISTED or not (is_inherited or name in LISTS):
+                wrong.append(f"tolktrain/{name}:{line}: {attribute}")
+    assert not wrong, "\n".join(wrong)
