@@ -163,7 +163,10 @@ REMOVE = "; remove the entry"
     ("settings", "message"),
     [
         ({"bfloat16": {}}, "bfloat16 is set, but it is DeepSpeed's old name for bf16, which is derived from"),
-        ({"bf16": {"bf16_optimizer_states": True}}, "bf16.bf16_optimizer_states is true, but masters and moments are"),
+        (
+            {"bf16": {"bf16_optimizer_states": True}},
+            "bf16.bf16_optimizer_states is true, but master weights and moments are",
+        ),
         ({"bf16": {"check_grad_overflow": False}}, "bf16.check_grad_overflow is false, but steps with gradients that"),
         ({"optimizer": {"type": "Adam"}}, "optimizer is set, but train.optimizer decides"),
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler is set, but the schedule of each stage"),
@@ -211,7 +214,7 @@ def test_what_is_not_supported_is_refused_with_the_reason(
         ("zenflow", {"topk_ratio": 0.1}, "set, but it applies a part of the gradients steps later"),
         ("leaf_module", {"names": []}, "set, but ZeRO 3 gathers the parameters of this model layer by layer; remove"),
         ("stage3_module_granularity_threshold", 100, "100, but modules under the threshold lose their parameters"),
-        ("round_robin_gradients", True, "true, but DeepSpeed looks up masters and moments in another order"),
+        ("round_robin_gradients", True, "true, but DeepSpeed looks up master weights and moments in another order"),
         ("ignore_unused_parameters", True, "true, but every parameter has a gradient in every step"),
         ("compute_grad_norm", False, "false, but the gradient norm is clipped and logged; remove"),
         ("offload_param", {"device": "cpu"}, "set, but parameters that are split over the ranks take a few GiB"),
@@ -233,7 +236,7 @@ def test_what_zero_may_not_do_is_refused_with_the_reason(
         (
             "device",
             "nvme",
-            '"nvme", but checkpoints are taken from masters and moments in memory; write "device": "cpu"',
+            '"nvme", but checkpoints are taken from master weights and moments in memory; write "device": "cpu"',
         ),
         ("ratio", 0.5, "0.5, but it serves NVMe or DeepSpeed's own CPU Adam, and the optimizer is torch's AdamW in"),
         ("super_offload", True, "true, but it serves NVMe or DeepSpeed's own CPU Adam"),

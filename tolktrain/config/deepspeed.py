@@ -234,7 +234,7 @@ def _combinations(settings: dict[str, Any], zero: dict[str, Any], config: Config
         if offloads:
             mistakes.append(
                 f"zero_optimization.offload_optimizer {partner}: DeepSpeed's bf16 optimizer of pipeline stages keeps"
-                " masters on the device; remove the entry, or set parallel.pipeline_parallel_size to 1"
+                " master weights on the device; remove the entry, or set parallel.pipeline_parallel_size to 1"
             )
         if accumulation == "bf16":
             mistakes.append(f"data_types.grad_accum_dtype bf16 {partner}; remove the entry")

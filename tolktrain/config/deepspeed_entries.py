@@ -43,7 +43,7 @@ _METRICS = "the section logging of the configuration decides where metrics go"
 _RECOMPUTE = "train.activation_checkpointing decides"
 _SAVING = "checkpoints are tolktrain's own, and DeepSpeed's are never written"
 _PRECISION = "train.precision decides"
-_MASTER_WEIGHTS = "masters and moments are kept in float32"
+_MASTER_WEIGHTS = "master weights and moments are kept in float32"
 _UNREAD = "DeepSpeed does not read it"
 _SCALING = "it only guards float16 sums against overflow, and ZeRO 2 and 3 refuse it"
 _QUANTIZED = "it sends rounded numbers, so that training depends on the layout"
@@ -101,7 +101,7 @@ REFUSED_IN_ZERO: Mapping[str, Refusal] = {
         " every forward and backward pass"
     ),
     "offload_optimizer.device": Refusal(
-        "checkpoints are taken from masters and moments in memory",
+        "checkpoints are taken from master weights and moments in memory",
         ("cpu", "none"),
         'write "device": "cpu" to keep them in the memory of the node',
     ),
@@ -121,8 +121,8 @@ REFUSED_IN_ZERO: Mapping[str, Refusal] = {
         "modules under the threshold lose their parameters before the backward pass reads them", (0,)
     ),
     "round_robin_gradients": Refusal(
-        "DeepSpeed looks up masters and moments in another order than it then keeps them in: checkpoints would hold"
-        " the values of other parameters",
+        "DeepSpeed looks up master weights and moments in another order than it then keeps them in: checkpoints"
+        " would hold the values of other parameters",
         _OFF,
     ),
     "ignore_unused_parameters": Refusal("every parameter has a gradient in every step, which offload relies on"),

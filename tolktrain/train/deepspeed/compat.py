@@ -32,7 +32,7 @@ DEEPSPEED = (
     # Import and start.
     Pinned("deepspeed.ops", "__compatible_ops__"),
     Pinned("deepspeed.runtime.zero.parameter_offload", "FWD_MODULE_STACK"),
-    # A step. `backward` (behind a decorator) divides by the number of micro batches unless `scale_wrt_gas` is false.
+    # A step. `backward` (decorated) divides by the number of micro batches unless `scale_wrt_gas` is false.
     Pinned(_ENGINE, "backward"),
     Pinned(_ENGINE, "get_global_grad_norm", ("self",)),
     Pinned(_ENGINE, "was_step_applied", ("self",)),
@@ -98,7 +98,7 @@ def adam(engine: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def plain_masters(engine: Any) -> dict[nn.Parameter, Tensor]:
+def unsharded_master_weights(engine: Any) -> dict[nn.Parameter, Tensor]:
     """Without ZeRO: what AdamW updates, by the module's parameter. The same tensors in fp32, float32 copies in bf16."""
     if engine.optimizer is engine.basic_optimizer:
         parameters = [parameter for group in engine.basic_optimizer.param_groups for parameter in group["params"]]

@@ -1,7 +1,7 @@
-"""Float32 masters and Adam moments of an engine's parameters, per parameter.
+"""Float32 master weights and Adam moments of an engine's parameters, per parameter.
 
 DeepSpeed keeps them flattened, split and padded; its fragment calls (`deepspeed.utils.safe_get_full_fp32_param` and its
-kin), and the fragments behind them, show them per parameter under ZeRO 1 to 3. Without ZeRO they are the optimizer's
+kin), and the fragments that these use, show them per parameter under ZeRO 1 to 3. Without ZeRO they are the optimizer's
 own.
 """
 
@@ -21,7 +21,7 @@ from tolktrain.train.deepspeed.compat import (
     padded_partition,
     partition,
     partition_range,
-    plain_masters,
+    unsharded_master_weights,
 )
 from tolktrain.train.process import start_deepspeed
 
@@ -36,13 +36,13 @@ class OptimizerStates:
         self._engine = engine
         self._zero_stage = zero_stage
         self._adam: torch.optim.Optimizer = adam(engine)
-        self._master_weights = {} if zero_stage else plain_masters(engine)
+        self._master_weights = {} if zero_stage else unsharded_master_weights(engine)
         if zero_stage in (1, 2):
             forget_skipped_gradients(engine)
         self._create_moments()
 
     def own_range(self, parameter: nn.Parameter) -> tuple[int, int] | None:
-        """Which elements of a trained parameter, flattened, have their master and moments on this data rank.
+        """Which elements of a trained parameter, flattened, have their master weights and moments on this data rank.
 
         None where each data rank has them all.
         """
@@ -58,7 +58,7 @@ class OptimizerStates:
         return partition_range(parameter)
 
     def own(self, parameter: nn.Parameter, kind: str | None = None) -> Tensor:
-        """This rank's elements of a trained parameter's master, or of the moment `kind`, flat; may be the original."""
+        """This rank's elements of a parameter's master weights, or of the moment `kind`, flat; may be the original."""
         if self._zero_stage == 0:
             return self._plain(parameter, kind).detach().view(-1)
         if self._zero_stage == 3:
@@ -73,7 +73,7 @@ class OptimizerStates:
         return fragment(parameter, kind)
 
     def write_own(self, parameter: nn.Parameter, value: Tensor, kind: str | None = None) -> None:
-        """Set this rank's elements of a trained parameter's master, or of the moment `kind`, to a flat value."""
+        """Set this rank's elements of a parameter's master weights, or of the moment `kind`, to a flat value."""
         value = value.to(parameter.device)
         if self._zero_stage == 3:
             value = padded_partition(parameter, value)

@@ -1,7 +1,7 @@
 """Parameters and moments of an engine, out to checkpoints and in again, as slices of canonical tensors.
 
 Each rank writes what ZeRO keeps with it, up to whole rows (see `row_ends`), and reads what it holds; tensors of which
-the data ranks have equal copies are shared out among them. At no time does a rank need more than its own part, and of
+the data ranks have equal copies are divided among them. At no time does a rank need more than its own part, and of
 that one parameter twice.
 """
 
@@ -36,7 +36,7 @@ class Part:
 
 
 class UnknownSlicingError(RuntimeError):
-    """A parameter whose place in the whole model is not known. Training may go on, saving must not."""
+    """A parameter whose place in the whole model is not known. Training may continue, saving must not."""
 
 
 class ModelTensors:
@@ -59,8 +59,8 @@ class ModelTensors:
         self._frozen: dict[str, Tensor] = {}
 
     def set_values(self, rows: Rows, fill: bool = False) -> None:
-        """Set masters to the float32 values that the model's came from, and keep those of rounded frozen parameters
-        for checkpoints. To `fill` is to set what the modules themselves hold under ZeRO 3 too."""
+        """Set master weights to the float32 values that the model's came from, and keep those of rounded frozen
+        parameters for checkpoints. To `fill` is to set what the modules themselves hold under ZeRO 3 too."""
         for name, parameter in self._parameters.items():
             if fill:
                 held = self._flat(name, rows, *self._states.held_range(parameter))
@@ -99,7 +99,7 @@ class ModelTensors:
                     self._write_own(name, rows, state)
 
     def _write_own(self, name: str, rows: Rows, state: str | None) -> None:
-        """Set what this rank keeps of a master or moment, from whole rows."""
+        """Set what this rank keeps of a master weight or moment, from whole rows."""
         parameter = self._parameters[name]
         own = self._states.own_range(parameter)
         start, stop = (0, math.prod(self._states.shape(parameter))) if own is None else own
@@ -232,7 +232,7 @@ class ModelTensors:
         if view is None:
             raise UnknownSlicingError(f"parameter {name}: no canonical name is known for it; nothing can be saved")
         shape, expected = self._states.shape(parameter), view.local_shape(self._share)
-        dim = getattr(parameter, "partition_dim", None)  # megatron-core's, -1 where nothing is shared out
+        dim = getattr(parameter, "partition_dim", None)  # megatron-core's, -1 where it is not sharded
         if self._share.size > 1 and dim is not None and dim != (-1 if view.dim is None else view.dim):
             raise UnknownSlicingError(
                 f"parameter {name}: its module shares out dimension {dim}, its canonical view dimension {view.dim};"
