@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
+from tolktrain.model.carrier import pack_carrier
 from tolktrain.model.cost.layers import (
     LayerCost,
     PipelineCut,
@@ -29,7 +30,6 @@ from tolktrain.model.cost.layers import (
     layer_flops,
 )
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.pipeline import pack_carrier
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.model.transformer import AttentionContext, rotary_angles
 from tolktrain_kernels.layer_pooling import pool_layers_plain

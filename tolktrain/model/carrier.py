@@ -1,11 +1,17 @@
-"""What travels from pipeline layer to pipeline layer."""
+"""What travels from pipeline layer to pipeline layer; between pipeline stages it is one tensor.
+
+Everything that follows from the batch (angles, runs, scored rows) is computed again on each stage, which reads the same
+batch. So a single tensor of one shape travels per micro batch, and its gradient comes back in a single backward pass.
+"""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.transformer import AttentionContext
+from tolktrain.model.transformer import AttentionContext, rotary_angles
 from tolktrain_kernels.layer_pooling import PooledLayers
 
 
@@ -27,3 +33,35 @@ class Carrier:
     states: tuple[Tensor, ...] = ()  # h_1 .. h_L as far as they are there, each [T', B, D]; kept for the pooling
     pooled: PooledLayers | None = None  # over the S sequences that predict speech: [T', S, ...]
     speech_hidden: Tensor | None = None  # [T', S, D]: on its way through the output adapter
+
+
+def pack_carrier(carrier: Carrier) -> Tensor:
+    """What the next stage needs: [n, T', B, D], the states kept for the pooling, `hidden`, and e for the residual.
+
+    Stages are cut before a backbone layer or before the final norm, where the carrier holds nothing else.
+    """
+    assert carrier.speech is None and carrier.pooled is None, "cut inside an adapter"
+    states = (
+        carrier.states if carrier.states and carrier.states[-1] is carrier.hidden else (*carrier.states, carrier.hidden)
+    )
+    return torch.stack(states if carrier.embedded is None else (*states, carrier.embedded))
+
+
+def unpack_carrier(architecture: Architecture, packed: Tensor, inputs: ModelInputs, num_layers: int) -> Carrier:
+    """The inverse, behind `num_layers` layers of the backbone.
+
+    Args:
+        architecture: of the whole model.
+        packed: [n, T', B, D].
+        inputs: of the same micro batch.
+        num_layers: of the backbone, done so far.
+    """
+    context = AttentionContext(*rotary_angles(architecture, inputs.sequence_length, packed.device))
+    slices = list(packed.unbind())
+    embedded = None
+    if architecture.residual:
+        embedded = slices.pop()
+    num_states = 0
+    if architecture.layer_pooling != "none":
+        num_states = min(num_layers, architecture.num_layers - 1)
+    return Carrier(inputs, context, hidden=slices[-1], embedded=embedded, states=tuple(slices[:num_states]))

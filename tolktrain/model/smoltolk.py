@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.carrier import Carrier
+from tolktrain.model.carrier import Carrier, pack_carrier, unpack_carrier
 from tolktrain.model.embedding import Embedding
 from tolktrain.model.heads import Heads
 from tolktrain.model.initialization import initialize_parameters
@@ -17,7 +17,6 @@ from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.layers import BackboneLayer, FinalNorm, InputAdapterLayer, LayerPooling, OutputAdapterLayer
 from tolktrain.model.loss import LossSums
 from tolktrain.model.parameter_layout import LayeredModel, PipelineLayer, TensorShare, parameter_views
-from tolktrain.model.pipeline import pack_carrier, unpack_carrier
 from tolktrain.model.transformer import Block, megatron_config
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.torch_compat import forget_compiled_variants
