@@ -4,8 +4,8 @@ import resource
 
 import torch
 
+from tolktrain.model.loss import StepResult
 from tolktrain.runs.metrics import Line
-from tolktrain.train.deepspeed.engine import StepResult
 from tolktrain.train.optimizer import LearningRates
 
 
