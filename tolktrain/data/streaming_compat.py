@@ -1,8 +1,8 @@
 """What we use of mosaicml-streaming that its documentation does not promise.
 
 `RecordMixture`, `RecordStream` and `RecordReader` derive from the library's classes and replace private methods of
-theirs; `downloads` does so with its downloaders. What they touch is listed here, and a test compares it with the
-installed version. What is not a method to replace goes through the functions below.
+theirs. What they touch is listed here, and a test compares it with the installed version. What is not a method to
+replace goes through the functions below.
 """
 
 import atexit
@@ -19,7 +19,6 @@ _FORMAT = "streaming.base.format.base.reader"
 _STREAM = "streaming.base.stream:Stream"
 _SHARED = "streaming.base.shared"
 _DOWNLOAD = "streaming.base.storage.download"
-_NODE = ("self", "remote", "local", "timeout")
 
 STREAMING = (
     # Names that the data set's module looks up while one is made: exchanged by `own_names` and `own_bounds`.
@@ -80,19 +79,9 @@ STREAMING = (
         "streaming.base.world:World", "__init__", ("self", "num_nodes", "ranks_per_node", "workers_per_rank", "worker")
     ),
     Pinned("streaming.base.world:World", "detect_workers", ("self",)),
-    # Downloads that end when more comes than is expected.
-    *(
-        Pinned(f"{_DOWNLOAD}:{kind}Downloader", "_download_file_impl", _NODE)
-        for kind in ("Azure", "GCS", "Local", "S3")
-    ),
-    Pinned(f"{_DOWNLOAD}:CloudDownloader", "download", _NODE),
-    Pinned(f"{_DOWNLOAD}:CloudDownloader", "clean_up", ("self",)),
-    Pinned(f"{_DOWNLOAD}:S3Downloader", "_create_s3_client", ("self", "unsigned", "timeout")),
-    Pinned(f"{_DOWNLOAD}:S3Downloader", "_s3_client", "assigned"),
-    Pinned(f"{_DOWNLOAD}:GCSDownloader", "_create_gcs_client", ("self",)),
-    Pinned(f"{_DOWNLOAD}:GCSDownloader", "_gcs_client", "assigned"),
-    Pinned(f"{_DOWNLOAD}:AzureDownloader", "_create_azure_client", ("self", "remote")),
-    Pinned(f"{_DOWNLOAD}:AzureDownloader", "_azure_client", "assigned"),
+    # Stores without a client of ours (`storage.other`).
+    Pinned(f"{_DOWNLOAD}:CloudDownloader", "get", ("remote_dir",)),
+    Pinned(f"{_DOWNLOAD}:CloudDownloader", "download", ("self", "remote", "local", "timeout")),
 )
 
 
