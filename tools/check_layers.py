@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, KERNELS = "tolktrain", "tolktrain_kernels"
 
-_MODULES = ("errors", "vocabulary")
+_MODULES = ("errors", "pinned", "torch_compat", "vocabulary")
 Layers = Mapping[str, tuple[str, ...]]  # from the highest to the lowest
 Forbidden = Mapping[tuple[str, str], str]
 Graph = Mapping[str, frozenset[str]]
@@ -34,8 +34,7 @@ LAYERS: Layers = {
         "cluster.watch",
         "config",
         "files",
-        "errors",
-        "vocabulary",
+        *_MODULES,
     ),
 }
 # What a part must not import although it is in reach, and why.
