@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from streaming.base.util import bytes_to_int
 
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.config import Config
@@ -19,6 +18,7 @@ from tolktrain.data.order import id_type
 from tolktrain.data.shared_memory import shared_memory_folder
 from tolktrain.errors import UserError
 from tolktrain.parallel.collectives import on_each_node, on_this_node
+from tolktrain.streaming import bytes_to_int
 
 logger = logging.getLogger(__name__)
 

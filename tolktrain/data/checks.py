@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from streaming.base.hashing import get_hash
-
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
@@ -21,6 +19,7 @@ from tolktrain.errors import UserError
 from tolktrain.files.reading import file_sha256
 from tolktrain.parallel.collectives import on_each_node, told_by_all
 from tolktrain.storage.retries import RetryPolicy
+from tolktrain.streaming import get_hash
 from tolktrain.units.load import describe_speech_tokenizer
 from tolktrain.vocabulary import Vocabulary
 

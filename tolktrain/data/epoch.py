@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from streaming.base import dataset
-from streaming.base.world import World
 
 from tolktrain.data.order import EpochOrder, Ids, Numbers
 from tolktrain.data.streaming_compat import exchanged
 from tolktrain.errors import UserError
+from tolktrain.streaming import World, dataset
 
 
 def canonical_nodes_of(data_rank: int, world: World, num_canonical_nodes: int) -> set[int]:

@@ -15,10 +15,6 @@ from typing import overload
 
 import numpy as np
 from filelock import FileLock
-from streaming import Stream
-from streaming.base.format.base.reader import FileInfo
-from streaming.base.hashing import get_hash
-from streaming.base.world import World
 
 from tolktrain.config.data import DatasetConfig
 from tolktrain.data.index import INDEX_FILE, LARGEST_INDEX, RecordReader, ShardIndex, damaged_shard, read_index
@@ -32,6 +28,7 @@ from tolktrain.storage.errors import StorageError
 from tolktrain.storage.folder import TEMPORARY_PREFIX, explained
 from tolktrain.storage.open import open_source, open_storage
 from tolktrain.storage.retries import RetryPolicy
+from tolktrain.streaming import FileInfo, Stream, World, get_hash
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,6 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy import typing as npt
-from streaming.base.compression import is_compression
-from streaming.base.format.base.reader import FileInfo
-from streaming.base.format.mds.encodings import NDArray, Str
-from streaming.base.format.mds.reader import MDSReader
-from streaming.base.hashing import get_hashes
 from typing_extensions import Buffer
 
 from tolktrain.data.records import DATASET_FILE
@@ -27,6 +22,7 @@ from tolktrain.errors import UserError
 from tolktrain.files.names import all_inside, check_name
 from tolktrain.files.printable import printable
 from tolktrain.files.reading import is_count, parse_json, read_text
+from tolktrain.streaming import FileInfo, MDSReader, NDArray, Str, get_hashes, is_compression
 
 INDEX_FILE = "index.json"
 LARGEST_INDEX = 1 << 28

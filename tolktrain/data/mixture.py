@@ -17,11 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from streaming import StreamingDataset
-from streaming.base.constant import EPOCH_DATA
-from streaming.base.dataset import _Iterator, _ShardState
-from streaming.base.util import bytes_to_int
-from streaming.base.world import World
 
 from tolktrain.config.data import DataConfig, Mixture, Strategy
 from tolktrain.data.epoch import WorkerRecords, attach_rows, canonical_nodes_of, create_rows, own_bounds
@@ -36,6 +31,7 @@ from tolktrain.data.streaming_compat import end_threads, free_shared_memory, giv
 from tolktrain.errors import UserError
 from tolktrain.parallel.collectives import on_each_node, on_this_node
 from tolktrain.storage.retries import RetryPolicy
+from tolktrain.streaming import EPOCH_DATA, StreamingDataset, World, _Iterator, _ShardState, bytes_to_int
 
 logger = logging.getLogger(__name__)
 

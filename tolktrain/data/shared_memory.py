@@ -25,6 +25,16 @@ from tolktrain.data.streaming_compat import exchanged
 from tolktrain.errors import UserError
 from tolktrain.files.shared import exclusive, is_own_folder
 from tolktrain.parallel.collectives import together, told_by_all
+from tolktrain.streaming import (
+    LOCALS,
+    SHM_TO_CLEAN,
+    SharedMemory,
+    World,
+    _get_path,
+    _pack_locals,
+    _unpack_locals,
+    dataset,
+)
 
 _FOLDER = Path("/dev/shm")
 # Beside the blocks stands a folder of this user's for the library's lock files, which it would put into TMPDIR.

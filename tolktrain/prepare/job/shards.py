@@ -103,7 +103,7 @@ class ShardWriter:
         shard_bytes: int = SHARD_BYTES,
         compression: str | None = COMPRESSION,
     ) -> None:
-        from streaming import MDSWriter
+        from tolktrain.streaming import MDSWriter
 
         self.folder = folder
         self.counts = Counts()

@@ -1,0 +1,119 @@
+"""Imports that are put off until what they bring is used.
+
+Libraries import packages for parts of theirs that a process never uses: mosaicml-streaming imports transformers for its
+text data sets, megatron-core TensorBoard for its timers. Every rank of every job would pay for them at its start.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, Union
+
+
+@contextmanager
+def deferred(*packages: str) -> Iterator[None]:
+    """Within it, importing one of `packages` gives a stand-in; the first use of the stand-in imports the package.
+
+    A package that is loaded already, or is not installed, is found as ever. Afterwards no stand-in is left in
+    `sys.modules`, so later imports give the package itself. The modules that were imported within keep stand-ins, which
+    forward calls, attributes, `isinstance`, and serve as base classes. A use within it, by a module that is just being
+    imported, ends it early: correct, but nothing is put off any more.
+
+    Args:
+        packages: dotted names; submodules are included.
+    """
+    finder = _Finder(packages)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        finder.end()
+
+
+class _Finder:
+    """Finds and makes stand-ins: an entry of `sys.meta_path`."""
+
+    def __init__(self, packages: Sequence[str]) -> None:
+        self._packages = packages
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        """The specification of a stand-in, or None for what is not to be put off."""
+        package = next((package for package in self._packages if f"{name}.".startswith(f"{package}.")), None)
+        if package is None or (name == package and not _is_installed(name, path)):
+            return None
+        return ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]  # a loader by its methods
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """A stand-in."""
+        return _Module(spec.name, self)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is run."""
+
+    def end(self) -> None:
+        """Find no more stand-ins, and take those found out of `sys.modules`. Calling it again has no effect."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+            for name, module in list(sys.modules.items()):
+                if isinstance(module, _Module) and module._finder is self:
+                    del sys.modules[name]
+
+    def is_active(self) -> bool:
+        """Whether stand-ins are still to be made."""
+        return self in sys.meta_path
+
+
+def _is_installed(name: str, path: Sequence[str] | None) -> bool:
+    finders = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
+    return any(finder.find_spec(name, path) is not None for finder in finders)
+
+
+class _Module(ModuleType):
+    """Stands in for a module."""
+
+    def __init__(self, name: str, finder: _Finder) -> None:
+        super().__init__(name)
+        self._finder = finder
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked for by the import system
+            raise AttributeError(f"{self.__name__} has no {name} yet")
+        if self._finder.is_active():
+            return _Name(self, name)
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+class _Name:
+    """Stands in for what a module defines: a class or a function."""
+
+    def __init__(self, module: _Module, name: str) -> None:
+        self._module, self._name = module, name
+
+    def _real(self) -> Any:
+        self._module._finder.end()
+        return getattr(self._module, self._name)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._real()(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real(), name)
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return isinstance(instance, self._real())
+
+    def __subclasscheck__(self, subclass: type) -> bool:
+        return issubclass(subclass, self._real())
+
+    def __mro_entries__(self, bases: tuple[object, ...]) -> tuple[type, ...]:
+        return (self._real(),)
+
+    # Of annotations. `|` would look for these methods again.
+    def __or__(self, other: Any) -> Any:
+        return Union[self, other]  # noqa: UP007
+
+    def __ror__(self, other: Any) -> Any:
+        return Union[other, self]  # noqa: UP007
