@@ -15,8 +15,9 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from torch.distributed.checkpoint.storage import WriteResult
 
 from tolktrain.checkpoint.manifest import MANIFEST, digest_files, read_manifest, verify_files, write_manifest
+from tolktrain.checkpoint.sharing import MOST_FILES
 from tolktrain.checkpoint.slices import PARAMETERS
-from tolktrain.checkpoint.writer import MOST_FILES, Written, _Planner, _Writer
+from tolktrain.checkpoint.writer import Written, _Planner, _Writer
 
 Fit = Callable[[Mapping[int, float]], float]
 

@@ -13,6 +13,7 @@ FLOORS = {
     **dict.fromkeys(("train", "evaluate", "benchmark", "generate", "inspect", "interop", "prepare", "report"), 3),
     **dict.fromkeys(("model", "checkpoint", "data"), 2),
     **dict.fromkeys(("parallel", "streaming", "units", "cluster", "config", "files", "errors", "source_root"), 1),
+    "compiler": 0,
     "imports": 0,
 }
 STRANGERS = {

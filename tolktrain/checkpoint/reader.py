@@ -17,6 +17,7 @@ from tolktrain.files.names import NameRefusedError, all_inside
 from tolktrain.files.reading import is_count, read_json, require_regular
 
 TENSORS = "tensors.json"
+TENSOR_FOLDER = "tensors"
 _LARGEST_LIST = 1 << 28  # bytes; a million slices
 _LARGEST_SIZE = 1 << 48
 

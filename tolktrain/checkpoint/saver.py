@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from tolktrain.checkpoint.manifest import MANIFEST, digest_files, looks_complete, write_manifest
-from tolktrain.checkpoint.reader import TENSORS
+from tolktrain.checkpoint.reader import TENSOR_FOLDER, TENSORS
 from tolktrain.checkpoint.retention import Candidate, Retention, choose_kept
+from tolktrain.checkpoint.sharing import MOST_FILES
 from tolktrain.checkpoint.slices import Snapshot
 from tolktrain.checkpoint.store import (
     STATE,
@@ -32,11 +33,13 @@ from tolktrain.checkpoint.store import (
     step_name,
     step_of,
 )
-from tolktrain.checkpoint.writer import MOST_FILES, TENSOR_FOLDER, Written, write_snapshot
 from tolktrain.cluster.threads import guarded
 from tolktrain.cluster.watch.failures import OtherRankFailed
 from tolktrain.errors import UserError
 from tolktrain.files.writing import sync_path, write_synced
+
+if TYPE_CHECKING:
+    from tolktrain.checkpoint.writer import Written
 
 _BACKGROUND_NICENESS = 10  # of the thread that writes: computing comes first where both want the same core
 
@@ -177,6 +180,9 @@ class CheckpointSaver:
         before_publishing: Callable[[], object],
         spared: int | None,
     ) -> None:
+        # Imports torch's checkpoints and with them sympy: a second that a process's start need not take.
+        from tolktrain.checkpoint.writer import write_snapshot
+
         started = time.perf_counter()
         final = self._store.folder / step_name(step)
         aside = self._store.folder / f"{UNFINISHED_PREFIX}{self._fence.token:08d}-{final.name}"
@@ -189,7 +195,7 @@ class CheckpointSaver:
             (aside / TENSOR_FOLDER).mkdir(parents=True)
             write_synced(aside / STATE, json.dumps(state, indent=1).encode())
 
-        def finish(written: Written) -> None:
+        def finish(written: "Written") -> None:
             write_synced(aside / TENSORS, json.dumps(written.tensors).encode())
             files = {**written.files, **digest_files(aside, [STATE, TENSORS])}
             write_manifest(aside, files)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from tolktrain.checkpoint.slices import Shape
 
+MOST_FILES = 4096  # of a checkpoint; more are a burden for the metadata server of a parallel file system
+
 Block = tuple[Shape, Shape, Shape]
 """Shape of a whole tensor; where a block begins in it; sizes of the block."""
 

@@ -38,13 +38,11 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from tolktrain.checkpoint.manifest import FileDigest
-from tolktrain.checkpoint.sharing import SharedFile, share_files
+from tolktrain.checkpoint.reader import TENSOR_FOLDER
+from tolktrain.checkpoint.sharing import MOST_FILES, SharedFile, share_files
 from tolktrain.checkpoint.slices import KINDS, Shape, Slice, Snapshot
 from tolktrain.cluster.watch.failures import OtherRankFailed
 from tolktrain.files.writing import naming
-
-TENSOR_FOLDER = "tensors"
-MOST_FILES = 4096  # of a checkpoint; more are a burden for the metadata server of a parallel file system
 
 _BLOCK_BYTES = 8 * 1024**2
 _HEADER_ALIGNMENT = 8

@@ -5,15 +5,10 @@ a machine with CUDA's compiler, are missing, which says nothing to a user; and b
 used here: FSDP, optimizers, inference and with them TensorBoard, sympy and torch's compiler, 3 s and 220 MB.
 """
 
-import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
-import torch
-
+from tolktrain.compiler import compiling_later
 from tolktrain.imports import deferred
 
 _UNUSED = (
@@ -26,27 +21,10 @@ _UNUSED = (
     "torch.distributed.tensor",
 )
 
-
-@contextmanager
-def _compiling_later() -> Iterator[None]:
-    """Within it, what `torch.compile` decorates is compiled when it is first called: the compiler is imported then."""
-    original = torch.compile
-
-    def compile_later(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        compiled = functools.cache(lambda: original(function, **options))
-        return functools.wraps(function)(lambda *arguments, **keywords: compiled()(*arguments, **keywords))
-
-    torch.compile = compile_later  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.compile = original
-
-
 _extensions = logging.getLogger("torch.utils.cpp_extension")
 _level = _extensions.level
 _extensions.setLevel(logging.ERROR)
-with warnings.catch_warnings(), deferred(*_UNUSED), _compiling_later():
+with warnings.catch_warnings(), deferred(*_UNUSED), compiling_later():
     warnings.filterwarnings("ignore", message=r"(Transformer Engine|Apex).* not installed")
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import (

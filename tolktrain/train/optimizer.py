@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tolktrain.compiler import spare_optimizers
 from tolktrain.config.training import OptimizerConfig, ScheduleConfig, StageConfig
 from tolktrain.model.parameter_layout import ParameterView
 
@@ -75,6 +76,7 @@ def build_optimizer(members: Mapping[GroupKey, list[nn.Parameter]], config: Opti
         {"params": parameters, "rate": rate, "weight_decay": config.weight_decay if decays else 0.0}
         for (rate, decays), parameters in sorted(members.items())
     ]
+    spare_optimizers()
     first, second = config.betas
     return torch.optim.AdamW(groups, lr=0.0, betas=(first, second), eps=config.eps, fused=True)
 

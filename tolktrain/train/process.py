@@ -15,6 +15,7 @@ import torch
 
 from tolktrain.cluster.dump import DumpFile
 from tolktrain.cluster.progress import Progress
+from tolktrain.compiler import compiling_later
 from tolktrain.files.printable import PrintableFormatter, printable
 from tolktrain.files.writing import AppendedFile
 from tolktrain.parallel.layout import Layout
@@ -112,7 +113,8 @@ def import_deepspeed() -> ModuleType:
     if not torch.cuda.is_available():
         # It looks for an accelerator when it is imported, by trying drivers one after the other.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    return importlib.import_module("deepspeed")
+    with compiling_later():
+        return importlib.import_module("deepspeed")
 
 
 @contextmanager
@@ -139,7 +141,7 @@ def own_device_as_local_rank() -> Iterator[None]:
 def quiet_initialize(**arguments: Any) -> Any:
     """`deepspeed.initialize` without its prints; returns the engine."""
     deepspeed = start_deepspeed()
-    with silenced(), own_device_as_local_rank():
+    with silenced(), own_device_as_local_rank(), compiling_later():
         engine, *_ = deepspeed.initialize(**arguments)
     return engine
 

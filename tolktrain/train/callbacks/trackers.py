@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from tolktrain.config import Config
 from tolktrain.errors import UserError
 from tolktrain.files.writing import AppendedFile, replace_file
+from tolktrain.imports import deferred
 from tolktrain.runs.metrics import Line, MetricsFile
 from tolktrain.runs.paths import RunPaths
 from tolktrain.train.callbacks.base import NoCallback
@@ -113,37 +114,40 @@ class TensorBoard:
     """
 
     def __init__(self, run_dir: Path, step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        self._event, self._summary = Event, Summary
+        """Nothing is written yet, nor the library imported: training is to start first."""
         folder = RunPaths(run_dir).tensorboard
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
         self._file = AppendedFile(folder / name)
-        # Events after the step that a run goes on from belong to steps that are run again.
-        start = {"step": step + 1, "session_log": SessionLog(status=SessionLog.START)}
-        self._head = self._record(file_version="brain.Event:2") + self._record(**start)  # goes with the first line
+        self._step = step
+        self._is_begun = False
 
     def write(self, line: Line) -> None:
         """Each number is a curve."""
-        values = [
-            self._summary.Value(tag=name.replace(".", "/"), simple_value=value)
-            for name, value in _numbers(line).items()
-        ]
-        self._file.append(self._head + self._record(step=line["step"], summary=self._summary(value=values)))
-        self._head = b""
+        summary = {"value": [{"tag": k.replace(".", "/"), "simple_value": v} for k, v in _numbers(line).items()]}
+        head = b"" if self._is_begun else self._head()
+        self._file.append(head + _record(step=line["step"], summary=summary))
+        self._is_begun = True
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def _record(self, **fields: Any) -> bytes:
+    def _head(self) -> bytes:
+        # Events after the step that a run goes on from belong to steps that are run again.
+        start = {"step": self._step + 1, "session_log": {"status": "START"}}
+        return _record(file_version="brain.Event:2") + _record(**start)
+
+
+def _record(**fields: Any) -> bytes:
+    """An event in the framing of event files."""
+    with deferred("boto3", "fsspec"):  # for event files in buckets
+        from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        buffer = io.BytesIO()
-        RecordWriter(buffer).write(self._event(wall_time=time.time(), **fields).SerializeToString())
-        return buffer.getvalue()
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(Event(wall_time=time.time(), **fields).SerializeToString())
+    return buffer.getvalue()
 
 
 class WeightsAndBiases:

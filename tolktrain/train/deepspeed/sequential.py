@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tolktrain.compiler import compiling_later
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import LossCounts, loss_to_train
 from tolktrain.model.smoltolk import SmolTolk
@@ -119,7 +120,7 @@ def _partition(module: nn.Module, settings: dict[str, Any], layout: Layout) -> N
     if settings["bf16"]["enabled"]:
         for parameter in module.parameters():
             parameter.data = parameter.data.bfloat16()
-    with silenced(), own_device_as_local_rank():
+    with silenced(), own_device_as_local_rank(), compiling_later():
         deepspeed.zero.Init(
             module=module,
             data_parallel_group=layout.data_group,

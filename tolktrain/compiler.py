@@ -1,0 +1,64 @@
+"""torch's compiler, imported only where something is compiled: it takes 2 s and 150 MB in every process.
+
+torch imports it as soon as a function is decorated with `torch.compile`, or a function is called that is to be left out
+of compilation. megatron-core and DeepSpeed decorate functions that are never called here, and torch's own optimizers
+are to be left out. As long as nobody has imported the compiler nothing is compiled, and so nothing need be left out.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_Function = Callable[..., Any]
+
+_LEFT_OUT = "__dynamo_disable"  # the attribute in which torch keeps a function's form that is left out
+
+
+@contextmanager
+def compiling_later() -> Iterator[None]:
+    """Within it, `torch.compile` and `torch.compiler.disable` as decorators act when the function is first called."""
+    compile_now, disable_now = torch.compile, torch.compiler.disable
+
+    def compile_later(function: _Function | None = None, **options: Any) -> Any:
+        if function is None or _is_imported():
+            return compile_now(function, **options)
+        compiled = functools.cache(lambda: compile_now(function, **options))
+        return functools.wraps(function)(lambda *arguments, **keywords: compiled()(*arguments, **keywords))
+
+    def disable_later(function: _Function | None = None, *arguments: Any, **options: Any) -> Any:
+        if function is None or _is_imported():
+            return disable_now(function, *arguments, **options)
+        return _left_out_later(function, lambda: disable_now(function, *arguments, **options))
+
+    torch.compile, torch.compiler.disable = compile_later, disable_later  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile, torch.compiler.disable = compile_now, disable_now
+
+
+def spare_optimizers() -> None:
+    """Let torch's optimizers be made and used without importing the compiler. Calling it again has no effect."""
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        function = getattr(torch.optim.Optimizer, name).__wrapped__
+        if not hasattr(function, _LEFT_OUT):
+            setattr(function, _LEFT_OUT, _left_out_later(function, functools.partial(torch.compiler.disable, function)))
+
+
+def _is_imported() -> bool:
+    return "torch._dynamo" in sys.modules
+
+
+def _left_out_later(function: _Function, leave_out: Callable[[], _Function]) -> _Function:
+    """The function as it is while the compiler is not imported, and what `leave_out` makes of it afterwards."""
+    left_out = functools.cache(leave_out)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        return (left_out() if _is_imported() else function)(*arguments, **options)
+
+    return call
