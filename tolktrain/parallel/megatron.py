@@ -13,12 +13,15 @@ from tolktrain.imports import deferred
 
 _UNUSED = (
     "megatron.core.distributed",
+    "megatron.core.fusions.fused_indices_converter",
+    "megatron.core.fusions.fused_pad_routing_map",
     "megatron.core.inference",
     "megatron.core.optimizer",
     "megatron.core.timers",
     "torch.distributed._tensor",
     "torch.distributed.checkpoint",
     "torch.distributed.tensor",
+    "triton",
 )
 
 _extensions = logging.getLogger("torch.utils.cpp_extension")
@@ -39,6 +42,7 @@ with warnings.catch_warnings(), deferred(*_UNUSED), compiling_later():
     from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.mlp import MLP, MLPSubmodules
+    from megatron.core.transformer.moe import moe_layer  # noqa: F401  else imported, with Triton, by the first layer
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
     from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules

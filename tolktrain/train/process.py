@@ -18,6 +18,7 @@ from tolktrain.cluster.progress import Progress
 from tolktrain.compiler import compiling_later
 from tolktrain.files.printable import PrintableFormatter, printable
 from tolktrain.files.writing import AppendedFile
+from tolktrain.imports import deferred
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.compat import forget_modules, without_shared_memory_collectives
 
@@ -113,8 +114,15 @@ def import_deepspeed() -> ModuleType:
     if not torch.cuda.is_available():
         # It looks for an accelerator when it is imported, by trying drivers one after the other.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    with compiling_later():
+    with importing_less():
         return importlib.import_module("deepspeed")
+
+
+@contextmanager
+def importing_less() -> Iterator[None]:
+    """Within it, DeepSpeed imports neither torch's compiler, for Muon, nor Triton, for mixtures of experts."""
+    with compiling_later(), deferred("deepspeed.ops.triton_ops"):
+        yield
 
 
 @contextmanager
@@ -141,7 +149,7 @@ def own_device_as_local_rank() -> Iterator[None]:
 def quiet_initialize(**arguments: Any) -> Any:
     """`deepspeed.initialize` without its prints; returns the engine."""
     deepspeed = start_deepspeed()
-    with silenced(), own_device_as_local_rank(), compiling_later():
+    with silenced(), own_device_as_local_rank(), importing_less():
         engine, *_ = deepspeed.initialize(**arguments)
     return engine
 

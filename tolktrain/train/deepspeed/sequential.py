@@ -8,13 +8,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tolktrain.compiler import compiling_later
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import LossCounts, loss_to_train
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.groups import MegatronGroups
-from tolktrain.train.process import own_device_as_local_rank, quiet_initialize, silenced, start_deepspeed
+from tolktrain.train.process import (
+    importing_less,
+    own_device_as_local_rank,
+    quiet_initialize,
+    silenced,
+    start_deepspeed,
+)
 
 
 class Update(NamedTuple):
@@ -120,7 +125,7 @@ def _partition(module: nn.Module, settings: dict[str, Any], layout: Layout) -> N
     if settings["bf16"]["enabled"]:
         for parameter in module.parameters():
             parameter.data = parameter.data.bfloat16()
-    with silenced(), own_device_as_local_rank(), compiling_later():
+    with silenced(), own_device_as_local_rank(), importing_less():
         deepspeed.zero.Init(
             module=module,
             data_parallel_group=layout.data_group,
