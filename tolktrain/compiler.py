@@ -1,8 +1,9 @@
 """torch's compiler, imported only where something is compiled: it takes 2 s and 150 MB in every process.
 
-torch imports it as soon as a function is decorated with `torch.compile`, or a function is called that is to be left out
-of compilation. megatron-core and DeepSpeed decorate functions that are never called here, and torch's own optimizers
-are to be left out. As long as nobody has imported the compiler nothing is compiled, and so nothing need be left out.
+torch imports it as soon as a function is decorated with `torch.compile`, as megatron-core and DeepSpeed do with functions
+that are never called here; when a function is first called that is to be left out of compilation, as methods of torch's
+optimizers are; and in each step of an optimizer, to tell the compiler where to break. As long as nobody else has
+imported the compiler, nothing is compiled, so there is nothing to leave out and nothing to break.
 """
 
 import functools
@@ -41,12 +42,24 @@ def compiling_later() -> Iterator[None]:
         torch.compile, torch.compiler.disable = compile_now, disable_now
 
 
+@functools.cache
 def spare_optimizers() -> None:
-    """Let torch's optimizers be made and used without importing the compiler. Calling it again has no effect."""
+    """Let torch's Adam and AdamW be made and used without importing the compiler. Calling it again has no effect."""
+    base, adam = torch.optim.Optimizer, torch.optim.Adam
     for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
-        function = getattr(torch.optim.Optimizer, name).__wrapped__
-        if not hasattr(function, _LEFT_OUT):
-            setattr(function, _LEFT_OUT, _left_out_later(function, functools.partial(torch.compiler.disable, function)))
+        function: _Function = getattr(base, name).__wrapped__
+        setattr(function, _LEFT_OUT, _left_out_later(function, functools.partial(torch.compiler.disable, function)))
+    step: _Function = adam.step
+    undecorated: _Function = step.__wrapped__  # type: ignore[attr-defined]
+
+    @functools.wraps(step)
+    def step_without_compiler(self: torch.optim.Adam, closure: Callable[[], float] | None = None) -> float | None:
+        if _is_imported() or self.defaults["differentiable"]:
+            return step(self, closure)
+        with torch.no_grad():
+            return undecorated(self, closure)
+
+    adam.step = step_without_compiler  # type: ignore[method-assign]
 
 
 def _is_imported() -> bool:
