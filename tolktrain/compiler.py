@@ -1,9 +1,9 @@
 """torch's compiler, imported only where something is compiled: it takes 2 s and 150 MB in every process.
 
-torch imports it as soon as a function is decorated with `torch.compile`, as megatron-core and DeepSpeed do with functions
-that are never called here; when a function is first called that is to be left out of compilation, as methods of torch's
-optimizers are; and in each step of an optimizer, to tell the compiler where to break. As long as nobody else has
-imported the compiler, nothing is compiled, so there is nothing to leave out and nothing to break.
+torch imports it when a function is decorated with `torch.compile`, as megatron-core and DeepSpeed decorate some that
+are never called here; when a function is called that is to be left out of compilation, such as methods of torch's
+optimizers; and in each step of an optimizer, to tell the compiler where to break. As long as nobody else has imported
+the compiler nothing is compiled, so there is nothing to leave out and nowhere to break.
 """
 
 import functools
@@ -15,8 +15,6 @@ from typing import Any
 import torch
 
 _Function = Callable[..., Any]
-
-_LEFT_OUT = "__dynamo_disable"  # the attribute in which torch keeps a function's form that is left out
 
 
 @contextmanager
@@ -31,9 +29,9 @@ def compiling_later() -> Iterator[None]:
         return functools.wraps(function)(lambda *arguments, **keywords: compiled()(*arguments, **keywords))
 
     def disable_later(function: _Function | None = None, *arguments: Any, **options: Any) -> Any:
-        if function is None or _is_imported():
+        if function is None or arguments or options or _is_imported():
             return disable_now(function, *arguments, **options)
-        return _left_out_later(function, lambda: disable_now(function, *arguments, **options))
+        return _spared(function, torch._disable_dynamo(function))
 
     torch.compile, torch.compiler.disable = compile_later, disable_later  # type: ignore[assignment]
     try:
@@ -45,10 +43,10 @@ def compiling_later() -> Iterator[None]:
 @functools.cache
 def spare_optimizers() -> None:
     """Let torch's Adam and AdamW be made and used without importing the compiler. Calling it again has no effect."""
-    base, adam = torch.optim.Optimizer, torch.optim.Adam
+    optimizer, adam = torch.optim.Optimizer, torch.optim.Adam
     for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
-        function: _Function = getattr(base, name).__wrapped__
-        setattr(function, _LEFT_OUT, _left_out_later(function, functools.partial(torch.compiler.disable, function)))
+        method = getattr(optimizer, name)
+        setattr(optimizer, name, _spared(method.__wrapped__, method))
     step: _Function = adam.step
     undecorated: _Function = step.__wrapped__  # type: ignore[attr-defined]
 
@@ -66,12 +64,11 @@ def _is_imported() -> bool:
     return "torch._dynamo" in sys.modules
 
 
-def _left_out_later(function: _Function, leave_out: Callable[[], _Function]) -> _Function:
-    """The function as it is while the compiler is not imported, and what `leave_out` makes of it afterwards."""
-    left_out = functools.cache(leave_out)
+def _spared(function: _Function, left_out: _Function) -> _Function:
+    """A function as it is until the compiler is imported, afterwards in the form that torch leaves out."""
 
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
-        return (left_out() if _is_imported() else function)(*arguments, **options)
+        return (left_out if _is_imported() else function)(*arguments, **options)
 
     return call

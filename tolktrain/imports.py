@@ -100,6 +100,8 @@ class _Name:
         return self._real()(*arguments, **options)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and self._module._finder.is_active():  # `typing` looks for some of an annotation
+            raise AttributeError(f"{self._name} has no {name} yet")
         return getattr(self._real(), name)
 
     def __instancecheck__(self, instance: object) -> bool:
