@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, KERNELS = "tolktrain", "tolktrain_kernels"
 
-_MODULES = ("errors", "pinned", "torch_compat", "vocabulary")
+_MODULES = ("compiler", "errors", "imports", "pinned", "streaming", "torch_compat", "vocabulary")
 Layers = Mapping[str, tuple[str, ...]]  # from the highest to the lowest
 Forbidden = Mapping[tuple[str, str], str]
 Graph = Mapping[str, frozenset[str]]

@@ -15,12 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from streaming.base import dataset
-from streaming.base.constant import LOCALS, SHM_TO_CLEAN
-from streaming.base.shared import SharedMemory
-from streaming.base.shared.prefix import _get_path, _pack_locals, _unpack_locals
-from streaming.base.world import World
-
 from tolktrain.data.streaming_compat import exchanged
 from tolktrain.errors import UserError
 from tolktrain.files.shared import exclusive, is_own_folder
