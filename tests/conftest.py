@@ -19,10 +19,12 @@ from tolktrain.cluster.environment import alone
 sys.path.insert(0, str(Path(__file__).parent / "object_storage"))
 sys.path.insert(0, str(Path(__file__).parent / "disks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # for `sample_corpus`
+sys.path.insert(0, str(Path(__file__).parent / "processes"))
 if TYPE_CHECKING:
     from fault_proxy import FaultProxy
     from s3_server import S3Server
     from small_disk import MakeDisk
+    from warm import Warm
 
 # Tests must not depend on who started pytest, reach for the network, or spread tiny tensors over threads. Set here,
 # before any test module imports torch or transformers.
@@ -64,6 +66,15 @@ def growth_exponent() -> Callable[[Mapping[int, float]], float]:
 def repository() -> Path:
     """Root of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def warm() -> "Iterator[Warm]":
+    """Forks training processes, which then need not import anything."""
+    from warm import Warm
+
+    with Warm() as warm:
+        yield warm
 
 
 @pytest.fixture

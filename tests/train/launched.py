@@ -1,16 +1,26 @@
 """Scripts of this folder as several processes."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from warm import Warm, wait_for_all
+
 TIMEOUT_SECONDS = 1200  # a hang ends the test, not the day
 
 
-def launch(script: str, num_processes: int, *arguments: Path) -> str:
-    """Run a script under torchrun; returns what it printed. Fails if a process does."""
+def launch(warm: Warm, script: str, num_processes: int, *arguments: Path) -> str:
+    """Run a script as ranks forked from a warm process; returns what they printed. Fails if one does."""
+    ranks = warm.start_ranks(num_processes, Path(__file__).with_name(script), *arguments)
+    codes = wait_for_all(ranks, TIMEOUT_SECONDS)
+    printed = "".join(rank.output for rank in ranks)
+    assert not any(codes), (codes, printed, *(rank.errors for rank in ranks))
+    return printed
+
+
+def launch_by_torchrun(script: str, num_processes: int, *arguments: Path) -> str:
+    """The same under torchrun, with imports of their own."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
     done = subprocess.run(
         [*launcher, str(Path(__file__).with_name(script)), *map(str, arguments)],
@@ -24,25 +34,12 @@ def launch(script: str, num_processes: int, *arguments: Path) -> str:
     return done.stdout
 
 
-def launch_two(script: Path, *arguments: str, folder: Path | None = None) -> tuple[list[int], list[str]]:
+def launch_two(warm: Warm, script: Path, *arguments: str, folder: Path | None = None) -> tuple[list[int], list[str]]:
     """Exit codes and standard errors of a script as two ranks, started as srun does."""
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), *arguments],
-            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    ranks = warm.start_ranks(2, script, *arguments, folder=folder)
     try:
-        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+        codes = [rank.wait(240) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    return [rank.returncode for rank in ranks], errors
+    return codes, [rank.errors for rank in ranks]

@@ -9,6 +9,7 @@ from bad_ranks import CASES, Bad
 from launched import launch
 from poison import LEFT_OUT, checksums, make_config, without
 from small_runs import read_metrics
+from warm import Warm
 
 from tolktrain.train.run import train
 
@@ -16,10 +17,10 @@ Found = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Path:
+def two_ranks(warm: Warm, tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Path:
     """Folder of what `bad_ranks.py` has left."""
     folder = tmp_path_factory.mktemp("bad_ranks")
-    launch("bad_ranks.py", 2, folder, sets)
+    launch(warm, "bad_ranks.py", 2, folder, sets)
     return folder
 
 

@@ -1,16 +1,15 @@
 """DeepSpeed's settings that may be chosen do not change the training."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from knob_ranks import KNOBS, run_steps, zero
+from launched import launch
 from small_runs import assembled
+from warm import Warm
 
 from tolktrain.config.deepspeed import DeepSpeedSettings
 
@@ -28,19 +27,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> dict[str, Run
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Path:
+def two_ranks(warm: Warm, tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Path:
     """Folder of what `knob_ranks.py` has left."""
     folder = tmp_path_factory.mktemp("knobs")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launcher, str(Path(__file__).with_name("knob_ranks.py")), str(folder), str(sets)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    launch(warm, "knob_ranks.py", 2, folder, sets)
     return folder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import launch
+from launched import launch_by_torchrun
 from small_runs import (
     ENGINE_CASES,
     NUM_STEPS,
@@ -33,7 +33,7 @@ from tolktrain.train.run import train
 def two_ranks(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Path:
     """Folder of what `two_ranks.py` has left."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    launch("two_ranks.py", 2, folder, sets)
+    launch_by_torchrun("two_ranks.py", 2, folder, sets)
     return folder
 
 

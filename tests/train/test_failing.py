@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from launched import launch_two
 from small_runs import write_config
+from warm import Warm
 
 from tolktrain.runs.lease import Lease
 
@@ -25,9 +26,11 @@ OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]"]
         ("sleep", [1, 1], "rank 1: error: no progress for"),
     ],
 )
-def test_one_of_two_ranks_fails(tmp_path: Path, sets: Path, failure: str, codes: list[int], message: str) -> None:
+def test_one_of_two_ranks_fails(
+    warm: Warm, tmp_path: Path, sets: Path, failure: str, codes: list[int], message: str
+) -> None:
     config = write_config(tmp_path, sets)
-    found, (first, second) = launch_two(SCRIPT, failure, str(config), *OVERRIDES, folder=tmp_path)
+    found, (first, second) = launch_two(warm, SCRIPT, failure, str(config), *OVERRIDES, folder=tmp_path)
     assert found == codes, first + second
     assert first.startswith(message) and "error: " not in second, first + second
     assert first.count("error: ") == 1 and (first + second).count("Traceback") == (failure == "defect")
@@ -39,15 +42,15 @@ def test_one_of_two_ranks_fails(tmp_path: Path, sets: Path, failure: str, codes:
         assert all(message in (logs / f"rank-0000{rank}.log").read_text() for rank in range(2))
 
 
-def test_input_that_all_ranks_refuse(tmp_path: Path, sets: Path) -> None:
+def test_input_that_all_ranks_refuse(warm: Warm, tmp_path: Path, sets: Path) -> None:
     """Before there is a process group, and when rank 0 refuses for all."""
-    codes, errors = launch_two(SCRIPT, "none", "none.yaml", folder=tmp_path)
+    codes, errors = launch_two(warm, SCRIPT, "none", "none.yaml", folder=tmp_path)
     assert codes == [2, 2] and "".join(errors).count("\n") == 1, errors
     assert "error: none.yaml does not exist" in errors[0]
     config = write_config(tmp_path, sets)
     folder = tmp_path / "runs" / "small"
     folder.mkdir(parents=True)
     with Lease.take(folder, tell=print):
-        codes, errors = launch_two(SCRIPT, "none", str(config), *OVERRIDES, folder=tmp_path)
+        codes, errors = launch_two(warm, SCRIPT, "none", str(config), *OVERRIDES, folder=tmp_path)
     assert codes == [2, 2] and "".join(errors).count("\n") == 1, errors
     assert "another training of this run is going on" in errors[0]

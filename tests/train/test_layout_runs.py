@@ -7,16 +7,17 @@ import pytest
 from four_ranks import THREE_LAYERS
 from launched import launch
 from small_runs import NUM_STEPS, assert_close, read_metrics, small_config
+from warm import Warm
 
 from tolktrain.checkpoint.store import read_parameters
 from tolktrain.train.run import train
 
 
 @pytest.fixture(scope="module")
-def four_ranks(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> tuple[Path, str]:
+def four_ranks(warm: Warm, tmp_path_factory: pytest.TempPathFactory, sets: Path) -> tuple[Path, str]:
     """Folder of what `four_ranks.py` has left, and what it printed."""
     folder = tmp_path_factory.mktemp("four_ranks")
-    return folder, launch("four_ranks.py", 4, folder, sets)
+    return folder, launch(warm, "four_ranks.py", 4, folder, sets)
 
 
 def test_a_run_that_changes_its_layout_five_times_equals_that_of_one_process(

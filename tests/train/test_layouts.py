@@ -13,6 +13,7 @@ from launched import launch
 from layout_cases import VARIANTS, Case, Outcome, run
 from layout_traps import taken_away
 from small_runs import Tensors, assembled
+from warm import Warm
 
 TOLERANCE = 1e-5  # relative
 RECOMPUTED = ("train.activation_checkpointing=layers",)
@@ -78,7 +79,7 @@ Reference = Callable[[Case], Outcome]
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Outcomes:
+def outcomes(warm: Warm, tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Outcomes:
     """What each rank of a case knows; the first question starts all cases of as many ranks."""
     folder = tmp_path_factory.mktemp("layouts")
     started: set[int] = set()
@@ -96,7 +97,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Outcomes:
             for begin in range(0, len(cases), CASES_OF_A_PROCESS):
                 listed = folder / f"cases-{size}-{begin}.pkl"
                 listed.write_bytes(pickle.dumps(cases[begin : begin + CASES_OF_A_PROCESS]))
-                print(launch("layout_ranks.py", size, folder, sets, listed))
+                print(launch(warm, "layout_ranks.py", size, folder, sets, listed))
         files = [folder / f"{case.name}-{rank}.pt" for rank in range(size)]
         return [torch.load(file, weights_only=False) for file in files]
 

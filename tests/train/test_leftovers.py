@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 from s3_server import free_port
 from small_runs import write_config, write_sets
+from warm import Warm, WarmProcess
 
 LONG = ["train.max_steps=100000", "train.stages.0.tokens=1000000000", "evaluation.after_training=false"]
 
@@ -22,17 +21,13 @@ def scratch(tmp_path: Path) -> Path:
     return tmp_path / "scratch"
 
 
-def start(scratch: Path, *arguments: str, **environ: str) -> "subprocess.Popen[bytes]":
+def start(warm: Warm, scratch: Path, *arguments: str, **environ: str) -> WarmProcess:
     config = write_config(scratch.parent, scratch.parent / "sets")
-    return subprocess.Popen(
-        [sys.executable, "-m", "tolktrain", "train", str(config), *arguments],
-        env={**os.environ, "TMPDIR": str(scratch), **environ},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    variables = {**os.environ, "TMPDIR": str(scratch), **environ}
+    return warm.start("-m", "tolktrain", "train", config, *arguments, environ=variables)
 
 
-def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
+def wait_until(condition: Callable[[], bool], process: WarmProcess) -> None:
     deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline and process.poll() is None
@@ -44,19 +39,19 @@ def steps(scratch: Path) -> int:
     return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
 
-def test_a_run_that_is_stopped_and_one_that_is_killed(scratch: Path) -> None:
-    process = start(scratch, *LONG)
+def test_a_run_that_is_stopped_and_one_that_is_killed(warm: Warm, scratch: Path) -> None:
+    process = start(warm, scratch, *LONG)
     try:
         wait_until(lambda: steps(scratch) >= 1, process)
         assert len(list(scratch.iterdir())) == 1
         process.send_signal(signal.SIGTERM)
         assert process.wait(240) == 75 and not list(scratch.iterdir())
-        process, before = start(scratch, *LONG), steps(scratch)
+        process, before = start(warm, scratch, *LONG), steps(scratch)
         wait_until(lambda: steps(scratch) > before, process)
         process.kill()
         process.wait()
         (left,) = scratch.iterdir()
-        process, before = start(scratch, *LONG), steps(scratch)
+        process, before = start(warm, scratch, *LONG), steps(scratch)
         wait_until(lambda: steps(scratch) > before, process)
         assert left not in scratch.iterdir()
         process.send_signal(signal.SIGTERM)
@@ -65,10 +60,10 @@ def test_a_run_that_is_stopped_and_one_that_is_killed(scratch: Path) -> None:
         process.kill()
 
 
-def test_ranks_that_end_because_one_was_killed(scratch: Path) -> None:
+def test_ranks_that_end_because_one_was_killed(warm: Warm, scratch: Path) -> None:
     """They do not leave through Python's own exit."""
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "LOCAL_WORLD_SIZE": "2"}
-    ranks = [start(scratch, *LONG, **group, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    ranks = [start(warm, scratch, *LONG, **group, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
     try:
         wait_until(lambda: steps(scratch) >= 1, ranks[0])
         assert len(list(scratch.iterdir())) == 2

@@ -1,11 +1,8 @@
 """An interrupted run goes on as if nothing had happened: the same metrics, bit by bit, and the same model."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_runs import NUM_STEPS, StopAfter, read_metrics, small_config, write_config
+from warm import Warm
 
 from tolktrain import cli
 from tolktrain.checkpoint.manifest import digest_files, write_manifest
@@ -102,26 +100,20 @@ def test_other_settings(tmp_path: Path, sets: Path, overrides: tuple[str, ...]) 
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_killed_and_started_again(tmp_path: Path, sets: Path, uninterrupted: Path) -> None:
+def test_killed_and_started_again(warm: Warm, tmp_path: Path, sets: Path, uninterrupted: Path) -> None:
     """kill -9 at a moment that nothing is prepared for, after step 5 of a run with checkpoints after 3 and 4."""
     path = write_config(tmp_path, sets)
     run_dir = tmp_path / "runs" / "small"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tolktrain", "train", str(path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-    )
+    process = warm.start("-m", "tolktrain", "train", path, folder=tmp_path)
     try:
         deadline = time.monotonic() + 300
         while not _reached(run_dir, 5):
-            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert process.poll() is None, process.errors
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
     (run_dir / "checkpoints" / ".tmp-step-00000099" / "parameters").mkdir(parents=True)
     with open(run_dir / "metrics.jsonl", "a") as metrics:
         metrics.write('{"step": 6, "stage": "jo')  # a line that was being written

@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 from launched import launch_two
 from small_runs import read_metrics, small_config, write_config
+from warm import Warm
 
 from tolktrain.train.run import train
 
@@ -38,10 +37,12 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("place", ["building the model", "setting up the stage 'text'"])
-def test_a_signal_to_one_rank_while_it_starts(tmp_path: Path, sets: Path, run_dir: Path, place: str) -> None:
+def test_a_signal_to_one_rank_while_it_starts(
+    warm: Warm, tmp_path: Path, sets: Path, run_dir: Path, place: str
+) -> None:
     """All leave before the first step; the same command begins where this one would have."""
     config = write_config(tmp_path, sets)
-    codes, errors = launch_two(SCRIPT, f"signal at {place}", str(config), *OVERRIDES, folder=tmp_path)
+    codes, errors = launch_two(warm, SCRIPT, f"signal at {place}", str(config), *OVERRIDES, folder=tmp_path)
     assert codes == [75, 75], errors
     assert "warning: SIGUSR1: stopping before the next step" in errors[0]
     assert not list(run_dir.glob("checkpoints/step-*"))
@@ -53,10 +54,10 @@ def test_a_signal_to_one_rank_while_it_starts(tmp_path: Path, sets: Path, run_di
     assert [line["step"] for line in read_metrics(run_dir)] == [1]
 
 
-def test_a_hang_in_a_data_read(tmp_path: Path, sets: Path, run_dir: Path) -> None:
+def test_a_hang_in_a_data_read(warm: Warm, tmp_path: Path, sets: Path, run_dir: Path) -> None:
     config = write_config(tmp_path, sets)
     timeout = "parallel.hang_timeout_seconds=20"  # the start may take long on a busy machine
-    codes, (first, second) = launch_two(SCRIPT, "hang", str(config), *OVERRIDES, timeout, folder=tmp_path)
+    codes, (first, second) = launch_two(warm, SCRIPT, "hang", str(config), *OVERRIDES, timeout, folder=tmp_path)
     assert codes == [1, 1], first + second
     assert first.count("error: ") == 1 and "error: " not in second
     assert first.startswith("rank 1: error: no progress for") and "step 3, waiting for data" in first
@@ -70,10 +71,12 @@ def test_a_hang_in_a_data_read(tmp_path: Path, sets: Path, run_dir: Path) -> Non
     assert (told["state"], told["step"]) == ("failed", 2) and told["reason"].startswith("rank 1: error: no progress")
 
 
-def test_a_slow_rank_is_named(tmp_path: Path, sets: Path, run_dir: Path) -> None:
+def test_a_slow_rank_is_named(warm: Warm, tmp_path: Path, sets: Path, run_dir: Path) -> None:
     """Rank 1 computes slowly in steps 1 to 6, rank 0 waits for its data from step 7 on."""
     config = write_config(tmp_path, sets)
-    codes, errors = launch_two(SCRIPT, "slow", str(config), *OVERRIDES, "logging.straggler_steps=1", folder=tmp_path)
+    codes, errors = launch_two(
+        warm, SCRIPT, "slow", str(config), *OVERRIDES, "logging.straggler_steps=1", folder=tmp_path
+    )
     assert codes == [0, 0], errors
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     # The first step of each stage is not judged.
@@ -99,16 +102,9 @@ def children(pid: int) -> list[int]:
 class Trained:
     """`tolktrain train` with loader processes, in a process group of its own."""
 
-    def __init__(self, config: Path, folder: Path, *overrides: str) -> None:
-        arguments = ["train", str(config), "data.num_workers=2", *overrides]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tolktrain", *arguments],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def __init__(self, warm: Warm, config: Path, folder: Path) -> None:
+        command = ("-m", "tolktrain", "train", config, "data.num_workers=2")
+        self.process = warm.start(*command, folder=folder, merged=True, new_session=True)
 
     def wait_for_loaders(self) -> list[int]:
         """Pids of the loader processes, once they are there."""
@@ -118,7 +114,7 @@ class Trained:
             if len(found) == 2:
                 return found
             time.sleep(0.005)
-        raise AssertionError(self.process.communicate()[0])
+        raise AssertionError(self.process.output)
 
     def _is_fork(self, pid: int) -> bool:
         own = Path(f"/proc/{self.process.pid}/cmdline").read_bytes()
@@ -134,17 +130,17 @@ class Trained:
 
 
 def test_a_storm_of_signals_over_rank_and_loader_processes(
-    tmp_path: Path, sets: Path, run_dir: Path, uninterrupted: Path
+    warm: Warm, tmp_path: Path, sets: Path, run_dir: Path, uninterrupted: Path
 ) -> None:
     """From the birth of the loader processes until the checkpoint is written; the run goes on as if undisturbed."""
-    trained = Trained(write_config(tmp_path, sets), tmp_path)
+    trained = Trained(warm, write_config(tmp_path, sets), tmp_path)
     trained.wait_for_loaders()
     while trained.process.poll() is None:
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
             trained.signal(number)
             time.sleep(0.003)
-    output = trained.process.communicate()[0]
-    assert trained.process.returncode == 75, output
+    output = trained.process.output
+    assert trained.process.wait() == 75, output
     assert "Traceback" not in output and re.search(LEFT, output), output
     [step] = [int(line["step"]) for line in read_metrics(run_dir)[-1:]]
     assert (run_dir / "checkpoints" / "latest").read_text() == f"step-{step:08d}\n"
@@ -153,12 +149,12 @@ def test_a_storm_of_signals_over_rank_and_loader_processes(
     assert read_metrics(run_dir) == read_metrics(uninterrupted)
 
 
-def test_loader_processes_end_with_a_rank_that_is_killed(tmp_path: Path, sets: Path) -> None:
-    trained = Trained(write_config(tmp_path, sets), tmp_path)
+def test_loader_processes_end_with_a_rank_that_is_killed(warm: Warm, tmp_path: Path, sets: Path) -> None:
+    trained = Trained(warm, write_config(tmp_path, sets), tmp_path)
     loaders = trained.wait_for_loaders()
     time.sleep(0.2)  # past their first lines
     trained.process.kill()
-    trained.process.communicate(timeout=60)
+    trained.process.wait(60)
     deadline = time.monotonic() + 30
     while any(_lives(pid) for pid in loaders) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 from health_ranks import CASES
 from launched import launch
+from warm import Warm
 
 Told = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> list[Told]:
+def told(warm: Warm, tmp_path_factory: pytest.TempPathFactory, sets: Path) -> list[Told]:
     """What each rank was told in each case of health_ranks.py."""
     folder = tmp_path_factory.mktemp("health")
-    launch("health_ranks.py", 4, folder, sets)
+    launch(warm, "health_ranks.py", 4, folder, sets)
     return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(4)]
 
 

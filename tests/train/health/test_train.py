@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from launched import launch_two
 from small_runs import read_metrics, write_config
+from warm import Warm
 
 from tolktrain import cli
 from tolktrain.cluster.health.probes import Probes
@@ -13,9 +14,9 @@ SCRIPT = Path(__file__).parents[1] / "sick_rank.py"
 OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]", "train.max_steps=1"]
 
 
-def test_a_sick_node_is_refused_with_one_message_before_a_folder_exists(tmp_path: Path, sets: Path) -> None:
+def test_a_sick_node_is_refused_with_one_message_before_a_folder_exists(warm: Warm, tmp_path: Path, sets: Path) -> None:
     config = write_config(tmp_path, sets)
-    codes, errors = launch_two(SCRIPT, str(config), *OVERRIDES)
+    codes, errors = launch_two(warm, SCRIPT, str(config), *OVERRIDES)
     assert codes == [2, 2], errors  # not 75: nothing is requeued
     speaker, *told = "".join(errors).splitlines()  # any rank may speak for all
     assert speaker.partition(": ")[2] == (
