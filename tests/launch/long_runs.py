@@ -4,12 +4,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 from minislurm import FINISHED, Cluster
 from small_runs import read_metrics, write_config
+from warm import Warm, is_client
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "pretrain.sbatch"
 NO_GPUS = "--gpus-per-node=0"  # the tests need none
@@ -50,10 +51,10 @@ class Rank:
 class LongRun:
     """A run that takes longer than any test; its jobs append to one output."""
 
-    def __init__(self, cluster: Cluster, folder: Path, sets: Path, num_ranks: int, *overrides: str) -> None:
+    def __init__(self, warm: Warm, cluster: Cluster, folder: Path, sets: Path, num_ranks: int, *overrides: str) -> None:
         self.path = folder / "runs" / "small"
         self.output = folder / "output"
-        self._cluster = cluster
+        self._cluster = replace(cluster, programs=warm.python_for_launchers())
         self._num_ranks = num_ranks
         self.config = write_config(folder, sets)
         tree = yaml.safe_load(self.config.read_text())
@@ -112,5 +113,6 @@ def _processes(variables: set[str]) -> Iterable[tuple[int, int]]:
         except OSError:
             continue  # it has just ended
         # The batch script and srun have the variables of rank 0 too.
-        if variables <= environ and any(entry.startswith("SLURM_STEP_ID=") for entry in environ):
+        in_a_step = any(entry.startswith("SLURM_STEP_ID=") for entry in environ)
+        if variables <= environ and in_a_step and not is_client(int(folder.name)):
             yield int(folder.name), parent

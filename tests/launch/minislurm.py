@@ -32,6 +32,7 @@ class Cluster:
     """A cluster, with its files in `folder`."""
 
     folder: Path
+    programs: Path | None = None  # a folder that jobs look for programs in first
 
     def obstacle(self) -> str:
         """Why this machine cannot pretend to be a cluster; empty if it can."""
@@ -88,10 +89,11 @@ class Cluster:
     def _call(self, *arguments: str, timeout: float) -> "subprocess.CompletedProcess[str]":
         # The tests may themselves run in a Slurm job.
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        own = [self.programs] if self.programs else []
         environ |= {
             "MINISLURM_DIR": str(self.folder),
             "MINISLURM_OWNER": str(os.getpid()),
-            "PATH": f"{Path(sys.executable).parent}:{environ['PATH']}:/usr/sbin:/sbin",
+            "PATH": ":".join(map(str, [*own, Path(sys.executable).parent, environ["PATH"], "/usr/sbin", "/sbin"])),
             "VIRTUAL_ENV": sys.prefix,
         }
         return subprocess.run(

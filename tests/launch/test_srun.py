@@ -4,12 +4,14 @@ import re
 import subprocess
 import sys
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from long_runs import SCRIPT
 from minislurm import Cluster, Job
 from small_runs import assert_close, read_metrics, small_config, write_config, write_sets
+from warm import Warm
 
 from tolktrain.checkpoint.store import CheckpointStore, read_parameters
 from tolktrain.train.run import train
@@ -103,7 +105,7 @@ def test_the_launch_script_with_an_environment_unpacked_on_each_node(
 
 
 def test_a_chain_of_jobs_with_other_layouts(
-    cluster: Cluster, tmp_path: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory
+    warm: Warm, cluster: Cluster, tmp_path: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Two stages on two nodes, the third on one of them as a pipeline: the run of one process that does all three."""
     alone = tmp_path_factory.mktemp("alone")
@@ -113,7 +115,7 @@ def test_a_chain_of_jobs_with_other_layouts(
     chain += ["--gpus-per-node=0", "--cpus-per-task=1", "--job-name=chained"]
     chain += ["--", "adapter", "--nodes=2", "--ntasks-per-node=1"]
     chain += ["--", "joint", "--nodes=1", "--ntasks-per-node=2", "parallel.pipeline_parallel_size=2"]
-    done = cluster.run(*chain)
+    done = replace(cluster, programs=warm.python_for_launchers()).run(*chain)
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = (int(number) for number in re.findall(r"^job (\d+): to the end of stage", done.stdout, re.M))
     assert cluster.end_of(second) == Job("COMPLETED", "0:0", num_restarts=0), output.read_text()

@@ -10,6 +10,7 @@ import torch
 from long_runs import LongRun, wait_until
 from minislurm import Cluster, Job, running_cluster
 from small_runs import read_metrics, write_sets
+from warm import Warm
 
 from tolktrain.checkpoint.store import read_moments, read_parameters, step_name
 
@@ -128,9 +129,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def disturbed(own_cluster: Cluster, folder: Path) -> Disturbed:
+def disturbed(warm: Warm, own_cluster: Cluster, folder: Path) -> Disturbed:
     """A run that is going on before and after each test, whatever the test does to it."""
-    return Disturbed(own_cluster, LongRun(own_cluster, folder / "disturbed", folder / "sets", 4, *OVERRIDES))
+    return Disturbed(own_cluster, LongRun(warm, own_cluster, folder / "disturbed", folder / "sets", 4, *OVERRIDES))
 
 
 def test_a_signalled_run_goes_on(disturbed: Disturbed) -> None:
@@ -177,9 +178,9 @@ def last(own_cluster: Cluster, disturbed: Disturbed) -> int:
 
 
 @pytest.fixture(scope="module")
-def calm(own_cluster: Cluster, folder: Path, last: int) -> LongRun:
+def calm(warm: Warm, own_cluster: Cluster, folder: Path, last: int) -> LongRun:
     """The same run in the same layout, undisturbed, and for some steps longer."""
-    calm = LongRun(own_cluster, folder / "calm", folder / "sets", 4, *OVERRIDES)
+    calm = LongRun(warm, own_cluster, folder / "calm", folder / "sets", 4, *OVERRIDES)
     number = calm.submit(2, f"train.max_steps={last + EVERY}")
     assert own_cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=0), calm.text
     return calm

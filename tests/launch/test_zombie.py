@@ -8,6 +8,7 @@ import torch
 from long_runs import LongRun, Rank, wait_until
 from minislurm import Cluster, Job, running_cluster
 from small_runs import read_metrics, write_sets
+from warm import Warm
 
 from tolktrain.checkpoint.store import read_moments, read_parameters, step_name
 
@@ -34,9 +35,11 @@ def has_ended(rank: Rank) -> bool:
     return not Path(f"/proc/{rank.pids[0]}").exists()
 
 
-def test_a_requeued_job_takes_over_from_ranks_that_still_train(own_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_requeued_job_takes_over_from_ranks_that_still_train(
+    warm: Warm, own_cluster: Cluster, tmp_path: Path
+) -> None:
     write_sets(tmp_path / "sets")
-    run = LongRun(own_cluster, tmp_path / "run", tmp_path / "sets", 2, *OVERRIDES)
+    run = LongRun(warm, own_cluster, tmp_path / "run", tmp_path / "sets", 2, *OVERRIDES)
     number = run.submit(1)
     step = run.wait_for_step(number, EVERY, launched=1)
     node = own_cluster.run("squeue", "--noheader", "--format=%N", f"--jobs={number}").stdout.strip()
@@ -56,7 +59,7 @@ def test_a_requeued_job_takes_over_from_ranks_that_still_train(own_cluster: Clus
     number = run.submit(1, f"train.max_steps={last}")
     assert own_cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=0), run.text
 
-    calm = LongRun(own_cluster, tmp_path / "calm", tmp_path / "sets", 2, *OVERRIDES)
+    calm = LongRun(warm, own_cluster, tmp_path / "calm", tmp_path / "sets", 2, *OVERRIDES)
     number = calm.submit(1, f"train.max_steps={last}")
     assert own_cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=0), calm.text
     assert read_metrics(run.path) == read_metrics(calm.path)

@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+CLIENT = HERE / "client.py"
 START_SECONDS = 300.0  # on a busy machine
 SHIM = """#!/bin/sh
 case "$*" in
@@ -94,6 +95,10 @@ class Warm:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it and all that it has started."""
         if self._server is not None:
             self._server.communicate(timeout=60)
         shutil.rmtree(self._folder)
@@ -103,16 +108,18 @@ class Warm:
         *arguments: str | Path,
         environ: Mapping[str, str] | None = None,
         folder: Path | None = None,
-        merged: bool = False,
+        log: Path | None = None,
         new_session: bool = False,
     ) -> WarmProcess:
         """Start a script with arguments, or -m, a module and arguments.
 
-        `environ` are all its variables, as those of this process if None; `merged` has its errors in its output.
+        `environ` are all its variables, as those of this process if None. `log` is a file that gets both its output and
+        its errors, after what there is.
         """
         self._started += 1
         output, errors = (self._folder / f"{self._started}.{end}" for end in ("out", "err"))
-        errors = output if merged else errors
+        if log is not None:
+            output = errors = log
         ignored = [int(number) for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
         order = {
             "arguments": list(map(str, arguments)),
@@ -153,7 +160,7 @@ class Warm:
         if not folder.exists():
             folder.mkdir()
             program = folder / "python"
-            program.write_text(SHIM.format(python=sys.executable, client=HERE / "client.py", address=self._address))
+            program.write_text(SHIM.format(python=sys.executable, client=CLIENT, address=self._address))
             program.chmod(0o755)
         return folder
 
@@ -175,6 +182,13 @@ class Warm:
             connection.close()
             assert self._server.poll() is None and time.monotonic() < deadline, "the warm process does not start"
             time.sleep(0.05)
+
+
+def is_client(pid: int) -> bool:
+    """Whether a process only stands for one that was forked from a warm one."""
+    with contextlib.suppress(OSError):
+        return str(CLIENT).encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return False
 
 
 def wait_for_all(processes: Sequence[WarmProcess], timeout: float) -> list[int]:

@@ -17,7 +17,6 @@ that were made meanwhile.
 
 import argparse
 import collections
-import contextlib
 import hashlib
 import json
 import os
@@ -32,12 +31,13 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "train"))  # for `small_runs`
+sys.path.insert(0, str(HERE.parent / "processes"))  # for `warm`
 
 from small_runs import read_metrics, write_config, write_sets  # noqa: E402
+from warm import Warm, WarmProcess  # noqa: E402
 
 from tolktrain.checkpoint.store import read_moments, read_parameters  # noqa: E402
 
@@ -48,53 +48,6 @@ TOKENS_PER_STEP = 256
 CHANGES_OF_A_RUN = 350  # of files, about, of which one is chosen to kill before
 SECONDS_OF_A_RUN = 6.0
 TIMEOUT = 600.0
-
-
-class Zygote:
-    """Forks trainings; see `zygote.py`."""
-
-    def __init__(self) -> None:
-        environ = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "zygote.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environ,
-        )
-        self._codes: dict[int, int] = {}
-
-    def start(self, **order: Any) -> int:
-        """Process id of a training."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        while True:
-            answer = self._answer()
-            if "code" not in answer:
-                self._codes.pop(answer["pid"], None)  # of an earlier process with this number
-                return int(answer["pid"])
-
-    def wait(self, pid: int) -> int:
-        """Exit code of a training, negative for a signal."""
-        while pid not in self._codes:
-            self._answer()
-        return self._codes[pid]
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the zygote has ended"
-        answer: dict[str, Any] = json.loads(line)
-        if "code" in answer:
-            self._codes[answer["pid"]] = answer["code"]
-        return answer
-
-    def close(self) -> None:
-        """End it and what it has started."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
 
 
 @dataclass
@@ -113,12 +66,12 @@ class Findings:
 class Run:
     """A run that is disturbed."""
 
-    def __init__(self, folder: Path, sets: Path, zygote: Zygote, ranks: int, background: bool) -> None:
+    def __init__(self, folder: Path, sets: Path, warm: Warm, ranks: int, background: bool) -> None:
         self.folder = folder / "runs" / "small"
         self.ranks = ranks
         self.background = background
         self.log = folder / "log"
-        self._zygote = zygote
+        self._warm = warm
         self._read = 0
         self._sound: list[int] = []  # steps of the checkpoints that were complete when they were last looked at
         config = write_config(folder, sets)
@@ -127,8 +80,8 @@ class Run:
         settings += [f"checkpoint.background={str(background).lower()}", "train.micro_batch_size=4"]
         self.arguments = ["train", str(config), "--skip-health-check", *stages, *settings]
 
-    def start(self, kill_at: int | None = None, rank: int = 0) -> list[int]:
-        """Process ids of the ranks; with `kill_at`, rank `rank` kills itself before that change of a file."""
+    def start(self, kill_at: int | None = None, rank: int = 0) -> list[WarmProcess]:
+        """The ranks; with `kill_at`, rank `rank` kills itself before that change of a file."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         environ: dict[str, str] = {}
         port = free_port() if self.ranks > 1 else 0
@@ -138,20 +91,15 @@ class Run:
                 place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": self.ranks, "LOCAL_WORLD_SIZE": self.ranks}
                 environ = {name: str(value) for name, value in place.items()}
                 environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-            started.append(
-                self._zygote.start(
-                    arguments=self.arguments,
-                    environ=environ,
-                    log=str(self.log),
-                    kill_at=kill_at if number == rank else None,
-                    watched=str(self.folder),
-                )
-            )
+            mortal = str(kill_at or 0) if number == rank else "0"
+            command = (HERE / "mortal_rank.py", mortal, self.folder, *self.arguments)
+            variables = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **environ}
+            started.append(self._warm.start(*command, environ=variables, log=self.log, new_session=True))
         return started
 
-    def wait(self, pids: list[int]) -> list[int]:
+    def wait(self, ranks: list[WarmProcess]) -> list[int]:
         """Exit codes of all ranks."""
-        return [self._zygote.wait(pid) for pid in pids]
+        return [rank.wait(TIMEOUT) for rank in ranks]
 
     def new_text(self) -> str:
         """What the ranks have said since this was last asked."""
@@ -214,18 +162,14 @@ def free_port() -> int:
 class Soak:
     """Everything, with one source of chance."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, warm: Warm, folder: Path, seed: int) -> None:
         self.findings = Findings()
         self._folder = folder
         self._random = random.Random(seed)
         self._sets = folder / "sets"
         write_sets(self._sets)
-        self._zygote = Zygote()
+        self._warm = warm
         self._expected: dict[int, Path] = {}
-
-    def close(self) -> None:
-        """End all processes."""
-        self._zygote.close()
 
     def kill(self, count: int, ranks: int, background: bool) -> None:
         """Runs of one kind, until `count` kills are done and the last run is complete."""
@@ -248,11 +192,11 @@ class Soak:
             victim = self._random.randrange(ranks)
             if victim and change is not None:
                 change = 1 + change // 12  # ranks other than the first write little
-            pids = run.start(change, victim)
+            started = run.start(change, victim)
             if not at_change:
                 time.sleep(self._random.uniform(0.2, SECONDS_OF_A_RUN * ranks))
-                try_to_kill(pids[victim])
-            codes = run.wait(pids)
+                started[victim].kill()
+            codes = run.wait(started)
             reached = self._judge(run, newest, reached)
             newest = run.look()
             if all(code == 0 for code in codes):
@@ -293,7 +237,7 @@ class Soak:
         kilobytes = self._random.randint(200, 2500)
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], check=True)
         try:
-            run = Run(folder, self._sets, self._zygote, ranks, background)
+            run = Run(folder, self._sets, self._warm, ranks, background)
             run.log = self._folder / "full-disk.log"
             run.log.write_text("")
             codes = run.wait(run.start())
@@ -312,7 +256,7 @@ class Soak:
             subprocess.run(["umount", folder], check=True)
 
     def _new_run(self, ranks: int, background: bool) -> Run:
-        return Run(Path(tempfile.mkdtemp(dir=self._folder)), self._sets, self._zygote, ranks, background)
+        return Run(Path(tempfile.mkdtemp(dir=self._folder)), self._sets, self._warm, ranks, background)
 
     def _undisturbed(self, ranks: int) -> Path:
         if ranks not in self._expected:
@@ -320,12 +264,6 @@ class Soak:
             assert run.wait(run.start()) == [0] * ranks, run.log.read_text()
             self._expected[ranks] = run.folder
         return self._expected[ranks]
-
-
-def try_to_kill(pid: int) -> None:
-    """By SIGKILL, unless it has ended."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def report(findings: Findings, seed: int, seconds: float) -> str:
@@ -354,14 +292,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for the report")
     parsed = parser.parse_args()
     started = time.monotonic()
+    os.environ["OMP_NUM_THREADS"] = "1"
     folder = Path(tempfile.mkdtemp(prefix="soak-"))  # stays if something is found
-    soak = Soak(folder, parsed.seed)
-    for ranks, background, share in ((1, True, 0.4), (1, False, 0.3), (2, True, 0.2), (2, False, 0.1)):
-        soak.kill(round(parsed.kills * share), ranks, background)
-        print(f"{soak.findings.kills} kills, {time.monotonic() - started:.0f} s", flush=True)
-    soak.fill_disks(parsed.full_disks - parsed.full_disks // 4)
-    soak.fill_disks(parsed.full_disks // 4, ranks=2)
-    soak.close()
+    with Warm() as warm:
+        soak = Soak(warm, folder, parsed.seed)
+        for ranks, background, share in ((1, True, 0.4), (1, False, 0.3), (2, True, 0.2), (2, False, 0.1)):
+            soak.kill(round(parsed.kills * share), ranks, background)
+            print(f"{soak.findings.kills} kills, {time.monotonic() - started:.0f} s", flush=True)
+        soak.fill_disks(parsed.full_disks - parsed.full_disks // 4)
+        soak.fill_disks(parsed.full_disks // 4, ranks=2)
     shutil.rmtree(folder)
     text = report(soak.findings, parsed.seed, time.monotonic() - started)
     print(text)

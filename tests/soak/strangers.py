@@ -25,9 +25,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "train"))  # for `small_runs`, which attackers do not need: importing it takes long
+sys.path.insert(0, str(HERE.parent / "processes"))  # for `warm`
+if TYPE_CHECKING:
+    from warm import Warm, WarmProcess
 
 ATTACKS = ("idle", "endless", "random", "forged")
 IDLE_CONNECTIONS = 2000
@@ -145,9 +149,10 @@ class Attacker:
 class Training:
     """Two ranks, started as srun does."""
 
+    warm: "Warm"
     folder: Path
     stays_open: bool = True
-    ranks: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    ranks: list["WarmProcess"] = field(default_factory=list)
 
     def start(self, steps: Sequence[int], sets: Path, *overrides: str) -> None:
         """Start rank 0 of a training of so many steps in each of its three stages."""
@@ -159,10 +164,9 @@ class Training:
         self._environ = {
             **os.environ,
             **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port},
-            "OMP_NUM_THREADS": "1",
         }
         self._command = [
-            *(sys.executable, str(HERE / "attacked_rank.py"), str(self._port_file)),
+            *(str(HERE / "attacked_rank.py"), str(self._port_file)),
             *("stays-open" if self.stays_open else "closes", str(write_config(self.folder, sets))),
             *("--skip-health-check", "train.micro_batch_size=2", "train.validation.sets=[]", *stages, *overrides),
         ]
@@ -171,10 +175,7 @@ class Training:
     def start_rank(self, rank: int) -> None:
         """Start one rank."""
         environ = {**self._environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with open(self.folder / f"err-{rank}", "wb") as errors:
-            self.ranks.append(
-                subprocess.Popen(self._command, env=environ, stdout=subprocess.DEVNULL, stderr=errors, cwd=self.folder)
-            )
+        self.ranks.append(self.warm.start(*self._command, environ=environ, folder=self.folder))
 
     @property
     def port(self) -> int:
@@ -211,12 +212,11 @@ class Training:
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal those that live."""
         for rank in self.ranks:
-            if rank.poll() is None:
-                rank.send_signal(number)
+            rank.send_signal(number)
 
     def errors(self) -> str:
         """What both have written to stderr."""
-        return "".join((self.folder / f"err-{rank}").read_text() for rank in range(len(self.ranks)))
+        return "".join(rank.errors for rank in self.ranks)
 
     @property
     def _port_file(self) -> Path:
@@ -261,9 +261,15 @@ def _report(kind: str, number: int, quiet: Sequence[Speed], under: Speed) -> Non
 def run(folder: Path, seconds: float, attacks: Sequence[str], stays_open: bool) -> int:
     """One training, one attack after the other; returns an exit code."""
     from small_runs import write_sets
+    from warm import Warm
 
     write_sets(folder / "sets")
-    training = Training(folder, stays_open)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with Warm() as warm:
+        return _attacked(Training(warm, folder, stays_open), folder, seconds, attacks)
+
+
+def _attacked(training: Training, folder: Path, seconds: float, attacks: Sequence[str]) -> int:
     try:
         training.start((1_000_000, 1, 1), folder / "sets", "checkpoint.every_steps=1000000")
         training.start_rank(1)

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for `soak`
 
 from soak import Soak
+from warm import Warm
 
 
 @pytest.fixture(scope="module")
-def soak(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Soak]:
+def soak(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Soak:
     """Runs with their processes."""
-    soak = Soak(tmp_path_factory.mktemp("soak"), seed=6)
-    yield soak
-    soak.close()
+    return Soak(warm, tmp_path_factory.mktemp("soak"), seed=6)
 
 
 @pytest.mark.parametrize(

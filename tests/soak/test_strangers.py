@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))  # for `small_runs`
 
 from small_runs import read_metrics, write_sets
 from strangers import ATTACKS, Attacker, Training
+from warm import Warm
 
 STEPS = (15, 10, 10)
 
@@ -22,9 +23,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_attacks_of_all_kinds_change_nothing(folder: Path) -> None:
+def test_attacks_of_all_kinds_change_nothing(warm: Warm, folder: Path) -> None:
     """Rank 1 comes in while they go on; the port stays open, so that they reach rank 0 until the end."""
-    quiet, attacked = Training(folder / "quiet"), Training(folder / "attacked")
+    quiet, attacked = Training(warm, folder / "quiet"), Training(warm, folder / "attacked")
     attackers: list[Attacker] = []
     try:
         quiet.start(STEPS, folder / "sets")

@@ -104,7 +104,7 @@ class Trained:
 
     def __init__(self, warm: Warm, config: Path, folder: Path) -> None:
         command = ("-m", "tolktrain", "train", config, "data.num_workers=2")
-        self.process = warm.start(*command, folder=folder, merged=True, new_session=True)
+        self.process = warm.start(*command, folder=folder, log=folder / "log", new_session=True)
 
     def wait_for_loaders(self) -> list[int]:
         """Pids of the loader processes, once they are there."""
