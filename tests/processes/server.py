@@ -31,7 +31,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn, TextIO, cast
 
 MESSAGE_BYTES = 1 << 17
 PADDING = "WARM_PADDING"  # makes room in /proc/self/environ for those of processes
@@ -101,8 +101,12 @@ def run(program: Callable[[], object]) -> int:
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt):
+            sys.stdout.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
         return 1
     return 0
 
@@ -141,13 +145,13 @@ def watch(pid: int, connection: socket.socket) -> NoReturn:
         connection.send(json.dumps({"pid": pid}).encode())
     ended = os.pidfd_open(pid)
     while True:
-        ready, _, _ = select.select([ended, connection], [], [])
+        ready, _, _ = select.select([ended, connection, 0], [], [])
         if ended in ready:
             break
-        try:
-            received = connection.recv(1)
-        except ConnectionError:
-            received = b""
+        received = b""
+        if 0 not in ready:  # else the server has been told to end
+            with contextlib.suppress(ConnectionError):
+                received = connection.recv(1)
         os.kill(pid, received[0] if received else signal.SIGKILL)
         if not received:
             break
@@ -187,19 +191,29 @@ def become(order: Order, streams: list[int]) -> Callable[[], object]:
         os.close(descriptor)
     os.chdir(order["folder"])
     set_environment(order["environ"])
-    if "PYTHONUNBUFFERED" in os.environ:
-        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", write_through=True)  # type: ignore[type-var]
+    sys.stdout, sys.stderr = reopened(sys.stdout), reopened(sys.stderr)
     # What imports have kept for good.
     tempfile.tempdir = None
     import numpy as np
+    import torch
 
     np.random.seed()
+    torch.default_generator.seed()
     first, *rest = order["arguments"]
     if first == "-m":
         sys.argv, sys.path[0] = rest, order["folder"]
         return partial(runpy.run_module, rest[0], run_name="__main__", alter_sys=True)
     sys.argv, sys.path[0] = [first, *rest], str(Path(first).parent)
     return partial(runpy.run_path, first, run_name="__main__")
+
+
+def reopened(stream: TextIO) -> TextIO:
+    """Standard output or error as Python opens it at its start, with a buffer or without."""
+    raw = io.FileIO(stream.fileno(), "w", closefd=False)
+    if os.environ.get("PYTHONUNBUFFERED"):
+        return io.TextIOWrapper(cast(BinaryIO, raw), stream.encoding, stream.errors, write_through=True)
+    is_error = stream.fileno() == 2
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=is_error)
 
 
 def set_environment(environ: Environ) -> None:
