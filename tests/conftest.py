@@ -36,7 +36,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOLKTRAIN_JOB_SECRET"] = "the secret of the jobs in the tests"  # else one would be kept in the home folder
 
 # Processes that tests start by this server need not each import what takes seconds.
-multiprocessing.set_forkserver_preload(["tolktrain.prepare.job.pipeline"])
+multiprocessing.set_forkserver_preload(
+    ["tolktrain.prepare.job.pipeline", "tolktrain.cluster.watch.watchdog", "torch.distributed"]
+)
 
 # A shared machine is slow at times; a property does not fail for that.
 settings.register_profile("tolktrain", deadline=None)

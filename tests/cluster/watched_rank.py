@@ -6,8 +6,9 @@ Usage, under torchrun: watched_rank.py FOLDER FAILURE RANK HANG_SECONDS.
 import ctypes
 import os
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from tolktrain.cluster.dump import DumpFile
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.watch import failures
-from tolktrain.cluster.watch.watchdog import Watch, collective_timeout
+from tolktrain.cluster.watch.watchdog import EndTimeouts, Watch, collective_timeout
 from tolktrain.errors import UserError
 
 NUM_STEPS = 5
@@ -35,13 +36,12 @@ def in_a_process(environ: Mapping[str, str], folder: Path, failure: str, failing
 def run(folder: Path, failure: str, failing_rank: int, hang_seconds: float) -> int:
     """Work under a watch; `failure` is what happens to the rank in step 3, or before the first one."""
     environment = ProcessEnvironment.detect()
-    watch = Watch.start(environment, _describe)
-    watch.limit(hang_seconds)
+    watch = Watch.start(environment, _describe, EndTimeouts(unwind_seconds=0.5, linger_seconds=1.0))
     full = failure.endswith("without a disk")
     watch.progress.log = DumpFile(Path("/dev/full") if full else folder / f"log-{environment.rank}")
     try:
         try:
-            _work(watch, environment, folder, failure, failing_rank)
+            _work(watch, environment, folder, failure, failing_rank, hang_seconds)
         finally:
             if failure == "tidy" and environment.rank == failing_rank:
                 time.sleep(10_000)
@@ -59,12 +59,14 @@ def _describe(error: BaseException) -> tuple[str, int]:
     return f"{type(error).__name__}: {error}", 2 if isinstance(error, UserError) else 1
 
 
-def _work(watch: Watch, environment: ProcessEnvironment, folder: Path, failure: str, failing_rank: int) -> None:
+def _work(
+    watch: Watch, environment: ProcessEnvironment, folder: Path, failure: str, failing_rank: int, hang_seconds: float
+) -> None:
     mine = environment.rank == failing_rank
     if failure == "early" and mine or failure == "all early":
         raise UserError("bad from the start")
     if failure == "leave" and mine:
-        time.sleep(1)  # until it has joined the others
+        _report(watch, "")
         os._exit(0)
     environment.export()
     watch.progress.at("joining")
@@ -73,18 +75,43 @@ def _work(watch: Watch, environment: ProcessEnvironment, folder: Path, failure: 
     for step in range(1, NUM_STEPS + 1):
         watch.progress.at_step("second", step, "adding")
         if step == FAILING_STEP:
+            watch.limit(hang_seconds)  # not before: to start may take longer than the test should
             with watch.progress.failing():
-                _go_wrong(watch, folder, failure, environment.rank, mine)
+                _go_wrong(watch, folder, failure, environment.rank, failing_rank)
         dist.all_reduce(torch.ones(1))
         watch.progress.at("after adding")
     dist.destroy_process_group()
+
+
+def _report(watch: Watch, place: str) -> None:
+    """Let the others know where this rank is: it has joined them when this returns."""
+    _wait(lambda: watch._wire is not None)
+    watch.progress.settle(place)
+
+
+def _let_it_expect_life(watch: Watch) -> None:
+    """Let the watch begin, or prolong, the time after which it writes down where this rank is stuck."""
+    expected, expect = threading.Event(), watch._expect_life
+
+    def expect_life() -> None:
+        expect()
+        expected.set()
+
+    watch._expect_life = expect_life  # type: ignore[method-assign]
+    expected.wait()
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.01)
 
 
 def _fail(*_: object) -> NoReturn:
     raise MemoryError("the memory is full")
 
 
-def _go_wrong(watch: Watch, folder: Path, failure: str, rank: int, mine: bool) -> None:
+def _go_wrong(watch: Watch, folder: Path, failure: str, rank: int, failing_rank: int) -> None:
+    mine = rank == failing_rank
     if failure == "all refuse" or failure == "refuse" and mine:
         raise UserError("of no use")
     if failure == "defect" and mine:
@@ -92,12 +119,17 @@ def _go_wrong(watch: Watch, folder: Path, failure: str, rank: int, mine: bool) -
     if failure == "tidy" and mine:
         raise ValueError("tidied up for long")
     if failure == "stuck in C" and mine:
-        time.sleep(1)  # until its watch has begun
+        _let_it_expect_life(watch)
         ctypes.PyDLL(None).sleep(10_000)  # with Python's lock, so that no other thread of this process runs
-    if failure in ("sleep", "sleep without a disk", "signal") and mine:
-        if failure == "signal":
-            time.sleep(1)  # until the watch has told where this rank is
+    if failure == "signal" and mine:
+        _report(watch, f"data {rank}")
+        if rank != 0:
             (folder / "ready").touch()
+        time.sleep(10_000)
+    if failure == "signal" and failing_rank == 0 and rank == 1:
+        _wait(lambda: f"step {FAILING_STEP}" in watch._first)  # it speaks for rank 0 when that has gone
+        (folder / "ready").touch()
+    if failure in ("sleep", "sleep without a disk") and mine:
         time.sleep(10_000)
     if failure == "watch fails" and mine:
         watch._expect_life = failures.find_silent = _fail  # of each rank, and rank 0's judgement

@@ -5,6 +5,7 @@ dies, however it dies, and a rank that is busy for a minute keeps it.
 """
 
 import selectors
+import socket
 import sys
 import threading
 import time
@@ -96,6 +97,9 @@ class Hub:
         self._released = threading.Event()
         self._closing = False
         self._selector = selectors.DefaultSelector()
+        self._awake, self._wake = socket.socketpair()  # ends a wait of the thread at once
+        self._awake.setblocking(False)
+        self._selector.register(self._awake, selectors.EVENT_READ, self._awake)
         self._door = Door(self._selector, key, limits.world_size)
         self.port = self._door.port
         self._thread = guarded("watch-hub", self._run, self._fail)
@@ -112,12 +116,14 @@ class Hub:
     def release(self) -> None:
         """Tell all ranks that all have finished."""
         self._releasing.set()
+        self._wake.send(b"x")
         while self._thread.is_alive() and not self._released.wait(0.1):
             pass
 
     def close(self) -> None:
         """Stop listening."""
         self._closing = True
+        self._wake.send(b"x")
         self._thread.join()
         self.close_sockets()
         self._selector.close()
@@ -125,6 +131,8 @@ class Hub:
     def close_sockets(self) -> None:
         """Also for a forked process: its copies would keep connections open when this process dies."""
         self._door.close_copies()
+        self._awake.close()
+        self._wake.close()
         for peer in list(self._peers.values()):
             peer.wire.close()
 
@@ -136,6 +144,8 @@ class Hub:
             for key, found in sorted(events, key=lambda event: event[0].data is None):
                 if key.data is None:
                     self._door.accept(now)
+                elif key.data is self._awake:
+                    self._awake.recv(64)
                 else:
                     self._serve(key.data, found)
             now = self._clock.tick()

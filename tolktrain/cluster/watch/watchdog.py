@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import NoReturn
 
@@ -28,11 +28,6 @@ from tolktrain.cluster.watch.wire import Message, Wire, WireError
 from tolktrain.files.printable import printable
 from tolktrain.files.shared import leave_temporary_folder
 
-UNWIND_SECONDS = 3.0  # for a main thread to leave by itself, its files closed, once the job is over
-LINGER_SECONDS = 5.0  # of rank 0 for ranks that start late, so that they do not find nobody and speak for themselves
-VERDICT_SECONDS = 10.0  # that a failed rank waits for the others before it speaks for itself
-DUMP_SECONDS = 5.0  # for a rank to write where it is; a disk may hang
-FORCED_SECONDS = 25.0  # after which a rank whose every thread is stuck is ended; more than all the times above together
 _FLUSH_SECONDS = 2.0  # for rank 0 to read that a rank has finished, before that leaves
 
 _PARTS = frozenset({"deputy", "first", "done", "end"})
@@ -40,6 +35,20 @@ _PARTS = frozenset({"deputy", "first", "done", "end"})
 Describe = Callable[[BaseException], tuple[str, int]]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EndTimeouts:
+    """How long the parts of a job's end may take."""
+
+    unwind_seconds: float = 3.0  # for a main thread to leave by itself, its files closed, once the job is over
+    linger_seconds: float = 5.0  # of rank 0 for ranks that start late: else they find nobody and speak for themselves
+    verdict_seconds: float = 10.0  # that a failed rank waits for the others before it speaks for itself
+    dump_seconds: float = 5.0  # for a rank to write where it is; a disk may hang
+    forced_seconds: float = 25.0  # until a rank whose every thread is stuck is ended; more than all of them together
+
+
+END_TIMEOUTS = EndTimeouts()
 
 
 def collective_timeout(hang_seconds: float) -> timedelta:
@@ -50,12 +59,15 @@ def collective_timeout(hang_seconds: float) -> timedelta:
 class Watch:
     """One rank's part in the watch; made by `start`."""
 
-    def __init__(self, environment: ProcessEnvironment, describe: Describe, meeting: Meeting) -> None:
+    def __init__(
+        self, environment: ProcessEnvironment, describe: Describe, meeting: Meeting, timeouts: EndTimeouts
+    ) -> None:
         self.progress = Progress()
         self.progress.on_settled = lambda: self._beat(Whereabouts())
         self._environment = environment
         self._describe = describe
         self._limits = Limits(environment.world_size)
+        self._timeouts = timeouts
         self._meeting = meeting
         self._hub: Hub | None = None
         self._wire: Wire | None = None
@@ -73,12 +85,15 @@ class Watch:
         self._thread = guarded("watch", self._run, self._fail_watching)
 
     @classmethod
-    def start(cls, environment: ProcessEnvironment, describe: Describe) -> "Watch":
+    def start(
+        cls, environment: ProcessEnvironment, describe: Describe, timeouts: EndTimeouts = END_TIMEOUTS
+    ) -> "Watch":
         """Watch over this process, which is one of several.
 
         Args:
             environment: its place.
             describe: what the user reads about an error, and the exit code.
+            timeouts: how long the end of the job may take.
 
         Raises:
             UserError: rank 0 cannot open its port, may not have as many connections as there are ranks, or there is no
@@ -89,7 +104,7 @@ class Watch:
         # In the main thread: two threads that import torch at once may see each other's halves of it.
         import torch.distributed
 
-        watch = cls(environment, describe, Meeting(environment, torch.distributed.TCPStore))
+        watch = cls(environment, describe, Meeting(environment, torch.distributed.TCPStore), timeouts)
         if environment.rank == 0:
             watch._open_hub()
         os.register_at_fork(after_in_child=watch._close_sockets)
@@ -135,7 +150,7 @@ class Watch:
         """This rank has failed: let one rank tell why, and end this process with the job's exit code."""
         if not self._ended.is_set():
             self._report(error)
-            if not self._ended.wait(VERDICT_SECONDS):
+            if not self._ended.wait(self._timeouts.verdict_seconds):
                 self._speak_for_itself()
         self._leave()
 
@@ -154,9 +169,9 @@ class Watch:
     def _leave(self) -> NoReturn:
         """End this process when all is said."""
         self._left.set()
-        self._dumped.wait(2 * DUMP_SECONDS)
+        self._dumped.wait(2 * self._timeouts.dump_seconds)
         if self._hub is not None:
-            self._hub.all_told.wait(LINGER_SECONDS)
+            self._hub.all_told.wait(self._timeouts.linger_seconds)
         self._exit()
 
     def _exit(self) -> NoReturn:
@@ -284,13 +299,13 @@ class Watch:
     def _expire(self, text: str) -> None:
         log = self.progress.log
         if log is not None:
-            log.expect_life(FORCED_SECONDS, or_exit=True)
+            log.expect_life(self._timeouts.forced_seconds, or_exit=True)
         # Each in a thread of its own: a disk that hangs would hold up the end. Not through `logging`: a main thread
         # that is stuck while it logs holds the lock.
-        briefly("watch-dump", lambda: self._dump(text), DUMP_SECONDS)
-        briefly("watch-end-told", lambda: self.progress.on_end(text), DUMP_SECONDS)
+        briefly("watch-dump", lambda: self._dump(text), self._timeouts.dump_seconds)
+        briefly("watch-end-told", lambda: self.progress.on_end(text), self._timeouts.dump_seconds)
         self._dumped.set()
-        if not self._left.wait(UNWIND_SECONDS):
+        if not self._left.wait(self._timeouts.unwind_seconds):
             briefly("temporary-folder-end", leave_temporary_folder)
             os._exit(self._code)
 
