@@ -1,5 +1,6 @@
 # make pretrain   train, evaluate and hear the quickstart model
 # make test       run every test that needs no GPU
+# make test-fast  run those that are not marked slow: a few minutes
 # make lint       formatting, lint, layers of imports, and types
 # make clean      remove .venv and caches; runs/ stays
 #
@@ -7,7 +8,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help pretrain test lint format clean
+.PHONY: help pretrain test test-fast lint format clean
 
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -24,9 +25,15 @@ $(STAMP): setup.py constraints.txt launch/make_venv.sh
 pretrain: $(STAMP)
 	@$(WITH_VENV) bash launch/pretrain.sbatch configs/quickstart.yaml
 
-# Two at a time, file by file: many tests start processes of their own.
+# Two at a time, since many tests start processes of their own; file by file, since those of a file share what is slow to
+# make; the files that take longest first, see tests/conftest.py.
+PYTEST := pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP)
-	@$(WITH_VENV) pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
+	@$(WITH_VENV) $(PYTEST)
+
+test-fast: $(STAMP)
+	@$(WITH_VENV) $(PYTEST) -m "not slow"
 
 lint: $(STAMP)
 	@$(WITH_VENV) ruff format --check .

@@ -5,11 +5,10 @@ import math
 import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -45,13 +44,28 @@ settings.register_profile("tolktrain", deadline=None)
 settings.load_profile("tolktrain")
 
 
-# They take minutes, the first mostly waiting. Begun first, they do not run on alone at the end.
+# Of the files with slow tests those that take minutes, longest first.
 _LONGEST = ("test_survival.py", "test_layouts.py", "test_zombie.py", "test_layout_runs.py", "test_soak.py")
+_SLOW_SECONDS = 10.0  # from which a test should be marked; half of that on a machine that is not busy
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first."""
-    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+    """Put the files that take longest first, so that none of them runs on alone at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path.name, len(_LONGEST)), item.path not in slow))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Name the tests that should be marked as slow. They do not fail: a machine may be busy."""
+    seconds: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and "slow" not in report.keywords:
+                seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
+    for name, total in sorted(seconds.items(), key=lambda entry: -entry[1]):
+        if total > _SLOW_SECONDS:
+            terminalreporter.write_line(f"not marked slow, but took {total:.0f} s: {name}")
 
 
 @pytest.fixture(scope="session")
@@ -93,29 +107,6 @@ def make_disk(tmp_path: Path) -> "Iterator[MakeDisk]":
     yield make
     for disk in disks:
         disk.unmount()
-
-
-@pytest.fixture(params=["interpreter", "gpu"])
-def run_in_triton(request: pytest.FixtureRequest, repository: Path, tmp_path: Path) -> Callable[[Path], None]:
-    """Runs a file of tests in a process of its own, by Triton's interpreter or on a GPU, and expects all to pass.
-
-    The interpreter must be chosen before a kernel is imported, and by whoever does not have a GPU.
-    """
-    import torch  # not before the environment above is set
-
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
-    if request.param == "gpu" and not torch.cuda.is_available():
-        pytest.skip("no GPU")
-
-    def run(checks: Path) -> None:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        command += ["-c", str(repository / "pyproject.toml"), str(checks)]
-        environ = {**os.environ, "TRITON_INTERPRET": "1" if request.param == "interpreter" else "0"}
-        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-2000:]
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The published implementation's own numbers from the whole model in Triton: by the interpreter, or on a GPU.
 
-Run by test_published_triton.py, in a process of its own: the interpreter must be chosen before the kernels are
+Run by tests/kernels/test_in_triton.py, in a process of its own: the interpreter must be chosen before the kernels are
 imported. By hand: TRITON_INTERPRET=1 pytest tests/interop/triton_published.py
 """
 

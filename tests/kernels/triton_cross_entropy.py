@@ -1,6 +1,6 @@
 """The cross-entropy kernel in Triton, computed: by the interpreter on the CPU, or on a GPU.
 
-Run by test_cross_entropy_triton.py, in a process of its own: the interpreter must be chosen before the kernel is
+Run by test_in_triton.py, in a process of its own: the interpreter must be chosen before the kernel is
 imported. By hand: TRITON_INTERPRET=1 pytest tests/kernels/triton_cross_entropy.py
 """
 

@@ -1,6 +1,6 @@
 """The Triton layer pooling, computed: by the interpreter on the CPU, or on a GPU.
 
-Run by test_layer_pooling_triton.py, in a process of its own: the interpreter must be chosen before the kernels are
+Run by test_in_triton.py, in a process of its own: the interpreter must be chosen before the kernels are
 imported. By hand: TRITON_INTERPRET=1 pytest tests/kernels/triton_layer_pooling.py
 """
 

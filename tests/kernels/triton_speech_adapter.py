@@ -1,6 +1,6 @@
 """The speech adapter's kernels in Triton, computed: by the interpreter on the CPU, or on a GPU.
 
-Run by test_speech_adapter_triton.py, in a process of its own: the interpreter must be chosen before the kernels are
+Run by test_in_triton.py, in a process of its own: the interpreter must be chosen before the kernels are
 imported. By hand: TRITON_INTERPRET=1 pytest tests/kernels/triton_speech_adapter.py
 """
 

@@ -1,6 +1,6 @@
 """The whole model in Triton against the whole model in PyTorch: by the interpreter, or on a GPU.
 
-Run by tests/interop/test_published_triton.py, in a process of its own: the interpreter must be chosen before the
+Run by tests/kernels/test_in_triton.py, in a process of its own: the interpreter must be chosen before the
 kernels are imported. By hand: TRITON_INTERPRET=1 pytest tests/model/triton_smoltolk.py
 """
 
