@@ -46,7 +46,7 @@ settings.load_profile("tolktrain")
 
 # Of the files with slow tests those that take minutes, longest first.
 _LONGEST = ("test_survival.py", "test_layouts.py", "test_zombie.py", "test_layout_runs.py", "test_soak.py")
-_SLOW_SECONDS = 10.0  # from which a test should be marked; half of that on a machine that is not busy
+_SLOW_SECONDS = 10.0  # from which on a test should be marked
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

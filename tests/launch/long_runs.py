@@ -97,6 +97,10 @@ class LongRun:
         assert len(own) == 1, parents
         return Rank((own[0], *(pid for pid in parents if pid != own[0])))
 
+    def has_ranks(self, job: int, restarts: int) -> bool:
+        """Whether ranks have been started since the job was requeued for the last time of so many."""
+        return any(_processes({f"SLURM_JOB_ID={job}", f"SLURM_RESTART_COUNT={restarts}"}))
+
     def unfinished_saves(self) -> list[Path]:
         """Checkpoints that are being written, other than old ones that are being removed."""
         folder = self.path / "checkpoints"

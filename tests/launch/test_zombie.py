@@ -46,6 +46,12 @@ def test_a_requeued_job_takes_over_from_ranks_that_still_train(
     late = [run.rank(number, rank) for rank in (0, 1)]
 
     lose_sight_of(own_cluster, node)
+    # Slurm takes its time; they would do hundreds of steps in it, which all come again below.
+    for rank in late:
+        rank.pause()
+    wait_until(lambda: run.has_ranks(number, restarts=1), lambda: run.text)
+    for rank in late:
+        rank.go_on()
     run.wait_for_step(number, step + 3 * EVERY, launched=2)
     assert own_cluster.job(number).num_restarts == 1
     wait_until(lambda: all(map(has_ended, late)), lambda: run.text)

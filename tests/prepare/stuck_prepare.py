@@ -1,4 +1,4 @@
-"""`tolktrain prepare` that comes to a place and stays there: PLACE HOW MARKER CONFIG.
+"""`tolktrain prepare` that comes to a place and stays there: PLACE HOW MARKER CONFIG [GRACE_SECONDS].
 
 Its processes import this file too, and are as stuck.
 """
@@ -6,12 +6,14 @@ Its processes import this file too, and are as stuck.
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 from worker_tasks import never_return
 
 from tolktrain.cli import main
+from tolktrain.cluster.signals import StopRequest
 from tolktrain.prepare.job import pipeline
 from tolktrain.prepare.recordings.manifest import tables
 from tolktrain.units.logmel import LogMelTokenizer
@@ -59,5 +61,7 @@ def _stuck(*_: object, **__: object) -> None:
 
 
 setattr(*PLACES[sys.argv[1]], _stuck)
+if len(sys.argv) > 5:
+    StopRequest.raised = partialmethod(StopRequest.raised, float(sys.argv[5]))  # type: ignore[assignment]
 if __name__ == "__main__":
     sys.exit(main(["prepare", sys.argv[4]]))
