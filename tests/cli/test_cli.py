@@ -110,6 +110,7 @@ def test_wrong_usage_gives_2(arguments: list[str]) -> None:
     assert done.stderr.startswith("usage: tolktrain")
 
 
+@pytest.mark.slow
 def test_ranks_say_who_they_are() -> None:
     group = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     assert run("train", "none.yaml", env={**os.environ, **group}).stderr.startswith("rank 1: error: none.yaml")

@@ -201,6 +201,7 @@ def test_a_rank_that_leaves_without_a_word(start: Start) -> None:
     assert job.errors().startswith(f"rank 2: {ENDED} starting")
 
 
+@pytest.mark.slow
 def test_under_torchrun(tmp_path: Path) -> None:
     """Where the rendezvous is torchrun's."""
     script = Path(watched_rank.__file__)

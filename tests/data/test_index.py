@@ -159,6 +159,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return {count: many(tmp_path_factory.mktemp("many"), count) for count in (1000, 10_000, 100_000)}
 
 
+@pytest.mark.slow
 def test_memory_of_an_index(folders: dict[int, Path], growth_exponent: Callable[[Mapping[int, float]], float]) -> None:
     """What stays are less than 250 bytes a shard; meanwhile there is the text of the file, twice at most."""
     kept, peaks = {}, {}

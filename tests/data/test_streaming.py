@@ -100,6 +100,7 @@ def test_a_merged_set_has_its_shards_in_folders_of_their_own(
     assert global_batches(make_streaming(str(remote), tmp_path / "other"), 16) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_passing_faults_are_survived(
     make_streaming: MakeConfig, fault_proxy: FaultProxy, expected: list[Any], workers: int
@@ -301,6 +302,7 @@ def test_what_a_killed_run_left_in_the_cache(
     assert not (cache / ".tolktrain-old").exists() and (cache / ".tolktrain-young").exists()
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_five_times(
     make_streaming: MakeConfig, fault_proxy: FaultProxy, expected: list[Any]
 ) -> None:

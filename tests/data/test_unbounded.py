@@ -154,6 +154,7 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Endless]]:
     server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1000, 1 << 50])
 def test_what_does_not_end_on_the_way(tmp_path: Path, endless: type[_Endless], size: int) -> None:
     endless.size = size

@@ -360,6 +360,7 @@ def _compressed_bombs() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_bombs(tmp_path: Path) -> None:
     """Each is refused, or read, in time and memory that depend on its size alone."""
     for name, content in _bombs().items():

@@ -268,6 +268,7 @@ leave_temporary_folder()
 """
 
 
+@pytest.mark.slow
 @needs_root
 def test_kernels_of_a_stranger_are_not_loaded(shared: Path) -> None:
     """PyTorch's own default is a name in the shared folder: whoever makes it first chooses the code that is loaded."""

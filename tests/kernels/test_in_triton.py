@@ -14,6 +14,7 @@ PROGRAMS = sorted(Path(__file__).parents[1].glob("*/triton_*.py"))
 AREAS = {"interop", "kernels", "model"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["interpreter", "gpu"])
 def test_computes_what_it_should(device: str, repository: Path, tmp_path: Path) -> None:
     """By Triton's interpreter or on a GPU, which must be chosen before a kernel is imported: so in another process.

@@ -14,6 +14,8 @@ from recordings import configuration, corpus, files_of, write_corpus, write_text
 
 from tolktrain.cli import main
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "prepare.sbatch"
 TASKS = ["--array=0-2", "--cpus-per-task=1"]
 

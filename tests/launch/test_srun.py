@@ -16,6 +16,8 @@ from warm import Warm
 from tolktrain.checkpoint.store import CheckpointStore, read_parameters
 from tolktrain.train.run import train
 
+pytestmark = pytest.mark.slow
+
 STEPS = "train.max_steps=4"
 LAYOUT = [
     *("parallel.tensor_parallel_size=2", "parallel.pipeline_parallel_size=2", "parallel.sequence_parallel=true"),

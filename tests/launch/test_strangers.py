@@ -12,6 +12,8 @@ from long_runs import SCRIPT
 from small_runs import read_metrics, write_config, write_sets
 from two_users import STRANGER, USER, command_as, needs_root, start_as
 
+pytestmark = pytest.mark.slow
+
 JOB = "777"
 SRUN = """#!/bin/bash
 while [[ $1 = -* ]]; do shift; done

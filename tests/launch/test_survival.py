@@ -14,6 +14,8 @@ from warm import Warm
 
 from tolktrain.checkpoint.store import read_moments, read_parameters, step_name
 
+pytestmark = pytest.mark.slow
+
 EVERY = 5  # steps between checkpoints, and between validations
 OVERRIDES = [
     *("parallel.tensor_parallel_size=2", f"checkpoint.every_steps={EVERY}"),

@@ -12,6 +12,8 @@ from warm import Warm
 
 from tolktrain.checkpoint.store import read_moments, read_parameters, step_name
 
+pytestmark = pytest.mark.slow
+
 EVERY = 10  # steps between checkpoints, and between validations
 OVERRIDES = [
     *("train.validation.sequences=4", f"train.validation.every_steps={EVERY}", f"checkpoint.every_steps={EVERY}"),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -24,6 +25,7 @@ def steps(model: SmolTolk, batches: list[SimpleNamespace]) -> list[list[Tensor]]
     return found
 
 
+@pytest.mark.slow
 def test_compiled_layers_train_the_same(
     architecture: Callable[..., Architecture], batch: Callable[..., SimpleNamespace]
 ) -> None:

@@ -30,6 +30,7 @@ from tolktrain.prepare.utterances import EntryError, Failure, Reason, Utterance,
 PROGRAM = Path(__file__).with_name("hostile_readers.py")
 
 
+@pytest.mark.slow
 def test_no_reader_is_hurt(tmp_path: Path) -> None:
     """Each reader with each hostile variant, in one process that is limited in memory and time. What hangs, crashes or
     lets another error through is the last line that it printed."""

@@ -120,6 +120,7 @@ def test_a_second_run_changes_nothing(songs: Path, whole: Path) -> None:
     assert ended and "20 of 20 items used" in said and files_of(whole) == before
 
 
+@pytest.mark.slow
 def test_killed_at_random_instants(songs: Path, whole: Path, tmp_path: Path) -> None:
     settings = configuration(songs, songs / "manifest.jsonl", tmp_path / "output", processes=2)
     file = tmp_path / "prepare.yaml"

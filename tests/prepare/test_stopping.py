@@ -14,6 +14,8 @@ import pytest
 import yaml
 from recordings import configuration, corpus, files_of, write_corpus, write_text_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).with_name("stuck_prepare.py")
 PATIENCE_SECONDS = 120  # of a test: the process has ten, and machines are slow at times
 

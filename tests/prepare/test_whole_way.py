@@ -24,6 +24,8 @@ from tolktrain.prepare.recordings.audio import read_audio
 from tolktrain.prepare.utterances import Aligned, Utterance
 from tolktrain.storage.open import open_storage
 
+pytestmark = pytest.mark.slow
+
 FRAMES_PER_SECOND = 25
 ALIGNER = Path(__file__).parent / "aligner" / "model"
 

@@ -88,6 +88,7 @@ def test_files_that_are_there_stay_and_a_damaged_checkpoint_is_set_aside(copies:
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == "longer"
 
 
+@pytest.mark.slow
 def test_an_upload_that_is_killed_is_no_checkpoint(
     bucket: str, fault_proxy: FaultProxy, tmp_path: Path, s3_server: S3Server
 ) -> None:

@@ -11,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `soak`
 from soak import Soak
 from warm import Warm
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def soak(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Soak:

@@ -12,6 +12,8 @@ from small_runs import read_metrics, write_sets
 from strangers import ATTACKS, Attacker, Training
 from warm import Warm
 
+pytestmark = pytest.mark.slow
+
 STEPS = (15, 10, 10)
 
 

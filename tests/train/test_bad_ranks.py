@@ -13,6 +13,8 @@ from warm import Warm
 
 from tolktrain.train.run import train
 
+pytestmark = pytest.mark.slow
+
 Found = list[dict[str, Any]]
 
 

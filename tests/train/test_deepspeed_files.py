@@ -13,6 +13,8 @@ from warm import Warm
 
 from tolktrain.config.deepspeed import DeepSpeedSettings
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
 FILES = ["zero0", "zero1", "zero2", "zero3", "zero3-offload"]  # pipeline.json needs two processes
 CASES = [(precision, name) for precision, knobs in KNOBS.items() for name in knobs]

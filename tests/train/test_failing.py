@@ -10,6 +10,8 @@ from warm import Warm
 
 from tolktrain.runs.lease import Lease
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("failing_rank.py")
 OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]"]
 

@@ -22,6 +22,8 @@ from tolktrain.runs.metrics import MetricsFile, truncate_metrics
 from tolktrain.train.process import logging_to
 from tolktrain.train.run import train
 
+pytestmark = pytest.mark.slow
+
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
     """Do something once, before the line of a step is written."""

@@ -12,6 +12,8 @@ from warm import Warm
 from tolktrain.checkpoint.store import read_parameters
 from tolktrain.train.run import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def four_ranks(warm: Warm, tmp_path_factory: pytest.TempPathFactory, sets: Path) -> tuple[Path, str]:

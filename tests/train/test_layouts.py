@@ -15,6 +15,8 @@ from layout_traps import taken_away
 from small_runs import Tensors, assembled
 from warm import Warm
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5  # relative
 RECOMPUTED = ("train.activation_checkpointing=layers",)
 

@@ -11,6 +11,8 @@ from s3_server import free_port
 from small_runs import write_config, write_sets
 from warm import Warm, WarmProcess
 
+pytestmark = pytest.mark.slow
+
 LONG = ["train.max_steps=100000", "train.stages.0.tokens=1000000000", "evaluation.after_training=false"]
 
 

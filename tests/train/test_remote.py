@@ -18,6 +18,8 @@ from tolktrain.storage.folder import LocalFolder
 from tolktrain.train import open_run
 from tolktrain.train.run import train
 
+pytestmark = pytest.mark.slow
+
 
 def copy_newest(tmp_path: Path, sets: Path) -> list[str]:
     """Trains five steps, with checkpoints after 3, 4 and 5, and copies these; the overrides that name the copies."""

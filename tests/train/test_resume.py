@@ -22,6 +22,8 @@ from tolktrain.model.parameter_layout import canonical_state
 from tolktrain.runs.copies import uploads_of
 from tolktrain.train.run import train
 
+pytestmark = pytest.mark.slow
+
 FINAL = f"checkpoints/step-{NUM_STEPS:08d}"
 
 

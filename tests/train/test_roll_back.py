@@ -25,6 +25,8 @@ from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.rollback import roll_back
 from tolktrain.train.run import train
 
+pytestmark = pytest.mark.slow
+
 Spoilt = dict[tuple[int, int], float]
 
 

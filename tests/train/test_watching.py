@@ -17,6 +17,8 @@ from warm import Warm
 
 from tolktrain.train.run import train
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("disturbed_rank.py")
 OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]"]
 LEFT = r"left \d+\.\d s after SIG\w+: \d+\.\d s to the end of the step, \d+\.\d s to save"

@@ -9,6 +9,8 @@ from health_ranks import CASES
 from launched import launch
 from warm import Warm
 
+pytestmark = pytest.mark.slow
+
 Told = dict[str, dict[str, Any]]
 
 

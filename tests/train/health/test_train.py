@@ -10,6 +10,8 @@ from warm import Warm
 from tolktrain import cli
 from tolktrain.cluster.health.probes import Probes
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "sick_rank.py"
 OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]", "train.max_steps=1"]
 
