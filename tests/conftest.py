@@ -32,6 +32,7 @@ os.environ.clear()
 os.environ.update(alone(_launched))
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that tests start compiles the whole package
 os.environ["TOLKTRAIN_JOB_SECRET"] = "the secret of the jobs in the tests"  # else one would be kept in the home folder
 
 # Processes that tests start by this server need not each import what takes seconds.
