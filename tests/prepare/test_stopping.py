@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from recordings import configuration, corpus, files_of, write_corpus, write_text_tokenizer
+from warm import Warm
 
 pytestmark = pytest.mark.slow
 
@@ -37,11 +38,17 @@ def command_for(folder: Path, songs: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(warm: Warm, songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus prepared without a disturbance."""
     folder = tmp_path_factory.mktemp("whole")
-    subprocess.run(command_for(folder, songs), check=True, capture_output=True)
+    do(warm, command_for(folder, songs))
     return folder / "output"
+
+
+def do(warm: Warm, command: list[str]) -> None:
+    """Until it has ended as it should; in a process whose imports a warm one has made."""
+    process = warm.start(*command[1:])
+    assert process.wait(600) == 0, process.errors
 
 
 def _is_gone(process: int) -> bool:
@@ -74,7 +81,7 @@ def group_of(process: int) -> list[int]:
     ],
 )
 def test_it_ends_wherever_it_is(
-    songs: Path, whole: Path, tmp_path: Path, place: str, way: str, number: signal.Signals
+    warm: Warm, songs: Path, whole: Path, tmp_path: Path, place: str, way: str, number: signal.Signals
 ) -> None:
     if place == "fit":
         shutil.copytree(songs, tmp_path / "songs", ignore=shutil.ignore_patterns("units"))
@@ -108,8 +115,7 @@ def test_it_ends_wherever_it_is(
     if place == "manifest":
         assert not (tmp_path / "output").exists()
         return
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    do(warm, command)
     if place == "fit":
         assert files_of(tmp_path / "songs" / "units") == files_of(songs / "units")
         assert files_of(tmp_path / "output" / "train") == files_of(whole / "train")
@@ -117,7 +123,7 @@ def test_it_ends_wherever_it_is(
         assert files_of(tmp_path / "output") == files_of(whole)
 
 
-def test_at_random_instants(songs: Path, whole: Path, tmp_path: Path) -> None:
+def test_at_random_instants(warm: Warm, songs: Path, whole: Path, tmp_path: Path) -> None:
     """TERM to the whole group, as a batch system sends it."""
     command = command_for(tmp_path, songs)
     rng, codes = random.Random(0), []
@@ -132,6 +138,5 @@ def test_at_random_instants(songs: Path, whole: Path, tmp_path: Path) -> None:
         codes.append(process.returncode)
         # Before the handlers are there, TERM has the meaning that the system gives it.
         assert codes[-1] in (0, 75) or codes == [-signal.SIGTERM], errors
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    do(warm, command)
     assert 75 in codes and files_of(tmp_path / "output") == files_of(whole)

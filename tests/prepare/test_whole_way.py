@@ -14,6 +14,7 @@ import pytest
 import yaml
 from recordings import files_of, write_words_tokenizer
 from spoken_corpus import CORRUPTED, EMPTY, WRONG_TEXT, Spoken, need_programs, speak_corpus
+from warm import Warm, WarmProcess, wait_for_all
 
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.prepare import AlignmentConfig
@@ -60,10 +61,13 @@ def command_of(folder: Path, settings: dict[str, Any], *options: str) -> list[st
     return [sys.executable, "-m", "tolktrain", "prepare", str(file), *options]
 
 
-def finished(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def started(warm: Warm, command: list[str]) -> WarmProcess:
+    """The command without the interpreter, whose imports a warm process has made."""
+    return warm.start(*command[1:], new_session=True)
+
+
+def has_ended(process: WarmProcess) -> None:
+    assert process.wait(600) == 0, process.output + process.errors
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,9 @@ def alone(spoken: Spoken, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus prepared by one process into a folder."""
     folder = tmp_path_factory.mktemp("alone")
     write_words_tokenizer(folder / "text_tokenizer", spoken.texts)
-    finished(command_of(folder, settings_of(spoken, folder, str(folder / "output"))))
+    command = command_of(folder, settings_of(spoken, folder, str(folder / "output")))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
@@ -130,7 +136,7 @@ def test_forced_alignment_agrees_with_the_synthesizer(spoken: Spoken) -> None:
     assert np.quantile(np.concatenate(errors), 0.9) <= 0.080
 
 
-def test_a_wrong_transcript_is_found_without_times(spoken: Spoken, alone: Path, tmp_path: Path) -> None:
+def test_a_wrong_transcript_is_found_without_times(warm: Warm, spoken: Spoken, alone: Path, tmp_path: Path) -> None:
     chosen = [spoken.entries[index] for index in (WRONG_TEXT - 2, WRONG_TEXT, WRONG_TEXT + 1)]
     manifest = tmp_path / "manifest.jsonl"
     untimed = [{key: value for key, value in entry.items() if key != "words"} for entry in chosen]
@@ -143,35 +149,37 @@ def test_a_wrong_transcript_is_found_without_times(spoken: Spoken, alone: Path, 
         "alignment": {"method": "ctc", "model": str(ALIGNER), "min_confidence": 0.15},
     }
     settings |= {"heldout": {"sources": 0, "speakers": 0}, "largest_failed_share": 0.5}
-    finished(command_of(tmp_path, settings))
+    has_ended(started(warm, command_of(tmp_path, settings)))
     (failure,) = [json.loads(line) for line in (tmp_path / "output" / "failures.jsonl").read_text().splitlines()]
     assert (failure["id"], failure["reason"]) == (chosen[1]["id"], "low confidence of the alignment")
     (record,) = RecordFolder(DatasetConfig(path=str(tmp_path / "output" / "train")))[:]
     assert len(record.word_unit_ends) == sum(len(chosen[index]["words"]) for index in (0, 2))
 
 
-def test_two_machines_of_which_one_is_killed(spoken: Spoken, alone: Path, bucket: str, tmp_path: Path) -> None:
+def test_two_machines_of_which_one_is_killed(
+    warm: Warm, spoken: Spoken, alone: Path, bucket: str, tmp_path: Path
+) -> None:
     settings = settings_of(spoken, alone, f"{bucket}/spoken")
     storage = open_storage(settings["output"])
     machines = [command_of(tmp_path, settings, "--task", f"{number}/2") for number in range(2)]
-    first, second = (subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) for command in machines)
+    first, second = (started(warm, command) for command in machines)
     deadline = time.monotonic() + 120
     while not storage.names("parts/") and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(second.pid, signal.SIGKILL)
     assert second.wait() == -signal.SIGKILL
-    assert first.wait() == 0
+    has_ended(first)
     assert storage.read("train/index.json") is None, "one machine's parts are missing"
-    finished(machines[1])
+    has_ended(started(warm, machines[1]))
     names = storage.names()
     expected = files_of(alone / "output")
     assert names == sorted(expected)
     assert all(storage.read(name) == content for name, content in expected.items())
 
-    train(settings["output"], alone, tmp_path)
+    train(warm, settings["output"], alone, tmp_path)
 
 
-def train(address: str, tokenizers: Path, folder: Path) -> None:
+def train(warm: Warm, address: str, tokenizers: Path, folder: Path) -> None:
     """Two ranks stream the set and train on it for ten steps."""
     config = {
         "run": {"name": "spoken", "dir": str(folder / "runs")},
@@ -206,8 +214,8 @@ def train(address: str, tokenizers: Path, folder: Path) -> None:
     }  # fmt: skip
     file = folder / "train.yaml"
     file.write_text(yaml.safe_dump(config))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    finished([*launcher, "tolktrain", "train", str(file)])
+    ranks = warm.start_ranks(2, "-m", "tolktrain", "train", file)
+    assert wait_for_all(ranks, 600) == [0, 0], [rank.errors for rank in ranks]
     lines = [json.loads(line) for line in (folder / "runs" / "spoken" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert lines[-1]["step"] == 10 and len(losses) == 10 and all(np.isfinite(losses))
