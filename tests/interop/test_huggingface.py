@@ -1,5 +1,6 @@
 """Backbones from Hugging Face: text logits equal those of transformers; bad checkpoints are named."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -51,12 +52,30 @@ SHAPES: dict[str, dict[str, Any]] = {
 def save(folder: Path, changes: dict[str, Any], **options: Any) -> LlamaForCausalLM:
     """Write a randomly initialized checkpoint."""
     torch.manual_seed(1)
-    model = LlamaForCausalLM(LlamaConfig(**{**BASE, **changes})).float().eval()
+    # transformers 5 adds to the tables that it is given.
+    model = LlamaForCausalLM(LlamaConfig(**copy.deepcopy({**BASE, **changes}))).float().eval()
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     model.save_pretrained(folder, **options)
     return model
+
+
+LAYOUTS = ["4", "5"]
+
+
+def lay_out(folder: Path, version: str) -> None:
+    """Rewrite the rotary settings of config.json as this version of transformers lays them out."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    table = {"rope_theta": config.pop("rope_theta", None), **(config.pop("rope_scaling", None) or {})}
+    table = {"rope_type": "default", **table, **(config.pop("rope_parameters", None) or {})}
+    if version == "5":
+        config["rope_parameters"] = table
+    else:
+        config["rope_theta"] = table.pop("rope_theta")
+        config["rope_scaling"] = None if table == {"rope_type": "default"} else table
+    file.write_text(json.dumps(config))
 
 
 def assert_same_logits(folder: Path, reference: torch.nn.Module, vocab: int, length: int = 40) -> None:
@@ -67,9 +86,12 @@ def assert_same_logits(folder: Path, reference: torch.nn.Module, vocab: int, len
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [*LAYOUTS, "as saved"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_text_logits_equal_transformers(name: str, tmp_path: Path) -> None:
+def test_text_logits_equal_transformers(name: str, layout: str, tmp_path: Path) -> None:
     reference = save(tmp_path, SHAPES[name])
+    if layout in LAYOUTS:
+        lay_out(tmp_path, layout)
     assert_same_logits(tmp_path, reference, {**BASE, **SHAPES[name]}["vocab_size"], length=70)
 
 
@@ -89,13 +111,50 @@ def test_bfloat16_checkpoint_and_mistral(tmp_path: Path) -> None:
     assert_same_logits(tmp_path, reference, BASE["vocab_size"])
 
 
-def test_newer_config_layout_of_rotary_settings(tmp_path: Path) -> None:
-    reference = save(tmp_path, {"rope_theta": 250_000.0})
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config["rope_theta"], config["rope_scaling"]
-    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 250_000.0}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert_same_logits(tmp_path, reference, BASE["vocab_size"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rope_scaling": {**LLAMA3, "type": "llama3"}, "rope_theta": 250_000.0},
+        {"rope_scaling": {"type": "llama3", **{k: v for k, v in LLAMA3.items() if k != "rope_type"}}},
+        {"rope_parameters": {**LLAMA3, "rope_theta": None}, "rope_theta": 250_000.0},
+        {"rope_parameters": {**LLAMA3, "rope_theta": 250_000.0}, "rope_theta": 250_000, "rope_scaling": LLAMA3},
+        {"rope_parameters": {**LLAMA3, "rope_theta": 250_000.0, "partial_rotary_factor": 1.0}},
+        {"rope_parameters": None, "rope_scaling": LLAMA3, "rope_theta": 250_000.0},
+    ],
+)
+def test_spellings_of_rotary_settings(settings: dict[str, Any], tmp_path: Path) -> None:
+    theta = 250_000.0 if "250000" in json.dumps(settings) else 10_000.0
+    reference = save(tmp_path, {"rope_scaling": LLAMA3, "rope_theta": theta, "max_position_embeddings": 256})
+    lay_out(tmp_path, "4")
+    edit_config(tmp_path, rope_theta=None, rope_scaling=None)
+    edit_config(tmp_path, **settings)
+    assert_same_logits(tmp_path, reference, BASE["vocab_size"], length=70)
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        ("5", {"rope_theta": 500_000.0}, r"sets rope_theta to 10000\.0 in rope_parameters, .* and to 500000\.0 where"),
+        ("5", {"rope_scaling": LLAMA3}, "sets rope_type to 'default' in rope_parameters, .* and to 'llama3' where"),
+        ("4", {"rope_parameters": {**LLAMA3, "rope_theta": 20_000.0}}, r"sets rope_theta to 20000\.0 in rope_param"),
+        (
+            "5",
+            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "sets partial_rotary_factor to 0.5",
+        ),
+        ("4", {"partial_rotary_factor": 0.5}, "sets partial_rotary_factor to 0.5"),
+        ("5", {"rope_parameters": {"full_attention": LLAMA3}}, "sets rope_parameters for each type of layer"),
+        ("5", {"rope_parameters": [LLAMA3]}, r"sets rope_parameters to \[\{.*expected a JSON object"),
+    ],
+)
+def test_rotary_settings_that_disagree_or_cannot_be_computed_are_refused(
+    layout: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    save(tmp_path, {})
+    lay_out(tmp_path, layout)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(UserError, match=message):
+        load_backbone(str(tmp_path))
 
 
 def test_loads_into_a_model_and_draws_the_special_rows(tmp_path: Path) -> None:
@@ -198,7 +257,6 @@ def test_bad_index_of_shards_is_refused(content: Any, message: str, tmp_path: Pa
         ({"vocab_size": 100}, r"embed_tokens.*asks for \[100, 48\]"),
         ({"model_type": "gpt2"}, "only Llama-family decoders"),
         ({"attention_bias": True}, "sets attention_bias to True"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "scales rotary angles by 'yarn'"),
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"num_attention_heads": 0}, r"config\.json sets num_attention_heads to 0; expected a whole number above 0"),
         ({"num_key_value_heads": 3}, r"config\.json: num_key_value_heads 3 does not divide num_attention_heads 4"),
@@ -213,11 +271,6 @@ def test_bad_index_of_shards_is_refused(content: Any, message: str, tmp_path: Pa
         ({"vocab_size": -5}, "sets vocab_size to -5; expected a whole number above 0"),
         ({"rms_norm_eps": "x"}, "sets rms_norm_eps to 'x'; expected a number above 0"),
         ({"initializer_range": [1]}, r"sets initializer_range to \[1\]; expected a number above 0"),
-        ({"rope_theta": "big"}, "sets rope_theta to 'big'; expected a number above 0"),
-        ({"rope_theta": math.nan}, "sets rope_theta to nan; expected a number above 0"),
-        ({"rope_scaling": "llama3"}, "sets rope_scaling to 'llama3'; expected a JSON object"),
-        ({"rope_scaling": {**LLAMA3, "factor": "8"}}, "sets factor to '8'; expected a number above 0"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, r"lacks factor \(a number above 0\)"),
         ({"tie_word_embeddings": "no"}, "sets tie_word_embeddings to 'no'; expected true or false"),
     ],
 )
@@ -225,4 +278,33 @@ def test_config_that_disagrees_is_refused(changes: dict[str, Any], message: str,
     save(tmp_path, {})
     edit_config(tmp_path, **changes)
     with pytest.raises(UserError, match=message):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "scales rotary angles by 'yarn'"),
+        ({"rope_theta": "big"}, "sets rope_theta to 'big'; expected a number above 0"),
+        ({"rope_theta": math.nan}, "sets rope_theta to nan; expected a number above 0"),
+        ({"rope_scaling": {**LLAMA3, "factor": "8"}}, "sets factor to '8'; expected a number above 0"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, r"lacks factor \(a number above 0\)"),
+    ],
+)
+def test_rotary_settings_that_make_no_sense_are_refused(
+    changes: dict[str, Any], message: str, layout: str, tmp_path: Path
+) -> None:
+    save(tmp_path, {})
+    lay_out(tmp_path, "4")
+    edit_config(tmp_path, **changes)
+    lay_out(tmp_path, layout)
+    with pytest.raises(UserError, match=message):
+        load_backbone(str(tmp_path))
+
+
+def test_rotary_settings_that_are_no_table_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, {})
+    edit_config(tmp_path, rope_scaling="llama3")
+    with pytest.raises(UserError, match="sets rope_scaling to 'llama3'; expected a JSON object"):
         load_backbone(str(tmp_path))

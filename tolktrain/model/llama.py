@@ -152,25 +152,31 @@ def _refuse_unsupported(config: Mapping[str, Any], file: Path) -> None:
         "mlp_bias": bool(config.get("mlp_bias")),
         "hidden_act": config.get("hidden_act", "silu") != "silu",
         "sliding_window": config.get("sliding_window") is not None,
-        "partial_rotary_factor": config.get("partial_rotary_factor", 1.0) != 1.0,
         "quantization_config": config.get("quantization_config") is not None,
     }
     for key, refused in unsupported.items():
         if refused:
-            raise UserError(
-                f"model.backbone: {file} sets {key} to {config[key]!r}, which this model cannot compute;"
-                " choose a backbone without it"
-            )
+            raise _unsupported(key, config[key], file)
+    _refuse_partial_rotation(config, file)
+
+
+def _refuse_partial_rotation(table: Mapping[str, Any], file: Path) -> None:
+    """transformers 5 moves this key from the top of config.json into `rope_parameters`."""
+    key = "partial_rotary_factor"
+    if table.get(key) not in (None, 1.0):
+        raise _unsupported(key, table[key], file)
+
+
+def _unsupported(key: str, value: Any, file: Path) -> UserError:
+    return UserError(
+        f"model.backbone: {file} sets {key} to {value!r}, which this model cannot compute; choose a backbone without it"
+    )
 
 
 def _rope(config: Mapping[str, Any], file: Path) -> tuple[float, RopeScaling | None]:
-    # transformers 5 writes one table rope_parameters, earlier versions rope_theta and rope_scaling.
-    table = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(table, Mapping):
-        key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-        raise _wrong(key, table, file, "a JSON object")
-    theta = _number(table if table.get("rope_theta") is not None else config, "rope_theta", file, default=10_000.0)
-    kind = table.get("rope_type", table.get("type", "default"))
+    table = _rope_table(config, file)
+    theta = _number(table, "rope_theta", file, default=10_000.0)
+    kind = table.get("rope_type", "default")
     if kind == "default":
         return theta, None
     if kind != "llama3":
@@ -183,3 +189,37 @@ def _rope(config: Mapping[str, Any], file: Path) -> tuple[float, RopeScaling | N
         high_freq_factor=_number(table, "high_freq_factor", file),
         original_max_position=_whole(table, "original_max_position_embeddings", file),
     )
+
+
+def _rope_table(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Rotary settings in the layout of transformers 5, the one table `rope_parameters`.
+
+    Earlier versions write `rope_theta` and `rope_scaling`. A file may hold both layouts; they must agree then, because
+    each version of transformers ignores the other's.
+    """
+    newer = _rope_entries(config, "rope_parameters", file)
+    older = {"rope_theta": config.get("rope_theta"), **_rope_entries(config, "rope_scaling", file)}
+    for key, value in older.items():
+        if value is not None and key in newer and newer[key] != value:
+            raise UserError(
+                f"model.backbone: {file} sets {key} to {newer[key]!r} in rope_parameters, which transformers 5 reads,"
+                f" and to {value!r} where earlier versions read it; remove the wrong one"
+            )
+    return {**older, **newer}
+
+
+def _rope_entries(config: Mapping[str, Any], key: str, file: Path) -> dict[str, Any]:
+    """What one of the two tables sets, with `rope_type` under this name alone."""
+    table = config.get(key) or {}
+    if not isinstance(table, Mapping):
+        raise _wrong(key, table, file, "a JSON object")
+    if any(isinstance(value, Mapping) for value in table.values()):
+        raise UserError(
+            f"model.backbone: {file} sets {key} for each type of layer, which this model cannot compute;"
+            " choose a backbone whose layers share one setting"
+        )
+    _refuse_partial_rotation(table, file)
+    entries = {name: value for name, value in table.items() if value is not None}
+    if "type" in entries:
+        entries.setdefault("rope_type", entries.pop("type"))
+    return entries
