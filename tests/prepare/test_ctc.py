@@ -282,6 +282,20 @@ def test_letters_in_the_form_of_the_vocabulary(folders: dict[str, str], tmp_path
     assert result.words == ("se's", "es")
 
 
+def test_tokens_that_are_added_to_the_vocabulary(folders: dict[str, str], tmp_path: Path) -> None:
+    """Those that the files name count if the model gives them; those that the library adds itself never do."""
+    letters = {"<pad>": 0, "<unk>": 1, **{letter: 2 + number for number, letter in enumerate("abcdefghijklmno")}}
+    folder = shutil.copytree(folders["layer"], tmp_path / "model")
+    (folder / "vocab.json").write_text(json.dumps(letters))  # 17 of the 18 that the model gives; <s> and </s> follow
+    assert CtcModel(str(folder), "cpu").delimiter is None
+    (folder / "added_tokens.json").write_text(json.dumps({"|": 17}))
+    assert CtcModel(str(folder), "cpu").delimiter == 17
+    (folder / "vocab.json").write_text(json.dumps(letters | {"p": 17}))
+    (folder / "added_tokens.json").write_text(json.dumps({"|": 18, "q": 19}))
+    model = CtcModel(str(folder), "cpu")
+    assert model.delimiter is None and model.token_ids("p") == [17] and model.token_ids("q") == []
+
+
 def test_the_digest_follows_every_file_that_matters(folders: dict[str, str], tmp_path: Path) -> None:
     digest = aligner(folders["layer"]).digest
     assert len(digest) == 64 and digest != aligner(folders["group"]).digest

@@ -49,6 +49,7 @@ def save_mimi(folder: Path, seed: int = 0, **changes: object) -> Path:
     """A Mimi of four codebooks at 12.5 frames per second whose attention reaches four of its 40 ms steps back."""
     import torch
     import transformers
+    from safetensors.torch import load_file, save_file
 
     torch.manual_seed(seed)
     settings = {
@@ -67,12 +68,21 @@ def save_mimi(folder: Path, seed: int = 0, **changes: object) -> Path:
         "layer_scale_initial_scale": 0.5,
         "initializer_range": 0.2,
     } | changes
-    model = transformers.MimiModel(transformers.MimiConfig(**settings))
-    for name, buffer in model.named_buffers():
+    transformers.MimiModel(transformers.MimiConfig(**settings)).save_pretrained(folder)
+    # Drawn in the file, where every version of transformers gives the weights the same names: the same model for all.
+    weights = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(seed)
+    last = max(int(name.split(".")[2]) for name in weights if name.startswith("decoder.layers."))
+    for name, tensor in sorted(weights.items()):
         if name.endswith("embed_sum"):
-            buffer.normal_(std=0.02)
-    # Loud enough to be told from silence, and mostly within -1 and 1.
-    for parameter in model.decoder.layers[-1].parameters():
-        parameter.data.mul_(0.1)
-    model.save_pretrained(folder)
+            tensor.normal_(std=2.0, generator=generator)  # as the latents have, lest many are equally near
+        elif name.endswith("bias"):
+            tensor.normal_(std=0.1, generator=generator)
+        elif tensor.ndim > 1:
+            fan_in = tensor[0].numel()
+            tensor.normal_(std=0.2 if tensor.ndim == 2 else (2 / fan_in) ** 0.5, generator=generator)
+        # Loud enough to be told from silence, and mostly within -1 and 1.
+        if name.startswith(f"decoder.layers.{last}."):
+            tensor.mul_(0.05)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -40,7 +40,10 @@ def _reference(model: Path, samples: np.ndarray, layer: int) -> np.ndarray:
     inputs = extractor(samples, sampling_rate=16_000, return_tensors="pt").input_values
     with torch.no_grad():
         hubert = transformers.HubertModel.from_pretrained(model).eval()
-        return hubert(inputs, output_hidden_states=True).hidden_states[layer][0].numpy()
+        output = hubert(inputs, output_hidden_states=True)
+        # The last of the hidden states is what the last layer gives; version 5 of transformers has it without the norm.
+        last = layer == hubert.config.num_hidden_layers
+        return (output.last_hidden_state if last else output.hidden_states[layer])[0].numpy()
 
 
 def _nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:

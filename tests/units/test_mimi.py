@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from small_models import save_mimi, tones
 
 from tolktrain.errors import UserError
@@ -34,12 +35,13 @@ def tokenizer(folder: Path) -> MimiTokenizer:
 
 
 def _plain(model: Path) -> Any:
-    """The model as transformers has it, with the window that the newest versions give to its attention."""
+    """The model as transformers has it, in version 4 with the window that version 5 gives to its attention."""
     import transformers
     from transformers import masking_utils
     from transformers.models.mimi import modeling_mimi
 
-    modeling_mimi.create_causal_mask = masking_utils.create_sliding_window_causal_mask
+    if hasattr(modeling_mimi, "create_causal_mask"):
+        modeling_mimi.create_causal_mask = masking_utils.create_sliding_window_causal_mask
     return transformers.MimiModel.from_pretrained(model, attn_implementation="eager").eval()
 
 
@@ -203,3 +205,54 @@ def test_another_model_in_the_same_place(tmp_path: Path) -> None:
     save_mimi(model, seed=3)
     with pytest.raises(UserError, match="not those that the speech tokenizer was made with"):
         MimiTokenizer.load(tmp_path / "tokenizer")
+
+
+def _codes(folder: Path, sound: np.ndarray) -> np.ndarray:
+    return MimiTokenizer.create(folder.with_name(f"{folder.name}-tokenizer"), str(folder), 4).encode(sound)
+
+
+def test_rotary_base_in_either_layout(mimi_model: Path, tmp_path: Path) -> None:
+    """transformers 4 writes `rope_theta`, version 5 a table; each version must compute what the file means."""
+    codes = {}
+    for name, settings in {
+        "usual": {"rope_theta": 10_000.0},
+        "older": {"rope_theta": 3.0},
+        "newer": {"rope_parameters": {"rope_type": "default", "rope_theta": 3.0}},
+    }.items():
+        shutil.copytree(mimi_model, tmp_path / name)
+        path = tmp_path / name / "config.json"
+        config = json.loads(path.read_text())
+        for key in ("rope_theta", "rope_parameters"):
+            config.pop(key, None)
+        path.write_text(json.dumps(config | settings))
+        codes[name] = _codes(tmp_path / name, SOUNDS[0])
+    assert np.array_equal(codes["older"], codes["newer"])
+    assert not np.array_equal(codes["older"], codes["usual"])
+
+
+def test_half_precision_is_computed_in_full(mimi_model: Path, tmp_path: Path) -> None:
+    """Weights in bfloat16 give the units of the same numbers in float32."""
+    import torch
+
+    rounded = {name: value.bfloat16() for name, value in load_file(mimi_model / "model.safetensors").items()}
+    for dtype in (torch.bfloat16, torch.float32):
+        folder = shutil.copytree(mimi_model, tmp_path / str(dtype))
+        stored = {name: value.to(dtype) for name, value in rounded.items()}
+        save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"dtype": str(dtype).removeprefix("torch.")}))
+    units = [_codes(tmp_path / str(dtype), SOUNDS[0]) for dtype in (torch.bfloat16, torch.float32)]
+    assert np.array_equal(*units)
+
+
+@pytest.mark.parametrize(
+    "name", ["embed_sum", "decoder_transformer.layers.1.mlp.fc1.weight", "encoder.layers.0.conv.bias"]
+)
+def test_weights_that_are_missing_are_refused(mimi_model: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(mimi_model, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    missing = sorted(key for key in weights if key.endswith(name))[0]
+    del weights[missing]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"lacks weights of MimiModel .*{name.split('.')[-1]}.*random"):
+        MimiTokenizer.create(tmp_path / "tokenizer", str(folder), 4)

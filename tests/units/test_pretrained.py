@@ -136,6 +136,38 @@ def test_missing_weights_are_not_drawn_at_random(model: Path) -> None:
         load_model("HubertModel", "hubert", model, "cpu")
 
 
+def test_weights_of_another_shape_are_named(model: Path) -> None:
+    tensors = load_file(model / WEIGHTS)
+    name = "encoder.layers.1.attention.k_proj.weight"
+    tensors[name] = tensors[name][:-1].contiguous()
+    save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"lacks weights of HubertModel .*{name} of another shape"):
+        load_model("HubertModel", "hubert", model, "cpu")
+
+
+def test_older_names_of_weights(model: Path) -> None:
+    """The published models are older than the names that torch and transformers give to normalized weights today."""
+    before = load_model("HubertModel", "hubert", model, "cpu").state_dict()
+    older = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    tensors = load_file(model / WEIGHTS)
+    for name in [name for name in tensors if "parametrizations" in name]:
+        stem, _, kind = name.partition("parametrizations.weight.")
+        tensors[f"{stem}{older[f'parametrizations.weight.{kind}']}"] = tensors.pop(name)
+    assert sum(name.endswith(("weight_g", "weight_v")) for name in tensors) == 2
+    save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
+    after = load_model("HubertModel", "hubert", model, "cpu").state_dict()
+    assert all((value == after[name]).all() for name, value in before.items())
+
+
+def test_loading_is_silent(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Progress bars of every process would fill the log of a preparation; what was set is restored."""
+    from transformers.utils import logging
+
+    load_model("HubertModel", "hubert", model, "cpu")
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled()
+
+
 def test_damaged_weights(model: Path) -> None:
     (model / WEIGHTS).write_bytes((model / WEIGHTS).read_bytes()[:-50])
     with pytest.raises(UserError, match="cannot be loaded as HubertModel"):
@@ -203,6 +235,21 @@ def test_hub(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (model / WEIGHTS).rename(model / "elsewhere")
     assert model_folder("some/model") == model
     assert asked[1:] == [("some/model", None, "*.safetensors"), ("some/model", None, "pytorch_model*.bin")]
+
+
+def test_hub_id_in_the_cache(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the client of the hub lays a download out, read by the client itself without a network."""
+    from huggingface_hub import constants
+
+    commit = "c0ffee" + 34 * "0"
+    repository = tmp_path / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(model, repository / "snapshots" / commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert model_folder("some/model") == model_folder("some/model", commit) == repository / "snapshots" / commit
+    with pytest.raises(UserError, match="at revision v2 is no folder here and could not be fetched"):
+        model_folder("some/model", "v2")
 
 
 def test_hub_out_of_reach() -> None:

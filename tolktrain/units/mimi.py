@@ -196,7 +196,7 @@ def _check_codebooks(config: Any, num_codebooks: int, where: str) -> None:
 
 
 def _see_what_was_trained(transformer: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """Keep attention to `sliding_window` steps: before transformers 5 only its flash attention does."""
+    """Keep attention to `sliding_window` steps: before transformers 5 only flash attention does it by itself."""
     import torch
 
     hidden = arguments[0] if arguments else keywords["hidden_states"]
@@ -217,6 +217,10 @@ def _load(folder: Path, device: str) -> Any:
             f" {config.audio_channels}, frame_rate {config.frame_rate}; give a causal model of mono sound with whole"
             " samples per frame"
         )
-    for transformer in (model.encoder_transformer, model.decoder_transformer):
+    # By their last name: transformers 5 keeps them in the encoder and the decoder, version 4 in the model itself.
+    names = ("encoder_transformer", "decoder_transformer")
+    transformers = [part for name, part in model.named_modules() if name.split(".")[-1] in names]
+    assert len(transformers) == len(names)
+    for transformer in transformers:
         transformer.register_forward_pre_hook(_see_what_was_trained, with_kwargs=True)
     return model

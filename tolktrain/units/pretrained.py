@@ -164,30 +164,61 @@ def load_model(class_name: str, model_type: str, folder: Path, device: str) -> A
         raise UserError(
             f"a {model_type} speech tokenizer needs transformers, which is missing; pip install 'tolktrain[audio]'"
         ) from None
-    found = _json(folder / "config.json").get("model_type")
+    import torch
+
+    config = _json(folder / "config.json")
+    found = config.get("model_type")
     if found != model_type:
         raise UserError(f"{folder / 'config.json'} describes a model of the type {found!r}; expected {model_type!r}")
     _weight_files(folder)  # transformers would follow any name to any place
     try:
-        model, info = getattr(transformers, class_name).from_pretrained(
-            str(folder),
-            output_loading_info=True,
-            attn_implementation="sdpa",
-            # No program is run that lies among the files or is pickled in them, nor is the user asked about it.
-            trust_remote_code=False,
-            weights_only=True,
-        )
+        with _without_progress_bars(transformers.utils.logging):
+            model, info = getattr(transformers, class_name).from_pretrained(
+                str(folder),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                attn_implementation="sdpa",
+                # Version 5 would compute in the precision of the file, which gives other units on another device.
+                dtype=torch.float32,
+                # No program is run that lies among the files or is pickled in them, nor is the user asked about it.
+                trust_remote_code=False,
+                weights_only=True,
+                **_rotary_base(transformers.__version__, config),
+            )
     except Exception as error:  # damaged files raise whatever their format's reader raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{folder} cannot be loaded as {class_name} ({reason}); restore it from its source") from error
     missing = sorted(name for name in info["missing_keys"] if name.split(".")[-1] not in _TRAINING_WEIGHTS)
-    if missing or info.get("mismatched_keys"):
+    # Version 4 lists names, version 5 names with both shapes.
+    misshapen = sorted(f"{key if isinstance(key, str) else key[0]} of another shape" for key in info["mismatched_keys"])
+    if missing or misshapen:
         raise UserError(
-            f"{folder} lacks weights of {class_name} ({', '.join(missing[:3]) or 'other shapes'}); they would be"
+            f"{folder} lacks weights of {class_name} ({', '.join([*missing, *misshapen][:3])}); they would be"
             " random: give a complete checkpoint"
         )
-    # A checkpoint in half precision would give other units on another device.
     return model.float().eval().to(checked_device(device))
+
+
+def _rotary_base(version: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What transformers 4 must be given besides config.json: it ignores `rope_parameters`, the table of version 5."""
+    table = config.get("rope_parameters")
+    if int(version.split(".")[0]) >= 5 or not isinstance(table, dict):
+        return {}
+    if table.get("rope_type", "default") != "default":
+        raise ValueError(f"rotary angles of the type {table['rope_type']!r} need transformers 5")
+    return {"rope_theta": table["rope_theta"]} if table.get("rope_theta") is not None else {}
+
+
+@contextmanager
+def _without_progress_bars(logging: Any) -> Iterator[None]:
+    """Version 5 of transformers shows one for every model, in every process that prepares data."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -41,12 +41,14 @@ class CtcModel:
             config = AutoConfig.from_pretrained(self._folder, trust_remote_code=False)
             extractor = Wav2Vec2FeatureExtractor.from_pretrained(self._folder)
             tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(self._folder)
+            # transformers 5 adds the delimiter of words to a vocabulary without one, with an id that was never trained.
+            found = Wav2Vec2CTCTokenizer.from_pretrained(self._folder, word_delimiter_token=None)
         except Exception as error:  # damaged files raise whatever their format's reader raises
             raise UserError(
                 f"alignment.model: {path} is no CTC model of the transformers library ({_first_line(error)});"
                 " give a folder with config.json, preprocessor_config.json, vocab.json and model.safetensors"
             ) from None
-        _check_model(path, config, tokenizer.get_vocab())
+        _check_model(path, config, tokenizer.encoder)
         try:
             self._model: Any = load_model("AutoModelForCTC", config.model_type, self._folder, device)
         except UserError as error:
@@ -59,7 +61,8 @@ class CtcModel:
         self._may_pad = config.feat_extract_norm == "layer"
         self.sample_rate = int(extractor.sampling_rate)
         self.blank = int(config.pad_token_id)
-        vocabulary: dict[str, int] = tokenizer.get_vocab()
+        # Tokens that the library adds to vocab.json may have ids beyond what the model gives.
+        vocabulary = {text: number for text, number in found.get_vocab().items() if number < config.vocab_size}
         self.delimiter: int | None = vocabulary.get(tokenizer.word_delimiter_token)
         self._letters = {
             text: number
