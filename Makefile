@@ -1,6 +1,7 @@
 # make pretrain   train, evaluate and hear the quickstart model
 # make test       run every test that needs no GPU
 # make test-fast  run those that are not marked slow: a few minutes
+# make test-transformers-5   run those that touch transformers with its version 5
 # make lint       formatting, lint, layers of imports, and types
 # make clean      remove .venv and caches; runs/ stays
 #
@@ -8,10 +9,11 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help pretrain test test-fast lint format clean
+.PHONY: help pretrain test test-fast test-transformers-5 lint format clean
 
 VENV := .venv
 STAMP := $(VENV)/.installed
+TRANSFORMERS_5 := $(VENV)/transformers-5
 WITH_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 help:
@@ -22,6 +24,13 @@ $(STAMP): setup.py constraints.txt launch/make_venv.sh
 	@PYTHON="$(PYTHON)" bash launch/make_venv.sh $(VENV)
 	@touch $@
 
+# A folder that comes before the 4.57 of .venv on the path. All that is not in it is taken from .venv.
+$(TRANSFORMERS_5)/.installed: constraints-transformers-5.txt $(STAMP)
+	@rm -rf $(TRANSFORMERS_5)
+	@$(VENV)/bin/python -m pip install -qq --no-deps --no-input --disable-pip-version-check \
+		--target $(TRANSFORMERS_5) -r constraints-transformers-5.txt
+	@touch $@
+
 pretrain: $(STAMP)
 	@$(WITH_VENV) bash launch/pretrain.sbatch configs/quickstart.yaml
 
@@ -29,11 +38,16 @@ pretrain: $(STAMP)
 # make; the files that take longest first, see tests/conftest.py.
 PYTEST := pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
 
-test: $(STAMP)
+test: $(STAMP) $(TRANSFORMERS_5)/.installed
 	@$(WITH_VENV) $(PYTEST)
 
 test-fast: $(STAMP)
 	@$(WITH_VENV) $(PYTEST) -m "not slow"
+
+# The files are named so that the others are not imported. If none has the mark, pytest selects nothing and fails.
+test-transformers-5: $(TRANSFORMERS_5)/.installed
+	@$(WITH_VENV) PYTHONPATH="$(CURDIR)/$(TRANSFORMERS_5)" pytest -q -rs --transformers 5 -m transformers \
+		$$(grep -rl --include='test_*.py' 'pytest\.mark\.transformers' tests)
 
 lint: $(STAMP)
 	@$(WITH_VENV) ruff format --check .

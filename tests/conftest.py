@@ -45,6 +45,22 @@ settings.register_profile("tolktrain", deadline=None)
 settings.load_profile("tolktrain")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--transformers 5`: that version must be what the tests import."""
+    parser.addoption("--transformers", metavar="MAJOR", help="fail unless this is transformers' major version")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Check the version; an installation that cannot be imported would otherwise be taken for none, and skipped."""
+    expected = session.config.getoption("--transformers")
+    if expected is not None:
+        import transformers
+
+        assert issubclass(transformers.HubertModel, transformers.PreTrainedModel)  # what they need is imported lazily
+        if transformers.__version__.split(".")[0] != expected:
+            raise pytest.UsageError(f"--transformers {expected}: {transformers.__file__} is {transformers.__version__}")
+
+
 # Of the files with slow tests those that take minutes, longest first.
 _LONGEST = ("test_survival.py", "test_layouts.py", "test_zombie.py", "test_layout_runs.py", "test_soak.py")
 _SLOW_SECONDS = 10.0  # from which on a test should be marked

@@ -131,6 +131,7 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         bench(CONFIGS / "bench" / "cpu.yaml", TINY, Options(), ["tolktrain"])
 
 
+@pytest.mark.transformers
 def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", None)
     with pytest.raises(UserError, match=r"SmolLM-135M is not on this machine.*configs/bench/smoltolk-150m\.yaml"):

@@ -19,6 +19,8 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.parameter_layout import canonical_state
 from tolktrain.model.smoltolk import SmolTolk
 
+pytestmark = pytest.mark.transformers
+
 BASE: dict[str, Any] = {
     "hidden_size": 48,
     "num_hidden_layers": 3,

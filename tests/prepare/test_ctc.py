@@ -22,6 +22,7 @@ from tolktrain.prepare.recordings.align.ctc_model import CtcModel
 from tolktrain.prepare.utterances import Aligned, EntryError, Reason
 
 pytest.importorskip("transformers", reason="needs the package transformers")
+pytestmark = pytest.mark.transformers
 
 
 def aligner(path: str, **options: float) -> CtcAligner:

@@ -56,6 +56,7 @@ PIECES = (
 )
 
 
+@pytest.mark.transformers
 def test_training_is_deterministic() -> None:
     assert train_tokenizer(TEXTS, 500).to_str() == train_tokenizer(TEXTS, 500).to_str()
 
@@ -85,6 +86,7 @@ def test_vocabulary_larger_than_the_text_allows() -> None:
         train_tokenizer(TEXTS, 5000)
 
 
+@pytest.mark.transformers
 def test_missing_and_damaged_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_tokenizer(tmp_path)
@@ -182,6 +184,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ids_of_words_are_those_of_the_text_in_every_family(family: str) -> None:
     make, blank = FAMILIES[family]
@@ -233,6 +236,7 @@ def save(tokenizer: Tokenizer, folder: Path, **files: object) -> Path:
     return folder
 
 
+@pytest.mark.transformers
 def test_end_of_text_vocabulary_and_digest(tmp_path: Path) -> None:
     tokenizer = smollm()
     tokenizer.add_tokens([AddedToken("<extra>")])
@@ -248,6 +252,7 @@ def test_end_of_text_vocabulary_and_digest(tmp_path: Path) -> None:
     assert load_text_tokenizer(own).info.eos_id == 0 and tokenizer_folder(own) == own
 
 
+@pytest.mark.transformers
 def test_what_transformers_saves_is_read(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=smollm(), eos_token="</s>", bos_token="<s>")
@@ -269,12 +274,14 @@ def test_a_folder_that_tells_no_end_of_text(tmp_path: Path) -> None:
             load_text_tokenizer(folder)
 
 
+@pytest.mark.transformers
 def test_neither_a_folder_nor_on_the_hub(tmp_path: Path) -> None:
     for name in (str(tmp_path / "absent"), "no-such-owner/no-such-tokenizer"):
         with pytest.raises(UserError, match="neither a folder nor a tokenizer of the Hugging Face hub"):
             load_text_tokenizer(name)
 
 
+@pytest.mark.transformers
 def test_a_hub_id_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
@@ -290,6 +297,7 @@ def test_a_hub_id_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     assert asked == [("owner/name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])]
 
 
+@pytest.mark.transformers
 def test_a_loaded_tokenizer_neither_cuts_nor_pads_nor_obeys_the_text(tmp_path: Path) -> None:
     tokenizer = smollm()
     tokenizer.enable_truncation(4)

@@ -15,6 +15,7 @@ from tolktrain.units.hubert import HubertTokenizer
 from tolktrain.units.load import load_speech_tokenizer
 
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.transformers
 SOUNDS = [tones(seed, seconds) for seed, seconds in enumerate((3.0, 2.2, 0.04, 3.3, 2.2, 0.0, 1.03))]
 
 

@@ -17,6 +17,7 @@ from tolktrain.units.load import load_speech_decoder, load_speech_tokenizer
 from tolktrain.units.mimi import MimiTokenizer
 
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.transformers
 RATE, HOP = 24_000, 1920
 SOUNDS = [tones(seed, seconds, RATE) for seed, seconds in enumerate((3.0, 2.2, 0.01, 3.28, 2.2, 0.0, 0.08))]
 

@@ -22,6 +22,7 @@ from tolktrain.units.pretrained import (
 )
 
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.transformers
 WEIGHTS = "model.safetensors"
 
 
