@@ -1,4 +1,4 @@
-# make pretrain   train, evaluate and hear the quickstart model
+# make pretrain   train, evaluate and sample the quickstart model
 # make test       run every test that needs no GPU
 # make test-fast  run those that are not marked slow: a few minutes
 # make test-transformers-5   run those that touch transformers with its version 5
@@ -19,7 +19,7 @@ WITH_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 help:
 	@sed -n 's/^# \?//p' Makefile
 
-# Made anew only when the package's requirements change.
+# Rebuilt only when the package's requirements change.
 $(STAMP): setup.py constraints.txt launch/make_venv.sh
 	@PYTHON="$(PYTHON)" bash launch/make_venv.sh $(VENV)
 	@touch $@

@@ -1,11 +1,12 @@
 #!/bin/bash
-# Checks and measures everything that a GPU changes, and leaves it under docs/benchmarks/<date>-<device>/:
-# the kernels' tests on the device, their microbenchmarks, and whole training steps of the published models against the
-# published form and the strongest form in plain PyTorch. Without a GPU: what a CPU can show of the same.
+# Tests and benchmarks everything that depends on the GPU, and writes the results to docs/benchmarks/<date>-<device>/:
+# the tests of the kernels on the device, their microbenchmarks, and whole training steps of the published models,
+# compared with the reference implementation and with the fastest version in plain PyTorch. Without a GPU, it runs the
+# parts that work on a CPU.
 # Usage: bash launch/benchmark.sh [OUTPUT], with the virtual environment active or in .venv.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
-# PyTorch would load compiled kernels from a name in /tmp that another user may have taken.
+# PyTorch loads compiled kernels from a path in /tmp that another user may have created.
 TMPDIR=$(mktemp -d) || exit
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
@@ -27,7 +28,7 @@ if [ "$device" = CPU ]; then
 else
     run pytest -q -rs tests/kernels tests/interop -k gpu
     run python -m tolktrain_kernels.bench --output "$output/kernels"
-    # The published form keeps far more of a micro batch than ours: both are timed at what it can hold.
+    # The reference implementation needs far more memory per micro batch, so both use a size that fits it.
     gigabytes=$(python -c 'import torch; print(torch.cuda.get_device_properties(0).total_memory // 10**9)')
     for model in 150m:16 400m:8 2b:4; do
         size=${model#*:}

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Trains one run in several Slurm jobs, each with nodes and a layout of its own. Each starts when the one before it has
-# finished its stage, and goes on from its checkpoint:
+# Trains one run in several Slurm jobs, each with its own nodes and layout. A job starts when the previous one has
+# finished its stage, and resumes from its checkpoint:
 #   bash launch/chain.sh configs/smoltolk-2b.yaml --job-name=long \
 #       -- adapter --nodes=4 parallel.tensor_parallel_size=2 \
 #       -- joint --nodes=16 --time=48:00:00 parallel.pipeline_parallel_size=2
-# After each -- stands the last stage of a job. Words that begin with a dash are options of sbatch, the others are
-# overrides; those before the first -- are for all jobs. Where one fails, those after it are cancelled.
+# Each -- is followed by the last stage of a job. Words that begin with a dash are options of sbatch, the others are
+# overrides. Words before the first -- apply to all jobs. If a job fails, the later ones are cancelled.
 set -uo pipefail
 
 refuse() {
@@ -23,7 +23,7 @@ launcher=$(dirname "${BASH_SOURCE[0]}")/pretrain.sbatch
 config=$1
 shift
 
-# Of job i, 0 being what is for all: its stage, and its words, quoted by @Q so that `eval` takes them as they are.
+# Index i: stage, options and overrides of job i; index 0: of all jobs. @Q quotes them, so that `eval` keeps them as is.
 stages=("") options=("") overrides=("")
 last=0
 while [ $# -gt 0 ]; do
@@ -55,11 +55,11 @@ compose() { # Sets `job`, the options, and `run`, the configuration and override
     run+=("train.last_stage=${stages[$1]}")
 }
 
-# All mistakes are found before anything is submitted.
+# All jobs are checked before anything is submitted.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 setup=${TOLKTRAIN_SETUP:-$root/launch/setup.sh}
 if [ -f "$setup" ]; then
-    set +u # modules' own scripts read variables that are not set
+    set +u # scripts of environment modules read unset variables
     # shellcheck disable=SC1090
     source "$setup" || refuse "$setup, which prepares the environment, failed"
     set -u
@@ -85,7 +85,7 @@ for ((i = 1; i <= last; i++)); do
         [ ${#numbers[@]} -eq 0 ] || scancel "${numbers[@]}"
         refuse "job $i (${stages[i]}) could not be submitted; those before it are cancelled"
     fi
-    number=${number%%;*} # the cluster's name may follow
+    number=${number%%;*} # may be followed by the name of the cluster
     numbers+=("$number")
     after=("--dependency=afterok:$number" --kill-on-invalid-dep=yes)
     echo "job $number: to the end of stage ${stages[i]}"

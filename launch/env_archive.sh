@@ -1,10 +1,10 @@
 #!/bin/bash
-# A virtual environment as one file on the shared file system, unpacked once on the own disk of each node. An import
-# from there costs the file servers nothing, however many ranks there are.
+# A virtual environment as one file on the shared file system, unpacked once on the local disk of each node. Imports
+# then cause no load on the file servers, for any number of ranks.
 #   env_archive.sh make FOLDER ARCHIVE         pack the virtual environment FOLDER: *.tar.zst, *.tar.gz or *.tar
 #   env_archive.sh run ARCHIVE COMMAND ...     unpack ARCHIVE, if that is not done yet, and run COMMAND in it
-# Unpacked environments stay in $TMPDIR/tolktrain-env-<uid> (in /tmp without TMPDIR) for the next job. Those of other
-# archives that no process uses are removed before a new one is unpacked.
+# Unpacked environments stay in $TMPDIR/tolktrain-env-<uid> (in /tmp without TMPDIR) for the next job. Before a new one
+# is unpacked, environments of other archives that no process uses are removed.
 set -uo pipefail
 given_mask=$(umask)
 umask 077
@@ -26,7 +26,7 @@ make_archive() {
     command -v "${packer%% *}" >/dev/null || fail "${packer%% *} is not installed; name the archive *.tar.gz"
     part=$(mktemp "$archive.XXXXXXXX") || fail "$archive cannot be written"
     trap 'rm -f "$part"' EXIT
-    # Links are kept: bin/python leads to the interpreter that every node must have.
+    # Links are kept: bin/python points to the interpreter, which must exist on every node.
     # shellcheck disable=SC2086 # the packer's options are words
     tar -C "$venv" -cf - . | $packer >"$part" || fail "$venv could not be packed into $archive; see above"
     chmod "$(printf '%o' $((0666 & ~0$given_mask)))" "$part"
@@ -34,7 +34,7 @@ make_archive() {
     trap - EXIT
 }
 
-own() { # Whether $1 is a folder of this user, no link to one, that nobody else can enter.
+own() { # Whether $1 is a folder (not a link) of this user that nobody else can enter.
     [ -d "$1" ] && [ ! -L "$1" ] && [ -O "$1" ] && [[ $(stat -c %a "$1") =~ ^[0-7]*00$ ]]
 }
 
@@ -53,7 +53,7 @@ unpack() { # The archive $1 into the new folder $2.
     case $1 in
         *.tar.zst) reader="zstd -q -dc" ;;
         *.tar.gz | *.tgz) reader="gzip -dc" ;;
-        # The packed ones end with a checksum. This ends with zeros, and tar would not notice that they are missing.
+        # Compressed archives end with a checksum. A plain one ends with zeros; tar does not notice if they are missing.
         *.tar)
             [ "$(tail -c 1024 "$1" | tr -d '\0' | wc -c)" -eq 0 ] || return
             reader="cat"
@@ -61,7 +61,7 @@ unpack() { # The archive $1 into the new folder $2.
         *) fail "TOLKTRAIN_ENV_ARCHIVE: $1: its name must end in .tar.zst, .tar.gz or .tar" ;;
     esac
     command -v "${reader%% *}" >/dev/null || fail "${reader%% *}, which unpacks $1, is not installed"
-    # As root tar would give the files to whoever owned them.
+    # As root, tar would restore the original owners.
     $reader <"$1" | tar -C "$2" --no-same-owner -xf -
 }
 
@@ -69,7 +69,7 @@ prepare() { # Unpacks the archive $1 unless it is there; opens its folder as 9, 
     local archive=$1 home name other said
     [ -f "$archive" ] && [ -r "$archive" ] || fail "TOLKTRAIN_ENV_ARCHIVE: $archive is not a file that can be read"
     find_home
-    # The archive may be replaced by another of the same name.
+    # The archive may be replaced by another one of the same name, so size and time count too.
     name=$(stat -L -c '%n %i %s %y' "$(readlink -f "$archive")" | sha256sum) && name=${name:0:16}
     env=$home/$name
     exec 8>>"$home/lock"
@@ -77,7 +77,7 @@ prepare() { # Unpacks the archive $1 unless it is there; opens its folder as 9, 
         fail "another process has been unpacking into $home for ${TOLKTRAIN_ENV_WAIT:-1800} s; end it if it is stuck"
     if [ ! -d "$env" ]; then
         for other in "$home"/*/; do
-            # Also what a killed process has left half unpacked.
+            # This includes half-unpacked folders of killed processes.
             [ -d "$other" ] && flock -n -x "$other" true && rm -rf "$other"
         done
         new=$(mktemp -d "$home/new.XXXXXXXX") || fail "$home cannot be written to"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes the virtual environment FOLDER and installs tolktrain into it, editable, in the versions of constraints.txt.
+# Creates the virtual environment FOLDER and installs tolktrain into it, editable, with the versions of constraints.txt.
 # Usage: make_venv.sh FOLDER, from the root of the repository. PYTHON names the interpreter; otherwise one is searched.
 set -euo pipefail
 venv=$1
@@ -9,7 +9,7 @@ fail() {
     exit 1
 }
 
-# What stands in the way of this interpreter; nothing when it is fit.
+# Why this interpreter cannot be used; empty if it can.
 objection() {
     "$1" - 2>/dev/null <<'PYTHON' || echo "does not run"
 import importlib.util
@@ -24,7 +24,7 @@ PYTHON
 
 find_python() {
     local candidate problem problems=""
-    # The word list is meant to split: PYTHON is one name or empty.
+    # Word splitting is intended: PYTHON is one name or empty.
     for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.10}; do
         if ! command -v "$candidate" >/dev/null; then
             problem="is not installed"
@@ -41,17 +41,17 @@ find_python() {
         "install one, or name it: make PYTHON=/path/to/python3.11 ..."
 }
 
-# An interrupted attempt may have left a folder without a working pip.
+# An interrupted installation may have left a folder without a working pip.
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     python=$(find_python)
-    echo "Making $venv with $("$python" --version) ..."
+    echo "Creating $venv with $("$python" --version) ..."
     "$python" -m venv --clear "$venv"
 fi
 
-echo "Installing tolktrain and its libraries into $venv (the first time 7 GB, in two to five minutes) ..."
+echo "Installing tolktrain and its libraries into $venv (7 GB the first time, in two to five minutes) ..."
 start=$SECONDS
-# pip warns once per package about index folders that are configured but absent: noise that hides the one real error.
+# pip warns once per package about configured index folders that do not exist, which would hide the actual error.
 "$venv/bin/python" -m pip install -q --no-input --disable-pip-version-check --root-user-action ignore \
     -e '.[audio,text,dev]' -c constraints.txt 2>&1 | { grep -v "^WARNING: Location .* is ignored" >&2 || true; } ||
-    fail "the installation failed; the reason stands above. It goes on where it stopped when you run make again."
+    fail "the installation failed; see the reason above. Run make again to continue where it stopped."
 echo "Installed in $((SECONDS - start)) s."

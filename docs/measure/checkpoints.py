@@ -1,14 +1,14 @@
-"""Measures checkpoints on this machine: how long training pauses for one, and what memory resuming takes.
+"""Measures checkpoints on this machine: how long training pauses for one, and how much memory resuming needs.
 
 Usage, from the root of the repository:
     torchrun --standalone --nproc-per-node N docs/measure/checkpoints.py write FOLDER [key=value ...]
     torchrun --standalone --nproc-per-node M docs/measure/checkpoints.py read FOLDER [key=value ...]
 
 The model has the shape of configs/bench/cpu.yaml, enlarged to 100M parameters, float32; its data is synthetic.
-`write` trains SETS times STEPS steps without a checkpoint, then some while one is written in the background; it tells
-the pause (until the next step may begin), how long steps take beside the writing, and how long the writing takes, then
-and when nothing else is done. `read` puts the model and its optimizer together again under any layout (such as
-parallel.tensor_parallel_size=2) and tells the most memory that this takes, against what the rank holds afterwards.
+`write` repeats SETS times: STEPS steps without a checkpoint, then steps while one is written in the background. It
+prints the pause (until the next step may begin), the duration of steps during the writing, and the duration of the
+writing, during training and alone. `read` restores the model and its optimizer on any layout (such as
+parallel.tensor_parallel_size=2), and prints the peak memory of this and what the rank holds afterwards.
 """
 
 import argparse
@@ -152,13 +152,12 @@ class Times:
         undisturbed = statistics.median(alone)
         print(f"{layout.describe()}; {memory.num_bytes / 1e6:,.0f} MB on rank 0")
         print(f"step                        {step:.3f} s (median of {len(plain)})")
-        print(f"step beside the writing     {statistics.median(self.beside):.3f} s (median of {len(self.beside)})")
+        print(f"step during writing         {statistics.median(self.beside):.3f} s (median of {len(self.beside)})")
         print(f"pause of training           {pause:.3f} s ({_all(self.pauses)})")
-        print(f"writing beside training     {writing:.3f} s ({_all(self.writing)})")
+        print(f"writing during training     {writing:.3f} s ({_all(self.writing)})")
         print(f"writing alone               {undisturbed:.3f} s ({_all(alone)})")
-        print(
-            f"pause / writing             {100 * pause / writing:.1f} % beside, {100 * pause / undisturbed:.1f} % alone"
-        )
+        shares = [f"{100 * pause / seconds:.1f} %" for seconds in (writing, undisturbed)]
+        print(f"pause / writing             {shares[0]} during training, {shares[1]} alone")
 
 
 def _all(values: list[float]) -> str:

@@ -1,16 +1,16 @@
-"""Measures the data loader: warm, through S3, its memory, and the published sampler's way on the same passages.
+"""Measures the data loader (warm, through S3, memory), and the sampler of the reference code on the same passages.
 
 Usage, from the root of the repository (needs moto for the column `S3`):
     python docs/measure/data_loader.py [--records 2000] [--sequences 4000] [--memory-sequences 90000]
 
 Interleaved sequences of 2048 tokens from synthetic passages of about 6000 tokens (830 of text, 5000 units), one
-process, one thread, micro batches of 8. An hour's worth of samples is taken as 90,000 sequences: what one worker of
-eight hands over in an hour to a node that trains on 400,000 tokens a second.
+process, one thread, micro batches of 8. One hour of training is taken as 90,000 sequences: what one of eight workers
+supplies in an hour to a node that trains on 400,000 tokens per second.
 
-The published way is rebuilt here from its description: ids, lengths and word ends in flat files under numpy memory
-maps; for each sequence a loop over the words of a passage fills lists, which are concatenated at the end. It draws
-spans of the same lengths from the same passages and gives one array of ids and one of modalities; ours also makes
-masks, targets and the packed runs that the model needs.
+The sampler of the reference code is rebuilt from its description: ids, lengths and word ends are in flat files, read
+through numpy memory maps; for each sequence, a loop over the words of a passage fills lists, which are concatenated at
+the end. It draws spans of the same lengths from the same passages, and produces one array of ids and one of modalities.
+Ours also produces masks, targets and the packed speech segments that the model needs.
 """
 
 import argparse
@@ -225,9 +225,9 @@ def main() -> None:
     print(f"`python docs/measure/data_loader.py {' '.join(sys.argv[1:])}`, {datetime.date.today()}, {cpu},")
     names = ("torch", "numpy", "mosaicml-streaming")
     print(f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in names)}\n")
-    print("| what | tokens a second, one core |\n|---|---|")
+    print("| what | tokens per second, one core |\n|---|---|")
     print(f"| warm local cache | {warm / 1e6:.2f} M |\n| cold, through S3 | {cold / 1e6:.2f} M |")
-    print(f"| the published way, memory maps | {theirs / 1e6:.2f} M |\n| warm / published | {warm / theirs:.2f} |\n")
+    print(f"| reference code, memory maps | {theirs / 1e6:.2f} M |\n| warm / reference | {warm / theirs:.2f} |\n")
     print(f"Memory of a process with the loader over {options.memory_sequences} sequences, each tenth of them, in MiB:")
     print(", ".join(f"{size:.0f}" for size in sizes))
 

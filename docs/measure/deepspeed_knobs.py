@@ -1,4 +1,4 @@
-"""Measures what docs/deepspeed.md says about DeepSpeed's settings, with the quickstart's model, on CPU.
+"""Measures the figures of docs/deepspeed.md, with the model of the quickstart, on CPU.
 
 Usage, from the root of the repository:
     torchrun --standalone --nproc-per-node=2 docs/measure/deepspeed_knobs.py collectives
@@ -161,14 +161,14 @@ def show_rounding(layout: Layout) -> None:
     sends_fp32 = {"communication_data_type": "fp32"}
     cases: dict[str, tuple[Settings, str]] = {
         "float32": (zero(0), "fp32"),
-        "bf16, ZeRO 0: adds bf16": (zero(0), "bf16"),
+        "bf16, ZeRO 0: accumulates bf16": (zero(0), "bf16"),
         **{
             f"bf16, ZeRO {stage}: {label}": ({**zero(stage), **settings}, "bf16")
             for stage in (1, 2, 3)
             for label, settings in (
-                ("adds fp32, sends bf16 (default)", {}),
-                ("adds fp32, sends fp32", sends_fp32),
-                ("adds bf16, sends bf16", adds_bf16),
+                ("accumulates fp32, sends bf16 (default)", {}),
+                ("accumulates fp32, sends fp32", sends_fp32),
+                ("accumulates bf16, sends bf16", adds_bf16),
             )
         },
     }
@@ -183,7 +183,7 @@ def show_rounding(layout: Layout) -> None:
         errors = sum((gradients[n] - value).square().sum() for n, value in exact.items())
         error = (errors / sum(value.square().sum() for value in exact.values())).sqrt().item()
         loss = results[-1].loss(config.model.speech.entropy_weight)
-        tell(layout, f"{name:48} gradient error {100 * error:.3f} %, loss of step {num_steps} {loss:.5f}")
+        tell(layout, f"{name:52} gradient error {100 * error:.3f} %, loss of step {num_steps} {loss:.5f}")
         engine.close()
 
 
@@ -205,7 +205,7 @@ def show_memory(layout: Layout) -> None:
 
 
 def host_tensors(engine: Engine) -> list[Tensor]:
-    """What DeepSpeed puts on the host under offload: masters, moments, gradients, and copies on their way."""
+    """What DeepSpeed keeps on the host under offload: master weights, moments, gradients, and copies in transit."""
     optimizer = engine._step_runner.engine.optimizer
     states = engine._states._adam.state
     found = [*states, *(value for state in states.values() for value in state.values())]
@@ -222,7 +222,7 @@ def tensors_in_memory() -> list[Tensor]:
 
 
 def total_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind the tensors, each storage once."""
+    """Bytes of the storages of the tensors, each storage once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 

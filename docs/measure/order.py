@@ -1,12 +1,12 @@
-"""Measures what the index of a data set and the order of an epoch cost a node, at up to 10^5 shards and 10^8 records.
+"""Measures the cost per node of a data set's index and of an epoch's order, up to 10^5 shards and 10^8 records.
 
 Usage, from the root of the repository:
     python docs/measure/order.py [--largest 1e8] [--library]
 
-Each line is measured in a process of its own: CPU seconds of the call, and by how much the largest resident memory
-grew. Sets have shards of 1000 records, of which there are no files. `whole` is one set of which an epoch takes all but
-a few thousand records; `mixture` two sets, one of which an epoch leaves out a third of, record by record.
-`--library` adds what mosaicml-streaming's own functions take for the whole epoch.
+Each line is measured in a separate process: CPU seconds of the call, and the growth of the peak resident memory. Sets
+have shards of 1000 records, without files. `whole` is one set, of which an epoch uses all but a few thousand records;
+`mixture` is two sets, of one of which an epoch leaves out a third, record by record. `--library` adds the cost of
+mosaicml-streaming's own functions for the whole epoch.
 """
 
 import argparse

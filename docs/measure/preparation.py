@@ -1,13 +1,13 @@
-"""Measures `tolktrain prepare` on one core: hours of sound by kind of file, and text tokens a second.
+"""Measures `tolktrain prepare` on one core: hours of audio per file format, and text tokens per second.
 
 Usage, from the root of the repository:
     OMP_NUM_THREADS=1 python docs/measure/preparation.py [--hours 1.0] [--neural]
 
-Sound: utterances of 6 to 20 s at 16 kHz, a buzz with formants that change every word, and their word times; units of
-log-mel k-means. CPU time of this process from files to shards in a folder; and of the steps alone. Text: what the
-installed Python packages say about themselves (README and documentation files), by a byte-level tokenizer of 40,000 ids
-trained on it. With --neural also the models of the published recipe, by size (their weights are random): HuBERT-base at
-25 frames a second, of which eleven layers are computed, and forced alignment by Wav2Vec2-base.
+Audio: utterances of 6 to 20 s at 16 kHz, a buzz with formants that change with every word, with word times; units of
+log-mel k-means. CPU time of this process from files to shards in a folder, and of the single steps. Text: README and
+documentation files of the installed Python packages, with a byte-level tokenizer of 40,000 ids trained on them. With
+--neural, also models of the sizes in the published recipe, with random weights: HuBERT-base at 25 frames per second, of
+which eleven layers are computed, and forced alignment by Wav2Vec2-base.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import streaming  # noqa: F401  what takes seconds to import is not to be measured
+import streaming  # noqa: F401  imported here because its import time is not measured
 
 from tolktrain.config.prepare import AlignmentConfig, PrepareConfig
 from tolktrain.data.text_tokenizer import END_OF_TEXT, train_tokenizer
@@ -150,11 +150,11 @@ def measure_text(folder: Path) -> str:
     tokens = 0
     for path in (folder / "text-output" / "parts").glob("*.json"):
         tokens += sum(count["num_text_tokens"] for count in json.loads(path.read_text())["counts"].values())
-    return f"{tokens / spent / 1e6:.2f}M tokens a second ({tokens / 1e6:.1f}M tokens of {len(texts)} documents)"
+    return f"{tokens / spent / 1e6:.2f}M tokens per second ({tokens / 1e6:.1f}M tokens of {len(texts)} documents)"
 
 
 def measure_neural(folder: Path) -> tuple[float, float]:
-    """Hours of sound per core-hour of units and of alignment by models of the published sizes."""
+    """Hours of audio per core-hour, for units and for alignment, by models of the published sizes."""
     from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
     shape = {"conv_dim": (512,) * 8, "conv_kernel": (10, 3, 3, 3, 3, 2, 2, 2), "conv_stride": (5, 2, 2, 2, 2, 2, 2, 2)}
@@ -178,7 +178,7 @@ def measure_neural(folder: Path) -> tuple[float, float]:
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--hours", type=float, default=1.0, help="sound of each kind of file")
+    parser.add_argument("--hours", type=float, default=1.0, help="audio per file format")
     parser.add_argument("--neural", action="store_true", help="measure models of the published sizes too")
     options = parser.parse_args()
     os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -189,14 +189,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         tokenizer = Path(__file__).resolve().parents[2] / "data" / "sample" / "text_tokenizer"
-        print("| files | hours of sound per core-hour, all | reading alone | units alone |")
+        print("| files | hours of audio per core-hour, all | reading only | units only |")
         print("|---|---:|---:|---:|")
         for kind in FORMATS:
             print(f"| {' | '.join(measure_sound(folder, options.hours, kind, tokenizer))} |", flush=True)
         print(f"\nText: {measure_text(folder)}")
         if options.neural:
             units, alignment = measure_neural(folder)
-            print(f"HuBERT units: {units:.1f} hours of sound per core-hour; forced alignment: {alignment:.1f}")
+            print(f"HuBERT units: {units:.1f} hours of audio per core-hour; forced alignment: {alignment:.1f}")
 
 
 if __name__ == "__main__":

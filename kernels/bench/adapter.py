@@ -27,7 +27,7 @@ EPS = 1e-5
 NUM_LAYERS = 2
 SPEECH_SHARE = 0.46  # of the positions, in the published recipe's interleaved data
 MEAN_RUN = 80  # positions of a run of speech: ten words
-NOTE = "Time goes to matrix products and attention, so the share of copy says little."
+NOTE = "Matrix products and attention dominate the time, so the share of copy means little."
 
 Provider = Callable[[Tensor, list["Layer"]], Tensor]
 

@@ -18,8 +18,8 @@ from tolktrain_kernels.cross_entropy import linear_cross_entropy, linear_cross_e
 Provider = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
 NOTE = (
-    "The figure of interest is the peak. Time goes to matrix products, so the share of copy says little. Forward is"
-    " without gradients, as in evaluation; chunks make their gradients in the forward pass of `both`."
+    "The peak is the figure of interest. Matrix products dominate the time, so the share of copy means little."
+    " `forward` is without gradients, as in evaluation. In `both`, chunks compute their gradients in the forward pass."
 )
 # N, V, D: a text head, and one of speech, of models of 150M, 400M and 2B parameters.
 GPU_SHAPES = tuple((8192, vocabulary, width) for vocabulary in (49152, 502) for width in (576, 960, 2048))

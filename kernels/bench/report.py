@@ -1,4 +1,4 @@
-"""What a run of the benchmarks leaves: tables as CSV and Markdown, and plots."""
+"""The results of the benchmarks: tables as CSV and Markdown, and plots."""
 
 import csv
 import tempfile
@@ -22,7 +22,7 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Compilation:
-    """What one kernel takes on one GPU."""
+    """Resources that one kernel needs on one GPU."""
 
     kernel: str
     architecture: str
@@ -45,9 +45,9 @@ def write_report(
     """Write README.md, a CSV file of each table, and one plot of each kernel and mode.
 
     Args:
-        folder: made if it is missing; files of an earlier run are replaced, all of them or none when the disk is full.
-        facts: device, versions, command and the like, in order.
-        notes: what to know of the rows of a kernel that arithmetic bounds, by kernel; its plots show speed.
+        folder: created if missing. Files of an earlier run are replaced: all of them, or none if the disk is full.
+        facts: device, versions, command and similar facts, in order.
+        notes: a remark for each kernel that is bound by arithmetic, not memory. Its plots show speed-ups.
 
     Returns:
         The files, in the order written.
@@ -59,7 +59,7 @@ def write_report(
         written = [_write_csv(aside / f"{name}.csv", table) for name, table in tables.items() if table]
         plots = []
         for kernel, mode in dict.fromkeys((row.kernel, row.mode) for row in rows):
-            path = aside / f"{kernel.replace(' ', '-')}-{mode}.png"  # Markdown's links end at a space
+            path = aside / f"{kernel.replace(' ', '-')}-{mode}.png"  # links in Markdown end at a space
             mine = [row for row in rows if (row.kernel, row.mode) == (kernel, mode)]
             plots.append(_plot(path, mine, shows_speed=kernel in (notes or {})))
         readme = aside / "README.md"
@@ -93,7 +93,7 @@ def _markdown(
         lines += [
             "## Numerics",
             "",
-            "Root-mean-square error against float64, over the exact values' root mean square.",
+            "Root-mean-square error against float64, divided by the root mean square of the exact values.",
             "",
         ]
         lines += _numeric_table(numerics)
@@ -102,15 +102,15 @@ def _markdown(
         spilled = [f"{e.kernel} ({e.architecture}, {e.stack_bytes} bytes)" for e in compilations if e.stack_bytes]
         architectures = ", ".join(dict.fromkeys(entry.architecture for entry in compilations))
         lines += ["## Compilation", "", f"{len(compilations)} kernels compiled for {architectures}.", ""]
-        lines += [f"- most registers of a thread: {worst}", f"- with a stack: {', '.join(spilled) or 'none'}", ""]
+        lines += [f"- maximum registers per thread: {worst}", f"- with a stack: {', '.join(spilled) or 'none'}", ""]
     return "\n".join(lines)
 
 
 def _time_table(rows: Sequence[Row]) -> list[str]:
-    """Milliseconds, speed against the first provider, share of the copy rate, peak memory."""
+    """Milliseconds, speed-up over the first provider, share of the copy rate, peak memory."""
     first = {(row.shape, row.dtype, row.mode): row.ms_50 for row in reversed(rows)}
     lines = [
-        f"Speed-up: over {rows[0].provider}. Share: least bytes / (median time x copy rate). Peak: above the inputs.",
+        f"Speed-up: over {rows[0].provider}. Share: least bytes / (median time x copy rate). Peak: without inputs.",
         "",
         "| shape | type | mode | provider | ms (20 % - 80 %) | speed-up | share of copy | peak MiB |",
         "|---|---|---|---|---:|---:|---:|---:|",
@@ -141,7 +141,7 @@ def _numeric_table(numerics: Sequence[Numeric]) -> list[str]:
 
 
 def _plot(path: Path, rows: Sequence[Row], shows_speed: bool) -> Path:
-    """Bars by shape and type: share of the copy rate that each provider reaches, or its speed over the first one's."""
+    """Bars by shape and type: share of the copy rate that each provider reaches, or its speed-up over the first one."""
     from matplotlib.figure import Figure
 
     groups = list(dict.fromkeys((row.shape, row.dtype) for row in rows))
@@ -162,7 +162,7 @@ def _plot(path: Path, rows: Sequence[Row], shows_speed: bool) -> Path:
     axes.set_xticks(
         range(len(groups)), [f"{shape.replace(', ', chr(10))}\n{dtype}" for shape, dtype in groups], fontsize=7
     )
-    height = f"speed over {providers[0]}" if shows_speed else "% of the copy rate (least bytes)"
+    height = f"speed-up over {providers[0]}" if shows_speed else "% of the copy rate (least bytes)"
     axes.set_ylabel(f"{height}; labels: ms")
     axes.set_title(f"{rows[0].kernel}, {rows[0].mode}")
     axes.margins(y=0.15)

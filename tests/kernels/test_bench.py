@@ -95,7 +95,7 @@ def test_report(tmp_path: Path) -> None:
     assert "## Pooling\n\nWhat to know.\n" in text and "What nobody asks" not in text
     assert "| 3 x 8, 4 tokens | bfloat16 | both | ours | 2 (1 - 9) | 4.0 | 25% | 3 |" in text
     assert "| a | gradient of w | 1.0e-03 | 2.0e-07 | NO |" in text
-    assert "most registers of a thread: 96" in text and "backward (sm_80, 16 bytes)" in text
+    assert "maximum registers per thread: 96" in text and "backward (sm_80, 16 bytes)" in text
     assert all(path.stat().st_size > 1000 for path in written[3:5])
 
 

@@ -165,7 +165,7 @@ def test_of_an_array_only_the_task_is_requeued(tools: Path) -> None:
 def test_a_job_that_cannot_be_requeued_says_so(tools: Path) -> None:
     process = launch(tools, "a.yaml", **SLURM, CODE="75", REQUEUE_CODE="1")
     _, said = process.communicate(timeout=20)
-    assert process.returncode == 75 and "the job 42 could not be requeued; the same sbatch command goes on" in said
+    assert process.returncode == 75 and "the job 42 could not be requeued; submit the same sbatch command again" in said
 
 
 def test_a_job_fails_with_its_step_while_all_nodes_answer(tools: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_job_with_a_lost_node_waits_for_slurm_to_notice(tools: Path) -> None:
     """If it ended at once, it would have failed, and Slurm would not requeue it."""
     process = launch(tools, "a.yaml", **SLURM, CODE="137", SILENT="3")
     _, said = process.communicate(timeout=20)
-    assert process.returncode == 137 and said.count("node[7-8]: not all nodes answer; for up to 420 s") == 3
+    assert process.returncode == 137 and said.count("node[7-8]: not all nodes answer; waiting up to 420 s") == 3
     assert calls(tools)[-2] == "sleep 10" and not any("requeue" in call for call in calls(tools))
 
 

@@ -70,6 +70,6 @@ def test_a_failed_installation_shows_the_reason_and_little_else(tmp_path: Path) 
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "ERROR: no space left on device",
-        "error: the installation failed; the reason stands above. It goes on where it stopped when you run make again.",
+        "error: the installation failed; see the reason above. Run make again to continue where it stopped.",
     ]
     assert "Installed" not in done.stdout

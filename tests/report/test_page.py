@@ -70,7 +70,7 @@ def test_figures_and_statements_are_on_the_page(full_run: Path) -> None:
     page = Page(render(read_run(full_run)))
     for expected in (
         "3.3 M", "4.92 M", "8 min", "1.710", "bigram 2.300", "✗ missed", "✓ reached", "heldout_voices", "0.74",
-        "Anna had a little red boat & a <blue> kite.", "Sampled at temperature 0.8 from the 50 likeliest units",
+        "Anna had a little red boat & a <blue> kite.", "Sampled at temperature 0.8 from the 50 most likely units",
         "93.0 %", "chance", "selector, speech", "after adapter",
     ):  # fmt: skip
         assert expected in page.text, expected

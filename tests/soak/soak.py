@@ -271,13 +271,13 @@ def report(findings: Findings, seed: int, seconds: float) -> str:
     lines = [
         "# Kills and full disks\n",
         f"`python {' '.join(sys.argv)}`, seed {seed}, {seconds / 60:.0f} minutes.\n",
-        f"- {findings.kills} kills in {findings.runs} runs of {NUM_STEPS} steps, a checkpoint every {INTERVAL}; each"
-        " run ended with the metrics and the last checkpoint of an undisturbed one, bit for bit.",
-        f"- {findings.unfinished} of them left something unfinished behind. What (N is a number):",
+        f"- {findings.kills} kills in {findings.runs} runs of {NUM_STEPS} steps, a checkpoint every {INTERVAL}"
+        " steps. Metrics and last checkpoint of each run are bitwise identical to those of an undisturbed run.",
+        f"- {findings.unfinished} of the kills left unfinished files (N is a number):",
         *[f"    - {count} times {name}" for name, count in findings.during.most_common()],
-        f"- Work lost at most: {findings.most_lost['foreground']} steps where checkpoints are written in the"
-        f" foreground, {findings.most_lost['background']} in the background.",
-        f"- {findings.full_disks} runs on small disks, of which {findings.refused_by_disk} became full and went on"
+        f"- Lost work: at most {findings.most_lost['foreground']} steps if checkpoints are written in the foreground,"
+        f" {findings.most_lost['background']} in the background.",
+        f"- {findings.full_disks} runs on small disks, of which {findings.refused_by_disk} ran full and resumed"
         " after the disk was enlarged.",
     ]
     return "\n".join(lines) + "\n"
