@@ -16,7 +16,8 @@ from tolktrain.benchmark.run import Options, bench
 from tolktrain.config.load import load_config
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.cost.step import StepCounts, StepFlops, step_flops
+from tolktrain.model.cost.step import StepFlops, step_flops
+from tolktrain.model.cost.work import StepCounts
 from tolktrain.parallel.layout import initialize
 from tolktrain.train.optimizer import LearningRates
 from tolktrain.train.resolved import ResolvedSettings

@@ -7,7 +7,8 @@ import pytest
 from tolktrain.config.deepspeed import read_deepspeed_file, resolve_deepspeed
 from tolktrain.config.load import load_config, load_prepare_config
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.cost.layers import activation_bytes, layer_flops
+from tolktrain.model.cost.layers import layer_flops
+from tolktrain.model.cost.memory import activation_bytes
 from tolktrain_kernels.cross_entropy import CHUNK_LOGITS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -25,7 +25,7 @@ def test_from_config() -> None:
     found = Architecture.from_config(ModelConfig(backbone=backbone, speech=SpeechConfig(num_codebooks=2)))
     assert (found.head_dim, found.text_table_size, found.speech_vocab_size) == (32, 1027, 502)
     assert (found.speech_eos, found.speech_pad, found.num_codebooks) == (500, 501, 2)
-    assert found.static_pooling and found.dynamic_pooling
+    assert found.layer_pooling == "both"
     assert found.adapter_attention == "runs"
 
 

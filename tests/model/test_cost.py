@@ -19,16 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import pack_carrier
-from tolktrain.model.cost.layers import (
-    LayerCost,
-    PipelineCut,
-    activation_bytes,
-    carried_slices,
-    carrier_bytes,
-    cut_layers,
-    cut_points,
-    layer_flops,
-)
+from tolktrain.model.cost.cut import PipelineCut, carried_slices, carrier_bytes, cut_layers, cut_points
+from tolktrain.model.cost.layers import layer_flops
+from tolktrain.model.cost.memory import activation_bytes
+from tolktrain.model.cost.work import LayerCost
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.model.transformer import AttentionContext, rotary_angles
@@ -76,7 +70,7 @@ def counted(model: SmolTolk, inputs: ModelInputs) -> list[int]:
     found = []
     state: Any = inputs
     # As it is written down.
-    plain = mock.patch("tolktrain.model.layers.pool_layers", lambda *given, **_: pool_layers_plain(*given))
+    plain = mock.patch("tolktrain.model.pooling.pool_layers", lambda *given, **_: pool_layers_plain(*given))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), plain:
         for layer in model.layers.values():
             with FlopCounterMode(display=False) as counter:

@@ -99,7 +99,7 @@ def test_shares_of_tensor_ranks_make_up_the_whole(architecture: MakeArchitecture
 
 
 def test_a_rank_beyond_the_vocabulary_holds_padding_alone() -> None:
-    view = ParameterView(("table",), ((5, 2),), "speech", decays=True, dim=0)
+    view = ParameterView(("table",), ((5, 2),), "speech", "normal", decays=True, dim=0)
     parts = [view.join({"table": torch.ones(5, 2)}, TensorShare(rank, 4)) for rank in range(4)]
     assert [part.sum().item() for part in parts] == [4, 4, 2, 0]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.cost.layers import carried_slices, cut_points
+from tolktrain.model.cost.cut import carried_slices, cut_points
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import LossSums
 from tolktrain.model.parameter_layout import canonical_shapes, canonical_state, copy_canonical

@@ -105,9 +105,9 @@ class Twin:
 
     def pool(self, states: Tensor) -> tuple[Tensor, Tensor]:
         pooled, entropy = states[-1], torch.zeros(states.shape[1:3], dtype=states.dtype)
-        if self.sizes.static_pooling:
+        if self.sizes.layer_pooling in ("static", "both"):
             pooled = torch.einsum("l,lbtd->btd", self.state["pooling.layer_weights"].softmax(0), states)
-        if self.sizes.dynamic_pooling:
+        if self.sizes.layer_pooling in ("dynamic", "both"):
             logits = pooled @ self.state["pooling.selector.weight"].T + self.state["pooling.selector.bias"]
             probs = logits.softmax(-1)
             entropy = torch.special.entr(probs).sum(-1)

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.layers import layer_flops
-from tolktrain.model.cost.step import StepCounts, step_flops
+from tolktrain.model.cost.step import step_flops
+from tolktrain.model.cost.work import StepCounts
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import loss_from_sums
 from tolktrain.model.parameter_layout import parameter_views
@@ -52,7 +53,7 @@ def counted(architecture: Architecture, trainable: tuple[str, ...], made: Simple
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(views[name].group in trainable)
     # As they are written down.
-    pooling = mock.patch("tolktrain.model.layers.pool_layers", lambda *given, **_: pool_layers_plain(*given))
+    pooling = mock.patch("tolktrain.model.pooling.pool_layers", lambda *given, **_: pool_layers_plain(*given))
     loss = mock.patch("tolktrain.model.heads.linear_cross_entropy", lambda *a: linear_cross_entropy_plain(*a[:5]))
     with sdpa_kernel(SDPBackend.MATH), pooling, loss, FlopCounterMode(display=False) as counter:
         total = loss_from_sums(model(inputs), 100, 100, 0.01)

@@ -10,7 +10,8 @@ from small_runs import MIXED, TOKENS_PER_STEP, cut_batch, make_batch, small_conf
 
 from tolktrain.config import Config
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.cost.step import StepCounts, step_flops
+from tolktrain.model.cost.step import step_flops
+from tolktrain.model.cost.work import StepCounts
 from tolktrain.model.loss import LossCounts
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.train.run import train

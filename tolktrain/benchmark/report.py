@@ -13,7 +13,8 @@ from tolktrain.benchmark.measure import Measurement
 from tolktrain.benchmark.providers import Provider
 from tolktrain.files.terminal import Console
 from tolktrain.files.writing import replace_file
-from tolktrain.model.cost.step import StepCounts, StepFlops
+from tolktrain.model.cost.step import StepFlops
+from tolktrain.model.cost.work import StepCounts
 
 UNKNOWN = "unknown device"
 _HEADINGS = ("provider", "tokens/s", "ms/step (20-80 %)", "MFU", "memory", "ours/it")

@@ -22,7 +22,8 @@ from tolktrain.data.batch import Batch
 from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.cost.step import StepCounts, step_flops
+from tolktrain.model.cost.step import step_flops
+from tolktrain.model.cost.work import StepCounts
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.train.optimizer import learning_rates_at
 from tolktrain.train.process import set_threads

@@ -64,7 +64,9 @@ def load_backbone_into(model: SmolTolk, path: str, seed: int = 0) -> None:
     sizes = model.architecture
     found = _read(folder, expected, sizes.num_layers)
     if _TEXT_TABLE in found:
-        fresh = initial_value(_TEXT_TABLE, shapes[_TEXT_TABLE], seed, sizes.initializer_range, sizes.num_layers)
+        fresh = initial_value(
+            _TEXT_TABLE, shapes[_TEXT_TABLE], "normal", seed, sizes.initializer_range, sizes.num_layers
+        )
         table = found[_TEXT_TABLE].to(fresh.dtype)
         found[_TEXT_TABLE] = torch.cat((table, fresh[-SPECIAL_TEXT_IDS:]))
     copy_canonical(model, found)

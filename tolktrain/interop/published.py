@@ -12,9 +12,9 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.layers import InputAdapterLayer
-from tolktrain.model.layers import LayerPooling as LayerPoolingLayer
 from tolktrain.model.loss import loss_from_sums
 from tolktrain.model.parameter_layout import load_canonical, parameter_views
+from tolktrain.model.pooling import LayerPooling as LayerPoolingLayer
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain_kernels.speech_adapter import pack_runs
 

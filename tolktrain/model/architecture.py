@@ -37,14 +37,19 @@ class Architecture(SpecialIds):
     adapter_attention: AdapterAttention = "runs"
 
     @property
-    def static_pooling(self) -> bool:
-        """Whether layers are averaged by learned weights that are the same everywhere."""
-        return self.layer_pooling in ("static", "both")
+    def keeps_states(self) -> bool:
+        """Whether the pooling reads the outputs of all layers, and not h_L alone."""
+        return self.layer_pooling != "none"
 
     @property
-    def dynamic_pooling(self) -> bool:
-        """Whether layers are averaged by weights chosen at each position."""
-        return self.layer_pooling in ("dynamic", "both")
+    def query_width(self) -> int:
+        """Elements of all heads' queries at a position."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Elements of all heads' keys at a position; values have as many."""
+        return self.num_key_value_heads * self.head_dim
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> "Architecture":

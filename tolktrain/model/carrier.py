@@ -62,6 +62,6 @@ def unpack_carrier(architecture: Architecture, packed: Tensor, inputs: ModelInpu
     if architecture.residual:
         embedded = slices.pop()
     num_states = 0
-    if architecture.layer_pooling != "none":
+    if architecture.keeps_states:
         num_states = min(num_layers, architecture.num_layers - 1)
     return Carrier(inputs, context, hidden=slices[-1], embedded=embedded, states=tuple(slices[:num_states]))

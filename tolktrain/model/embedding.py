@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tolktrain.config.training import ParameterGroup
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
+from tolktrain.model.cost.work import LayerCost, StepCounts
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.parameter_layout import ParameterView, PipelineLayer, TensorShare
 from tolktrain.model.published_mask import published_adapter_mask
@@ -111,15 +113,26 @@ class Embedding(PipelineLayer):
         speech = enumerate(speech_table_views(self.architecture))
         return views | {f"tables.speech_{codebook}": view for codebook, view in speech}
 
+    @classmethod
+    def cost(cls, architecture: Architecture, index: int | None, counts: StepCounts) -> LayerCost:
+        """Sums of the codebooks' embeddings."""
+        width = architecture.hidden_size
+        speech = architecture.num_codebooks * architecture.speech_vocab_size * width
+        sizes: dict[ParameterGroup, int] = {"backbone": architecture.text_table_size * width, "speech": speech}
+        sums = round(counts.speech_positions * (architecture.num_codebooks - 1) * width)
+        return LayerCost("embedding", index, sizes, 0, 0, sums)
+
 
 def text_table_view(architecture: Architecture, is_copy: bool = False) -> ParameterView:
     """Canonical view of the text table, which text head and embedding share where they are tied."""
     shape = (architecture.text_table_size, architecture.hidden_size)
-    return ParameterView(("text_embedding.weight",), (shape,), "backbone", decays=True, dim=0, is_copy=is_copy)
+    return ParameterView(
+        ("text_embedding.weight",), (shape,), "backbone", "normal", decays=True, dim=0, is_copy=is_copy
+    )
 
 
 def speech_table_views(architecture: Architecture, is_copy: bool = False) -> list[ParameterView]:
     """Canonical views of the K speech tables, which speech heads and embedding share."""
     shape = (architecture.speech_vocab_size, architecture.hidden_size)
     names = (f"speech_embedding.{codebook}.weight" for codebook in range(architecture.num_codebooks))
-    return [ParameterView((n,), (shape,), "speech", decays=True, dim=0, is_copy=is_copy) for n in names]
+    return [ParameterView((n,), (shape,), "speech", "normal", decays=True, dim=0, is_copy=is_copy) for n in names]

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
+from tolktrain.model.cost.work import LayerCost, StepCounts
 from tolktrain.model.embedding import Embedding, empty_table, speech_table_views, text_table_view
 from tolktrain.model.loss import LossSums
 from tolktrain.model.parameter_layout import ParameterView, PipelineLayer, TensorShare
@@ -137,10 +138,21 @@ class Heads(PipelineLayer):
         views: dict[str, ParameterView] = {}
         if not self.architecture.tie_text_embeddings:
             shape = (self.architecture.text_vocab_size, self.architecture.hidden_size)
-            views["text.weight"] = ParameterView(("text_head.weight",), (shape,), "backbone", decays=True, dim=0)
+            views["text.weight"] = ParameterView(
+                ("text_head.weight",), (shape,), "backbone", "normal", decays=True, dim=0
+            )
         elif self.owns_tables:
             views["text.weight"] = text_table_view(self.architecture, is_copy=True)
         if self.owns_tables:
             copies = enumerate(speech_table_views(self.architecture, is_copy=True))
             views |= {f"speech.{codebook}.weight": view for codebook, view in copies}
         return views
+
+    @classmethod
+    def cost(cls, architecture: Architecture, index: int | None, counts: StepCounts) -> LayerCost:
+        """Each head where its modality is predicted."""
+        text = architecture.text_vocab_size * architecture.hidden_size
+        speech = architecture.num_codebooks * architecture.speech_vocab_size * architecture.hidden_size
+        own = 0 if architecture.tie_text_embeddings else text
+        matrices = round(2 * (counts.text_scored * text + counts.speech_scored * speech))
+        return LayerCost("heads", index, {"backbone": own}, matrices, 0)

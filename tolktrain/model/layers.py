@@ -1,22 +1,19 @@
-"""Adapters, backbone and pooling as pipeline layers (SmolTolk, arXiv 2503.06211, section 3)."""
+"""Adapters and backbone as pipeline layers (SmolTolk, arXiv 2503.06211, section 3)."""
 
 from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
-
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
+from tolktrain.model.cost.work import LayerCost, StepCounts
 from tolktrain.model.parameter_layout import ParameterView, PipelineLayer
-from tolktrain.model.transformer import Block, RMSNorm, mark_sequence_parallel
+from tolktrain.model.transformer import Block, RMSNorm, block_cost
 from tolktrain.parallel.megatron import (
     TransformerConfig,
     gather_from_sequence_parallel_region,
     scatter_to_sequence_parallel_region,
 )
 from tolktrain_kernels.backend import Kernels
-from tolktrain_kernels.layer_pooling import PooledLayers, pool_layers
-from tolktrain_kernels.speech_adapter import gather_rows, merge_speech, replace_rows, select_columns
+from tolktrain_kernels.speech_adapter import gather_rows, merge_speech, replace_rows
 
 
 class InputAdapterLayer(PipelineLayer):
@@ -54,6 +51,15 @@ class InputAdapterLayer(PipelineLayer):
         """Canonical views of the parameters."""
         return _prefixed("block", self.block.parameter_views())
 
+    @classmethod
+    def cost(cls, architecture: Architecture, index: int | None, counts: StepCounts) -> LayerCost:
+        """On speech alone, inside its segments; the published dense mask takes every position through the adapter."""
+        rows, pairs = counts.speech_positions, counts.run_pairs
+        if architecture.adapter_attention == "published":
+            length = 2 * counts.causal_pairs // max(counts.positions, 1) - 1
+            rows, pairs = counts.positions, counts.positions * length
+        return block_cost(architecture, "input adapter", index, "speech", rows, pairs)
+
 
 class BackboneLayer(PipelineLayer):
     """A decoder layer, causal over everything."""
@@ -61,7 +67,7 @@ class BackboneLayer(PipelineLayer):
     def __init__(self, architecture: Architecture, config: TransformerConfig, index: int) -> None:
         super().__init__()
         self.block = Block(architecture, config, f"backbone.layers.{index}", "backbone")
-        self.keeps = architecture.layer_pooling != "none" and index < architecture.num_layers - 1
+        self.keeps = architecture.keeps_states and index < architecture.num_layers - 1
 
     def forward(self, carrier: Carrier) -> Carrier:
         """Update `hidden`; keep it for the pooling, except after the last layer, which counts behind the final norm."""
@@ -71,6 +77,11 @@ class BackboneLayer(PipelineLayer):
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the parameters."""
         return _prefixed("block", self.block.parameter_views())
+
+    @classmethod
+    def cost(cls, architecture: Architecture, index: int | None, counts: StepCounts) -> LayerCost:
+        """On all positions."""
+        return block_cost(architecture, "backbone", index, "backbone", counts.positions, counts.causal_pairs)
 
 
 class FinalNorm(PipelineLayer):
@@ -87,68 +98,16 @@ class FinalNorm(PipelineLayer):
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical view of the norm."""
-        return {"norm.weight": ParameterView(("backbone.norm.weight",), ((self.width,),), "backbone", decays=False)}
+        return {
+            "norm.weight": ParameterView(("backbone.norm.weight",), ((self.width,),), "backbone", "ones", decays=False)
+        }
 
-
-class WeightedAverage(nn.Module):
-    """The pooling's weights. Tensors in, tensors out: ZeRO 3 gathers a module's own parameters by such hooks."""
-
-    def __init__(self, architecture: Architecture, config: TransformerConfig) -> None:
-        super().__init__()
-        num_layers, width, dtype = architecture.num_layers, architecture.hidden_size, config.params_dtype
-        self.layer_weights = self.selector_weight = self.selector_bias = None
-        if architecture.static_pooling:
-            self.layer_weights = nn.Parameter(torch.zeros(num_layers, dtype=dtype))
-        if architecture.dynamic_pooling:
-            self.selector_weight = nn.Parameter(torch.zeros(num_layers, width, dtype=dtype))
-            self.selector_bias = nn.Parameter(torch.zeros(num_layers, dtype=dtype))
-        for parameter in self.parameters():
-            mark_sequence_parallel(parameter, config)
-        self.kernels = Kernels()
-
-    def forward(self, states: list[Tensor], residual: Tensor | None) -> PooledLayers:
-        """Average L states [..., D]."""
-        weights = (self.layer_weights, self.selector_weight, self.selector_bias)
-        return pool_layers(states, *weights, residual, backend=self.kernels.backend)
-
-
-class LayerPooling(PipelineLayer):
-    """Weighted average of h_1 .. h_L and the residual, over the sequences that predict speech."""
-
-    def __init__(self, architecture: Architecture, config: TransformerConfig) -> None:
-        super().__init__()
-        self.architecture = architecture
-        self.average = WeightedAverage(architecture, config)
-
-    def forward(self, carrier: Carrier) -> Carrier:
-        """Set `pooled` and `speech_hidden`."""
-        states = [self._columns(carrier, state) for state in (*carrier.states, carrier.hidden)]
-        residual = None
-        if self.architecture.residual:
-            assert carrier.embedded is not None
-            residual = self._columns(carrier, carrier.embedded)
-        pooled = self.average(states, residual)
-        return replace(carrier, states=(), embedded=None, pooled=pooled, speech_hidden=pooled.pooled)
-
-    @staticmethod
-    def _columns(carrier: Carrier, state: Tensor) -> Tensor:
-        scored = carrier.inputs.scored
-        if scored.num_columns == 0:
-            return state[:1, :1]
-        return state if scored.num_columns == state.shape[1] else select_columns(state, scored.columns)
-
-    def parameter_views(self) -> dict[str, ParameterView]:
-        """Canonical views of the pooling's weights."""
-        layers, width = self.architecture.num_layers, self.architecture.hidden_size
-        views: dict[str, ParameterView] = {}
-        if self.architecture.static_pooling:
-            view = ParameterView(("pooling.layer_weights",), ((layers,),), "pooling", decays=False)
-            views["average.layer_weights"] = view
-        if self.architecture.dynamic_pooling:
-            weight = ParameterView(("pooling.selector.weight",), ((layers, width),), "pooling", decays=True)
-            bias = ParameterView(("pooling.selector.bias",), ((layers,),), "pooling", decays=False)
-            views.update({"average.selector_weight": weight, "average.selector_bias": bias})
-        return views
+    @classmethod
+    def cost(cls, architecture: Architecture, index: int | None, counts: StepCounts) -> LayerCost:
+        """x^2, the sum, and two scalings."""
+        width = architecture.hidden_size
+        elementwise = round(4 * width * counts.positions)
+        return LayerCost("final norm", index, {"backbone": width}, 0, 0, elementwise)
 
 
 class OutputAdapterLayer(PipelineLayer):
@@ -166,6 +125,12 @@ class OutputAdapterLayer(PipelineLayer):
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the parameters."""
         return _prefixed("block", self.block.parameter_views())
+
+    @classmethod
+    def cost(cls, architecture: Architecture, index: int | None, counts: StepCounts) -> LayerCost:
+        """On all positions of the sequences that predict speech."""
+        rows, pairs = counts.predicting_positions, counts.predicting_pairs
+        return block_cost(architecture, "output adapter", index, "speech", rows, pairs)
 
 
 def _prefixed(prefix: str, views: dict[str, ParameterView]) -> dict[str, ParameterView]:

@@ -12,11 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tolktrain.config.training import ParameterGroup
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
+from tolktrain.model.cost.work import LayerCost, StepCounts
 
-ParameterGroup = Literal["backbone", "pooling", "speech"]
 Shape = tuple[int, ...]
+# Initial values: normal, also smaller for a projection that writes into the residual stream; or constant.
+Initial = Literal["normal", "residual output", "ones", "zeros"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class ParameterView:
     names: tuple[str, ...]
     shapes: tuple[Shape, ...]  # of the whole tensors
     group: ParameterGroup
+    initial: Initial
     decays: bool  # whether weight decay applies: matrices and tables, not norms, biases and layer weights
     dim: int | None = None  # that tensor ranks share out; None where each holds everything
     is_copy: bool = False  # of a table that belongs to another pipeline stage
@@ -157,6 +161,11 @@ class PipelineLayer(nn.Module):
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the parameters, by their names in this layer; tied parameters belong to the first."""
+        raise NotImplementedError
+
+    @classmethod
+    def cost(cls, architecture: Architecture, index: int | None, counts: StepCounts) -> LayerCost:
+        """Cost of the layer of this `index` among its kind, on what `counts` says."""
         raise NotImplementedError
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,11 @@ from tolktrain.model.embedding import Embedding
 from tolktrain.model.heads import Heads
 from tolktrain.model.initialization import initialize_parameters
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.layers import BackboneLayer, FinalNorm, InputAdapterLayer, LayerPooling, OutputAdapterLayer
+from tolktrain.model.layers import BackboneLayer, OutputAdapterLayer
 from tolktrain.model.loss import LossSums
 from tolktrain.model.parameter_layout import LayeredModel, PipelineLayer, TensorShare, parameter_views
+from tolktrain.model.parts import model_parts
+from tolktrain.model.pooling import POOLING_MODES, LayerPooling
 from tolktrain.model.transformer import Block, megatron_config
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.torch_compat import forget_compiled_variants
@@ -35,9 +36,7 @@ class NextLogits:
 
 
 def build_layers(architecture: Architecture, layout: Layout, bounds: range | None = None) -> dict[int, PipelineLayer]:
-    """The model as a list: embedding, input adapter, backbone, final norm, pooling, output adapter, heads.
-
-    The first takes `ModelInputs`, the last gives `LossSums`, a `Carrier` goes from each to the next.
+    """The layers of `model_parts`, or those in some places of that list.
 
     Args:
         architecture: sizes and switches.
@@ -48,20 +47,16 @@ def build_layers(architecture: Architecture, layout: Layout, bounds: range | Non
         Layers by their place in the whole list.
     """
     config = megatron_config(architecture, layout.tensor_size, layout.sequence_parallel)
-    makers: list[Callable[[], PipelineLayer]] = [
-        partial(Embedding, architecture, config),
-        *(partial(InputAdapterLayer, architecture, config, i) for i in range(architecture.input_adapter_layers)),
-        *(partial(BackboneLayer, architecture, config, i) for i in range(architecture.num_layers)),
-        partial(FinalNorm, architecture, config),
-        partial(LayerPooling, architecture, config),
-        *(partial(OutputAdapterLayer, architecture, config, i) for i in range(architecture.output_adapter_layers)),
-    ]
-    wanted = range(len(makers) + 1) if bounds is None else bounds
-    layers = {index: makers[index]() for index in wanted if index < len(makers)}
-    if len(makers) in wanted:
-        embedding = layers.get(0)
-        assert embedding is None or isinstance(embedding, Embedding)
-        layers[len(makers)] = Heads(architecture, config, embedding)
+    parts = model_parts(architecture)
+    layers: dict[int, PipelineLayer] = {}
+    for place in range(len(parts)) if bounds is None else bounds:
+        part, index = parts[place]
+        if part is Heads:
+            embedding = layers.get(0)
+            assert embedding is None or isinstance(embedding, Embedding)
+            layers[place] = Heads(architecture, config, embedding)
+        else:
+            layers[place] = part(architecture, config, *([] if index is None else [index]))
     return layers
 
 
@@ -209,7 +204,7 @@ class SmolTolk(LayeredModel):
 
         0 in sequences that predict no speech, unless the inputs were made with `every_sequence`.
         """
-        if not self.architecture.dynamic_pooling:
+        if not POOLING_MODES[self.architecture.layer_pooling].dynamic:
             return None
         carrier, scored = self.carry(inputs), inputs.scored
         shape = (inputs.sequence_length, inputs.num_sequences, self.architecture.num_layers)

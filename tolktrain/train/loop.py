@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from tolktrain.cluster.progress import Progress
 from tolktrain.data.batch import Batch
-from tolktrain.model.cost.step import StepCounts
+from tolktrain.model.cost.work import StepCounts
 from tolktrain.model.loss import StepResult
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.optimizer import LearningRates, learning_rates_at

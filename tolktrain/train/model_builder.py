@@ -9,7 +9,7 @@ from tolktrain.config import Config
 from tolktrain.config.training import StageConfig
 from tolktrain.interop.huggingface import load_backbone_into
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.cost.layers import PipelineCut, cut_layers
+from tolktrain.model.cost.cut import PipelineCut, cut_layers
 from tolktrain.model.divisibility import check_tensor_parallel
 from tolktrain.model.parameter_layout import canonical_shapes, check_names_and_shapes, parameter_views
 from tolktrain.model.smoltolk import SmolTolk

@@ -9,7 +9,8 @@ import torch
 from tolktrain.config import Config
 from tolktrain.config.training import ParameterGroup
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.cost.step import StepCounts, step_flops
+from tolktrain.model.cost.step import step_flops
+from tolktrain.model.cost.work import StepCounts
 from tolktrain.model.loss import LossCounts
 from tolktrain.parallel.layout import Layout
 

@@ -1,64 +1,14 @@
 """FLOPs of one training step, from what its batches hold: the numerator of model FLOPs utilization."""
 
-from collections.abc import Collection, Iterable
-from dataclasses import astuple, dataclass
-from typing import Protocol
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
-import numpy as np
-from torch import Tensor
-
+from tolktrain.config.training import ParameterGroup
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.cost.layers import layer_flops
-from tolktrain.model.parameter_layout import ParameterGroup
-from tolktrain_kernels.speech_adapter import SpeechRuns
-
-
-class HasCounts(Protocol):
-    """A micro batch on the host, counted by whoever made it."""
-
-    tokens: Tensor  # [B, K, T]
-    runs: SpeechRuns
-    num_text_scored: int
-    num_speech_scored: int
-    num_entropy_positions: int  # T times the sequences that predict speech
-
-
-@dataclass(frozen=True)
-class StepCounts:
-    """Rows and query-key pairs that a step works on; those of several micro batches add up."""
-
-    positions: int = 0
-    causal_pairs: int = 0  # of a query and a key it sees, over whole sequences
-    speech_positions: int = 0  # those that the input adapter works on
-    run_pairs: int = 0  # inside runs of speech
-    predicting_positions: int = 0  # of the sequences that predict speech
-    predicting_pairs: int = 0
-    text_scored: int = 0
-    speech_scored: int = 0
-
-    @classmethod
-    def of(cls, batches: Iterable[HasCounts]) -> "StepCounts":
-        """Counts of micro batches, without looking at a tensor on a GPU."""
-        return sum((cls._of_one(batch) for batch in batches), cls())
-
-    @classmethod
-    def _of_one(cls, batch: HasCounts) -> "StepCounts":
-        num_sequences, _, length = batch.tokens.shape
-        pairs = length * (length + 1) // 2
-        runs = np.diff(batch.runs.cu_seqlens.numpy()).astype(np.int64)
-        return cls(
-            positions=num_sequences * length,
-            causal_pairs=num_sequences * pairs,
-            speech_positions=batch.runs.num_positions,
-            run_pairs=int((runs * (runs + 1) // 2).sum()),
-            predicting_positions=batch.num_entropy_positions,
-            predicting_pairs=batch.num_entropy_positions // length * pairs,
-            text_scored=batch.num_text_scored,
-            speech_scored=batch.num_speech_scored,
-        )
-
-    def __add__(self, other: "StepCounts") -> "StepCounts":
-        return StepCounts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+from tolktrain.model.cost.layers import layer_costs
+from tolktrain.model.cost.work import LayerCost, StepCounts
+from tolktrain.model.heads import Heads
+from tolktrain.model.pooling import POOLING_MODES
 
 
 @dataclass(frozen=True)
@@ -133,32 +83,28 @@ def step_flops(architecture: Architecture, counts: StepCounts, trainable: Collec
         counts: of everything that the step computes, over all micro batches and ranks.
         trainable: groups of parameters that the stage trains; the others are frozen.
     """
-    sizes = architecture
-    speech, backbone = "speech" in trainable, "backbone" in trainable
-    pooling = "pooling" in trainable and sizes.layer_pooling != "none"
+    costs = layer_costs(architecture, counts)
+
+    def part(kind: str, members: Collection[LayerCost], to_input: bool, to_weights: bool) -> PartFlops:
+        matrices, attention = (sum(getattr(cost, name) for cost in members) for name in ("matrices", "attention"))
+        return PartFlops(kind, matrices, attention, to_input, to_weights)
+
+    def layers(kind: str, to_input: bool, to_weights: bool) -> PartFlops:
+        return part(kind, [cost for cost in costs if cost.kind == kind], to_input, to_weights)
+
+    speech, backbone, mode = "speech" in trainable, "backbone" in trainable, POOLING_MODES[architecture.layer_pooling]
+    pooling = "pooling" in trainable and mode.has_weights
     states = speech or backbone  # whether the backbone's states have a gradient
-    adapter_positions, adapter_pairs = counts.speech_positions, counts.run_pairs
-    if sizes.adapter_attention == "published":  # its dense mask has every position go through the adapter
-        length = 2 * counts.causal_pairs // max(counts.positions, 1) - 1
-        adapter_positions, adapter_pairs = counts.positions, counts.positions * length
-    per_pair = 4 * sizes.num_attention_heads * sizes.head_dim
-    per_row = next(cost.matrices for cost in layer_flops(sizes, 1) if cost.kind == "backbone")
-
-    def layers(kind: str, count: int, rows: int, pairs: int, to_input: bool, to_weights: bool) -> PartFlops:
-        return PartFlops(kind, count * rows * per_row, count * pairs * per_pair, to_input, to_weights)
-
-    width, rows, pairs = sizes.hidden_size, counts.predicting_positions, counts.predicting_pairs
-    selector = 2 * sizes.num_layers * width * rows if sizes.dynamic_pooling else 0
-    speech_heads = 2 * sizes.num_codebooks * sizes.speech_vocab_size * width * counts.speech_scored
-    text_head = 2 * sizes.text_vocab_size * width * counts.text_scored
     after_pooling = states or pooling
+    speech_heads = Heads.cost(architecture, None, replace(counts, text_scored=0))
+    text_head = Heads.cost(architecture, None, replace(counts, speech_scored=0))
     return StepFlops(
         (
-            layers("input adapter", sizes.input_adapter_layers, adapter_positions, adapter_pairs, speech, speech),
-            layers("backbone", sizes.num_layers, counts.positions, counts.causal_pairs, states, backbone),
-            PartFlops("pooling", selector, 0, states or (pooling and sizes.static_pooling), pooling),
-            layers("output adapter", sizes.output_adapter_layers, rows, pairs, after_pooling, speech),
-            PartFlops("speech heads", speech_heads, 0, after_pooling, speech),
-            PartFlops("text head", text_head, 0, states, backbone),
+            layers("input adapter", speech, speech),
+            layers("backbone", states, backbone),
+            layers("pooling", states or (pooling and mode.static), pooling),
+            layers("output adapter", after_pooling, speech),
+            part("speech heads", [speech_heads], after_pooling, speech),
+            part("text head", [text_head], states, backbone),
         )
     )

@@ -10,7 +10,7 @@ from rich.text import Text
 from tolktrain.config import Config
 from tolktrain.data.records import DatasetInfo
 from tolktrain.files.terminal import Console
-from tolktrain.model.cost.layers import PipelineCut
+from tolktrain.model.cost.cut import PipelineCut
 from tolktrain.parallel.layout import Layout
 from tolktrain.runs.metrics import Line
 from tolktrain.train.callbacks.base import NoCallback

@@ -13,7 +13,7 @@ from tolktrain.config import Config
 from tolktrain.config.deepspeed import DeepSpeedSettings
 from tolktrain.config.training import StageConfig
 from tolktrain.data.batch import Batch
-from tolktrain.model.cost.layers import PipelineCut
+from tolktrain.model.cost.cut import PipelineCut
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import LossCounts, StepResult
 from tolktrain.model.parameter_layout import parameter_views

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from tolktrain.model.cost.layers import PipelineCut
+from tolktrain.model.cost.cut import PipelineCut
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import LossCounts, LossSums, loss_to_train
 from tolktrain.model.parameter_layout import parameter_views

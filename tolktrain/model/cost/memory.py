@@ -1,0 +1,31 @@
+"""What a layer keeps in memory for its backward pass."""
+
+from tolktrain.model.architecture import Architecture
+
+
+def activation_bytes(
+    architecture: Architecture, tensor_size: int = 1, sequence_parallel: bool = False, recompute: bool = False
+) -> float:
+    """Bytes in bf16 that the backward pass of one transformer layer needs of each position, on each tensor rank.
+
+    With q and g the widths of queries and keys, and F that of the feed-forward layer, these are (2 bytes each)
+
+        4 D                  inputs of both norms, and what both give to the matrices
+        3 q + 3 g            the product q, k, v, of which v is a part; q and k rotated; attention's result
+        3 F                  gate and up, and what goes into down
+        2 H                  logarithms of attention's sums (float32)
+
+    for a norm that keeps its input alone, as CUDA's does. PyTorch's on a CPU keeps float32 copies, 12 D bytes more.
+    Recomputed, a layer keeps its input, which is the state that the pooling reads, and so nothing beyond that.
+
+    Args:
+        architecture: sizes and switches.
+        tensor_size: tensor ranks, which share everything but the 4 D.
+        sequence_parallel: whether they share those too.
+        recompute: whether the backward pass computes the layer anew; one layer at a time then needs the rest.
+    """
+    slices = tensor_size if sequence_parallel else 1
+    if recompute:
+        return 2 * architecture.hidden_size / slices
+    widths = architecture.query_width + architecture.key_width + architecture.ffn_hidden_size
+    return 8 * architecture.hidden_size / slices + (6 * widths + 4 * architecture.num_attention_heads) / tensor_size
