@@ -17,7 +17,8 @@ from tolktrain.config.data import DatasetConfig, InterleavingConfig
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import RecordFolder
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import build_sequence, sequence_rng
+from tolktrain.data.sequences import sequence_rng
+from tolktrain.data.strategies import build_sequence
 from tolktrain.errors import UserError
 from tolktrain.vocabulary import Vocabulary
 

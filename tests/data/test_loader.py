@@ -20,8 +20,9 @@ from tolktrain.config import Config
 from tolktrain.config.data import DatasetConfig, InterleavingConfig
 from tolktrain.data.folder import open_records
 from tolktrain.data.loader import validation_batches
-from tolktrain.data.sequences import build_sequence, sequence_rng
+from tolktrain.data.sequences import sequence_rng
 from tolktrain.data.skipping import SkippedSteps
+from tolktrain.data.strategies import build_sequence
 from tolktrain.errors import UserError
 
 MakeConfig = Callable[..., Config]

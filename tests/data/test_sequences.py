@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.data.batch import collate
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import Sequence, build_sequence, sequence_rng
+from tolktrain.data.sequences import Sequence, sequence_rng
+from tolktrain.data.strategies import build_sequence
 from tolktrain.errors import UserError
 from tolktrain.vocabulary import Vocabulary
 

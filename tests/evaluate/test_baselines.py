@@ -7,7 +7,8 @@ from stub_model import VOCABULARY, regular_record
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.data.batch import collate
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import build_sequence, sequence_rng
+from tolktrain.data.sequences import sequence_rng
+from tolktrain.data.strategies import build_sequence
 from tolktrain.evaluate.baselines import fit_baselines
 from tolktrain.evaluate.ngram import UNKNOWN
 from tolktrain.vocabulary import Vocabulary

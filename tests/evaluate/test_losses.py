@@ -6,7 +6,8 @@ from stub_model import VOCABULARY, random_nll, regular_record
 
 from tolktrain.config.data import InterleavingConfig
 from tolktrain.data.batch import Batch, collate
-from tolktrain.data.sequences import build_sequence, sequence_rng
+from tolktrain.data.sequences import sequence_rng
+from tolktrain.data.strategies import build_sequence
 from tolktrain.evaluate.baselines import Baselines, fit_baselines
 from tolktrain.evaluate.losses import heldout_losses
 

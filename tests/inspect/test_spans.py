@@ -9,7 +9,8 @@ from corpora import NUM_UNITS, TEXT_VOCAB_SIZE, random_record
 
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import build_sequence, sequence_rng
+from tolktrain.data.sequences import sequence_rng
+from tolktrain.data.strategies import build_sequence
 from tolktrain.inspect.spans import DELAY, EOS, Part, parts_of, take_apart
 from tolktrain.vocabulary import Vocabulary
 

@@ -12,7 +12,8 @@ from corpora import NUM_UNITS, TEXT_VOCAB_SIZE, describe, random_records
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.data.batch import collate
 from tolktrain.data.records import Record
-from tolktrain.data.sequences import build_sequence, sequence_rng
+from tolktrain.data.sequences import sequence_rng
+from tolktrain.data.strategies import build_sequence
 from tolktrain.inspect.picture import save_picture
 from tolktrain.inspect.spans import take_apart
 from tolktrain.inspect.statistics import Statistics

@@ -24,7 +24,8 @@ from tolktrain.config import Config
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.config.load import load_config
 from tolktrain.data.batch import Batch, collate
-from tolktrain.data.sequences import build_sequence, sequence_rng
+from tolktrain.data.sequences import sequence_rng
+from tolktrain.data.strategies import build_sequence
 from tolktrain.train.optimizer import LearningRates
 from tolktrain.vocabulary import Vocabulary
 

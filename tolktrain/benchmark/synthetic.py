@@ -8,7 +8,8 @@ import numpy as np
 from tolktrain.config.data import InterleavingConfig
 from tolktrain.data.batch import Batch, collate
 from tolktrain.data.records import Array, Record
-from tolktrain.data.sequences import Sequence, build_sequence, sequence_rng
+from tolktrain.data.sequences import Sequence, sequence_rng
+from tolktrain.data.strategies import build_sequence
 from tolktrain.errors import UserError
 from tolktrain.vocabulary import Vocabulary
 

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from tolktrain.config.base import InputPath, StrictModel
 
+# Each is a file of `tolktrain.data.strategies`. New ones at the end: their order decides which one a record gets.
 Strategy = Literal["speech", "text", "interleaved", "recognition", "synthesis"]
 
 

@@ -14,7 +14,7 @@ from tolktrain.config.data import Strategy
 from tolktrain.data.folder import RecordFolder, fetch_descriptions
 from tolktrain.data.index import INDEX_FILE, RecordReader, ShardIndex, identity_of, read_index
 from tolktrain.data.records import DatasetInfo, columns_of
-from tolktrain.data.sequences import require_modalities
+from tolktrain.data.strategies import STRATEGIES, require_modalities
 from tolktrain.errors import UserError
 from tolktrain.files.reading import file_sha256
 from tolktrain.parallel.collectives import on_each_node, told_by_all
@@ -179,11 +179,7 @@ def _check_vocabularies(config: Config, name: str, info: DatasetInfo, text_vocab
 
 
 def _check_length(key: str, name: str, strategy: Strategy, info: DatasetInfo, sequence_length: int) -> None:
-    longest = {
-        "text": info.longest_text,
-        "speech": info.longest_speech,
-        "interleaved": max(info.longest_text, info.longest_speech),
-    }.get(strategy, info.longest_text + info.longest_speech)
+    longest = STRATEGIES[strategy].longest(info)
     if sequence_length > longest:
         raise UserError(
             f"train.sequence_length {sequence_length} is longer than any record of data.sets.{name} under {key}: the"

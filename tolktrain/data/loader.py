@@ -18,9 +18,10 @@ from tolktrain.config.data import DatasetConfig, InterleavingConfig, Mixture, St
 from tolktrain.data.batch import Batch, collate
 from tolktrain.data.folder import RecordFolder, fetch_descriptions
 from tolktrain.data.mixture import MixturePlan, RecordMixture, Sample, Segment
-from tolktrain.data.sequences import Sequence, build_sequence, sequence_rng
+from tolktrain.data.sequences import Sequence, sequence_rng
 from tolktrain.data.sharing import read_indexes
 from tolktrain.data.skipping import SkippedSteps
+from tolktrain.data.strategies import build_sequence
 from tolktrain.errors import UserError
 from tolktrain.torch_compat import end_loader_processes, loader_processes
 from tolktrain.vocabulary import Vocabulary

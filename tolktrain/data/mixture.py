@@ -27,6 +27,7 @@ from tolktrain.data.records import Record
 from tolktrain.data.sequences import sequence_rng
 from tolktrain.data.shared_memory import block_path, own_names, remove_lock_files
 from tolktrain.data.sharing import read_indexes
+from tolktrain.data.strategies import STRATEGIES
 from tolktrain.data.streaming_compat import end_threads, free_shared_memory, give_back_shard
 from tolktrain.errors import UserError
 from tolktrain.parallel.collectives import on_each_node, on_this_node
@@ -45,8 +46,6 @@ _SHARDS_IN_CACHE = 4
 # The first step to read, and the one to stop before, None for none.
 Segment = tuple[int, int | None]
 
-_STRATEGIES: tuple[Strategy, ...] = ("speech", "text", "interleaved", "recognition", "synthesis")
-
 
 @dataclass(frozen=True)
 class MixturePlan:
@@ -62,7 +61,7 @@ class MixturePlan:
         """Multiply the strategies' shares by the data sets' shares inside them."""
         total = sum(entry.weight for entry in mixture.values())
         joint: dict[str, dict[Strategy, float]] = {}
-        for strategy in _STRATEGIES:
+        for strategy in STRATEGIES:
             if strategy in mixture:
                 entry = mixture[strategy]
                 for name, share in entry.sets.items():

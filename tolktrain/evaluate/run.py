@@ -15,7 +15,7 @@ from tolktrain.data.batch import Batch
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import open_records
 from tolktrain.data.loader import validation_batches
-from tolktrain.data.sequences import require_modalities
+from tolktrain.data.strategies import DISPLAY_ORDER, STRATEGIES, require_modalities
 from tolktrain.errors import UserError
 from tolktrain.evaluate.baselines import Baselines, fit_baselines
 from tolktrain.evaluate.choices import DIRECTIONS, choose, draw_trials
@@ -30,8 +30,6 @@ from tolktrain.vocabulary import Vocabulary
 
 FORMAT = 1
 
-_ALWAYS: tuple[Strategy, ...] = ("text", "speech", "interleaved")
-_PREFIX: tuple[Strategy, ...] = ("recognition", "synthesis")
 _LAYER_STRATEGIES: tuple[Strategy, ...] = ("interleaved", "speech")
 _LAYER_SEQUENCES = 32
 
@@ -84,7 +82,7 @@ class _Evaluation:
         self._progress = progress
         self._task = progress.add_task("starting", total=None)
         trained = {strategy for stage in config.train.stages for strategy in stage.mixture}
-        self._strategies = [*_ALWAYS, *(strategy for strategy in _PREFIX if strategy in trained)]
+        self._strategies = [name for name in DISPLAY_ORDER if STRATEGIES[name].always_evaluated or name in trained]
 
     def measure(self) -> dict[str, Any]:
         """`bigram`, `losses`, `choices` and `layers`."""

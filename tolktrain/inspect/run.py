@@ -6,7 +6,7 @@ import re
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
 import numpy as np
 from rich.progress import Progress
@@ -15,7 +15,7 @@ from tolktrain.config.data import DatasetConfig, InterleavingConfig, Strategy
 from tolktrain.data.folder import RecordFolder
 from tolktrain.data.index import INDEX_FILE
 from tolktrain.data.records import DATASET_FILE, DatasetInfo, Record
-from tolktrain.data.sequences import require_modalities
+from tolktrain.data.strategies import STRATEGIES, require_modalities
 from tolktrain.errors import UserError
 from tolktrain.files.names import inside
 from tolktrain.files.reading import read_json
@@ -97,8 +97,8 @@ def evenly(numbers: list[int], count: int) -> list[int]:
 
 
 def _check_options(options: InspectOptions) -> None:
-    if options.strategy is not None and options.strategy not in get_args(Strategy):
-        raise UserError(f"the strategy {options.strategy!r} is unknown; use one of {', '.join(get_args(Strategy))}")
+    if options.strategy is not None and options.strategy not in STRATEGIES:
+        raise UserError(f"the strategy {options.strategy!r} is unknown; use one of {', '.join(STRATEGIES)}")
     least = {"records": 0, "sequence_length": 1, "statistics_records": 1}
     for name, smallest in least.items():
         if getattr(options, name) < smallest:

@@ -7,7 +7,8 @@ import numpy as np
 
 from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.data.records import Array, Record
-from tolktrain.data.sequences import IntArray, Sequence, build_sequence, sequence_rng
+from tolktrain.data.sequences import IntArray, Sequence, sequence_rng
+from tolktrain.data.strategies import build_sequence
 from tolktrain.vocabulary import Vocabulary
 
 SpanKind = Literal["text", "speech", "prefix", "prefix-end", "switch", "padding"]

@@ -7,6 +7,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tolktrain.data.strategies import DISPLAY_ORDER
 from tolktrain.errors import UserError
 from tolktrain.files.names import inside
 from tolktrain.files.printable import printable
@@ -73,7 +74,7 @@ def loss_table(run: RunData) -> list[Row]:
                 target = row(figures_of["set"], figures_of["strategy"], modality)
                 target["final"] = figures_of[modality]["loss"]
                 target["bigram"] = figures_of[modality].get("bigram_loss")
-    order = {name: place for place, name in enumerate(("text", "speech", "interleaved", "recognition", "synthesis"))}
+    order = {name: place for place, name in enumerate(DISPLAY_ORDER)}
     sets = list(dict.fromkeys(key[0] for key in rows))
     return sorted(
         rows.values(), key=lambda r: (sets.index(r["set"]), order.get(r["strategy"], 9), r["modality"] != "text")

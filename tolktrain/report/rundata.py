@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tolktrain.config.document import read_document
+from tolktrain.data.strategies import STRATEGIES
 from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.reading import bounded_lines, open_regular, parse_json, read_json
@@ -26,8 +27,7 @@ DIRECTIONS = {
 }
 
 # Strategies that score one modality only: their loss is that modality's.
-_TEXT_ONLY = ("text", "recognition")
-_SPEECH_ONLY = ("speech", "synthesis")
+_SCORES = {str(name): strategy.scores for name, strategy in STRATEGIES.items()}
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,6 @@ def _validations(line: Row) -> Iterator[Validation]:
             strategy=strategy,
             dataset=dataset,
             loss=loss,
-            text_loss=figures.get("text_loss", loss if strategy in _TEXT_ONLY else None),
-            speech_loss=figures.get("speech_loss", loss if strategy in _SPEECH_ONLY else None),
+            text_loss=figures.get("text_loss", loss if _SCORES.get(strategy) == ("text",) else None),
+            speech_loss=figures.get("speech_loss", loss if _SCORES.get(strategy) == ("speech",) else None),
         )

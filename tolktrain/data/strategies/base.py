@@ -1,0 +1,37 @@
+"""What a strategy is: a way to make a training sequence of a record."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from tolktrain.config.data import InterleavingConfig
+from tolktrain.data.records import DatasetInfo, Record
+from tolktrain.data.sequences import SequenceWriter
+
+Modality = Literal["text", "speech"]
+
+
+class SequenceStrategy(ABC):
+    """A file of this package defines one as `STRATEGY`."""
+
+    needs_text: ClassVar[bool] = True
+    needs_speech: ClassVar[bool] = True
+    needs_alignment: ClassVar[bool] = False  # of words with text and speech
+    scores: ClassVar[tuple[Modality, ...]]  # what is predicted
+    # Whether `tolktrain evaluate` measures it in every run; else where a stage trains it.
+    always_evaluated: ClassVar[bool] = True
+
+    @abstractmethod
+    def write(
+        self, writer: SequenceWriter, record: Record, interleaving: InterleavingConfig, rng: np.random.Generator
+    ) -> None:
+        """Fill the writer with tokens of a record, which has what is needed.
+
+        It starts at random, but so early that the rest of the record fills the sequence, if the record is long enough.
+        Raises `UserError` if the record's ids lie outside the vocabulary.
+        """
+
+    @abstractmethod
+    def longest(self, info: DatasetInfo) -> int:
+        """Tokens of the longest sequence that a record of the set gives."""
