@@ -1,11 +1,11 @@
 # make pretrain   train, evaluate and sample the quickstart model
 # make test       run every test that needs no GPU
-# make test-fast  run those that are not marked slow: a few minutes
-# make test-transformers-5   run those that touch transformers with its version 5
+# make test-fast  run the tests that are not marked slow: a few minutes
+# make test-transformers-5   run the tests that use transformers, with version 5
 # make lint       formatting, lint, layers of imports, and types
 # make clean      remove .venv and caches; runs/ stays
 #
-# PYTHON=/path/to/python3 chooses the interpreter (3.10 to 3.12) that .venv is made with.
+# PYTHON=/path/to/python3 selects the interpreter (3.10 to 3.12) for .venv.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -17,14 +17,14 @@ TRANSFORMERS_5 := $(VENV)/transformers-5
 WITH_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 help:
-	@sed -n 's/^# \?//p' Makefile
+	@sed -n '1,/^$$/s/^# \?//p' Makefile
 
-# Rebuilt only when the package's requirements change.
+# Rebuilt only when the requirements of the package change.
 $(STAMP): setup.py constraints.txt launch/make_venv.sh
 	@PYTHON="$(PYTHON)" bash launch/make_venv.sh $(VENV)
 	@touch $@
 
-# A folder that comes before the 4.57 of .venv on the path. All that is not in it is taken from .venv.
+# This folder precedes the 4.57 of .venv on the path. Everything else is imported from .venv.
 $(TRANSFORMERS_5)/.installed: constraints-transformers-5.txt $(STAMP)
 	@rm -rf $(TRANSFORMERS_5)
 	@$(VENV)/bin/python -m pip install -qq --no-deps --no-input --disable-pip-version-check \
@@ -34,8 +34,8 @@ $(TRANSFORMERS_5)/.installed: constraints-transformers-5.txt $(STAMP)
 pretrain: $(STAMP)
 	@$(WITH_VENV) bash launch/pretrain.sbatch configs/quickstart.yaml
 
-# Two at a time, since many tests start processes of their own; file by file, since those of a file share what is slow to
-# make; the files that take longest first, see tests/conftest.py.
+# Two test processes, because many tests start further processes. One file each at a time, because the tests of a file
+# share slow fixtures. tests/conftest.py puts the slowest files first.
 PYTEST := pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP) $(TRANSFORMERS_5)/.installed
@@ -44,7 +44,7 @@ test: $(STAMP) $(TRANSFORMERS_5)/.installed
 test-fast: $(STAMP)
 	@$(WITH_VENV) $(PYTEST) -m "not slow"
 
-# The files are named so that the others are not imported. If none has the mark, pytest selects nothing and fails.
+# Only files with the mark are named, so that others are not imported. If no file has it, pytest fails.
 test-transformers-5: $(TRANSFORMERS_5)/.installed
 	@$(WITH_VENV) PYTHONPATH="$(CURDIR)/$(TRANSFORMERS_5)" pytest -q -rs --transformers 5 -m transformers \
 		$$(grep -rl --include='test_*.py' 'pytest\.mark\.transformers' tests)
