@@ -15,11 +15,11 @@ from worker_tasks import never_return
 from tolktrain.cli import main
 from tolktrain.cluster.signals import StopRequest
 from tolktrain.prepare.job import pipeline
-from tolktrain.prepare.recordings.manifest import tables
+from tolktrain.prepare.recordings.manifest import jsonl
 from tolktrain.units.logmel import LogMelTokenizer
 
 PLACES: Mapping[str, tuple[Any, str]] = {
-    "manifest": (tables, "utterance_of"),
+    "manifest": (jsonl, "utterance_of"),
     "fit": (LogMelTokenizer, "fit_from"),
     "part": (pipeline, "do_part"),
     "last step": (pipeline, "_write_tokenizers"),

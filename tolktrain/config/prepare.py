@@ -6,6 +6,11 @@ from pydantic import Field, model_validator
 
 from tolktrain.config.base import InputPath, StrictModel
 
+# Each is a package of `tolktrain.prepare`, and a field of `PrepareConfig` that is given for one of them.
+KINDS = ("recordings", "text", "published")
+# Each is a file of `tolktrain.prepare.recordings.manifest`; in the order in which `auto` tries them.
+ManifestFormat = Literal["tsv", "lhotse", "librispeech", "folder", "libriheavy", "jsonl"]
+
 
 class FitConfig(StrictModel):
     """How a log-mel speech tokenizer is made when its folder does not hold one yet."""
@@ -53,7 +58,7 @@ class RecordingsConfig(StrictModel):
     """Recordings and their transcripts."""
 
     manifest: Annotated[str, InputPath()] = Field(description="JSONL or TSV file, folder, or Lhotse manifest.")
-    format: Literal["auto", "jsonl", "tsv", "folder", "librispeech", "libriheavy", "lhotse"] = Field(
+    format: Literal["auto", ManifestFormat] = Field(
         default="auto", description="Kind of manifest; auto tells by the name and the content."
     )
     audio_root: Annotated[str | None, InputPath()] = Field(
@@ -171,9 +176,19 @@ class PrepareConfig(StrictModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> "PrepareConfig":
-        given = [name for name in ("recordings", "text", "published") if getattr(self, name) is not None]
+        given = self._given()
         if len(given) != 1:
-            raise ValueError(f"give one of recordings, text and published; found {', '.join(given) or 'none of them'}")
+            *others, last = KINDS
+            choice = f"{', '.join(others)} and {last}"
+            raise ValueError(f"give one of {choice}; found {', '.join(given) or 'none of them'}")
         if self.text is not None and self.text_tokenizer is None:
             raise ValueError("text needs text_tokenizer; name the folder or hub id of a Hugging Face tokenizer")
         return self
+
+    @property
+    def kind(self) -> str:
+        """The one of `KINDS` that is prepared."""
+        return self._given()[0]
+
+    def _given(self) -> list[str]:
+        return [name for name in KINDS if getattr(self, name) is not None]

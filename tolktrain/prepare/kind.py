@@ -1,9 +1,10 @@
-"""What the three kinds of preparation (recordings, text, published sets) have in common."""
+"""What all kinds of preparation (recordings, text, published sets) have in common."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.records import Record, SpeechInfo, TextInfo
 from tolktrain.prepare.utterances import Failure
 
@@ -40,3 +41,33 @@ class Kind(Protocol):
         The same part gives the same records in the same order.
         """
         ...
+
+
+class Preparation:
+    """What a kind of preparation says about itself before it is made.
+
+    `tolktrain/prepare/NAME/kind.py` defines it as `PREPARATION`, for each NAME of `tolktrain.config.prepare.KINDS`.
+    """
+
+    def make(self, config: PrepareConfig) -> Kind:
+        """The kind itself. Raises `UserError` when something that it reads is unusable."""
+        raise NotImplementedError
+
+    def fit(self, config: PrepareConfig, say: Callable[[str], None]) -> None:
+        """Make what is configured to be made first, such as a tokenizer; `say` reports it."""
+
+    def source(self, config: PrepareConfig) -> str:
+        """What is read, for messages."""
+        raise NotImplementedError
+
+    def speech_tokenizer(self, config: PrepareConfig) -> str | None:
+        """Folder of the speech tokenizer, if units are made."""
+        return None
+
+    def uses_gpu(self, config: PrepareConfig) -> bool:
+        """Whether the processes that do parts may compute on GPUs."""
+        return False
+
+    def without_gpu(self, config: PrepareConfig) -> PrepareConfig:
+        """The same for the process that does no parts itself."""
+        return config

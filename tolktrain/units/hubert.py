@@ -4,6 +4,7 @@ Frames lie where the model's convolutions, which do not pad, put them: frame t b
 frame ends within the sound.
 """
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,6 +27,7 @@ from tolktrain.units.description import (
     read_description,
     write_folder,
 )
+from tolktrain.units.kind import Maker, TokenizerKind
 from tolktrain.units.kmeans import FRAMES_PER_CLUSTER, draw_frames, first_hours, fit_centroids
 from tolktrain.units.pretrained import (
     PretrainedModel,
@@ -35,6 +37,7 @@ from tolktrain.units.pretrained import (
     model_folder,
     preprocessor_normalizes,
 )
+from tolktrain.units.sklearn_file import read_sklearn_centroids
 from tolktrain.units.windows import FrameGrid, Windowing, run_windows
 
 NAME: Final = "hubert-kmeans"
@@ -313,3 +316,40 @@ def _frames(
         window_seconds=window_seconds,
         overlap_seconds=overlap_seconds,
     )
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--kmeans", required=True, help="scikit-learn's k-means, as joblib or pickle wrote it")
+    parser.add_argument("--layer", type=int, required=True, help="layer whose output is clustered; 1 is the first")
+    parser.add_argument(
+        "--normalize",
+        choices=("yes", "no"),
+        help="bring sounds to mean 0 and variance 1; as the model's preprocessor_config.json says if absent",
+    )
+    parser.add_argument("--window-seconds", type=float, default=30.0, help="longer sounds are cut into such windows")
+    parser.add_argument("--overlap-seconds", type=float, default=4.0, help="what neighbouring windows share")
+
+
+def _create(options: Namespace) -> HubertTokenizer:
+    return HubertTokenizer.create(
+        options.folder,
+        options.model,
+        read_sklearn_centroids(options.kmeans),
+        options.layer,
+        revision=options.revision,
+        normalize=None if options.normalize is None else options.normalize == "yes",
+        device=options.device,
+        window_seconds=options.window_seconds,
+        overlap_seconds=options.overlap_seconds,
+    )
+
+
+KIND = TokenizerKind(
+    NAME,
+    VERSION,
+    HubertDescription,
+    load=HubertTokenizer.load,
+    decodes=False,
+    is_neural=True,
+    maker=Maker("HuBERT and k-means", _add_arguments, _create),
+)

@@ -1,11 +1,19 @@
 """Find the speech tokenizer that a folder holds."""
 
+import importlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tolktrain.errors import UserError
-from tolktrain.units import hubert, logmel, mimi
 from tolktrain.units.base import SpeechDecoder, SpeechTokenizer
 from tolktrain.units.description import DESCRIPTION_FILE, SpeechTokenizerInfo, read_description, read_name
+from tolktrain.units.kind import TokenizerKind
+
+MODULES = ("logmel", "hubert", "mimi")  # of this package; each defines KIND
+KINDS: Mapping[str, TokenizerKind] = MappingProxyType(
+    {kind.name: kind for kind in (importlib.import_module(f"tolktrain.units.{name}").KIND for name in MODULES)}
+)
 
 
 def load_speech_tokenizer(
@@ -23,22 +31,17 @@ def load_speech_tokenizer(
         UserError: the folder's files are missing, damaged, unknown or do not belong together; or what they need is not
             installed.
     """
-    name = read_name(folder)
-    if name == logmel.NAME:
-        return logmel.LogMelTokenizer.load(folder)
-    if name == hubert.NAME:
-        return hubert.HubertTokenizer.load(folder, device, batch_seconds)
-    if name == mimi.NAME:
-        return mimi.MimiTokenizer.load(folder, device, batch_seconds)
-    raise _unknown(folder, name)
+    return kind_of(folder).load(folder, device, batch_seconds)
 
 
 def load_speech_decoder(folder: str | Path, device: str = "cpu") -> SpeechDecoder:
     """As `load_speech_tokenizer`, for a tokenizer that gives sound back. Raises `UserError` for one that does not."""
-    if read_name(folder) == hubert.NAME:
+    kind = kind_of(folder)
+    if not kind.decodes:
+        decoders = " or ".join(repr(other.name) for other in KINDS.values() if other.decodes)
         raise UserError(
-            f"{folder} holds a tokenizer of the kind {hubert.NAME!r}, which cannot turn units into sound; this needs"
-            f" one of {logmel.NAME!r} or {mimi.NAME!r}, and a model trained on its units"
+            f"{folder} holds a tokenizer of the kind {kind.name!r}, which cannot turn units into sound; this needs"
+            f" one of {decoders}, and a model trained on its units"
         )
     tokenizer = load_speech_tokenizer(folder, device)
     assert isinstance(tokenizer, SpeechDecoder)
@@ -50,16 +53,8 @@ def describe_speech_tokenizer(folder: str | Path) -> SpeechTokenizerInfo:
 
     Raises `UserError` as `load_speech_tokenizer`, as far as that file shows.
     """
-    name = read_name(folder)
-    description: logmel.LogMelDescription | hubert.HubertDescription | mimi.MimiDescription
-    if name == logmel.NAME:
-        description = read_description(folder, logmel.LogMelDescription, name, logmel.VERSION)
-    elif name == hubert.NAME:
-        description = read_description(folder, hubert.HubertDescription, name, hubert.VERSION)
-    elif name == mimi.NAME:
-        description = read_description(folder, mimi.MimiDescription, name, mimi.VERSION)
-    else:
-        raise _unknown(folder, name)
+    kind = kind_of(folder)
+    description = read_description(folder, kind.description, kind.name, kind.version)
     return SpeechTokenizerInfo(
         name=description.name,
         version=description.version,
@@ -70,6 +65,11 @@ def describe_speech_tokenizer(folder: str | Path) -> SpeechTokenizerInfo:
     )
 
 
-def _unknown(folder: str | Path, name: str) -> UserError:
-    known = f"{logmel.NAME!r}, {hubert.NAME!r} and {mimi.NAME!r}"
-    return UserError(f"{Path(folder) / DESCRIPTION_FILE} names the tokenizer {name!r}; this version knows {known}")
+def kind_of(folder: str | Path) -> TokenizerKind:
+    """The kind that speech_tokenizer.json names. Raises `UserError` if it is unknown or there is no such file."""
+    name = read_name(folder)
+    if name not in KINDS:
+        *others, last = map(repr, KINDS)
+        known = f"{', '.join(others)} and {last}"
+        raise UserError(f"{Path(folder) / DESCRIPTION_FILE} names the tokenizer {name!r}; this version knows {known}")
+    return KINDS[name]

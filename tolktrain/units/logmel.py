@@ -27,6 +27,7 @@ from tolktrain.units.description import (
     read_description,
     write_folder,
 )
+from tolktrain.units.kind import TokenizerKind
 from tolktrain.units.kmeans import FRAMES_PER_CLUSTER, NearestCentroid, draw_frames, first_hours, fit_centroids
 from tolktrain.units.mel import Features, LogMelAnalysis
 
@@ -149,3 +150,13 @@ def _digest(centroids: Centroids, analysis: LogMelAnalysis) -> str:
     return (
         weights if analysis == LogMelAnalysis() else digest({"centroids": weights, "analysis": analysis.model_dump()})
     )
+
+
+KIND = TokenizerKind(
+    NAME,
+    VERSION,
+    LogMelDescription,
+    load=lambda folder, device, batch_seconds: LogMelTokenizer.load(folder),
+    decodes=True,
+    is_neural=False,
+)

@@ -4,6 +4,7 @@ A sound is filled up with silence to whole frames, as the codec's own program do
 not depend on what follows it.
 """
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,6 +17,7 @@ from tolktrain.config.base import StrictModel
 from tolktrain.errors import UserError
 from tolktrain.units.base import Frames, Samples, check_mono, check_units
 from tolktrain.units.description import DESCRIPTION_FILE, Described, checked, digest, read_description, write_folder
+from tolktrain.units.kind import Maker, TokenizerKind
 from tolktrain.units.pretrained import PretrainedModel, checked_device, inference, load_model, model_folder
 from tolktrain.units.windows import FrameGrid, Windowing, run_windows
 
@@ -224,3 +226,32 @@ def _load(folder: Path, device: str) -> Any:
     for transformer in transformers:
         transformer.register_forward_pre_hook(_see_what_was_trained, with_kwargs=True)
     return model
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--codebooks", type=int, required=True, help="codebooks to use, from the first")
+    parser.add_argument("--window-seconds", type=float, default=60.0, help="longer sounds are cut into such windows")
+    parser.add_argument("--overlap-seconds", type=float, default=20.0, help="what neighbouring windows share")
+
+
+def _create(options: Namespace) -> MimiTokenizer:
+    return MimiTokenizer.create(
+        options.folder,
+        options.model,
+        options.codebooks,
+        revision=options.revision,
+        device=options.device,
+        window_seconds=options.window_seconds,
+        overlap_seconds=options.overlap_seconds,
+    )
+
+
+KIND = TokenizerKind(
+    NAME,
+    VERSION,
+    MimiDescription,
+    load=MimiTokenizer.load,
+    decodes=True,
+    is_neural=True,
+    maker=Maker("Mimi", _add_arguments, _create),
+)

@@ -4,15 +4,14 @@ import os
 from collections.abc import MutableMapping
 
 from tolktrain.config.prepare import RecordingsConfig
-from tolktrain.units import logmel
-from tolktrain.units.description import read_name
+from tolktrain.units.load import kind_of
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def uses_models(config: RecordingsConfig) -> bool:
     """Whether units or word times come from a neural network. Raises `UserError` if the tokenizer is missing."""
-    return config.alignment.method == "ctc" or read_name(config.speech_tokenizer.path) != logmel.NAME
+    return config.alignment.method == "ctc" or kind_of(config.speech_tokenizer.path).is_neural
 
 
 def num_gpus() -> int:

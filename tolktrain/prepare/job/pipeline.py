@@ -25,7 +25,7 @@ from tolktrain.data.index import INDEX_FILE, check_entries
 from tolktrain.data.records import DATASET_FILE, SCHEMA_VERSION
 from tolktrain.errors import UserError
 from tolktrain.files.reading import parse_json
-from tolktrain.prepare.job.gpus import num_gpus, share_gpus, uses_models
+from tolktrain.prepare.job.gpus import num_gpus, share_gpus
 from tolktrain.prepare.job.parts import PARTS_FOLDER, FailureEntry, PartResult, Workplace, do_part, part_name
 from tolktrain.prepare.job.progress import Narrator
 from tolktrain.prepare.job.shards import Counts
@@ -33,7 +33,7 @@ from tolktrain.prepare.job.splits import SPLITS
 from tolktrain.prepare.job.summary import Summary
 from tolktrain.prepare.job.workers import Done, Progress, Report, run_tasks
 from tolktrain.prepare.kind import Kind, Part
-from tolktrain.prepare.kinds import make_kind, tokenizer_files
+from tolktrain.prepare.kinds import make_kind, preparation_of, tokenizer_files
 from tolktrain.prepare.utterances import Failure
 from tolktrain.storage.base import Storage
 from tolktrain.storage.open import open_storage
@@ -72,11 +72,12 @@ def prepare(
     if "://" not in config.output:
         config = config.model_copy(update={"output": os.path.expanduser(config.output)})
     storage = open_storage(config.output)
-    narrator.say(f"reading {_source(config)}")
-    kind = make_kind(_without_gpu(config), narrator.say)
+    preparing = preparation_of(config)
+    narrator.say(f"reading {preparing.source(config)}")
+    kind = make_kind(preparing.without_gpu(config), narrator.say)
     parts, rejected = kind.parts()
     if not parts:
-        raise UserError(f"{_source(config)} holds nothing to prepare{_first(rejected)}")
+        raise UserError(f"{preparing.source(config)} holds nothing to prepare{_first(rejected)}")
     preparation = _claim(storage, _description(config, kind, parts))
     finished = set(storage.names(f"{PARTS_FOLDER}/"))
     own = range(task.number, len(parts), task.total)
@@ -91,15 +92,6 @@ def prepare(
         )
         return
     _finish(config, kind, storage, len(parts), preparation, rejected).show(config.output, narrator.console)
-
-
-def _source(config: PrepareConfig) -> str:
-    if config.recordings is not None:
-        return config.recordings.manifest
-    if config.published is not None:
-        return config.published.folder
-    assert config.text is not None
-    return ", ".join(config.text.files)
 
 
 def _first(rejected: Sequence[Failure]) -> str:
@@ -134,13 +126,6 @@ def _version(library: str) -> str | None:
 
 def _plain(item: Any) -> Any:
     return asdict(item)
-
-
-def _without_gpu(config: PrepareConfig) -> PrepareConfig:
-    """The same for the process that does no parts itself."""
-    if config.recordings is None:
-        return config
-    return config.model_copy(update={"recordings": config.recordings.model_copy(update={"device": "cpu"})})
 
 
 def _claim(storage: Storage, description: dict[str, Any]) -> str:
@@ -232,7 +217,7 @@ def _do(
 
 def _worker(config: PrepareConfig, place: Workplace, number: int) -> Callable[[tuple[int, Part], Report], PartResult]:
     """What process `number` does: it reads tokenizers once, then does part after part."""
-    if _uses_gpu(config):
+    if preparation_of(config).uses_gpu(config):
         share_gpus(number)
     kind = make_kind(config)
     return lambda task, report: do_part(config, kind, place, task[0], task[1], report)
@@ -240,13 +225,9 @@ def _worker(config: PrepareConfig, place: Workplace, number: int) -> Callable[[t
 
 def _default_processes(config: PrepareConfig) -> int:
     """One for each GPU, if models run on them; else one for each core that this process may use."""
-    if _uses_gpu(config) and (number := num_gpus()):
+    if preparation_of(config).uses_gpu(config) and (number := num_gpus()):
         return number
     return len(os.sched_getaffinity(0))
-
-
-def _uses_gpu(config: PrepareConfig) -> bool:
-    return config.recordings is not None and config.recordings.device != "cpu" and uses_models(config.recordings)
 
 
 def _too_many(config: PrepareConfig, failed: "Counter[str]", when: str) -> UserError:

@@ -15,7 +15,7 @@ from tolktrain.data.text_tokenizer import load_text_tokenizer
 from tolktrain.errors import UserError
 from tolktrain.prepare.job.passages import PassageBuilder, Piece
 from tolktrain.prepare.job.splits import HELDOUT_SOURCES, TRAIN
-from tolktrain.prepare.kind import Part
+from tolktrain.prepare.kind import Kind, Part, Preparation
 from tolktrain.prepare.published.files import (
     TIMES,
     Lengths,
@@ -304,3 +304,19 @@ def _check_text(meta: TextMeta, text: TextInfo) -> None:
             f"{meta.path}: eos is {meta.eos}, but text_tokenizer ends a text with {text.eos_id}; name the tokenizer"
             " that the set was made with"
         )
+
+
+class _PublishedKind(Preparation):
+    def make(self, config: PrepareConfig) -> Kind:
+        return PublishedKind(config)
+
+    def source(self, config: PrepareConfig) -> str:
+        assert config.published is not None
+        return config.published.folder
+
+    def speech_tokenizer(self, config: PrepareConfig) -> str | None:
+        assert config.published is not None
+        return config.published.speech_tokenizer
+
+
+PREPARATION = _PublishedKind()

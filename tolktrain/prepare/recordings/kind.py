@@ -1,6 +1,6 @@
 """Recordings and their transcripts: from the utterances of a manifest to records."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -10,15 +10,17 @@ from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.records import Record, SpeechInfo
 from tolktrain.data.text_tokenizer import encode_words, load_text_tokenizer
 from tolktrain.errors import UserError
+from tolktrain.prepare.job.gpus import uses_models
 from tolktrain.prepare.job.passages import PassageBuilder, Piece
 from tolktrain.prepare.job.shards import speech_info
 from tolktrain.prepare.job.splits import SPLITS, split_of
-from tolktrain.prepare.kind import Part
+from tolktrain.prepare.kind import Kind, Part, Preparation
 from tolktrain.prepare.recordings.align.ctc import CtcAligner, checked
 from tolktrain.prepare.recordings.align.given_times import align_given
 from tolktrain.prepare.recordings.align.units import frame_ends, unit_ends
 from tolktrain.prepare.recordings.align.word_times import check_words, read_word_times
 from tolktrain.prepare.recordings.audio import SoundReader, resampled
+from tolktrain.prepare.recordings.fitting import fit_if_missing
 from tolktrain.prepare.recordings.manifest import read_manifest
 from tolktrain.prepare.utterances import Aligned, EntryError, Failure, Reason, Utterance
 from tolktrain.units.base import Frames, Samples, collapse
@@ -214,3 +216,30 @@ def _unaligned(words: Sequence[str]) -> Aligned | EntryError:
 
 def _no_text() -> EntryError:
     return EntryError(Reason.TEXT, "it has no transcript")
+
+
+class _RecordingsKind(Preparation):
+    def make(self, config: PrepareConfig) -> Kind:
+        return RecordingsKind(config)
+
+    def fit(self, config: PrepareConfig, say: Callable[[str], None]) -> None:
+        fit_if_missing(config, say)
+
+    def source(self, config: PrepareConfig) -> str:
+        assert config.recordings is not None
+        return config.recordings.manifest
+
+    def speech_tokenizer(self, config: PrepareConfig) -> str | None:
+        assert config.recordings is not None
+        return config.recordings.speech_tokenizer.path
+
+    def uses_gpu(self, config: PrepareConfig) -> bool:
+        assert config.recordings is not None
+        return config.recordings.device != "cpu" and uses_models(config.recordings)
+
+    def without_gpu(self, config: PrepareConfig) -> PrepareConfig:
+        assert config.recordings is not None
+        return config.model_copy(update={"recordings": config.recordings.model_copy(update={"device": "cpu"})})
+
+
+PREPARATION = _RecordingsKind()

@@ -11,7 +11,7 @@ from tolktrain.data.records import Array, Record, SpeechInfo, TextInfo
 from tolktrain.data.text_tokenizer import SegmentedEncoder, load_text_tokenizer
 from tolktrain.prepare.job.passages import PassageBuilder, Piece
 from tolktrain.prepare.job.splits import split_of
-from tolktrain.prepare.kind import Part
+from tolktrain.prepare.kind import Kind, Part, Preparation
 from tolktrain.prepare.text.documents import Document, FileRange, find_files, ranges_of, read_documents
 from tolktrain.prepare.utterances import Failure, Reason
 
@@ -131,3 +131,15 @@ def _batches(entries: Iterator[Document | Failure]) -> Iterator[Sequence[Documen
             batch, characters = [], 0
     if batch:
         yield batch
+
+
+class _TextKind(Preparation):
+    def make(self, config: PrepareConfig) -> Kind:
+        return TextKind(config)
+
+    def source(self, config: PrepareConfig) -> str:
+        assert config.text is not None
+        return ", ".join(config.text.files)
+
+
+PREPARATION = _TextKind()

@@ -1,18 +1,18 @@
-"""What is to be prepared: utterances, from manifests of several formats."""
+"""What is to be prepared: utterances, from manifests of several formats.
 
+The formats are those of `tolktrain.config.prepare.ManifestFormat`; each is a file here.
+"""
+
+import importlib
 import os
-from collections.abc import Iterator
+from typing import get_args
 
-from tolktrain.config.prepare import RecordingsConfig
+from tolktrain.config.prepare import ManifestFormat, RecordingsConfig
 from tolktrain.errors import UserError
-from tolktrain.prepare.recordings.manifest.detect import format_of
-from tolktrain.prepare.recordings.manifest.folders import read_folder, read_librispeech
-from tolktrain.prepare.recordings.manifest.lhotse_manifests import read_lhotse
-from tolktrain.prepare.recordings.manifest.libriheavy import read_libriheavy
-from tolktrain.prepare.recordings.manifest.tables import read_jsonl, read_tsv
+from tolktrain.prepare.recordings.manifest.entry import KEYS
+from tolktrain.prepare.recordings.manifest.folders import SOUND_SUFFIXES, walk
+from tolktrain.prepare.recordings.manifest.format import Format, Manifest, Seen
 from tolktrain.prepare.utterances import Failure, Reason, Utterance
-
-_FOLDERS = ("folder", "librispeech")
 
 
 def read_manifest(config: RecordingsConfig) -> tuple[list[Utterance], list[Failure]]:
@@ -24,18 +24,21 @@ def read_manifest(config: RecordingsConfig) -> tuple[list[Utterance], list[Failu
     format.
     """
     path = config.manifest
-    kind = format_of(path) if config.format == "auto" else config.format
-    if kind != "lhotse" and not os.path.exists(path):
+    name = format_of(path) if config.format == "auto" else config.format
+    kind = _format(name)
+    if kind.is_folder is not None and not os.path.exists(path):
         raise UserError(f"recordings.manifest: {path} does not exist")
-    if kind != "lhotse" and os.path.isdir(path) != (kind in _FOLDERS):
-        expected = "a folder" if kind in _FOLDERS else "a file"
+    if kind.is_folder is not None and os.path.isdir(path) != kind.is_folder:
+        expected = "a folder" if kind.is_folder else "a file"
         raise UserError(
-            f"recordings.manifest: {path} must be {expected} for the format {kind}; check recordings.format"
+            f"recordings.manifest: {path} must be {expected} for the format {name}; check recordings.format"
         )
+    root = config.audio_root or os.path.dirname(path) or "."
+    manifest = Manifest(path, root, config.audio_root, with_words=config.alignment.method == "given")
     sources: dict[str, list[Utterance]] = {}
     failures: list[Failure] = []
     used: set[str] = set()
-    for item in _read(config, kind):
+    for item in kind.read(manifest):
         if isinstance(item, Failure):
             failures.append(item)
         elif item.id in used:
@@ -44,23 +47,33 @@ def read_manifest(config: RecordingsConfig) -> tuple[list[Utterance], list[Failu
             used.add(item.id)
             sources.setdefault(item.source, []).append(item)
     if not sources and not failures:
-        raise UserError(f"recordings.manifest: {path} names no utterances; it was read as {kind}")
+        raise UserError(f"recordings.manifest: {path} names no utterances; it was read as {name}")
     return [utterance for utterances in sources.values() for utterance in utterances], failures
 
 
-def _read(config: RecordingsConfig, kind: str) -> Iterator[Utterance | Failure]:
-    path = config.manifest
-    root = config.audio_root or os.path.dirname(path) or "."
-    with_words = config.alignment.method == "given"
-    if kind == "jsonl":
-        return read_jsonl(path, root)
-    if kind == "tsv":
-        return read_tsv(path, root)
-    if kind == "folder":
-        return read_folder(path)
-    if kind == "librispeech":
-        return read_librispeech(path)
-    if kind == "libriheavy":
-        return read_libriheavy(path, root, with_words)
-    assert kind == "lhotse", kind
-    return read_lhotse(path, config.audio_root or (path if os.path.isdir(path) else root), with_words)
+def format_of(path: str) -> str:
+    """Name of the format of a manifest, by its name and content. Raises `UserError` that says what was seen."""
+    seen = Seen(path)
+    if seen.is_file and not seen.lines:
+        raise UserError(f"recordings.manifest: {path} is empty")
+    for name in get_args(ManifestFormat):
+        if _format(name).recognizes(seen):
+            return str(name)
+    if seen.is_folder:
+        files = [folder.join(file) for folder in walk(path) for file in sorted(folder.files)]
+        what = f"no {', '.join(SOUND_SUFFIXES)} below it, but {', '.join(map(repr, files[:5])) or 'no files at all'}"
+    elif not seen.is_file:
+        raise UserError(f"recordings.manifest: {path} does not exist")
+    elif seen.objects:
+        what = f"its objects have the keys {', '.join(map(repr, seen.objects[0])):.200}"
+    else:
+        what = f"its first line is {seen.lines[0].decode(errors='replace')!r:.100}"
+    raise UserError(
+        f"{path}: the format cannot be told: {what}; set recordings.format, or give JSON lines or a table with"
+        f" keys among {', '.join(KEYS)}"
+    )
+
+
+def _format(name: str) -> Format:
+    found: Format = importlib.import_module(f"{__name__}.{name}").FORMAT
+    return found

@@ -4,23 +4,24 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tolktrain.prepare.recordings.manifest.entry import failure_of, utterance_of
+from tolktrain.prepare.recordings.manifest.format import Format, Manifest, Seen
 from tolktrain.prepare.recordings.manifest.lines import json_of, read_lines
 from tolktrain.prepare.utterances import EntryError, Failure, Reason, Utterance
 
 _SILENCE = ("", "<eps>", "SIL", "<sil>")
 
 
-def read_libriheavy(path: str, root: str, with_words: bool) -> Iterator[Utterance | Failure]:
+def read_libriheavy(manifest: Manifest) -> Iterator[Utterance | Failure]:
     """A cut with one supervision on each line.
 
     The text is the first of the supervision's custom.texts, which is cased and punctuated; without any, its `text`. The
     source is the recording. Word times, wanted `with_words`, are the supervision's alignment.word where there is one.
     """
-    for number, line in read_lines(path):
+    for number, line in read_lines(manifest.path):
         cut = None
         try:
             cut = json_of(line)
-            yield utterance_of(_entry(cut, with_words), root)
+            yield utterance_of(_entry(cut, manifest.with_words), manifest.root)
         except EntryError as error:
             yield failure_of(error, cut, f"line {number}")
 
@@ -118,3 +119,16 @@ def _is_number(value: Any) -> bool:
 
 def _bad(detail: str) -> EntryError:
     return EntryError(Reason.MANIFEST, detail)
+
+
+def has_texts(supervisions: Any) -> bool:
+    """Whether supervisions are Libriheavy's, which have several forms of their text."""
+    first = supervisions[0] if isinstance(supervisions, list) and supervisions else None
+    return value_at(first, "custom", "texts", or_none=True) is not None
+
+
+def _recognizes(seen: Seen) -> bool:
+    return has_texts(seen.telling.get("supervisions"))
+
+
+FORMAT = Format(read_libriheavy, _recognizes)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tolktrain.errors import UserError
 from tolktrain.prepare.recordings.manifest.entry import failure_of, utterance_of
-from tolktrain.prepare.recordings.manifest.libriheavy import relative_words, source_of
+from tolktrain.prepare.recordings.manifest.format import Format, Manifest, Seen
+from tolktrain.prepare.recordings.manifest.libriheavy import has_texts, relative_words, source_of
 from tolktrain.prepare.recordings.manifest.lines import json_of, read_lines
 from tolktrain.prepare.utterances import EntryError, Failure, Reason, Utterance
 
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from lhotse import MonoCut, MultiCut, Recording, SupervisionSegment
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
+_NAMES = ("cuts", "supervisions", "recordings")
 _ROUNDING_SECONDS = 0.001
 
 
-def read_lhotse(path: str, root: str, with_words: bool) -> Iterator[Utterance | Failure]:
+def read_lhotse(manifest: Manifest) -> Iterator[Utterance | Failure]:
     """Each supervision of a file of cuts, or of the supervisions that stand with recordings.
 
     `path` is a file, or a folder or the common beginning of the names of files, in which each
@@ -31,12 +33,13 @@ def read_lhotse(path: str, root: str, with_words: bool) -> Iterator[Utterance | 
         import lhotse  # noqa: F401
     except ImportError:
         raise UserError("reading Lhotse manifests needs the library; pip install lhotse") from None
-    files = manifest_files(path)
+    files = manifest_files(manifest.path)
+    root = manifest.audio_root or (manifest.path if os.path.isdir(manifest.path) else manifest.root)
     for supervisions in files:
         place = f"{os.path.basename(supervisions)} " if len(files) > 1 else ""
         recordings = _recordings(_partner(supervisions)) if "supervisions" in os.path.basename(supervisions) else None
         for number, line in read_lines(supervisions):
-            yield from _read_line(line, recordings, root, f"{place}line {number}", with_words)
+            yield from _read_line(line, recordings, root, f"{place}line {number}", manifest.with_words)
 
 
 def _read_line(
@@ -182,3 +185,20 @@ def _checked_entry(piece: _Piece, with_words: bool) -> dict[str, Any]:
 
 def _bad(detail: str) -> EntryError:
     return EntryError(Reason.MANIFEST, detail)
+
+
+def _recognizes(seen: Seen) -> bool:
+    """By the names of files; a single file by its objects."""
+    if not seen.is_file:
+        return any(map(_is_name, seen.names))
+    item = seen.telling
+    is_lhotse = "supervisions" in item or "recording_id" in item or "sources" in item
+    return is_lhotse and not has_texts(item.get("supervisions"))
+
+
+def _is_name(path: str) -> bool:
+    name = os.path.basename(path)
+    return name.endswith(SUFFIXES) and any(kind in name for kind in _NAMES)
+
+
+FORMAT = Format(read_lhotse, _recognizes, is_folder=None)

@@ -1,36 +1,26 @@
-"""Manifests with a line for each utterance: JSONL, and TSV with a line of names."""
+"""Manifests that are tables: a line of names, then a line for each utterance."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from tolktrain.errors import UserError
 from tolktrain.prepare.recordings.manifest.entry import KEYS, failure_of, mistaken_key, utterance_of
-from tolktrain.prepare.recordings.manifest.lines import json_of, read_lines, text_of
+from tolktrain.prepare.recordings.manifest.format import Format, Manifest, Seen
+from tolktrain.prepare.recordings.manifest.lines import read_lines, text_of
 from tolktrain.prepare.utterances import EntryError, Failure, Reason, Utterance
 
 _NUMBERS = ("offset", "duration", "channel")
 
 
-def read_jsonl(path: str, root: str) -> Iterator[Utterance | Failure]:
-    """An object on each line, with the keys of `entry.KEYS`."""
-    for number, line in read_lines(path):
-        entry = None
-        try:
-            entry = json_of(line)
-            yield utterance_of(entry, root)
-        except EntryError as error:
-            yield failure_of(error, entry, f"line {number}")
-
-
-def read_tsv(path: str, root: str) -> Iterator[Utterance | Failure]:
+def read_tsv(manifest: Manifest) -> Iterator[Utterance | Failure]:
     """Cells between tabs, as they stand, without quoting; an empty one is absent. The first line names the columns.
 
     Raises `UserError` if the first line does not.
     """
     columns: list[str] = []
-    for number, line in read_lines(path):
+    for number, line in read_lines(manifest.path):
         if not columns:
-            columns = _columns(path, line)
+            columns = _columns(manifest.path, line)
             continue
         entry: dict[str, Any] | None = None
         try:
@@ -38,7 +28,8 @@ def read_tsv(path: str, root: str) -> Iterator[Utterance | Failure]:
             if len(cells) != len(columns):
                 raise EntryError(Reason.MANIFEST, f"it has {len(cells)} cells; the first line names {len(columns)}")
             entry = {name: cell.strip() for name, cell in zip(columns, cells, strict=True) if cell.strip()}
-            yield utterance_of(entry | {name: _number(name, entry[name]) for name in _NUMBERS if name in entry}, root)
+            numbers = {name: _number(name, entry[name]) for name in _NUMBERS if name in entry}
+            yield utterance_of(entry | numbers, manifest.root)
         except EntryError as error:
             yield failure_of(error, entry, f"line {number}")
 
@@ -66,3 +57,11 @@ def _number(name: str, cell: str) -> int | float:
         return int(cell) if name == "channel" else float(cell)
     except ValueError:
         raise EntryError(Reason.MANIFEST, f"{name} must be a number, got {cell!r:.80}") from None
+
+
+def _recognizes(seen: Seen) -> bool:
+    names = [name.strip() for name in seen.lines[0].split(b"\t")] if seen.lines else []
+    return seen.is_file and (seen.ends_with(".tsv") or b"audio" in names)
+
+
+FORMAT = Format(read_tsv, _recognizes)
