@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tolktrain.checkpoint.slices import PARAMETERS, Snapshot, Source
+from tolktrain.checkpoint.slices import Snapshot, Source
 from tolktrain.config import Config
 from tolktrain.config.deepspeed import DeepSpeedSettings
 from tolktrain.config.training import StageConfig
@@ -23,7 +23,7 @@ from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.compat import adam
 from tolktrain.train.deepspeed.sequential import SequentialRunner, Update
 from tolktrain.train.deepspeed.states import OptimizerStates
-from tolktrain.train.deepspeed.tensors import ModelTensors, Rows, read_rows
+from tolktrain.train.deepspeed.tensors import ModelTensors, forget_values, original_rows
 from tolktrain.train.optimizer import GROUPS, LearningRates, build_optimizer, freeze, set_learning_rates, trained_groups
 from tolktrain.train.process import forget_engine
 from tolktrain.train.resolved import ResolvedSettings
@@ -81,9 +81,9 @@ class Engine:
         if config.train.compile == "layers":
             model.compile_layers()
         rounds, fills = config.train.precision != "fp32", zero_stage == 3 and source is not None
-        originals = self._originals(source) if rounds or fills else None
+        originals = original_rows(model, self._views, source) if rounds or fills else None
         if rounds and fills:
-            _forget_values(model, torch.bfloat16)
+            forget_values(model, torch.bfloat16)
         self._step_runner = self._make_step_runner(config, settings.deepspeed, cut)
         self._hooks = sum_over_tensor_group(model.parameters(), layout.tensor_group)
         self._states = OptimizerStates(self._step_runner.engine, zero_stage)
@@ -91,20 +91,6 @@ class Engine:
         self._tensors = ModelTensors(parameters, self._views, model.share, self._states, layout)
         if originals is not None:
             self._tensors.set_values(originals, fill=fills)
-
-    def _originals(self, source: Source | None) -> Rows:
-        """Float32 values of the model, before it is rounded."""
-        if source is not None:
-            return lambda name, start, stop: read_rows(
-                source, PARAMETERS, self._views[name], self._model.share, start, stop
-            )
-        copies = {name: value.detach().cpu().clone() for name, value in self._model.named_parameters()}
-
-        def rows(name: str, start: int, stop: int) -> Tensor:
-            value = copies[name]
-            return (value if value.dim() else value.view(1))[start:stop]
-
-        return rows
 
     def _make_step_runner(self, config: Config, resolved: DeepSpeedSettings, cut: PipelineCut | None) -> StepRunner:
         model, layout, entropy_weight = self._model, self._layout, config.model.speech.entropy_weight
@@ -182,9 +168,3 @@ class Engine:
             dist.all_reduce(sums, group=self._layout.pipeline_group)  # only the last stage has any
         text_nll, speech_nll, entropy = sums.tolist()
         return StepResult(text_nll, speech_nll, entropy, counts, grad_norm, skipped)
-
-
-def _forget_values(model: SmolTolk, dtype: torch.dtype) -> None:
-    """Give parameters another type; to convert their values would touch memory for all of them."""
-    for parameter in model.parameters():
-        parameter.data = torch.empty_like(parameter, dtype=dtype)

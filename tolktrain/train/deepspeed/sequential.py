@@ -13,13 +13,8 @@ from tolktrain.model.loss import LossCounts, loss_to_train
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.groups import MegatronGroups
-from tolktrain.train.process import (
-    importing_less,
-    own_device_as_local_rank,
-    quiet_initialize,
-    silenced,
-    start_deepspeed,
-)
+from tolktrain.train.deepspeed.zero3 import announce_shared_tables, partition_parameters
+from tolktrain.train.process import quiet_initialize
 
 
 class Update(NamedTuple):
@@ -63,8 +58,8 @@ class SequentialRunner:
         self._clip_grad_norm = clip_grad_norm
         module = LossModule(model, entropy_weight)
         if settings["zero_optimization"]["stage"] == 3:
-            _announce_shared_tables(model)
-            _partition(module, settings, layout)
+            announce_shared_tables(model)
+            partition_parameters(module, settings, layout)
         self.engine = quiet_initialize(
             model=module, optimizer=optimizer, config=settings, mpu=MegatronGroups(layout), dist_init_required=False
         )
@@ -114,28 +109,3 @@ class SequentialRunner:
             dist.all_reduce(squares, group=self._layout.tensor_group)
             norm = squares.sqrt()
         return norm
-
-
-def _partition(module: nn.Module, settings: dict[str, Any], layout: Layout) -> None:
-    """Take parameters apart for ZeRO 3, one after the other, each as the first data rank has it.
-
-    `deepspeed.initialize` would do so too, but only after it has moved the whole module to the device.
-    """
-    deepspeed = start_deepspeed()
-    if settings["bf16"]["enabled"]:
-        for parameter in module.parameters():
-            parameter.data = parameter.data.bfloat16()
-    with silenced(), own_device_as_local_rank(), importing_less():
-        deepspeed.zero.Init(
-            module=module,
-            data_parallel_group=layout.data_group,
-            config_dict_or_path=settings,
-            mpu=MegatronGroups(layout),
-        )
-
-
-def _announce_shared_tables(model: SmolTolk) -> None:
-    """Tell ZeRO 3, which gathers a module's own parameters only, that heads use the tables of the embedding."""
-    deepspeed = start_deepspeed()
-    for head in (model.heads.text, *model.heads.speech):
-        deepspeed.zero.register_external_parameter(head, head.weight)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tolktrain.checkpoint.slices import FIRST_MOMENTS, PARAMETERS, SECOND_MOMENTS, Slice, Snapshot, Source
 from tolktrain.model.parameter_layout import ParameterView, Section, TensorShare
+from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.row_ends import RowEnd, exchange, plan_row_ends
 from tolktrain.train.deepspeed.states import FIRST_MOMENT, SECOND_MOMENT, OptimizerStates
@@ -262,3 +263,22 @@ def load_slices(
         for name, parameter in parameters.items():
             view = views[name]
             parameter.copy_(read_rows(source, PARAMETERS, view, share, 0, view.num_rows(share)).view(parameter.shape))
+
+
+def original_rows(model: SmolTolk, views: Mapping[str, ParameterView], source: Source | None) -> Rows:
+    """Float32 values of a model, before it is rounded: those of the checkpoint that it comes from, else copies."""
+    if source is not None:
+        return lambda name, start, stop: read_rows(source, PARAMETERS, views[name], model.share, start, stop)
+    copies = {name: value.detach().cpu().clone() for name, value in model.named_parameters()}
+
+    def rows(name: str, start: int, stop: int) -> Tensor:
+        value = copies[name]
+        return (value if value.dim() else value.view(1))[start:stop]
+
+    return rows
+
+
+def forget_values(model: SmolTolk, dtype: torch.dtype) -> None:
+    """Give parameters another type; to convert their values would touch memory for all of them."""
+    for parameter in model.parameters():
+        parameter.data = torch.empty_like(parameter, dtype=dtype)
