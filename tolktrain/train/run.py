@@ -1,9 +1,8 @@
 """A training run from its configuration to its exit code."""
 
-import contextlib
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from tolktrain.cluster.environment import ProcessEnvironment
@@ -18,12 +17,11 @@ from tolktrain.data.checks import check_data
 from tolktrain.model.counts import count_by_group
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.collectives import on_rank_zero
-from tolktrain.parallel.layout import Layout, initialize
-from tolktrain.runs.paths import RunPaths
+from tolktrain.parallel.layout import initialize
 from tolktrain.runs.rollbacks import read_rollbacks
 from tolktrain.train.callbacks.checkpointing import Checkpointing
 from tolktrain.train.callbacks.guard import DivergenceGuard
-from tolktrain.train.callbacks.heartbeat import HeartbeatNotes
+from tolktrain.train.callbacks.heartbeat import HeartbeatNotes, beating
 from tolktrain.train.callbacks.progress import Display
 from tolktrain.train.callbacks.stopping import Stop, StopOnRequest
 from tolktrain.train.callbacks.straggler import Straggler
@@ -89,7 +87,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
                 print(f"{opened.path} is complete: {opened.position.step} steps are done; nothing to train")
             with copying:  # of the last one, if that was cut short
                 return EXIT_DONE
-        with _beating(config, layout, progress, opened) as heartbeat:
+        with beating(config, layout, progress, opened) as heartbeat:
             if leaving.before_training():
                 return _leave_early(leaving, heartbeat)
             restarts = config.run.restart and opened.position.folder is None
@@ -205,25 +203,6 @@ def _show_header(context: RunContext, display: Display, opened: OpenRun) -> None
         context.model_builder.cut,
         context.machines,
     )
-
-
-@contextlib.contextmanager
-def _beating(config: Config, layout: Layout, progress: Progress, opened: OpenRun) -> Iterator[Heartbeat]:
-    """The run's heartbeat; rank 0's is written."""
-    facts = {"world_size": layout.world_size, "layout": layout.describe()}
-    seconds = config.logging.heartbeat_seconds
-    heartbeat = Heartbeat(
-        RunPaths(opened.path).heartbeat, progress, seconds, facts, lambda: opened.fence.lost() is None
-    )
-    heartbeat.note(step=opened.position.step)
-    progress.on_end = lambda reason: heartbeat.end("failed", reason)
-    if layout.rank == 0:
-        heartbeat.start()
-    try:
-        yield heartbeat
-    except BaseException as error:
-        heartbeat.end("failed", f"{type(error).__name__}: {error}")
-        raise
 
 
 def _leave_early(leaving: StopOnRequest, heartbeat: Heartbeat) -> int:

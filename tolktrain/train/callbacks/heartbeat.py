@@ -1,9 +1,17 @@
-"""Tells the heartbeat how far training is."""
+"""The heartbeat of a run, and how far training is in it."""
+
+import contextlib
+from collections.abc import Iterator
 
 from tolktrain.cluster.heartbeat import Heartbeat
+from tolktrain.cluster.progress import Progress
+from tolktrain.config import Config
+from tolktrain.parallel.layout import Layout
+from tolktrain.runs.paths import RunPaths
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.loop import StageRun
+from tolktrain.train.open_run import OpenRun
 
 
 class HeartbeatNotes(NoCallback):
@@ -19,3 +27,22 @@ class HeartbeatNotes(NoCallback):
         told = {key: line[key] for key in ("loss", "tokens_per_second", "skipped")}
         slowest = {key: value for key, value in line.items() if key.startswith("slowest_")}
         self._heartbeat.note_step(run.step, run.plan.name, **told, **slowest)
+
+
+@contextlib.contextmanager
+def beating(config: Config, layout: Layout, progress: Progress, opened: OpenRun) -> Iterator[Heartbeat]:
+    """The run's heartbeat while its training starts and runs; rank 0's is written."""
+    facts = {"world_size": layout.world_size, "layout": layout.describe()}
+    seconds = config.logging.heartbeat_seconds
+    heartbeat = Heartbeat(
+        RunPaths(opened.path).heartbeat, progress, seconds, facts, lambda: opened.fence.lost() is None
+    )
+    heartbeat.note(step=opened.position.step)
+    progress.on_end = lambda reason: heartbeat.end("failed", reason)
+    if layout.rank == 0:
+        heartbeat.start()
+    try:
+        yield heartbeat
+    except BaseException as error:
+        heartbeat.end("failed", f"{type(error).__name__}: {error}")
+        raise
