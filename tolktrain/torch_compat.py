@@ -26,6 +26,13 @@ TORCH = (
     # Compiled variants: the default limit is below what a run with validation and frozen parts has.
     Pinned("torch._dynamo", "reset", ()),
     Pinned("torch._dynamo.config", "recompile_limit"),
+    # `compiler` lets optimizers step without importing torch's compiler, which these decorators do.
+    Pinned("torch", "_disable_dynamo"),
+    Pinned("torch.optim:Adam.step", "__wrapped__"),
+    *(
+        Pinned(f"torch.optim:Optimizer.{name}", "__wrapped__")
+        for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    ),
     # Megatron's linear layers add a hook that expects their `_extra_state`.
     Pinned("torch.nn:Module", "_load_state_dict_pre_hooks", "assigned"),
     # Megatron's sequence parallelism asks this for its device; replaced where there is no GPU.
