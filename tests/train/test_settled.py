@@ -86,6 +86,7 @@ def test_the_file_is_not_read_again(
     assert kept(run_dir)["config"] == str(file) and kept(run_dir)["entries"] == ZERO_1
 
 
+@pytest.mark.slow
 def test_a_requeued_run_keeps_its_settings_and_names_what_has_changed(
     configured: Callable[..., Config], tmp_path: Path, file: Path, uninterrupted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_requeued_run_keeps_its_settings_and_names_what_has_changed(
     assert kept(run_dir)["entries"] == ZERO_1 and kept(run_dir)["config"] == str(file)
 
 
+@pytest.mark.slow
 def test_another_file_is_taken(
     configured: Callable[..., Config], tmp_path: Path, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -152,6 +154,7 @@ def test_what_follows_from_the_start_is_resolved_at_each(configured: Callable[..
     assert kept(run_dir)["entries"] == ZERO_1
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_release_reads_the_file_once_more(
     configured: Callable[..., Config], tmp_path: Path, file: Path
 ) -> None:
@@ -219,6 +222,7 @@ def opened_files() -> Iterator[list[Path]]:
     found = None
 
 
+@pytest.mark.slow
 def test_after_the_first_step_no_input_but_data_is_read(tmp_path: Path, sets: Path, file: Path) -> None:
     """Stages, checkpoints and validations later: the configuration, its bases, DeepSpeed's file, the backbone and the
     tokenizer may be gone."""
