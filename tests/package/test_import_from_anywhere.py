@@ -68,13 +68,13 @@ def test_a_command_a_script_and_a_notebook(python: Path, clone: Path, place: str
     assert Path(done.stdout.split()[0]).is_relative_to(home)
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_the_launch_script(python: Path, clone: Path, processes: str) -> None:
+@pytest.mark.parametrize(("processes", "code"), [("1", 2), pytest.param("2", 1, marks=pytest.mark.slow)])
+def test_the_launch_script(python: Path, clone: Path, processes: str, code: int) -> None:
     """It reaches tolktrain's own check of the configuration, in the folder that holds the clone."""
     path = f"{python.parent}:{os.environ['PATH']}"
     environ = {"VIRTUAL_ENV": str(python.parents[1]), "PATH": path, "NPROC": processes}
     done = run("bash", f"{clone.name}/launch/pretrain.sbatch", "missing.yaml", folder=clone.parent, **environ)
-    assert done.returncode != 0
+    assert done.returncode == code, done.stderr  # torchrun leaves with 1, whatever its processes leave with
     assert "missing.yaml" in done.stderr and "ModuleNotFoundError" not in done.stderr, done.stderr
     assert "TypeError" not in done.stderr, done.stderr
 
