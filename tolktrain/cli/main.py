@@ -1,6 +1,7 @@
 """The entry point: parses the command line, runs one verb, and turns errors into exit codes."""
 
 import argparse
+import atexit
 import contextlib
 import importlib
 import logging
@@ -41,10 +42,10 @@ def program() -> int:
     except OSError as error:
         complain(f"no folder for temporary files can be used: {error}; set TMPDIR to one with free space")
         return EXIT_MACHINE
-    try:
-        return main()
-    finally:
-        leave_temporary_folder()
+    # At the very end: multiprocessing, imported later, removes a folder of its own in this one before, and complains if
+    # that is gone.
+    atexit.register(leave_temporary_folder)
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
