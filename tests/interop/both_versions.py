@@ -72,7 +72,7 @@ def read(folder: Path) -> dict[str, Any]:
     from tolktrain.prepare.recordings.align.ctc_model import CtcModel
     from tolktrain.units.load import load_speech_decoder, load_speech_tokenizer
 
-    sound = tones(0, 2.0)
+    sound = tones(0, 3.0)  # on which the clusters of HuBERT were found
     text = load_text_tokenizer(folder / "text")
     mimi = load_speech_decoder(folder / "mimi")
     units = mimi.encode(tones(1, 2.0, 24_000))

@@ -220,7 +220,8 @@ class HubertTokenizer(Described):
             folder: receives speech_tokenizer.json and centroids.safetensors.
             model: folder (from the working directory) or hub id of a HuBERT model.
             centroids: [num_units, hidden size] of the layer.
-            layer: transformer layer whose output is clustered; 1 is the first.
+            layer: transformer layer whose output is clustered; 1 is the first. The last includes the model's final
+                norm, as the last of `hidden_states` does in transformers 4 but not in version 5.
             revision: branch, tag or commit on the hub; best a commit.
             normalize: bring sounds to mean 0 and variance 1; None: as preprocessor_config.json of the model says.
             window_seconds: longer sounds are computed in windows of this length.
