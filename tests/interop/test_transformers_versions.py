@@ -13,6 +13,8 @@ import torch
 from tolktrain.interop.huggingface import load_backbone
 from tolktrain.interop.published import trace
 
+pytestmark = pytest.mark.slow
+
 VERSION_5 = Path(sys.prefix) / "transformers-5"
 
 

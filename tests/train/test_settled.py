@@ -223,6 +223,7 @@ def opened_files() -> Iterator[list[Path]]:
 
 
 @pytest.mark.slow
+@pytest.mark.transformers
 def test_after_the_first_step_no_input_but_data_is_read(tmp_path: Path, sets: Path, file: Path) -> None:
     """Stages, checkpoints and validations later: the configuration, its bases, DeepSpeed's file, the backbone and the
     tokenizer may be gone."""

@@ -178,7 +178,7 @@ def load_model(class_name: str, model_type: str, folder: Path, device: str) -> A
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
                 attn_implementation="sdpa",
-                # Version 5 would load in the precision of the file; in half precision units differ from device to device.
+                # Version 5 would load in the file's precision; half precision gives other units on another device.
                 dtype=torch.float32,
                 # No program is run that lies among the files or is pickled in them, nor is the user asked about it.
                 trust_remote_code=False,
