@@ -15,12 +15,18 @@ from typing import Literal
 
 from s3_server import S3Server, environ_of
 
-Kind = Literal["500", "503", "403", "reset", "stall", "stall in body", "truncate", "corrupt"]
+Kind = Literal["500", "503", "400", "403", "reset", "stall", "stall in body", "truncate", "corrupt"]
 
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 _INTERNAL = b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>"
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-_ANSWERS: Mapping[str, tuple[int, bytes]] = {"500": (500, _INTERNAL), "503": (503, _SLOW_DOWN), "403": (403, _DENIED)}
+_INVALID = b"<Error><Code>InvalidToken</Code><Message>The provided token is malformed.</Message></Error>"
+_ANSWERS: Mapping[str, tuple[int, bytes]] = {
+    "500": (500, _INTERNAL),
+    "503": (503, _SLOW_DOWN),
+    "400": (400, _INVALID),
+    "403": (403, _DENIED),
+}
 
 
 @dataclass

@@ -178,6 +178,19 @@ def test_access_denied_to_one_file(bucket: str, fault_proxy: FaultProxy) -> None
     assert fault_proxy.requested("GET */a") == 1, "nothing is gained by asking again"
 
 
+def test_a_public_bucket_is_read_without_a_signature_that_it_does_not_take(
+    bucket: str, fault_proxy: FaultProxy
+) -> None:
+    storage = open_storage(bucket, BRIEF)
+    storage.write("a", b"a")
+    fault_proxy.add("400", "*/a", method="HEAD")
+    assert storage.read("a") == b"a" and fault_proxy.requested("HEAD */a") == 2
+    assert storage.read("a") == b"a" and fault_proxy.requested("HEAD */a") == 3
+    fault_proxy.add("400", "*/a", count=-1, method="HEAD")
+    with pytest.raises(UserError, match=rf"^{bucket}/a cannot be fetched: access is refused \(400 "):
+        open_storage(bucket, BRIEF).read("a")
+
+
 def test_a_full_disk_under_a_folder(make_disk: MakeDisk, tmp_path: Path) -> None:
     disk = make_disk(128)
     storage = open_storage(str(disk.path))

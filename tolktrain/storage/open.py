@@ -16,7 +16,7 @@ def open_storage(address: str, policy: RetryPolicy | None = None) -> Storage:
     """The files below a local folder, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or
     azure://ACCOUNT.blob.core.windows.net/CONTAINER/FOLDER, which need not exist yet.
 
-    Asks nobody and imports no library. Raises UserError if the address is none of these.
+    Connects to nothing and imports no library. Raises UserError if the address is none of these.
     """
     parsed = parse_address(address)
     if not parsed.scheme:
