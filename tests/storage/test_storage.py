@@ -24,7 +24,7 @@ BRIEF = RetryPolicy(retries=1, timeout_seconds=2.0)
 def storage(request: pytest.FixtureRequest, tmp_path: Path, bucket: str) -> Storage:
     """An empty storage."""
     address = {"folder": str(tmp_path / "new" / "folder"), "bucket": f"{bucket}/some/folder/", "bucket root": bucket}
-    return open_storage(address[request.param])
+    return open_storage(address[request.param], BRIEF)
 
 
 def test_files_come_back(storage: Storage, tmp_path: Path) -> None:
