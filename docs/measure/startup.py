@@ -5,8 +5,8 @@ Usage, from the root of the repository, on a quiet machine:
 
 Each line is measured in processes of their own, one after the other, with one thread: CPU seconds (user and system) and
 wall seconds since the process began, the largest resident memory, and how many modules are loaded. The median of the
-repetitions is shown, and the range of the CPU seconds. The first process of each kind, which may find a cold page cache,
-is left out. The last line includes the computation of a step.
+repetitions is shown, and the range of the CPU seconds. The first process of each line, which may find a cold page
+cache, is left out. The last line includes the computation of a step.
 """
 
 import argparse
