@@ -25,6 +25,13 @@ TORCH = (
     Pinned(_LOADER, "_shutdown_workers", ("self",)),
     # Compiled variants: the default limit is below what a run with validation and frozen parts has.
     Pinned("torch._dynamo", "reset", ()),
+    # `compiler` these be called without the compiler, whose import they decorate themselves with.
+    Pinned("torch._compile", "_disable_dynamo", ("fn", "recursive")),
+    Pinned("torch.optim:Adam", "step", ("self", "closure")),
+    *(
+        Pinned("torch.optim:Optimizer", name)
+        for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    ),
     Pinned("torch._dynamo.config", "recompile_limit"),
     # `compiler` lets optimizers step without importing torch's compiler, which these decorators do.
     Pinned("torch", "_disable_dynamo"),

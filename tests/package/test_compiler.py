@@ -13,6 +13,7 @@ from tolktrain.compiler import compiling_later, spare_optimizers
 CASES = Path(__file__).parent / "compiler_cases.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["decorated", "left_out", "optimizers"])
 def test_the_compiler_is_imported_when_it_is_used(case: str) -> None:
     """In a process of its own: here, some test has imported it."""

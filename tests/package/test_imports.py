@@ -111,6 +111,7 @@ def test_a_failing_import_leaves_nothing_behind(user: Write) -> None:
 
 
 @pytest.mark.transformers
+@pytest.mark.slow
 def test_real_libraries_are_whole_after_ours_were_imported(repository: Path, tmp_path: Path) -> None:
     """What we keep out of mosaicml-streaming, megatron-core and DeepSpeed is there for whoever uses it."""
     program = Path(__file__).parent / "whole_libraries.py"

@@ -54,6 +54,7 @@ def found(names: list[str], among: list[str]) -> list[str]:
     return [name for name in names if name in set(among)]
 
 
+@pytest.mark.slow
 def test_training_imports_what_it_uses(repository: Path, tmp_path: Path) -> None:
     """For the quickstart's configuration, until the first batch is asked for, and until the first save."""
     program = Path(__file__).parent / "first_batch.py"
@@ -69,6 +70,7 @@ def test_training_imports_what_it_uses(repository: Path, tmp_path: Path) -> None
     assert found([*NOT_YET], at_save) == [*NOT_YET]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["evaluate", "generate", "report", "checkpoints"])
 def test_no_trainer_where_a_run_is_read(verb: str, repository: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path, tiny_tree(tmp_path, repository))
@@ -86,6 +88,7 @@ def test_no_trainer_where_a_run_is_read(verb: str, repository: Path, tmp_path: P
     assert [name for name in imported if any(f"{name}.".startswith(f"{part}.") for part in NO_TRAINER)] == []
 
 
+@pytest.mark.slow
 def test_late_imports_draw_no_random_numbers() -> None:
     """Between two steps, they would change what comes after."""
     code = (
