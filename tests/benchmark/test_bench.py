@@ -70,6 +70,7 @@ def test_the_verb_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "…" not in shown  # nothing is cut off in 80 columns
 
 
+@pytest.mark.slow
 def test_a_stage_with_a_frozen_backbone_in_bf16(tmp_path: Path) -> None:
     whole = run_tiny(tmp_path / "joint", "train.precision=bf16", "--against", "published")
     result = run_tiny(tmp_path / "adapter", "train.precision=bf16", "--against", "published", "--stage", "adapter")

@@ -68,6 +68,7 @@ def test_a_single_process_needs_nothing_and_says_nothing() -> None:
     assert "not installed" not in done.stderr
 
 
+@pytest.mark.slow
 def test_two_replicas_under_torchrun_variables() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

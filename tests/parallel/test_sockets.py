@@ -69,6 +69,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str,
     }
 
 
+@pytest.mark.slow
 def test_sockets_do_not_grow_with_the_number_of_ranks(
     counts: dict[str, list[dict[str, int]]], growth_exponent: Callable[[Mapping[int, float]], float]
 ) -> None:
@@ -79,6 +80,7 @@ def test_sockets_do_not_grow_with_the_number_of_ranks(
     assert growth_exponent(files) < 0.1, files
 
 
+@pytest.mark.slow
 def test_every_rank_needs_no_more_than_is_demanded(counts: dict[str, list[dict[str, int]]]) -> None:
     """And what rank 0 needs for each further rank is what it is demanded."""
     for layout, ranks in counts.items():
@@ -104,6 +106,7 @@ def test_torchruns_agent_keeps_the_rendezvous_itself(monkeypatch: pytest.MonkeyP
     assert alone - needed_files(first) == 2000
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_late_for_the_first_contact_is_waited_for() -> None:
     """The connection is made then. A dead one may not be noticed here: that is what the watch is for."""
     with socket.socket() as probe:

@@ -20,6 +20,8 @@ from tolktrain.parallel.layout import initialize
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.resolved import ResolvedSettings
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Engine]
 BY_STAGE = pytest.mark.parametrize("zero_stage", [1, 2, 3])
 BY_PRECISION = pytest.mark.parametrize("precision", ["fp32", "bf16"])
