@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from tolktrain.checkpoint import writer  # noqa: F401  # else imported by the first save of each rank
 from tolktrain.checkpoint.retention import Retention
 from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.checkpoint.slices import Slice, Snapshot

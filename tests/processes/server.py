@@ -61,6 +61,7 @@ def preload() -> None:
     import pytest  # noqa: F401  # helpers of tests import it
     import torch
 
+    import tolktrain.checkpoint.writer  # else imported by the first save of each process
     import tolktrain.cli
     import tolktrain.train.run  # noqa: F401
     from tolktrain.train.process import import_deepspeed
