@@ -193,6 +193,7 @@ def test_an_utterance_has_no_gigabyte_of_word_times(tmp_path: Path) -> None:
         read_word_times(str(path), "u")
 
 
+@pytest.mark.slow
 def test_doubtful_words_are_compared_for_a_bounded_time() -> None:
     """Each silence may be a word or none, and what follows fits nowhere: ways multiply."""
     words = [Word("sil", i / 10, i / 10 + 0.1) for i in range(3_000)]
