@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, KERNELS = "tolktrain", "tolktrain_kernels"
 
-_MODULES = ("compiler", "errors", "imports", "pinned", "streaming", "torch_compat", "vocabulary")
+_MODULES = ("errors", "vocabulary")
 Layers = Mapping[str, tuple[str, ...]]  # from the highest to the lowest
 Forbidden = Mapping[tuple[str, str], str]
 Graph = Mapping[str, frozenset[str]]
@@ -34,6 +34,7 @@ LAYERS: Layers = {
         "cluster.watch",
         "config",
         "files",
+        "libraries",
         *_MODULES,
     ),
 }

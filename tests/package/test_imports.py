@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from tolktrain.imports import deferred
+from tolktrain.libraries.imports import deferred
 
 Write = Callable[..., ModuleType]
 
@@ -31,7 +31,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     yield write
     for name in [name for name in sys.modules if name.split(".")[0] in ("heavy", "user_of_heavy")]:
         del sys.modules[name]
-    assert not [finder for finder in sys.meta_path if type(finder).__module__ == "tolktrain.imports"]
+    assert not [finder for finder in sys.meta_path if type(finder).__module__ == "tolktrain.libraries.imports"]
 
 
 def is_loaded() -> bool:
@@ -122,7 +122,7 @@ def test_real_libraries_are_whole_after_ours_were_imported(repository: Path, tmp
 @pytest.mark.parametrize(
     ("library", "door"),
     [
-        ("streaming", "streaming.py"),
+        ("streaming", "libraries/streaming.py"),
         ("megatron", "parallel/megatron.py"),
         ("tensorboard", "train/callbacks/trackers.py"),
     ],

@@ -5,13 +5,18 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tolktrain.data.streaming_compat import STREAMING
+from tolktrain.libraries.streaming_compat import STREAMING
+from tolktrain.libraries.torch_compat import TORCH
 from tolktrain.parallel.megatron_compat import MEGATRON
-from tolktrain.torch_compat import TORCH
 from tolktrain.train.deepspeed.compat import DEEPSPEED
 
 ROOT = Path(__file__).parents[2]
-USERS = ("compiler.py", "data/streaming_compat.py", "torch_compat.py", "train/deepspeed/compat.py")
+USERS = (
+    "libraries/compiler.py",
+    "libraries/streaming_compat.py",
+    "libraries/torch_compat.py",
+    "train/deepspeed/compat.py",
+)
 TABLE = (*DEEPSPEED, *MEGATRON, *STREAMING, *TORCH)
 LISTED = {name for entry in TABLE for name in (entry.attribute, *re.split(r"[.:]", entry.owner))}
 DOCUMENTED = {

@@ -1,6 +1,6 @@
 """DeepSpeed still has what we use of it."""
 
-from tolktrain.pinned import changes
+from tolktrain.libraries.pinned import changes
 from tolktrain.train.deepspeed.compat import DEEPSPEED
 from tolktrain.train.process import import_deepspeed
 

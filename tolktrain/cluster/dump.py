@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tolktrain.torch_compat import ranks_of_groups, recorded_collectives
+from tolktrain.libraries.torch_compat import ranks_of_groups, recorded_collectives
 
 RECORDED_COLLECTIVES = "400"  # kept by torch's flight recorder; they are told once, so more would only take longer
 _COLLECTIVES_SHOWN = 3  # of each process group

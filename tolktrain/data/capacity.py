@@ -17,8 +17,8 @@ from tolktrain.data.mixture import MixturePlan, data_world, epoch_multiple
 from tolktrain.data.order import id_type
 from tolktrain.data.shared_memory import shared_memory_folder
 from tolktrain.errors import UserError
+from tolktrain.libraries.streaming import bytes_to_int
 from tolktrain.parallel.collectives import on_each_node, on_this_node
-from tolktrain.streaming import bytes_to_int
 
 logger = logging.getLogger(__name__)
 

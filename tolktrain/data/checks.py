@@ -17,9 +17,9 @@ from tolktrain.data.records import DatasetInfo, columns_of
 from tolktrain.data.strategies import STRATEGIES, require_modalities
 from tolktrain.errors import UserError
 from tolktrain.files.reading import file_sha256
+from tolktrain.libraries.streaming import get_hash
 from tolktrain.parallel.collectives import on_each_node, told_by_all
 from tolktrain.storage.retries import RetryPolicy
-from tolktrain.streaming import get_hash
 from tolktrain.units.load import describe_speech_tokenizer
 from tolktrain.vocabulary import Vocabulary
 

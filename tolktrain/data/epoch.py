@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from tolktrain.data.order import EpochOrder, Ids, Numbers
-from tolktrain.data.streaming_compat import exchanged
 from tolktrain.errors import UserError
-from tolktrain.streaming import World, dataset
+from tolktrain.libraries.streaming import World, dataset
+from tolktrain.libraries.streaming_compat import exchanged
 
 
 def canonical_nodes_of(data_rank: int, world: World, num_canonical_nodes: int) -> set[int]:

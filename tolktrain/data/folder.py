@@ -23,12 +23,12 @@ from tolktrain.data.unpacking import unpack
 from tolktrain.errors import UserError
 from tolktrain.files.bounded import DamagedError
 from tolktrain.files.reading import DESCRIPTION_BYTES, open_regular, parse_json, read_bytes
+from tolktrain.libraries.streaming import FileInfo, Stream, World, get_hash
 from tolktrain.storage.base import Source
 from tolktrain.storage.errors import StorageError
 from tolktrain.storage.folder import TEMPORARY_PREFIX, explained
 from tolktrain.storage.open import open_source, open_storage
 from tolktrain.storage.retries import RetryPolicy
-from tolktrain.streaming import FileInfo, Stream, World, get_hash
 
 logger = logging.getLogger(__name__)
 

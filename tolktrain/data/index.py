@@ -22,7 +22,7 @@ from tolktrain.errors import UserError
 from tolktrain.files.names import all_inside, check_name
 from tolktrain.files.printable import printable
 from tolktrain.files.reading import is_count, parse_json, read_text
-from tolktrain.streaming import FileInfo, MDSReader, NDArray, Str, get_hashes, is_compression
+from tolktrain.libraries.streaming import FileInfo, MDSReader, NDArray, Str, get_hashes, is_compression
 
 INDEX_FILE = "index.json"
 LARGEST_INDEX = 1 << 28

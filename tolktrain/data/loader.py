@@ -23,7 +23,7 @@ from tolktrain.data.sharing import read_indexes
 from tolktrain.data.skipping import SkippedSteps
 from tolktrain.data.strategies import build_sequence
 from tolktrain.errors import UserError
-from tolktrain.torch_compat import end_loader_processes, loader_processes
+from tolktrain.libraries.torch_compat import end_loader_processes, loader_processes
 from tolktrain.vocabulary import Vocabulary
 
 PREFETCHED_BATCHES = 4

@@ -28,11 +28,11 @@ from tolktrain.data.sequences import sequence_rng
 from tolktrain.data.shared_memory import block_path, own_names, remove_lock_files
 from tolktrain.data.sharing import read_indexes
 from tolktrain.data.strategies import STRATEGIES
-from tolktrain.data.streaming_compat import end_threads, free_shared_memory, give_back_shard
 from tolktrain.errors import UserError
+from tolktrain.libraries.streaming import EPOCH_DATA, StreamingDataset, World, _Iterator, _ShardState, bytes_to_int
+from tolktrain.libraries.streaming_compat import end_threads, free_shared_memory, give_back_shard
 from tolktrain.parallel.collectives import on_each_node, on_this_node
 from tolktrain.storage.retries import RetryPolicy
-from tolktrain.streaming import EPOCH_DATA, StreamingDataset, World, _Iterator, _ShardState, bytes_to_int
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tolktrain.data.streaming_compat import exchanged
 from tolktrain.errors import UserError
 from tolktrain.files.shared import exclusive, is_own_folder
-from tolktrain.parallel.collectives import together, told_by_all
-from tolktrain.streaming import (
+from tolktrain.libraries.streaming import (
     LOCALS,
     SHM_TO_CLEAN,
     SharedMemory,
@@ -29,6 +27,8 @@ from tolktrain.streaming import (
     _unpack_locals,
     dataset,
 )
+from tolktrain.libraries.streaming_compat import exchanged
+from tolktrain.parallel.collectives import together, told_by_all
 
 _FOLDER = Path("/dev/shm")
 # Beside the blocks stands a folder of this user's for the library's lock files, which it would put into TMPDIR.

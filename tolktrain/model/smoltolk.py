@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tolktrain.libraries.torch_compat import forget_compiled_variants
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier, pack_carrier, unpack_carrier
 from tolktrain.model.embedding import Embedding
@@ -20,7 +21,6 @@ from tolktrain.model.parts import model_parts
 from tolktrain.model.pooling import POOLING_MODES, LayerPooling
 from tolktrain.model.transformer import Block, megatron_config
 from tolktrain.parallel.layout import Layout, initialize
-from tolktrain.torch_compat import forget_compiled_variants
 from tolktrain_kernels.backend import Kernels
 from tolktrain_kernels.speech_adapter import place_rows
 

@@ -8,8 +8,8 @@ used here: FSDP, optimizers, inference and with them TensorBoard, sympy and torc
 import logging
 import warnings
 
-from tolktrain.compiler import compiling_later
-from tolktrain.imports import deferred
+from tolktrain.libraries.compiler import compiling_later
+from tolktrain.libraries.imports import deferred
 
 _UNUSED = (
     "megatron.core.distributed",

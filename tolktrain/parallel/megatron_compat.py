@@ -1,7 +1,7 @@
 """What we use of megatron-core beyond its documented layers: names, parameters and attributes that a release may
 change. `parallel.megatron` is the way in; this is what a test compares with the installed version."""
 
-from tolktrain.pinned import Pinned
+from tolktrain.libraries.pinned import Pinned
 
 _STATE = "megatron.core.parallel_state"
 _REGIONS = "megatron.core.tensor_parallel"

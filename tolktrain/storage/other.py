@@ -4,11 +4,11 @@ import tempfile
 from pathlib import Path
 
 from tolktrain.files.bounded import Bounded, copy_into
+from tolktrain.libraries.streaming import CloudDownloader
 from tolktrain.storage.address import Address
 from tolktrain.storage.client import Reader
 from tolktrain.storage.errors import ClientErrors, StorageError
 from tolktrain.storage.retries import RetryPolicy
-from tolktrain.streaming import CloudDownloader
 
 
 class OtherReader(Reader):

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tolktrain.compiler import spare_optimizers
 from tolktrain.config.training import OptimizerConfig, ScheduleConfig, StageConfig
+from tolktrain.libraries.compiler import spare_optimizers
 from tolktrain.model.parameter_layout import ParameterView
 
 

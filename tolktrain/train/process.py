@@ -15,10 +15,10 @@ import torch
 
 from tolktrain.cluster.dump import DumpFile
 from tolktrain.cluster.progress import Progress
-from tolktrain.compiler import compiling_later
 from tolktrain.files.printable import PrintableFormatter, printable
 from tolktrain.files.writing import AppendedFile
-from tolktrain.imports import deferred
+from tolktrain.libraries.compiler import compiling_later
+from tolktrain.libraries.imports import deferred
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.compat import forget_modules, without_shared_memory_collectives
 

@@ -103,7 +103,7 @@ class ShardWriter:
         shard_bytes: int = SHARD_BYTES,
         compression: str | None = COMPRESSION,
     ) -> None:
-        from tolktrain.streaming import MDSWriter
+        from tolktrain.libraries.streaming import MDSWriter
 
         self.folder = folder
         self.counts = Counts()

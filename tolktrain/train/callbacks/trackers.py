@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from tolktrain.config import Config
 from tolktrain.errors import UserError
 from tolktrain.files.writing import AppendedFile, replace_file
-from tolktrain.imports import deferred
+from tolktrain.libraries.imports import deferred
 from tolktrain.runs.metrics import Line, MetricsFile
 from tolktrain.runs.paths import RunPaths
 from tolktrain.train.callbacks.base import NoCallback

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tolktrain.libraries.pinned import Pinned
 from tolktrain.parallel.layout import Layout
-from tolktrain.pinned import Pinned
 
 _ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
 _PIPELINE_ENGINE = "deepspeed.runtime.pipe.engine:PipelineEngine"

@@ -1,7 +1,7 @@
 """mosaicml-streaming still has what we use of it."""
 
-from tolktrain.data.streaming_compat import STREAMING
-from tolktrain.pinned import changes
+from tolktrain.libraries.pinned import changes
+from tolktrain.libraries.streaming_compat import STREAMING
 
 
 def test_streaming_has_what_is_used_of_it() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from tolktrain.pinned import Pinned
+from tolktrain.libraries.pinned import Pinned
 
 _LOADER = "torch.utils.data.dataloader:_MultiProcessingDataLoaderIter"
 _PLANNER, _STORAGE = "torch.distributed.checkpoint.planner", "torch.distributed.checkpoint.storage"

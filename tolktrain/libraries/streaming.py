@@ -5,7 +5,7 @@ sets, and so transformers, torchvision and scikit-learn: 3 s and 280 MB that tra
 undocumented in the library and used by us is listed here too.
 """
 
-from tolktrain.imports import deferred
+from tolktrain.libraries.imports import deferred
 
 with deferred("streaming.multimodal", "streaming.text", "streaming.vision", "transformers"):
     from streaming import MDSWriter, Stream, StreamingDataset

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tolktrain.compiler import compiling_later, spare_optimizers
+from tolktrain.libraries.compiler import compiling_later, spare_optimizers
 
 
 def is_imported() -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tolktrain.compiler import compiling_later, spare_optimizers
+from tolktrain.libraries.compiler import compiling_later, spare_optimizers
 
 CASES = Path(__file__).parent / "compiler_cases.py"
 

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tolktrain.pinned import Pinned
+from tolktrain.libraries.pinned import Pinned
 
 _DATASET = "streaming.base.dataset:StreamingDataset"
 _ITERATOR = "streaming.base.dataset:_Iterator"

@@ -1,7 +1,7 @@
 """PyTorch still has what we use of it."""
 
-from tolktrain.pinned import changes
-from tolktrain.torch_compat import TORCH
+from tolktrain.libraries.pinned import changes
+from tolktrain.libraries.torch_compat import TORCH
 
 
 def test_torch_has_what_is_used_of_it() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tolktrain.pinned import Pinned, changes
+from tolktrain.libraries.pinned import Pinned, changes
 
 
 class Owner:
