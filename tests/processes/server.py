@@ -63,6 +63,7 @@ def preload() -> None:
 
     import tolktrain.checkpoint.writer  # else imported by the first save of each process
     import tolktrain.cli
+    import tolktrain.prepare.job.pipeline
     import tolktrain.train.run  # noqa: F401
     from tolktrain.train.process import import_deepspeed
 
@@ -81,7 +82,7 @@ def serve(listener: socket.socket, given: Environ) -> Callable[[], object]:
     `given` are the variables with which this process was started.
     """
     while True:
-        ready, _, _ = select.select([listener, 0], [], [])
+        ready = readable(listener, 0)
         if 0 in ready:
             os._exit(0)
         connection, _ = listener.accept()
@@ -146,7 +147,7 @@ def watch(pid: int, connection: socket.socket) -> NoReturn:
         connection.send(json.dumps({"pid": pid}).encode())
     ended = os.pidfd_open(pid)
     while True:
-        ready, _, _ = select.select([ended, connection, 0], [], [])
+        ready = readable(ended, connection, 0)
         if ended in ready:
             break
         received = b""
@@ -160,6 +161,12 @@ def watch(pid: int, connection: socket.socket) -> NoReturn:
     with contextlib.suppress(OSError):
         connection.send(json.dumps({"code": os.waitstatus_to_exitcode(status)}).encode())
     os._exit(0)
+
+
+def readable(*sources: int | socket.socket) -> list[int | socket.socket]:
+    """Which of them can be read from, once one can."""
+    ready: list[int | socket.socket] = select.select(sources, [], [])[0]
+    return ready
 
 
 def refusal(environ: Environ, given: Environ) -> str:

@@ -45,7 +45,7 @@ ENDS = {
 
 def fresh(*arguments: str | Path, **options: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -92,7 +92,7 @@ class Run:
                 environ = {name: str(value) for name, value in place.items()}
                 environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
             mortal = str(kill_at or 0) if number == rank else "0"
-            command = (HERE / "mortal_rank.py", mortal, self.folder, *self.arguments)
+            command: list[str | Path] = [HERE / "mortal_rank.py", mortal, self.folder, *self.arguments]
             variables = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **environ}
             started.append(self._warm.start(*command, environ=variables, log=self.log, new_session=True))
         return started
