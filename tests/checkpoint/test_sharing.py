@@ -1,6 +1,5 @@
 """Neighbours that share a file: the same tensors in fewer files, readable by all who could read them before."""
 
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import safe_open
 sys.path.insert(0, str(Path(__file__).parent))
 
 import file_ranks
+from warm import Warm
 
 from tolktrain.checkpoint.manifest import verify
 from tolktrain.checkpoint.reader import CheckpointReader
@@ -26,11 +26,10 @@ RANKS = 8
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def saved(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Checkpoints that eight ranks have written, by the most files that they were to have."""
     folder = tmp_path_factory.mktemp("files")
-    command = [sys.executable, file_ranks.__file__, str(folder), str(RANKS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = warm.run(file_ranks.__file__, folder, str(RANKS))
     assert done.returncode == 0, done.stderr[-5000:]
     folders = {most: folder / str(most) / "checkpoints" for most in (*file_ranks.MOST_FILES, 0)}
     return {most: CheckpointStore(checkpoints).newest_first()[0] for most, checkpoints in folders.items()}

@@ -1,11 +1,13 @@
 """Forks ranks that start like a training, use all their groups, and save; each tells how many sockets it then has.
 
-Usage: socket_ranks.py FOLDER LAYOUT ..., with layouts such as 8x2x2: ranks, tensor size, pipeline size. What each rank
-has goes to FOLDER/<layout>/rank-<n>.json. No rank imports anything: this process has done it for all.
+Usage: socket_ranks.py LIMIT FOLDER LAYOUT ..., with a soft limit of open files that is too low, as a job may have, and
+layouts such as 8x2x2: ranks, tensor size, pipeline size. What each rank has goes to
+FOLDER/<layout>/rank-<n>.json. No rank imports anything: this process has done it for all.
 """
 
 import json
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -34,8 +36,9 @@ NUM_STEPS = 3
 def main() -> None:
     """One layout after the other."""
     torch.set_num_threads(1)
-    for name in sys.argv[2:]:
-        folder = Path(sys.argv[1]) / name
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    for name in sys.argv[3:]:
+        folder = Path(sys.argv[2]) / name
         folder.mkdir()
         num_ranks, tensor, pipeline = map(int, name.split("x"))
         run_layout(folder, num_ranks, tensor, pipeline)

@@ -1,10 +1,9 @@
 """Which ranks are of one node, however a launcher deals them out, and what they hear of one that failed."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 from tolktrain.errors import UserError
 from tolktrain.parallel.collectives import first_ranks
@@ -61,9 +60,7 @@ if child:
 
 
 @pytest.mark.parametrize("kind", ["input", "machine"])
-def test_all_ranks_know_whether_the_machine_or_the_input_is_at_fault(tmp_path: Path, kind: str) -> None:
-    told = subprocess.run(
-        [sys.executable, "-c", _RANKS, str(tmp_path / "store"), kind], capture_output=True, text=True, timeout=300
-    )
+def test_all_ranks_know_whether_the_machine_or_the_input_is_at_fault(warm: Warm, tmp_path: Path, kind: str) -> None:
+    told = warm.run("-c", _RANKS, tmp_path / "store", kind)
     expected = [f"{rank} {kind == 'machine'} the disk is full" for rank in (0, 0, 1, 1)]
     assert sorted(told.stdout.splitlines()) == expected, told.stderr

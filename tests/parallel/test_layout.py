@@ -1,12 +1,12 @@
 """The layout in one process, under torchrun's variables, and what is refused."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
+from warm import Warm, wait_for_all
 
 from tolktrain.errors import UserError
 from tolktrain.parallel import layout
@@ -68,22 +68,13 @@ def test_a_single_process_needs_nothing_and_says_nothing() -> None:
     assert "not installed" not in done.stderr
 
 
-@pytest.mark.slow
-def test_two_replicas_under_torchrun_variables() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", REPLICA], env=environment(RANK=r, LOCAL_RANK=r, **shared)) for r in "01"
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+def test_two_replicas_under_torchrun_variables(warm: Warm) -> None:
+    ranks = warm.start_ranks(2, "-c", REPLICA)
+    assert wait_for_all(ranks, 120) == [0, 0], [rank.errors for rank in ranks]
 
 
-def test_groups_are_deepspeeds_for_every_rank_of_many_layouts() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", EVERY_RANK], env=environment(), capture_output=True, text=True, timeout=300
-    )
+def test_groups_are_deepspeeds_for_every_rank_of_many_layouts(warm: Warm) -> None:
+    done = warm.run("-c", EVERY_RANK)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["8", "12"]
 

@@ -1,7 +1,6 @@
 """How many sockets a rank has does not grow with their number, and the limit of open files is seen to."""
 
 import json
-import resource
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from warm import Warm
 
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.open_files import needed_files
@@ -50,16 +50,11 @@ if rank == 0:
 
 
 @pytest.fixture(scope="module")
-def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, int]]]:
+def counts(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, int]]]:
     """What each rank has open, by layout. They start with a soft limit that is too low, as a job may."""
     folder, script = tmp_path_factory.mktemp("sockets"), Path(__file__).parent / "socket_ranks.py"
     layouts = [*(f"{size}x1x1" for size in SIZES), "8x2x2"]
-
-    def lower() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (LOW, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-
-    command = [sys.executable, str(script), str(folder), *layouts]
-    done = subprocess.run(command, preexec_fn=lower, capture_output=True, text=True, timeout=500)
+    done = warm.run(script, str(LOW), folder, *layouts, timeout=500)
     assert done.returncode == 0, done.stderr[-5000:]
     return {
         layout: [
@@ -107,11 +102,10 @@ def test_torchruns_agent_keeps_the_rendezvous_itself(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_late_for_the_first_contact_is_waited_for() -> None:
+def test_a_rank_that_is_late_for_the_first_contact_is_waited_for(warm: Warm) -> None:
     """The connection is made then. A dead one may not be noticed here: that is what the watch is for."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    command = [sys.executable, "-c", FIRST_CONTACT, port]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = warm.run("-c", FIRST_CONTACT, port)
     assert done.stdout.splitlines() == ["together: 2.0"] * 2, done.stderr[-3000:]

@@ -4,7 +4,7 @@ Usage: server.py SOCKET. It ends with its standard input. `warm.py` starts it; t
 
 Per connection, one process. It is sent what to run, as JSON, with three descriptors for standard input, output, error:
     {"arguments": [...], "environ": {...}, "folder": current one, "ignored": signal numbers, "new_session": bool}
-`arguments` are the interpreter's: a script with its arguments, or -m, a module and its arguments. The answers are
+`arguments` are the interpreter's: a script, or -m and a module, or -c and code, with arguments of its own. Answers are
 {"pid": n}, and after its end {"code": n}, negative for a signal; or {"refused": why}. Each byte that is sent later is a
 signal for the process, and the end of the connection is SIGKILL.
 
@@ -36,20 +36,8 @@ from typing import Any, BinaryIO, NoReturn, TextIO, cast
 MESSAGE_BYTES = 1 << 17
 PADDING = "WARM_PADDING"  # makes room in /proc/self/environ for those of processes
 # Variables that are read when libraries are imported, which is before a process gets its own.
-READ_BY_IMPORTS = (
-    "CUDA_",
-    "DS_",
-    "HF_",
-    "HOME",
-    "LD_",
-    "MKL_",
-    "OMP_",
-    "OPENBLAS_",
-    "PYTHON",
-    "TORCH_",
-    "TRITON_INTERPRET",
-)
-READ_LATER = {"PYTHONUNBUFFERED", "TORCH_GLOO_LAZY_INIT"}  # the first by this file
+READ_BY_IMPORTS = ("DS_", "HF_", "HOME", "LD_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "TORCH_LOGS", "TRITON_INTERPRET")
+READ_LATER = {"PYTHONUNBUFFERED"}  # by this file
 _NAMESPACES = {"mnt": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "net": 0x40000000, "pid": 0x20000000}
 
 Order = dict[str, Any]
@@ -211,6 +199,9 @@ def become(order: Order, streams: list[int]) -> Callable[[], object]:
     if first == "-m":
         sys.argv, sys.path[0] = rest, order["folder"]
         return partial(runpy.run_module, rest[0], run_name="__main__", alter_sys=True)
+    if first == "-c":
+        sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
+        return partial(exec, rest[0], {"__name__": "__main__"})
     sys.argv, sys.path[0] = [first, *rest], str(Path(first).parent)
     return partial(runpy.run_path, first, run_name="__main__")
 

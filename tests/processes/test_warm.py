@@ -99,6 +99,13 @@ def test_what_imports_have_read_cannot_be_chosen_later(warm: Warm, tmp_path: Pat
         warm.start(tmp_path / "script.py", environ={**os.environ, name: "7"})
 
 
+def test_what_our_own_code_sets_before_imports_is_no_other_value(warm: Warm) -> None:
+    """Tests that train in their own process leave these for the processes that later ones start."""
+    set_by_training = {"DS_ACCELERATOR": "cpu", "CUDA_DEVICE_MAX_CONNECTIONS": "1", "TORCH_GLOO_LAZY_INIT": "1"}
+    process = warm.start("-c", "import os; print(os.environ['DS_ACCELERATOR'])", environ=os.environ | set_by_training)
+    assert process.wait(60) == 0 and process.output == "cpu\n"
+
+
 STOPPED_BY_SIGNAL = """
 import os, signal, sys, time
 signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))

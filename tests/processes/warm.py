@@ -111,7 +111,7 @@ class Warm:
         log: Path | None = None,
         new_session: bool = False,
     ) -> WarmProcess:
-        """Start a script with arguments, or -m, a module and arguments.
+        """Start a script, or -m and a module, or -c and code, with arguments of its own.
 
         `environ` are all its variables, as those of this process if None. `log` is a file that gets both its output and
         its errors, after what there is.
@@ -136,6 +136,15 @@ class Warm:
         assert "pid" in answer, answer
         return WarmProcess(connection, answer["pid"], output, errors)
 
+    def run(self, *arguments: str | Path, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
+        """Start a process and wait for its end."""
+        process = self.start(*arguments)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(arguments, code, process.output, process.errors)
+
     def start_ranks(
         self,
         num_ranks: int,
@@ -147,9 +156,10 @@ class Warm:
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
         group = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
-        group |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), **(os.environ if environ is None else environ)}
+        group |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        shared = {**(os.environ if environ is None else environ), **group}
         return [
-            self.start(*arguments, environ={**group, "RANK": str(rank), "LOCAL_RANK": str(rank)}, folder=folder)
+            self.start(*arguments, environ={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, folder=folder)
             for rank in range(num_ranks)
         ]
 

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy
 from s3_server import S3Server
+from warm import Warm
 
 from tolktrain.checkpoint.manifest import digest_files, verify, write_manifest
 from tolktrain.errors import UserError
@@ -90,14 +89,14 @@ def test_files_that_are_there_stay_and_a_damaged_checkpoint_is_set_aside(copies:
 
 @pytest.mark.slow
 def test_an_upload_that_is_killed_is_no_checkpoint(
-    bucket: str, fault_proxy: FaultProxy, tmp_path: Path, s3_server: S3Server
+    warm: Warm, bucket: str, fault_proxy: FaultProxy, tmp_path: Path, s3_server: S3Server
 ) -> None:
     storage = open_storage(f"{bucket}/run", BRIEF)
     copy(storage, write(tmp_path / "run", 5))
     newer = write(tmp_path / "run", 10)
     fault_proxy.add("stall", path="*/step-00000010-*/first_moments/shard-2.safetensors", method="PUT", seconds=60)
     script = Path(__file__).with_name("bucket_uploader.py")
-    process = subprocess.Popen([sys.executable, str(script), f"{bucket}/run", str(newer)])
+    process = warm.start(script, f"{bucket}/run", newer)
     try:
         deadline = time.monotonic() + 120
         while not fault_proxy.requested("PUT */first_moments/shard-2.safetensors") > 1:
