@@ -21,7 +21,7 @@ ALL = [Candidate(step, True, metric) for step, metric in ((100, 3.0), (200, 1.0)
         (Retention(last=1, best=3), {200, 300, 500}),
         (Retention(last=2, every_steps=300, best=2), {200, 300, 400, 500}),
     ],
-    ids=str,
+    ids=lambda value: "-".join(map(str, sorted(value))) if isinstance(value, set) else str(value),
 )
 def test_newest_regular_and_best(retention: Retention, kept: set[int]) -> None:
     assert choose_kept(ALL, retention) == kept
