@@ -17,7 +17,7 @@ class Kernels:
     """What computes. The defaults run everywhere."""
 
     backend: Backend = "torch"
-    attention: Attention = "padded"  # inside runs of speech, see `run_attention`
+    attention: Attention = "padded"  # inside runs of speech, see `segment_attention`
 
 
 def choose_backend(requested: str, device_type: str) -> tuple[Backend, str]:

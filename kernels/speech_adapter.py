@@ -17,8 +17,8 @@ from tolktrain_kernels.backend import Backend
 
 
 @dataclass(frozen=True)
-class SpeechRuns:
-    """Where the speech of a batch lies: N positions in R runs, ordered by run. Made on the host by `pack_runs`.
+class SpeechSegments:
+    """Where the speech of a batch lies: N positions in R runs, ordered by run. Made on the host by `pack_segments`.
 
     Row t * B + b of the time-major, flattened hidden states [T * B, D] is position t of sequence b.
     """
@@ -28,7 +28,7 @@ class SpeechRuns:
     places: Tensor  # [T * B] int32: where in the packed order each row is, -1 where it is text
     cu_seqlens: Tensor  # [R + 1] int32: where each run begins in the packed order, and N
     scatter: Tensor  # [N] int64: its place run * max_run + offset in the padded buffer [R * max_run]
-    max_run: int  # length of the longest run, 0 without speech
+    max_segment: int  # length of the longest run, 0 without speech
 
     @property
     def num_positions(self) -> int:
@@ -36,30 +36,30 @@ class SpeechRuns:
         return self.rows.shape[0]
 
     @property
-    def num_runs(self) -> int:
+    def num_segments(self) -> int:
         """Runs of speech in the batch (R)."""
         return self.cu_seqlens.shape[0] - 1
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "SpeechRuns":
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "SpeechSegments":
         """The same runs with their tensors on another device."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> "SpeechRuns":
+    def pin_memory(self) -> "SpeechSegments":
         """The same runs in page-locked memory, from where a GPU fetches them without waiting."""
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
-    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "SpeechRuns":
-        return SpeechRuns(
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "SpeechSegments":
+        return SpeechSegments(
             rows=change(self.rows),
             positions=change(self.positions),
             places=change(self.places),
             cu_seqlens=change(self.cu_seqlens),
             scatter=change(self.scatter),
-            max_run=self.max_run,
+            max_segment=self.max_segment,
         )
 
 
-def pack_runs(speech_in: np.ndarray | Tensor) -> SpeechRuns:
+def pack_segments(speech_in: np.ndarray | Tensor) -> SpeechSegments:
     """Find the runs of speech in a batch.
 
     Args:
@@ -77,17 +77,17 @@ def pack_runs(speech_in: np.ndarray | Tensor) -> SpeechRuns:
     begins = np.flatnonzero(is_start)
     boundaries = np.append(begins, run.size)
     offset = np.arange(run.size) - begins[run]
-    max_run = int(np.diff(boundaries).max()) if begins.size else 0
+    max_segment = int(np.diff(boundaries).max()) if begins.size else 0
     rows = position * num_sequences + sequence
     places = np.full(mask.size, -1, dtype=np.int32)
     places[rows] = np.arange(rows.size)
-    return SpeechRuns(
+    return SpeechSegments(
         rows=torch.from_numpy(rows),
         positions=torch.from_numpy(position),
         places=torch.from_numpy(places),
         cu_seqlens=torch.from_numpy(boundaries.astype(np.int32)),
-        scatter=torch.from_numpy(run * max_run + offset),
-        max_run=max_run,
+        scatter=torch.from_numpy(run * max_segment + offset),
+        max_segment=max_segment,
     )
 
 
@@ -151,7 +151,7 @@ def replace_rows(base: Tensor, rows: Tensor, source: Tensor) -> Tensor:
 
 def embed_tokens(
     tokens: Tensor,
-    runs: SpeechRuns,
+    segments: SpeechSegments,
     text_table: Tensor,
     speech_tables: Sequence[Tensor],
     num_packed: int,
@@ -168,29 +168,29 @@ def embed_tokens(
         backend: which kernels do it, as `backend.choose_backend` says.
 
     Returns:
-        Embeddings [M, D], and those of the speech positions in the order of `runs` [num_packed, D].
+        Embeddings [M, D], and those of the speech positions in the order of `segments` [num_packed, D].
     """
     if backend == "triton":
         from tolktrain_kernels.speech_adapter_triton import embed
 
-        return embed(tokens, runs, text_table, speech_tables, num_packed)
+        return embed(tokens, segments, text_table, speech_tables, num_packed)
     # A speech id may lie outside the text table, so it is looked up as 0 there and then replaced.
-    text = functional.embedding(tokens[:, 0].where(runs.places < 0, 0), text_table)
-    ids = tokens.index_select(0, runs.rows)
+    text = functional.embedding(tokens[:, 0].where(segments.places < 0, 0), text_table)
+    ids = tokens.index_select(0, segments.rows)
     parts = [functional.embedding(ids[:, codebook], table) for codebook, table in enumerate(speech_tables)]
     speech = functools.reduce(torch.add, parts)
-    return replace_rows(text, runs.rows, speech), functional.pad(speech, (0, 0, 0, num_packed - len(speech)))
+    return replace_rows(text, segments.rows, speech), functional.pad(speech, (0, 0, 0, num_packed - len(speech)))
 
 
 def merge_speech(
-    hidden: Tensor, runs: SpeechRuns, packed: Tensor, update: Tensor, backend: Backend = "torch"
+    hidden: Tensor, segments: SpeechSegments, packed: Tensor, update: Tensor, backend: Backend = "torch"
 ) -> Tensor:
     """The last addition of the adapter's last layer, written back among the text.
 
     Args:
         hidden: [M, D], time-major rows.
         runs: of the same rows.
-        packed, update: [N or more, D], in the order of `runs`.
+        packed, update: [N or more, D], in the order of `segments`.
         backend: as in `embed_tokens`.
 
     Returns:
@@ -199,8 +199,8 @@ def merge_speech(
     if backend == "triton":
         from tolktrain_kernels.speech_adapter_triton import merge
 
-        return merge(hidden, runs, packed, update)
-    return replace_rows(hidden, runs.rows, (packed + update)[: runs.num_positions])
+        return merge(hidden, segments, packed, update)
+    return replace_rows(hidden, segments.rows, (packed + update)[: segments.num_positions])
 
 
 class _SelectColumns(torch.autograd.Function):

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tolktrain_kernels.rows import address_table, aligned_rows
-from tolktrain_kernels.speech_adapter import SpeechRuns
+from tolktrain_kernels.speech_adapter import SpeechSegments
 
 
 @triton.jit
@@ -112,34 +112,34 @@ def split_kernel(
 
 
 def embed(
-    tokens: Tensor, runs: SpeechRuns, text_table: Tensor, speech_tables: Sequence[Tensor], num_packed: int
+    tokens: Tensor, segments: SpeechSegments, text_table: Tensor, speech_tables: Sequence[Tensor], num_packed: int
 ) -> tuple[Tensor, Tensor]:
     """`speech_adapter.embed_tokens` in Triton. All tables are of one type."""
-    found: tuple[Tensor, Tensor] = _Embed.apply(tokens, runs, num_packed, text_table, *speech_tables)
+    found: tuple[Tensor, Tensor] = _Embed.apply(tokens, segments, num_packed, text_table, *speech_tables)
     return found
 
 
-def merge(hidden: Tensor, runs: SpeechRuns, packed: Tensor, update: Tensor) -> Tensor:
+def merge(hidden: Tensor, segments: SpeechSegments, packed: Tensor, update: Tensor) -> Tensor:
     """`speech_adapter.merge_speech` in Triton. All states are of one type."""
-    merged: Tensor = _Merge.apply(hidden, runs, packed, update)
+    merged: Tensor = _Merge.apply(hidden, segments, packed, update)
     return merged
 
 
 class _Embed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, tokens: Tensor, runs: SpeechRuns, num_packed: int, text_table: Tensor, *speech_tables: Tensor
+        ctx: Any, tokens: Tensor, segments: SpeechSegments, num_packed: int, text_table: Tensor, *speech_tables: Tensor
     ) -> tuple[Tensor, Tensor]:
         tables = [aligned_rows(table) for table in speech_tables]
         num_rows, width = len(tokens), text_table.shape[1]
         hidden = text_table.new_empty(num_rows, width)
         packed = text_table.new_empty(num_packed, width)
-        packed[runs.num_positions :].zero_()
+        packed[segments.num_positions :].zero_()
         if num_rows:
             with torch.cuda.device_of(hidden):
                 embed_kernel[(num_rows,)](
                     tokens.contiguous(),
-                    runs.places,
+                    segments.places,
                     aligned_rows(text_table),
                     address_table(tables),
                     hidden,
@@ -147,7 +147,7 @@ class _Embed(torch.autograd.Function):
                     CODEBOOKS=len(tables),
                     **launch_options(width),
                 )
-        ctx.save_for_backward(tokens, runs.places, runs.rows)
+        ctx.save_for_backward(tokens, segments.places, segments.rows)
         ctx.sizes = (len(text_table), [len(table) for table in speech_tables])
         return hidden, packed
 
@@ -178,20 +178,20 @@ class _Embed(torch.autograd.Function):
 
 class _Merge(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, runs: SpeechRuns, packed: Tensor, update: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, segments: SpeechSegments, packed: Tensor, update: Tensor) -> Tensor:
         merged = torch.empty_like(hidden, memory_format=torch.contiguous_format)
         if len(hidden):
             with torch.cuda.device_of(hidden):
                 merge_kernel[(len(hidden),)](
-                    runs.places,
+                    segments.places,
                     aligned_rows(hidden),
                     aligned_rows(packed),
                     aligned_rows(update),
                     merged,
                     **launch_options(hidden.shape[1]),
                 )
-        ctx.save_for_backward(runs.places)
-        ctx.num_packed, ctx.num_positions = len(packed), runs.num_positions
+        ctx.save_for_backward(segments.places)
+        ctx.num_packed, ctx.num_positions = len(packed), segments.num_positions
         return merged
 
     @staticmethod

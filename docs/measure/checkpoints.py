@@ -109,7 +109,7 @@ def write(folder: Path, overrides: list[str]) -> None:
         saver.save(SETS + number + 1, memory, {**state, "step": SETS + number + 1, "adam_updates": engine.num_updates})
         alone.append(time.perf_counter() - started)
     if layout.rank == 0:
-        times.tell(plain, alone, memory, layout)
+        times.report(plain, alone, memory, layout)
 
 
 class Times:
@@ -145,7 +145,7 @@ class Times:
             time.sleep(0.005)
         self.writing.append(time.perf_counter() - started)
 
-    def tell(self, plain: list[float], alone: list[float], memory: Snapshot, layout: Layout) -> None:
+    def report(self, plain: list[float], alone: list[float], memory: Snapshot, layout: Layout) -> None:
         """Print the figures."""
         time.sleep(0.1)
         pause, writing, step = (statistics.median(values) for values in (self.pauses, self.writing, plain))
@@ -167,16 +167,16 @@ def _all(values: list[float]) -> str:
 def read(folder: Path, overrides: list[str]) -> None:
     """Resume, and watch the memory."""
     config, layout = configured(overrides)
-    newest = CheckpointStore(folder / "checkpoints").newest()
-    assert newest is not None
-    position = Position(newest, read_state(newest))
+    latest = CheckpointStore(folder / "checkpoints").latest()
+    assert latest is not None
+    position = Position(latest, read_state(latest))
     model_builder = ModelBuilder.of(config)
     warm_up(config, layout)
     stage = config.train.stages[-1]
     settings = ResolvedSettings.of(config, model_builder.architecture, layout)
 
     def resume() -> Engine:
-        model = model_builder.build(layout, newest, settings)
+        model = model_builder.build(layout, latest, settings)
         return model_builder.start(model, stage, layout, settings, position, is_inside=True)
 
     engine, before, peak, after = watched(resume)

@@ -20,13 +20,13 @@ from tolktrain_kernels.bench.pooling_check import entries
 from tolktrain_kernels.bench.reference_adapter import dense_mask
 from tolktrain_kernels.compilation import Build
 from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, rotate, swiglu
-from tolktrain_kernels.run_attention import run_attention
-from tolktrain_kernels.speech_adapter import SpeechRuns, gather_rows, merge_speech, pack_runs
+from tolktrain_kernels.segment_attention import segment_attention
+from tolktrain_kernels.speech_adapter import SpeechSegments, gather_rows, merge_speech, pack_segments
 
 EPS = 1e-5
 NUM_LAYERS = 2
 SPEECH_SHARE = 0.46  # of the positions, in the published recipe's interleaved data
-MEAN_RUN = 80  # positions of a run of speech: ten words
+MEAN_SEGMENT = 80  # positions of a run of speech: ten words
 NOTE = "Matrix products and attention dominate the time, so the share of copy means little."
 
 Provider = Callable[[Tensor, list["Layer"]], Tensor]
@@ -104,7 +104,7 @@ def _name(case: Case) -> str:
 
 
 def _measure_shape(plan: Plan, shape: Shape, dtype: torch.dtype) -> Iterator[Row]:
-    mask = random_mask(np.random.default_rng(0), (shape.batch_size, shape.length), SPEECH_SHARE, MEAN_RUN)
+    mask = random_mask(np.random.default_rng(0), (shape.batch_size, shape.length), SPEECH_SHARE, MEAN_SEGMENT)
     generator = torch.Generator(plan.device).manual_seed(0)
 
     def random(*size: int, scale: float = 1.0) -> Tensor:
@@ -152,14 +152,14 @@ def make_layer(shape: Shape, random: Callable[..., Tensor]) -> Layer:
 
 def providers(device: str, shape: Shape, mask: np.ndarray, dtype: torch.dtype) -> dict[str, Provider]:
     """The published form first; then packed runs with every attention that is present, and on a GPU our kernels."""
-    runs, speech_in = pack_runs(mask).to(device), torch.from_numpy(mask).to(device)
+    segments, speech_in = pack_segments(mask).to(device), torch.from_numpy(mask).to(device)
     found: dict[str, Provider] = {"published": partial(published_adapter, shape, speech_in)}
     backends: tuple[Backend, ...] = ("torch", "triton") if device == "cuda" else ("torch",)
     attentions = {"padded", choose_attention("auto", device, dtype, shape.head_dim)[0]}
     for backend in backends:
         for attention in sorted(attentions):
             kernels = Kernels(backend, attention)
-            found[f"packed, {backend}, {attention}"] = partial(packed_adapter, shape, runs, kernels)
+            found[f"packed, {backend}, {attention}"] = partial(packed_adapter, shape, segments, kernels)
     return found
 
 
@@ -181,13 +181,16 @@ def published_adapter(shape: Shape, speech_in: Tensor, hidden: Tensor, layers: l
     return torch.where(speech_in.t().unsqueeze(-1), states, hidden.view_as(states)).flatten(0, 1)
 
 
-def packed_adapter(shape: Shape, runs: SpeechRuns, kernels: Kernels, hidden: Tensor, layers: list[Layer]) -> Tensor:
+def packed_adapter(
+    shape: Shape, segments: SpeechSegments, kernels: Kernels, hidden: Tensor, layers: list[Layer]
+) -> Tensor:
     """The speech of [T * B, D] through the layers."""
     backend = kernels.backend
     cos, sin = (
-        angle.index_select(0, runs.positions) for angle in make_angles(shape.length, shape.head_dim, runs.rows.device)
+        angle.index_select(0, segments.positions)
+        for angle in make_angles(shape.length, shape.head_dim, segments.rows.device)
     )
-    states = gather_rows(hidden, runs.rows).unsqueeze(1)
+    states = gather_rows(hidden, segments.rows).unsqueeze(1)
     update = None
     for layer in layers:
         if update is None:
@@ -196,12 +199,12 @@ def packed_adapter(shape: Shape, runs: SpeechRuns, kernels: Kernels, hidden: Ten
             states, normed = add_rms_norm(states, update, layer.first_norm, EPS, backend)
         query, key, value = _heads(shape, functional.linear(normed, layer.qkv))
         query, key = rotate(query, cos, sin, backend), rotate(key, cos, sin, backend)
-        mixed = run_attention(query.squeeze(1), key.squeeze(1), value.squeeze(1), runs, kernels.attention)
+        mixed = segment_attention(query.squeeze(1), key.squeeze(1), value.squeeze(1), segments, kernels.attention)
         update = functional.linear(mixed.flatten(1), layer.output).unsqueeze(1)
         states, normed = add_rms_norm(states, update, layer.second_norm, EPS, backend)
         update = functional.linear(swiglu(functional.linear(normed, layer.gate_up), backend), layer.down)
     assert update is not None
-    return merge_speech(hidden, runs, states.squeeze(1), update.squeeze(1), backend)
+    return merge_speech(hidden, segments, states.squeeze(1), update.squeeze(1), backend)
 
 
 def _heads(shape: Shape, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tolktrain_kernels.backend import Backend
 from tolktrain_kernels.bench.elementwise_check import relative_error
 from tolktrain_kernels.bench.pooling_check import TOLERANCES, Deviation
-from tolktrain_kernels.speech_adapter import SpeechRuns, embed_tokens, merge_speech, pack_runs
+from tolktrain_kernels.speech_adapter import SpeechSegments, embed_tokens, merge_speech, pack_segments
 
 KERNELS = ("embed", "merge")
 TEXT_SIZE, SPEECH_SIZE = 43, 29
@@ -36,13 +36,15 @@ QUICK_CASES = tuple(
 )
 
 
-def random_mask(rng: np.random.Generator, shape: tuple[int, int], speech_share: float, mean_run: float) -> np.ndarray:
+def random_mask(
+    rng: np.random.Generator, shape: tuple[int, int], speech_share: float, mean_segment: float
+) -> np.ndarray:
     """Alternating runs of random lengths, bool [B, T]; all or nothing at a share of 1 or 0."""
     mask = np.zeros(shape, dtype=bool)
     if speech_share in (0.0, 1.0):
         mask[:] = speech_share == 1.0
         return mask
-    means = {True: mean_run, False: mean_run * (1 - speech_share) / speech_share}
+    means = {True: mean_segment, False: mean_segment * (1 - speech_share) / speech_share}
     for row in mask:
         position, is_speech = 0, bool(rng.random() < speech_share)
         while position < shape[1]:
@@ -55,9 +57,9 @@ def random_mask(rng: np.random.Generator, shape: tuple[int, int], speech_share: 
 def deviations(case: Case, device: str) -> list[Deviation]:
     """Errors of every output and gradient. On the CPU it needs Triton's interpreter (TRITON_INTERPRET=1)."""
     rng = np.random.default_rng(case.width)
-    runs = pack_runs(random_mask(rng, case.shape, case.speech_share, 3.0))
-    num_rows, num_packed = len(runs.places), runs.num_positions + NUM_PADDING
-    is_speech = runs.places.unsqueeze(1) >= 0
+    segments = pack_segments(random_mask(rng, case.shape, case.speech_share, 3.0))
+    num_rows, num_packed = len(segments.places), segments.num_positions + NUM_PADDING
+    is_speech = segments.places.unsqueeze(1) >= 0
     units = torch.from_numpy(rng.integers(0, SPEECH_SIZE, (num_rows, case.num_codebooks)))
     words = torch.from_numpy(rng.integers(0, TEXT_SIZE, (num_rows, case.num_codebooks)))
     tokens = torch.where(is_speech, units, words)
@@ -75,7 +77,7 @@ def deviations(case: Case, device: str) -> list[Deviation]:
 
     def run(backend: Backend, dtype: torch.dtype, place: str) -> list[Tensor]:
         leaves = [tensor.to(place, dtype).requires_grad_() for tensor in inputs]
-        found = compute(case.kernel, leaves, tokens.to(place), runs.to(place), backend)
+        found = compute(case.kernel, leaves, tokens.to(place), segments.to(place), backend)
         return [*found, *torch.autograd.grad(found, leaves, [gradient.to(place, dtype) for gradient in gradients])]
 
     exact = run("torch", torch.float64, "cpu")
@@ -88,10 +90,10 @@ def deviations(case: Case, device: str) -> list[Deviation]:
 
 
 def compute(
-    kernel: str, inputs: Sequence[Tensor], tokens: Tensor, runs: SpeechRuns, backend: Backend
+    kernel: str, inputs: Sequence[Tensor], tokens: Tensor, segments: SpeechSegments, backend: Backend
 ) -> tuple[Tensor, ...]:
     """Outputs of one kernel; tables, or states, in the order of its arguments."""
     if kernel == "embed":
-        return embed_tokens(tokens, runs, inputs[0], inputs[1:], runs.num_positions + NUM_PADDING, backend)
+        return embed_tokens(tokens, segments, inputs[0], inputs[1:], segments.num_positions + NUM_PADDING, backend)
     hidden, packed, update = inputs
-    return (merge_speech(hidden, runs, packed, update, backend),)
+    return (merge_speech(hidden, segments, packed, update, backend),)

@@ -16,12 +16,12 @@ def dense_mask(speech_in: Tensor) -> Tensor:
     mask = torch.eye(length, dtype=torch.bool, device=speech_in.device).repeat(num_sequences, 1, 1)
     causal = torch.ones(length, length, dtype=torch.bool, device=speech_in.device).tril()
     for sequence, row in enumerate(speech_in):
-        for start, end in _runs(row):
+        for start, end in _segments(row):
             mask[sequence, start:end, start:end] = causal[start:end, start:end]
     return mask.unsqueeze(1)
 
 
-def _runs(row: Tensor) -> Sequence[tuple[int, int]]:
+def _segments(row: Tensor) -> Sequence[tuple[int, int]]:
     """First and behind the last position of each run of speech in one sequence [T]."""
     changes = (torch.nonzero(row[1:] != row[:-1]).flatten() + 1).tolist()
     bounds = [0, *changes, len(row)]

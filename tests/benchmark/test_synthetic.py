@@ -20,7 +20,7 @@ def make(share: float, codebooks: int = 1, seed: int = 0, spans: InterleavingCon
 @pytest.mark.parametrize("share", [0.4, 0.46, 0.7, 0.9])
 def test_the_share_of_speech(share: float, codebooks: int) -> None:
     batches = make(share, codebooks)
-    found = sum(batch.runs.num_positions for batch in batches) / (3 * 8 * 1024)
+    found = sum(batch.segments.num_positions for batch in batches) / (3 * 8 * 1024)
     assert found == pytest.approx(share, abs=0.03)
 
 

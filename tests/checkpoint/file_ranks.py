@@ -77,15 +77,15 @@ def fail_to_save(saver: CheckpointSaver, kinds: Snapshot, rank: int) -> None:
             raise OSError(28, "No space left on device")
         fsync(descriptor)
 
-    told: Exception | None = None
+    failure: Exception | None = None
     if rank == 1:
         writer.os.fsync = full  # type: ignore[attr-defined]
     try:
         saver.save(1, kinds, {"step": 1})
     except Exception as error:
-        told = error
+        failure = error
     writer.os.fsync = fsync  # type: ignore[attr-defined]
-    assert told is not None and "No space left on device" in str(told), told
+    assert failure is not None and "No space left on device" in str(failure), failure
     saver.save(2, kinds, {"step": 2})
 
 

@@ -21,7 +21,7 @@ def say(line: str) -> None:
 def main(folder: Path, lease_seconds: float) -> None:
     """Obey until stdin ends; then leave without releasing."""
     try:
-        lease = Lease.take(folder, tell=lambda line: say(f"told {line}"), lease_seconds=lease_seconds)
+        lease = Lease.take(folder, report=lambda line: say(f"told {line}"), lease_seconds=lease_seconds)
     except UserError as error:
         say(f"refused {error}")
         return

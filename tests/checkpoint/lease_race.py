@@ -22,7 +22,7 @@ def compete(folder: Path, releases: bool, start: Barrier, finish: Barrier, answe
     lease: Lease | None = None
     start.wait()
     try:
-        lease = Lease.take(folder, tell=lambda _: None, lease_seconds=LEASE_SECONDS)
+        lease = Lease.take(folder, report=lambda _: None, lease_seconds=LEASE_SECONDS)
         got: int | str = lease.token
     except UserError as error:
         got = str(error)

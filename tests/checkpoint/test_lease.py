@@ -25,7 +25,7 @@ SHORT = 1.0
 
 
 def take(folder: Path, lease_seconds: float = FOR_EVER, **environ: str) -> Lease:
-    return Lease.take(folder, tell=lambda _: None, lease_seconds=lease_seconds, environ=environ)
+    return Lease.take(folder, report=lambda _: None, lease_seconds=lease_seconds, environ=environ)
 
 
 def read(folder: Path, token: int) -> dict[str, object]:
@@ -93,14 +93,14 @@ def test_the_message_names_the_owner_and_how_to_end_it(tmp_path: Path) -> None:
     """The owner's Slurm job, its process and user; and a refused start changes nothing."""
     with take(tmp_path, 3.0, SLURM_JOB_ID="123") as lease:
         before = sorted(os.listdir(tmp_path / "lease"))
-        told: list[str] = []
+        messages: list[str] = []
         with pytest.raises(UserError) as refused:
-            Lease.take(tmp_path, tell=told.append, lease_seconds=FOR_EVER / 1000, environ={})
+            Lease.take(tmp_path, report=messages.append, lease_seconds=FOR_EVER / 1000, environ={})
         me = ProcessIdentity.mine({})
         described = f"job 123 on {me.host}, process {os.getpid()}, user {me.user}, since 20"
         assert f"{tmp_path}: another training of this run is going on: {described}" in str(refused.value)
         assert str(refused.value).endswith("; end it (scancel 123) or choose another run.name")
-        assert len(told) == 1 and told[0].startswith("waiting up to 10 seconds") and described in told[0]
+        assert len(messages) == 1 and messages[0].startswith("waiting up to 10 seconds") and described in messages[0]
         assert sorted(os.listdir(tmp_path / "lease")) == before == ["00000001.json"]
         lease.check()
 

@@ -98,7 +98,7 @@ def test_exit_codes(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_the_newest_sound_one_is_found(run_dir: Path) -> None:
     passed_over: list[str] = []
-    assert choose_checkpoint(run_dir, tell=passed_over.append).name == "step-00000020"
+    assert choose_checkpoint(run_dir, warn=passed_over.append).name == "step-00000020"
     assert [re.findall(r"step-0*(\d+)/", text)[0] for text in passed_over] == ["40", "30"]
     assert choose_checkpoint(run_dir, 3).name == "step-00000003"
     with pytest.raises(DamagedCheckpointError, match="step-00000030/parameters/shard.safetensors"):

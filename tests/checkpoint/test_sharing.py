@@ -32,7 +32,7 @@ def saved(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Pat
     done = warm.run(file_ranks.__file__, folder, str(RANKS))
     assert done.returncode == 0, done.stderr[-5000:]
     folders = {most: folder / str(most) / "checkpoints" for most in (*file_ranks.MOST_FILES, 0)}
-    return {most: CheckpointStore(checkpoints).newest_first()[0] for most, checkpoints in folders.items()}
+    return {most: CheckpointStore(checkpoints).latest_first()[0] for most, checkpoints in folders.items()}
 
 
 @pytest.mark.parametrize(("most_files", "expected"), [(8, 8), (3, 2), (2, 2), (1, 2), (0, 2)])

@@ -264,10 +264,10 @@ def test_in_the_background_it_is_written_while_the_caller_goes_on(
     monkeypatch.setattr(saver_module, "write_snapshot", write_when_let)
     saver = CheckpointSaver(store, Retention(last=2))
     saver.save(1, make_snapshot(1), {"step": 1}, background=True)
-    assert saver.is_saving and store.newest() is None
+    assert saver.is_saving and store.latest() is None
     gate.set()
     saver.save(2, make_snapshot(2), {"step": 2}, background=True)  # waits for the first one
-    assert store.newest() is not None
+    assert store.latest() is not None
     saver.wait()
     assert store.find_latest() == store.folder / "step-00000002"
 
@@ -287,7 +287,7 @@ def test_a_failure_in_the_background_is_told_at_the_next_step(
     with pytest.raises(OSError, match="No space left"):
         saver.poll()
     saver.poll()  # told once
-    assert store.newest() is None and not list(store.folder.iterdir())
+    assert store.latest() is None and not list(store.folder.iterdir())
 
 
 def test_a_job_that_was_overtaken_cannot_publish(
@@ -339,7 +339,7 @@ def test_the_lease_is_checked_before_anything_changes(
 def test_damaged_ones_are_set_aside_and_can_be_written_again(store: CheckpointStore, save: Save, run_dir: Path) -> None:
     older, newer = save(store, 1), save(store, 2)
     flip_bit(newer / FILES[0])
-    store.set_aside_newer(older)
+    store.rename_newer(older)
     assert names(run_dir) == ["latest", "step-00000001", "step-00000002.damaged"]
     assert save(store, 2) == store.find_latest()
     # Damage that appears later under the name of a step that is reached again.

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from tolktrain.cluster.progress import Progress, Whereabouts
 from tolktrain.cluster.watch.failures import (
-    PATIENCE_SECONDS,
+    CONSEQUENCE_SECONDS,
     SETTLE_SECONDS,
     Cause,
     Kind,
@@ -87,8 +87,8 @@ def test_what_explains_the_rest_is_the_cause() -> None:
     assert choose([torn, raised, also, killed], 9.0) is killed
     assert choose([torn, also, raised], 9.0) is raised  # all raise the same: the lowest rank speaks
     assert choose([raised], 1.1 + SETTLE_SECONDS / 2) is None
-    assert choose([torn], 0.5 + PATIENCE_SECONDS / 2) is None
-    assert choose([torn], 0.6 + PATIENCE_SECONDS) is torn
+    assert choose([torn], 0.5 + CONSEQUENCE_SECONDS / 2) is None
+    assert choose([torn], 0.6 + CONSEQUENCE_SECONDS) is torn
     assert choose([Cause(Kind.ENDED, 0, "", seen=2.0), killed], 9.0) is killed  # the first death
 
 

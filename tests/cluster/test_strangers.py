@@ -19,7 +19,7 @@ from test_wire import GARBAGE
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.watch import failures, listener, rendezvous
 from tolktrain.cluster.watch.hub import Hub, Limits
-from tolktrain.cluster.watch.rendezvous import Meeting
+from tolktrain.cluster.watch.rendezvous import Rendezvous
 from tolktrain.cluster.watch.wire import Wire, WireError
 
 NUM_RANKS = 3
@@ -237,14 +237,14 @@ def test_strangers_from_one_address_push_out_each_other() -> None:
 def test_many_greetings_a_second_cost_little(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
     """After as many as there are ranks and a few more, so many a second are accepted: no more than work is done for."""
     accepted = 0
-    admit = listener.Door._admit
+    admit = listener.Listener._admit
 
-    def counted(self: listener.Door, peer: listener.Peer) -> None:
+    def counted(self: listener.Listener, peer: listener.Peer) -> None:
         nonlocal accepted
         accepted += 1
         admit(self, peer)
 
-    monkeypatch.setattr(listener.Door, "_admit", counted)
+    monkeypatch.setattr(listener.Listener, "_admit", counted)
     begun = time.monotonic()
     for _ in range(1500):
         with socket.socket() as stranger:
@@ -337,8 +337,8 @@ def test_a_rank_of_another_version_is_named(message: dict[str, Any], capfd: Any)
     assert capfd.readouterr().err.count("\n") == 1
 
 
-def make_meeting(rank: int, num_ranks: int = 2) -> Meeting:
-    found = Meeting(ProcessEnvironment("torchrun", rank, num_ranks, rank, num_ranks, "127.0.0.1", 29_999), None)
+def make_rendezvous(rank: int, num_ranks: int = 2) -> Rendezvous:
+    found = Rendezvous(ProcessEnvironment("torchrun", rank, num_ranks, rank, num_ranks, "127.0.0.1", 29_999), None)
     found.key = KEY
     return found
 
@@ -384,15 +384,15 @@ def never_stop(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("serve", [answer_at_once, answer_the_greeting, send_back_the_greeting, never_stop])
 def test_a_rank_obeys_no_impostor(serve: Any) -> None:
-    assert make_meeting(1).greet(Impostor(serve).address, lambda: False) is None
+    assert make_rendezvous(1).greet(Impostor(serve).address, lambda: False) is None
 
 
 def test_nor_waits_for_one_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "FIRST_LINE_SECONDS", 0.5)
-    assert make_meeting(1).greet(Impostor(lambda connection: time.sleep(60)).address, lambda: False) is None
+    assert make_rendezvous(1).greet(Impostor(lambda connection: time.sleep(60)).address, lambda: False) is None
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = closed.getsockname()[:2]
-    assert make_meeting(1).greet(address, lambda: False) is None
+    assert make_rendezvous(1).greet(address, lambda: False) is None
 
 
 def test_who_passes_on_what_both_ends_say_can_add_nothing(hub: Hub) -> None:
@@ -414,7 +414,7 @@ def test_who_passes_on_what_both_ends_say_can_add_nothing(hub: Hub) -> None:
             added.set()
             read.wait(20)
 
-    wire = make_meeting(1, NUM_RANKS).greet(Impostor(relay).address, lambda: False)
+    wire = make_rendezvous(1, NUM_RANKS).greet(Impostor(relay).address, lambda: False)
     assert isinstance(wire, Wire) and added.wait(20)
     with pytest.raises(WireError, match="without a valid proof"):
         while True:
@@ -434,7 +434,7 @@ def test_a_store_that_lies() -> None:
         def get(self, key: str) -> bytes:
             return self.said
 
-    found = make_meeting(1)
+    found = make_rendezvous(1)
     found._store = Store()
     for lie in (b"", b"x", b"0", b"65536", b"-1", b"1 2", b"9" * 5000, b"\xff", "٣".encode(), b"12 token"):
         Store.said = lie
@@ -446,9 +446,9 @@ def test_a_store_that_lies() -> None:
 def test_ranks_with_different_secrets_are_told_what_to_set(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     hub = Hub(Limits(2, hang_seconds=2.0), KEY)
     hub.start()
-    other = make_meeting(1)
+    other = make_rendezvous(1)
     other.key = b"of another file"
-    for _ in range(rendezvous.REFUSALS_TOLD):
+    for _ in range(rendezvous.REFUSALS_REPORTED):
         assert other.greet(("127.0.0.1", hub.port), lambda: False) is None
     assert "TOLKTRAIN_JOB_SECRET" in other.failure and caplog.text.count("TOLKTRAIN_JOB_SECRET") == 1
     crowd = Crowd(hub.port, [0])
@@ -460,6 +460,6 @@ def test_ranks_with_different_secrets_are_told_what_to_set(monkeypatch: pytest.M
 
     crowd.play(beaten)
     assert "rank 1: error: has not joined the others within 2 s" in str(crowd.ranks[0].end)
-    assert f"{rendezvous.REFUSALS_TOLD} greetings with another secret were refused: set" in str(crowd.ranks[0].end)
+    assert f"{rendezvous.REFUSALS_REPORTED} greetings with another secret were refused: set" in str(crowd.ranks[0].end)
     crowd.hang_up()
     hub.close()

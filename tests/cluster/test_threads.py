@@ -143,7 +143,7 @@ def test_the_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: 
 
 def test_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Training ends at its next look: nobody renews the lease any more, so another start would take it."""
-    with Lease.take(tmp_path, tell=print, lease_seconds=0.2) as lease:
+    with Lease.take(tmp_path, report=print, lease_seconds=0.2) as lease:
         monkeypatch.setattr(lease, "_write", fail)
         wait_for(lambda: lease.lost)
         with pytest.raises(

@@ -93,11 +93,11 @@ def _let_it_expect_life(watch: Watch) -> None:
     """Let the watch begin, or prolong, the time after which it writes down where this rank is stuck."""
     expected, expect = threading.Event(), watch._expect_life
 
-    def expect_life() -> None:
+    def arm_timeout() -> None:
         expect()
         expected.set()
 
-    watch._expect_life = expect_life  # type: ignore[method-assign]
+    watch._expect_life = arm_timeout  # type: ignore[method-assign]
     expected.wait()
 
 

@@ -200,8 +200,8 @@ REMOVE = "; remove the entry"
 def test_what_is_not_supported_is_refused_with_the_reason(
     refusal: Refusal, settings: dict[str, Any], message: str
 ) -> None:
-    told = refusal(settings)
-    assert told.startswith(f"ds.json: {message}") and told.endswith(REMOVE)
+    text = refusal(settings)
+    assert text.startswith(f"ds.json: {message}") and text.endswith(REMOVE)
 
 
 @pytest.mark.parametrize(
@@ -226,8 +226,8 @@ def test_what_is_not_supported_is_refused_with_the_reason(
 def test_what_zero_may_not_do_is_refused_with_the_reason(
     refusal: Refusal, entry: str, value: Any, message: str
 ) -> None:
-    told = refusal({"zero_optimization": {"stage": 2, entry: value}})
-    assert told.startswith(f"ds.json: zero_optimization.{entry} is {message}")
+    text = refusal({"zero_optimization": {"stage": 2, entry: value}})
+    assert text.startswith(f"ds.json: zero_optimization.{entry} is {message}")
 
 
 @pytest.mark.parametrize(
@@ -244,8 +244,8 @@ def test_what_zero_may_not_do_is_refused_with_the_reason(
     ],
 )
 def test_offload_is_to_memory_and_with_our_optimizer(refusal: Refusal, entry: str, value: Any, message: str) -> None:
-    told = refusal({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", entry: value}}})
-    assert told.startswith(f"ds.json: zero_optimization.offload_optimizer.{entry} is {message}")
+    text = refusal({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", entry: value}}})
+    assert text.startswith(f"ds.json: zero_optimization.offload_optimizer.{entry} is {message}")
 
 
 @pytest.mark.parametrize(

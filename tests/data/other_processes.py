@@ -118,11 +118,11 @@ def come_and_go(stopping: Event) -> None:
 def open_used_cache(rank: int, port: int, config: Config, results: Path) -> None:
     """One of two ranks that open a cache that another program has open: what they are told."""
     join_ranks(rank, 2, port)
-    shared_memory._PATIENCE_SECONDS = 0.2
+    shared_memory._LOCK_TIMEOUT_SECONDS = 0.2
     try:
         stage_loader(config, rank=rank, size=2)
     except UserError as error:
-        (results / f"told-{rank}").write_text(str(error))
+        (results / f"outcome-{rank}").write_text(str(error))
     distributed.destroy_process_group()
 
 
@@ -132,19 +132,19 @@ def check_sets(
     """One of the ranks that start: what it is told about the data, and the shards that it verifies."""
     os.environ |= environ
     join_ranks(rank, num_ranks, port, num_nodes)
-    told: list[object] = []
+    outcomes: list[object] = []
     verify = checks.verify_shards
 
     def note(shards: Sequence[RecordReader], *share: int) -> None:
-        told.append(share)
+        outcomes.append(share)
         verify(shards, *share)
 
     checks.verify_shards = note
     try:
-        told.append(checks.check_data(config, 100))
+        outcomes.append(checks.check_data(config, 100))
     except UserError as error:
-        told.append(str(error))
-    torch.save(told, results / f"told-{rank}.pt")
+        outcomes.append(str(error))
+    torch.save(outcomes, results / f"outcome-{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -152,7 +152,7 @@ def check_sets(
 def fail_on_a_node(rank: int, port: int, results: Path) -> None:
     """One of four ranks on two nodes, on the second of which something fails; then all go on together."""
     join_ranks(rank, 4, port, 2)
-    told: list[object] = []
+    outcomes: list[object] = []
 
     def act(failure: Exception) -> str:
         if rank >= 2:
@@ -163,10 +163,10 @@ def fail_on_a_node(rank: int, port: int, results: Path) -> None:
         try:
             on_each_node(partial(act, failure))
         except Exception as error:
-            told.append((type(error).__name__, str(error)))
-    told.append(on_each_node(lambda: f"rank {rank}"))
-    told.append(on_this_node(rank))
-    torch.save(told, results / f"told-{rank}.pt")
+            outcomes.append((type(error).__name__, str(error)))
+    outcomes.append(on_each_node(lambda: f"rank {rank}"))
+    outcomes.append(on_this_node(rank))
+    torch.save(outcomes, results / f"outcome-{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -174,16 +174,16 @@ def deal_out(rank: int, port: int, folder: Path, results: Path) -> None:
     """One of four ranks that are dealt out to two nodes in turn, and then unevenly: whom it hears, the index that it is
     given, and what it is told when it opens a data set."""
     join_ranks(rank, 4, port, 2)
-    told: list[object] = []
+    outcomes: list[object] = []
     for node, local_rank, local_size in ((rank % 2, rank // 2, 2), (rank // 3, rank % 3, (3, 1)[rank // 3])):
         os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(local_size)}
         collectives._machine = lambda node=node: f"machine {node}"  # type: ignore[misc]
-        told += [on_each_node(lambda: f"rank {rank}"), on_this_node(rank), len(read_indexes([str(folder)])[0])]
+        outcomes += [on_each_node(lambda: f"rank {rank}"), on_this_node(rank), len(read_indexes([str(folder)])[0])]
         try:
             shared_memory.register([str(folder)], [None], World.detect())
         except UserError as error:
-            told.append(str(error))
-    torch.save(told, results / f"told-{rank}.pt")
+            outcomes.append(str(error))
+    torch.save(outcomes, results / f"outcome-{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -217,6 +217,6 @@ def open_indexes(rank: int, port: int, folder: Path, environ: Mapping[str, str],
         data_size=4,
     )
     assert len(list(batches)) == 1
-    torch.save((len(parsed), files), results / f"told-{rank}.pt")
+    torch.save((len(parsed), files), results / f"outcome-{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()

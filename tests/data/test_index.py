@@ -133,10 +133,10 @@ def test_a_node_parses_an_index_once(tmp_path: Path, stories: Path, visible: boo
     port = free_port()
     arguments = [(rank, port, stories, environ, tmp_path) for rank in range(4)]
     run_processes(open_indexes, arguments)
-    told = [torch.load(tmp_path / f"told-{rank}.pt", weights_only=False) for rank in range(4)]
-    assert [parsed for parsed, _ in told] == [1, count - 1] * 2
+    results = [torch.load(tmp_path / f"outcome-{rank}.pt", weights_only=False) for rank in range(4)]
+    assert [parsed for parsed, _ in results] == [1, count - 1] * 2
     expected = [(shard.samples, shard.raw_data, shard.zip_data, shard.column_names) for shard in read_index(stories)]
-    assert all(files == expected for _, files in told)
+    assert all(files == expected for _, files in results)
 
 
 @pytest.mark.parametrize("kind", ["file", "pipe"])

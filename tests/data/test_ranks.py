@@ -154,9 +154,9 @@ def test_a_cache_in_use_is_refused(tmp_path: Path, cached: Config) -> None:
             rank.start()
         for rank in ranks:
             rank.join(timeout=60)
-    told = [(tmp_path / f"told-{rank}").read_text() for rank in range(2)]
-    assert told[0] == told[1]
-    assert re.search(r"process \d+ of this node has \S+cache open, and no other may fill it", told[0])
+    outcomes = [(tmp_path / f"outcome-{rank}").read_text() for rank in range(2)]
+    assert outcomes[0] == outcomes[1]
+    assert re.search(r"process \d+ of this node has \S+cache open, and no other may fill it", outcomes[0])
 
 
 def test_a_killed_run_does_not_block_the_next(cached: Config) -> None:

@@ -338,5 +338,5 @@ def test_collate(seed: int, num_codebooks: int, length: int) -> None:
         num_entropy += length * bool(batch.speech_pred[b].any())
     assert (batch.num_text_scored, batch.num_speech_scored) == (num_text, num_speech)
     assert batch.num_entropy_positions == num_entropy
-    assert batch.runs.num_positions == int(batch.speech_in.sum())
+    assert batch.segments.num_positions == int(batch.speech_in.sum())
     assert batch.strategies == list(STRATEGIES) and batch.record_ids == [s.record_id for s in sequences]

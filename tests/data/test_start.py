@@ -29,7 +29,7 @@ def start(config: Config, environ: Any, results: Path, num_ranks: int, num_nodes
     run_processes(
         check_sets, [(rank, num_ranks, port, num_nodes, config, dict(environ), results) for rank in range(num_ranks)]
     )
-    return [torch.load(results / f"told-{rank}.pt", weights_only=False) for rank in range(num_ranks)]
+    return [torch.load(results / f"outcome-{rank}.pt", weights_only=False) for rank in range(num_ranks)]
 
 
 @pytest.fixture
@@ -48,8 +48,8 @@ def test_a_node_fetches_each_description_once(
     """Also where the caches of the nodes are one folder, as here; and once more for each later start."""
     config = make_config({"a": {"path": str(tmp_path / "cache"), "remote": stored.address}})
     for starts in (1, 2):
-        told = start(config, fault_proxy.environ, tmp_path, 4, num_nodes)
-        assert told == [[Vocabulary(100, 0, 50, 1)]] * 4
+        outcomes = start(config, fault_proxy.environ, tmp_path, 4, num_nodes)
+        assert outcomes == [[Vocabulary(100, 0, 50, 1)]] * 4
         for name in DESCRIPTIONS:
             assert fault_proxy.requested(f"GET */{name}*") == num_nodes * starts
 
@@ -64,15 +64,15 @@ def test_all_ranks_are_told_of_a_set_that_was_rebuilt(
     (cache / shard.name).write_bytes(shard.read_bytes())
     for path in write_dataset(tmp_path / "rebuilt", random_records(90, seed=1)).glob("*.json"):
         stored.upload(path, path.name)
-    told = start(config, fault_proxy.environ, tmp_path, 4, 2)
-    assert told == [told[0]] * 4
-    assert "the data set was rebuilt since the cache folder" in told[0][0]
+    outcomes = start(config, fault_proxy.environ, tmp_path, 4, 2)
+    assert outcomes == [outcomes[0]] * 4
+    assert "the data set was rebuilt since the cache folder" in outcomes[0][0]
 
 
 def test_nodes_share_out_the_shards_of_a_shared_folder(tmp_path: Path, stories: Path, make_config: MakeConfig) -> None:
-    told = start(make_config({"a": stories}), {}, tmp_path, 4, 2)
+    outcomes = start(make_config({"a": stories}), {}, tmp_path, 4, 2)
     vocabulary = Vocabulary(100, 0, 50, 1)
-    assert told == [[(0, 2), vocabulary], [vocabulary], [(1, 2), vocabulary], [vocabulary]]
+    assert outcomes == [[(0, 2), vocabulary], [vocabulary], [(1, 2), vocabulary], [vocabulary]]
 
 
 def test_a_bad_shard_is_named_on_all_ranks_whichever_node_verifies_it(tmp_path: Path, make_config: MakeConfig) -> None:
@@ -80,8 +80,8 @@ def test_a_bad_shard_is_named_on_all_ranks_whichever_node_verifies_it(tmp_path: 
         folder = write_dataset(tmp_path / f"set-{number}", random_records(60))
         path = sorted(folder.glob("*.zstd"))[number]
         path.write_bytes(path.read_bytes()[:-1])
-        told = start(make_config({"a": folder}), {}, tmp_path, 2, 2)
-        messages = [rank[-1] for rank in told]
+        outcomes = start(make_config({"a": folder}), {}, tmp_path, 2, 2)
+        messages = [rank[-1] for rank in outcomes]
         assert messages == [messages[0]] * 2
         assert f"the shard {path} is" in messages[0]
 
@@ -103,22 +103,22 @@ def test_copies_on_several_nodes_are_verified_whole(stories: Path, tmp_path: Pat
 def test_a_failure_on_one_node_is_raised_on_all(tmp_path: Path) -> None:
     port = free_port()
     run_processes(fail_on_a_node, [(rank, port, tmp_path) for rank in range(4)])
-    told = [torch.load(tmp_path / f"told-{rank}.pt", weights_only=False) for rank in range(4)]
+    outcomes = [torch.load(tmp_path / f"outcome-{rank}.pt", weights_only=False) for rank in range(4)]
     refused = ("UserError", "the disk of node 1 is bad")
     other = ("OtherRankFailed", "rank 2 failed: KeyError: 'node 1'")
-    assert [rank[0] for rank in told] == [refused] * 4
-    assert [rank[1] for rank in told] == [other, other, ("KeyError", "'node 1'"), other]
-    assert [rank[2] for rank in told] == ["rank 0", "rank 0", "rank 2", "rank 2"]
-    assert [rank[3] for rank in told] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert [rank[0] for rank in outcomes] == [refused] * 4
+    assert [rank[1] for rank in outcomes] == [other, other, ("KeyError", "'node 1'"), other]
+    assert [rank[2] for rank in outcomes] == ["rank 0", "rank 0", "rank 2", "rank 2"]
+    assert [rank[3] for rank in outcomes] == [[0, 1], [0, 1], [2, 3], [2, 3]]
 
 
 def test_nodes_are_found_however_ranks_are_dealt_out(tmp_path: Path, stories: Path) -> None:
     """Checks work for any distribution. Training does not: the order of the records supposes nodes of equal size."""
     port, shards = free_port(), len(read_index(stories))
     run_processes(deal_out, [(rank, port, stories, tmp_path) for rank in range(4)])
-    told = [torch.load(tmp_path / f"told-{rank}.pt", weights_only=False) for rank in range(4)]
-    refused = told[0][3]
+    outcomes = [torch.load(tmp_path / f"outcome-{rank}.pt", weights_only=False) for rank in range(4)]
+    refused = outcomes[0][3]
     assert "start as many tasks on each node (srun --distribution=block)" in refused
     in_turn = [["rank 0", [0, 2], shards, refused], ["rank 1", [1, 3], shards, refused]] * 2
     unevenly = [["rank 0", [0, 1, 2], shards, refused]] * 3 + [["rank 3", [3], shards, refused]]
-    assert told == [first + second for first, second in zip(in_turn, unevenly, strict=True)]
+    assert outcomes == [first + second for first, second in zip(in_turn, unevenly, strict=True)]

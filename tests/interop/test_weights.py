@@ -104,7 +104,7 @@ def test_what_is_exported_is_the_model(
 def test_files_have_a_largest_size(run_dir: Path, model: SmolTolk, tmp_path: Path) -> None:
     into = tmp_path / "weights"
     into.mkdir()  # an empty folder will do
-    export_weights(run_dir, into, tell=lambda _: None, file_bytes=9000)
+    export_weights(run_dir, into, report=lambda _: None, file_bytes=9000)
     files = sorted(into.glob("*.safetensors"))
     assert len(files) > 3 and files[-1].name == f"model-{len(files):05d}-of-{len(files):05d}.safetensors"
     index = json.loads((into / "model.safetensors.index.json").read_text())["weight_map"]
@@ -120,14 +120,14 @@ def test_files_have_a_largest_size(run_dir: Path, model: SmolTolk, tmp_path: Pat
 
 
 def test_a_step_can_be_named_and_is_verified_first(run_dir: Path, tmp_path: Path) -> None:
-    export_weights(run_dir, tmp_path / "old", step=3, tell=lambda _: None)
+    export_weights(run_dir, tmp_path / "old", step=3, report=lambda _: None)
     assert json.loads((tmp_path / "old" / "architecture.json").read_text())["source"]["step"] == 3
     shard = run_dir / "checkpoints" / "step-00000007" / "parameters" / "shard-1.safetensors"
     shard.write_bytes(shard.read_bytes()[:-4] + b"abcd")
     with pytest.raises(UserError, match="step-00000007/parameters/shard-1.safetensors"):
-        export_weights(run_dir, tmp_path / "new", step=7, tell=lambda _: None)
+        export_weights(run_dir, tmp_path / "new", step=7, report=lambda _: None)
     assert not (tmp_path / "new").exists()
-    assert export_weights(run_dir, tmp_path / "new", tell=lambda _: None).name == "step-00000003"
+    assert export_weights(run_dir, tmp_path / "new", report=lambda _: None).name == "step-00000003"
 
 
 def test_a_folder_with_something_in_it_is_refused(
@@ -150,7 +150,7 @@ def test_an_export_that_fails_leaves_nothing(run_dir: Path, tmp_path: Path, monk
 
     monkeypatch.setattr("tolktrain.interop.weights.write_synced", fail)
     with pytest.raises(OSError, match="No space"):
-        export_weights(run_dir, tmp_path / "weights", tell=lambda _: None)
+        export_weights(run_dir, tmp_path / "weights", report=lambda _: None)
     assert os.listdir(tmp_path) == ["run"]
 
 
@@ -166,7 +166,7 @@ def test_an_export_that_fails_leaves_nothing(run_dir: Path, tmp_path: Path, monk
 )
 def test_what_cannot_be_loaded_is_named(run_dir: Path, tmp_path: Path, damage: str, message: str) -> None:
     into = tmp_path / "weights"
-    export_weights(run_dir, into, tell=lambda _: None)
+    export_weights(run_dir, into, report=lambda _: None)
     description = json.loads((into / "architecture.json").read_text())
     if damage == "architecture":
         description["architecture"]["ffn_hidden_size"] = 64
@@ -190,7 +190,7 @@ def test_a_full_disk_leaves_nothing_of_an_export(run_dir: Path, make_disk: MakeD
     disk = make_disk(4 << 10)
     (disk.path / "mine").write_text("mine")
     disk.refuses(
-        lambda: export_weights(run_dir, disk.path / "weights", tell=lambda _: None, file_bytes=20_000),
+        lambda: export_weights(run_dir, disk.path / "weights", report=lambda _: None, file_bytes=20_000),
         f"'{disk.path}/.tmp-weights-.*/(model-.*safetensors|.*json)'",
         leaving_kib,
     )

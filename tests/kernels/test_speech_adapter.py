@@ -6,7 +6,7 @@ import torch
 
 from tolktrain_kernels.speech_adapter import (
     gather_rows,
-    pack_runs,
+    pack_segments,
     place_rows,
     replace_rows,
     select_columns,
@@ -15,16 +15,16 @@ from tolktrain_kernels.speech_adapter import (
 
 def plain_runs(mask: np.ndarray) -> list[list[tuple[int, int]]]:
     """(sequence, position) of each run, by walking."""
-    runs: list[list[tuple[int, int]]] = []
+    segments: list[list[tuple[int, int]]] = []
     for sequence, row in enumerate(mask):
         previous = False
         for position, speech in enumerate(row):
             if speech and not previous:
-                runs.append([])
+                segments.append([])
             if speech:
-                runs[-1].append((sequence, position))
+                segments[-1].append((sequence, position))
             previous = bool(speech)
-    return runs
+    return segments
 
 
 def random_mask(seed: int, sequences: int = 4, length: int = 23) -> np.ndarray:
@@ -37,18 +37,18 @@ def random_mask(seed: int, sequences: int = 4, length: int = 23) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(20))
 def test_packing_equals_walking(seed: int) -> None:
     mask = random_mask(seed)
-    runs, expected = pack_runs(mask), plain_runs(mask)
-    assert runs.num_runs == len(expected)
-    assert runs.max_run == max(map(len, expected))
-    boundaries = runs.cu_seqlens.tolist()
+    segments, expected = pack_segments(mask), plain_runs(mask)
+    assert segments.num_segments == len(expected)
+    assert segments.max_segment == max(map(len, expected))
+    boundaries = segments.cu_seqlens.tolist()
     for number, run in enumerate(expected):
         part = slice(boundaries[number], boundaries[number + 1])
-        assert runs.rows[part].tolist() == [t * len(mask) + b for b, t in run]
-        assert runs.positions[part].tolist() == [t for _, t in run]
-        assert runs.scatter[part].tolist() == [number * runs.max_run + i for i in range(len(run))]
-    assert boundaries[-1] == runs.num_positions == mask.sum()
-    assert runs.places.tolist() == [
-        runs.rows.tolist().index(t * len(mask) + b) if mask[b, t] else -1
+        assert segments.rows[part].tolist() == [t * len(mask) + b for b, t in run]
+        assert segments.positions[part].tolist() == [t for _, t in run]
+        assert segments.scatter[part].tolist() == [number * segments.max_segment + i for i in range(len(run))]
+    assert boundaries[-1] == segments.num_positions == mask.sum()
+    assert segments.places.tolist() == [
+        segments.rows.tolist().index(t * len(mask) + b) if mask[b, t] else -1
         for t in range(mask.shape[1])
         for b in range(len(mask))
     ]
@@ -56,16 +56,16 @@ def test_packing_equals_walking(seed: int) -> None:
 
 @pytest.mark.parametrize("mask", [np.zeros((2, 5), bool), np.ones((2, 5), bool), np.zeros((1, 1), bool)])
 def test_packing_of_all_or_nothing(mask: np.ndarray) -> None:
-    runs = pack_runs(torch.from_numpy(mask))
-    assert runs.num_positions == mask.sum()
-    assert runs.num_runs == (len(mask) if mask.any() else 0)
-    assert runs.cu_seqlens.dtype == torch.int32
-    assert runs.rows.dtype == runs.scatter.dtype == runs.positions.dtype == torch.int64
+    segments = pack_segments(torch.from_numpy(mask))
+    assert segments.num_positions == mask.sum()
+    assert segments.num_segments == (len(mask) if mask.any() else 0)
+    assert segments.cu_seqlens.dtype == torch.int32
+    assert segments.rows.dtype == segments.scatter.dtype == segments.positions.dtype == torch.int64
 
 
 def test_packing_refuses_another_shape() -> None:
     with pytest.raises(ValueError, match="expected"):
-        pack_runs(np.zeros(3, bool))
+        pack_segments(np.zeros(3, bool))
 
 
 def test_row_operations_pass_gradcheck() -> None:

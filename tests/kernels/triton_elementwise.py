@@ -174,8 +174,8 @@ def test_a_gate_far_from_zero(gate: float) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_two_runs_are_equal_to_the_bit(kernel: str) -> None:
     leaves, angles = inputs_of(kernel)
-    runs = [results_of(kernel, leaves, angles, "triton") for _ in range(2)]
-    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+    segments = [results_of(kernel, leaves, angles, "triton") for _ in range(2)]
+    assert all(torch.equal(one, other) for one, other in zip(*segments, strict=True))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

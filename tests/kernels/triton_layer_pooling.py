@@ -143,11 +143,11 @@ def test_a_decided_selector_has_no_entropy() -> None:
 
 def test_two_runs_are_equal_to_the_bit() -> None:
     arguments = arguments_of("both", positions=(35,))
-    runs = []
+    segments = []
     for _ in range(2):
         found = pool_layers(**arguments, backend="triton")
-        runs.append([*found, *gradients_of(found, arguments)])
-    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+        segments.append([*found, *gradients_of(found, arguments)])
+    assert all(torch.equal(one, other) for one, other in zip(*segments, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["both", "static", "dynamic"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tolktrain_kernels.bench.adapter_check import Case, deviations
-from tolktrain_kernels.speech_adapter import embed_tokens, merge_speech, pack_runs
+from tolktrain_kernels.speech_adapter import embed_tokens, merge_speech, pack_segments
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 SHAPES = [((3, 40), 96, 0.5), ((1, 7), 2048, 0.4), ((2, 5), 4096, 0.6), ((2, 6), 72, 0.0), ((2, 6), 100, 1.0)]
@@ -27,13 +27,13 @@ def test_equals_float64(
 
 
 def test_frozen_tables_get_no_gradient() -> None:
-    runs = pack_runs(torch.tensor([[False, True, True, False]])).to(DEVICE)
+    segments = pack_segments(torch.tensor([[False, True, True, False]])).to(DEVICE)
     tokens = torch.tensor([[3], [1], [2], [0]], device=DEVICE)
     text = torch.randn(5, 8, device=DEVICE)
     speech = torch.randn(4, 8, device=DEVICE)
     for trained in (text, speech):
         trained.requires_grad_()
-        embedded, packed = embed_tokens(tokens, runs, text, [speech], 2, "triton")
+        embedded, packed = embed_tokens(tokens, segments, text, [speech], 2, "triton")
         (embedded.sum() + packed.sum()).backward()
         assert trained.grad is not None
         assert [table is trained for table in (text, speech)] == [table.grad is not None for table in (text, speech)]
@@ -42,13 +42,13 @@ def test_frozen_tables_get_no_gradient() -> None:
 
 
 def test_gaps_and_odd_addresses() -> None:
-    runs = pack_runs(torch.tensor([[True, False, True]])).to(DEVICE)
+    segments = pack_segments(torch.tensor([[True, False, True]])).to(DEVICE)
     hidden = torch.randn(3, 24, device=DEVICE)[:, ::2].requires_grad_()
     packed = torch.randn(25, device=DEVICE)[1:].view(2, 12).requires_grad_()
     update = torch.randn(12, 2, device=DEVICE).t().requires_grad_()
     results = []
     for backend in ("torch", "triton"):
-        merged = merge_speech(hidden, runs, packed, update, backend)
+        merged = merge_speech(hidden, segments, packed, update, backend)
         results.append([merged, *torch.autograd.grad(merged.sin().sum(), (hidden, packed, update))])
     for plain, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain)

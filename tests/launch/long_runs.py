@@ -14,12 +14,12 @@ from warm import Warm, is_client
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "pretrain.sbatch"
 NO_GPUS = "--gpus-per-node=0"  # the tests need none
-PATIENCE_SECONDS = 300
+TIMEOUT_SECONDS = 300
 
 
 def wait_until(condition: Callable[[], bool], what: Callable[[], str], interval: float = 0.1) -> None:
     """Wait for a condition; `what` describes the state of things when it does not come."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
         assert time.monotonic() < deadline, what()
         time.sleep(interval)
@@ -76,8 +76,8 @@ class LongRun:
     @property
     def step(self) -> int:
         """The newest step in its metrics."""
-        newest: int = read_metrics(self.path)[-1]["step"]
-        return newest
+        latest: int = read_metrics(self.path)[-1]["step"]
+        return latest
 
     def wait_for_step(self, number: int, step: int, launched: int) -> int:
         """Wait until jobs were launched so often and the last one has come so far; returns the newest step."""

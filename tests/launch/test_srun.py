@@ -46,9 +46,9 @@ def assert_same_run(run: Path, expected: Path, num_ranks: int = 4) -> None:
     """A run of `num_ranks` is complete and equals that of one process."""
     for line, other in zip(read_metrics(run), read_metrics(expected), strict=True):
         assert_close(line, other, rel=1e-5)
-    newest, other_newest = (CheckpointStore(folder / "checkpoints").newest() for folder in (run, expected))
-    assert newest is not None and other_newest is not None and newest.name == other_newest.name == "step-00000004"
-    parameters, others = read_parameters(newest), read_parameters(other_newest)
+    latest, other_latest = (CheckpointStore(folder / "checkpoints").latest() for folder in (run, expected))
+    assert latest is not None and other_latest is not None and latest.name == other_latest.name == "step-00000004"
+    parameters, others = read_parameters(latest), read_parameters(other_latest)
     assert parameters.keys() == others.keys()
     # The mean, since Adam turns the rounding of gradients near zero into updates of any size.
     assert all((value - others[name]).abs().mean() < 1e-5 for name, value in parameters.items())

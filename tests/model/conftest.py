@@ -10,7 +10,7 @@ import torch
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
-from tolktrain_kernels.speech_adapter import pack_runs
+from tolktrain_kernels.speech_adapter import pack_segments
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -54,7 +54,7 @@ def make_batch(kinds: str, length: int = 24, seed: int = 0, codebooks: int = 1) 
         speech_in=is_speech[:, :-1],
         speech_pred=is_speech[:, 1:] & scored,
         text_pred=~is_speech[:, 1:] & scored,
-        runs=pack_runs(is_speech[:, :-1]),
+        segments=pack_segments(is_speech[:, :-1]),
     )
 
 
@@ -62,7 +62,7 @@ def select(batch: SimpleNamespace, rows: slice) -> SimpleNamespace:
     """Some sequences of a batch."""
     names = ("tokens", "targets", "speech_in", "speech_pred", "text_pred")
     parts = {name: getattr(batch, name)[rows] for name in names}
-    return SimpleNamespace(**parts, runs=pack_runs(parts["speech_in"]))
+    return SimpleNamespace(**parts, segments=pack_segments(parts["speech_in"]))
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.model.transformer import AttentionContext, rotary_angles
 from tolktrain_kernels.layer_pooling import pool_layers_plain
-from tolktrain_kernels.speech_adapter import pack_runs
+from tolktrain_kernels.speech_adapter import pack_segments
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "parallelism.md"
 
@@ -60,7 +60,7 @@ def periodic(num_mixed: int, num_text: int, codebooks: int) -> ModelInputs:
         speech_in=is_speech[:, :-1],
         speech_pred=is_speech[:, 1:],
         text_pred=~is_speech[:, 1:],
-        runs=pack_runs(is_speech[:, :-1]),
+        segments=pack_segments(is_speech[:, :-1]),
     )
     return ModelInputs.from_batch(batch)
 

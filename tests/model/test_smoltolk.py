@@ -314,8 +314,8 @@ def test_layer_probs(architecture: MakeArchitecture, batch: MakeBatch) -> None:
 
 def test_a_run_sees_no_other_run_before_the_backbone(architecture: MakeArchitecture, batch: MakeBatch) -> None:
     model, data = make_model(architecture()), batch("m", length=40, seed=2)
-    assert data.runs.num_runs > 2
-    boundary = int(data.runs.cu_seqlens[1])
+    assert data.segments.num_segments > 2
+    boundary = int(data.segments.cu_seqlens[1])
 
     def adapted() -> Tensor:
         embedding, *layers = model.trunk
@@ -325,13 +325,13 @@ def test_a_run_sees_no_other_run_before_the_backbone(architecture: MakeArchitect
         return carrier.hidden.detach()
 
     before = adapted()
-    data.tokens[0, 0, data.runs.positions[:boundary]] = 0  # another first run
+    data.tokens[0, 0, data.segments.positions[:boundary]] = 0  # another first run
     text = torch.nonzero(~data.speech_in[0]).flatten()
     data.tokens[0, 0, text] = 1  # and other text
     after = adapted()
     changed = (before - after).abs().amax((1, 2)) > 0
-    assert not changed[data.runs.positions[boundary:]].any()
-    assert changed[data.runs.positions[:boundary]].any()
+    assert not changed[data.segments.positions[boundary:]].any()
+    assert changed[data.segments.positions[:boundary]].any()
 
 
 def test_loss_from_sums_of_the_design() -> None:

@@ -67,7 +67,7 @@ def with_whole_squares(counts: StepCounts, made: SimpleNamespace) -> StepCounts:
     return replace(
         counts,
         causal_pairs=counts.positions * LENGTH,
-        run_pairs=made.runs.num_runs * made.runs.max_run**2,
+        segment_pairs=made.segments.num_segments * made.segments.max_segment**2,
         predicting_pairs=counts.predicting_positions * LENGTH,
     )
 
@@ -95,17 +95,17 @@ def test_every_position_passes_the_published_mask(architecture: Make, batch: Bat
 def test_counts_are_those_of_a_plain_loop(batch: Batches) -> None:
     made = with_counts(batch("mstm", LENGTH))
     counts = StepCounts.of([made])
-    run_pairs = 0
+    segment_pairs = 0
     for row in made.speech_in.tolist():
         seen = 0
         for is_speech in row:
             seen = seen + 1 if is_speech else 0
-            run_pairs += seen
+            segment_pairs += seen
     assert counts == StepCounts(
         positions=4 * LENGTH,
         causal_pairs=4 * sum(range(1, LENGTH + 1)),
         speech_positions=int(made.speech_in.sum()),
-        run_pairs=run_pairs,
+        segment_pairs=segment_pairs,
         predicting_positions=3 * LENGTH,
         predicting_pairs=3 * sum(range(1, LENGTH + 1)),
         text_scored=int(made.text_pred.sum()),

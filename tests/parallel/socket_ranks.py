@@ -104,9 +104,9 @@ def use(layout: Layout) -> None:
         numbers = torch.ones(1000)
         dist.all_reduce(numbers, group=group)
         assert numbers[0].item() == size
-        told: list[object] = [None] * size
-        dist.all_gather_object(told, layout.rank, group=group)
-        assert told == dist.get_process_group_ranks(group or dist.group.WORLD)
+        ranks: list[object] = [None] * size
+        dist.all_gather_object(ranks, layout.rank, group=group)
+        assert ranks == dist.get_process_group_ranks(group or dist.group.WORLD)
 
 
 def count_sockets() -> int:

@@ -61,6 +61,6 @@ if child:
 
 @pytest.mark.parametrize("kind", ["input", "machine"])
 def test_all_ranks_know_whether_the_machine_or_the_input_is_at_fault(warm: Warm, tmp_path: Path, kind: str) -> None:
-    told = warm.run("-c", _RANKS, tmp_path / "store", kind)
+    done = warm.run("-c", _RANKS, tmp_path / "store", kind)
     expected = [f"{rank} {kind == 'machine'} the disk is full" for rank in (0, 0, 1, 1)]
-    assert sorted(told.stdout.splitlines()) == expected, told.stderr
+    assert sorted(done.stdout.splitlines()) == expected, done.stderr

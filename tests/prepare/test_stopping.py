@@ -18,7 +18,7 @@ from warm import Warm
 pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).with_name("stuck_prepare.py")
-PATIENCE_SECONDS = 120  # of a test: the process has ten, and machines are slow at times
+TIMEOUT_SECONDS = 120  # of a test: the process has ten, and machines are slow at times
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +93,14 @@ def test_it_ends_wherever_it_is(
     stuck = [sys.executable, str(PROGRAM), place, way, str(marker), command[-1], *([] if ends_by_itself else ["1"])]
     streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(stuck, text=True, start_new_session=True, **streams)
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert process.poll() is None and marker.exists(), process.communicate()[1]
     time.sleep(0.2)  # for the call in C that follows
     process.send_signal(number)
     try:
-        output, errors = process.communicate(timeout=PATIENCE_SECONDS)
+        output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
         assert process.returncode == 75, errors
         assert "Traceback" not in errors
         assert (f"stopped by {number.name}; the same command goes on" in output) == ends_by_itself
@@ -134,7 +134,7 @@ def test_at_random_instants(warm: Warm, songs: Path, whole: Path, tmp_path: Path
         time.sleep(rng.uniform(0, 0.3 if parts else 3))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
-        errors = process.communicate(timeout=PATIENCE_SECONDS)[1]
+        errors = process.communicate(timeout=TIMEOUT_SECONDS)[1]
         codes.append(process.returncode)
         # Before the handlers are there, TERM has the meaning that the system gives it.
         assert codes[-1] in (0, 75) or codes == [-signal.SIGTERM], errors

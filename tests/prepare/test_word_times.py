@@ -146,7 +146,7 @@ def test_ctm_that_has_changed_is_read_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "detail"),
     [
         ("u 1 0.1 word", "expected utterance, channel"),
         ("u 1 nan 0.1 word", "must be finite"),
@@ -154,8 +154,8 @@ def test_ctm_that_has_changed_is_read_anew(tmp_path: Path) -> None:
         ("u 1 0.1 -0.1 word", "lasts -0.1"),
     ],
 )
-def test_ctm_that_is_not_used(tmp_path: Path, line: str, told: str) -> None:
-    assert told in refusal(tmp_path / "a.ctm", line)
+def test_ctm_that_is_not_used(tmp_path: Path, line: str, detail: str) -> None:
+    assert detail in refusal(tmp_path / "a.ctm", line)
 
 
 def test_librispeech_alignments(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_json(tmp_path: Path, content: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "detail"),
     [
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
@@ -203,8 +203,8 @@ def test_json(tmp_path: Path, content: Any) -> None:
         ('[["\\ud800", 0, 1]]', "surrogate"),
     ],
 )
-def test_json_that_is_not_used(tmp_path: Path, content: Any, told: str) -> None:
-    assert told in refusal(tmp_path / "a.json", content)
+def test_json_that_is_not_used(tmp_path: Path, content: Any, detail: str) -> None:
+    assert detail in refusal(tmp_path / "a.json", content)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("times", "told"),
+    ("times", "detail"),
     [
         ([], "no words"),
         ([(0.0, math.nan)], "not finite"),
@@ -228,8 +228,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ([(0.0, 1.0), (1.0, 2.11)], "after the sound of 2.00 s"),
     ],
 )
-def test_impossible_times_are_refused(times: list[tuple[float, float]], told: str) -> None:
-    with pytest.raises(EntryError, match=told) as caught:
+def test_impossible_times_are_refused(times: list[tuple[float, float]], detail: str) -> None:
+    with pytest.raises(EntryError, match=detail) as caught:
         check_words([Word("word", *time) for time in times], 2.0)
     assert caught.value.reason is Reason.WORD_TIMES
 

@@ -8,25 +8,25 @@ import sys
 from pathlib import Path
 
 from tolktrain import cli
-from tolktrain.cluster.watch.listener import Door
-from tolktrain.cluster.watch.rendezvous import Meeting
+from tolktrain.cluster.watch.listener import Listener
+from tolktrain.cluster.watch.rendezvous import Rendezvous
 
 PORT_FILE, WHEN_COMPLETE, *ARGUMENTS = sys.argv[1:]
 
 
 def main() -> int:
     """Train."""
-    publish = Meeting.publish
+    publish = Rendezvous.publish
 
-    def published(self: Meeting, port: int) -> None:
+    def published(self: Rendezvous, port: int) -> None:
         publish(self, port)
         aside = Path(f"{PORT_FILE}.tmp")
         aside.write_text(str(port))
         os.replace(aside, PORT_FILE)
 
-    Meeting.publish = published
+    Rendezvous.publish = published
     if WHEN_COMPLETE == "stays-open":
-        Door.close = lambda self: None
+        Listener.close = lambda self: None
     return cli.main(["train", *ARGUMENTS])
 
 

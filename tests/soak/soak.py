@@ -121,15 +121,15 @@ class Run:
         for path in complete:
             assert_sound(path)
         steps = [int(path.name.removeprefix("step-")) for path in complete]
-        newest = max(steps, default=0)
-        assert newest >= max(self._sound, default=0), (newest, self._sound)
+        latest = max(steps, default=0)
+        assert latest >= max(self._sound, default=0), (latest, self._sound)
         if self._sound:
             named = (folder / "latest").read_text().strip()
             assert (folder / named).is_dir(), named
             # Between the two renamings `latest` is one behind.
             assert named in [path.name for path in complete[-2:]], (named, complete)
         self._sound = steps
-        return newest
+        return latest
 
 
 def assert_sound(folder: Path) -> None:
@@ -185,7 +185,7 @@ class Soak:
     def _kill_a_run(self, ranks: int, background: bool, goal: int) -> None:
         expected = self._undisturbed(ranks)
         run = self._new_run(ranks, background)
-        newest = reached = 0
+        latest = reached = 0
         while self.findings.kills < goal:
             at_change = self._random.random() < 0.5
             change = self._random.randint(1, CHANGES_OF_A_RUN) if at_change else None
@@ -197,26 +197,26 @@ class Soak:
                 time.sleep(self._random.uniform(0.2, SECONDS_OF_A_RUN * ranks))
                 started[victim].kill()
             codes = run.wait(started)
-            reached = self._judge(run, newest, reached)
-            newest = run.look()
+            reached = self._check(run, latest, reached)
+            latest = run.look()
             if all(code == 0 for code in codes):
                 break
             assert codes[victim] == -signal.SIGKILL, (codes, run.log.read_text()[-3000:])
             self._note(run)
         codes = run.wait(run.start())
-        self._judge(run, newest, reached)
+        self._check(run, latest, reached)
         assert codes == [0] * ranks, (codes, run.log.read_text()[-3000:])
         run.look()
         assert_same(run.folder, expected)
         self.findings.runs += 1
         shutil.rmtree(run.log.parent)
 
-    def _judge(self, run: Run, newest: int, reached: int) -> int:
+    def _check(self, run: Run, latest: int, reached: int) -> int:
         """What the last start has lost of the one before; returns how far it has come itself."""
         resumed = [int(step) for step in re.findall(r"going on after step (\d+)", run.new_text())]
         last = run.last_step()
         for step in resumed:
-            assert step == newest, (step, newest)
+            assert step == latest, (step, latest)
             kind = "background" if run.background else "foreground"
             lost = reached - step
             assert lost <= (2 * INTERVAL if run.background else INTERVAL), (lost, kind)

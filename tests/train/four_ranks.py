@@ -47,8 +47,8 @@ def main() -> None:
         config = small_config(folder, sets, *overrides)
         with patch.object(open_run, "CheckpointSaver", partial(CheckpointSaver, most_files=2)):
             codes.append(train(config, StopAfter(steps if dist.get_rank() == 2 else 10**6)))
-        newest = max((folder / "runs" / "small" / "checkpoints").glob("step-*"))
-        files.append(len(list((newest / "tensors").iterdir())))
+        latest = max((folder / "runs" / "small" / "checkpoints").glob("step-*"))
+        files.append(len(list((latest / "tensors").iterdir())))
     (folder / f"codes-{dist.get_rank()}.json").write_text(json.dumps(codes))
     (folder / "files.json").write_text(json.dumps(files))
 

@@ -140,8 +140,8 @@ def main() -> None:
     folder, sets = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     rank = initialize().rank
-    told = {name: run_case(name, folder, sets) for name in CASES}
-    (folder / f"told-{rank}.json").write_text(json.dumps(told))
+    outcomes = {name: run_case(name, folder, sets) for name in CASES}
+    (folder / f"outcome-{rank}.json").write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from tolktrain_kernels.speech_adapter import pack_runs
+from tolktrain_kernels.speech_adapter import pack_segments
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # for `corpora`
 
@@ -160,7 +160,7 @@ def _part(whole: Batch, rows: torch.Tensor, length: int = SEQUENCE_LENGTH) -> Ba
         "record_ids": [whole.record_ids[row] for row in rows],
         "strategies": [whole.strategies[row] for row in rows],
     }
-    return replace(whole, **cut, **counts, **labels, runs=pack_runs(cut["speech_in"]))
+    return replace(whole, **cut, **counts, **labels, segments=pack_segments(cut["speech_in"]))
 
 
 def case_overrides(zero_stage: int, precision: str, micro_batch_size: int) -> list[str]:

@@ -130,8 +130,8 @@ def test_curves_are_not_needed(
     at_step(monkeypatch, 8, disk.empty)
     assert train(small_config(tmp_path, sets, "logging.tensorboard=true")) == 0
     assert read_metrics(run_dir) == read_metrics(uninterrupted)
-    told = [record.getMessage() for record in caplog.records if "No space left" in record.getMessage()]
-    assert len(told) == 1 and "events.out.tfevents" in told[0] and "training goes on" in told[0]
+    messages = [record.getMessage() for record in caplog.records if "No space left" in record.getMessage()]
+    assert len(messages) == 1 and "events.out.tfevents" in messages[0] and "training goes on" in messages[0]
     events = EventAccumulator(str(disk.path))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [*range(8, NUM_STEPS + 1)]

@@ -89,7 +89,7 @@ def test_the_model_is_restored_for_evaluation(uninterrupted: Path) -> None:
 
 
 def test_exported_weights_are_the_trained_model(uninterrupted: Path, tmp_path: Path) -> None:
-    export_weights(uninterrupted, tmp_path / "weights", tell=lambda _: None)
+    export_weights(uninterrupted, tmp_path / "weights", report=lambda _: None)
     exported, (trained, _, _) = load_weights(tmp_path / "weights"), load_model(uninterrupted)
     batch = make_batch(MIXED)
     inputs = ModelInputs.for_next(batch.tokens, batch.speech_in)

@@ -20,12 +20,12 @@ def test_after_ctrl_c_nothing_is_said_twice(
     """Warnings reach the terminal, where the handler of Ctrl-C has spoken. That training stops before a step it did
     not say."""
     stop, run = StopRequest(), cast(Any, SimpleNamespace(step=3, stop=False))
-    leaving = StopOnRequest(stop, cast(Any, SimpleNamespace(world_size=1)))
-    assert not leaving.before_training()
+    stopping = StopOnRequest(stop, cast(Any, SimpleNamespace(world_size=1)))
+    assert not stopping.before_training()
     stop.request(number)
     with caplog.at_level(logging.INFO, "tolktrain"):
-        leaving.on_step(run)
-        assert leaving.before_training()
+        stopping.on_step(run)
+        assert stopping.before_training()
     assert run.stop
     said = [(record.levelno, record.getMessage()) for record in caplog.records if ": stopping" in record.getMessage()]
     assert said == [

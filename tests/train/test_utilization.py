@@ -73,7 +73,10 @@ def test_one_rank_knows_the_counts_of_all() -> None:
     assert global_counts(everything, scored, everything.positions) == everything
     for part in cut_batch(whole, 4):
         found = global_counts(StepCounts.of([part]), scored, everything.positions)
-        speech = {"speech_positions": 4 * part.runs.num_positions, "run_pairs": 4 * StepCounts.of([part]).run_pairs}
+        speech = {
+            "speech_positions": 4 * part.segments.num_positions,
+            "segment_pairs": 4 * StepCounts.of([part]).segment_pairs,
+        }
         assert found == replace(everything, **speech)
 
 

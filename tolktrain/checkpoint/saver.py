@@ -230,7 +230,7 @@ class CheckpointSaver:
         self._store.set_latest(final, self._fence.token, self._fence.check)
 
     def _remove_old(self, spared: int | None) -> None:
-        folders = {step_of(folder): folder for folder in self._store.newest_first()}
+        folders = {step_of(folder): folder for folder in self._store.latest_first()}
         candidates = [self._candidate(step, folder) for step, folder in folders.items()]
         kept = choose_kept(candidates, self._retention)
         being_copied = self._being_copied()

@@ -61,28 +61,28 @@ class CheckpointStore:
             with contextlib.suppress(FileNotFoundError):  # an earlier job has just completed it
                 discard(leftover)
 
-    def find_latest(self, tell: Callable[[str], object] = logger.warning) -> Path | None:
-        """The newest sound checkpoint, or None where there is none; `tell` is told of each damaged one that is newer.
+    def find_latest(self, warn: Callable[[str], object] = logger.warning) -> Path | None:
+        """The newest sound checkpoint, or None where there is none; `warn` is told of each damaged one that is newer.
 
         Raises UserError at one of another format.
         """
-        for folder in self.newest_first():
+        for folder in self.latest_first():
             try:
                 verify(folder)
             except DamagedCheckpointError as error:
-                tell(str(error))
+                warn(str(error))
                 continue
             return folder
         return None
 
-    def newest(self) -> Path | None:
+    def latest(self) -> Path | None:
         """The newest checkpoint, sound or not; for a process that has written it itself."""
-        folders = self.newest_first()
+        folders = self.latest_first()
         return folders[0] if folders else None
 
     def was_used(self) -> bool:
         """Whether a checkpoint has ever been completed here."""
-        return (self.folder / LATEST).exists() or bool(self.newest_first())
+        return (self.folder / LATEST).exists() or bool(self.latest_first())
 
     def set_latest(self, folder: Path | None, token: int = 0, check: Callable[[], object] = lambda: None) -> None:
         """Let `latest` name a checkpoint, or nothing. `check` may object in the last moment by raising."""
@@ -95,16 +95,16 @@ class CheckpointStore:
             os.replace(replacement, self.folder / LATEST)
         sync_path(self.folder)
 
-    def set_aside_newer(self, folder: Path | None, suffix: str = "damaged") -> None:
+    def rename_newer(self, folder: Path | None, suffix: str = "damaged") -> None:
         """Rename checkpoints newer than `folder`, so that they are not met again."""
-        for other in self.newest_first():
+        for other in self.latest_first():
             if folder is None or step_of(other) > step_of(folder):
                 target = other.with_name(f"{other.name}.{suffix}")
                 remove(target)
                 other.rename(target)
                 logger.warning("%s is %s and was renamed to %s", other, suffix, target.name)
 
-    def newest_first(self) -> list[Path]:
+    def latest_first(self) -> list[Path]:
         """Folders of all complete checkpoints; they may have been damaged since."""
         if not self.folder.is_dir():
             return []

@@ -147,7 +147,7 @@ def check_tiling(name: str, shape: tuple[int, ...], blocks: list[Block]) -> None
     """Raise ValueError if the blocks do not cover a tensor of `shape` exactly once."""
     inside = all(o >= 0 and o + n <= m for block in blocks for o, n, m in zip(*block, shape, strict=True))
     covered = sum(math.prod(sizes) for _, sizes in blocks)
-    overlapping = _overlap(blocks)
+    overlapping = _any_overlap(blocks)
     if covered != math.prod(shape) or not inside or overlapping:
         raise ValueError(
             f"{name}: the slices of all ranks hold {covered:,} of {math.prod(shape):,} elements of shape {list(shape)}"
@@ -155,17 +155,17 @@ def check_tiling(name: str, shape: tuple[int, ...], blocks: list[Block]) -> None
         )
 
 
-def _overlap(blocks: list[Block]) -> bool:
+def _any_overlap(blocks: list[Block]) -> bool:
     """Whether blocks meet. Those in the same columns must differ in rows; columns must be the same, or apart."""
     rows: dict[Block, list[tuple[int, int]]] = {}
     for offsets, sizes in blocks:
         begin, length = (offsets[0], sizes[0]) if sizes else (0, 1)
         rows.setdefault((offsets[1:], sizes[1:]), []).append((begin, begin + length))
     same = any(second[0] < first[1] for spans in rows.values() for first, second in itertools.pairwise(sorted(spans)))
-    return same or any(_meet(first, second) for first, second in itertools.combinations(rows, 2))
+    return same or any(_overlaps(first, second) for first, second in itertools.combinations(rows, 2))
 
 
-def _meet(one: Block, other: Block) -> bool:
+def _overlaps(one: Block, other: Block) -> bool:
     return all(a < b + q and b < a + p for a, p, b, q in zip(*one, *other, strict=True))
 
 

@@ -29,7 +29,7 @@ class DumpFile:
     """A rank's log file, for what can no longer be written through `logging`.
 
     A main thread that is stuck may hold the lock of a logging handler; one that is stuck in C code may hold Python's
-    own lock, without which no Python code runs at all. For the latter there is `expect_life`.
+    own lock, without which no Python code runs at all. For the latter there is `arm_timeout`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class DumpFile:
         with contextlib.suppress(OSError, ValueError):
             self._file.write(text.encode("utf-8", "backslashreplace"))
 
-    def expect_life(self, seconds: float, or_exit: bool = False) -> None:
+    def arm_timeout(self, seconds: float, or_exit: bool = False) -> None:
         """Unless this is called again within `seconds`, write the stacks, from a thread that needs no lock of Python's.
 
         Args:

@@ -194,7 +194,7 @@ def _refused(section: dict[str, Any], refusals: Mapping[str, Refusal], prefix: s
         value = held[tail or head]
         if not any(value == allowed and type(value) is type(allowed) for allowed in refusal.harmless):
             shown = "set" if isinstance(value, dict | list) else json.dumps(value)
-            mistakes.append(f"{prefix}{entry} is {shown}, but {refusal.reason}; {refusal.mend}")
+            mistakes.append(f"{prefix}{entry} is {shown}, but {refusal.reason}; {refusal.fix}")
     return mistakes
 
 

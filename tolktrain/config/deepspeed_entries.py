@@ -32,7 +32,7 @@ class Refusal:
 
     reason: str
     harmless: tuple[Any, ...] = ()  # values that change nothing and are let through
-    mend: str = "remove the entry"
+    fix: str = "remove the entry"
 
 
 _OFF = (False, None)

@@ -85,7 +85,7 @@ def _messages(error: ErrorDetails, path: KeyPath, tree: Located, root: type[Base
         return [_placed(line, path, tree) for line in str(error["ctx"]["error"]).splitlines()]
     field = field_at(root, path)
     expected = expectation(annotation_at(root, path), field)
-    return [f"{where}: {dotted(path)}: expected {expected}, got {_shown(given)}{_mend(expected, given)}"]
+    return [f"{where}: {dotted(path)}: expected {expected}, got {_shown(given)}{_fix(expected, given)}"]
 
 
 def _origin(path: KeyPath, tree: Located) -> str:
@@ -237,7 +237,7 @@ def _shown(value: Any) -> str:
     return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
 
 
-def _mend(expected: str, given: Any) -> str:
+def _fix(expected: str, given: Any) -> str:
     if isinstance(given, str) and "number" in expected and _is_number(given):
         return f"; write {given} without quotes"
     if isinstance(given, float) and "whole number" in expected and given.is_integer():

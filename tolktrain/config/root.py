@@ -242,7 +242,7 @@ def _missing_for_evaluation(config: Config) -> list[str]:
         ("data.speech_tokenizer is not set", config.data.speech_tokenizer, "name the folder of the speech tokenizer"),
     ]
     return [
-        f"evaluation.after_training is true, but {missing}; {mend}, or set evaluation.after_training to false"
-        for missing, value, mend in parts
+        f"evaluation.after_training is true, but {missing}; {fix}, or set evaluation.after_training to false"
+        for missing, value, fix in parts
         if not value
     ]

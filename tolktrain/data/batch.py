@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tolktrain.data.sequences import Sequence
-from tolktrain_kernels.speech_adapter import SpeechRuns, pack_runs
+from tolktrain_kernels.speech_adapter import SpeechSegments, pack_segments
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Batch:
     speech_in: Tensor  # [B, T] bool: the input token is speech
     speech_pred: Tensor  # [B, T] bool: a speech target is scored
     text_pred: Tensor  # [B, T] bool: a text target is scored
-    runs: SpeechRuns  # the runs of `speech_in`
+    segments: SpeechSegments  # the runs of `speech_in`
     record_ids: list[str]
     strategies: list[str]
     num_text_scored: int  # positions with a scored text target
@@ -31,7 +31,7 @@ class Batch:
         """The same batch in page-locked memory, from where a GPU fetches it without waiting."""
         tensors = {name: getattr(self, name).pin_memory() for name in _TENSORS}
         plain = {name: value for name, value in vars(self).items() if name not in tensors}
-        return Batch(**{**plain, **tensors, "runs": self.runs.pin_memory()})
+        return Batch(**{**plain, **tensors, "segments": self.segments.pin_memory()})
 
 
 _TENSORS = ("tokens", "targets", "speech_in", "speech_pred", "text_pred")
@@ -51,7 +51,7 @@ def collate(sequences: AbstractSequence[Sequence]) -> Batch:
         speech_in=torch.from_numpy(speech_in),
         speech_pred=torch.from_numpy(speech_pred),
         text_pred=torch.from_numpy(text_pred),
-        runs=pack_runs(speech_in),
+        segments=pack_segments(speech_in),
         record_ids=[sequence.record_id for sequence in sequences],
         strategies=[sequence.strategy for sequence in sequences],
         num_text_scored=int(text_pred.sum()),

@@ -18,7 +18,7 @@ from tolktrain.data.strategies import STRATEGIES, require_modalities
 from tolktrain.errors import UserError
 from tolktrain.files.reading import file_sha256
 from tolktrain.libraries.streaming import get_hash
-from tolktrain.parallel.collectives import on_each_node, told_by_all
+from tolktrain.parallel.collectives import all_gather_objects, on_each_node
 from tolktrain.storage.retries import RetryPolicy
 from tolktrain.units.load import describe_speech_tokenizer
 from tolktrain.vocabulary import Vocabulary
@@ -69,10 +69,10 @@ def _shares(config: Config, uses: list[_Use]) -> dict[str, tuple[int, int]]:
     own = {
         name: identity_of(Path(config.data.sets[name].path) / INDEX_FILE) for name in sorted({use.name for use in uses})
     }
-    told = dict(told_by_all((node, own) if place.local_rank == 0 else (-1, {})))
+    gathered = dict(all_gather_objects((node, own) if place.local_rank == 0 else (-1, {})))
     shares = {}
     for name in own:
-        same = sorted(other for other, seen in told.items() if other >= 0 and seen[name] == own[name])
+        same = sorted(other for other, seen in gathered.items() if other >= 0 and seen[name] == own[name])
         shares[name] = (same.index(node), len(same)) if node in same else (0, 1)
     return shares
 

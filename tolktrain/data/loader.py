@@ -136,8 +136,8 @@ def _shut_down(batches: object, workers: list[BaseProcess]) -> None:
         if not done.wait(_CLOSING_SECONDS):
             kill()
 
-    patience = guarded("loader-end", kill_in_time)
-    patience.start()
+    watcher = guarded("loader-end", kill_in_time)
+    watcher.start()
     try:
         end_loader_processes(batches)
     except RuntimeError:
@@ -145,7 +145,7 @@ def _shut_down(batches: object, workers: list[BaseProcess]) -> None:
             raise
     finally:
         done.set()
-        patience.join()
+        watcher.join()
         kill()
 
 

@@ -28,14 +28,14 @@ from tolktrain.libraries.streaming import (
     dataset,
 )
 from tolktrain.libraries.streaming_compat import exchanged
-from tolktrain.parallel.collectives import together, told_by_all
+from tolktrain.parallel.collectives import all_gather_objects, is_distributed
 
 _FOLDER = Path("/dev/shm")
 # Beside the blocks stands a folder of this user's for the library's lock files, which it would put into TMPDIR.
 _LOCK_FILES = "filelocks"
 _BLOCK_NAME = re.compile(rf"(\d{{6,9}})_({'|'.join([*SHM_TO_CLEAN, _LOCK_FILES])})")
 # A killed rank's loader processes notice within 5 s that it is gone.
-_PATIENCE_SECONDS = 10.0
+_LOCK_TIMEOUT_SECONDS = 10.0
 # For starts of this user's other jobs on this node: each looks through the node's processes once.
 _START_SECONDS = 120.0
 _NOT_SHARED = (
@@ -108,21 +108,21 @@ def register(
         except Exception as error:
             failure = error
     place = world.ranks_per_node, int(os.environ.get("LOCAL_RANK", world.rank_of_node))
-    told = told_by_all((own and own[0], failure, place))
-    for _, failure, _ in told:
+    gathered = all_gather_objects((own and own[0], failure, place))
+    for _, failure, _ in gathered:
         if failure is not None:
             raise failure
     # Each rank counts nodes by what it is told: of different counts records would be read twice, without a word.
-    if together() and [place for *_, place in told] != [
-        (world.ranks_per_node, rank % world.ranks_per_node) for rank in range(len(told))
+    if is_distributed() and [place for *_, place in gathered] != [
+        (world.ranks_per_node, rank % world.ranks_per_node) for rank in range(len(gathered))
     ]:
         raise UserError(_NOT_SHARED)
-    return own or _attach(told[world.node * world.ranks_per_node][0])
+    return own or _attach(gathered[world.node * world.ranks_per_node][0])
 
 
 def _claim_patiently(folders: list[str], caches: set[str]) -> tuple[int, SharedMemory]:
     """Claim a number, after a while of waiting for programs that are about to end."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
     while True:
         with _exclusive():
             remove_stale_blocks()

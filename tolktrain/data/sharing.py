@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tolktrain.data.index import TABLE_TYPE, ShardIndex, read_index
-from tolktrain.parallel.collectives import on_each_node, together, told_by_all
+from tolktrain.parallel.collectives import all_gather_objects, is_distributed, on_each_node
 
 
 class _Published(NamedTuple):
@@ -26,14 +26,14 @@ def read_indexes(folders: Sequence[str]) -> list[ShardIndex]:
 
     Raises `UserError` on all ranks where `read_index` does on one.
     """
-    if not together():
+    if not is_distributed():
         return [read_index(folder) for folder in folders]
     own: list[ShardIndex] = []
     published = on_each_node(lambda: _publish(folders, own))
     try:
         return own or _attach(published, folders)
     finally:
-        told_by_all(None)  # the others have opened it
+        all_gather_objects(None)  # the others have opened it
         if own:
             os.close(published.descriptor)
 

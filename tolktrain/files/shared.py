@@ -48,7 +48,7 @@ def create_file(path: str | Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, name: str, patience_seconds: float, on_wait: Callable[[Path], object]) -> Iterator[None]:
+def exclusive(folder: Path, name: str, timeout_seconds: float, on_wait: Callable[[Path], object]) -> Iterator[None]:
     """One process of this user on this machine at a time, whatever other users have put into `folder`.
 
     Args:
@@ -65,11 +65,11 @@ def exclusive(folder: Path, name: str, patience_seconds: float, on_wait: Callabl
     if not _own_locks(folder, prefix):
         descriptor, _ = tempfile.mkstemp(prefix=prefix, suffix=".lock", dir=folder)
         os.close(descriptor)
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + timeout_seconds
     with contextlib.ExitStack() as held:
         # All of them, looked up only now: processes that each made one at the same moment still have one in common.
         for path, descriptor in _own_locks(folder, prefix, held).items():
-            _lock(path, descriptor, deadline, patience_seconds, on_wait)
+            _lock(path, descriptor, deadline, timeout_seconds, on_wait)
             # Closing the file would not do while a process forked meanwhile has it open.
             held.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
         yield
@@ -96,7 +96,7 @@ def _own_locks(folder: Path, prefix: str, opened: contextlib.ExitStack | None = 
 
 
 def _lock(
-    path: Path, descriptor: int, deadline: float, patience_seconds: float, on_wait: Callable[[Path], object]
+    path: Path, descriptor: int, deadline: float, timeout_seconds: float, on_wait: Callable[[Path], object]
 ) -> None:
     waits = False
     while not _try_lock(descriptor):
@@ -106,7 +106,7 @@ def _lock(
         if time.monotonic() > deadline:
             holder = _holder(descriptor)
             raise UserError(
-                f"{path} has been locked for {patience_seconds:.0f} s by"
+                f"{path} has been locked for {timeout_seconds:.0f} s by"
                 f" {'another process' if holder is None else f'process {holder}'} of yours on {socket.gethostname()},"
                 " which should keep it for a moment only; end that process if it is stuck, and start again"
             )

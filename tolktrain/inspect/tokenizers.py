@@ -51,19 +51,19 @@ class Tokenizers:
 
 
 def find_tokenizers(
-    info: DatasetInfo, beside: Sequence[Path], text_folder: Path | None, speech_folder: Path | None
+    info: DatasetInfo, folders: Sequence[Path], text_folder: Path | None, speech_folder: Path | None
 ) -> Tokenizers:
-    """The tokenizers in the given folders, or else in text_tokenizer and speech_tokenizer in the folders `beside`.
+    """The tokenizers in the given folders, or else in text_tokenizer and speech_tokenizer in the folders `folders`.
 
     A speech tokenizer beside the data that cannot be used here is passed over, and the note says why.
 
     Raises `UserError` if a tokenizer is not the one that dataset.json names, or a given one is unreadable.
     """
-    text, text_note = _text(info, text_folder or _first(beside, TEXT_FOLDER, TEXT_FILE))
+    text, text_note = _text(info, text_folder or _first(folders, TEXT_FOLDER, TEXT_FILE))
     if speech_folder is not None:
         speech, speech_note = _speech(info, speech_folder)
     else:
-        speech, speech_note = _speech_beside(info, _first(beside, SPEECH_FOLDER, SPEECH_FILE))
+        speech, speech_note = _speech_found(info, _first(folders, SPEECH_FOLDER, SPEECH_FILE))
     return Tokenizers(TextReader(text), speech, text_note, speech_note)
 
 
@@ -95,8 +95,8 @@ def fetch_tokenizers(address: str, folder: Path) -> None:
             write_synced(path, content)
 
 
-def _first(beside: Sequence[Path], folder: str, file: str) -> Path | None:
-    return next((path / folder for path in beside if (path / folder / file).is_file()), None)
+def _first(folders: Sequence[Path], folder: str, file: str) -> Path | None:
+    return next((path / folder for path in folders if (path / folder / file).is_file()), None)
 
 
 def _text(info: DatasetInfo, folder: Path | None) -> tuple["Tokenizer | None", str]:
@@ -112,7 +112,7 @@ def _text(info: DatasetInfo, folder: Path | None) -> tuple["Tokenizer | None", s
     return tokenizer, str(folder)
 
 
-def _speech_beside(info: DatasetInfo, folder: Path | None) -> tuple[SpeechDecoder | None, str]:
+def _speech_found(info: DatasetInfo, folder: Path | None) -> tuple[SpeechDecoder | None, str]:
     if folder is None:
         return None, "none found beside the data; name its folder with --speech-tokenizer to make sound"
     try:

@@ -16,7 +16,7 @@ from tolktrain.model.loss import loss_from_sums
 from tolktrain.model.parameter_layout import load_canonical, parameter_views
 from tolktrain.model.pooling import LayerPooling as LayerPoolingLayer
 from tolktrain.model.smoltolk import SmolTolk
-from tolktrain_kernels.speech_adapter import pack_runs
+from tolktrain_kernels.speech_adapter import pack_segments
 
 ENTROPY_WEIGHT = 0.01  # of the published training runs
 _PREFIXES = (
@@ -178,7 +178,7 @@ def _batch(inputs: Mapping[str, Tensor]) -> SimpleNamespace:
         speech_in=speech_in,
         speech_pred=given.get("speech_pred", nothing).bool(),
         text_pred=given.get("text_pred", nothing).bool(),
-        runs=pack_runs(speech_in),
+        segments=pack_segments(speech_in),
     )
 
 

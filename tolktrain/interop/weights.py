@@ -50,7 +50,7 @@ def export_weights(
     into: Path,
     step: int | None = None,
     dtype: Literal["float32", "bf16"] = "float32",
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
     file_bytes: int = FILE_BYTES,
 ) -> Path:
     """Write the parameters of a run's checkpoint into the new or empty folder `into`; returns the checkpoint.
@@ -64,13 +64,13 @@ def export_weights(
     into = into.resolve()
     if into == Path.cwd() or (into.exists() and not (into.is_dir() and not any(into.iterdir()))):
         raise UserError(f"{into} exists and is not an empty folder, or the present one; name a new one")
-    folder = choose_checkpoint(run_dir, step, tell)
+    folder = choose_checkpoint(run_dir, step, report)
     into.parent.mkdir(parents=True, exist_ok=True)
     aside = into.with_name(f".tmp-{into.name}-{os.getpid()}")
     aside.mkdir()
     try:
         with CheckpointReader(folder) as reader:
-            _write(reader, read_state(folder), aside, dtype, tell, file_bytes)
+            _write(reader, read_state(folder), aside, dtype, report, file_bytes)
         sync_path(aside)
         aside.rename(into)
     except BaseException:
@@ -147,7 +147,7 @@ def _write(
     state: Mapping[str, Any],
     aside: Path,
     dtype: Literal["float32", "bf16"],
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     file_bytes: int,
 ) -> None:
     shapes = reader.shapes(PARAMETERS)
@@ -161,7 +161,7 @@ def _write(
             save_file(tensors, aside / file, metadata={"format": "pt"})
         sync_path(aside / file)
         weight_map.update(dict.fromkeys(names, file))
-        tell(f"{file}: {len(names)} tensors")
+        report(f"{file}: {len(names)} tensors")
     total = sum(itemsize * math.prod(shape) for shape in shapes.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     description = {

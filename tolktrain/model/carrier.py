@@ -26,7 +26,7 @@ class Carrier:
     context: AttentionContext  # causal, for backbone and output adapter
     hidden: Tensor  # [T', B, D]; all T positions before the backbone
     embedded: Tensor | None = None  # [T', B, D]: e, kept for the residual
-    run_context: AttentionContext | None = None  # inside runs, for the input adapter
+    segment_context: AttentionContext | None = None  # inside runs, for the input adapter
     # [N', 1, D]: packed speech on its way through the input adapter, padded to what tensor ranks can share out; or
     # [T', B, D] where the adapter has a dense mask
     speech: Tensor | None = None

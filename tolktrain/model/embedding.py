@@ -21,7 +21,7 @@ from tolktrain.parallel.megatron import (
     scatter_to_sequence_parallel_region,
 )
 from tolktrain_kernels.backend import Kernels
-from tolktrain_kernels.speech_adapter import SpeechRuns, embed_tokens, gather_rows, replace_rows
+from tolktrain_kernels.speech_adapter import SpeechSegments, embed_tokens, gather_rows, replace_rows
 
 
 def empty_table(num_rows: int, config: TransformerConfig) -> nn.Parameter:
@@ -50,18 +50,18 @@ class Tables(nn.Module):
         """K tables [V_s, D]."""
         return [self.get_parameter(f"speech_{codebook}") for codebook in range(self.num_codebooks)]
 
-    def forward(self, tokens: Tensor, runs: SpeechRuns, num_packed: int) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, segments: SpeechSegments, num_packed: int) -> tuple[Tensor, Tensor]:
         """Embeddings of ids [M, K]: [M, D], and those of the speech packed, padded with zeros [num_packed, D]."""
         if self.share.size == 1:
-            return embed_tokens(tokens, runs, self.text, self.speech, num_packed, self.kernels.backend)
+            return embed_tokens(tokens, segments, self.text, self.speech, num_packed, self.kernels.backend)
         # What lies on other ranks counts as zero here, and all ranks add up. Speech is replaced in the text's rows.
-        text = self._own(tokens[:, 0].where(runs.places < 0, 0), self.text)
-        ids = tokens.index_select(0, runs.rows)
+        text = self._own(tokens[:, 0].where(segments.places < 0, 0), self.text)
+        ids = tokens.index_select(0, segments.rows)
         parts = [self._own(ids[:, codebook], table) for codebook, table in enumerate(self.speech)]
-        partial = replace_rows(text, runs.rows, functools.reduce(torch.add, parts))
+        partial = replace_rows(text, segments.rows, functools.reduce(torch.add, parts))
         embedded = reduce_from_tensor_model_parallel_region(partial)
-        packed = gather_rows(embedded, runs.rows)
-        return embedded, functional.pad(packed, (0, 0, 0, num_packed - runs.num_positions))
+        packed = gather_rows(embedded, segments.rows)
+        return embedded, functional.pad(packed, (0, 0, 0, num_packed - segments.num_positions))
 
     def _own(self, ids: Tensor, table: Tensor) -> Tensor:
         rows = ids - self.share.rank * len(table)
@@ -85,20 +85,20 @@ class Embedding(PipelineLayer):
         context = AttentionContext(cos, sin)
         # At least one row, so that the adapter computes something, and equally many for tensor ranks that share them.
         size = self.share.size if self.config.sequence_parallel else 1
-        num_packed = max(1, TensorShare(size=size).padded_rows(inputs.runs.num_positions)) * size
+        num_packed = max(1, TensorShare(size=size).padded_rows(inputs.segments.num_positions)) * size
         tokens = inputs.tokens.permute(2, 0, 1).flatten(0, 1)
-        everything, speech = self.tables(tokens, inputs.runs, num_packed)
+        everything, speech = self.tables(tokens, inputs.segments, num_packed)
         everything = everything.view(inputs.sequence_length, inputs.num_sequences, -1)
         embedded = self._shared(everything)
         kept = embedded if self.architecture.residual else None
         if self.architecture.input_adapter_layers == 0:
             return Carrier(inputs, context, embedded, kept)
         if self.architecture.adapter_attention == "published":
-            run_context = AttentionContext(cos, sin, mask=published_adapter_mask(inputs.speech_in))
-            return Carrier(inputs, context, everything, kept, run_context, embedded)
-        positions = (cos.index_select(0, inputs.runs.positions), sin.index_select(0, inputs.runs.positions))
-        run_context = AttentionContext(*positions, inputs.runs)
-        return Carrier(inputs, context, everything, kept, run_context, self._shared(speech.unsqueeze(1)))
+            segment_context = AttentionContext(cos, sin, mask=published_adapter_mask(inputs.speech_in))
+            return Carrier(inputs, context, everything, kept, segment_context, embedded)
+        positions = (cos.index_select(0, inputs.segments.positions), sin.index_select(0, inputs.segments.positions))
+        segment_context = AttentionContext(*positions, inputs.segments)
+        return Carrier(inputs, context, everything, kept, segment_context, self._shared(speech.unsqueeze(1)))
 
     def parameters_of_tables(self) -> tuple[nn.Parameter, list[nn.Parameter]]:
         """Of text, and of each codebook of speech."""

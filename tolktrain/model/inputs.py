@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tolktrain_kernels.speech_adapter import SpeechRuns, pack_runs
+from tolktrain_kernels.speech_adapter import SpeechSegments, pack_segments
 
 
 class HasModelInputs(Protocol):
@@ -18,7 +18,7 @@ class HasModelInputs(Protocol):
     speech_in: Tensor
     speech_pred: Tensor
     text_pred: Tensor
-    runs: SpeechRuns
+    segments: SpeechSegments
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ModelInputs:
 
     tokens: Tensor  # [B, K, T] int64; a text position holds its id in row 0
     speech_in: Tensor  # [B, T] bool: the input token is speech
-    runs: SpeechRuns
+    segments: SpeechSegments
     scored: ScoredRows
 
     @classmethod
@@ -55,7 +55,7 @@ class ModelInputs:
             every_sequence: take sequences that predict no speech through the output adapter too (to look at it).
         """
         rows = _scored_rows(batch.targets, batch.speech_pred, batch.text_pred, every_sequence)
-        return cls(batch.tokens, batch.speech_in, batch.runs, rows)
+        return cls(batch.tokens, batch.speech_in, batch.segments, rows)
 
     @classmethod
     def for_next(cls, tokens: Tensor, speech_in: Tensor, lengths: Tensor | None = None) -> "ModelInputs":
@@ -72,7 +72,7 @@ class ModelInputs:
         # Time-major rows come sorted by position; sequences of unequal length would come out in another order.
         rows = _scored_rows(torch.zeros_like(tokens), last, last, every_sequence=True)
         order = (ends - 1) * tokens.shape[0] + torch.arange(tokens.shape[0])
-        return cls(tokens, speech_in, pack_runs(speech_in), replace(rows, text=order, speech=order))
+        return cls(tokens, speech_in, pack_segments(speech_in), replace(rows, text=order, speech=order))
 
     @property
     def num_sequences(self) -> int:
@@ -92,7 +92,7 @@ class ModelInputs:
         return ModelInputs(
             tokens=self.tokens.to(device, non_blocking=non_blocking),
             speech_in=self.speech_in.to(device, non_blocking=non_blocking),
-            runs=self.runs.to(device, non_blocking=non_blocking),
+            segments=self.segments.to(device, non_blocking=non_blocking),
             scored=replace(self.scored, **moved),
         )
 

@@ -28,24 +28,24 @@ class InputAdapterLayer(PipelineLayer):
 
     def forward(self, carrier: Carrier) -> Carrier:
         """Update `speech`; the last layer writes it back into `hidden`."""
-        assert carrier.speech is not None and carrier.run_context is not None
+        assert carrier.speech is not None and carrier.segment_context is not None
         if not self.is_last:
-            return replace(carrier, speech=self.block(carrier.speech, carrier.run_context))
-        hidden, runs = carrier.hidden.flatten(0, 1), carrier.inputs.runs
-        packed, update = (part.flatten(0, 1) for part in self.block.parts(carrier.speech, carrier.run_context))
+            return replace(carrier, speech=self.block(carrier.speech, carrier.segment_context))
+        hidden, segments = carrier.hidden.flatten(0, 1), carrier.inputs.segments
+        packed, update = (part.flatten(0, 1) for part in self.block.parts(carrier.speech, carrier.segment_context))
         if self.shares_sequence:
-            assert carrier.run_context.mask is None, "the dense mask is for a model in one process"
+            assert carrier.segment_context.mask is None, "the dense mask is for a model in one process"
             # What follows is the same on all tensor ranks, and so is its gradient.
             speech = gather_from_sequence_parallel_region(packed + update, tensor_parallel_output_grad=False)
-            hidden = replace_rows(hidden, runs.rows, speech[: runs.num_positions])
-        elif carrier.run_context.mask is not None:
-            hidden = replace_rows(hidden, runs.rows, gather_rows(packed + update, runs.rows))
+            hidden = replace_rows(hidden, segments.rows, speech[: segments.num_positions])
+        elif carrier.segment_context.mask is not None:
+            hidden = replace_rows(hidden, segments.rows, gather_rows(packed + update, segments.rows))
         else:
-            hidden = merge_speech(hidden, runs, packed, update, self.kernels.backend)
+            hidden = merge_speech(hidden, segments, packed, update, self.kernels.backend)
         hidden = hidden.view_as(carrier.hidden)
         if self.shares_sequence:
             hidden = scatter_to_sequence_parallel_region(hidden)
-        return replace(carrier, speech=None, run_context=None, hidden=hidden)
+        return replace(carrier, speech=None, segment_context=None, hidden=hidden)
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the parameters."""
@@ -54,7 +54,7 @@ class InputAdapterLayer(PipelineLayer):
     @classmethod
     def cost(cls, architecture: Architecture, index: int | None, counts: StepCounts) -> LayerCost:
         """On speech alone, inside its segments; the published dense mask takes every position through the adapter."""
-        rows, pairs = counts.speech_positions, counts.run_pairs
+        rows, pairs = counts.speech_positions, counts.segment_pairs
         if architecture.adapter_attention == "published":
             length = 2 * counts.causal_pairs // max(counts.positions, 1) - 1
             rows, pairs = counts.positions, counts.positions * length

@@ -1,7 +1,7 @@
 """The input adapter's attention as the published training code computes it, for models trained by that code.
 
 There, text that lies beside speech is part of the adapter where a sequence begins with speech: its boundaries are
-paired one off. Models of our own attend inside runs (`SpeechRuns`); this dense mask reproduces the other, slowly.
+paired one off. Models of our own attend inside runs (`SpeechSegments`); this dense mask reproduces the other, slowly.
 """
 
 import numpy as np

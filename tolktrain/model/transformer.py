@@ -28,8 +28,8 @@ from tolktrain.parallel.megatron import (
 )
 from tolktrain_kernels.backend import Kernels
 from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, rotate, swiglu
-from tolktrain_kernels.run_attention import run_attention
-from tolktrain_kernels.speech_adapter import SpeechRuns
+from tolktrain_kernels.segment_attention import segment_attention
+from tolktrain_kernels.speech_adapter import SpeechSegments
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AttentionContext:
 
     cos: Tensor  # [T or N, 1, 1, head_dim] float32
     sin: Tensor  # the same; the first half of each head negated
-    runs: SpeechRuns | None = None  # attention inside these runs; causal over the whole sequence without
+    segments: SpeechSegments | None = None  # attention inside these runs; causal over the whole sequence without
     mask: Tensor | None = None  # bool [B, 1, T, T] in the place of either
 
 
@@ -79,13 +79,15 @@ class CoreAttention(nn.Module):
         context: AttentionContext,
     ) -> Tensor:
         """Returns [T, B, H * d]."""
-        runs, backend, cos, sin = context.runs, self.kernels.backend, context.cos, context.sin
-        if runs is not None:
+        segments, backend, cos, sin = context.segments, self.kernels.backend, context.cos, context.sin
+        if segments is not None:
             # Rows behind the packed speech pad it to what tensor ranks can share out.
-            num_padding = query.shape[0] - runs.num_positions
-            query, key, value = (heads[: runs.num_positions] for heads in (query, key, value))
+            num_padding = query.shape[0] - segments.num_positions
+            query, key, value = (heads[: segments.num_positions] for heads in (query, key, value))
             query, key = rotate(query, cos, sin, backend), rotate(key, cos, sin, backend)
-            mixed = run_attention(query.squeeze(1), key.squeeze(1), value.squeeze(1), runs, self.kernels.attention)
+            mixed = segment_attention(
+                query.squeeze(1), key.squeeze(1), value.squeeze(1), segments, self.kernels.attention
+            )
             return functional.pad(mixed.flatten(1), (0, 0, 0, num_padding)).unsqueeze(1)
         query, key = rotate(query, cos, sin, backend), rotate(key, cos, sin, backend)
         queries, keys, values = (heads.permute(1, 2, 0, 3) for heads in (query, key, value))

@@ -14,7 +14,7 @@ from tolktrain.errors import UserError
 T = TypeVar("T")
 
 
-class _Told(NamedTuple):
+class _Failure(NamedTuple):
     """What the other ranks hear of a failure."""
 
     message: str
@@ -22,7 +22,7 @@ class _Told(NamedTuple):
     by_machine: bool  # so that all ranks leave with one exit code, whichever speaks
 
     @classmethod
-    def of(cls, failure: Exception) -> "_Told":
+    def of(cls, failure: Exception) -> "_Failure":
         if isinstance(failure, UserError):
             return cls(str(failure), True, failure.by_machine)
         return cls(f"{type(failure).__name__}: {failure}", False, False)
@@ -46,8 +46,8 @@ def on_rank_zero(rank: int, action: Callable[[], T]) -> T:
             result = action()
         except Exception as error:
             failure = error
-    if together():
-        shared = [result, None if failure is None else _Told.of(failure)]
+    if is_distributed():
+        shared = [result, None if failure is None else _Failure.of(failure)]
         dist.broadcast_object_list(shared, src=0)
         if rank != 0 and shared[1] is not None:
             raise shared[1].error(0)
@@ -62,7 +62,7 @@ def on_each_node(action: Callable[[], T]) -> T:
 
     An exception on one node is raised on all ranks, as by `on_rank_zero`; of several that of the first node.
     """
-    if not together():
+    if not is_distributed():
         return action()
     place = ProcessEnvironment.detect()
     result: Any = None
@@ -72,44 +72,44 @@ def on_each_node(action: Callable[[], T]) -> T:
             result = action()
         except Exception as error:
             failure = error
-    told, node = _told_with_nodes((result, None if failure is None else _Told.of(failure)))
-    for rank, (_, other) in enumerate(told):
+    gathered, node = _gather_with_node((result, None if failure is None else _Failure.of(failure)))
+    for rank, (_, other) in enumerate(gathered):
         if other is not None:
             if failure is not None and rank == place.rank:
                 raise failure
             raise other.error(rank)
-    return cast(T, told[node[0]][0])
+    return cast(T, gathered[node[0]][0])
 
 
 def on_this_node(value: T) -> list[T]:
     """The values that the ranks of this node call it with, which must survive pickling; all ranks call it."""
-    if not together():
+    if not is_distributed():
         return [value]
-    told, node = _told_with_nodes(value)
-    return [told[rank] for rank in node]
+    gathered, node = _gather_with_node(value)
+    return [gathered[rank] for rank in node]
 
 
-def told_by_all(value: T) -> list[T]:
+def all_gather_objects(value: T) -> list[T]:
     """The values that all ranks call it with, which must survive pickling."""
-    if not together():
+    if not is_distributed():
         return [value]
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, value)
-    return told
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
-def together() -> bool:
+def is_distributed() -> bool:
     """Whether there is more than one process."""
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _told_with_nodes(value: T) -> tuple[list[T], list[int]]:
+def _gather_with_node(value: T) -> tuple[list[T], list[int]]:
     """The values that all ranks call it with, and the ranks of this node, the first one first."""
     place = ProcessEnvironment.detect()
-    told = told_by_all((_machine(), place.local_rank, value))
-    firsts = first_ranks([(machine, local_rank) for machine, local_rank, _ in told])
+    gathered = all_gather_objects((_machine(), place.local_rank, value))
+    firsts = first_ranks([(machine, local_rank) for machine, local_rank, _ in gathered])
     node = [rank for rank, first in enumerate(firsts) if first == firsts[place.rank]]
-    return [value for _, _, value in told], node
+    return [value for _, _, value in gathered], node
 
 
 def first_ranks(places: Sequence[tuple[str, int]]) -> list[int]:

@@ -40,7 +40,7 @@ def uploads_of(config: Config) -> Uploads | None:
     return Uploads(storage, keep_last=config.checkpoint.upload_keep_last)
 
 
-def restore_newest(config: Config, run_dir: Path, token: int) -> None:
+def restore_latest(config: Config, run_dir: Path, token: int) -> None:
     """Fetch the latest valid copy if the run's folder has no valid checkpoint of that step or later.
 
     Raises UserError when the copies cannot be reached and the folder has no valid checkpoint, or see `restore`.

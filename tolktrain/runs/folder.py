@@ -18,7 +18,7 @@ from tolktrain.config.load import dump_config
 from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.writing import replace_file
-from tolktrain.runs.copies import forget_copies, restore_newest
+from tolktrain.runs.copies import forget_copies, restore_latest
 from tolktrain.runs.deepspeed_entries import is_same_file, read_kept_entries, write_kept_entries
 from tolktrain.runs.lease import Lease, LostLeaseError
 from tolktrain.runs.metrics import last_step
@@ -66,14 +66,14 @@ class RunDirectory:
         self.deepspeed = DeepSpeedFile(None, {})  # what this start resolves DeepSpeed's settings from
         self.changes: str | None = None  # in what `deepspeed.config` names, since the last start; for the log
         self._kept_as: str | None = None  # path of the file that those entries were first read from
-        self.starts_anew = config.run.restart and _may_restart()
+        self.restarts = config.run.restart and _may_restart()
         self.lease = lease
         self._config = config
         self._created = created
 
     @classmethod
-    def open(cls, config: Config, tell: Callable[[str], None] | None = None) -> "RunDirectory":
-        """Create or find the folder, and take its lease; `tell` (the terminal) gets a line if that means waiting.
+    def open(cls, config: Config, report: Callable[[str], None] | None = None) -> "RunDirectory":
+        """Create or find the folder, and take its lease; `report` (the terminal) gets a line if that means waiting.
 
         A newer checkpoint is fetched from `checkpoint.upload`, if there is one.
 
@@ -84,14 +84,14 @@ class RunDirectory:
         created = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lease = Lease.take(path, tell=tell or _say)
+            lease = Lease.take(path, report=report or _say)
         except OSError as error:
             by_machine = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise UserError(f"run.dir: cannot write to {path}: {error}", by_machine=by_machine) from None
         directory = cls(config, lease, created)
         try:
-            if not directory.starts_anew:
-                restore_newest(config, path, lease.token)
+            if not directory.restarts:
+                restore_latest(config, path, lease.token)
                 directory.previous = _read_previous(paths)
             if directory.previous is not None:
                 _refuse_other(path, directory.previous, config.model_dump(mode="json"))
@@ -104,7 +104,7 @@ class RunDirectory:
 
     def begin(self, resolved: DeepSpeedSettings) -> None:
         """Empty the folder if the run starts anew, and write config.yaml and deepspeed.json."""
-        if self.starts_anew:
+        if self.restarts:
             forget_copies(self._config)
             _clear(self.paths)
         write_kept_entries(self.paths.deepspeed, replace(self.deepspeed, path=self._kept_as), resolved)

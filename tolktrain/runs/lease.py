@@ -106,13 +106,13 @@ class Lease:
         cls,
         run_dir: Path,
         *,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         lease_seconds: float = LEASE_SECONDS,
         environ: Mapping[str, str] = os.environ,
     ) -> "Lease":
         """Take the lease of the run in the existing folder `run_dir`, waiting up to `lease_seconds` for a dead owner.
 
-        `tell` gets a line for the terminal when it has to wait. A refused start changes nothing.
+        `report` gets a line for the terminal when it has to wait. A refused start changes nothing.
 
         Raises:
             UserError: another training of this run is going on; names it.
@@ -124,7 +124,7 @@ class Lease:
             "owner": ProcessIdentity.mine(environ).to_dict(),
             "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        token = _Starter(folder, content, lease_seconds, tell).take()
+        token = _Starter(folder, content, lease_seconds, report).take()
         lease = cls(folder, token, content, lease_seconds / _RENEWALS_PER_LEASE)
         lease._thread.start()
         _tidy(folder, token)
@@ -204,9 +204,9 @@ class Lease:
 
     def _why_lost(self) -> str | None:
         _make_listing_fresh(self._folder)
-        newest = max(_numbers(self._folder), default=0)
-        if newest > self.token:
-            found = _read(self._folder, newest)
+        latest = max(_numbers(self._folder), default=0)
+        if latest > self.token:
+            found = _read(self._folder, latest)
             who = "an unknown process" if found is None else found.describe()
             return f"{self._folder.parent}: another training has taken this run over: {who}; {_MUST_NOT_WRITE}"
         found = _read(self._folder, self.token)
@@ -232,25 +232,25 @@ class _Starter:
     """Takes a lease, or says why not."""
 
     def __init__(
-        self, folder: Path, content: dict[str, Any], lease_seconds: float, tell: Callable[[str], None]
+        self, folder: Path, content: dict[str, Any], lease_seconds: float, report: Callable[[str], None]
     ) -> None:
         self._folder = folder
         self._content = content
         self._lease_seconds = lease_seconds
         self._poll_seconds = min(lease_seconds / _RENEWALS_PER_LEASE / 2, 1.0)
-        self._tell = tell
+        self._report = report
         self._me = ProcessIdentity.from_dict(content["owner"])
 
     def take(self) -> int:
         for _ in range(_ATTEMPTS):
-            newest = max(_numbers(self._folder), default=0)
-            may_take = not newest or self._may_follow(newest)
-            if may_take and _create(self._folder, newest + 1, self._content):
+            latest = max(_numbers(self._folder), default=0)
+            may_take = not latest or self._may_follow(latest)
+            if may_take and _create(self._folder, latest + 1, self._content):
                 # The listing that was the base may have been old, and its numbers tidied away since.
                 _make_listing_fresh(self._folder)
-                if max(_numbers(self._folder), default=0) == newest + 1:
-                    return newest + 1
-                _lease_path(self._folder, newest + 1).unlink(missing_ok=True)
+                if max(_numbers(self._folder), default=0) == latest + 1:
+                    return latest + 1
+                _lease_path(self._folder, latest + 1).unlink(missing_ok=True)
             time.sleep(_ATTEMPT_SECONDS)
         raise OSError(errno.EAGAIN, "a lease could not be taken: its files change all the time", str(self._folder))
 
@@ -261,7 +261,7 @@ class _Starter:
         """
         first = found = _read(self._folder, token)
         waits_since = time.monotonic()
-        told = False
+        has_warned = False
         while True:
             expired = (
                 time.monotonic() - waits_since > self._lease_seconds
@@ -279,9 +279,9 @@ class _Starter:
             if reason is not None:
                 logger.warning("taking over %s from %s: %s", self._folder.parent, found.describe(), reason)
                 return True
-            if not told:
-                told = True
-                self._tell(
+            if not has_warned:
+                has_warned = True
+                self._report(
                     f"waiting up to {self._lease_seconds:g} seconds to see whether another training of this run lives:"
                     f" {found.describe()}"
                 )

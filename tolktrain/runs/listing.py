@@ -76,15 +76,15 @@ def list_checkpoints(run_dir: Path, checksums: bool = False) -> list[Entry]:
     return sorted(entries, key=lambda entry: (entry.step, entry.folder.name))
 
 
-def choose_checkpoint(run_dir: Path, step: int | None = None, tell: Callable[[str], None] = lambda _: None) -> Path:
+def choose_checkpoint(run_dir: Path, step: int | None = None, warn: Callable[[str], None] = lambda _: None) -> Path:
     """The checkpoint of `step`, or the latest valid one; read by this process and compared with its checksums.
 
-    `tell` is told of each damaged one that is passed over.
+    `warn` is told of each damaged one that is passed over.
 
     Raises UserError when there is none, the one asked for is damaged, or one that is met has another format.
     """
     store = CheckpointStore(RunPaths(run_dir).checkpoints)
-    folders = {step_of(folder): folder for folder in store.newest_first()}
+    folders = {step_of(folder): folder for folder in store.latest_first()}
     if step is not None:
         if step not in folders:
             there = ", ".join(map(str, sorted(folders))) or "none"
@@ -95,7 +95,7 @@ def choose_checkpoint(run_dir: Path, step: int | None = None, tell: Callable[[st
 
     def note(problem: str) -> None:
         problems.append(problem)
-        tell(problem)
+        warn(problem)
 
     folder = store.find_latest(note)
     if folder is None:

@@ -28,7 +28,7 @@ def load_model(run_dir: str | Path) -> tuple[SmolTolk, Config, dict[str, Any]]:
     if not file.is_file():
         raise UserError(f"{run_dir} is not the folder of a run: it has no {file.name}; train first")
     config = load_config(file)
-    folder = choose_checkpoint(run_dir, tell=logger.warning)
+    folder = choose_checkpoint(run_dir, warn=logger.warning)
     state = read_state(folder)
     # The checkpoint knows its own sizes; a backbone folder that the configuration names may be gone.
     model = SmolTolk(Architecture.from_dict(state["architecture"]), seed=None)

@@ -76,7 +76,7 @@ def carry_out(run_dir: Path, store: CheckpointStore) -> None:
     suffix = f"{_ASIDE}-{last.number}"
     target = store.folder / step_name(last.to_step) if last.to_step else None
     store.set_latest(target)
-    store.set_aside_newer(target, suffix)
+    store.rename_newer(target, suffix)
     truncate_metrics(run_dir, last.to_step)
     for older in store.folder.glob(f"step-*.{_ASIDE}-*"):
         if older.suffix != f".{suffix}":

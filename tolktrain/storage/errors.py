@@ -70,7 +70,7 @@ def failure(
 ) -> StorageError:
     """The error "`address` cannot be `done`: ...", after so many attempts in so many seconds."""
     credentials = _CREDENTIALS.get(scheme, "the credentials")
-    problem, mend = {
+    problem, fix = {
         "absent": ("it does not exist", "check the bucket and the folder in the address"),
         "no credentials": ("there are no usable credentials", f"set {credentials}"),
         "refused": ("access is refused", f"check {credentials} and their rights to the bucket"),
@@ -86,8 +86,8 @@ def failure(
         ),
     }[kind]
     if kind == "absent" and done == "opened":
-        problem, mend = "the bucket does not exist", "create it, or correct the address"
-    return StorageError(f"{address} cannot be {done}: {problem} ({cause}); {mend}", kind)
+        problem, fix = "the bucket does not exist", "create it, or correct the address"
+    return StorageError(f"{address} cannot be {done}: {problem} ({cause}); {fix}", kind)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -27,16 +27,16 @@ def checkpoint_bytes(counts: Mapping[str, int], config: Config, world_size: int)
 
 
 def needed_space(
-    counts: Mapping[str, int], config: Config, world_size: int, checkpoints: Path, starts_anew: bool
+    counts: Mapping[str, int], config: Config, world_size: int, checkpoints: Path, restarts: bool
 ) -> Space:
     """What there must be room for: two checkpoints, or one if as many are kept are there: the oldest makes way.
 
-    `starts_anew`: whether the checkpoints that are there are deleted first.
+    `restarts`: whether the checkpoints that are there are deleted first.
     """
     store = CheckpointStore(checkpoints)
     keep_last = config.checkpoint.keep_last
     # Not those that were set aside: no new one makes them go.
-    existing = 0 if starts_anew else len(store.newest_first())
+    existing = 0 if restarts else len(store.latest_first())
     num_checkpoints = max(1, min(2, keep_last + 1 - existing))
     return Space(
         folder=str(checkpoints.parent),
@@ -45,7 +45,7 @@ def needed_space(
         num_files=num_checkpoints * (world_size + 8) + _OTHER_FILES,
         keep_last=keep_last,
         num_existing=existing,
-        reclaimed_bytes=_folder_bytes(store.folder) if starts_anew else 0,
+        reclaimed_bytes=_folder_bytes(store.folder) if restarts else 0,
     )
 
 

@@ -58,53 +58,53 @@ def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[Ope
     """
     paths = RunPaths.of(config)
     store = CheckpointStore(paths.checkpoints)
-    directory: list[RunDirectory] = []  # of rank 0
+    directories: list[RunDirectory] = []  # of rank 0
 
     def open_directory() -> tuple[int, bool, dict[str, Any] | None, DeepSpeedFile]:
-        opened = RunDirectory.open(config)
-        directory.append(opened)
-        return opened.lease.token, opened.starts_anew, opened.previous, opened.deepspeed
+        directory = RunDirectory.open(config)
+        directories.append(directory)
+        return directory.lease.token, directory.restarts, directory.previous, directory.deepspeed
 
     def begin(settings: DeepSpeedSettings) -> None:
         def act() -> None:
-            directory[0].begin(settings)
+            directories[0].begin(settings)
             store.prepare()
 
         on_rank_zero(layout.rank, act)
 
     try:
-        token, starts_anew, previous, deepspeed = on_rank_zero(layout.rank, open_directory)
+        token, restarts, previous, deepspeed = on_rank_zero(layout.rank, open_directory)
         fence = Fence(token)
-        if directory:
-            lease = directory[0].lease
+        if directories:
+            lease = directories[0].lease
             fence = Fence(token, lease.check, lambda: lease.lost)
         with logging_to(paths.log(layout.rank), layout.rank), dumping_to(paths.log(layout.rank), progress):
             try:
-                if directory and directory[0].changes is not None:
-                    logger.warning("%s", directory[0].changes)
+                if directories and directories[0].changes is not None:
+                    logger.warning("%s", directories[0].changes)
                 position = Position.shared(
-                    None if starts_anew else find_position(paths.root, store, previous, layout), layout
+                    None if restarts else find_position(paths.root, store, previous, layout), layout
                 )
                 yield OpenRun(paths.root, store, position, fence, deepspeed, begin)
             except Exception:
                 logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it
                 raise
     except BaseException:
-        for opened in directory:
-            opened.discard_unused()
+        for directory in directories:
+            directory.discard_unused()
         raise
     finally:
-        for opened in directory:
-            opened.close()
+        for directory in directories:
+            directory.close()
 
 
 @contextlib.contextmanager
 def saving(
-    config: Config, layout: Layout, run: OpenRun, progress: Progress, must_leave: Callable[[], bool]
+    config: Config, layout: Layout, run: OpenRun, progress: Progress, must_stop: Callable[[], bool]
 ) -> Iterator[CheckpointSaver]:
     """What writes the run's checkpoints, with a group of its own: it talks while the main thread does too.
 
-    Collective. At the end of a run all copies are waited for, but not for long when rank 0 `must_leave`.
+    Collective. At the end of a run all copies are waited for, but not for long when rank 0 `must_stop`.
     """
     settings = config.checkpoint
     group: Any = dist.new_group(backend="gloo", timeout=_LONGEST_SAVE) if layout.world_size > 1 else None
@@ -125,7 +125,7 @@ def saving(
             uploads.submit(run.position.folder)  # the last start may have left before it was copied
         yield saver
         if settings.upload is not None:
-            _wait_for_copies(uploads, layout, progress, must_leave)
+            _wait_for_copies(uploads, layout, progress, must_stop)
     finally:
         if uploads is not None:
             uploads.close(0.0)
@@ -134,7 +134,7 @@ def saving(
 
 
 def _wait_for_copies(
-    uploads: Uploads | None, layout: Layout, progress: Progress, must_leave: Callable[[], bool]
+    uploads: Uploads | None, layout: Layout, progress: Progress, must_stop: Callable[[], bool]
 ) -> None:
     """Collective: a launcher ends the last rank some time after the first one has left."""
     begun = time.monotonic()
@@ -142,7 +142,7 @@ def _wait_for_copies(
     def enough() -> bool:
         if uploads is None or uploads.wait(_COPY_POLL_SECONDS):
             return True
-        late = time.monotonic() - begun > _LONGEST_LAST_COPY and must_leave()
+        late = time.monotonic() - begun > _LONGEST_LAST_COPY and must_stop()
         if late:
             logger.warning(
                 "leaving before the last checkpoint is copied to checkpoint.upload; the next start copies it"

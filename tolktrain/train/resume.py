@@ -84,7 +84,7 @@ def find_position(
             _refuse_if_lost(run_dir, store, previous)
         else:
             store.set_latest(folder)  # which may name one that is set aside now
-        store.set_aside_newer(folder)
+        store.rename_newer(folder)
         truncate_metrics(run_dir, 0 if folder is None else step_of(folder))
 
     on_rank_zero(layout.rank, settle)
@@ -96,7 +96,7 @@ def latest_valid_checkpoint(store: CheckpointStore, layout: Layout, not_after: i
 
     Every rank checks some of the files. Damaged ones are named in a warning.
     """
-    for folder in on_rank_zero(layout.rank, store.newest_first):
+    for folder in on_rank_zero(layout.rank, store.latest_first):
         if not_after is not None and step_of(folder) > not_after:
             continue
         complaint = _complaint(folder, layout)

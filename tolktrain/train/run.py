@@ -76,62 +76,62 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
     set_threads(layout, config.train.cpu_threads)
     check_same_groups(layout)
     architecture = model_builder.architecture
-    leaving = StopOnRequest(stop, layout)
-    with open_run(config, layout, progress) as opened:
-        settings = ResolvedSettings.of(config, architecture, layout, opened.deepspeed)
-        opened.position.check_architecture(architecture)
-        copying = saving(config, layout, opened, progress, lambda: leaving.must_leave)
-        if not remaining(plans, opened.position.step):
-            opened.begin(settings.deepspeed)
+    stopping = StopOnRequest(stop, layout)
+    with open_run(config, layout, progress) as directory:
+        settings = ResolvedSettings.of(config, architecture, layout, directory.deepspeed)
+        directory.position.check_architecture(architecture)
+        copying = saving(config, layout, directory, progress, lambda: stopping.must_stop)
+        if not remaining(plans, directory.position.step):
+            directory.begin(settings.deepspeed)
             if layout.rank == 0:
-                print(f"{opened.path} is complete: {opened.position.step} steps are done; nothing to train")
+                print(f"{directory.path} is complete: {directory.position.step} steps are done; nothing to train")
             with copying:  # of the last one, if that was cut short
                 return EXIT_DONE
-        with beating(config, layout, progress, opened) as heartbeat:
-            if leaving.before_training():
-                return _leave_early(leaving, heartbeat)
-            restarts = config.run.restart and opened.position.folder is None
+        with beating(config, layout, progress, directory) as heartbeat:
+            if stopping.before_training():
+                return _stop_early(stopping, heartbeat)
+            restarts = config.run.restart and directory.position.folder is None
             space = partial(
                 needed_space,
                 count_by_group(architecture),
                 config,
                 layout.world_size,
-                opened.store.folder,
+                directory.store.folder,
                 restarts,
             )
-            machines = check_health(config, layout, opened.path, space, progress)
+            machines = check_health(config, layout, directory.path, space, progress)
             progress.at("checking the data")
             vocabulary = check_data(config, architecture.text_vocab_size)
             check_capacity(config, layout.data_rank, layout.data_size)
             with copying as saver:
                 context = RunContext(config, layout, model_builder, vocabulary, saver, settings, progress, machines)
-                return _run_stages(context, plans, opened, leaving, heartbeat)
+                return _run_stages(context, plans, directory, stopping, heartbeat)
 
 
 def _run_stages(
-    context: RunContext, plans: Sequence[StagePlan], opened: OpenRun, leaving: StopOnRequest, heartbeat: Heartbeat
+    context: RunContext, plans: Sequence[StagePlan], directory: OpenRun, stopping: StopOnRequest, heartbeat: Heartbeat
 ) -> int:
-    layout, position = context.layout, opened.position
+    layout, position = context.layout, directory.position
     context.progress.at("building the model")
     # Notices a backbone that cannot be read. Handed over: whoever keeps a name for it would keep its memory.
     built = [context.model_builder.build(layout, position.folder, context.settings)]
-    if leaving.before_training():
-        return _leave_early(leaving, heartbeat)
-    opened.begin(context.settings.deepspeed)
+    if stopping.before_training():
+        return _stop_early(stopping, heartbeat)
+    directory.begin(context.settings.deepspeed)
     utilization = Utilization.of(context.model_builder.architecture, context.config, layout)
-    metrics = MetricsLog(context.config, opened.path, position.step, layout.rank, utilization)
+    metrics = MetricsLog(context.config, directory.path, position.step, layout.rank, utilization)
     display = Display(context.config, plans, metrics, layout)
-    callbacks = _callbacks(context, opened, metrics, display, heartbeat, leaving)
+    callbacks = _callbacks(context, directory, metrics, display, heartbeat, stopping)
     try:
-        _show_header(context, display, opened)
-        stopped, position = _run_all(context, plans, opened, built, callbacks)
+        _show_header(context, display, directory)
+        stopped, position = _run_all(context, plans, directory, built, callbacks)
     finally:
         for callback in reversed(callbacks):
             callback.close()
     if stopped and remaining(plans, position.step):
-        _say_stopped(display, position.step, leaving, heartbeat)
+        _say_stopped(display, position.step, stopping, heartbeat)
         return EXIT_PREEMPTED
-    display.say(f"trained: {position.step:,} steps, in {opened.path}")
+    display.say(f"trained: {position.step:,} steps, in {directory.path}")
     heartbeat.end("done")
     return EXIT_DONE
 
@@ -139,7 +139,7 @@ def _run_stages(
 def _run_all(
     context: RunContext,
     plans: Sequence[StagePlan],
-    opened: OpenRun,
+    directory: OpenRun,
     built: list[SmolTolk],
     callbacks: Sequence[Callback],
 ) -> tuple[bool, Position]:
@@ -147,19 +147,19 @@ def _run_all(
 
     The first model is taken out of `built`. Returns whether the run was stopped, and where.
     """
-    config, layout, position = context.config, context.layout, opened.position
+    config, layout, position = context.config, context.layout, directory.position
     stopped = False
     while not stopped and (stages := remaining(plans, position.step)):
-        rollbacks = on_rank_zero(layout.rank, lambda: read_rollbacks(opened.path))
+        rollbacks = on_rank_zero(layout.rank, lambda: read_rollbacks(directory.path))
         stopped, incident = run_one_stage(context, stages[0], position, rollbacks, built, callbacks)
         gc.collect()  # the next model needs the memory
         context.saver.wait()
         if incident is None:
             # As rank 0 sees the folder: other nodes may be shown an old listing of it.
-            position = Position.shared(on_rank_zero(layout.rank, opened.store.newest), layout)
+            position = Position.shared(on_rank_zero(layout.rank, directory.store.latest), layout)
             continue
         context.progress.at("going back")
-        position = Position.shared(roll_back(config, opened, layout, stages[0], incident), layout)
+        position = Position.shared(roll_back(config, directory, layout, stages[0], incident), layout)
         for callback in callbacks:
             callback.on_rollback(position.step)
     return stopped, position
@@ -167,53 +167,53 @@ def _run_all(
 
 def _callbacks(
     context: RunContext,
-    opened: OpenRun,
+    directory: OpenRun,
     metrics: MetricsLog,
     display: Display,
     heartbeat: Heartbeat,
-    leaving: StopOnRequest,
+    stopping: StopOnRequest,
 ) -> list[Callback]:
     """In this order: what is noted on a step comes before its line is written; a checkpoint comes after all lines of
     its step are written and all ranks know whether to stop, and none is written of a step after which the run goes
     back."""
     config, layout = context.config, context.layout
-    zero_stage, measured = context.settings.deepspeed.zero_stage, opened.position.state.get("metrics")
+    zero_stage, measured = context.settings.deepspeed.zero_stage, directory.position.state.get("metrics")
     return [
         Straggler(config.logging.straggler_steps, layout, gathers_parameters=zero_stage == 3),
         metrics,
         HeartbeatNotes(heartbeat, metrics),
-        leaving,
-        DivergenceGuard(config, opened.path, metrics, context.saver, layout),
+        stopping,
+        DivergenceGuard(config, directory.path, metrics, context.saver, layout),
         Validation(config, ValidationSource(context), metrics),
         display,
         Checkpointing(context.saver, metrics, config, context.model_builder.architecture, layout, zero_stage, measured),
     ]
 
 
-def _show_header(context: RunContext, display: Display, opened: OpenRun) -> None:
+def _show_header(context: RunContext, display: Display, directory: OpenRun) -> None:
     settings = context.settings
-    begun = f"going on after step {opened.position.step}" if opened.position.step else "beginning"
+    begun = f"going on after step {directory.position.step}" if directory.position.step else "beginning"
     logger.info("%s: %s; kernels: %s", begun, context.layout.describe(), settings.kernels.description)
     display.show_header(
-        opened.path,
+        directory.path,
         count_by_group(context.model_builder.architecture),
         settings.deepspeed.zero_stage,
-        opened.position.step,
+        directory.position.step,
         settings.kernels.description,
         context.model_builder.cut,
         context.machines,
     )
 
 
-def _leave_early(leaving: StopOnRequest, heartbeat: Heartbeat) -> int:
+def _stop_early(stopping: StopOnRequest, heartbeat: Heartbeat) -> int:
     """Asked to stop while starting: nothing has been done that a checkpoint could keep."""
-    heartbeat.end("stopped", f"{leaving.duration()['signal']}: start it again to go on")
+    heartbeat.end("stopped", f"{stopping.duration()['signal']}: start it again to go on")
     logger.info("stopped while starting; the same command goes on")
     return EXIT_PREEMPTED
 
 
-def _say_stopped(display: Display, step: int, leaving: StopOnRequest, heartbeat: Heartbeat) -> None:
-    duration = leaving.duration()
+def _say_stopped(display: Display, step: int, stopping: StopOnRequest, heartbeat: Heartbeat) -> None:
+    duration = stopping.duration()
     heartbeat.note(leaving=duration)
     heartbeat.end("stopped", f"{duration['signal']}: start it again to go on")
     done = f"stopped after step {step} with a checkpoint" if step else "stopped before the first step"
@@ -222,6 +222,6 @@ def _say_stopped(display: Display, step: int, leaving: StopOnRequest, heartbeat:
         f"left {duration['seconds']:.1f} s after {duration['signal']}: {duration['seconds_to_step_end']:.1f} s to the"
         f" end of the step, {duration['seconds_to_save']:.1f} s to save"
     )
-    if not leaving.asked_at_terminal:  # for choosing the time that a signal comes before the end
+    if not stopping.asked_at_terminal:  # for choosing the time that a signal comes before the end
         display.say(text)
     logger.info("%s", text)

@@ -72,7 +72,7 @@ def global_counts(mine: StepCounts, scored: LossCounts, num_positions: int) -> S
         positions=num_positions,
         causal_pairs=round(num_positions * pairs_per_position),
         speech_positions=round(mine.speech_positions * share),
-        run_pairs=round(mine.run_pairs * share),
+        segment_pairs=round(mine.segment_pairs * share),
         predicting_positions=scored.num_entropy,
         predicting_pairs=round(scored.num_entropy * pairs_per_position),
         text_scored=scored.num_text,

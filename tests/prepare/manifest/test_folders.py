@@ -102,11 +102,11 @@ def test_files_beside_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"n\xff.wav")).touch()
     utterances, failures = read(tmp_path)
     assert [one.id for one in utterances] == ["good.wav"]
-    told = {failure.id: failure.detail for failure in failures}
-    assert "must hold an object" in told["list.wav"] and "not audio" in told["moved.wav"]
-    assert "not JSON" in told["broken.wav"] and "not UTF-8" in told["coded.wav"]
-    assert "did you mean speaker?" in told["misspelt.wav"]
-    assert len(told) == 6 and {failure.reason for failure in failures} == {Reason.MANIFEST}
+    details = {failure.id: failure.detail for failure in failures}
+    assert "must hold an object" in details["list.wav"] and "not audio" in details["moved.wav"]
+    assert "not JSON" in details["broken.wav"] and "not UTF-8" in details["coded.wav"]
+    assert "did you mean speaker?" in details["misspelt.wav"]
+    assert len(details) == 6 and {failure.reason for failure in failures} == {Reason.MANIFEST}
 
 
 def test_links_that_go_round_end(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ A = {"audio": "a.wav"}
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "detail"),
     [
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
@@ -103,19 +103,19 @@ A = {"audio": "a.wav"}
         (b'{"audio": "\xff"}'.decode("latin-1"), None),
     ],
 )
-def test_one_bad_line_is_told_and_the_others_go_on(tmp_path: Path, line: Any, told: str | None) -> None:
+def test_one_bad_line_is_told_and_the_others_go_on(tmp_path: Path, line: Any, detail: str | None) -> None:
     path = write_lines(tmp_path / "m.jsonl", [{"audio": "1.wav"}, line, {"audio": "3.wav"}])
-    if told is None:
+    if detail is None:
         path.write_bytes(path.read_bytes().decode().encode("latin-1"))
-        told = "not UTF-8"
+        detail = "not UTF-8"
     utterances, failures = read(path, format="jsonl")
     assert [one.id for one in utterances] == ["1.wav", "3.wav"]
     assert len(failures) == 1 and failures[0].id == "line 2" and failures[0].reason is Reason.MANIFEST
-    assert told in failures[0].detail
+    assert detail in failures[0].detail
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "detail"),
     [
         ("x", "must be a list"),
         ([], "no words"),
@@ -125,12 +125,12 @@ def test_one_bad_line_is_told_and_the_others_go_on(tmp_path: Path, line: Any, to
         ([["two words", 0, 1]], "without blanks"),
     ],
 )
-def test_bad_words_are_told_under_the_id(tmp_path: Path, words: Any, told: str) -> None:
+def test_bad_words_are_told_under_the_id(tmp_path: Path, words: Any, detail: str) -> None:
     path = write_lines(tmp_path / "m.jsonl", [A, {"id": "x", "audio": "b.wav", "duration": 2, "words": words}])
     utterances, failures = read(path)
     assert len(utterances) == 1
     assert (failures[0].id, failures[0].reason) == ("x", Reason.WORD_TIMES)
-    assert told in failures[0].detail and "line 2" in failures[0].detail
+    assert detail in failures[0].detail and "line 2" in failures[0].detail
 
 
 def test_a_key_like_ours_may_stand_beside_ours(tmp_path: Path) -> None:
@@ -164,12 +164,12 @@ def test_tsv(tmp_path: Path) -> None:
         Utterance("b.wav", "b.wav", "", f"{tmp_path}/b.wav"),
     ]
     assert [failure.id for failure in failures] == ["line 5", "line 6", "line 7", "line 8"]
-    told = ["2 cells; the first line names 6", "seconds from 0", "must be a number", "must be a number"]
-    assert all(part in failure.detail for part, failure in zip(told, failures, strict=True))
+    details = ["2 cells; the first line names 6", "seconds from 0", "must be a number", "must be a number"]
+    assert all(part in failure.detail for part, failure in zip(details, failures, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("header", "told"),
+    ("header", "detail"),
     [
         ("sound\ttext", "no column is named audio; its first line has 'sound', 'text'"),
         ("audio\ttranscript", "'transcript' is not known; did you mean text?"),
@@ -177,31 +177,31 @@ def test_tsv(tmp_path: Path) -> None:
         ("audio\twords", "word_times"),
     ],
 )
-def test_tsv_without_usable_names_is_refused(tmp_path: Path, header: str, told: str) -> None:
+def test_tsv_without_usable_names_is_refused(tmp_path: Path, header: str, detail: str) -> None:
     (tmp_path / "m.tsv").write_text(f"{header}\na.wav\tb\tc\n")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=detail):
         read_manifest(config_for(tmp_path / "m.tsv"))
 
 
 def test_manifests_that_cannot_be_read_as_a_whole(tmp_path: Path) -> None:
-    def told(path: Path, **fields: Any) -> str:
+    def refusal(path: Path, **fields: Any) -> str:
         with pytest.raises(UserError) as caught:
             read_manifest(config_for(path, **fields))
         assert str(path) in str(caught.value)
         return str(caught.value)
 
-    assert "does not exist" in told(tmp_path / "absent.jsonl", format="jsonl")
-    assert "does not exist" in told(tmp_path / "absent.jsonl")
+    assert "does not exist" in refusal(tmp_path / "absent.jsonl", format="jsonl")
+    assert "does not exist" in refusal(tmp_path / "absent.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n\n")
-    assert "is empty" in told(tmp_path / "empty.jsonl")
-    assert "names no utterances" in told(tmp_path / "empty.jsonl", format="jsonl")
-    assert "must be a file" in told(tmp_path, format="tsv")
-    assert "must be a folder" in told(tmp_path / "empty.jsonl", format="folder")
+    assert "is empty" in refusal(tmp_path / "empty.jsonl")
+    assert "names no utterances" in refusal(tmp_path / "empty.jsonl", format="jsonl")
+    assert "must be a file" in refusal(tmp_path, format="tsv")
+    assert "must be a folder" in refusal(tmp_path / "empty.jsonl", format="folder")
     (tmp_path / "wide.jsonl").write_text(json.dumps(A), encoding="utf-16")
-    assert "UTF-16" in told(tmp_path / "wide.jsonl")
+    assert "UTF-16" in refusal(tmp_path / "wide.jsonl")
     whole = write_lines(tmp_path / "m.jsonl.gz", [{"audio": f"{i}.wav"} for i in range(2000)])
     whole.write_bytes(whole.read_bytes()[:-20])
-    assert "not a whole gzip file" in told(whole)
+    assert "not a whole gzip file" in refusal(whole)
 
 
 values = st.recursive(

@@ -11,19 +11,19 @@ from warm import Warm
 
 pytestmark = pytest.mark.slow
 
-Told = dict[str, dict[str, Any]]
+Outcome = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def told(warm: Warm, tmp_path_factory: pytest.TempPathFactory, sets: Path) -> list[Told]:
+def outcomes(warm: Warm, tmp_path_factory: pytest.TempPathFactory, sets: Path) -> list[Outcome]:
     """What each rank was told in each case of health_ranks.py."""
     folder = tmp_path_factory.mktemp("health")
     launch(warm, "health_ranks.py", 4, folder, sets)
-    return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(4)]
+    return [json.loads((folder / f"outcome-{rank}.json").read_text()) for rank in range(4)]
 
 
-def test_healthy_ranks_start_and_leave_nothing_behind(told: list[Told]) -> None:
-    for rank in told:
+def test_healthy_ranks_start_and_leave_nothing_behind(outcomes: list[Outcome]) -> None:
+    for rank in outcomes:
         assert all(case["same random states"] and case["left"] == [] for case in rank.values())
         found = rank["healthy"]
         assert found["error"] == "" and found["warnings"] == []
@@ -45,14 +45,16 @@ def test_healthy_ranks_start_and_leave_nothing_behind(told: list[Told]) -> None:
     ],
     ids=lambda value: value if value in CASES else "",
 )
-def test_a_sick_machine_is_refused_and_named(told: list[Told], case: str, expected: str, node: str | None) -> None:
-    for rank in told:
+def test_a_sick_machine_is_refused_and_named(
+    outcomes: list[Outcome], case: str, expected: str, node: str | None
+) -> None:
+    for rank in outcomes:
         found = rank[case]
         assert expected in found["error"] and found["line"] == "" and found["warnings"] == []
         problem, advice = found["error"].split("\n")  # one line each: nobody else is named
         assert "--skip-health-check" in advice
         assert (f"leave out {node} (sbatch --exclude={node})" in advice) == (node is not None)
-    assert len({rank[case]["error"] for rank in told}) == 1
+    assert len({rank[case]["error"] for rank in outcomes}) == 1
 
 
 @pytest.mark.parametrize(
@@ -64,8 +66,8 @@ def test_a_sick_machine_is_refused_and_named(told: list[Told], case: str, expect
     ],
     ids=lambda value: value if value in CASES else "",
 )
-def test_what_can_be_borne_is_warned_of_by_rank_zero(told: list[Told], case: str, expected: str) -> None:
-    assert [rank[case]["error"] for rank in told] == [""] * 4
-    (warning,) = told[0][case]["warnings"]
+def test_what_can_be_borne_is_warned_of_by_rank_zero(outcomes: list[Outcome], case: str, expected: str) -> None:
+    assert [rank[case]["error"] for rank in outcomes] == [""] * 4
+    (warning,) = outcomes[0][case]["warnings"]
     assert warning.startswith(expected)
-    assert [rank[case]["warnings"] for rank in told[1:]] == [[]] * 3
+    assert [rank[case]["warnings"] for rank in outcomes[1:]] == [[]] * 3

@@ -115,7 +115,7 @@ def test_room_is_needed_for_checkpoints_that_do_not_replace_others(tmp_path: Pat
     config = small_config(tmp_path, sets, "checkpoint.keep_last=2")
     needed = []
     for step in range(4):
-        space = needed_space({"backbone": 1}, config, 1, tmp_path / "checkpoints", starts_anew=False)
+        space = needed_space({"backbone": 1}, config, 1, tmp_path / "checkpoints", restarts=False)
         needed.append((space.num_checkpoints, space.num_existing, space.reclaimed_bytes))
         folder = tmp_path / "checkpoints" / f"step-{step:08d}" / "parameters"
         folder.mkdir(parents=True)
@@ -124,16 +124,16 @@ def test_room_is_needed_for_checkpoints_that_do_not_replace_others(tmp_path: Pat
     aside.mkdir()
     (aside / "a.safetensors").write_bytes(bytes(1000))
     assert needed == [(2, 0, 0), (2, 1, 0), (1, 2, 0), (1, 3, 0)]
-    space = needed_space({"backbone": 1}, config, 1, tmp_path / "checkpoints", starts_anew=True)
+    space = needed_space({"backbone": 1}, config, 1, tmp_path / "checkpoints", restarts=True)
     assert (space.num_checkpoints, space.num_existing, space.reclaimed_bytes) == (2, 0, 5000)
     for step in range(1, 4):
         (tmp_path / "checkpoints" / f"step-{step:08d}").rename(tmp_path / f"{step}")
-    space = needed_space({"backbone": 1}, config, 1, tmp_path / "checkpoints", starts_anew=False)
+    space = needed_space({"backbone": 1}, config, 1, tmp_path / "checkpoints", restarts=False)
     assert (space.num_checkpoints, space.num_existing) == (2, 1)  # what was set aside does not make way
 
 
 def test_a_folder_is_known_by_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tolktrain.cluster.health.disk._PATIENCE_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("tolktrain.cluster.health.disk._RETRY_DELAYS_SECONDS", (0.0, 0.0))
     shared, other = tmp_path / "shared", tmp_path / "other"
     shared.mkdir()
     other.mkdir()

@@ -20,11 +20,11 @@ def test_a_sick_node_is_refused_with_one_message_before_a_folder_exists(warm: Wa
     config = write_config(tmp_path, sets)
     codes, errors = launch_two(warm, SCRIPT, str(config), *OVERRIDES)
     assert codes == [2, 2], errors  # not 75: nothing is requeued
-    speaker, *told = "".join(errors).splitlines()  # any rank may speak for all
+    speaker, *outcomes = "".join(errors).splitlines()  # any rank may speak for all
     assert speaker.partition(": ")[2] == (
         "error: node1, rank 1 (CPU) computes wrongly: 1 of 65,536 elements of a known product of matrices"
     )
-    assert told == [
+    assert outcomes == [
         "leave out node1 (sbatch --exclude=node1) and have it repaired, or start with --skip-health-check",
     ]
     assert not (tmp_path / "runs").exists()

@@ -20,7 +20,7 @@ from tolktrain.cluster.progress import Progress
 from tolktrain.cluster.watch.watchdog import collective_timeout
 from tolktrain.config import Config
 from tolktrain.errors import UserError
-from tolktrain.parallel.collectives import on_rank_zero, together
+from tolktrain.parallel.collectives import is_distributed, on_rank_zero
 from tolktrain.parallel.layout import Layout
 
 T = TypeVar("T")
@@ -63,27 +63,27 @@ def check_health(
     # As rank 0 sees it: what is decided from it must be the same everywhere.
     space = on_rank_zero(layout.rank, needed_space)
     reports = _reports(config, layout, run_dir, probes)
-    findings = diagnosis.judge_ranks(reports, space, config.health)
+    findings = diagnosis.diagnose_ranks(reports, space, config.health)
     _act(findings, reports, layout.rank)
     exchanges: list[ExchangeReport] = []
-    if together():
+    if is_distributed():
         # Only now: a GPU that has failed could not take part.
         progress.at("checking the network")
         exchanges = _exchanges(reports, layout, collective_timeout(config.parallel.hang_timeout_seconds), probes)
-        findings = diagnosis.judge_network(exchanges, config.health, on_gpus=layout.device.type == "cuda")
+        findings = diagnosis.diagnose_network(exchanges, config.health, on_gpus=layout.device.type == "cuda")
         _act(findings, reports, layout.rank)
     if layout.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # the metrics show training's
     line = _tell(reports, exchanges, space, layout.rank, time.perf_counter() - started)
-    return line if together() or layout.device.type == "cuda" else ""
+    return line if is_distributed() or layout.device.type == "cuda" else ""
 
 
 def _reports(config: Config, layout: Layout, run_dir: Path, probes: Probes) -> list[RankReport]:
     rank, node, mark = layout.rank, probes.node(), Mark(run_dir)
     try:
-        told = _gathered((node, mark.leave() if rank == 0 else ""))
-        is_first = [name for name, _ in told].index(node) == rank
-        clock = read_clocks(probes.clock) if together() else ()
+        gathered = _gathered((node, mark.leave() if rank == 0 else ""))
+        is_first = [name for name, _ in gathered].index(node) == rank
+        clock = read_clocks(probes.clock) if is_distributed() else ()
         dtype = torch.bfloat16 if layout.device.type == "cuda" and config.train.precision == "bf16" else torch.float32
         return _gathered(
             RankReport(
@@ -91,9 +91,9 @@ def _reports(config: Config, layout: Layout, run_dir: Path, probes: Probes) -> l
                 node=node,
                 device=probes.device(),
                 product=measure_product(layout.device, dtype, probes.multiply),
-                versions=probes.versions() if together() else {},
+                versions=probes.versions() if is_distributed() else {},
                 clock=clock,
-                folder=look(run_dir, told[0][1], rank, probes) if is_first else None,
+                folder=look(run_dir, gathered[0][1], rank, probes) if is_first else None,
             )
         )
     finally:
@@ -128,7 +128,7 @@ def _tell(reports: list[RankReport], exchanges: list[ExchangeReport], space: Spa
 
 def _gathered(mine: T) -> list[T]:
     """Every rank's, in their order."""
-    if not together():
+    if not is_distributed():
         return [mine]
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)

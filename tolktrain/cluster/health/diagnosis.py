@@ -22,7 +22,7 @@ class Finding:
     serious: bool = True  # training must not start
 
 
-def judge_ranks(reports: Sequence[RankReport], space: Space, settings: HealthConfig) -> list[Finding]:
+def diagnose_ranks(reports: Sequence[RankReport], space: Space, settings: HealthConfig) -> list[Finding]:
     """What is wrong with single machines, and between them. `reports` has all ranks', in their order."""
     return [
         *wrong_products(reports),
@@ -34,7 +34,7 @@ def judge_ranks(reports: Sequence[RankReport], space: Space, settings: HealthCon
     ]
 
 
-def judge_network(exchanges: Sequence[ExchangeReport], settings: HealthConfig, on_gpus: bool) -> list[Finding]:
+def diagnose_network(exchanges: Sequence[ExchangeReport], settings: HealthConfig, on_gpus: bool) -> list[Finding]:
     """What is wrong with the network. `exchanges` has all ranks', in their order."""
     return [*wrong_sums(exchanges), *slow_nodes(exchanges, settings.slow_network_fraction, on_gpus)]
 
@@ -222,12 +222,12 @@ def all_reduce_rate(exchanges: Sequence[ExchangeReport]) -> float:
 def complaint(findings: Sequence[Finding], all_nodes: Collection[str]) -> str:
     """What the user reads where training must not start."""
     texts = [finding.text for finding in findings]
-    told = texts[0] if len(texts) == 1 else "the machines are not fit for this run:\n  " + "\n  ".join(texts)
+    text = texts[0] if len(texts) == 1 else "the machines are not fit for this run:\n  " + "\n  ".join(texts)
     nodes = list(dict.fromkeys(node for finding in findings for node in finding.nodes))
     if nodes and len(nodes) < len(set(all_nodes)):
-        told += f"\nleave out {', '.join(nodes)} (sbatch --exclude={','.join(nodes)}) and have it repaired"
-        return f"{told}, or start with --skip-health-check"
-    return f"{told}\n--skip-health-check starts without this check"
+        text += f"\nleave out {', '.join(nodes)} (sbatch --exclude={','.join(nodes)}) and have it repaired"
+        return f"{text}, or start with --skip-health-check"
+    return f"{text}\n--skip-health-check starts without this check"
 
 
 def summary(reports: Sequence[RankReport], exchanges: Sequence[ExchangeReport], seconds: float) -> str:
@@ -269,16 +269,16 @@ def _lack_of_bytes(space: Space, node: str, free_bytes: int) -> list[Finding]:
         return []
     several = space.num_checkpoints > 1
     what = "two checkpoints" if several else "one more checkpoint"
-    mend = "free some, or choose another run.dir"
+    remedy = "free some, or choose another run.dir"
     if several and space.num_existing:
-        mend += f"; with checkpoint.keep_last={space.num_existing}, as many as are there, one more is enough"
+        remedy += f"; with checkpoint.keep_last={space.num_existing}, as many as are there, one more is enough"
     elif space.num_existing > 1:
-        mend += f"; of the {space.num_existing} checkpoints that are there the oldest may be deleted"
+        remedy += f"; of the {space.num_existing} checkpoints that are there the oldest may be deleted"
     return [
         Finding(
             f"run.dir: {space.folder} has {bytes_text(available)} free (seen from {node}), but {what} of"
             f" {bytes_text(space.checkpoint_bytes)}{' each need' if several else ' needs'}"
-            f" {bytes_text(needed)}; {mend}"
+            f" {bytes_text(needed)}; {remedy}"
         )
     ]
 

@@ -11,7 +11,7 @@ from tolktrain.cluster.health.reports import Folder
 from tolktrain.files.shared import create_file
 
 _MARK = ".health-check"
-_PATIENCE_SECONDS = (0.0, 0.5, 1.5)  # before each look at a network file system
+_RETRY_DELAYS_SECONDS = (0.0, 0.5, 1.5)  # before each look at a network file system
 
 
 class Mark:
@@ -49,7 +49,7 @@ def look(folder: Path, mark: str, rank: int, probes: Probes) -> Folder:
 
 
 def _sees(folder: Path, mark: str) -> bool:
-    for seconds in _PATIENCE_SECONDS:
+    for seconds in _RETRY_DELAYS_SECONDS:
         time.sleep(seconds)
         try:
             os.listdir(folder)  # a network file system may answer from what it remembers of the folder

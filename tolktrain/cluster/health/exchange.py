@@ -79,7 +79,7 @@ def measure_exchange(
     rates: list[float | None] = []
     if len(ranks) > 1:
         for partner in partners(rank, ranks):
-            _meet(device, group)
+            _barrier(device, group)
             rates.append(None if partner is None else _pair(partner, sizes.pair, device, group, probes))
     return ExchangeReport(rank, nodes[rank], sizes.all_reduce * 4, seconds, num_wrong, tuple(rates))
 
@@ -91,7 +91,7 @@ def _all_reduce(size: int, device: torch.device, group: dist.ProcessGroup | None
     seconds, num_wrong = [], torch.zeros((), dtype=torch.int64, device=device)
     for _ in range(1 + _REPETITIONS):
         values = own.clone()
-        _meet(device, group)
+        _barrier(device, group)
         started = time.perf_counter()
         dist.all_reduce(values, group=group)
         _wait_for(device)
@@ -131,7 +131,7 @@ def _pair(partner: int, size: int, device: torch.device, group: dist.ProcessGrou
     return 4 * size / best
 
 
-def _meet(device: torch.device, group: dist.ProcessGroup | None) -> None:
+def _barrier(device: torch.device, group: dist.ProcessGroup | None) -> None:
     """Wait until all ranks are here, so that no one's time contains another's being late."""
     dist.all_reduce(torch.zeros(1, device=device), group=group)
     _wait_for(device)

@@ -12,7 +12,7 @@ EXIT_FAILED = 1
 OTHER_SECRET = "set TOLKTRAIN_JOB_SECRET to the same random text for all processes of the job"
 
 SETTLE_SECONDS = 0.3  # ranks that meet the same error together report it within this time
-PATIENCE_SECONDS = 5.0  # that another rank's end gets to explain errors which look like its consequence
+CONSEQUENCE_SECONDS = 5.0  # that another rank's end gets to explain errors which look like its consequence
 SILENCE_SECONDS = 60.0  # without a sign of life; long, since a library may hold Python's lock for a while
 
 _CONSEQUENCE = re.compile(r"gloo|nccl|c10d|tcpstore|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
@@ -83,8 +83,8 @@ def choose(causes: Collection[Cause], now: float) -> Cause | None:
     # Of deaths the first; of errors the lowest rank's, since all ranks may raise the same one.
     best = min(causes, key=lambda cause: (cause.kind, cause.seen if cause.kind == Kind.ENDED else cause.rank))
     first = min(cause.seen for cause in causes if cause.kind == best.kind)
-    patience = PATIENCE_SECONDS if best.kind == Kind.CONSEQUENCE else SETTLE_SECONDS
-    return best if now - first >= patience else None
+    timeout = CONSEQUENCE_SECONDS if best.kind == Kind.CONSEQUENCE else SETTLE_SECONDS
+    return best if now - first >= timeout else None
 
 
 def ended(state: object) -> str:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from tolktrain.cluster.threads import describe, failed_watchdog, guarded
 from tolktrain.cluster.watch import failures, messages
 from tolktrain.cluster.watch.failures import Cause, Kind, RankState
-from tolktrain.cluster.watch.listener import Door, Peer
+from tolktrain.cluster.watch.listener import Listener, Peer
 from tolktrain.cluster.watch.wire import Message, WireError
 from tolktrain.files.printable import printable
 
 DEFAULT_HANG_SECONDS = 600.0  # until the configuration is read
-JUDGE_SECONDS = 0.5  # between two judgements, each of which looks at all ranks
+CHECK_SECONDS = 0.5  # between two judgements, each of which looks at all ranks
 _HASTE_SECONDS = 0.1  # once there is a cause, or something to wait for
 
 _PARTS = frozenset({"state", "failure", "over"})
@@ -79,7 +79,7 @@ class Hub:
             key: what all its ranks know.
             on_failure: told why the job ends when the hub itself has failed: then nobody judges any more.
         """
-        self.all_told = threading.Event()  # every rank that lives has been told why the job ends
+        self.all_notified = threading.Event()  # every rank that lives has been told why the job ends
         self.table = ""  # what every rank was at, once the job ends
         self._limits = limits
         self._on_failure = on_failure
@@ -89,9 +89,9 @@ class Hub:
         self._finished: set[int] = set()
         self._heard: dict[int, float] = {}
         self._causes: dict[int, Cause] = {}
-        self._verdict: Cause | None = None
-        self._told: set[int] = set()
-        self._judged = -JUDGE_SECONDS
+        self._final_cause: Cause | None = None
+        self._notified: set[int] = set()
+        self._checked_at = -CHECK_SECONDS
         self._deputy = 1  # who speaks when this process has gone
         self._releasing = threading.Event()
         self._released = threading.Event()
@@ -100,8 +100,8 @@ class Hub:
         self._awake, self._wake = socket.socketpair()  # ends a wait of the thread at once
         self._awake.setblocking(False)
         self._selector.register(self._awake, selectors.EVENT_READ, self._awake)
-        self._door = Door(self._selector, key, limits.world_size)
-        self.port = self._door.port
+        self._listener = Listener(self._selector, key, limits.world_size)
+        self.port = self._listener.port
         self._thread = guarded("watch-hub", self._run, self._fail)
 
     def start(self) -> None:
@@ -130,7 +130,7 @@ class Hub:
 
     def close_sockets(self) -> None:
         """Also for a forked process: its copies would keep connections open when this process dies."""
-        self._door.close_copies()
+        self._listener.close_copies()
         self._awake.close()
         self._wake.close()
         for peer in list(self._peers.values()):
@@ -143,19 +143,21 @@ class Hub:
             events = self._selector.select(self._longest_pause())
             for key, found in sorted(events, key=lambda event: event[0].data is None):
                 if key.data is None:
-                    self._door.accept(now)
+                    self._listener.accept(now)
                 elif key.data is self._awake:
                     self._awake.recv(64)
                 else:
                     self._serve(key.data, found)
             now = self._clock.tick()
-            self._door.tick(now)
-            if self._verdict is None and now - self._judged >= (_HASTE_SECONDS if self._causes else JUDGE_SECONDS):
-                self._judged = now
+            self._listener.tick(now)
+            if self._final_cause is None and now - self._checked_at >= (
+                _HASTE_SECONDS if self._causes else CHECK_SECONDS
+            ):
+                self._checked_at = now
                 self._deputy = self._choose_deputy()
-                self._verdict = self._judge(now)
-                if self._verdict is not None:
-                    self._announce(self._verdict)
+                self._final_cause = self._diagnose(now)
+                if self._final_cause is not None:
+                    self._announce(self._final_cause)
             if self._releasing.is_set() and not self._released.is_set():
                 for peer in list(self._peers.values()):
                     self._send(peer, {"done": True})
@@ -163,7 +165,7 @@ class Hub:
 
     def _longest_pause(self) -> float:
         hurry = self._causes or not self.is_busy()
-        return _HASTE_SECONDS if hurry or self._door.is_open else min(JUDGE_SECONDS, self._limits.beat_seconds)
+        return _HASTE_SECONDS if hurry or self._listener.is_open else min(CHECK_SECONDS, self._limits.beat_seconds)
 
     def _serve(self, peer: Peer, events: int) -> None:
         if peer.is_gone:
@@ -183,7 +185,7 @@ class Hub:
 
     def _take(self, peer: Peer, message: Message) -> None:
         if peer.rank is None:
-            if self._door.greet(peer, message):
+            if self._listener.greet(peer, message):
                 self._welcome(peer)
             return
         rank, now = peer.rank, self._clock.now
@@ -191,11 +193,11 @@ class Hub:
         if not peer.has_joined:
             self._join(peer, rank)
         self._heard[rank] = now
-        if "over" in message and self._verdict is None:
+        if "over" in message and self._final_cause is None:
             # This process was stopped meanwhile, and the others have gone without it.
-            self._verdict = Cause(Kind.ENDED, 0, messages.text_of(message["over"]))
+            self._final_cause = Cause(Kind.ENDED, 0, messages.text_of(message["over"]))
             self._build_table()
-            self._tell(0, self._verdict)
+            self._notify(0, self._final_cause)
         if "state" in message:
             state = messages.state_of(message["state"], rank)
             self._states[rank] = state
@@ -211,7 +213,7 @@ class Hub:
     def _welcome(self, peer: Peer) -> None:
         assert peer.rank is not None
         if peer.rank in self._peers:
-            self._door.forget(peer)  # while the first one lives there is no second one
+            self._listener.forget(peer)  # while the first one lives there is no second one
             return
         self._peers[peer.rank] = peer
         peer.wire.send({})
@@ -220,14 +222,14 @@ class Hub:
         peer.has_joined = True
         self._states.setdefault(rank, RankState(rank))
         if len(self._states) == self._limits.world_size:
-            self._door.close()
-        if self._verdict is not None:
-            self._tell(rank, self._verdict)
+            self._listener.close()
+        if self._final_cause is not None:
+            self._notify(rank, self._final_cause)
 
     def _hang_up(self, peer: Peer, reason: str) -> None:
         if peer.is_gone:
             return
-        self._door.forget(peer)
+        self._listener.forget(peer)
         rank = peer.rank
         if rank is None or self._peers.get(rank) is not peer:
             return
@@ -238,32 +240,32 @@ class Hub:
 
     def _lost(self, rank: int, reason: str) -> None:
         state = self._states[rank]
-        self._note_told(rank)
+        self._mark_notified(rank)
         if not state.finished and rank not in self._causes:
             text = failures.broken(state, reason) if reason else failures.ended(state)
             self._causes[rank] = Cause(Kind.ENDED, rank, text, seen=self._clock.now)
 
-    def _judge(self, now: float) -> Cause | None:
+    def _diagnose(self, now: float) -> Cause | None:
         if self._causes:
             return failures.choose(self._causes.values(), now)
         limits, states = self._limits, self._states
         return (
             failures.find_silent(states, self._heard, now, limits.silence_seconds)
             or failures.find_hang(states.values(), limits.hang_seconds)
-            or failures.find_missing(states, limits.world_size, now, limits.hang_seconds, self._door.num_refused)
+            or failures.find_missing(states, limits.world_size, now, limits.hang_seconds, self._listener.num_refused)
         )
 
     def _announce(self, cause: Cause) -> None:
         self._build_table()
         briefly("watch-print", lambda: print(printable(cause.message), file=sys.stderr, flush=True))
         for rank in list(self._peers):
-            self._tell(rank, cause)
+            self._notify(rank, cause)
 
     def _build_table(self) -> None:
         """Once, and for rank 0's log alone: sent to all ranks it would grow with the square of their number."""
         self.table = failures.table([self._states[rank] for rank in sorted(self._states)])
 
-    def _tell(self, rank: int, cause: Cause) -> None:
+    def _notify(self, rank: int, cause: Cause) -> None:
         peer = self._peers.get(rank)
         if peer is None or not peer.has_joined:
             return
@@ -271,12 +273,12 @@ class Hub:
             peer, {"end": {"code": cause.code, "text": messages.shortened(cause.message, messages.LONGEST_TEXT)}}
         )
         if not peer.wire.unsent:
-            self._note_told(rank)
+            self._mark_notified(rank)
 
-    def _note_told(self, rank: int) -> None:
-        self._told.add(rank)
-        if len(self._told) == self._limits.world_size:
-            self.all_told.set()
+    def _mark_notified(self, rank: int) -> None:
+        self._notified.add(rank)
+        if len(self._notified) == self._limits.world_size:
+            self.all_notified.set()
 
     def _send(self, peer: Peer, message: Message) -> None:
         """Never waits: what the other side has no room for is sent when it has."""
@@ -288,8 +290,8 @@ class Hub:
         peer.wire.flush()
         if not peer.wire.unsent:
             self._selector.modify(peer.wire, selectors.EVENT_READ, peer)
-            if self._verdict is not None and peer.rank is not None:
-                self._note_told(peer.rank)
+            if self._final_cause is not None and peer.rank is not None:
+                self._mark_notified(peer.rank)
 
     def _first(self) -> str:
         return messages.shortened(str(self._states.get(0, RankState(0))))
@@ -305,10 +307,10 @@ class Hub:
         """The hub's own thread has failed: the job would go on unwatched, and each rank would find rank 0 silent."""
         cause = Cause(Kind.ENDED, 0, failed_watchdog(error))
         try:
-            if self._verdict is None:
+            if self._final_cause is None:
                 self._announce(cause)
         finally:
-            self._on_failure(self._verdict or cause)
+            self._on_failure(self._final_cause or cause)
 
 
 def briefly(name: str, action: Callable[[], object], seconds: float = 2.0) -> None:

@@ -38,7 +38,7 @@ class Peer:
     is_gone: bool = False
 
 
-class Door:
+class Listener:
     """Accepts connections, and keeps those of whom it is not known yet whether they are ranks."""
 
     def __init__(self, selector: selectors.BaseSelector, key: bytes, world_size: int) -> None:
@@ -55,11 +55,11 @@ class Door:
         self._budget = self._most = float(world_size + SPARE_CONNECTIONS)  # that may be accepted now
         self._filled = 0.0
         self.num_refused = 0  # that knew how to greet, but not the secret
-        self._listener = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=_BACKLOG)
-        self._listener.setblocking(False)
+        self._server = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=_BACKLOG)
+        self._server.setblocking(False)
         self._is_listening = False
         self.is_open = True
-        self.port: int = self._listener.getsockname()[1]
+        self.port: int = self._server.getsockname()[1]
         self._listen(True)
 
     def accept(self, now: float) -> None:
@@ -69,7 +69,7 @@ class Door:
                 break
             self._budget -= 1
             try:
-                connection, address = self._listener.accept()
+                connection, address = self._server.accept()
             except BlockingIOError:
                 return
             except OSError:  # such as too many open files: the connection stays in the kernel's queue
@@ -127,11 +127,11 @@ class Door:
             self.forget(peer)
         self._listen(False)
         self.is_open = False
-        self._listener.close()
+        self._server.close()
 
     def close_copies(self) -> None:
         """For a forked process, which must not touch what it shares with the other one."""
-        self._listener.close()
+        self._server.close()
         for peer in list(self.waiting()):
             peer.wire.close()
 
@@ -165,8 +165,8 @@ class Door:
 
     def _listen(self, wanted: bool) -> None:
         if wanted and not self._is_listening:
-            self._selector.register(self._listener, selectors.EVENT_READ)
+            self._selector.register(self._server, selectors.EVENT_READ)
         elif self._is_listening and not wanted:
             with contextlib.suppress(KeyError):
-                self._selector.unregister(self._listener)
+                self._selector.unregister(self._server)
         self._is_listening = wanted

@@ -25,12 +25,12 @@ Address = tuple[str, int]
 
 CONNECT_SECONDS = 10.0
 FIRST_LINE_SECONDS = 30.0  # of the hub; some thousand strangers may stand in the queue before this rank
-REFUSALS_TOLD = 20  # in a row: a hub that is overrun by strangers hangs up now and then
+REFUSALS_REPORTED = 20  # in a row: a hub that is overrun by strangers hangs up now and then
 
 logger = logging.getLogger(__name__)
 
 
-class Meeting:
+class Rendezvous:
     """The rendezvous of one rank with rank 0."""
 
     def __init__(self, environment: ProcessEnvironment, tcp_store: Any) -> None:
@@ -100,7 +100,7 @@ class Meeting:
 
     def _note_refusal(self, address: Address) -> None:
         self._refusals += 1
-        if self._refusals == REFUSALS_TOLD:
+        if self._refusals == REFUSALS_REPORTED:
             logger.warning(
                 "what listens at %s:%d has refused this rank %d times, or is not rank 0's watchdog; %s",
                 *(*address, self._refusals, OTHER_SECRET),

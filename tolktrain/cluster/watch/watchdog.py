@@ -23,7 +23,7 @@ from tolktrain.cluster.watch import failures, messages
 from tolktrain.cluster.watch.failures import Cause, Kind, RankState
 from tolktrain.cluster.watch.hub import Hub, Limits, RunningClock, briefly
 from tolktrain.cluster.watch.messages import shortened
-from tolktrain.cluster.watch.rendezvous import Meeting
+from tolktrain.cluster.watch.rendezvous import Rendezvous
 from tolktrain.cluster.watch.wire import Message, Wire, WireError
 from tolktrain.files.printable import printable
 from tolktrain.files.shared import leave_temporary_folder
@@ -43,7 +43,7 @@ class EndTimeouts:
 
     unwind_seconds: float = 3.0  # for a main thread to leave by itself, its files closed, once the job is over
     linger_seconds: float = 5.0  # of rank 0 for ranks that start late: else they find nobody and speak for themselves
-    verdict_seconds: float = 10.0  # that a failed rank waits for the others before it speaks for itself
+    detection_seconds: float = 10.0  # that a failed rank waits for the others before it speaks for itself
     dump_seconds: float = 5.0  # for a rank to write where it is; a disk may hang
     forced_seconds: float = 25.0  # until a rank whose every thread is stuck is ended; more than all of them together
 
@@ -60,7 +60,7 @@ class Watch:
     """One rank's part in the watch; made by `start`."""
 
     def __init__(
-        self, environment: ProcessEnvironment, describe: Describe, meeting: Meeting, timeouts: EndTimeouts
+        self, environment: ProcessEnvironment, describe: Describe, rendezvous: Rendezvous, timeouts: EndTimeouts
     ) -> None:
         self.progress = Progress()
         self.progress.on_settled = lambda: self._beat(Whereabouts())
@@ -68,7 +68,7 @@ class Watch:
         self._describe = describe
         self._limits = Limits(environment.world_size)
         self._timeouts = timeouts
-        self._meeting = meeting
+        self._rendezvous = rendezvous
         self._hub: Hub | None = None
         self._wire: Wire | None = None
         self._failure: Message | None = None
@@ -104,7 +104,7 @@ class Watch:
         # In the main thread: two threads that import torch at once may see each other's halves of it.
         import torch.distributed
 
-        watch = cls(environment, describe, Meeting(environment, torch.distributed.TCPStore), timeouts)
+        watch = cls(environment, describe, Rendezvous(environment, torch.distributed.TCPStore), timeouts)
         if environment.rank == 0:
             watch._open_hub()
         os.register_at_fork(after_in_child=watch._close_sockets)
@@ -150,8 +150,8 @@ class Watch:
         """This rank has failed: let one rank tell why, and end this process with the job's exit code."""
         if not self._ended.is_set():
             self._report(error)
-            if not self._ended.wait(self._timeouts.verdict_seconds):
-                self._speak_for_itself()
+            if not self._ended.wait(self._timeouts.detection_seconds):
+                self._end_alone()
         self._leave()
 
     def _report(self, error: BaseException) -> None:
@@ -161,7 +161,7 @@ class Watch:
             self._failure = {"kind": int(kind), "text": shortened(text, messages.LONGEST_TEXT), "code": code}
             self._send_failure()
 
-    def _speak_for_itself(self) -> None:
+    def _end_alone(self) -> None:
         assert self._failure is not None
         cause = Cause(Kind.RAISED, self._environment.rank, self._failure["text"], self._failure["code"])
         self._end(cause.message, cause.code, speak=True)
@@ -171,7 +171,7 @@ class Watch:
         self._left.set()
         self._dumped.wait(2 * self._timeouts.dump_seconds)
         if self._hub is not None:
-            self._hub.all_told.wait(self._timeouts.linger_seconds)
+            self._hub.all_notified.wait(self._timeouts.linger_seconds)
         self._exit()
 
     def _exit(self) -> NoReturn:
@@ -184,9 +184,9 @@ class Watch:
 
     def _open_hub(self) -> None:
         self._hub = Hub(
-            self._limits, self._meeting.key, lambda cause: self._end(cause.message, cause.code, speak=False)
+            self._limits, self._rendezvous.key, lambda cause: self._end(cause.message, cause.code, speak=False)
         )
-        self._meeting.publish(self._hub.port)
+        self._rendezvous.publish(self._hub.port)
         self._hub.start()
 
     def _run(self) -> None:
@@ -224,18 +224,18 @@ class Watch:
         silent. Shortly before that it writes down where it is stuck; the launcher ends it."""
         log = self.progress.log
         if log is not None and not self._ended.is_set():
-            log.expect_life(0.8 * self._limits.silence_seconds)
+            log.arm_timeout(0.8 * self._limits.silence_seconds)
 
     def _join(self) -> Wire | None:
         """Find rank 0's hub. None if this rank has left before."""
-        meeting = self._meeting
+        rendezvous = self._rendezvous
         pause = 0.0
         while not self._left.wait(pause):
             pause = 0.2
             if self._clock.tick() > self._limits.hang_seconds:
-                self._lose_hub(meeting.failure)
-            address = ("localhost", self._hub.port) if self._hub is not None else meeting.find_hub()
-            wire = meeting.greet(address, self._left.is_set) if address is not None else None
+                self._lose_hub(rendezvous.failure)
+            address = ("localhost", self._hub.port) if self._hub is not None else rendezvous.find_hub()
+            wire = rendezvous.greet(address, self._left.is_set) if address is not None else None
             if wire is not None:
                 return wire
         return None
@@ -279,7 +279,7 @@ class Watch:
         if self._left.is_set() or self._finished or self._ended.is_set():
             return
         if self._failure is not None and self._failure["kind"] == Kind.RAISED:
-            self._speak_for_itself()
+            self._end_alone()
         else:
             if self._wire is not None:
                 self._wire.send({"over": text})
@@ -299,7 +299,7 @@ class Watch:
     def _expire(self, text: str) -> None:
         log = self.progress.log
         if log is not None:
-            log.expect_life(self._timeouts.forced_seconds, or_exit=True)
+            log.arm_timeout(self._timeouts.forced_seconds, or_exit=True)
         # Each in a thread of its own: a disk that hangs would hold up the end. Not through `logging`: a main thread
         # that is stuck while it logs holds the lock.
         briefly("watch-dump", lambda: self._dump(text), self._timeouts.dump_seconds)
@@ -324,9 +324,9 @@ class Watch:
         text = failed_watchdog(error)
         if self._failure is None:
             self._failure = {"kind": int(Kind.RAISED), "text": text, "code": failures.EXIT_FAILED}
-        is_told = self._wire is not None and self._wire.send({"failure": self._failure})
+        is_sent = self._wire is not None and self._wire.send({"failure": self._failure})
         cause = Cause(Kind.RAISED, self._environment.rank, text)
-        self._end(cause.message, cause.code, speak=not is_told)
+        self._end(cause.message, cause.code, speak=not is_sent)
 
     def _fail_ending(self, error: BaseException) -> None:
         """The job is over, and this process must go all the same."""

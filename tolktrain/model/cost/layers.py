@@ -15,7 +15,7 @@ def layer_flops(
     sequence_length: int,
     speech_share: float = 0.5,
     pooled_share: float = 1.0,
-    run_length: int | None = None,
+    segment_length: int | None = None,
 ) -> list[LayerCost]:
     """Cost of every layer, for one position on average, in the order of `model_parts`.
 
@@ -37,4 +37,4 @@ def layer_flops(
         pooled_share: fraction of the positions in sequences that predict speech; 1 in interleaved data.
         run_length: positions of a run of speech; a whole sequence if not given, which is the most it can be.
     """
-    return layer_costs(architecture, StepCounts.average(sequence_length, speech_share, pooled_share, run_length))
+    return layer_costs(architecture, StepCounts.average(sequence_length, speech_share, pooled_share, segment_length))

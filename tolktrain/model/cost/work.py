@@ -8,14 +8,14 @@ import numpy as np
 from torch import Tensor
 
 from tolktrain.config.training import ParameterGroup
-from tolktrain_kernels.speech_adapter import SpeechRuns
+from tolktrain_kernels.speech_adapter import SpeechSegments
 
 
 class HasCounts(Protocol):
     """A micro batch on the host, counted by whoever made it."""
 
     tokens: Tensor  # [B, K, T]
-    runs: SpeechRuns
+    segments: SpeechSegments
     num_text_scored: int
     num_speech_scored: int
     num_entropy_positions: int  # T times the sequences that predict speech
@@ -31,7 +31,7 @@ class StepCounts:
     positions: float = 0
     causal_pairs: float = 0  # of a query and a key it sees, over whole sequences
     speech_positions: float = 0  # those that the input adapter works on
-    run_pairs: float = 0  # inside runs of speech
+    segment_pairs: float = 0  # inside runs of speech
     predicting_positions: float = 0  # of the sequences that predict speech
     predicting_pairs: float = 0
     text_scored: float = 0
@@ -46,12 +46,12 @@ class StepCounts:
     def _of_one(cls, batch: HasCounts) -> "StepCounts":
         num_sequences, _, length = batch.tokens.shape
         pairs = length * (length + 1) // 2
-        runs = np.diff(batch.runs.cu_seqlens.numpy()).astype(np.int64)
+        segments = np.diff(batch.segments.cu_seqlens.numpy()).astype(np.int64)
         return cls(
             positions=num_sequences * length,
             causal_pairs=num_sequences * pairs,
-            speech_positions=batch.runs.num_positions,
-            run_pairs=int((runs * (runs + 1) // 2).sum()),
+            speech_positions=batch.segments.num_positions,
+            segment_pairs=int((segments * (segments + 1) // 2).sum()),
             predicting_positions=batch.num_entropy_positions,
             predicting_pairs=batch.num_entropy_positions // length * pairs,
             text_scored=batch.num_text_scored,
@@ -60,7 +60,11 @@ class StepCounts:
 
     @classmethod
     def average(
-        cls, sequence_length: int, speech_share: float = 0.5, pooled_share: float = 1.0, run_length: int | None = None
+        cls,
+        sequence_length: int,
+        speech_share: float = 0.5,
+        pooled_share: float = 1.0,
+        segment_length: int | None = None,
     ) -> "StepCounts":
         """Those of one position of a batch, on average.
 
@@ -71,12 +75,12 @@ class StepCounts:
             run_length: positions of a speech segment; a whole sequence if not given, which is the most it can be.
         """
         causal = (sequence_length + 1) / 2
-        run = sequence_length if run_length is None else min(run_length, sequence_length)
+        run = sequence_length if segment_length is None else min(segment_length, sequence_length)
         return cls(
             positions=1,
             causal_pairs=causal,
             speech_positions=speech_share,
-            run_pairs=speech_share * (run + 1) / 2,
+            segment_pairs=speech_share * (run + 1) / 2,
             predicting_positions=pooled_share,
             predicting_pairs=pooled_share * causal,
             text_scored=1 - speech_share,

@@ -173,8 +173,8 @@ def _difference(present: bytes, description: dict[str, Any]) -> str:
         return f"its {PREPARATION_FILE} is damaged"
     here = _flat(json.loads(json.dumps(description)))
     keys = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
-    told = [f"{key} is {here.get(key)!r} here and {there.get(key)!r} there" for key in keys[:3]]
-    return "; ".join(told) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
+    differences = [f"{key} is {here.get(key)!r} here and {there.get(key)!r} there" for key in keys[:3]]
+    return "; ".join(differences) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

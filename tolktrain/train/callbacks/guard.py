@@ -13,7 +13,7 @@ from tolktrain.runs.metrics import lines_of_stage
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.loop import StageRun
-from tolktrain.train.rollback.divergence import Incident, Judge
+from tolktrain.train.rollback.divergence import DivergenceDetector, Incident
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +33,14 @@ class DivergenceGuard(NoCallback):
         self._metrics = metrics
         self._saver = saver
         self._layout = layout
-        self._judge = Judge(config.train.guard)
+        self._detector = DivergenceDetector(config.train.guard)
 
     def on_stage_start(self, run: StageRun) -> None:
         """Take in what the stage has been so far."""
-        self._judge = Judge(self._config.train.guard)
+        self._detector = DivergenceDetector(self._config.train.guard)
         if self._layout.rank == 0:
             for line in lines_of_stage(self._run_dir, run.plan.name):
-                self._judge.after(line)
+                self._detector.after(line)
         self._spare()
 
     def on_step(self, run: StageRun) -> None:
@@ -48,7 +48,7 @@ class DivergenceGuard(NoCallback):
         assert run.result is not None
         if run.result.skipped:
             logger.warning("step %d skipped: its loss or gradients are not finite", run.step)
-        incident = self._judge.after(self._metrics.recent[0]) if self._layout.rank == 0 else None
+        incident = self._detector.after(self._metrics.recent[0]) if self._layout.rank == 0 else None
         self._spare()
         if self._agreed(incident is not None):
             run.incident = self._shared(incident)
@@ -70,5 +70,5 @@ class DivergenceGuard(NoCallback):
 
     def _spare(self) -> None:
         """While steps are bad, more checkpoints may be saved than are kept: let those to go back to be."""
-        first_bad = self._judge.first_bad
+        first_bad = self._detector.first_bad
         self._saver.spared = None if first_bad is None else first_bad - 1

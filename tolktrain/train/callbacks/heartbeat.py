@@ -24,20 +24,20 @@ class HeartbeatNotes(NoCallback):
     def on_step(self, run: StageRun) -> None:
         """Note the step's line."""
         line = self._metrics.recent[0]
-        told = {key: line[key] for key in ("loss", "tokens_per_second", "skipped")}
+        values = {key: line[key] for key in ("loss", "tokens_per_second", "skipped")}
         slowest = {key: value for key, value in line.items() if key.startswith("slowest_")}
-        self._heartbeat.note_step(run.step, run.plan.name, **told, **slowest)
+        self._heartbeat.note_step(run.step, run.plan.name, **values, **slowest)
 
 
 @contextlib.contextmanager
-def beating(config: Config, layout: Layout, progress: Progress, opened: OpenRun) -> Iterator[Heartbeat]:
+def beating(config: Config, layout: Layout, progress: Progress, directory: OpenRun) -> Iterator[Heartbeat]:
     """The run's heartbeat while its training starts and runs; rank 0's is written."""
     facts = {"world_size": layout.world_size, "layout": layout.describe()}
     seconds = config.logging.heartbeat_seconds
     heartbeat = Heartbeat(
-        RunPaths(opened.path).heartbeat, progress, seconds, facts, lambda: opened.fence.lost() is None
+        RunPaths(directory.path).heartbeat, progress, seconds, facts, lambda: directory.fence.lost() is None
     )
-    heartbeat.note(step=opened.position.step)
+    heartbeat.note(step=directory.position.step)
     progress.on_end = lambda reason: heartbeat.end("failed", reason)
     if layout.rank == 0:
         heartbeat.start()

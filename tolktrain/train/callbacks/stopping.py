@@ -65,7 +65,7 @@ class StopOnRequest(NoCallback):
         return self._reason == signal.SIGINT.name
 
     @property
-    def must_leave(self) -> bool:
+    def must_stop(self) -> bool:
         """Whether this rank has been asked to stop, or all have agreed to. Not collective."""
         return bool(self._reason) or (self._stop is not None and self._stop.requested)
 

@@ -68,7 +68,7 @@ class Straggler(NoCallback):
             return {}
         times = [self._own_time(rank, *part.tolist()[:2]) for rank, part in enumerate(everyone)]
         slowest = find_slowest(times, float(mine[2]))
-        self._judge(slowest, step, num_steps)
+        self._check_slowest(slowest, step, num_steps)
         if slowest is None:
             return {}
         return {
@@ -86,7 +86,7 @@ class Straggler(NoCallback):
         stage = replica // layout.data_size
         return OwnTime(rank, stage, 0 if self._gathers_parameters else replica, data, compute)
 
-    def _judge(self, slowest: Slowest | None, step: int, num_steps: int) -> None:
+    def _check_slowest(self, slowest: Slowest | None, step: int, num_steps: int) -> None:
         """Speak when the same ranks have been slow for some time, once, and when they no longer are."""
         before = self._slow
         if slowest is None or not slowest.matters:

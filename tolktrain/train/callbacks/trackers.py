@@ -48,7 +48,7 @@ class MetricsLog(NoCallback):
         self._rank = rank
         self._file: MetricsFile | None = None
         self._trackers: list[Tracker] = []
-        self._told: set[type[Tracker]] = set()  # of which it was told that they fail
+        self._warned_of: set[type[Tracker]] = set()  # of which it was told that they fail
         self.recent: list[Line] = []  # lines since the last step, for whoever shows them
         self._open(step)
 
@@ -95,8 +95,8 @@ class MetricsLog(NoCallback):
             yield
         except OSError as error:
             kind = type(tracker)
-            if kind not in self._told:
-                self._told.add(kind)
+            if kind not in self._warned_of:
+                self._warned_of.add(kind)
                 logger.warning("%s; training goes on, without these curves until it can be written", error)
 
     def _open(self, step: int) -> None:

@@ -184,7 +184,7 @@ class ModelTensors:
         """What this rank writes of each parameter."""
         for name, parameter in self._parameters.items():
             self._check(name, parameter)
-        shared = self._shared_out()
+        shared = self._sharded()
         parts: dict[str, Part] = {}
         for name, parameter in self._parameters.items():
             if self._is_elsewhere(name):
@@ -205,7 +205,7 @@ class ModelTensors:
             return self._states.held_range(parameter)
         return self._states.own_range(parameter)
 
-    def _shared_out(self) -> dict[str, tuple[int, int]]:
+    def _sharded(self) -> dict[str, tuple[int, int]]:
         """Elements that this data rank writes of parameters that each data rank has: laid end to end, cut evenly."""
         sizes = {
             name: math.prod(self._states.shape(parameter))

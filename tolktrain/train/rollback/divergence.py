@@ -21,7 +21,7 @@ class Incident:
     reason: str  # for people
 
 
-class Judge:
+class DivergenceDetector:
     """Follows a stage step by step.
 
     A step is bad when it was skipped or its loss stands out above the recent ones. A good step ends a row of bad ones,

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tolktrain_kernels.run_attention import run_attention
-from tolktrain_kernels.speech_adapter import SpeechRuns, pack_runs
+from tolktrain_kernels.segment_attention import segment_attention
+from tolktrain_kernels.speech_adapter import SpeechSegments, pack_segments
 
 HEADS = [(4, 4), (4, 2), (3, 1)]  # of queries, of keys and values
 Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, int, int]
 Calls = list[Given]
 
 
-def random_runs(seed: int) -> SpeechRuns:
+def random_runs(seed: int) -> SpeechSegments:
     rng = np.random.default_rng(seed)
-    return pack_runs(np.stack([np.repeat(rng.random(23) < 0.5, rng.integers(1, 5, 23))[:23] for _ in range(4)]))
+    return pack_segments(np.stack([np.repeat(rng.random(23) < 0.5, rng.integers(1, 5, 23))[:23] for _ in range(4)]))
 
 
 def dense_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -35,17 +35,17 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tenso
     return functional.scaled_dot_product_attention(query.transpose(0, 1), keys, values, attn_mask=mask).transpose(0, 1)
 
 
-def packed_inputs(runs: SpeechRuns, heads: int, groups: int) -> tuple[Tensor, list[Tensor]]:
+def packed_inputs(segments: SpeechSegments, heads: int, groups: int) -> tuple[Tensor, list[Tensor]]:
     """A fused product [N, heads + 2 groups, 6], and the views of it that are queries, keys and values."""
     torch.manual_seed(0)
-    product = torch.randn(runs.num_positions, heads + 2 * groups, 6, dtype=torch.float64, requires_grad=True)
+    product = torch.randn(segments.num_positions, heads + 2 * groups, 6, dtype=torch.float64, requires_grad=True)
     return product, list(product.split((heads, groups, groups), dim=1))
 
 
-def assert_equals_dense(attention: Any, runs: SpeechRuns, heads: int, groups: int) -> None:
+def assert_equals_dense(attention: Any, segments: SpeechSegments, heads: int, groups: int) -> None:
     """Values and gradients."""
-    product, inputs = packed_inputs(runs, heads, groups)
-    found, expected = run_attention(*inputs, runs, attention), dense_attention(*inputs, runs.cu_seqlens)
+    product, inputs = packed_inputs(segments, heads, groups)
+    found, expected = segment_attention(*inputs, segments, attention), dense_attention(*inputs, segments.cu_seqlens)
     torch.testing.assert_close(found, expected)
     weight = torch.randn_like(found)
     ours, theirs = (torch.autograd.grad((out * weight).sum(), product)[0] for out in (found, expected))
@@ -199,11 +199,11 @@ def test_varlen_is_asked_for_what_each_version_takes(
 
 
 def test_another_version_in_one_process_is_not_taken_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = random_runs(0)
+    segments = random_runs(0)
     for version in (varlen_2_15, varlen_2_10, varlen_2_11, varlen_2_15):
         calls: Calls = []
         stand_in(monkeypatch, version(calls))
-        assert_equals_dense("varlen", runs, 4, 2)
+        assert_equals_dense("varlen", segments, 4, 2)
         assert len(calls) == 1
 
 
@@ -220,12 +220,12 @@ def test_the_installed_varlen_takes_the_arguments(monkeypatch: pytest.MonkeyPatc
     # `inspect.signature` follows it, as it would find the installed one's.
     varlen_attn.__signature__ = signature  # type: ignore[attr-defined]
     monkeypatch.setattr(module, "varlen_attn", varlen_attn)
-    runs = random_runs(0)
-    query, key, value = packed_inputs(runs, heads, groups)[1]
-    run_attention(query, key, value, runs, "varlen")
+    segments = random_runs(0)
+    query, key, value = packed_inputs(segments, heads, groups)[1]
+    segment_attention(query, key, value, segments, "varlen")
     (given,) = (arguments.arguments for arguments in bound)
-    assert given["max_q"] == given["max_k"] == runs.max_run
-    assert given["cu_seq_q"] is given["cu_seq_k"] is runs.cu_seqlens
+    assert given["max_q"] == given["max_k"] == segments.max_segment
+    assert given["cu_seq_q"] is given["cu_seq_k"] is segments.cu_seqlens
     assert given.get("is_causal") or given["window_size"] == (-1, 0)
     assert given.get("enable_gqa") or given["key"].shape == given["query"].shape
 
@@ -236,8 +236,8 @@ def test_without_speech_nothing_is_called_but_gradients_come_through(
 ) -> None:
     for function in (flash(calls), varlen_2_15(calls)):
         stand_in(monkeypatch, function)
-    runs = pack_runs(np.zeros((2, 5), bool))
-    product, inputs = packed_inputs(runs, 4, 2)
-    found = run_attention(*inputs, runs, attention)
+    segments = pack_segments(np.zeros((2, 5), bool))
+    product, inputs = packed_inputs(segments, 4, 2)
+    found = segment_attention(*inputs, segments, attention)
     assert found.shape == (0, 4, 6) and not calls
     assert torch.autograd.grad(found.sum(), product)[0].shape == product.shape

@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from tolktrain_kernels.backend import Attention
-from tolktrain_kernels.speech_adapter import SpeechRuns, gather_rows, place_rows
+from tolktrain_kernels.speech_adapter import SpeechSegments, gather_rows, place_rows
 
 
-def run_attention(
-    query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns, attention: Attention = "padded"
+def segment_attention(
+    query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments, attention: Attention = "padded"
 ) -> Tensor:
     """Attention in which a position sees itself and the earlier positions of its own run.
 
     Args:
-        query: [N, H, d], packed in the order of `runs`.
+        query: [N, H, d], packed in the order of `segments`.
         key, value: [N, G, d], where G divides H (grouped queries).
         runs: where the runs begin.
         attention: "flash" (flash-attn), "varlen" (PyTorch's FlashAttention for packed sequences), or "padded" (runs
@@ -28,35 +28,35 @@ def run_attention(
     Returns:
         [N, H, d].
     """
-    if runs.num_runs == 0:
+    if segments.num_segments == 0:
         return query  # without rows, but still what the backward pass comes through
     if attention == "padded":
-        return _padded(query, key, value, runs)
+        return _padded(query, key, value, segments)
     attend = _flash if attention == "flash" else _varlen
     # A view into the fused product of queries, keys and values would do for flash-attn, but not for PyTorch's backward.
-    return attend(query.contiguous(), key.contiguous(), value.contiguous(), runs)
+    return attend(query.contiguous(), key.contiguous(), value.contiguous(), segments)
 
 
-def _padded(query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns) -> Tensor:
+def _padded(query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments) -> Tensor:
     """Padding comes last in a run, so no position sees it and no mask is needed."""
-    shape = (runs.num_runs, runs.max_run)
+    shape = (segments.num_segments, segments.max_segment)
     queries, keys, values = (
-        place_rows(t.flatten(1), runs.scatter, shape[0] * shape[1]).view(*shape, *t.shape[1:]).transpose(1, 2)
+        place_rows(t.flatten(1), segments.scatter, shape[0] * shape[1]).view(*shape, *t.shape[1:]).transpose(1, 2)
         for t in (query, key, value)
     )
     grouped = query.shape[1] != key.shape[1]
     mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
-    return gather_rows(mixed.transpose(1, 2).reshape(shape[0] * shape[1], -1), runs.scatter).view_as(query)
+    return gather_rows(mixed.transpose(1, 2).reshape(shape[0] * shape[1], -1), segments.scatter).view_as(query)
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns) -> Tensor:
+def _flash(query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments) -> Tensor:
     attend = importlib.import_module("flash_attn").flash_attn_varlen_func
-    ends, longest = runs.cu_seqlens, runs.max_run
+    ends, longest = segments.cu_seqlens, segments.max_segment
     mixed: Tensor = attend(query, key, value, ends, ends, longest, longest, causal=True)
     return mixed
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns) -> Tensor:
+def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments) -> Tensor:
     attend = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     accepted = _parameters(attend)
     # How causality is asked for has changed; grouped queries came later than the function.
@@ -66,7 +66,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, runs: SpeechRuns) -> Tens
         options["enable_gqa"] = True
     elif num_groups > 1:
         key, value = key.repeat_interleave(num_groups, dim=1), value.repeat_interleave(num_groups, dim=1)
-    ends, longest = runs.cu_seqlens, runs.max_run
+    ends, longest = segments.cu_seqlens, segments.max_segment
     mixed: Tensor = attend(query, key, value, ends, ends, longest, longest, **options)
     return mixed
 

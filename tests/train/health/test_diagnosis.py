@@ -12,10 +12,10 @@ from tolktrain.cluster.health.diagnosis import (
     clock_offset,
     complaint,
     details,
+    diagnose_ranks,
     different_devices,
     different_versions,
     folder_faults,
-    judge_ranks,
     node_rates,
     slow_devices,
     slow_nodes,
@@ -51,8 +51,8 @@ def texts(findings: Sequence[Finding]) -> list[str]:
 
 
 def test_healthy_machines_give_no_finding() -> None:
-    assert judge_ranks([report(rank) for rank in range(8)], SPACE, HealthConfig()) == []
-    assert judge_ranks([report(0)], SPACE, HealthConfig()) == []
+    assert diagnose_ranks([report(rank) for rank in range(8)], SPACE, HealthConfig()) == []
+    assert diagnose_ranks([report(0)], SPACE, HealthConfig()) == []
 
 
 def test_a_rank_that_computes_wrongly() -> None:
