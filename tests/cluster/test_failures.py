@@ -62,7 +62,7 @@ def test_when_all_wait_all_are_named() -> None:
 def test_the_silent_rank() -> None:
     states = {0: state(0), 1: state(1), 2: RankState(2, finished=True)}
     cause = find_silent(states, {0: 95.0, 1: 40.0, 2: 0.0}, now=100.0, limit=60.0)
-    assert cause is not None and cause.rank == 1 and "no sign of life for 60 s" in cause.text
+    assert cause is not None and cause.rank == 1 and "no message for 60 s" in cause.text
     assert find_silent(states, {0: 95.0, 1: 41.0, 2: 0.0}, now=100.0, limit=60.0) is None
 
 

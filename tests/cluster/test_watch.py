@@ -22,7 +22,7 @@ import watched_rank
 NUM_RANKS = 3
 HANG_SECONDS = 1.5  # long enough for a rank that lives to be heard of on a busy machine
 KILLED = -signal.SIGKILL
-ENDED = "error: the process has ended without a word, killed (kill -9, out of memory) or crashed. Last heard of at"
+ENDED = "error: the process ended without a report, killed (kill -9, out of memory) or crashed. Last state:"
 
 
 @dataclass
@@ -143,7 +143,7 @@ def test_a_rank_that_is_stuck_in_c_code_with_pythons_lock(start: Start, rank: in
     """It can be ended by the launcher alone, but has written where it is."""
     job = start("stuck in C", rank, hang_seconds=HANG_SECONDS)
     assert job.end(*({0, 1, 2} - {rank})) == [1, 1]
-    assert job.errors().startswith(f"rank {rank}: error: no sign of life for ")
+    assert job.errors().startswith(f"rank {rank}: error: no message for ")
     assert job.log(rank).startswith("Timeout") and "in _go_wrong" in job.log(rank)
     assert "dist.all_reduce(" in job.log(2) and "last collectives" in job.log(2)
 
@@ -171,8 +171,8 @@ def test_a_rank_that_is_stopped(start: Start, rank: int) -> None:
     assert job.end(*({0, 1, 2} - {rank})) == [1, 1]
     os.kill(job.ranks[rank].pid or 0, signal.SIGCONT)
     assert job.end(rank) == [1]
-    assert job.errors().startswith(f"rank {rank}: error: no sign of life for ")
-    assert "Last heard of at stage 'second', step 3, adding" in job.errors()
+    assert job.errors().startswith(f"rank {rank}: error: no message for ")
+    assert "Last state: stage 'second', step 3, adding" in job.errors()
     assert job.errors().count("\n") == 1
 
 

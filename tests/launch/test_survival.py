@@ -67,10 +67,10 @@ class Disturbed:
 
     def loses_a_node_in_mid_step(self) -> None:
         self._hold(2, saving=False)
-        count = self.run.text.count("error: the process has ended")
+        count = self.run.text.count("error: the process ended")
         self.cluster.crash("node2")
         # The ranks that are left say so; Slurm learns it later.
-        wait_until(lambda: self.run.text.count("error: the process has ended") > count, lambda: self.run.text)
+        wait_until(lambda: self.run.text.count("error: the process ended") > count, lambda: self.run.text)
         self.cluster.boot("node2")
 
     def loses_a_node_in_mid_save(self) -> None:
@@ -85,9 +85,7 @@ class Disturbed:
         self.run.rank(self.number, 3).kill()
         job = self.cluster.end_of(self.number)
         assert (job.state, job.exit_code) == ("FAILED", "137:0"), self.run.text
-        message = (
-            r"rank 3: error: the process has ended without a word, killed .*\(node2, pipeline 0, tensor 1, data 1\)"
-        )
+        message = r"rank 3: error: the process ended without a report, killed .*\(node2, pipeline 0, tensor 1, data 1\)"
         assert len(re.findall(message, self.run.text[before:])) == 1, self.run.text
         self.number = self.run.submit(2)
 

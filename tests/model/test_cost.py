@@ -87,7 +87,7 @@ def test_flops_are_those_that_torch_counts(
     sizes = architecture(**changes)
     inputs = periodic(num_mixed, num_text, sizes.num_codebooks)
     mixed = num_mixed / (num_mixed + num_text)
-    costs = layer_flops(sizes, LENGTH, speech_share=mixed / 2, pooled_share=mixed, run_length=RUN)
+    costs = layer_flops(sizes, LENGTH, speech_share=mixed / 2, pooled_share=mixed, segment_length=RUN)
     positions = LENGTH * inputs.num_sequences
 
     def with_whole_squares(cost: LayerCost) -> float:
@@ -99,7 +99,7 @@ def test_flops_are_those_that_torch_counts(
 
 def test_the_published_mask_takes_every_position_through_the_adapter(architecture: Make) -> None:
     sizes = architecture(adapter_attention="published")
-    cost = layer_flops(sizes, LENGTH, run_length=RUN)[1]
+    cost = layer_flops(sizes, LENGTH, segment_length=RUN)[1]
     inputs = periodic(3, 0, 1)
     assert LENGTH * 3 * cost.flops == counted(SmolTolk(sizes, 0), inputs)[1]
 

@@ -10,7 +10,7 @@ the number of ranks (of two, one is killed). Half of the kills come before a cha
 renaming, a removal, a new folder or file, so that no gap between two of them is missed; the others at any time.
 
 After each kill, without the project's own code: `latest` names a folder, every file of which has the size and SHA-256
-of its manifest; no checkpoint that was once complete and newer than it is lost. After each start: training goes on from
+of its manifest; no checkpoint that was once complete and newer than it is lost. After each start: training continues from
 the newest checkpoint that was complete, and has lost at most one interval, and with writing in the background the steps
 that were made meanwhile.
 """

@@ -24,7 +24,7 @@ OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]"]
             [1, 1],
             "rank 1: error: at stage 'text', step 3, after the update\nTraceback (most recent call last):",
         ),
-        ("kill", [1, -signal.SIGKILL], "rank 1: error: the process has ended without a word"),
+        ("kill", [1, -signal.SIGKILL], "rank 1: error: the process ended without a report"),
         ("sleep", [1, 1], "rank 1: error: no progress for"),
     ],
 )

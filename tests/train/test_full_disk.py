@@ -70,7 +70,7 @@ def test_the_run_ends_and_goes_on_the_same(
         errors[-1],
     ), errors
     for line in errors[:-1]:  # what fails besides is told once
-        assert "training goes on" in line and errors.count(line) == 1, errors
+        assert "training continues" in line and errors.count(line) == 1, errors
     if full_at == 1:
         assert not run_dir.exists()  # nothing had been done
     else:
@@ -131,7 +131,7 @@ def test_curves_are_not_needed(
     assert train(small_config(tmp_path, sets, "logging.tensorboard=true")) == 0
     assert read_metrics(run_dir) == read_metrics(uninterrupted)
     messages = [record.getMessage() for record in caplog.records if "No space left" in record.getMessage()]
-    assert len(messages) == 1 and "events.out.tfevents" in messages[0] and "training goes on" in messages[0]
+    assert len(messages) == 1 and "events.out.tfevents" in messages[0] and "training continues" in messages[0]
     events = EventAccumulator(str(disk.path))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [*range(8, NUM_STEPS + 1)]
@@ -172,7 +172,7 @@ def test_a_log_is_not_needed(
     error = capsys.readouterr().err
     assert error.count("No space left on device") == 1, error
     assert "Traceback" not in error and "Logging error" not in error
-    assert re.search(rf"warning: .*'{run_dir}/logs/rank-00000.log'; training goes on", error)
+    assert re.search(rf"warning: .*'{run_dir}/logs/rank-00000.log'; training continues", error)
     log = (disk.path / "rank-00000.log").read_text()
     assert log.endswith("\n") and " 0 xxx" in log and " 49 xxx" not in log
 

@@ -33,7 +33,8 @@ def digest_files(folder: Path, names: Iterable[str]) -> dict[str, FileDigest]:
 
 
 def write_manifest(folder: Path, files: Mapping[str, FileDigest]) -> None:
-    """Write manifest.json for `files`, with a checksum of itself: its own damage must not be blamed on another file."""
+    """Write manifest.json for `files`, with its own checksum, so that a damaged manifest is not taken for another
+    damaged file."""
     ordered = {name: files[name] for name in sorted(files)}
     content = {"format_version": FORMAT_VERSION, "files": ordered}
     manifest = {**content, "sha256": _checksum(content)}
@@ -49,14 +50,14 @@ def verify(folder: Path) -> None:
 
 
 def verify_files(folder: Path, expected: Mapping[str, FileDigest], part: int = 0, num_parts: int = 1) -> None:
-    """Compare the files of a checkpoint whose manifest says `expected`, or a part of them: as many ranks together look
-    at each file once.
+    """Compare the files of a checkpoint with the manifest `expected`, or a part of them, so that several ranks can
+    share the work.
 
     Args:
         folder: of the checkpoint.
         expected: of all files.
-        part: every `num_parts`-th file from this number on; the first part looks for files of something else too.
-        num_parts: how many look.
+        part: every `num_parts`-th file from this number on; part 0 also searches for files of other checkpoints.
+        num_parts: number of ranks that share the work.
 
     Raises:
         DamagedCheckpointError: naming the first file that differs.
@@ -68,7 +69,7 @@ def verify_files(folder: Path, expected: Mapping[str, FileDigest], part: int = 0
         if part == 0:
             _refuse_foreign_tensors(folder, expected)
         found = digest_files(folder, names)
-    except OSError as error:  # a disk that no longer gives what it was given
+    except OSError as error:  # the disk cannot return what was written
         raise DamagedCheckpointError(f"{folder}: a file cannot be read: {error}") from None
     for name, digest in found.items():
         if digest != expected[name]:
@@ -78,7 +79,7 @@ def verify_files(folder: Path, expected: Mapping[str, FileDigest], part: int = 0
 
 
 def _refuse_foreign_tensors(folder: Path, expected: Mapping[str, FileDigest]) -> None:
-    """Other files do no harm; tensors that do not belong here would be read by libraries that know no manifest."""
+    """Refuse safetensors files that the manifest does not name: libraries that ignore the manifest would read them."""
     for place, _, names in os.walk(folder):
         for name in names:
             path = Path(place, name)
@@ -87,7 +88,7 @@ def _refuse_foreign_tensors(folder: Path, expected: Mapping[str, FileDigest]) ->
 
 
 def looks_complete(folder: Path) -> bool:
-    """Whether all files of the checkpoint exist in their full size. Faster than `verify`, blind to flipped bits."""
+    """Whether all files of the checkpoint exist in their full size. Faster than `verify`, but misses flipped bits."""
     try:
         _check_sizes(folder, read_manifest(folder))
     except DamagedCheckpointError:

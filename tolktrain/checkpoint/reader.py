@@ -1,4 +1,4 @@
-"""Reads any part of the tensors of a checkpoint, whatever ranks wrote them."""
+"""Reads any part of the tensors of a checkpoint, independent of the layout that wrote them."""
 
 import math
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _LARGEST_SIZE = 1 << 48
 class CheckpointReader:
     """The tensors of a checkpoint. Files are opened when they are needed and stay open until it is closed.
 
-    Not collective: each rank reads what it wants. Memory is that of the block asked for.
+    Not collective: each rank reads the blocks that it needs. Peak memory is the size of the requested block.
     """
 
     def __init__(self, folder: Path, index: Mapping[str, Any] | None = None) -> None:
@@ -79,7 +79,7 @@ class CheckpointReader:
                 filled += math.prod(end - begin for begin, end in zip(begins, ends, strict=True))
         if filled != math.prod(sizes):
             raise DamagedCheckpointError(f"{self._folder / TENSORS}: {kind} of {name} are not all there")
-        # Not before: it takes as much memory as files are there for, whatever the sizes that are written down.
+        # Allocated only now: a forged size in tensors.json must not allocate more memory than the files hold.
         result = torch.empty(sizes, dtype=torch.float32)
         for here, block, there in blocks:
             result[here] = block[there]
@@ -108,7 +108,7 @@ class CheckpointReader:
         return dict(index)
 
     def _stored(self, stored: Mapping[str, Any], kind: str, name: str) -> Any:
-        """A slice in its file, opened."""
+        """Open a slice in its file."""
         file = stored["file"]
         path = self._folder / file
         try:
@@ -125,7 +125,8 @@ class CheckpointReader:
 
 
 def _checked_files(index: Mapping[str, Any]) -> set[str]:
-    """The files that a list of tensors names. Raises whatever comes of a list that is none."""
+    """The files that a list of tensors names. Raises KeyError, TypeError, AttributeError or ValueError if it is
+    malformed."""
     files: set[str] = set()
     for tensors in index.values():
         for name, entry in tensors.items():
@@ -148,10 +149,10 @@ def _checked_sizes(name: str, sizes: object) -> list[int]:
 
 
 def _key(kind: str, name: str, file: str) -> str:
-    """A tensor's name in a file. Files in a folder for one kind, as they were once written, leave the kind out."""
+    """A tensor's name in a file. Older checkpoints have a folder for each kind, whose files omit the kind."""
     return name if file.startswith(f"{kind}/") else f"{kind}/{name}"
 
 
 def _part(begins: list[int], ends: list[int], offsets: Shape) -> tuple[slice, ...]:
-    """The block from `begins` to `ends`, as seen from `offsets`."""
+    """The block from `begins` to `ends`, relative to `offsets`."""
     return tuple(slice(b - o, e - o) for b, e, o in zip(begins, ends, offsets, strict=True))

@@ -1,8 +1,8 @@
-"""Writes checkpoints, in the background if asked to: complete or absent, at every instant.
+"""Writes checkpoints atomically, optionally in the background.
 
-A checkpoint is written aside, checksummed, flushed, then its folder is renamed and `latest` replaced. The name of an
-unfinished folder holds the number under which this job holds the run (its fencing token). A job that takes over a run
-removes unfinished folders first, so that the renames of one that was thought dead fail.
+A checkpoint is written to a temporary folder, checksummed and flushed. Then its folder is renamed and `latest` is
+replaced. The name of an unfinished folder contains the fencing token of this job. A job that takes over a run removes
+unfinished folders first; if the earlier job is still alive, its rename fails.
 """
 
 import json
@@ -48,11 +48,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fence:
-    """How a job proves that the run is still its own."""
+    """Checks that the run still belongs to this job."""
 
-    token: int = 0  # grows with every job that takes the run
-    check: Callable[[], object] = lambda: None  # raises if another job has taken it; rank 0 calls it
-    lost: Callable[[], str | None] = lambda: None  # the same as far as it is known already, at no cost
+    token: int = 0  # increases with every job that takes the run
+    check: Callable[[], object] = lambda: None  # raises if another job has taken the run; called on rank 0
+    lost: Callable[[], str | None] = lambda: None  # why the lease was lost, from memory only; None if it was not
 
 
 class CheckpointSaver:
@@ -72,19 +72,19 @@ class CheckpointSaver:
         series: int = 0,
         most_files: int = MOST_FILES,
     ) -> None:
-        """Nothing is written yet.
+        """Writes nothing yet.
 
         Args:
-            store: the folder.
-            retention: what is kept there.
+            store: the folder of the checkpoints.
+            retention: which checkpoints are kept.
             rank: of this process.
-            group: one of all ranks, on gloo, that nothing else uses; None for a single process.
-            fence: proof that the run is this job's.
-            on_saved: called on every rank with the folder of a checkpoint when that is complete; must not wait.
-            being_copied: asked on rank 0 for a checkpoint that is not to be removed yet.
-            best_metric: key of the state's "metrics" that the best checkpoints have the lowest values of.
+            group: a gloo group of all ranks that nothing else uses; None for a single process.
+            fence: checks that the run belongs to this job.
+            on_saved: called on every rank with the folder of a complete checkpoint; must not block.
+            being_copied: called on rank 0; returns a checkpoint that must not be removed yet.
+            best_metric: key of the state's "metrics" by which the best checkpoints are chosen, lowest first.
             series: of this rank, see `write_snapshot`.
-            most_files: with tensors, in a checkpoint.
+            most_files: limit of tensor files in a checkpoint.
         """
         self._store = store
         self._retention = retention
@@ -95,10 +95,10 @@ class CheckpointSaver:
         self._being_copied = being_copied
         self._best_metric = best_metric
         self._sharing = (series, most_files)
-        self.spared: int | None = None  # for now, no checkpoint up to this step is removed; rank 0's counts
+        self.spared: int | None = None  # no checkpoint up to this step is removed; rank 0's value is used
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self._complete: dict[Path, tuple[int, ...]] = {}  # which manifest each had when all its files were there
+        self._complete: dict[Path, tuple[int, ...]] = {}  # identity of the manifest when the files were complete
 
     def save(
         self,
@@ -109,24 +109,24 @@ class CheckpointSaver:
         background: bool = False,
         before_publishing: Callable[[], object] = lambda: None,
     ) -> None:
-        """Write the checkpoint of `step`; collective. In the foreground it is on disk when this returns.
+        """Write the checkpoint of `step`; collective. In the foreground, it is on disk when this returns.
 
-        In the background `snapshot` must not change until `wait` has returned.
+        In the background, `snapshot` must not change until `wait` has returned.
 
         Args:
-            step: steps done.
+            step: number of finished steps.
             snapshot: this rank's slices.
-            state: content of state.json; rank 0's counts.
+            state: content of state.json; rank 0's value is used.
             background: whether to return at once.
-            before_publishing: done on rank 0 before the checkpoint gets its name.
+            before_publishing: called on rank 0 before the checkpoint is renamed.
 
         Raises:
-            OSError: it could not be written, now or by the last call; nothing of it is left.
+            OSError: this or the previous checkpoint could not be written; its files were removed.
             OtherRankFailed: the same on another rank.
             UserError: another job has taken over the run.
         """
         self.wait()
-        # What is spared is decided now, not when the checkpoint happens to be written.
+        # `spared` is read now: it may change while the checkpoint is written in the background.
         arguments = (step, snapshot, state, before_publishing, self.spared)
         if not background:
             self._save(*arguments)
@@ -135,14 +135,14 @@ class CheckpointSaver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait for the save that is under way. Raises what it raised."""
+        """Wait for the current save, and raise its exception if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         self.poll()
 
     def poll(self) -> None:
-        """Raise what a save in the background has raised, or that another job has taken over the run."""
+        """Raise the exception of a background save, or a UserError if another job has taken over the run."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -155,11 +155,11 @@ class CheckpointSaver:
 
     @property
     def is_saving(self) -> bool:
-        """Whether a save is under way in the background."""
+        """Whether a background save is running."""
         return self._thread is not None and self._thread.is_alive()
 
     def close(self) -> None:
-        """Let the save that is under way end, however."""
+        """Wait for the current save, and ignore its outcome."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -169,7 +169,7 @@ class CheckpointSaver:
         self._save(*arguments)
 
     def _keep_failure(self, error: BaseException) -> None:
-        """For the main thread, which raises it at its next `poll`."""
+        """Store the exception; the main thread raises it at its next `poll`."""
         self._failure = error
 
     def _save(
@@ -180,7 +180,7 @@ class CheckpointSaver:
         before_publishing: Callable[[], object],
         spared: int | None,
     ) -> None:
-        # Imports torch's checkpoints and with them sympy: a second that a process's start need not take.
+        # Imported here: torch's checkpoint package imports sympy, which takes a second of the start-up time.
         from tolktrain.checkpoint.writer import write_snapshot
 
         started = time.perf_counter()
@@ -210,7 +210,7 @@ class CheckpointSaver:
         except BaseException as error:
             if self._rank == 0:
                 remove_quietly(aside)
-                if isinstance(error, (FileNotFoundError, OtherRankFailed)):  # whoever takes over removes our files
+                if isinstance(error, (FileNotFoundError, OtherRankFailed)):  # a job that takes over removes the files
                     self._fence.check()
             raise
         if self._rank == 0:
@@ -222,7 +222,7 @@ class CheckpointSaver:
         for folder in (*(path for path in aside.iterdir() if path.is_dir()), aside):
             sync_path(folder)
         self._fence.check()
-        if final.exists():  # a damaged one of the same step, or it would have been resumed from
+        if final.exists():  # a damaged checkpoint of the same step; the run would have resumed from an intact one
             discard(final)
             self._fence.check()
         aside.rename(final)
@@ -236,18 +236,18 @@ class CheckpointSaver:
         being_copied = self._being_copied()
         for step, folder in folders.items():
             if step not in kept and folder != being_copied and (spared is None or step > spared):
-                self._fence.check()  # a new owner may need what is too old for this one
+                self._fence.check()  # a new owner of the run may need checkpoints that this job would remove
                 discard(folder)
 
     def _candidate(self, step: int, folder: Path) -> Candidate:
         try:
             metric = read_state(folder).get("metrics", {}).get(self._best_metric) if self._retention.best else None
             return Candidate(step, self._is_complete(folder), metric)
-        except UserError:  # such as another version's
+        except UserError:  # such as a checkpoint of another format version
             return Candidate(step, complete=False)
 
     def _is_complete(self, folder: Path) -> bool:
-        """Whether all files are there, asked once of each checkpoint: they are as many as ranks."""
+        """Whether all files exist. Checked once per checkpoint, because it may have as many files as ranks."""
         try:
             identity = _identity(folder / MANIFEST)
         except OSError:
@@ -260,6 +260,6 @@ class CheckpointSaver:
 
 
 def _identity(path: Path) -> tuple[int, ...]:
-    """Another file under the same name has another one."""
+    """Distinguishes a file from another file of the same name."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

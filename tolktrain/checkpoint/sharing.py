@@ -1,4 +1,4 @@
-"""Which ranks write their slices into one file, where there are more ranks than files should be. Pure functions."""
+"""Which ranks write their slices into one file, if there are more ranks than the limit of files. Pure functions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tolktrain.checkpoint.slices import Shape
 
-MOST_FILES = 4096  # of a checkpoint; more are a burden for the metadata server of a parallel file system
+MOST_FILES = 4096  # of a checkpoint; more files overload the metadata server of a parallel file system
 
 Block = tuple[Shape, Shape, Shape]
 """Shape of a whole tensor; where a block begins in it; sizes of the block."""
@@ -14,18 +14,18 @@ Block = tuple[Shape, Shape, Shape]
 
 @dataclass(frozen=True)
 class SharedBlock:
-    """A block of a tensor in a file, of one rank or of rows that several ranks hold one after the other."""
+    """A block of a tensor in a file, held by one rank or as consecutive rows by several ranks."""
 
     key: str
     shape: Shape  # of the whole tensor
     offsets: Shape
     sizes: Shape
-    holders: tuple[tuple[int, int], ...]  # rank, and how many elements it has
+    holders: tuple[tuple[int, int], ...]  # rank, and its number of elements
 
 
 @dataclass(frozen=True)
 class SharedFile:
-    """A file and what is in it. A name is in it once, or other libraries could not read it."""
+    """A file and its blocks. Each tensor name occurs once in it, because safetensors requires it."""
 
     name: str
     ranks: tuple[int, ...]
@@ -33,22 +33,22 @@ class SharedFile:
 
     @property
     def writer(self) -> int:
-        """The rank that writes it."""
+        """The rank that writes the file."""
         return self.ranks[0]
 
 
 def share_files(
     blocks: Sequence[Mapping[str, Block]], series: Sequence[int], most_files: int
 ) -> list[SharedFile | None]:
-    """The file that each rank's blocks go to; None for a rank without any.
+    """The file that holds each rank's blocks; None for a rank without blocks.
 
-    Ranks share only as far as their blocks of a tensor follow on each other, so that together they are a block again:
-    there may be more than `most_files` where they do not.
+    Ranks share a file only if their blocks of each tensor are consecutive, so that their union is a block again.
+    Otherwise there may be more than `most_files`.
 
     Args:
-        blocks: what each rank has, by key.
+        blocks: of each rank, by key.
         series: of each rank; ranks of one series hold consecutive rows of the same tensors.
-        most_files: to have.
+        most_files: desired limit of files.
     """
     members: dict[int, list[int]] = {}
     for rank, number in enumerate(series):
@@ -70,7 +70,7 @@ def share_files(
 def _groups(
     ranks: Sequence[int], blocks: Sequence[Mapping[str, Block]], size: int
 ) -> list[tuple[list[int], dict[str, SharedBlock]]]:
-    """Ranks of a series in groups of up to `size`, and what each group has together."""
+    """Ranks of a series in groups of up to `size`, with the merged blocks of each group."""
     groups: list[tuple[list[int], dict[str, SharedBlock]]] = []
     for rank in ranks:
         merged = _merged(groups[-1][1], rank, blocks[rank]) if groups and len(groups[-1][0]) < size else None
@@ -82,7 +82,7 @@ def _groups(
 
 
 def _merged(there: Mapping[str, SharedBlock], rank: int, more: Mapping[str, Block]) -> dict[str, SharedBlock] | None:
-    """The blocks of a file with those of one more rank; None where they do not follow on each other."""
+    """The blocks of a file merged with those of one more rank; None if they are not consecutive."""
     result = dict(there)
     for key, (shape, offsets, sizes) in more.items():
         count = math.prod(sizes)
@@ -93,6 +93,6 @@ def _merged(there: Mapping[str, SharedBlock], rank: int, more: Mapping[str, Bloc
         follows = bool(shape) and block.shape == shape and offsets[0] == block.offsets[0] + block.sizes[0]
         if not follows or (offsets[1:], sizes[1:]) != (block.offsets[1:], block.sizes[1:]):
             return None
-        together = (block.sizes[0] + sizes[0], *sizes[1:])
-        result[key] = SharedBlock(key, shape, block.offsets, together, (*block.holders, (rank, count)))
+        merged = (block.sizes[0] + sizes[0], *sizes[1:])
+        result[key] = SharedBlock(key, shape, block.offsets, merged, (*block.holders, (rank, count)))
     return result

@@ -1,4 +1,4 @@
-"""Slices of named tensors: what a rank gives to a checkpoint, and what it wants of one."""
+"""Slices of named tensors: the parts that a rank writes to a checkpoint or reads from one."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one rank contributes to a checkpoint: slices by canonical name, at most one of each tensor."""
+    """The part of a checkpoint that one rank writes: slices by canonical name, at most one of each tensor."""
 
     parameters: dict[str, Slice] = field(default_factory=dict)
     first_moments: dict[str, Slice] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Snapshot:
 
 
 class Source(Protocol):
-    """Whatever slices can be read from."""
+    """Something that slices can be read from."""
 
     def shapes(self, kind: str) -> Mapping[str, Shape]:
         """Whole shapes of the tensors of a kind, by name."""

@@ -2,7 +2,7 @@
 
 ```
 checkpoints/
-  latest                      name of the newest complete checkpoint
+  latest                      name of the latest complete checkpoint
   step-00000100/
     tensors/*.safetensors   parameters/NAME: float32 value of every parameter, frozen ones too, under canonical names;
                             first_moments/NAME, second_moments/NAME: Adam's moments of those that were trained
@@ -10,9 +10,10 @@ checkpoints/
     state.json              everything small: step, stage, data position, random states, versions, architecture
     manifest.json           size and SHA-256 of every file
 ```
-Every rank writes the slices it holds into a file of its own; neighbours share one where ranks are many. Older
-checkpoints have a folder of files for each kind, and are read too. In bf16 the model's own parameters are these
-float32 masters, rounded, and so need no place of their own. `saver` writes, this module finds and reads.
+Every rank writes the slices that it holds to its own file; if there are many ranks, neighbouring ranks share a file.
+Older checkpoints have a folder of files for each kind; they can be read too. In bf16, the model's parameters are the
+rounded float32 master weights, so they are not stored separately. `saver` writes checkpoints; this module finds and
+reads them.
 """
 
 import contextlib
@@ -51,9 +52,9 @@ class CheckpointStore:
         self.folder = folder
 
     def prepare(self) -> None:
-        """Create the folder, and remove what interrupted saves have left. For one process, before anything is saved.
+        """Create the folder, and remove unfinished checkpoints. Called by one process, before the first save.
 
-        What an earlier job still writes is removed too: its rename will fail.
+        If an earlier job is still writing a checkpoint, that is removed too, and its rename fails.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in list(self.folder.glob(f"{UNFINISHED_PREFIX}*")):
@@ -62,9 +63,9 @@ class CheckpointStore:
                 discard(leftover)
 
     def find_latest(self, warn: Callable[[str], object] = logger.warning) -> Path | None:
-        """The newest sound checkpoint, or None where there is none; `warn` is told of each damaged one that is newer.
+        """The latest valid checkpoint, or None. `warn` gets a message for each damaged checkpoint that is newer.
 
-        Raises UserError at one of another format.
+        Raises UserError at a checkpoint of another format.
         """
         for folder in self.latest_first():
             try:
@@ -76,7 +77,7 @@ class CheckpointStore:
         return None
 
     def latest(self) -> Path | None:
-        """The newest checkpoint, sound or not; for a process that has written it itself."""
+        """The latest checkpoint, without verification; for a process that has written it itself."""
         folders = self.latest_first()
         return folders[0] if folders else None
 
@@ -85,7 +86,7 @@ class CheckpointStore:
         return (self.folder / LATEST).exists() or bool(self.latest_first())
 
     def set_latest(self, folder: Path | None, token: int = 0, check: Callable[[], object] = lambda: None) -> None:
-        """Let `latest` name a checkpoint, or nothing. `check` may object in the last moment by raising."""
+        """Let `latest` name a checkpoint, or remove it. `check` runs just before the replacement and may raise."""
         if folder is None:
             (self.folder / LATEST).unlink(missing_ok=True)
         else:
@@ -96,7 +97,7 @@ class CheckpointStore:
         sync_path(self.folder)
 
     def rename_newer(self, folder: Path | None, suffix: str = "damaged") -> None:
-        """Rename checkpoints newer than `folder`, so that they are not met again."""
+        """Rename checkpoints newer than `folder`, so that they are no longer found."""
         for other in self.latest_first():
             if folder is None or step_of(other) > step_of(folder):
                 target = other.with_name(f"{other.name}.{suffix}")
@@ -134,12 +135,12 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def read_parameters(folder: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
-    """Parameters by canonical name, whole, float32 on the CPU: all, or those of `names` that are there."""
+    """Whole parameters by canonical name, float32 on the CPU: all, or those of `names` that exist."""
     return _read(folder, PARAMETERS, names)
 
 
 def read_moments(folder: Path, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Adam's first and second moments by canonical name, as `read_parameters` gives parameters."""
+    """Adam's first and second moments by canonical name, like `read_parameters`."""
     return _read(folder, FIRST_MOMENTS, names), _read(folder, SECOND_MOMENTS, names)
 
 
@@ -150,10 +151,10 @@ def _read(folder: Path, kind: str, names: Collection[str] | None) -> dict[str, T
 
 
 def discard(path: Path) -> None:
-    """Free a name in `checkpoints/` at once, and remove what had it, as far as that is possible; else with a warning.
+    """Rename a checkpoint, then remove it. A failed removal is a warning.
 
-    A network file system keeps a folder as long as a process has one of its files open, and a removal that is
-    interrupted must not leave half a checkpoint under a good name. What stays is tried again at the next start.
+    A network file system keeps a folder as long as a process has one of its files open, and an interrupted removal must
+    not leave a partial checkpoint under a valid name. The next start removes what is left.
     """
     doomed = path.with_name(f"{UNFINISHED_PREFIX}{uuid.uuid4().hex[:8]}-{path.name.removeprefix(UNFINISHED_PREFIX)}")
     path.rename(doomed)
@@ -161,7 +162,7 @@ def discard(path: Path) -> None:
 
 
 def remove_quietly(path: Path) -> None:
-    """Remove a file or folder, if it is there; a failure is a warning."""
+    """Remove a file or folder, if it exists; a failure is a warning."""
     try:
         remove(path)
     except OSError as error:
@@ -169,7 +170,7 @@ def remove_quietly(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
+    """Remove a file or folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,12 +1,12 @@
-"""Slices into safetensors files, through torch.distributed.checkpoint: every rank writes its own.
+"""Writes slices to safetensors files through torch.distributed.checkpoint; every rank writes its own slices.
 
-The library brings the ranks together: it collects what each will write, and tells all of them when one fails. The files
-are written here, block by block, so that nothing is copied in memory, Python's lock is not held, and the checksum is
-that of what was meant to be written. `dcp.HuggingFaceStorageReader` reads them.
+The library coordinates the ranks: it collects the plans of all ranks, and raises on all of them when one fails. This
+module writes the files block by block: nothing is copied in memory, the interpreter lock is not held, and the checksum
+covers the bytes in memory, not the bytes read back. `dcp.HuggingFaceStorageReader` can read the files.
 
-Where ranks are more than files should be, neighbours share one (see `sharing`): the first of them writes it, the others
-send it their slices. A file with one writer is intact on every file system; clients of NFS that write into the same
-page lose each other's bytes.
+If there are more ranks than the limit of files, neighbouring ranks share a file (see `sharing`): the first of them
+writes it, and the others send their slices to it. Each file has one writer, because NFS clients that write to the same
+page overwrite each other's bytes.
 """
 
 import errno
@@ -50,7 +50,7 @@ _HEADER_ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class Written:
-    """What all ranks have written. Known to the coordinator."""
+    """The files and slices that all ranks have written; available on the coordinator."""
 
     files: dict[str, FileDigest]  # by path inside the checkpoint
     tensors: dict[str, Any]  # content of tensors.json
@@ -65,22 +65,22 @@ def write_snapshot(
     series: int = 0,
     most_files: int = MOST_FILES,
 ) -> None:
-    """Write the slices of all ranks below `folder`; collective over `group`, alone if that is None.
+    """Write the slices of all ranks below `folder`; collective over `group`, or of this process alone if it is None.
 
-    Files are on disk (fsync) when `finish` is called.
+    The files are on disk (fsync) when `finish` is called.
 
     Args:
         folder: an unfinished checkpoint.
         snapshot: this rank's slices.
         group: all ranks, on gloo.
-        begin: makes the folders; called on the group's first rank before anybody writes.
-        finish: called on the first rank when everybody has written.
-        series: the same number on ranks that hold the same tensors, of which each has the rows that follow on those of
-            the one before: the data ranks of one tensor and pipeline rank.
-        most_files: beyond which neighbours in a series share a file.
+        begin: creates the folders; called on the group's first rank before any rank writes.
+        finish: called on the first rank when all ranks have written.
+        series: the same number on ranks that hold consecutive rows of the same tensors: the data ranks of one tensor
+            and pipeline rank.
+        most_files: limit of files beyond which neighbouring ranks of a series share a file.
 
     Raises:
-        OSError: this rank, or one whose error it is told, could not write.
+        OSError: this rank could not write.
         OtherRankFailed: another rank failed for another reason.
         ValueError: the slices of all ranks leave a gap in a tensor, or overlap.
     """
@@ -91,7 +91,7 @@ def write_snapshot(
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     try:
         dcp.save(dict(slices), storage_writer=writer, planner=_Planner(), process_group=group, no_dist=group is None)
-    except CheckpointException as error:  # no Exception, so that it would pass by whoever handles those
+    except CheckpointException as error:  # a BaseException, which `except Exception` would not catch
         raise _explained(error, rank, folder) from error
 
 
@@ -107,7 +107,7 @@ def _explained(error: CheckpointException, rank: int, folder: Path) -> Exception
 
 
 class _Planner(dcp.SavePlanner):
-    """Each rank writes the slices it has; together they must be whole tensors."""
+    """Each rank writes the slices that it holds; the slices of all ranks must cover every tensor exactly once."""
 
     def set_up_planner(
         self, state_dict: Mapping[str, Any], storage_meta: Any = None, is_coordinator: bool = False
@@ -156,7 +156,8 @@ def check_tiling(name: str, shape: tuple[int, ...], blocks: list[Block]) -> None
 
 
 def _any_overlap(blocks: list[Block]) -> bool:
-    """Whether blocks meet. Those in the same columns must differ in rows; columns must be the same, or apart."""
+    """Whether any two blocks overlap. Blocks of the same columns must differ in rows; columns must be equal or
+    disjoint."""
     rows: dict[Block, list[tuple[int, int]]] = {}
     for offsets, sizes in blocks:
         begin, length = (offsets[0], sizes[0]) if sizes else (0, 1)
@@ -180,7 +181,7 @@ def _write_item(key: str, block: Slice) -> WriteItem:
 
 
 class _Writer(dcp.StorageWriter):
-    """One safetensors file for each rank, or for some neighbours."""
+    """Writes one safetensors file for each rank or group of neighbouring ranks."""
 
     def __init__(
         self,
@@ -201,10 +202,10 @@ class _Writer(dcp.StorageWriter):
         self._most_files = most_files
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing to reset: a writer is for one checkpoint."""
+        """Does nothing: a writer is used for one checkpoint."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing: see `prepare_global_plan`."""
+        """Does nothing: `prepare_global_plan` sets up the folders."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return replace(plan, storage_data=self._series)
@@ -227,7 +228,7 @@ class _Writer(dcp.StorageWriter):
                 results.append(WriteResult(index, digest["size"], (name, digest, block)))
         elif file is not None:
             for key in [block.key for block in file.blocks if block.key in own]:
-                for part in _cut(own[key]):
+                for part in _split(own[key]):
                     dist.send(part, group=self._group, group_dst=file.writer)
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
@@ -238,17 +239,17 @@ class _Writer(dcp.StorageWriter):
         try:
             return write_safetensors(path, {block.key: (block.offsets, block.sizes) for block in file.blocks}, content)
         except BaseException:
-            for _ in content:  # or those that send it would wait
+            for _ in content:  # receive the rest: otherwise the sending ranks would wait
                 pass
             raise
 
     def _content(self, file: SharedFile, own: Mapping[str, Tensor]) -> Iterator[Tensor]:
-        """What the file holds, part by part; those of other ranks are overwritten by the next one."""
+        """The content of the file in parts; the memory of a part from another rank is reused for the next one."""
         memory = torch.empty(_BLOCK_BYTES // 4 if len(file.ranks) > 1 else 0)
         for block in file.blocks:
             for rank, count in block.holders:
                 if rank == self._rank:
-                    yield from _cut(own[block.key])
+                    yield from _split(own[block.key])
                     continue
                 for begin in range(0, count, len(memory)):
                     part = memory[: min(len(memory), count - begin)]
@@ -281,15 +282,15 @@ def write_safetensors(path: Path, places: Mapping[str, tuple[Shape, Shape]], con
     """Write float32 tensors as a safetensors file and wait for the disk.
 
     Args:
-        path: of a file that is not there yet.
+        path: of a file that does not exist yet.
         places: offsets in the whole tensor and sizes of each block, by name.
-        content: all blocks one after the other, flat, on the CPU, cut anywhere.
+        content: all blocks one after the other, flat, on the CPU, in parts of any length.
 
     Returns:
         Size and SHA-256 of what was written.
     """
     hasher, size = hashlib.sha256(), 0
-    # A folder that is gone is not made again: another job may have taken over the run.
+    # A missing folder is not created again: another job may have taken over the run.
     with naming(path), open(path, "xb", buffering=1 << 20) as file:
         for block in itertools.chain([memoryview(_header(places))], map(_bytes_of, content)):
             hasher.update(block)
@@ -301,8 +302,8 @@ def write_safetensors(path: Path, places: Mapping[str, tuple[Shape, Shape]], con
     return {"size": size, "sha256": hasher.hexdigest()}
 
 
-def _cut(tensor: Tensor) -> Iterator[Tensor]:
-    """A tensor, flat, in parts of at most _BLOCK_BYTES."""
+def _split(tensor: Tensor) -> Iterator[Tensor]:
+    """The flat tensor in parts of at most _BLOCK_BYTES."""
     assert tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.device.type == "cpu"
     yield from tensor.detach().view(-1).split(_BLOCK_BYTES // 4)
 

@@ -1,1 +1,1 @@
-"""What the cluster tells a process: its place among the ranks, and that it should stop."""
+"""The cluster environment of a process: its rank, signals to stop, heartbeat, watchdog and health check."""

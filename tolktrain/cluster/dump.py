@@ -1,4 +1,4 @@
-"""Where a rank is: the stacks of all threads and the last collectives, written into its log when a job ends badly."""
+"""Stacks of all threads and the last collectives of a rank, written to its log when a job fails."""
 
 import contextlib
 import faulthandler
@@ -15,30 +15,30 @@ from typing import Any
 
 from tolktrain.libraries.torch_compat import ranks_of_groups, recorded_collectives
 
-RECORDED_COLLECTIVES = "400"  # kept by torch's flight recorder; they are told once, so more would only take longer
+RECORDED_COLLECTIVES = "400"  # kept by torch's flight recorder; more only take longer to write when the job fails
 _COLLECTIVES_SHOWN = 3  # of each process group
 _RANKS_SHOWN = 16
 
 
 def record_collectives() -> None:
-    """Let torch remember the last collectives. Must come before the first process group is made."""
+    """Let torch record the last collectives. Must be called before the first process group is created."""
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", RECORDED_COLLECTIVES)
 
 
 class DumpFile:
-    """A rank's log file, for what can no longer be written through `logging`.
+    """A rank's log file, for output that cannot go through `logging`.
 
-    A main thread that is stuck may hold the lock of a logging handler; one that is stuck in C code may hold Python's
-    own lock, without which no Python code runs at all. For the latter there is `arm_timeout`.
+    A stuck main thread may hold the lock of a logging handler. If it is stuck in C code, it may hold the interpreter
+    lock, and no Python code runs; for this case `arm_timeout` uses a thread that needs no lock.
     """
 
     def __init__(self, path: Path) -> None:
         """Opens the file for appending.
 
-        Also from here on a crash in C code (a segmentation fault, a bus error, an abort) leaves all stacks there.
+        From now on, a crash in C code (a segmentation fault, a bus error, an abort) writes all stacks to the file.
 
         Raises:
-            OSError: it cannot be opened.
+            OSError: the file cannot be opened.
         """
         self._lock = threading.Lock()
         self._armed = False
@@ -48,17 +48,17 @@ class DumpFile:
             faulthandler.enable(self._file)
 
     def write(self, text: str) -> None:
-        """Append a text as a whole. A disk that is full loses it, and nothing else."""
+        """Append a text. If the disk is full, the text is lost without an error."""
         with contextlib.suppress(OSError, ValueError):
             self._file.write(text.encode("utf-8", "backslashreplace"))
 
     def arm_timeout(self, seconds: float, or_exit: bool = False) -> None:
-        """Unless this is called again within `seconds`, write the stacks, from a thread that needs no lock of Python's.
+        """Write the stacks unless this is called again within `seconds`. Needs no interpreter lock.
 
         Args:
             seconds: time to the next call.
-            or_exit: end the process then, with exit code 1. Not while the job goes on: of a process that was stopped
-                and continues, the time that it was stopped counts too.
+            or_exit: then also end the process, with exit code 1. Use it only when the job is ending: time in which
+                the process is suspended counts too.
         """
         with self._lock:
             if not self._file.closed:
@@ -66,7 +66,7 @@ class DumpFile:
                 faulthandler.dump_traceback_later(seconds, exit=or_exit, file=self._file)
 
     def close(self) -> None:
-        """Expect nothing any more. What was armed must not outlive the file: its number may become another file's."""
+        """Disarm the timeout and close the file. An armed timeout would write to whatever file reuses the number."""
         with self._lock:
             if self._armed:
                 faulthandler.cancel_dump_traceback_later()
@@ -76,8 +76,8 @@ class DumpFile:
 
 
 def describe_process(doing: str, stacks: bool = True) -> str:
-    """Where this process is: what it says it is doing, the last collectives that it entered, and the stacks of all
-    threads, the main one first."""
+    """What this process is doing: `doing`, the last collectives that it entered, and the stacks of all threads, the
+    main thread first."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     head = f"process {os.getpid()} at {now}: {doing}\n"
     return f"{head}{_collectives()}{_stacks() if stacks else ''}"

@@ -1,4 +1,4 @@
-"""The place of this process among the ranks, from torchrun's or Slurm's environment variables."""
+"""The rank of this process, from torchrun's or Slurm's environment variables."""
 
 import os
 import re
@@ -58,7 +58,7 @@ class ProcessEnvironment:
         tasks_per_node = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE") or str(size)
         local_size = _tasks_on_node(tasks_per_node, int(environ.get("SLURM_NODEID", "0")))
         address = environ.get("MASTER_ADDR") or first_host(nodes)
-        # One port per job, so that jobs sharing a node do not meet; below the range that Linux gives out itself.
+        # One port per job, so that jobs on one node do not collide; below the range of Linux's ephemeral ports.
         port = int(environ.get("MASTER_PORT") or 10_000 + _integer(environ, "SLURM_JOB_ID", "Slurm") % 20_000)
         return cls("slurm", rank, size, local_rank, local_size, address, port)._checked()
 

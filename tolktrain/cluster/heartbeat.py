@@ -1,8 +1,8 @@
-r"""heartbeat.json: what a run is doing, for whoever looks on from outside.
+r"""heartbeat.json: the state of a run, for external monitoring.
 
-A thread of rank 0 replaces the file every few seconds, also while the main thread computes or saves. So `time` says
-that the process lives, and `last_step_time` that it gets on. An alarm, for cron, when the process has not been heard of
-for two minutes, or has not finished a step for half an hour:
+A thread of rank 0 replaces the file every few seconds, also while the main thread computes or saves. So `time` shows
+that the process is alive, and `last_step_time` that it makes progress. An alarm for cron, if the file was not replaced
+for two minutes, or no step was finished for half an hour:
 
     f=runs/NAME/heartbeat.json
     age() { echo $(($(date +%s) - $(date -d "$(sed -n "s/.*\"$1\": \"\(.*\)\".*/\1/p" $f)" +%s))); }
@@ -35,13 +35,12 @@ logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """The file of one start of a run, written from `start` on. Whatever fails about it is logged once, and never hurts
-    training.
+    """Writes heartbeat.json during one start of a run. Failures to write are logged once and do not affect training.
 
-    Fields: `time` of writing, `state`, `doing` and since when (`doing_since`), `step` and `stage` that are done, when
-    that step was finished (`last_step_time`; before the first one, when this start began), `loss`,
-    `tokens_per_second`, and what never changes: `pid`, `host`, `slurm_job_id`, `slurm_restart_count`, `world_size`,
-    `layout`, `started`. Times are ISO 8601 in UTC, to the second. After the end also `reason`; more comes from `note`.
+    Fields: `time` of writing, `state`, `doing` and its begin (`doing_since`), `step` and `stage` of the last finished
+    step, when that was finished (`last_step_time`; before the first one, when this start began), `loss`,
+    `tokens_per_second`, and constants: `pid`, `host`, `slurm_job_id`, `slurm_restart_count`, `world_size`, `layout`,
+    `started`. Times are ISO 8601 in UTC, to the second. After the end also `reason`. `note` adds further fields.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Heartbeat:
         facts: Mapping[str, Any],
         may_write: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Write the file `path` every `seconds` while `may_write` says so; `facts` are further fields."""
+        """Writes the file `path` every `seconds` while `may_write()` is true; `facts` are further constant fields."""
         self._may_write = may_write
         self._path = path
         self._progress = progress
@@ -72,19 +71,19 @@ class Heartbeat:
         self._thread = guarded("heartbeat", self._run)
 
     def start(self) -> None:
-        """Write for the first time, and begin to beat."""
+        """Start the thread, which writes the file at once and then regularly."""
         self._thread.start()
 
     def note(self, **fields: Any) -> None:
-        """Fields that the next beat tells."""
+        """Set fields that the file contains from the next time on."""
         self._notes = {**self._notes, **fields}
 
     def note_step(self, step: int, stage: str, **fields: Any) -> None:
-        """A step is finished, now."""
+        """Record that a step has just finished."""
         self.note(step=step, stage=stage, last_step_time=_iso(time.time()), **fields)
 
     def end(self, state: State, reason: str = "") -> None:
-        """Write for the last time. Only the first call counts."""
+        """Write the file for the last time. Only the first call has an effect."""
         if self._final is None:
             self._final = state
             self.note(reason=reason[:_LONGEST_REASON])
@@ -94,7 +93,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         while True:
-            # Asked before writing: what is written while `end` is called may not say so yet.
+            # Read before writing: if `end` is called during the write, the file is written once more.
             is_last = self._closed.is_set()
             self._write()
             if is_last:
@@ -114,7 +113,7 @@ class Heartbeat:
                 aside.unlink()
             if not self._complained:
                 self._complained = True
-                logger.warning("%s cannot be written, and grows old: %s; training goes on", self._path, error)
+                logger.warning("%s cannot be written and becomes stale: %s; training continues", self._path, error)
 
     def _content(self) -> dict[str, Any]:
         mark = self._progress.mark

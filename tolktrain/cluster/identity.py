@@ -1,4 +1,4 @@
-"""Which process this is, in words that a process on another node can judge: does it still live?"""
+"""The identity of a process, from which a process on another node can decide whether it has ended."""
 
 import getpass
 import os
@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-_NO_NAMES = ("", "localhost", "localhost.localdomain")  # many machines are called so: equal names prove nothing
+_NO_NAMES = ("", "localhost", "localhost.localdomain")  # names that many machines have
 
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """A process and the job it belongs to. Text is empty where the machine does not tell."""
+    """A process and its job. Text is empty if it is unknown."""
 
     host: str
     boot_id: str  # of this start of the machine's kernel
     pid_namespace: str
     pid: int
-    start_ticks: int  # since boot; process numbers are given out again, this with the number is not
+    start_ticks: int  # since boot; process numbers are reused, the pair of number and start is not
     cluster: str
     job_id: str  # Slurm's
     restart_count: int  # how often Slurm has requeued the job
@@ -27,7 +27,7 @@ class ProcessIdentity:
 
     @classmethod
     def mine(cls, environ: Mapping[str, str] = os.environ) -> "ProcessIdentity":
-        """This process, with the job that `environ` tells of."""
+        """This process, with the job that `environ` describes."""
         _, start_ticks = _state_and_start(os.getpid())
         restarts = environ.get("SLURM_RESTART_COUNT", "")
         return cls(
@@ -44,7 +44,7 @@ class ProcessIdentity:
 
     @classmethod
     def from_dict(cls, content: Any) -> "ProcessIdentity | None":
-        """What `to_dict` gave; None if it is anything else."""
+        """The inverse of `to_dict`; None if `content` is anything else."""
         if not isinstance(content, dict):
             return None
         values: dict[str, Any] = {field.name: content.get(field.name) for field in fields(cls)}
@@ -57,9 +57,9 @@ class ProcessIdentity:
         return asdict(self)
 
     def why_dead(self, observer: "ProcessIdentity") -> str | None:
-        """Why this process certainly trains no more, as `observer`, which must be the caller, can tell; else None.
+        """Why this process has certainly ended, as seen by `observer`, which must be the caller; otherwise None.
 
-        None does not mean that it lives: a process on another node cannot be seen.
+        None does not mean that it is alive: a process on another node cannot be observed.
         """
         same_job = bool(self.job_id) and (self.cluster, self.job_id) == (observer.cluster, observer.job_id)
         if same_job and self.restart_count < observer.restart_count:
@@ -84,7 +84,7 @@ class ProcessIdentity:
         return f"scancel {self.job_id}" if self.job_id else f"kill {self.pid} on {self.host}"
 
     def _has_ended(self) -> bool:
-        """Whether a process that this one could see is gone."""
+        """Whether the process has ended; it must be in the namespace of this one."""
         try:
             os.kill(self.pid, 0)
         except (ProcessLookupError, OverflowError):
@@ -92,12 +92,12 @@ class ProcessIdentity:
         except PermissionError:
             pass  # of another user; /proc may hide it, but it is there
         state, start_ticks = _state_and_start(self.pid)
-        # A zombie runs no more. Another start: another process has got the number.
+        # A zombie has ended. If the start differs, another process has the number.
         return state in ("Z", "X") or (start_ticks > 0 and start_ticks != self.start_ticks)
 
 
 def _state_and_start(pid: int) -> tuple[str, int]:
-    """State letter and start in ticks since boot; empty and 0 where /proc does not tell."""
+    """State letter and start in ticks since boot; empty and 0 if /proc has no entry."""
     # The name in parentheses may itself hold blanks and parentheses.
     parts = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
     return (parts[0], int(parts[19])) if len(parts) > 19 else ("", 0)

@@ -1,6 +1,6 @@
-"""Where compiled kernels are kept. They are code that is loaded: only folders that nobody else can write to will do.
+"""Chooses the folders of compiled kernels. Kernels are loaded as code, so no other user may write to their folder.
 
-PyTorch's own default is a name in the shared temporary folder that anybody can take first.
+PyTorch's default is a name in the shared temporary folder that anybody can create first.
 """
 
 import os
@@ -11,10 +11,10 @@ from tolktrain.files.shared import is_own_folder
 
 
 def place_kernel_caches(folder: Path, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Choose the folders of Triton's, PyTorch's and DeepSpeed's compiled code, where the user has not.
+    """Set the folders of Triton's, PyTorch's and DeepSpeed's compiled code, unless the user has set them.
 
-    In the home folder, where they last. Within Slurm kernels are compiled into `folder`, this process's temporary one
-    on the node: in a home folder on the network hundreds of ranks wait for each other's locks.
+    They are in the home folder, so that they persist. Under Slurm, kernels are compiled into `folder`, the temporary
+    folder of this process on the node: in a home folder on the network, hundreds of ranks wait for each other's locks.
     """
     home = _own_home_cache()
     on_network = "SLURM_JOB_ID" in environ
@@ -29,7 +29,7 @@ def place_kernel_caches(folder: Path, environ: MutableMapping[str, str] = os.env
 
 
 def _own_home_cache() -> Path | None:
-    """tolktrain's folder for caches in the home folder, made if absent; None if it cannot be made or trusted."""
+    """tolktrain's cache folder in the home folder, created if absent; None if it cannot be created or trusted."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     home = os.path.realpath(os.path.expanduser("~"))
     root = os.path.realpath(given if os.path.isabs(given) else os.path.join(home, ".cache"))

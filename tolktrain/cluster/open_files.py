@@ -1,7 +1,7 @@
-"""How many files and sockets a process may have open: raised as far as it goes, and refused when it cannot suffice.
+"""The limit of open files and sockets: raised to the hard limit, and an error if that is too low.
 
-A login node's limit, commonly 1024, comes along with a Slurm job. Most ranks need the same number at any size of the
-job. Rank 0 alone is connected with all of them.
+A Slurm job inherits the limit of the login node, commonly 1024. Most ranks need the same number at any size of the job;
+only rank 0 is connected to all ranks.
 """
 
 import os
@@ -10,13 +10,13 @@ import resource
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.errors import UserError
 
-FEW = 256  # data, logs, pipes of loader processes, and connections with the few ranks that one talks to
-_EACH_RANK = 2  # with rank 0: the watch, and the gathering of what a checkpoint holds
-_EACH_CLIENT = 2  # with the rendezvous, where rank 0 keeps it: the watch's and torch's
+FEW = 256  # data, logs, pipes of loader processes, and connections to neighbouring ranks
+_EACH_RANK = 2  # connections of rank 0 to each rank: the watchdog, and the gathering of checkpoint plans
+_EACH_CLIENT = 2  # connections to the rendezvous if rank 0 holds it: the watchdog's and torch's
 
 
 def needed_files(environment: ProcessEnvironment) -> int:
-    """Descriptors that this process needs at least, as one of several."""
+    """The least number of descriptors that this process needs, as one of several."""
     if environment.rank:
         return FEW
     serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -24,16 +24,16 @@ def needed_files(environment: ProcessEnvironment) -> int:
 
 
 def raise_file_limit(environment: ProcessEnvironment) -> None:
-    """Raise this process's limit of open files, and that of processes it starts, to what the system lets it have.
+    """Raise the limit of open files of this process and of processes that it starts to the hard limit.
 
-    Raises UserError with the number that is needed when that is too little.
+    Raises UserError with the needed number if the hard limit is too low.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
-        except (OSError, ValueError):  # some systems promise more than they give
+        except (OSError, ValueError):  # some systems refuse their own hard limit
             pass
     needed = needed_files(environment) if environment.world_size > 1 else 0
     if soft != resource.RLIM_INFINITY and soft < needed:

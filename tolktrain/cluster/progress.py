@@ -1,4 +1,4 @@
-"""What a rank is doing, as it says itself and as its stack shows."""
+"""What a rank is doing: as it reports, and as the stack of its main thread shows."""
 
 import contextlib
 import linecache
@@ -18,17 +18,17 @@ _WAITING_MODULES = ("torch.distributed", "deepspeed.comm", "torch.autograd")
 
 @dataclass(frozen=True)
 class Mark:
-    """A place on the way of training; all ranks pass the same ones in the same order."""
+    """A point of a rank's progress; all ranks pass the same marks in the same order."""
 
     doing: str = "starting"
     stage: str = ""  # name of the recipe's stage, empty before the first
-    step: int = 0  # the step that is under way, counted from the beginning of the run; 0 before the first
+    step: int = 0  # the current step, counted from the beginning of the run; 0 before the first
     number: int = 0  # marks since this step began
     time: float = field(default_factory=time.time, compare=False)  # when it was set, seconds since 1970
 
     @property
     def position(self) -> tuple[int, int]:
-        """Orders marks; comparable between ranks."""
+        """The order of marks, comparable between ranks."""
         return self.step, self.number
 
     def __str__(self) -> str:
@@ -38,32 +38,32 @@ class Mark:
 
 
 class Progress:
-    """Written by the main thread of a rank, read by its watch."""
+    """The progress of a rank: written by its main thread, read by its watchdog."""
 
     def __init__(self) -> None:
         self.mark = Mark()
         self.place = ""  # in the layout: "pipeline 1, tensor 0, data 1"
         self.on_settled: Callable[[], None] = lambda: None
-        self.on_end: Callable[[str], None] = lambda text: None  # told why the job ends, while this process still lives
-        self.log: DumpFile | None = None  # this rank's, once it has one
-        self.failure: Exception | None = None  # ends training, whatever is still to be tidied up
+        self.on_end: Callable[[str], None] = lambda text: None  # called with the reason when the job ends with an error
+        self.log: DumpFile | None = None  # of this rank, once it is open
+        self.failure: Exception | None = None  # ends training, even if cleaning up is not finished
 
     def at(self, doing: str) -> None:
-        """Say what comes now. Every rank must say the same, and more often than the hang timeout."""
+        """Set what this rank does now. All ranks must set the same marks, at intervals below the hang timeout."""
         self.mark = Mark(doing, self.mark.stage, self.mark.step, self.mark.number + 1)
 
     def at_step(self, stage: str, step: int, doing: str) -> None:
-        """Say that a step begins."""
+        """Set that a step begins."""
         self.mark = Mark(doing, stage, step)
 
     def settle(self, place: str) -> None:
-        """Say where in the layout this rank is; told at once, for a process that is killed next can no longer."""
+        """Set this rank's place in the layout. It is sent at once, so that it is known if the process is killed."""
         self.place = place
         self.on_settled()
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
-        """Make an exception known at once: on its way up it may meet what waits for ranks that wait for this one."""
+        """Report an exception at once: while it propagates, cleaning up may wait for ranks that wait for this one."""
         try:
             yield
         except Exception as error:
@@ -73,14 +73,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Where the main thread is in the code."""
+    """The position of the main thread in the code."""
 
-    line: str = ""  # innermost line that is not a library's
-    waiting: bool = False  # whether that line waits, as far as one can tell, for other ranks
+    line: str = ""  # innermost line outside of libraries
+    waiting: bool = False  # whether that line probably waits for other ranks
 
     @classmethod
     def of_main_thread(cls) -> "Whereabouts":
-        """Of this process, now."""
+        """The current position of this process's main thread."""
         frame = main_frame()
         waiting = False
         while frame is not None and _is_library(frame):

@@ -1,10 +1,10 @@
-"""Signals that ask a run to save and leave.
+"""Signals that ask a run to save a checkpoint and stop.
 
-Interface for the training loop: `train(config, stop)` reads `stop.requested` once per step (agreed over ranks, since
-the signal reaches them at different steps), writes a checkpoint, and returns `EXIT_PREEMPTED`. Loader processes are
-started inside `signals_held()` and call `ignore_signals_in_worker()` first.
+Interface for the training loop: `train(config, stop)` reads `stop.requested` once per step (reduced over all ranks,
+because the signal reaches them at different steps), writes a checkpoint, and returns `EXIT_PREEMPTED`. Loader processes
+are started inside `signals_held()` and call `ignore_signals_in_worker()` first.
 
-Work that may be left anywhere, since whatever it writes is complete or absent, is done inside `stop.raised()`.
+Work that may be interrupted anywhere, because its outputs are atomic, runs inside `stop.raised()`.
 """
 
 import contextlib
@@ -23,22 +23,22 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a checkpoint is written, run the same comman
 
 _REQUESTS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
-_GRACE_SECONDS = 10.0  # less than the half minute that Slurm and container runtimes leave before they kill
+_GRACE_SECONDS = 10.0  # less than the 30 s after which Slurm and container runtimes kill a process
 
 
-class StopRaised(BaseException):  # noqa: N818 - no error: what handles errors must let it through
-    """The process was asked to stop, and leaves what it was at."""
+class StopRaised(BaseException):  # noqa: N818 - no error: handlers of errors must not catch it
+    """The process was asked to stop; it abandons its current work."""
 
 
 class StopRequest:
-    """Whether this process was asked to save and leave.
+    """Whether this process was asked to save and stop.
 
-    USR1 comes from the batch script ahead of the time limit, TERM from Slurm at a time limit, cancel or requeue, INT
-    from a person at the terminal. A second INT ends the process at once, so that nobody has to wait for a checkpoint.
+    The batch script sends USR1 before the time limit; Slurm sends TERM at a time limit, cancel or requeue; a user at
+    the terminal sends INT. A second INT ends the process at once, without waiting for a checkpoint.
     """
 
     def __init__(self, on_interrupt: str = "stopping; a step that is under way is finished and saved") -> None:
-        """Nothing is requested yet; `on_interrupt` is what a person who presses Ctrl-C reads."""
+        """`on_interrupt` is the message after Ctrl-C."""
         self._signal: signal.Signals | None = None
         self._since = 0.0
         self._raises = False
@@ -60,45 +60,45 @@ class StopRequest:
         return None if self._signal is None else time.monotonic() - self._since
 
     def install(self) -> None:
-        """Take over USR1, TERM and INT. Must come before torch is imported: until then USR1 kills the process."""
+        """Handle USR1, TERM and INT. Call it before torch is imported: until then, USR1 kills the process."""
         for number in _REQUESTS:
             signal.signal(number, self._handle)
         _shield_resource_tracker()
 
     def release(self) -> None:
-        """Training is over: TERM and INT end the process again; USR1 has nothing left to save and is ignored."""
+        """Restore TERM and INT after training, so that they end the process; ignore USR1."""
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def ignore(self) -> None:
-        """The process ends now, with its exit code. Python's shutdown gives signals with a handler back to the system,
-        which would end the process with another code; those that are ignored stay so."""
+        """Ignore all signals while the process exits, so that they do not change the exit code. Python's shutdown
+        resets signals that have a handler, but not those that are ignored."""
         for number in _REQUESTS:
             signal.signal(number, signal.SIG_IGN)
 
     def request(self, number: signal.Signals = signal.SIGUSR1) -> None:
-        """Ask as the signal `number` would."""
-        if self._signal is None:  # the first counts; TERM follows USR1 when the time is up
+        """Request a stop as the signal `number` would."""
+        if self._signal is None:  # the first signal counts; TERM follows USR1 at the time limit
             self._since = time.monotonic()
             self._signal = number
 
     @contextlib.contextmanager
     def raised(self, grace_seconds: float = _GRACE_SECONDS) -> Iterator[None]:
-        """In this block the first request raises `StopRaised` in the main thread, whatever that is at.
+        """In this block, the first request raises `StopRaised` in the main thread.
 
-        It may be in a library that does not come back, or that swallows exceptions. So a process that is still there
-        after `grace_seconds` ends then, with `EXIT_PREEMPTED`. For the main thread, once in a process.
+        The main thread may be in a library that does not return or that swallows exceptions. So if the process is still
+        running after `grace_seconds`, it exits with `EXIT_PREEMPTED`. Call it in the main thread, once per process.
         """
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
-        # Python runs handlers between two instructions of the main thread, but writes to this pipe at once.
+        # Python runs handlers between two instructions of the main thread, but writes to this pipe immediately.
         before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         watcher = guarded("stop", lambda: _end_process(read_end, grace_seconds))
         watcher.start()
         try:
             self._raises = True
-            if self.requested:  # earlier, when nobody was there to raise it
+            if self.requested:  # before this block
                 os.write(write_end, b"\0")
                 raise StopRaised
             yield
@@ -122,7 +122,7 @@ class StopRequest:
 
 
 def _end_process(read_end: int, grace_seconds: float) -> None:
-    """End the process some time after a signal, unless the block ends before any comes."""
+    """Exit `grace_seconds` after a signal, unless the block ends without one."""
     if os.read(read_end, 1):
         time.sleep(grace_seconds)
         os.write(2, f"still busy {grace_seconds:g} s after it was asked to stop; ended\n".encode())
@@ -131,8 +131,8 @@ def _end_process(read_end: int, grace_seconds: float) -> None:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """USR1, TERM and INT wait until the block ends. A process that is forked in it never gets those that come before
-    it has said what it does about them; this one gets all of them, a moment later."""
+    """Block USR1, TERM and INT until the block ends. A process that is forked in it does not get signals before it has
+    set how it handles them; this process gets all of them at the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
     try:
         yield
@@ -141,9 +141,9 @@ def signals_held() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """For a process of multiprocessing: end when the process that started it is gone, whatever this one is at.
+    """For a process of multiprocessing: exit when the process that started it has ended.
 
-    By a thread: the kernel could only watch over the fork server, which lives as long as one of its processes.
+    By a thread, because the kernel's parent-death signal would only observe the fork server, which outlives the parent.
     """
     guarded("end-with-parent", _end_after_parent).start()
 
@@ -156,25 +156,25 @@ def _end_after_parent() -> None:
 
 
 def ignore_signals_in_worker() -> None:
-    """For loader processes, which were forked in `signals_held`: what reaches the whole group concerns the rank alone.
+    """For loader processes, which were forked in `signals_held`: ignore signals that the whole process group gets.
 
-    A loader process that TERM ends would take its rank with it, in the middle of a save. So it ends in two ways: when
-    the rank closes its loader, and when the rank's process is gone, however it went and whatever this one is at.
+    If TERM ended a loader process, its rank would fail in the middle of a save. So a loader process ends when the rank
+    closes its loader, and, by the kernel's parent-death signal, when the rank's process has ended.
     """
     for number in _REQUESTS:
         signal.signal(number, signal.SIG_IGN)  # drops those that have been held, too
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent is not None and os.getppid() != parent.pid:  # it went before the kernel was told
+    if parent is not None and os.getppid() != parent.pid:  # the parent ended before prctl was called
         os._exit(1)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
 
 
 def _shield_resource_tracker() -> None:
-    """Start Python's process that watches over shared memory now, with USR1 blocked.
+    """Start Python's resource tracker of shared memory now, with USR1 blocked.
 
-    Slurm sends USR1 to the children of ranks too. It would end that process, and its successor, which knows nothing of
-    the blocks that there are, would complain about each of them.
+    Slurm also sends USR1 to the children of ranks. It would end the tracker, and a new tracker, which does not know the
+    existing blocks, would print a warning for each of them.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1,))
     try:

@@ -1,4 +1,4 @@
-"""Background threads, none of which ends in silence."""
+"""Background threads whose failures are always reported."""
 
 import logging
 import threading
@@ -11,19 +11,19 @@ logger = logging.getLogger(__name__)
 def guarded(
     name: str, work: Callable[[], object], on_failure: Callable[[BaseException], object] | None = None
 ) -> threading.Thread:
-    """A thread, not started yet, that does `work`. It does not keep the process from ending.
+    """A daemon thread, not started yet, that calls `work`.
 
     Args:
-        name: what messages and stacks call it.
-        work: returns when the thread has nothing left to do.
-        on_failure: called in the thread with whatever `work` raises, to say it and to draw the consequence. Without
-            one it is logged with the stack.
+        name: of the thread, in messages and stacks.
+        work: returns when the thread is done.
+        on_failure: called in the thread with the exception that `work` raises. Without it, the exception is logged with
+            its stack.
     """
 
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # SystemExit too: a thread that it ends is missing like any other
+        except BaseException as error:  # including SystemExit, which ends a thread too
             if on_failure is None:
                 log_failure(name, error)
                 return
@@ -37,16 +37,16 @@ def guarded(
 
 
 def log_failure(name: str, error: BaseException) -> None:
-    """Say in the log what has ended a thread."""
+    """Log the exception that has ended a thread."""
     logger.error("the background thread %r has failed: %s", name, describe(error), exc_info=error)
 
 
 def failed_watchdog(error: BaseException) -> str:
-    """Why a job ends whose watchdog's own thread has ended; in all ranks' logs, so with the stack."""
+    """The message if the watchdog's thread has failed. It contains the stack, because all ranks log it."""
     return f"the watchdog failed: {describe(error)}\n{''.join(traceback.format_exception(error)).rstrip()}"
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line: its kind and its words."""
+    """An error in one line: its type and message."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -1,4 +1,4 @@
-"""Actions of one rank, or of one on each node, that all ranks wait for."""
+"""Actions that one rank, or one rank per node, runs for all ranks; and gathering of objects."""
 
 import socket
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 class _Failure(NamedTuple):
-    """What the other ranks hear of a failure."""
+    """A failure as it is sent to the other ranks."""
 
     message: str
     is_user_error: bool
-    by_machine: bool  # so that all ranks leave with one exit code, whichever speaks
+    by_machine: bool  # so that all ranks exit with the same code
 
     @classmethod
     def of(cls, failure: Exception) -> "_Failure":
@@ -28,16 +28,16 @@ class _Failure(NamedTuple):
         return cls(f"{type(failure).__name__}: {failure}", False, False)
 
     def error(self, rank: int) -> Exception:
-        """What they raise about it."""
+        """The exception that the other ranks raise."""
         if self.is_user_error:
             return UserError(self.message, by_machine=self.by_machine)
         return OtherRankFailed(f"rank {rank} failed: {self.message}")
 
 
 def on_rank_zero(rank: int, action: Callable[[], T]) -> T:
-    """Run `action` on rank 0 and give its result, which must survive pickling, to all ranks.
+    """Run `action` on rank 0 and return its result, which must be picklable, on all ranks.
 
-    An exception is raised on all ranks: on the others as UserError if it is one, else as OtherRankFailed.
+    If it raises, all ranks raise: the other ranks UserError if it is one, otherwise OtherRankFailed.
     """
     result: Any = None
     failure: Exception | None = None
@@ -58,9 +58,9 @@ def on_rank_zero(rank: int, action: Callable[[], T]) -> T:
 
 
 def on_each_node(action: Callable[[], T]) -> T:
-    """Run `action` on the first rank of each node and give its result, which must survive pickling, to the others.
+    """Run `action` on the first rank of each node and return its result, which must be picklable, on all its ranks.
 
-    An exception on one node is raised on all ranks, as by `on_rank_zero`; of several that of the first node.
+    An exception on any node is raised on all ranks, as by `on_rank_zero`; of several, that of the first node.
     """
     if not is_distributed():
         return action()
@@ -82,7 +82,7 @@ def on_each_node(action: Callable[[], T]) -> T:
 
 
 def on_this_node(value: T) -> list[T]:
-    """The values that the ranks of this node call it with, which must survive pickling; all ranks call it."""
+    """The values that the ranks of this node pass, which must be picklable; collective over all ranks."""
     if not is_distributed():
         return [value]
     gathered, node = _gather_with_node(value)
@@ -90,7 +90,7 @@ def on_this_node(value: T) -> list[T]:
 
 
 def all_gather_objects(value: T) -> list[T]:
-    """The values that all ranks call it with, which must survive pickling."""
+    """The values that all ranks pass, which must be picklable, in the order of the ranks; collective."""
     if not is_distributed():
         return [value]
     gathered: list[Any] = [None] * dist.get_world_size()
@@ -104,7 +104,7 @@ def is_distributed() -> bool:
 
 
 def _gather_with_node(value: T) -> tuple[list[T], list[int]]:
-    """The values that all ranks call it with, and the ranks of this node, the first one first."""
+    """The values that all ranks pass, and the ranks of this node in order."""
     place = ProcessEnvironment.detect()
     gathered = all_gather_objects((_machine(), place.local_rank, value))
     firsts = first_ranks([(machine, local_rank) for machine, local_rank, _ in gathered])
@@ -113,12 +113,12 @@ def _gather_with_node(value: T) -> tuple[list[T], list[int]]:
 
 
 def first_ranks(places: Sequence[tuple[str, int]]) -> list[int]:
-    """Of each rank the first one of its node, from the machine and the local rank of each.
+    """The first rank of each rank's node, from the machine and the local rank of each rank.
 
-    However ranks are dealt out to nodes: one node after the other, in turn, or unevenly. Several nodes may be on one
-    machine, one after the other.
+    Works for any distribution of ranks over nodes: consecutive, round-robin or uneven. A machine may hold several
+    nodes, one after the other.
 
-    Raises UserError when the first rank of a machine is not the first of a node.
+    Raises UserError if the first rank of a machine is not the first of a node.
     """
     latest: dict[str, int] = {}
     firsts = []
@@ -135,7 +135,7 @@ def first_ranks(places: Sequence[tuple[str, int]]) -> list[int]:
 
 
 def _machine() -> str:
-    """The same for all processes of a machine, whatever containers they are in, and for no others."""
+    """An identifier of this machine, the same in all its containers."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

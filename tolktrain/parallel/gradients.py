@@ -1,4 +1,4 @@
-"""Gradients that megatron-core leaves to its own trainer, and DeepSpeed to nobody."""
+"""Gradient reductions that megatron-core leaves to its own trainer and DeepSpeed does not do."""
 
 from collections.abc import Iterable
 
@@ -8,18 +8,18 @@ from torch.utils.hooks import RemovableHandle
 
 
 def sum_over_tensor_group(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup) -> list[RemovableHandle]:
-    """Let the gradients of parameters marked `sequence_parallel` be summed over the tensor group as they are computed.
+    """Register hooks that sum the gradients of parameters marked `sequence_parallel` over the tensor group.
 
-    Such a parameter (a norm, the pooling's weights) is whole on every tensor rank but sees a slice of the sequence
-    only. DeepSpeed reduces over the data group alone: without this, every tensor rank would go its own way, silently.
-    Summed in the backward pass, before ZeRO 2 and 3 split gradients up.
+    Such a parameter (a norm, the pooling's weights) is replicated on all tensor ranks, but each rank processes only a
+    slice of the sequence. DeepSpeed reduces over the data group only: without the hooks, the replicas would silently
+    diverge. The hooks run in the backward pass, before ZeRO 2 and 3 partition the gradients.
 
     Returns:
-        Handles that take the hooks off again.
+        Handles that remove the hooks.
     """
 
     def total(gradient: Tensor) -> Tensor:
-        # A copy: autograd may have handed the same memory to somebody else.
+        # A copy, because autograd may use the same memory elsewhere.
         result = gradient.clone()
         dist.all_reduce(result, group=group)
         return result

@@ -1,4 +1,4 @@
-"""Which rank holds what: one object over torch.distributed and megatron-core's groups."""
+"""The layout of the ranks: one object over torch.distributed and megatron-core's groups."""
 
 import math
 import os
@@ -17,10 +17,10 @@ from tolktrain.parallel.megatron import parallel_state
 
 @dataclass(frozen=True)
 class Layout:
-    """Place of this process among all of them. Made by `initialize`.
+    """The sizes of the layout and the coordinates of this rank. Created by `initialize`.
 
     Ranks count tensor-first, then data, then pipeline: rank = (pipeline_rank * data_size + data_rank) * tensor_size +
-    tensor_rank. So the ranks that talk most, those of a tensor group, are neighbours on a node.
+    tensor_rank. So the ranks that communicate most, those of a tensor group, are neighbours on a node.
     """
 
     rank: int
@@ -36,32 +36,32 @@ class Layout:
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The device of this process."""
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
     @property
     def data_group(self) -> dist.ProcessGroup:
-        """The ranks that hold the same parameters and see other data."""
+        """The ranks that hold the same parameters and process different sequences."""
         return parallel_state.get_data_parallel_group()
 
     @property
     def tensor_group(self) -> dist.ProcessGroup:
-        """The ranks that share the layers of a pipeline stage and see the same data."""
+        """The ranks that split the layers of a pipeline stage and process the same sequences."""
         return parallel_state.get_tensor_model_parallel_group()
 
     @property
     def pipeline_group(self) -> dist.ProcessGroup:
-        """The ranks that hold the stages of one replica, for one tensor rank."""
+        """The ranks that hold the pipeline stages of one replica, for one tensor rank."""
         return parallel_state.get_pipeline_model_parallel_group()
 
     @property
     def replica_group(self) -> dist.ProcessGroup:
-        """The ranks that hold one copy of the model together and see the same data: all its stages and tensor ranks."""
+        """The ranks that together hold one copy of the model: all its pipeline stages and tensor ranks."""
         return parallel_state.get_model_parallel_group()
 
     @property
     def ends_group(self) -> dist.ProcessGroup | None:
-        """The first and the last stage of a replica, for one tensor rank; None on the stages between."""
+        """The first and the last pipeline stage of a replica, for one tensor rank; None on the stages between."""
         return parallel_state.get_embedding_group(check_initialized=False)
 
     @property
@@ -81,23 +81,23 @@ class Layout:
 def initialize(
     tensor: int = 1, pipeline: int = 1, sequence_parallel: bool = False, timeout: timedelta | None = None
 ) -> Layout:
-    """Start torch.distributed and megatron-core's groups where they do not run yet, and say which rank this is.
+    """Start torch.distributed and megatron-core's groups unless they exist already, and return this rank's layout.
 
-    A single process needs no environment variables and opens no port; under torchrun its variables (RANK, WORLD_SIZE,
-    LOCAL_RANK, MASTER_ADDR, MASTER_PORT) are used.
+    A single process needs no environment variables and opens no port. Several processes need torchrun's variables
+    (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
 
     Args:
-        tensor: ranks that share each layer.
-        pipeline: stages that the layers are cut into.
-        sequence_parallel: whether tensor ranks share the sequence between layers too.
-        timeout: after which a collective that waits for a rank gives up; torch's default if None.
+        tensor: ranks that split each layer.
+        pipeline: number of pipeline stages.
+        sequence_parallel: whether tensor ranks also split the sequence between layers.
+        timeout: of collectives; torch's default if None.
 
     Raises:
-        UserError: the number of processes is no multiple of tensor * pipeline, or they may not open enough files.
+        UserError: the number of processes is no multiple of tensor * pipeline, or the limit of open files is too low.
     """
     stand_in_for_cuda()
     if tensor > 1:
-        # megatron-core starts a collective and then the product that is to hide it; CUDA keeps that order on one queue.
+        # megatron-core launches a collective before the product that overlaps it; one hardware queue keeps this order.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if not dist.is_initialized():
         _start_distributed(timeout)
@@ -134,14 +134,14 @@ def _start_distributed(timeout: timedelta | None) -> None:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(environment.device_index(torch.cuda.device_count()))
-    # Each of some twenty groups would connect every rank with every other one at once: 8 (n - 1) sockets a rank with
-    # data parallelism alone. So a connection is made when two ranks first talk to each other, which few pairs ever do.
+    # Otherwise each of some twenty groups would connect all pairs of ranks: 8 (n - 1) sockets a rank with data
+    # parallelism alone. With lazy initialization, only pairs that communicate are connected.
     os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group(backend, timeout=timeout)
     else:
-        # A store in memory: nothing listens, so two runs on one machine never fight for a port.
+        # A store in memory opens no port, so two runs on one machine do not conflict.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
 
 
@@ -159,13 +159,13 @@ def _indivisible(world_size: int, tensor: int, pipeline: int) -> str:
 
 
 def release_groups() -> None:
-    """End megatron-core's groups, so that another layout can be made of the same processes."""
+    """Destroy megatron-core's groups, so that the same processes can initialize another layout."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
 
 
 def shut_down() -> None:
-    """End what `initialize` started, so that the process can leave without a warning or start anew."""
+    """Destroy all groups, so that the process can exit without a warning or initialize again."""
     release_groups()
     if dist.is_initialized():
         dist.destroy_process_group()

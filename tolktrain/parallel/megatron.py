@@ -1,8 +1,8 @@
-"""The one way in to megatron-core.
+"""The only import of megatron-core.
 
-Everything of ours imports megatron through here, because its first import warns that optional packages, or the GPU of
-a machine with CUDA's compiler, are missing, which says nothing to a user; and because it would import much that is not
-used here: FSDP, optimizers, inference and with them TensorBoard, sympy and torch's compiler, 3 s and 220 MB.
+All packages import megatron-core through this module. Its first import prints warnings about missing optional packages
+that do not concern users, and would import much that is not used: FSDP, optimizers, inference and with them
+TensorBoard, sympy and torch's compiler, which take 3 s and 220 MB.
 """
 
 import logging

@@ -83,7 +83,7 @@ class _LogFile(logging.Handler):
         except OSError as error:
             if not self._complained:
                 self._complained = True
-                _print_error(f"warning: {error}; training goes on, and what it would log meanwhile is lost")
+                _print_error(f"warning: {error}; training continues, and what it would log meanwhile is lost")
         except Exception:  # of formatting a record, which is a defect
             self.handleError(record)
 

@@ -1,1 +1,1 @@
-"""Whether the machines are fit for a run, before its first step: a sick or slow node is named."""
+"""The health check before the first step: finds broken and slow nodes and names them."""

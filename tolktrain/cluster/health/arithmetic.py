@@ -1,4 +1,4 @@
-"""Whether a rank's device multiplies matrices rightly, and how fast."""
+"""Whether a rank's device multiplies matrices correctly, and how fast."""
 
 import contextlib
 import time
@@ -16,7 +16,7 @@ _DENSITY = 8  # one entry in so many is not zero
 
 @dataclass(frozen=True)
 class Effort:
-    """How large the products are, and how often they are made."""
+    """Size and number of the measured matrix products."""
 
     size: int  # of the square matrices
     tile: int  # they repeat with this period
@@ -25,17 +25,17 @@ class Effort:
     warm_up_seconds: float
 
 
-# A GPU needs a while to raise its clock, and large matrices to be busy. On CPUs, a repetition is shorter than the time
-# that a process is left alone by the others which share its core.
+# A GPU needs time to raise its clock, and large matrices to be fully used. On CPUs, a repetition is shorter than a time
+# slice of the scheduler, so that other processes on the same core do not distort the fastest repetition.
 GPU = Effort(size=4096, tile=256, repetitions=5, seconds=0.03, warm_up_seconds=0.2)
 CPU = Effort(size=256, tile=64, repetitions=8, seconds=0.0, warm_up_seconds=0.0)
 
 
 def known_product(effort: Effort, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tiles a and b, and the tile c of the product of the matrices made of them: whole numbers, int64 [tile, tile].
+    """Tiles a and b, and the tile c of the product of the matrices that repeat them: integers, int64 [tile, tile].
 
-    c is found by NumPy in integers, so it does not come from the device, nor from its library. Its entries are below
-    256: all that can occur on the way is exact in bfloat16 too, in whatever order a library adds.
+    NumPy computes c in integers, so it depends neither on the device nor on its library. Its entries are at most 256,
+    so all partial sums are exact in bfloat16 too, in any order of summation.
     """
     random = np.random.Generator(np.random.PCG64(seed))  # leaves the training's random states alone
     a, b = ((drawn == 0).astype(np.int64) - (drawn == 1) for drawn in _drawn(random, effort.tile))
@@ -47,14 +47,14 @@ def known_product(effort: Effort, seed: int = 0) -> tuple[np.ndarray, np.ndarray
 def measure_product(
     device: torch.device, dtype: torch.dtype, multiply: Callable[[Tensor, Tensor], Tensor] = torch.mm
 ) -> Product:
-    """Multiply known matrices and compare every element of every repetition's last product.
+    """Multiply known matrices and compare every element of each repetition's last product.
 
-    Leaves no memory allocated. A device that cannot do it is reported, not raised: the others must hear of it.
+    Leaves no memory allocated. A failing device is reported, not raised, because the ranks gather the reports.
 
     Args:
         device: a GPU or the CPU.
-        dtype: of the matrices: what is trained in.
-        multiply: the product, replaced in tests.
+        dtype: of the matrices; the precision of the training.
+        multiply: the product; replaced in tests.
     """
     effort = GPU if device.type == "cuda" else CPU
     try:
@@ -64,7 +64,7 @@ def measure_product(
         return Product(fault=f"cannot multiply matrices: {reason}")
     finally:
         if device.type == "cuda":
-            with contextlib.suppress(RuntimeError):  # of a GPU that has failed already
+            with contextlib.suppress(RuntimeError):  # the GPU has failed already
                 torch.cuda.empty_cache()
 
 
@@ -88,7 +88,7 @@ def _measure(
         _wait_for(device)
         return product, time.perf_counter() - started
 
-    timed(1)  # loads the library
+    timed(1)  # the first call loads the library
     count, seconds = 1, timed(1)[1]
     while seconds < effort.seconds:
         count = min(2 * count, round(count * effort.seconds / seconds) + 1)
@@ -100,7 +100,7 @@ def _measure(
     for _ in range(effort.repetitions):
         product, seconds = timed(count)
         best = min(best, seconds)
-        # Not a number differs from everything, as it should here.
+        # NaN differs from every number, so it counts as wrong.
         wrong = int((product.view(tiles, effort.tile, tiles, effort.tile) != expected).sum())
         if wrong:
             return Product(

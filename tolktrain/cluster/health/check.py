@@ -1,4 +1,4 @@
-"""The health check: measures, gathers, judges. Collective over all ranks."""
+"""The health check: measures every machine, gathers the reports and diagnoses them. Collective over all ranks."""
 
 import logging
 import time
@@ -36,23 +36,22 @@ def check_health(
     progress: Progress | None = None,
     probes: Probes | None = None,
 ) -> str:
-    """Make sure that every rank's machine is fit for the run. Changes neither random states nor the run's folder.
+    """Check that every rank's machine is fit for the run. Changes neither random states nor the run directory.
 
     Args:
-        config: the run; `health` has the limits.
-        layout: this rank's place.
-        run_dir: the run's folder, which exists.
-        needed_space: how much space the run's checkpoints need; called on rank 0.
-        progress: told what comes now.
-        probes: what touches the machine.
+        config: of the run; `health` has the limits.
+        layout: of this rank.
+        run_dir: the run directory, which exists.
+        needed_space: returns the space that the run's checkpoints need; called on rank 0.
+        progress: where the parts of the check are reported.
+        probes: the functions that access the machine.
 
     Returns:
-        What was found, in a line for the terminal; empty if the check is switched off, and of one process on a CPU,
-        whose figures tell nobody anything.
+        The results in a line for the terminal; empty if the check is switched off, and for a single process on a CPU.
 
     Raises:
-        UserError: a machine computes wrongly or slowly, versions differ, or the folder cannot take two checkpoints. On
-            all ranks alike, naming node, rank and GPU.
+        UserError: a machine computes wrongly or slowly, versions differ, or the run directory has no room for two
+            checkpoints. The same on all ranks; the message names node, rank and GPU.
     """
     if not config.health.enabled:
         logger.info("machines: not checked")
@@ -60,21 +59,21 @@ def check_health(
     progress, probes = progress or Progress(), probes or Probes()
     started = time.perf_counter()
     progress.at("checking the machines")
-    # As rank 0 sees it: what is decided from it must be the same everywhere.
+    # Only rank 0 looks: the decision that depends on it must be the same on all ranks.
     space = on_rank_zero(layout.rank, needed_space)
     reports = _reports(config, layout, run_dir, probes)
     findings = diagnosis.diagnose_ranks(reports, space, config.health)
     _act(findings, reports, layout.rank)
     exchanges: list[ExchangeReport] = []
     if is_distributed():
-        # Only now: a GPU that has failed could not take part.
+        # After the first diagnosis: a failed GPU could not take part in collectives.
         progress.at("checking the network")
         exchanges = _exchanges(reports, layout, collective_timeout(config.parallel.hang_timeout_seconds), probes)
         findings = diagnosis.diagnose_network(exchanges, config.health, on_gpus=layout.device.type == "cuda")
         _act(findings, reports, layout.rank)
     if layout.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # the metrics show training's
-    line = _tell(reports, exchanges, space, layout.rank, time.perf_counter() - started)
+        torch.cuda.reset_peak_memory_stats()  # the metrics show the peak of training
+    line = _log_summary(reports, exchanges, space, layout.rank, time.perf_counter() - started)
     return line if is_distributed() or layout.device.type == "cuda" else ""
 
 
@@ -107,7 +106,7 @@ def _exchanges(reports: list[RankReport], layout: Layout, timeout: timedelta, pr
 
 
 def _act(findings: list[diagnosis.Finding], reports: list[RankReport], rank: int) -> None:
-    """Warn of what can be borne; refuse the rest."""
+    """Warn of findings that are not serious; raise UserError for the others."""
     if rank == 0:
         for finding in findings:
             if not finding.serious:
@@ -117,7 +116,9 @@ def _act(findings: list[diagnosis.Finding], reports: list[RankReport], rank: int
         raise UserError(diagnosis.complaint(serious, [report.node for report in reports]))
 
 
-def _tell(reports: list[RankReport], exchanges: list[ExchangeReport], space: Space, rank: int, seconds: float) -> str:
+def _log_summary(
+    reports: list[RankReport], exchanges: list[ExchangeReport], space: Space, rank: int, seconds: float
+) -> str:
     line, own = diagnosis.summary(reports, exchanges, seconds), reports[rank]
     if rank == 0:
         logger.info("machines: %s", line)
@@ -127,7 +128,7 @@ def _tell(reports: list[RankReport], exchanges: list[ExchangeReport], space: Spa
 
 
 def _gathered(mine: T) -> list[T]:
-    """Every rank's, in their order."""
+    """The values of all ranks, in the order of the ranks."""
     if not is_distributed():
         return [mine]
     everyone: list[Any] = [None] * dist.get_world_size()

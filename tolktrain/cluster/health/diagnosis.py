@@ -1,4 +1,4 @@
-"""What the ranks' reports mean: who is sick or slow, and what does not fit. Pure functions."""
+"""Diagnoses the ranks' reports: broken or slow machines, and differences between machines. Pure functions."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not as it should be."""
+    """A problem of one or more machines."""
 
     text: str
-    nodes: tuple[str, ...] = ()  # without which the job could start
+    nodes: tuple[str, ...] = ()  # without these the job could start
     serious: bool = True  # training must not start
 
 
 def diagnose_ranks(reports: Sequence[RankReport], space: Space, settings: HealthConfig) -> list[Finding]:
-    """What is wrong with single machines, and between them. `reports` has all ranks', in their order."""
+    """Problems of single machines, and differences between machines. `reports` has one entry per rank, in order."""
     return [
         *wrong_products(reports),
         *slow_devices(reports, settings.slow_fraction),
@@ -35,7 +35,7 @@ def diagnose_ranks(reports: Sequence[RankReport], space: Space, settings: Health
 
 
 def diagnose_network(exchanges: Sequence[ExchangeReport], settings: HealthConfig, on_gpus: bool) -> list[Finding]:
-    """What is wrong with the network. `exchanges` has all ranks', in their order."""
+    """Problems of the network. `exchanges` has one entry per rank, in order."""
     return [*wrong_sums(exchanges), *slow_nodes(exchanges, settings.slow_network_fraction, on_gpus)]
 
 
@@ -49,17 +49,17 @@ def wrong_products(reports: Sequence[RankReport]) -> list[Finding]:
 
 
 def slow_devices(reports: Sequence[RankReport], fraction: float) -> list[Finding]:
-    """Devices that are slower than most of their kind.
+    """Devices that are slower than most devices of their kind.
 
-    The upper one of two middle values is the median: where one of two nodes is slow, it is compared with the other.
+    The median is the upper of two middle values, so that a slow one of two nodes is compared with the other node.
     """
     findings = []
     for (kind, name), group in _grouped(reports, lambda report: (report.device.kind, report.device.name)).items():
-        sound = [report for report in group if not report.product.fault]
-        if len(sound) < 2:
+        healthy = [report for report in group if not report.product.fault]
+        if len(healthy) < 2:
             continue
-        median = median_high([report.product.flops_per_second for report in sound])
-        # Ranks on CPUs share cores, with each other and with whatever else runs there.
+        median = median_high([report.product.flops_per_second for report in healthy])
+        # Ranks on CPUs share cores with each other and with other programs.
         limit = fraction * median * (1.0 if kind == "cuda" else 0.5)
         findings += [
             Finding(
@@ -69,14 +69,14 @@ def slow_devices(reports: Sequence[RankReport], fraction: float) -> list[Finding
                 (report.node,),
                 serious=kind == "cuda",
             )
-            for report in sound
+            for report in healthy
             if report.product.flops_per_second < limit
         ]
     return findings
 
 
 def different_devices(reports: Sequence[RankReport]) -> list[Finding]:
-    """GPUs of several kinds: allowed, but all go at the pace of the slowest."""
+    """GPUs of several kinds: allowed, but the slowest kind determines the speed."""
     kinds = _grouped(reports, lambda report: report.device.name)
     if len(kinds) < 2 or any(report.device.kind == "cpu" for report in reports):
         return []
@@ -85,11 +85,11 @@ def different_devices(reports: Sequence[RankReport]) -> list[Finding]:
 
 
 def different_versions(reports: Sequence[RankReport]) -> list[Finding]:
-    """Ranks whose code or libraries are not those of most ranks."""
+    """Ranks whose code or libraries differ from those of most ranks."""
     findings = []
     for name in dict.fromkeys(name for report in reports for name in report.versions):
         values = _grouped(reports, lambda report: report.versions.get(name, "absent"))  # noqa: B023 - used at once
-        # Of equally many the lowest rank's, so that all ranks say the same.
+        # If counts are equal, the lowest rank's version is taken, so that all ranks raise the same message.
         usual = max(values, key=lambda value: (len(values[value]), -values[value][0].rank))  # noqa: B023
         for value, group in values.items():
             if value != usual:
@@ -102,7 +102,7 @@ def different_versions(reports: Sequence[RankReport]) -> list[Finding]:
 
 
 def folder_faults(reports: Sequence[RankReport], space: Space) -> list[Finding]:
-    """What keeps checkpoints from being written to the run's folder. Mended by other means than another node."""
+    """Why checkpoints cannot be written to the run directory. Leaving out a node does not help, so none is named."""
     seen = [(report, report.folder) for report in reports if report.folder is not None]
     findings = [
         Finding(
@@ -129,7 +129,7 @@ def folder_faults(reports: Sequence[RankReport], space: Space) -> list[Finding]:
 
 
 def clock_differences(reports: Sequence[RankReport], limit: float) -> list[Finding]:
-    """Nodes whose clock is certainly more than `limit` seconds off the median node's."""
+    """Nodes whose clock certainly differs by more than `limit` seconds from the median node's."""
     firsts = first_of_nodes(reports)
     if len(firsts) < 2 or not firsts[0].clock:
         return []
@@ -153,7 +153,8 @@ def clock_differences(reports: Sequence[RankReport], limit: float) -> list[Findi
 def clock_offset(ours: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Bounds of how many seconds a clock is ahead of another one, from readings around the same exchanges.
 
-    Nobody leaves an exchange before all have entered it: so we entered before the other left, and the reverse.
+    No rank leaves an exchange before all ranks have entered it. So this rank entered before the other one left, and
+    the other one entered before this rank left.
     """
     pairs = list(zip(ours, reference, strict=True))
     low = max(before - their_after for (before, _), (_, their_after) in pairs)
@@ -162,13 +163,13 @@ def clock_offset(ours: Sequence[tuple[float, float]], reference: Sequence[tuple[
 
 
 def median_clock(reports: Sequence[RankReport]) -> RankReport:
-    """The report with the median clock: were the first one's wrong, all others would seem so."""
+    """The report with the median clock. With the first one as reference, a wrong first clock would blame all others."""
     middles = [sum(clock_offset(report.clock, reports[0].clock)) for report in reports]
     return reports[middles.index(median_low(middles))]
 
 
 def wrong_sums(exchanges: Sequence[ExchangeReport]) -> list[Finding]:
-    """Sums over all ranks that are not what they must be."""
+    """Ranks on which a sum over all ranks was wrong."""
     wrong = [report for report in exchanges if report.num_wrong_sums]
     if not wrong:
         return []
@@ -183,7 +184,7 @@ def wrong_sums(exchanges: Sequence[ExchangeReport]) -> list[Finding]:
 
 
 def slow_nodes(exchanges: Sequence[ExchangeReport], fraction: float, on_gpus: bool) -> list[Finding]:
-    """Nodes that are slow with each of their partners. Of two nodes it cannot be told which is slow."""
+    """Nodes that are slow with each of their partners. With only two nodes, the slow one cannot be determined."""
     rates = node_rates(exchanges)
     if len(rates) < 3:
         return []
@@ -213,21 +214,21 @@ def node_rates(exchanges: Sequence[ExchangeReport]) -> dict[str, float]:
 
 
 def all_reduce_rate(exchanges: Sequence[ExchangeReport]) -> float:
-    """Bytes per second that each rank sends and receives while all of them add up (NCCL's "bus bandwidth")."""
+    """Bytes per second that each rank sends and receives during an all-reduce (NCCL's "bus bandwidth")."""
     seconds = min(map(max, zip(*(report.all_reduce_seconds for report in exchanges), strict=True)))
     num = len(exchanges)
     return 2 * (num - 1) / num * exchanges[0].all_reduce_bytes / seconds
 
 
 def complaint(findings: Sequence[Finding], all_nodes: Collection[str]) -> str:
-    """What the user reads where training must not start."""
+    """The error message if training must not start."""
     texts = [finding.text for finding in findings]
-    text = texts[0] if len(texts) == 1 else "the machines are not fit for this run:\n  " + "\n  ".join(texts)
+    message = texts[0] if len(texts) == 1 else "the machines are not fit for this run:\n  " + "\n  ".join(texts)
     nodes = list(dict.fromkeys(node for finding in findings for node in finding.nodes))
     if nodes and len(nodes) < len(set(all_nodes)):
-        text += f"\nleave out {', '.join(nodes)} (sbatch --exclude={','.join(nodes)}) and have it repaired"
-        return f"{text}, or start with --skip-health-check"
-    return f"{text}\n--skip-health-check starts without this check"
+        message += f"\nleave out {', '.join(nodes)} (sbatch --exclude={','.join(nodes)}) and have it repaired"
+        return f"{message}, or start with --skip-health-check"
+    return f"{message}\n--skip-health-check starts without this check"
 
 
 def summary(reports: Sequence[RankReport], exchanges: Sequence[ExchangeReport], seconds: float) -> str:
@@ -246,7 +247,7 @@ def summary(reports: Sequence[RankReport], exchanges: Sequence[ExchangeReport], 
 
 
 def details(reports: Sequence[RankReport], space: Space) -> str:
-    """For the log: versions, clocks, and what a checkpoint takes."""
+    """A line for the log: versions, clocks, and the size of a checkpoint."""
     versions = ", ".join(f"{name} {value}" for name, value in reports[0].versions.items())
     firsts = first_of_nodes(reports)
     clocks = ""

@@ -1,4 +1,4 @@
-"""The run folder as each node sees it: the same folder, with how much space."""
+"""The run directory as each node sees it: whether it is the same directory, and its free space."""
 
 import contextlib
 import os
@@ -15,13 +15,13 @@ _RETRY_DELAYS_SECONDS = (0.0, 0.5, 1.5)  # before each look at a network file sy
 
 
 class Mark:
-    """A file of rank 0 in the run's folder, by which other nodes know that theirs is the same."""
+    """A file that rank 0 writes to the run directory, by which other nodes check that they see the same directory."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _MARK
 
     def leave(self) -> str:
-        """Write it; returns what it says, or nothing if that fails, which will be told by `look`."""
+        """Write the file; returns its content, or "" if that fails. `look` reports the failure."""
         text = secrets.token_hex(8)
         try:
             with create_file(self._path) as file:
@@ -31,13 +31,13 @@ class Mark:
         return text
 
     def remove(self) -> None:
-        """Delete it."""
+        """Delete the file."""
         with contextlib.suppress(OSError):
             self._path.unlink()
 
 
 def look(folder: Path, mark: str, rank: int, probes: Probes) -> Folder:
-    """The run's folder as this rank's node sees it. `mark` is what rank 0 has left there."""
+    """The run directory as this rank's node sees it. `mark` is the content of rank 0's file."""
     own = folder / f"{_MARK}-{rank:05d}"
     try:
         create_file(own).close()
@@ -52,7 +52,7 @@ def _sees(folder: Path, mark: str) -> bool:
     for seconds in _RETRY_DELAYS_SECONDS:
         time.sleep(seconds)
         try:
-            os.listdir(folder)  # a network file system may answer from what it remembers of the folder
+            os.listdir(folder)  # refreshes the directory cache of a network file system
             seen = (folder / _MARK).read_text()
         except OSError:
             seen = ""

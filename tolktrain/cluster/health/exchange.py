@@ -1,4 +1,4 @@
-"""What ranks measure together: their clocks and the network between them. Collective, all of it."""
+"""Collective measurements of the ranks: their clocks and the network between them."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +16,12 @@ from tolktrain.cluster.health.schedule import partners, ranks_by_node
 
 _CLOCK_ROUNDS = 5
 _REPETITIONS = 5
-_SWAPS = 3  # of a pair, the first of which opens the connection
+_SWAPS = 3  # exchanges of a pair; the first one opens the connection
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Elements (float32) that are sent."""
+    """Numbers of float32 elements that are sent."""
 
     all_reduce: int
     pair: int
@@ -29,13 +29,13 @@ class Sizes:
 
 GPU = Sizes(all_reduce=32 * 2**20, pair=16 * 2**20)
 CPU = Sizes(all_reduce=2**18, pair=2**18)
-_DIFFERENT = 241  # numbers that ranks add
+_DIFFERENT = 241  # distinct numbers that ranks add
 
 
 def read_clocks(clock: Callable[[], float]) -> tuple[tuple[float, float], ...]:
     """This rank's time before and after each of several exchanges with all others.
 
-    No rank gets out of an exchange before the last has gone into it: that bounds the difference of any two clocks.
+    No rank leaves an exchange before the last rank has entered it. This bounds the difference of any two clocks.
     """
     number = torch.zeros(1)
     numbers = [torch.zeros(1) for _ in range(dist.get_world_size())]
@@ -49,13 +49,13 @@ def read_clocks(clock: Callable[[], float]) -> tuple[tuple[float, float], ...]:
 
 @contextmanager
 def exchange_group(device: torch.device, timeout: timedelta) -> Iterator[dist.ProcessGroup | None]:
-    """All ranks, as a group whose buffers on the GPUs are given back at the end. None means the default group."""
+    """A group of all ranks whose GPU buffers are released at the end. None means the default group."""
     if device.type != "cuda":
         yield None
         return
     group = dist.new_group(backend="nccl", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)
-    # Not in a `finally`: to tidy up after a failed exchange could wait for ranks that have gone.
+    # Not in a `finally`: after a failed exchange, cleaning up could wait for ranks that have ended.
     yield group
     torch.cuda.synchronize(device)
     dist.destroy_process_group(group)
@@ -65,13 +65,13 @@ def exchange_group(device: torch.device, timeout: timedelta) -> Iterator[dist.Pr
 def measure_exchange(
     nodes: Sequence[str], device: torch.device, group: dist.ProcessGroup | None, probes: Probes
 ) -> ExchangeReport:
-    """All-reduce over all ranks; then, where there are several nodes, data between pairs of them, in rounds.
+    """Measure an all-reduce over all ranks and, between several nodes, exchanges of pairs of nodes in rounds.
 
     Args:
-        nodes: each rank's.
-        device: this rank's.
+        nodes: of each rank.
+        device: of this rank.
         group: of all ranks.
-        probes: this rank's.
+        probes: of this rank.
     """
     sizes, rank = GPU if device.type == "cuda" else CPU, dist.get_rank()
     seconds, num_wrong = _all_reduce(sizes.all_reduce, device, group)
@@ -85,7 +85,7 @@ def measure_exchange(
 
 
 def _all_reduce(size: int, device: torch.device, group: dist.ProcessGroup | None) -> tuple[tuple[float, ...], int]:
-    """Seconds of each repetition, and how many elements of the sums were wrong."""
+    """Seconds of each repetition, and the number of wrong elements of the sums."""
     world_size = dist.get_world_size()
     own, expected = own_numbers(size, dist.get_rank(), device), summed_numbers(size, world_size, device)
     seconds, num_wrong = [], torch.zeros((), dtype=torch.int64, device=device)
@@ -101,8 +101,8 @@ def _all_reduce(size: int, device: torch.device, group: dist.ProcessGroup | None
 
 
 def own_numbers(size: int, rank: int, device: torch.device) -> Tensor:
-    """What a rank adds: whole numbers, of which those of 2^17 ranks sum up to less than 2^24. So float32 holds the sums
-    exactly, in whatever order they are added."""
+    """The integers that a rank adds. Sums over up to 2^17 ranks are below 2^24, so float32 holds them exactly, in any
+    order of summation."""
     return torch.arange(size, device=device, dtype=torch.float32) % 7 + rank % _DIFFERENT
 
 
@@ -113,7 +113,7 @@ def summed_numbers(size: int, world_size: int, device: torch.device) -> Tensor:
 
 
 def _pair(partner: int, size: int, device: torch.device, group: dist.ProcessGroup | None, probes: Probes) -> float:
-    """Bytes per second, in each of both directions at once."""
+    """Bytes per second in each direction, while both directions are used."""
     ours = torch.zeros(size, device=device)
     theirs = torch.empty_like(ours)
     best = float("inf")
@@ -132,7 +132,7 @@ def _pair(partner: int, size: int, device: torch.device, group: dist.ProcessGrou
 
 
 def _barrier(device: torch.device, group: dist.ProcessGroup | None) -> None:
-    """Wait until all ranks are here, so that no one's time contains another's being late."""
+    """Wait for all ranks, so that no rank's time includes waiting for a late rank."""
     dist.all_reduce(torch.zeros(1, device=device), group=group)
     _wait_for(device)
 

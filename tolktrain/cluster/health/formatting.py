@@ -1,4 +1,4 @@
-"""How reports are put into words: ranks, nodes, figures with units."""
+"""Formats parts of reports: ranks, nodes, figures with units."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,12 +20,12 @@ def ranks_text(ranks: Sequence[int]) -> str:
 
 
 def nodes_of(reports: Sequence[RankReport]) -> tuple[str, ...]:
-    """Their nodes, each once."""
+    """The distinct nodes of the reports."""
     return tuple(dict.fromkeys(report.node for report in reports))
 
 
 def where(reports: Sequence[RankReport]) -> str:
-    """ "node7 (ranks 8-15)"; many nodes are counted."""
+    """ "node7 (ranks 8-15)"; beyond four nodes, only their number."""
     nodes = nodes_of(reports)
     named = ", ".join(nodes[:_MOST_NAMED]) + (
         f" and {len(nodes) - _MOST_NAMED} more nodes" if len(nodes) > _MOST_NAMED else ""

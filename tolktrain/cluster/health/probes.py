@@ -1,4 +1,4 @@
-"""How the facts of a rank's report are found. `Probes` holds what touches the machine, so that it can be replaced."""
+"""Measures the facts of a rank's report. `Probes` holds the functions that access the machine; tests replace them."""
 
 import hashlib
 import importlib.util
@@ -25,12 +25,12 @@ _OURS = ("tolktrain", "tolktrain_kernels")
 
 
 def node_name() -> str:
-    """As `sbatch --exclude` wants it, where Slurm runs."""
+    """The host name; under Slurm, the node name that `sbatch --exclude` takes."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def describe_device() -> Device:
-    """Where this rank computes."""
+    """The device of this rank."""
     if not torch.cuda.is_available():
         return Device("cpu", _cpu_name())
     index = torch.cuda.current_device()
@@ -40,7 +40,7 @@ def describe_device() -> Device:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of all that takes part in training; what is not installed is absent."""
+    """Versions of everything that takes part in training; packages that are not installed are absent."""
     found = {"Python": platform.python_version(), "tolktrain's source files": source_digest()}
     for package in PACKAGES:
         try:
@@ -50,14 +50,14 @@ def installed_versions() -> dict[str, str]:
     found["CUDA (of torch)"] = str(torch.version.cuda)
     if torch.cuda.is_available():
         found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
-        step_runner = Path("/sys/module/nvidia/version")
-        if step_runner.is_file():
-            found["NVIDIA driver"] = step_runner.read_text().strip()
+        driver = Path("/sys/module/nvidia/version")
+        if driver.is_file():
+            found["NVIDIA driver"] = driver.read_text().strip()
     return found
 
 
 def source_digest() -> str:
-    """12 hexadecimal digits that depend on every source file of ours, whatever version it claims to be."""
+    """12 hexadecimal digits of a hash over the source files of both packages, independent of the version number."""
     digest = hashlib.sha256()
     for package in _OURS:
         spec = importlib.util.find_spec(package)
@@ -76,14 +76,14 @@ def free_space(folder: Path) -> tuple[int, int | None]:
 
 
 def swap(operations: list[dist.P2POp]) -> None:
-    """Do these sends and receives at once, and wait for them."""
+    """Start these sends and receives together, and wait for them."""
     for work in dist.batch_isend_irecv(operations):
         work.wait()
 
 
 @dataclass(frozen=True)
 class Probes:
-    """What is asked of the machine, and how."""
+    """The functions that access the machine."""
 
     node: Callable[[], str] = node_name
     device: Callable[[], Device] = describe_device

@@ -1,4 +1,4 @@
-"""What each rank reports about its machine. Plain values, which travel between ranks."""
+"""The report of each rank about its machine: plain values that ranks exchange."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Device:
-    """Where a rank computes."""
+    """The device of a rank."""
 
     kind: Literal["cuda", "cpu"]
     name: str  # of the model: "NVIDIA H100 80GB HBM3"
@@ -22,7 +22,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Product:
-    """How a rank's device multiplies matrices."""
+    """The result of multiplying matrices on a rank's device."""
 
     fault: str = ""  # what is wrong with the results; empty if they are right
     flops_per_second: float = 0.0  # of the fastest of several repetitions
@@ -30,30 +30,30 @@ class Product:
 
 @dataclass(frozen=True)
 class Folder:
-    """A node's view of the run's folder."""
+    """The run directory as a node sees it."""
 
-    fault: str = ""  # why nothing can be written there; empty if it can
-    is_rank_zeros: bool = True  # whether it holds what rank 0 has written
+    fault: str = ""  # why nothing can be written there; empty if it is writable
+    is_rank_zeros: bool = True  # whether it contains the file that rank 0 has written
     free_bytes: int = 0
     free_files: int | None = None  # None where the file system has no such limit
 
 
 @dataclass(frozen=True)
 class RankReport:
-    """What a rank has found without the others' help."""
+    """What a rank has measured by itself."""
 
     rank: int
     node: str  # host name, Slurm's if there is one
     device: Device
     product: Product
-    versions: Mapping[str, str] = field(default_factory=dict)  # by what they are of
+    versions: Mapping[str, str] = field(default_factory=dict)  # by package or component
     clock: tuple[tuple[float, float], ...] = ()  # each exchange with all ranks: Unix time before and after it
     folder: Folder | None = None  # of the first rank of each node
 
 
 @dataclass(frozen=True)
 class ExchangeReport:
-    """What a rank has seen of the network."""
+    """What a rank has measured of the network."""
 
     rank: int
     node: str
@@ -65,12 +65,12 @@ class ExchangeReport:
 
 @dataclass(frozen=True)
 class Space:
-    """What the run's folder must have room for."""
+    """The space that the run needs in its run directory."""
 
     folder: str
-    checkpoint_bytes: int  # of one
-    num_checkpoints: int  # for which there must be room besides those that are there
+    checkpoint_bytes: int  # of one checkpoint
+    num_checkpoints: int  # for which there must be room in addition to the existing ones
     num_files: int
     keep_last: int  # checkpoint.keep_last
-    num_existing: int  # checkpoints of this run that are there
-    reclaimed_bytes: int = 0  # of what is deleted before training
+    num_existing: int  # existing checkpoints of this run
+    reclaimed_bytes: int = 0  # of files that are deleted before training

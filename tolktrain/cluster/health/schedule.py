@@ -1,12 +1,12 @@
-"""Who exchanges data with whom, so that a slow node stands out."""
+"""The schedule by which nodes exchange data in pairs, so that a slow node can be identified."""
 
 from collections.abc import Mapping, Sequence
 
-MOST_ROUNDS = 4  # partners that a node meets; with one it would not be known which of the two is slow
+MOST_ROUNDS = 4  # partners of each node; with one partner it would not be known which of the two is slow
 
 
 def ranks_by_node(nodes: Sequence[str]) -> dict[str, list[int]]:
-    """Ranks of each node, nodes in the order of their first rank. `nodes` has each rank's."""
+    """Ranks of each node, nodes in the order of their first rank. `nodes` has the node of each rank."""
     ranks: dict[str, list[int]] = {}
     for rank, node in enumerate(nodes):
         ranks.setdefault(node, []).append(rank)
@@ -14,9 +14,9 @@ def ranks_by_node(nodes: Sequence[str]) -> dict[str, list[int]]:
 
 
 def pairings(num_nodes: int, most_rounds: int = MOST_ROUNDS) -> list[list[tuple[int, int]]]:
-    """Rounds of disjoint pairs of nodes, in which a node never meets another one twice (the circle method).
+    """Rounds of disjoint pairs of nodes, in which no pair occurs twice (the circle method).
 
-    With an odd number of nodes one of them sits out in each round.
+    With an odd number of nodes, one node is idle in each round.
     """
     places = num_nodes + num_nodes % 2
     rounds = []
@@ -28,9 +28,9 @@ def pairings(num_nodes: int, most_rounds: int = MOST_ROUNDS) -> list[list[tuple[
 
 
 def partners(rank: int, ranks: Mapping[str, Sequence[int]]) -> list[int | None]:
-    """The rank that `rank` exchanges data with in each round; None where it sits out.
+    """The rank that `rank` exchanges data with in each round; None if it is idle.
 
-    Corresponding ranks of two nodes exchange data all at once, so that every network card has work.
+    All corresponding ranks of two nodes exchange data at the same time, so that every network card is used.
     """
     members = list(ranks.values())
     own = next(index for index, node in enumerate(members) if rank in node)

@@ -1,1 +1,1 @@
-"""The watchdog: ends a job of several processes everywhere when one of them fails."""
+"""The watchdog: ends all processes of a job when one of them fails."""

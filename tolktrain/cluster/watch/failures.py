@@ -1,4 +1,4 @@
-"""Why a job ends: which rank is the cause, judged from what all ranks report. Pure functions."""
+"""Failure detection: which rank is the cause of a failure, from the reports of all ranks. Pure functions."""
 
 import re
 from collections import Counter
@@ -11,19 +11,19 @@ from tolktrain.errors import UserError
 EXIT_FAILED = 1
 OTHER_SECRET = "set TOLKTRAIN_JOB_SECRET to the same random text for all processes of the job"
 
-SETTLE_SECONDS = 0.3  # ranks that meet the same error together report it within this time
-CONSEQUENCE_SECONDS = 5.0  # that another rank's end gets to explain errors which look like its consequence
-SILENCE_SECONDS = 60.0  # without a sign of life; long, since a library may hold Python's lock for a while
+SETTLE_SECONDS = 0.3  # ranks that raise the same error report it within this time
+CONSEQUENCE_SECONDS = 5.0  # timeout for the cause of an error that looks like the consequence of another rank's end
+SILENCE_SECONDS = 60.0  # without a message; long, because a library may hold the interpreter lock for a while
 
 _CONSEQUENCE = re.compile(r"gloo|nccl|c10d|tcpstore|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 
 
 class Kind(IntEnum):
-    """How a rank failed; the lower one explains the higher one."""
+    """How a rank failed. A lower kind explains a higher one."""
 
-    ENDED = 0  # its process has gone without a report
+    ENDED = 0  # its process ended without a report
     RAISED = 1
-    CONSEQUENCE = 2  # raised what is raised when another rank has gone
+    CONSEQUENCE = 2  # it raised an error that is typical when another rank has ended
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Cause:
     rank: int
     text: str
     code: int = EXIT_FAILED
-    seen: float = 0.0  # seconds on the judge's clock
+    seen: float = 0.0  # seconds on the hub's clock
 
     @property
     def message(self) -> str:
-        """What the user reads."""
+        """The message for the user."""
         return f"rank {self.rank}: error: {self.text}"
 
 
 @dataclass(frozen=True)
 class RankState:
-    """What a rank has last said about itself."""
+    """The last state that a rank reported."""
 
     rank: int
     host: str = ""
@@ -53,7 +53,7 @@ class RankState:
     position: tuple[int, int] = (0, 0)
     idle_seconds: float = 0.0  # since `position` changed
     line: str = ""  # of code, where its main thread is
-    waiting: bool = False  # probably for other ranks
+    waiting: bool = False  # whether it probably waits for other ranks
     finished: bool = False
 
     def __str__(self) -> str:
@@ -62,11 +62,11 @@ class RankState:
 
 
 class OtherRankFailed(RuntimeError):
-    """Raised where another rank has told that it failed."""
+    """Raised when another rank has reported a failure."""
 
 
 def is_consequence(error: BaseException) -> bool:
-    """Whether an error is probably another rank's end as seen from this one."""
+    """Whether an error is probably the consequence of another rank's end."""
     if isinstance(error, UserError):
         return False
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
@@ -80,7 +80,7 @@ def choose(causes: Collection[Cause], now: float) -> Cause | None:
     """The cause that explains the others, once enough time has passed for a better one to be reported."""
     if not causes:
         return None
-    # Of deaths the first; of errors the lowest rank's, since all ranks may raise the same one.
+    # Of ended processes the first; of errors that of the lowest rank, because all ranks may raise the same error.
     best = min(causes, key=lambda cause: (cause.kind, cause.seen if cause.kind == Kind.ENDED else cause.rank))
     first = min(cause.seen for cause in causes if cause.kind == best.kind)
     timeout = CONSEQUENCE_SECONDS if best.kind == Kind.CONSEQUENCE else SETTLE_SECONDS
@@ -88,15 +88,15 @@ def choose(causes: Collection[Cause], now: float) -> Cause | None:
 
 
 def ended(state: object) -> str:
-    """What to say of a rank whose connection has closed."""
+    """The message for a rank whose connection was closed by its end."""
     return (
-        f"the process has ended without a word, killed (kill -9, out of memory) or crashed. Last heard of at {state};"
-        " what it printed last, its log and the system's log may tell more"
+        f"the process ended without a report, killed (kill -9, out of memory) or crashed. Last state: {state};"
+        " its last output, its log and the system's log may contain the reason"
     )
 
 
 def broken(state: object, reason: str) -> str:
-    """What to say of a rank with which the hub cannot talk any more, though it lives."""
+    """The message for a rank that is alive, but whose connection cannot be used any more."""
     return (
         f"its connection to rank 0 was closed for {reason}; all ranks must run the same version of tolktrain. Last"
         f" heard of at {state}"
@@ -104,15 +104,15 @@ def broken(state: object, reason: str) -> str:
 
 
 def silent(state: object, seconds: float) -> str:
-    """What to say of a rank that is connected but not heard of."""
+    """The message for a rank that is connected but sends nothing."""
     return (
-        f"no sign of life for {seconds:.0f} s: its process is stopped or blocked, or its machine cannot be reached."
-        f" Last heard of at {state}"
+        f"no message for {seconds:.0f} s: its process is stopped or blocked, or its machine cannot be reached."
+        f" Last state: {state}"
     )
 
 
 def find_silent(states: Mapping[int, RankState], heard: Mapping[int, float], now: float, limit: float) -> Cause | None:
-    """The rank that has given no sign of life for the longest time, if that is beyond `limit` seconds."""
+    """The rank that has sent no message for the longest time, if that is beyond `limit` seconds."""
     unfinished = [rank for rank in heard if not states[rank].finished]
     rank = min(unfinished, key=lambda rank: heard[rank], default=None)
     if rank is None or now - heard[rank] < limit:
@@ -123,9 +123,9 @@ def find_silent(states: Mapping[int, RankState], heard: Mapping[int, float], now
 def find_hang(states: Collection[RankState], limit: float) -> Cause | None:
     """The rank that the others wait for, if it has made no progress for `limit` seconds.
 
-    That is one of those that are furthest behind; of these one that does not itself wait for others; of these one
-    whose place in the code it shares with the fewest, since on a GPU waiting shows in no common place. As long as it
-    gets on, the others may wait.
+    The candidates are the ranks with the lowest position; of these, the ranks that do not wait for others; of these,
+    the ranks at the line of code that the fewest share, because ranks that wait on a GPU do so at different lines. As
+    long as a candidate makes progress, the others may wait.
     """
     suspects = [state for state in states if not state.finished]
     if not any(state.idle_seconds >= limit for state in suspects):
@@ -144,7 +144,7 @@ def find_hang(states: Collection[RankState], limit: float) -> Cause | None:
         f" {first.line or 'an unknown place'}"
     )
     if first.waiting:
-        text += ", where it waits for other ranks, as all do: they have probably taken different ways"
+        text += ", where it waits for other ranks, as all ranks do: they probably execute different collectives"
     if others:
         few = "; ".join(f"rank {state.rank} at {state}, in {state.line}" for state in others[:3])
         text += f"; or the cause is one of {len(others)} more: {few}"
@@ -167,5 +167,5 @@ def find_missing(
 
 
 def table(states: Sequence[RankState]) -> str:
-    """What every rank was at, for the log."""
+    """The state of every rank, for the log."""
     return "\n".join(f"rank {state.rank}: {state}, for {state.idle_seconds:.0f} s, in {state.line}" for state in states)

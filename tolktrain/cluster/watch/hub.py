@@ -1,7 +1,7 @@
-"""Rank 0's side of the watch: hears all ranks, judges, and tells all of them when the job ends.
+"""Rank 0's side of the watchdog: receives the states of all ranks, detects failures, and notifies all ranks of the end.
 
-A connection of its own to every rank, rather than a store that is polled: the kernel closes it in the moment a process
-dies, however it dies, and a rank that is busy for a minute keeps it.
+It has a connection to every rank instead of polling a store: the kernel closes a connection as soon as its process
+ends, for whatever reason, and a rank that is busy for a minute keeps its connection.
 """
 
 import selectors
@@ -20,27 +20,27 @@ from tolktrain.cluster.watch.wire import Message, WireError
 from tolktrain.files.printable import printable
 
 DEFAULT_HANG_SECONDS = 600.0  # until the configuration is read
-CHECK_SECONDS = 0.5  # between two judgements, each of which looks at all ranks
-_HASTE_SECONDS = 0.1  # once there is a cause, or something to wait for
+CHECK_SECONDS = 0.5  # between two checks, each of which looks at all ranks
+_FAST_CHECK_SECONDS = 0.1  # the same once a failure is known or the job is ending
 
 _PARTS = frozenset({"state", "failure", "over"})
 
 
 @dataclass
 class Limits:
-    """Times that the configuration sets."""
+    """Timeouts that follow from the configuration."""
 
     world_size: int
     hang_seconds: float = DEFAULT_HANG_SECONDS
 
     @property
     def silence_seconds(self) -> float:
-        """Longest time without a sign of life: several beats, whatever the configured timeout."""
+        """Longest time without a message: at least several beats, whatever the configured timeout."""
         return max(min(failures.SILENCE_SECONDS, self.hang_seconds), 4 * self._shortest_beat)
 
     @property
     def beat_seconds(self) -> float:
-        """Time between two signs of life. Rank 0 reads about 200 of them a second, and never more than 2,000."""
+        """Time between two messages of a rank. Rank 0 reads about 200 messages a second, never more than 2,000."""
         often = min(self.hang_seconds / 20, failures.SILENCE_SECONDS / 6)
         return max(min(max(0.5, self.world_size / 200), often), self._shortest_beat)
 
@@ -50,9 +50,9 @@ class Limits:
 
 
 class RunningClock:
-    """Seconds that this process ran. A gap between two ticks, in which it was stopped or blocked, hardly counts.
+    """Seconds that this process ran. Of a gap between two ticks, at most `longest_tick` counts.
 
-    Otherwise a job that is stopped at the terminal and goes on later would be taken for one that hangs.
+    Otherwise a job that is suspended at the terminal and continued later would be considered hanging.
     """
 
     def __init__(self, longest_tick: float = 2.0) -> None:
@@ -69,35 +69,35 @@ class RunningClock:
 
 
 class Hub:
-    """A thread that listens to all ranks, its own included."""
+    """A thread of rank 0 that receives messages of all ranks, including rank 0."""
 
     def __init__(self, limits: Limits, key: bytes, on_failure: Callable[[Cause], object] = lambda cause: None) -> None:
         """Opens the port.
 
         Args:
-            limits: the job's.
-            key: what all its ranks know.
-            on_failure: told why the job ends when the hub itself has failed: then nobody judges any more.
+            limits: of the job.
+            key: shared by all its ranks.
+            on_failure: called with the cause if the hub itself fails, because failure detection has then ended.
         """
-        self.all_notified = threading.Event()  # every rank that lives has been told why the job ends
-        self.table = ""  # what every rank was at, once the job ends
+        self.all_notified = threading.Event()  # every running rank has received the reason of the end
+        self.table = ""  # the state of every rank at the end of the job
         self._limits = limits
         self._on_failure = on_failure
         self._clock = RunningClock()
-        self._peers: dict[int, Peer] = {}  # of ranks that have proved who they are
-        self._states: dict[int, RankState] = {}  # of those that have joined
+        self._peers: dict[int, Peer] = {}  # authenticated ranks
+        self._states: dict[int, RankState] = {}  # of ranks that have joined
         self._finished: set[int] = set()
         self._heard: dict[int, float] = {}
         self._causes: dict[int, Cause] = {}
         self._final_cause: Cause | None = None
         self._notified: set[int] = set()
         self._checked_at = -CHECK_SECONDS
-        self._deputy = 1  # who speaks when this process has gone
+        self._deputy = 1  # the rank that prints the message if this process has ended
         self._releasing = threading.Event()
         self._released = threading.Event()
         self._closing = False
         self._selector = selectors.DefaultSelector()
-        self._awake, self._wake = socket.socketpair()  # ends a wait of the thread at once
+        self._awake, self._wake = socket.socketpair()  # interrupts a wait of the thread
         self._awake.setblocking(False)
         self._selector.register(self._awake, selectors.EVENT_READ, self._awake)
         self._listener = Listener(self._selector, key, limits.world_size)
@@ -105,23 +105,23 @@ class Hub:
         self._thread = guarded("watch-hub", self._run, self._fail)
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Start the thread."""
         self._thread.start()
 
     def is_busy(self, everyone: bool = False) -> bool:
-        """Whether a rank that has joined is not done yet, or with `everyone` also whether one has not joined yet."""
+        """Whether a rank that has joined is still running; with `everyone` also whether a rank has not joined yet."""
         missing = everyone and len(self._states) < self._limits.world_size
         return missing or len(self._finished) < len(self._states)
 
     def release(self) -> None:
-        """Tell all ranks that all have finished."""
+        """Notify all ranks that all have finished."""
         self._releasing.set()
         self._wake.send(b"x")
         while self._thread.is_alive() and not self._released.wait(0.1):
             pass
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop the thread and close all sockets."""
         self._closing = True
         self._wake.send(b"x")
         self._thread.join()
@@ -129,7 +129,8 @@ class Hub:
         self._selector.close()
 
     def close_sockets(self) -> None:
-        """Also for a forked process: its copies would keep connections open when this process dies."""
+        """Close all sockets. Also called in a forked process, whose copies would keep connections open when this
+        process ends."""
         self._listener.close_copies()
         self._awake.close()
         self._wake.close()
@@ -139,7 +140,7 @@ class Hub:
     def _run(self) -> None:
         while not self._closing:
             now = self._clock.now
-            # All that has arrived is read before others come in, and before it is judged who is silent.
+            # Read all messages before connections are accepted and before silent ranks are detected.
             events = self._selector.select(self._longest_pause())
             for key, found in sorted(events, key=lambda event: event[0].data is None):
                 if key.data is None:
@@ -151,7 +152,7 @@ class Hub:
             now = self._clock.tick()
             self._listener.tick(now)
             if self._final_cause is None and now - self._checked_at >= (
-                _HASTE_SECONDS if self._causes else CHECK_SECONDS
+                _FAST_CHECK_SECONDS if self._causes else CHECK_SECONDS
             ):
                 self._checked_at = now
                 self._deputy = self._choose_deputy()
@@ -164,8 +165,9 @@ class Hub:
                 self._released.set()
 
     def _longest_pause(self) -> float:
-        hurry = self._causes or not self.is_busy()
-        return _HASTE_SECONDS if hurry or self._listener.is_open else min(CHECK_SECONDS, self._limits.beat_seconds)
+        if self._causes or not self.is_busy() or self._listener.is_open:
+            return _FAST_CHECK_SECONDS
+        return min(CHECK_SECONDS, self._limits.beat_seconds)
 
     def _serve(self, peer: Peer, events: int) -> None:
         if peer.is_gone:
@@ -180,7 +182,7 @@ class Hub:
                         return
         except WireError as error:
             self._hang_up(peer, str(error))
-        except Exception as error:  # whatever is wrong with it, it is this connection's affair alone
+        except Exception as error:  # an error in one connection must not end the hub
             self._hang_up(peer, describe(error))
 
     def _take(self, peer: Peer, message: Message) -> None:
@@ -194,7 +196,7 @@ class Hub:
             self._join(peer, rank)
         self._heard[rank] = now
         if "over" in message and self._final_cause is None:
-            # This process was stopped meanwhile, and the others have gone without it.
+            # This process was suspended, and the other ranks have ended without it.
             self._final_cause = Cause(Kind.ENDED, 0, messages.text_of(message["over"]))
             self._build_table()
             self._notify(0, self._final_cause)
@@ -203,17 +205,17 @@ class Hub:
             self._states[rank] = state
             if state.finished:
                 self._finished.add(rank)
-            # What rank 0 is at is heard at once by the deputy too, who would have to say it.
-            for hearer in {peer, self._peers.get(self._deputy, peer)} if rank == 0 else {peer}:
-                if not hearer.wire.unsent:  # one that does not read gets no heap of old news
-                    self._send(hearer, {"deputy": self._deputy, "first": self._first()})
+            # The deputy gets rank 0's state at once too, because it prints that state if rank 0 ends.
+            for receiver in {peer, self._peers.get(self._deputy, peer)} if rank == 0 else {peer}:
+                if not receiver.wire.unsent:  # do not queue old states for a rank that does not read
+                    self._send(receiver, {"deputy": self._deputy, "first": self._first()})
         if "failure" in message and rank not in self._causes:
             self._causes[rank] = messages.failure_of(message["failure"], rank, now)
 
     def _welcome(self, peer: Peer) -> None:
         assert peer.rank is not None
         if peer.rank in self._peers:
-            self._listener.forget(peer)  # while the first one lives there is no second one
+            self._listener.forget(peer)  # a rank has only one connection
             return
         self._peers[peer.rank] = peer
         peer.wire.send({})
@@ -234,7 +236,7 @@ class Hub:
         if rank is None or self._peers.get(rank) is not peer:
             return
         del self._peers[rank]
-        if peer.has_joined:  # before that it has not begun; where it is, it tries again
+        if peer.has_joined:  # a rank that has not joined yet connects again
             self._heard.pop(rank, None)
             self._lost(rank, reason)
 
@@ -262,7 +264,7 @@ class Hub:
             self._notify(rank, cause)
 
     def _build_table(self) -> None:
-        """Once, and for rank 0's log alone: sent to all ranks it would grow with the square of their number."""
+        """Build the table for rank 0's log only: sent to all ranks, it would grow with the square of their number."""
         self.table = failures.table([self._states[rank] for rank in sorted(self._states)])
 
     def _notify(self, rank: int, cause: Cause) -> None:
@@ -281,7 +283,7 @@ class Hub:
             self.all_notified.set()
 
     def _send(self, peer: Peer, message: Message) -> None:
-        """Never waits: what the other side has no room for is sent when it has."""
+        """Send without blocking: the rest of the message is sent when the other side reads."""
         peer.wire.send(message)
         if peer.wire.unsent:
             self._selector.modify(peer.wire, selectors.EVENT_READ | selectors.EVENT_WRITE, peer)
@@ -297,14 +299,14 @@ class Hub:
         return messages.shortened(str(self._states.get(0, RankState(0))))
 
     def _choose_deputy(self) -> int:
-        """A rank on another machine if there is one."""
+        """Choose the rank that prints the message if rank 0 ends: on another machine if possible."""
         own = self._states[0].host if 0 in self._states else ""
         others = [rank for rank in self._states if rank != 0 and rank in self._peers]
         elsewhere = (rank for rank in others if self._states[rank].host not in ("", own))
         return min(elsewhere, default=min(others, default=1))
 
     def _fail(self, error: BaseException) -> None:
-        """The hub's own thread has failed: the job would go on unwatched, and each rank would find rank 0 silent."""
+        """End the job because the hub's thread has failed: no further failure would be detected."""
         cause = Cause(Kind.ENDED, 0, failed_watchdog(error))
         try:
             if self._final_cause is None:
@@ -314,7 +316,7 @@ class Hub:
 
 
 def briefly(name: str, action: Callable[[], object], seconds: float = 2.0) -> None:
-    """Do something that may block, such as printing to a full pipe, without waiting for long."""
+    """Run an action that may block, such as printing to a full pipe, and wait for it at most `seconds`."""
     thread = guarded(name, action)
     thread.start()
     thread.join(seconds)

@@ -1,7 +1,7 @@
-"""The watchdog's port. It listens on all interfaces, since ranks of other nodes come in by it, and so may anybody.
+"""The watchdog's port. It listens on all interfaces, because ranks on other nodes connect to it; so may strangers.
 
-Until a peer has proved that it belongs to the job it can cost next to nothing: few connections, few bytes, little time,
-and so many greetings a second. When all ranks have come in, the port is closed.
+Until a peer is authenticated, its cost is bounded: the numbers of connections and bytes, the time, and the greetings
+per second. When all ranks have connected, the port is closed.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from tolktrain.cluster.watch import messages
 from tolktrain.cluster.watch.secret import session_keys
 from tolktrain.cluster.watch.wire import Message, Wire
 
-GREETING_SECONDS = 10.0  # to prove it
-SPARE_CONNECTIONS = 64  # of strangers, besides those of ranks that have not come in yet
-ACCEPTED_AT_ONCE = 64  # before those that have been accepted are read again
-ACCEPTED_PER_SECOND = 250.0  # once there were as many as the job has ranks; a forged greeting costs about 0.2 ms
+GREETING_SECONDS = 10.0  # timeout of the authentication
+SPARE_CONNECTIONS = 64  # for strangers, in addition to those for ranks that have not connected yet
+ACCEPTED_AT_ONCE = 64  # connections accepted before the accepted ones are read again
+ACCEPTED_PER_SECOND = 250.0  # after as many as the job has ranks; a forged greeting costs about 0.2 ms
 
 _TICK_SECONDS = 0.1
-_BACKLOG = 4096  # of the kernel's, which may allow less
+_BACKLOG = 4096  # the kernel may allow less
 
 
 @dataclass(eq=False)
@@ -32,29 +32,29 @@ class Peer:
     address: str
     arrived: float
     nonce: str = field(default_factory=lambda: secrets.token_hex(messages.NONCE_BYTES))
-    claimed: int | None = None  # the rank that it says it is
-    rank: int | None = None  # that it has proved to be
-    has_joined: bool = False  # whether it has reported since
+    claimed: int | None = None  # the rank in its greeting
+    rank: int | None = None  # the authenticated rank
+    has_joined: bool = False  # whether it has sent a message since
     is_gone: bool = False
 
 
 class Listener:
-    """Accepts connections, and keeps those of whom it is not known yet whether they are ranks."""
+    """Accepts connections, and holds those that are not authenticated yet."""
 
     def __init__(self, selector: selectors.BaseSelector, key: bytes, world_size: int) -> None:
-        """Opens a free port. Its events come from `selector` without data, those of a connection with the `Peer`."""
+        """Opens a free port. Its events in `selector` have no data; those of a connection have the `Peer`."""
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
         self._selector = selector
         self._key = key
         self._world_size = world_size
-        # By address, the longest there first, and of each the same.
+        # By address; the oldest connection of an address comes first.
         self._waiting: dict[str, dict[Peer, None]] = {}
         self._num_waiting = 0
         self._num_proved = 0
-        self._budget = self._most = float(world_size + SPARE_CONNECTIONS)  # that may be accepted now
+        self._budget = self._most = float(world_size + SPARE_CONNECTIONS)  # connections that may be accepted now
         self._filled = 0.0
-        self.num_refused = 0  # that knew how to greet, but not the secret
+        self.num_refused = 0  # valid greetings with another secret
         self._server = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=_BACKLOG)
         self._server.setblocking(False)
         self._is_listening = False
@@ -63,7 +63,7 @@ class Listener:
         self._listen(True)
 
     def accept(self, now: float) -> None:
-        """Take in those that have connected."""
+        """Accept pending connections."""
         for _ in range(ACCEPTED_AT_ONCE):
             if self._budget < 1 or not self.is_open:
                 break
@@ -72,7 +72,7 @@ class Listener:
                 connection, address = self._server.accept()
             except BlockingIOError:
                 return
-            except OSError:  # such as too many open files: the connection stays in the kernel's queue
+            except OSError:  # such as too many open files; the connection stays in the kernel's queue
                 self._evict()
                 self._budget = 0.0
                 break
@@ -80,12 +80,12 @@ class Listener:
         self._listen(self._budget >= 1)
 
     def greet(self, peer: Peer, message: Message) -> bool:
-        """Take a message of a peer that has proved nothing yet. Whether it now has, and `peer.rank` is known.
+        """Process a message of a peer that is not authenticated yet. Returns whether it now is, with `peer.rank` set.
 
         Raises:
-            ValueError: it is not how a rank greets.
+            ValueError: it is not the greeting of a rank.
         """
-        if peer.claimed is not None:  # the line had a valid proof, or there would be no message
+        if peer.claimed is not None:  # the line had a valid proof; otherwise `receive` would have raised
             messages.require_known(message, frozenset())
             self._leave(peer)
             self._num_proved += 1
@@ -97,7 +97,7 @@ class Listener:
         return False
 
     def forget(self, peer: Peer) -> None:
-        """Hang up on a peer."""
+        """Close the connection to a peer."""
         if peer.is_gone:
             return
         peer.is_gone = True
@@ -110,7 +110,7 @@ class Listener:
         peer.wire.close()
 
     def tick(self, now: float) -> None:
-        """To be called every now and then: ends what takes too long."""
+        """Close connections that exceed the timeout. Called regularly."""
         if now - self._filled < _TICK_SECONDS:
             return
         self._budget = min(self._most, self._budget + (now - self._filled) * ACCEPTED_PER_SECOND)
@@ -122,7 +122,7 @@ class Listener:
             self._listen(True)
 
     def close(self) -> None:
-        """Nobody comes in any more."""
+        """Close the port and all connections that are not authenticated."""
         for peer in list(self.waiting()):
             self.forget(peer)
         self._listen(False)
@@ -130,13 +130,13 @@ class Listener:
         self._server.close()
 
     def close_copies(self) -> None:
-        """For a forked process, which must not touch what it shares with the other one."""
+        """Close the sockets in a forked process, without changing the selector that it shares with its parent."""
         self._server.close()
         for peer in list(self.waiting()):
             peer.wire.close()
 
     def waiting(self) -> Iterator[Peer]:
-        """Peers that have proved nothing yet."""
+        """Peers that are not authenticated yet."""
         for group in self._waiting.values():
             yield from group
 
@@ -149,7 +149,7 @@ class Listener:
         peer.wire.send({"nonce": peer.nonce})
 
     def _evict(self) -> None:
-        """Make room: of the address that has most of them, the one that is there for longest. Ranks try again."""
+        """Close the oldest connection of the address with the most connections. Ranks connect again."""
         largest = max(self._waiting.values(), key=len, default={})
         first = next(iter(largest), None)
         if first is not None:

@@ -1,6 +1,6 @@
-"""What the watchdog's ends say to each other: every field of every message is checked before it is used.
+"""The watchdog's messages. Every field of every message is validated before it is used.
 
-All functions raise ValueError, naming the field, when a message is not as it should be.
+All functions raise ValueError, naming the field, if a message is invalid.
 """
 
 import math
@@ -13,8 +13,8 @@ from tolktrain.cluster.watch.wire import Message
 from tolktrain.files.reading import is_count
 
 NONCE_BYTES = 16
-LONGEST_WORD = 1000  # characters of what a rank says about itself
-LONGEST_TEXT = 100_000  # of why it failed, with a stack; written as JSON at most six bytes each, so it fits a message
+LONGEST_WORD = 1000  # characters of a field of a rank's state
+LONGEST_TEXT = 100_000  # characters of an error with its stack; at most six bytes each in JSON, so it fits a message
 
 _LARGEST_NUMBER = 1 << 62
 
@@ -33,15 +33,15 @@ def hello_of(message: Message, world_size: int) -> tuple[int, str]:
 
 
 def state_of(content: object, rank: int) -> RankState:
-    """What the rank `rank` says about itself."""
+    """The state that the rank `rank` reports."""
     state = RankState(**_fields(content, _STATE))
     if state.rank != rank:
-        raise ValueError(f"rank {rank} speaks for rank {state.rank}")
+        raise ValueError(f"rank {rank} sent the state of rank {state.rank}")
     return state
 
 
 def failure_of(content: object, rank: int, now: float) -> Cause:
-    """Why the rank `rank` has failed, heard at `now`."""
+    """The failure that the rank `rank` reported at time `now`."""
     fields = _fields(content, {"kind": _kind, "text": text_of, "code": _code})
     return Cause(fields["kind"], rank, fields["text"], fields["code"], now)
 
@@ -68,13 +68,13 @@ def text_of(content: object) -> str:
 
 
 def require_known(message: Message, known: frozenset[str]) -> None:
-    """Refuse a message with parts that are not known."""
+    """Refuse a message with unknown parts."""
     if not message.keys() <= known:
         raise ValueError(f"unknown parts {sorted(message.keys() - known)!r:.200}")
 
 
 def shortened(text: str, longest: int = LONGEST_WORD) -> str:
-    """A text that a message has room for."""
+    """The text, shortened to `longest` characters."""
     return text if len(text) <= longest else f"{text[: longest - 4]} ..."
 
 

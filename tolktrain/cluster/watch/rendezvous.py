@@ -1,7 +1,7 @@
-"""How a rank finds rank 0's hub, and how each of them knows that the other one is of the same job.
+"""How a rank finds rank 0's hub, and how both authenticate each other.
 
-Where the hub listens is told by torch's store, to which anybody can write who reaches it. So what is found there is
-believed only when the other side has proved that it knows the job's secret.
+The hub's port is published in torch's store, to which anybody can write who reaches it. So a rank trusts the other side
+only after it has proved that it knows the job's secret.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from tolktrain.errors import UserError
 Address = tuple[str, int]
 
 CONNECT_SECONDS = 10.0
-FIRST_LINE_SECONDS = 30.0  # of the hub; some thousand strangers may stand in the queue before this rank
-REFUSALS_REPORTED = 20  # in a row: a hub that is overrun by strangers hangs up now and then
+FIRST_LINE_SECONDS = 30.0  # of the hub; some thousand strangers may be in the queue before this rank
+REFUSALS_REPORTED = 20  # in a row; a hub under attack refuses ranks now and then
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Rendezvous:
     """The rendezvous of one rank with rank 0."""
 
     def __init__(self, environment: ProcessEnvironment, tcp_store: Any) -> None:
-        """`tcp_store` is torch's class; it is imported by the main thread.
+        """`tcp_store` is torch's class; the main thread imports it.
 
         Raises:
             UserError: the job has no secret.
@@ -42,19 +42,19 @@ class Rendezvous:
         self.key = job_key(environment.master_port, environment.world_size)
         self._environment = environment
         self._tcp_store = tcp_store
-        self._store: Any = None  # rank 0 keeps the rendezvous for as long as it lives
+        self._store: Any = None  # rank 0 keeps the store open until it ends
         self._refusals = 0
 
     def publish(self, port: int) -> None:
-        """Open the rendezvous on rank 0 and say there where the hub listens. Raises UserError: it cannot be opened."""
+        """Open the store on rank 0 and publish the hub's port. Raises UserError if the store cannot be opened."""
         self._store = self._connect()
         self._store.set(_store_key(), str(port))
 
     def find_hub(self) -> Address | None:
-        """Where the hub listens, as the rendezvous says now."""
+        """The hub's address according to the store; None if it is not known yet."""
         address = (self._environment.master_address, self._environment.master_port)
         try:
-            if self._store is None and _listens(address):  # torch's own waiting would complain on the terminal
+            if self._store is None and _listens(address):  # torch would print warnings while it waits
                 self._store = self._connect()
             if self._store is None or not self._store.check([_store_key()]):
                 return None
@@ -62,11 +62,11 @@ class Rendezvous:
         except RuntimeError:
             self._store = None
             return None
-        # Anybody may have written it.
+        # Validated, because anybody may have written it.
         return (address[0], int(port)) if port.isdigit() and len(port) < 6 and 0 < int(port) < 1 << 16 else None
 
     def greet(self, address: Address, has_left: Callable[[], bool]) -> Wire | None:
-        """A connection over which both sides have proved that they are of this job; None if there is none now."""
+        """A connection on which both sides are authenticated; None if there is none now."""
         with contextlib.suppress(OSError):
             wire = Wire(socket.create_connection(address, timeout=CONNECT_SECONDS))
             try:
@@ -81,7 +81,7 @@ class Rendezvous:
 
     @property
     def failure(self) -> str:
-        """What to say of rank 0 when it was not found in time."""
+        """The message if rank 0 was not found in time."""
         address = f"{self._environment.master_address}:{self._environment.master_port}"
         if self._refusals:
             return f"has not proved to be of this job at the port that {address} names; {OTHER_SECRET}"
@@ -95,7 +95,7 @@ class Rendezvous:
         wire.send({"rank": rank, "nonce": nonce})
         wire.seal(outgoing=to_hub, incoming=to_rank)
         wire.send({})
-        # Rank 0 may be busy in a library that holds Python's lock.
+        # Rank 0 may be busy in a library that holds the interpreter lock.
         messages.require_known(_first_message(wire, SILENCE_SECONDS, has_left), frozenset())
 
     def _note_refusal(self, address: Address) -> None:
@@ -107,7 +107,7 @@ class Rendezvous:
             )
 
     def _connect(self) -> Any:
-        """The rendezvous that torch's process group will use too."""
+        """The store that torch's process group will use too."""
         host, port = self._environment.master_address, self._environment.master_port
         serves = self._environment.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         try:
@@ -125,7 +125,7 @@ class Rendezvous:
 
 
 def _first_message(wire: Wire, seconds: float, has_left: Callable[[], bool]) -> Message:
-    """The next message. Raises WireError: it does not come within `seconds`, however slowly something else does."""
+    """The next message. Raises WireError if it does not arrive within `seconds`, even if bytes arrive slowly."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not has_left():
         if wire.wait(0.2):
@@ -135,7 +135,8 @@ def _first_message(wire: Wire, seconds: float, has_left: Callable[[], bool]) -> 
 
 
 def _store_key() -> str:
-    """Where the hub's port stands in the rendezvous, which outlives a restart by torchrun."""
+    """The key of the hub's port in the store. It contains the restart count, since the store survives torchrun's
+    restarts."""
     return f"tolktrain/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 

@@ -1,6 +1,6 @@
-"""What the processes of a job know and nobody else does, so that the watchdog's ends can prove where they belong.
+"""The job secret, with which the watchdog's connections are authenticated.
 
-The secret never crosses the network: each end shows only that it knows it, for two numbers drawn for one connection.
+The secret is never sent over the network: each side proves that it knows it, for two nonces drawn for the connection.
 """
 
 import contextlib
@@ -23,21 +23,21 @@ SECRET_VARIABLE = (
 SECRET_FILE = "job-secret"
 
 _MACHINES_FOLDER = Path("/tmp")
-_SHORTEST = 16  # characters; whoever hears a greeting can try guesses as fast as a computer can
+_SHORTEST = 16  # characters; an attacker who records a greeting can test guesses offline
 _SECRET_BYTES = 32
 _DIGEST = "sha256"
-_TRIES = 100  # to find the file that another rank makes at the same time, over a file system that is late
+_TRIES = 100  # to read the file that another rank creates at the same time, on a file system with delays
 _TRY_SECONDS = 0.1
 
 
 def job_key(master_port: int, world_size: int, environ: Mapping[str, str] = os.environ) -> bytes:
     """The key that the ranks of one start of a job share.
 
-    From the variable TOLKTRAIN_JOB_SECRET if a launcher has set it, else from a file of the user's own, made by the
-    first process that needs it: in a home folder that all nodes share, or that all processes of one machine do.
+    It is derived from the variable TOLKTRAIN_JOB_SECRET if a launcher has set it, else from a private file of the user
+    that the first process creates: in the home folder, or in /tmp if there is no writable home folder.
 
     Raises:
-        UserError: there is no secret, and none can be kept where others cannot read it.
+        UserError: there is no secret, and no private file can hold one.
     """
     secret = environ.get(SECRET_VARIABLE, "")
     if secret and len(secret) < _SHORTEST:
@@ -45,7 +45,7 @@ def job_key(master_port: int, world_size: int, environ: Mapping[str, str] = os.e
             f"{SECRET_VARIABLE} has {len(secret)} characters; give all processes of the job the same random text of at"
             f" least {_SHORTEST}, as from: openssl rand -hex 32"
         )
-    # Jobs of one user do not take each other's ranks for theirs.
+    # Jobs of one user share the secret but not the key.
     start = [environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT")]
     job = f"{master_port} {world_size} {' '.join(start)}"
     return hmac.digest((secret or _of_user(environ)).encode(), job.encode(), _DIGEST)
@@ -78,13 +78,13 @@ def _folders(environ: Mapping[str, str]) -> Iterator[Path]:
     state = environ.get("XDG_STATE_HOME") or (f"{home}/.local/state" if home else "")
     if state.startswith("/"):
         yield Path(state) / "tolktrain"
-    # Without a home folder that can be written to, as in some containers: enough for the processes of one machine.
-    # Not TMPDIR, which each of them has for itself.
+    # Without a writable home folder, as in some containers: sufficient for the processes of one machine. Not TMPDIR,
+    # which may differ between processes.
     yield _MACHINES_FOLDER / f"tolktrain-{os.geteuid()}"
 
 
 def _kept_in(folder: Path) -> str:
-    """The secret in `folder`; makes both if they are not there. Raises OSError: they cannot be ours alone."""
+    """The secret in `folder`; creates both if they do not exist. Raises OSError if they are not private."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     if not is_own_folder(folder):
@@ -100,7 +100,7 @@ def _kept_in(folder: Path) -> str:
 
 
 def _make(path: Path) -> None:
-    """All of it at once, under a name that is not taken: of ranks that start together one makes it for all."""
+    """Create the file atomically. If several ranks start at once, the first one's file is used by all."""
     descriptor, aside = tempfile.mkstemp(dir=path.parent)  # mode 600
     try:
         with os.fdopen(descriptor, "w") as file:

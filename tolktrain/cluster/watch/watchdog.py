@@ -1,7 +1,7 @@
-"""Ends a job of several processes everywhere when one fails, with one message that names the rank and the cause.
+"""Ends all processes of a job when one fails, with one message that names the rank and the cause.
 
-Every rank has a thread that tells rank 0's hub (see `hub`) what the main thread is doing, and hears from it when the
-job ends. The main thread says what it does through `Watch.progress`, and how it ends through `finish` or `fail`.
+Every rank has a thread that sends the state of the main thread to rank 0's hub (see `hub`), and is notified by it when
+the job ends. The main thread reports its state through `Watch.progress`, and its end through `finish` or `fail`.
 """
 
 import logging
@@ -28,7 +28,7 @@ from tolktrain.cluster.watch.wire import Message, Wire, WireError
 from tolktrain.files.printable import printable
 from tolktrain.files.shared import leave_temporary_folder
 
-_FLUSH_SECONDS = 2.0  # for rank 0 to read that a rank has finished, before that leaves
+_FLUSH_SECONDS = 2.0  # in which rank 0 reads that a rank has finished, before the rank ends
 
 _PARTS = frozenset({"deputy", "first", "done", "end"})
 
@@ -39,25 +39,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EndTimeouts:
-    """How long the parts of a job's end may take."""
+    """Timeouts for the parts of a job's end."""
 
-    unwind_seconds: float = 3.0  # for a main thread to leave by itself, its files closed, once the job is over
-    linger_seconds: float = 5.0  # of rank 0 for ranks that start late: else they find nobody and speak for themselves
-    detection_seconds: float = 10.0  # that a failed rank waits for the others before it speaks for itself
-    dump_seconds: float = 5.0  # for a rank to write where it is; a disk may hang
-    forced_seconds: float = 25.0  # until a rank whose every thread is stuck is ended; more than all of them together
+    unwind_seconds: float = 3.0  # for a main thread to unwind and close its files, once the job ends
+    linger_seconds: float = (
+        5.0  # that rank 0 waits for ranks that start late, which would otherwise report by themselves
+    )
+    detection_seconds: float = 10.0  # that a failed rank waits for failure detection before it reports by itself
+    dump_seconds: float = 5.0  # for a rank to write its stacks; a disk may hang
+    forced_seconds: float = 25.0  # until a rank whose threads are all stuck is killed; more than the sum of the others
 
 
 END_TIMEOUTS = EndTimeouts()
 
 
 def collective_timeout(hang_seconds: float) -> timedelta:
-    """For `init_process_group`: long enough for the watch, which knows the culprit, to speak first."""
+    """The timeout for `init_process_group`: long enough that the watchdog, which names the cause, reports first."""
     return timedelta(seconds=hang_seconds + 120)
 
 
 class Watch:
-    """One rank's part in the watch; made by `start`."""
+    """The watchdog of one rank; created by `start`."""
 
     def __init__(
         self, environment: ProcessEnvironment, describe: Describe, rendezvous: Rendezvous, timeouts: EndTimeouts
@@ -74,11 +76,11 @@ class Watch:
         self._failure: Message | None = None
         self._finished = False
         self._deputy = 1
-        self._first = "starting"  # what rank 0 was last at
+        self._first = "starting"  # the last known state of rank 0
         self._code = failures.EXIT_FAILED
-        self._ended = threading.Event()  # the job is over
-        self._left = threading.Event()  # this rank's part is
-        self._dumped = threading.Event()  # it is written down where this rank was
+        self._ended = threading.Event()  # the job has ended
+        self._left = threading.Event()  # this rank has ended training
+        self._dumped = threading.Event()  # this rank's stacks are written
         self._released = threading.Event()  # all ranks have finished
         self._clock = RunningClock()
         self._seen: tuple[Mark, float] = (self.progress.mark, 0.0)
@@ -88,20 +90,20 @@ class Watch:
     def start(
         cls, environment: ProcessEnvironment, describe: Describe, timeouts: EndTimeouts = END_TIMEOUTS
     ) -> "Watch":
-        """Watch over this process, which is one of several.
+        """Start the watchdog of this process, which is one of several.
 
         Args:
-            environment: its place.
-            describe: what the user reads about an error, and the exit code.
-            timeouts: how long the end of the job may take.
+            environment: of this process.
+            describe: returns the message of an error and the exit code.
+            timeouts: for the end of the job.
 
         Raises:
-            UserError: rank 0 cannot open its port, may not have as many connections as there are ranks, or there is no
-                secret by which the ranks know each other.
+            UserError: rank 0 cannot open its port, the limit of open files is below the number of ranks, or there is
+                no job secret.
         """
         raise_file_limit(environment)
         record_collectives()
-        # In the main thread: two threads that import torch at once may see each other's halves of it.
+        # In the main thread: two threads that import torch at once may see partially imported modules.
         import torch.distributed
 
         watch = cls(environment, describe, Rendezvous(environment, torch.distributed.TCPStore), timeouts)
@@ -112,19 +114,19 @@ class Watch:
         return watch
 
     def limit(self, hang_seconds: float) -> None:
-        """Take over the configured timeout."""
+        """Set the configured timeout."""
         self._limits.hang_seconds = hang_seconds
 
     def finish(self, code: int) -> int:
-        """This rank has left training as it should, with `code`. Returns it if it is 0, unless another rank fails
-        meanwhile; with another code this process ends here, together with all other ranks.
+        """End this rank's training regularly. Returns `code` if it is 0, unless another rank fails meanwhile. With
+        another code, this process exits here, at the same time as all other ranks.
 
-        Together, since launchers end the ranks that are left when the first one leaves with a code that is not 0, with
-        another code than theirs. After code 0 rank 0 alone waits: what the others report, and the rendezvous, is there.
+        The ranks exit together because a launcher kills the remaining ranks, with another exit code, when the first
+        one exits with a code other than 0. With code 0 only rank 0 waits, because it holds the hub and the rendezvous.
         """
         self._finished = True
         self._beat(Whereabouts())
-        # With code 0 a rank may leave before it has joined.
+        # With code 0, a rank may end before it has joined.
         while self._hub is not None and self._hub.is_busy(everyone=code != 0) and not self._ended.wait(0.1):
             pass
         if self._hub is not None:
@@ -147,7 +149,7 @@ class Watch:
         return code
 
     def fail(self, error: Exception | KeyboardInterrupt) -> NoReturn:
-        """This rank has failed: let one rank tell why, and end this process with the job's exit code."""
+        """Report the failure of this rank, and end this process with the job's exit code. One rank prints the cause."""
         if not self._ended.is_set():
             self._report(error)
             if not self._ended.wait(self._timeouts.detection_seconds):
@@ -164,10 +166,10 @@ class Watch:
     def _end_alone(self) -> None:
         assert self._failure is not None
         cause = Cause(Kind.RAISED, self._environment.rank, self._failure["text"], self._failure["code"])
-        self._end(cause.message, cause.code, speak=True)
+        self._end(cause.message, cause.code, prints=True)
 
     def _leave(self) -> NoReturn:
-        """End this process when all is said."""
+        """End this process when all outputs of the end are written."""
         self._left.set()
         self._dumped.wait(2 * self._timeouts.dump_seconds)
         if self._hub is not None:
@@ -178,13 +180,13 @@ class Watch:
         briefly("log-end", logging.shutdown)
         briefly("output-end", sys.stdout.flush)
         briefly("temporary-folder-end", leave_temporary_folder)
-        # Not through the interpreter's shutdown: it is aborted at times by torch's threads whose peers have gone, and
-        # takes longer on one rank than on another.
+        # Without the interpreter's shutdown: torch's threads whose peers have ended sometimes abort it, and it takes
+        # longer on one rank than on another.
         os._exit(self._code)
 
     def _open_hub(self) -> None:
         self._hub = Hub(
-            self._limits, self._rendezvous.key, lambda cause: self._end(cause.message, cause.code, speak=False)
+            self._limits, self._rendezvous.key, lambda cause: self._end(cause.message, cause.code, prints=False)
         )
         self._rendezvous.publish(self._hub.port)
         self._hub.start()
@@ -220,14 +222,14 @@ class Watch:
                 self._beat(Whereabouts.of_main_thread())
 
     def _expect_life(self) -> None:
-        """Where this thread cannot run, for another one is stuck with Python's lock, the others take this rank for
-        silent. Shortly before that it writes down where it is stuck; the launcher ends it."""
+        """Arm the stack dump. If another thread is stuck while it holds the interpreter lock, this thread cannot run,
+        and the hub considers this rank silent. Shortly before that, the stacks are written."""
         log = self.progress.log
         if log is not None and not self._ended.is_set():
             log.arm_timeout(0.8 * self._limits.silence_seconds)
 
     def _join(self) -> Wire | None:
-        """Find rank 0's hub. None if this rank has left before."""
+        """Connect to rank 0's hub. None if this rank has ended before."""
         rendezvous = self._rendezvous
         pause = 0.0
         while not self._left.wait(pause):
@@ -272,10 +274,10 @@ class Watch:
             self._released.set()
         if "end" in message:
             text, code = messages.end_of(message["end"])
-            self._end(text, code, speak=False)
+            self._end(text, code, prints=False)
 
     def _lose_hub(self, text: str) -> None:
-        """Rank 0 has gone, and with it the judge: one of the others speaks."""
+        """End the job because rank 0's hub is lost. The deputy prints the message."""
         if self._left.is_set() or self._finished or self._ended.is_set():
             return
         if self._failure is not None and self._failure["kind"] == Kind.RAISED:
@@ -284,13 +286,13 @@ class Watch:
             if self._wire is not None:
                 self._wire.send({"over": text})
             cause = Cause(Kind.ENDED, 0, text)
-            self._end(cause.message, cause.code, speak=self._environment.rank == self._deputy)
+            self._end(cause.message, cause.code, prints=self._environment.rank == self._deputy)
 
-    def _end(self, text: str, code: int, speak: bool) -> None:
-        """The job is over: let the main thread leave, and end the process if it does not."""
+    def _end(self, text: str, code: int, prints: bool) -> None:
+        """End the job on this rank: let the main thread unwind, and kill the process if it does not."""
         if self._ended.is_set():
             return
-        if speak:
+        if prints:
             briefly("watch-print", lambda: print(printable(text), file=sys.stderr, flush=True))
         self._code = code
         self._ended.set()
@@ -300,10 +302,10 @@ class Watch:
         log = self.progress.log
         if log is not None:
             log.arm_timeout(self._timeouts.forced_seconds, or_exit=True)
-        # Each in a thread of its own: a disk that hangs would hold up the end. Not through `logging`: a main thread
-        # that is stuck while it logs holds the lock.
+        # Each in its own thread, because a disk may hang. Not through `logging`, because a main thread that is stuck
+        # while it logs holds the lock.
         briefly("watch-dump", lambda: self._dump(text), self._timeouts.dump_seconds)
-        briefly("watch-end-told", lambda: self.progress.on_end(text), self._timeouts.dump_seconds)
+        briefly("watch-on-end", lambda: self.progress.on_end(text), self._timeouts.dump_seconds)
         self._dumped.set()
         if not self._left.wait(self._timeouts.unwind_seconds):
             briefly("temporary-folder-end", leave_temporary_folder)
@@ -316,25 +318,26 @@ class Watch:
         log.write(f"the job ends: {text}\n")
         if self._hub is not None and self._hub.table:
             log.write(f"{self._hub.table}\n")
-        if self._code == failures.EXIT_FAILED:  # bad input is told in full by its message
+        if self._code == failures.EXIT_FAILED:  # after bad input, the message is sufficient
             log.write(describe_process(str(self.progress.mark), stacks=self._failure is None))
 
     def _fail_watching(self, error: BaseException) -> None:
-        """This rank's own watch has failed: the others would find it silent, and it would not hear from them."""
+        """End the job because this rank's watchdog thread has failed: the rank would be silent to the hub."""
         text = failed_watchdog(error)
         if self._failure is None:
             self._failure = {"kind": int(Kind.RAISED), "text": text, "code": failures.EXIT_FAILED}
         is_sent = self._wire is not None and self._wire.send({"failure": self._failure})
         cause = Cause(Kind.RAISED, self._environment.rank, text)
-        self._end(cause.message, cause.code, speak=not is_sent)
+        self._end(cause.message, cause.code, prints=not is_sent)
 
     def _fail_ending(self, error: BaseException) -> None:
-        """The job is over, and this process must go all the same."""
+        """Exit even if ending the job has failed on this rank."""
         briefly("watch-log", lambda: log_failure("watch-end", error))
         os._exit(self._code)
 
     def _close_sockets(self) -> None:
-        """In a forked process too: its copies would keep the connections open when this process dies."""
+        """Close all sockets. Also called in a forked process, whose copies would keep connections open when this
+        process ends."""
         if self._wire is not None:
             self._wire.close()
         if self._hub is not None:

@@ -1,7 +1,7 @@
-"""Lines of JSON over a socket, each with a proof of its sender once both ends know the keys.
+"""Lines of JSON over a socket; each line is authenticated once both sides know the keys.
 
-Whoever can reach the port may send anything. Nothing here waits for the other side, and what it can make this side keep
-or compute is bounded: `GREETING_BYTES` until it has proved that it belongs to the job, `MESSAGE_BYTES` a message after.
+Anybody who can reach the port may send anything. Nothing here blocks on the other side, and the memory and computation
+that a peer can cause are bounded: by `GREETING_BYTES` until it is authenticated, then by `MESSAGE_BYTES` a message.
 """
 
 import hmac
@@ -25,12 +25,12 @@ _PROOF_BYTES = 64  # in hexadecimal
 
 
 class WireError(Exception):
-    """The connection is of no more use. Its text is what is wrong with what was sent; empty if the other side left."""
+    """The connection cannot be used any more. The text says what was wrong; empty if the other side closed it."""
 
 
 class Seal:
-    """One direction of a connection: a proof for each line, which also counts them, so that none can be forged,
-    changed, repeated, left out or sent back."""
+    """Authentication of one direction of a connection. Each line has a proof over its content and number, so that no
+    line can be forged, changed, repeated, omitted or reflected."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -41,7 +41,7 @@ class Seal:
         return self._proof(content) + content
 
     def open(self, line: bytes) -> bytes:
-        """The content of the next line. Raises WireError: it is not from who has the key."""
+        """The content of the next line. Raises WireError if its sender does not have the key."""
         proof, content = line[:_PROOF_BYTES], line[_PROOF_BYTES:]
         if not hmac.compare_digest(proof, self._proof(content)):
             raise WireError("a line without a valid proof")
@@ -53,7 +53,7 @@ class Seal:
 
 
 class Wire:
-    """One end of a connection. Sends from any thread, receives in one."""
+    """One side of a connection. Any thread may send; one thread receives."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -64,7 +64,7 @@ class Wire:
         self._outgoing: Seal | None = None
         self._incoming: Seal | None = None
         self._in = bytearray()
-        self._searched = 0  # so many bytes of it have no line end
+        self._searched = 0  # bytes of `_in` without a line end
         self._taken = 0
         self.is_proved = False  # whether the other side has sent a line with a valid proof
 
@@ -73,16 +73,16 @@ class Wire:
         return self._socket.fileno()
 
     def seal(self, outgoing: bytes, incoming: bytes) -> None:
-        """From the next line on each one carries a proof; these are the keys of both directions."""
+        """Authenticate all lines from the next one on, with the keys of both directions."""
         self._outgoing, self._incoming = Seal(outgoing), Seal(incoming)
 
     @property
     def unsent(self) -> int:
-        """Bytes that the other side has not made room for."""
+        """Bytes that wait until the other side reads."""
         return len(self._out)
 
     def send(self, message: Message) -> bool:
-        """Send, or keep what the other side has no room for until `flush`. False where it has gone or never reads."""
+        """Send, and keep the rest for `flush` if the other side does not read. False if it is closed or never reads."""
         with self._sending:
             if len(self._out) > MESSAGE_BYTES:
                 return False
@@ -91,7 +91,7 @@ class Wire:
             return self._flush()
 
     def flush(self, seconds: float = 0.0) -> bool:
-        """Send what was kept, waiting for room up to `seconds`. False where the other side has gone."""
+        """Send what was kept, and wait for the other side up to `seconds`. False if the connection is closed."""
         deadline = time.monotonic() + seconds
         while True:
             with self._sending:
@@ -103,10 +103,10 @@ class Wire:
             self._poll(select.POLLOUT, left)
 
     def receive(self) -> Iterator[Message]:
-        """Whole messages that have arrived, each checked when it is asked for. Does not wait.
+        """Complete messages that have arrived, each validated when it is iterated over. Does not block.
 
         Raises:
-            WireError: the other side has gone, or has sent what is no message.
+            WireError: the other side has closed the connection, or has sent something that is not a message.
         """
         yield from self._lines()
         self._read()
@@ -117,7 +117,7 @@ class Wire:
             raise WireError(f"a line longer than {MESSAGE_BYTES} bytes")
 
     def wait(self, seconds: float) -> bool:
-        """Whether something arrives within `seconds`. Meanwhile sends what was kept."""
+        """Whether something arrives within `seconds`. Meanwhile, sends what was kept."""
         if len(self._in) > self._searched:
             return True
         wanted = select.POLLIN | (select.POLLOUT if self._out else 0)
@@ -127,7 +127,7 @@ class Wire:
         return bool(found & ~select.POLLOUT)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the socket."""
         self._socket.close()
 
     def _flush(self) -> bool:
@@ -153,8 +153,8 @@ class Wire:
         self._taken += len(data)
 
     def _lines(self) -> Iterator[Message]:
-        """Of what has been read. Looks at each byte once, and parses a line only when the one before was accepted:
-        that one may bring the keys."""
+        """Messages of what has been read. Searches each byte once, and parses a line only after the one before was
+        processed, because that one may set the keys."""
         while (end := self._in.find(b"\n", self._searched)) >= 0:
             line = bytes(self._in[:end])
             del self._in[: end + 1]
@@ -180,5 +180,5 @@ class Wire:
             poll.register(self._socket, wanted)
             found = poll.poll(1000 * seconds)
         except (OSError, ValueError):
-            return select.POLLHUP  # closed: `receive` tells
+            return select.POLLHUP  # closed; `receive` raises
         return found[0][1] if found else 0

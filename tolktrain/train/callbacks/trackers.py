@@ -97,7 +97,7 @@ class MetricsLog(NoCallback):
             kind = type(tracker)
             if kind not in self._warned_of:
                 self._warned_of.add(kind)
-                logger.warning("%s; training goes on, without these curves until it can be written", error)
+                logger.warning("%s; training continues, without these curves until it can be written", error)
 
     def _open(self, step: int) -> None:
         self.recent.clear()
