@@ -85,7 +85,7 @@ def test_of_twenty_that_start_together_one_wins(tmp_path: Path) -> None:
     for token, answers in enumerate(rounds, start=1):
         refused = [answer for answer in answers if isinstance(answer, str)]
         assert len(answers) == 20 and [answer for answer in answers if answer not in refused] == [token]
-        assert all("another training of this run is going on: process " in message for message in refused)
+        assert all("another training of this run is active: process " in message for message in refused)
     assert sorted(os.listdir(tmp_path / "lease")) == [f"{token:08d}.json" for token in range(1, 5)]
 
 
@@ -98,7 +98,7 @@ def test_the_message_names_the_owner_and_how_to_end_it(tmp_path: Path) -> None:
             Lease.take(tmp_path, report=messages.append, lease_seconds=FOR_EVER / 1000, environ={})
         me = ProcessIdentity.mine({})
         described = f"job 123 on {me.host}, process {os.getpid()}, user {me.user}, since 20"
-        assert f"{tmp_path}: another training of this run is going on: {described}" in str(refused.value)
+        assert f"{tmp_path}: another training of this run is active: {described}" in str(refused.value)
         assert str(refused.value).endswith("; end it (scancel 123) or choose another run.name")
         assert len(messages) == 1 and messages[0].startswith("waiting up to 10 seconds") and described in messages[0]
         assert sorted(os.listdir(tmp_path / "lease")) == before == ["00000001.json"]
@@ -240,7 +240,7 @@ def test_nonsense_in_the_folder_does_not_stop_a_start(tmp_path: Path, content: s
 def test_a_living_owner_mends_its_damaged_file(tmp_path: Path) -> None:
     with take(tmp_path, 3.0) as lease:
         os.truncate(tmp_path / "lease" / "00000001.json", 100)
-        with pytest.raises(UserError, match="another training of this run is going on"):
+        with pytest.raises(UserError, match="another training of this run is active"):
             take(tmp_path)
         lease.check()
     with take(tmp_path) as lease:
@@ -277,7 +277,7 @@ def test_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", refuse)
     with take(tmp_path, 3.0) as lease:
         assert read(tmp_path, 1)["owner"] == ProcessIdentity.mine({}).to_dict()
-        with pytest.raises(UserError, match="another training of this run is going on"):
+        with pytest.raises(UserError, match="another training of this run is active"):
             take(tmp_path)
         lease.check()
 

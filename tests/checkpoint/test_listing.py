@@ -54,9 +54,9 @@ def run_dir(tmp_path: Path) -> Path:
 def test_conditions(run_dir: Path) -> None:
     quick, thorough = ([entry for entry in list_checkpoints(run_dir, checksums)] for checksums in (False, True))
     assert [entry.step for entry in quick] == [3, 20, 30, 40, 50, 60]
-    conditions = ["complete", "complete", "complete", "unsound", "set aside", "unfinished"]
+    conditions = ["complete", "complete", "complete", "damaged", "renamed", "unfinished"]
     assert [entry.condition for entry in quick] == conditions
-    assert [entry.condition for entry in thorough] == ["verified", "verified", "unsound", *conditions[3:]]
+    assert [entry.condition for entry in thorough] == ["verified", "verified", "damaged", *conditions[3:]]
     assert "step-00000030/parameters/shard.safetensors: its content has changed" in thorough[2].problem
     assert "step-00000040/parameters/shard.safetensors: has 10 bytes, but 1000 were written" in quick[3].problem
     assert [entry.is_latest for entry in quick] == [False, True, False, False, False, False]
@@ -117,5 +117,5 @@ def test_whatever_is_there_is_listed(run_dir: Path, damage: str, monkeypatch: py
     }
     changes[damage]()
     entry = list_checkpoints(run_dir)[1]
-    assert entry.condition == "unsound" and "step-00000020" in entry.problem
+    assert entry.condition == "damaged" and "step-00000020" in entry.problem
     assert entry.stage == ("-" if damage == "no state" else "joint")

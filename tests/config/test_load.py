@@ -151,7 +151,7 @@ def test_keys_given_twice_and_other_oddities(small: Path, mistakes_of: Mistakes)
         ("run.name=", "'run.name=' has no value; write run.name=null to unset it"),
         ("train.stages.2.tokens=3", "'train.stages.2.tokens=3': '2' is no item of a list; use a number from 0 to 1"),
         ("train.stages.text.tokens=3", "'text' is no item of a list"),
-        ("run.name.first=3", "there is no 'first' to set, because 'small' stands in its place"),
+        ("run.name.first=3", "there is no 'first' to set, because the value is 'small', not a mapping"),
         ("run.name=[a", "not valid YAML"),
     ],
 )

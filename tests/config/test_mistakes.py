@@ -121,7 +121,7 @@ def test_wrong_values(small: Path, mistakes_of: Mistakes, override: str, message
         ),
         (
             "model.speech.layer_pooling=none; train.stages.1.trainable=[pooling]",
-            "train.stages.1.trainable is [pooling], of which a model with model.speech.layer_pooling none has nothing",
+            "train.stages.1.trainable is [pooling], but a model with model.speech.layer_pooling none has no pooling",
         ),
         (
             "parallel.sequence_parallel=true",
@@ -142,14 +142,14 @@ def test_wrong_values(small: Path, mistakes_of: Mistakes, override: str, message
         ("train.stages.1.name=text", "train.stages.1.name 'text' is the name of stage 0 too; names must differ"),
         (
             "train.stages.0.trainable=[speech]",
-            "train.stages.0.trainable is ['speech'], which text alone does not reach",
+            "train.stages.0.trainable is ['speech'], which text alone does not train",
         ),
         ("train.optimizer.betas=[0.9, 1.0]", "train.optimizer.betas.1 is 1; expected a number from 0 to below 1"),
         (
             "data.interleaving.text_words=[30, 10]",
             "data.interleaving.text_words is [30, 10]; give the shortest span first",
         ),
-        ("run.name=a/b", "run.name is 'a/b'; use letters, digits, '.', '-' and '_', for it names a folder"),
+        ("run.name=a/b", "run.name is 'a/b'; use letters, digits, '.', '-' and '_', because it names a folder"),
         ("run.name='..'", "run.name is '..'; use letters"),
         (
             "train.validation.sets=[heldout, none]",
@@ -165,7 +165,7 @@ def test_wrong_values(small: Path, mistakes_of: Mistakes, override: str, message
         (
             "data.sets={stories: {path: stories}, xy: {path: xy}}",
             "'data.sets={stories: {path: stories}, xy: {path: xy}}' adds the data set 'xy', which no mixture,"
-            " validation or evaluation names; the sets that are there: stories",
+            " validation or evaluation names; defined sets: stories",
         ),
         (
             "train.stages.0.mixture.text.sets.x=1",

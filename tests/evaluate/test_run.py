@@ -99,7 +99,7 @@ def test_passages_too_long_for_the_records_give_no_choices(tmp_path: Path, repos
 def test_run_without_checkpoint(tiny_run: Path) -> None:
     for path in (tiny_run / "checkpoints").glob("*/manifest.json"):
         path.unlink()
-    with pytest.raises(UserError, match="no sound checkpoint"):
+    with pytest.raises(UserError, match="no valid checkpoint"):
         evaluate(tiny_run)
     assert not (tiny_run / "evaluation.json").exists()
 

@@ -147,7 +147,7 @@ def test_prepare(console: Console, shown: Callable[[], str]) -> None:
 
 def test_checkpoints(console: Console, shown: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     state = {"stage": HOSTILE, "layout": HOSTILE, "metrics": {"loss": HOSTILE}}
-    entries = [Entry(Path(HOSTILE), 1, "unsound", 1, 0.0, problem=HOSTILE, state=state)]
+    entries = [Entry(Path(HOSTILE), 1, "damaged", 1, 0.0, problem=HOSTILE, state=state)]
     monkeypatch.setattr(checkpoints, "list_checkpoints", lambda *_: entries)
     checkpoints.show_checkpoints(Path(HOSTILE), False, console)
     _check(shown())

@@ -10,9 +10,9 @@ the number of ranks (of two, one is killed). Half of the kills come before a cha
 renaming, a removal, a new folder or file, so that no gap between two of them is missed; the others at any time.
 
 After each kill, without the project's own code: `latest` names a folder, every file of which has the size and SHA-256
-of its manifest; no checkpoint that was once complete and newer than it is lost. After each start: training continues from
-the newest checkpoint that was complete, and has lost at most one interval, and with writing in the background the steps
-that were made meanwhile.
+of its manifest; no checkpoint that was once complete and newer than it is lost. After each start: training continues
+from the latest checkpoint that was complete, and has lost at most one interval, and with writing in the background the
+steps that were made meanwhile.
 """
 
 import argparse
@@ -213,7 +213,7 @@ class Soak:
 
     def _check(self, run: Run, latest: int, reached: int) -> int:
         """What the last start has lost of the one before; returns how far it has come itself."""
-        resumed = [int(step) for step in re.findall(r"going on after step (\d+)", run.new_text())]
+        resumed = [int(step) for step in re.findall(r"continuing after step (\d+)", run.new_text())]
         last = run.last_step()
         for step in resumed:
             assert step == latest, (step, latest)

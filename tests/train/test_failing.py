@@ -55,4 +55,4 @@ def test_input_that_all_ranks_refuse(warm: Warm, tmp_path: Path, sets: Path) -> 
     with Lease.take(folder, report=print):
         codes, errors = launch_two(warm, SCRIPT, "none", str(config), *OVERRIDES, folder=tmp_path)
     assert codes == [2, 2] and "".join(errors).count("\n") == 1, errors
-    assert "another training of this run is going on" in errors[0]
+    assert "another training of this run is active" in errors[0]

@@ -234,7 +234,7 @@ def test_checkpoints_to_go_back_to_are_kept_as_long_as_steps_are_bad(
 def test_nothing_left_to_go_back_to(again: Config, tmp_path: Path) -> None:
     for step in (2, 4, 8):
         shutil.rmtree(tmp_path / "runs" / "small" / "checkpoints" / f"step-{step:08d}")
-    with pytest.raises(UserError, match="no sound checkpoint of step 8 or before is left to go back to"):
+    with pytest.raises(UserError, match="no valid checkpoint of step 8 or before is left to roll back to"):
         run(again, ROW)
     assert not (tmp_path / "runs" / "small" / "rollbacks.jsonl").exists()
 

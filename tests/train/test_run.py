@@ -103,7 +103,7 @@ def test_restoring_needs_a_run_with_a_checkpoint(uninterrupted: Path, tmp_path: 
         load_model(tmp_path)
     run_dir = copied(uninterrupted, tmp_path)
     shutil.rmtree(run_dir / "checkpoints")
-    with pytest.raises(UserError, match="no sound checkpoint"):
+    with pytest.raises(UserError, match="no valid checkpoint"):
         load_model(run_dir)
 
 
@@ -199,7 +199,7 @@ def test_lost_checkpoints_do_not_begin_anew(uninterrupted: Path, tmp_path: Path,
     else:
         for state in run_dir.glob("checkpoints/*/state.json"):
             state.write_text("{}")
-    with pytest.raises(UserError, match="no sound checkpoint to go on from"):
+    with pytest.raises(UserError, match="no valid checkpoint to continue from"):
         train(small_config(tmp_path, sets))
     assert read_metrics(run_dir) == read_metrics(uninterrupted)
 
@@ -227,7 +227,7 @@ def test_how_far_a_run_comes_without_a_checkpoint(
     lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run_dir / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= steps))
     if is_lost:
-        with pytest.raises(UserError, match="no sound checkpoint to go on from"):
+        with pytest.raises(UserError, match="no valid checkpoint to continue from"):
             train(config)
     else:
         assert train(config) == 0
@@ -252,7 +252,7 @@ def test_a_run_is_trained_by_one_at_a_time(
     config = small_config(tmp_path, sets, "train.max_steps=1")
 
     def train_again(*_: object, **__: object) -> None:
-        with pytest.raises(UserError, match="another training of this run is going on"):
+        with pytest.raises(UserError, match="another training of this run is active"):
             train(config)
         raise InterruptedError
 

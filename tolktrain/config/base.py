@@ -1,4 +1,4 @@
-"""What every configuration model shares."""
+"""The base of all configuration models."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class StrictModel(BaseModel):
-    """A configuration component: unknown keys and silent conversions are errors, values never change once read."""
+    """A configuration component: unknown keys and implicit conversions are errors, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class InputPath:
-    """Marks a field that names something to read: `load_config` makes the path absolute."""
+    """Marks a field that names an input: `load_config` makes the path absolute."""
 
     may_be_hub_id: bool = False

@@ -1,4 +1,4 @@
-"""Configuration of data: where records lie and how they are mixed."""
+"""Configuration of data: the data sets and their mixture."""
 
 from typing import Annotated, Literal
 
@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from tolktrain.config.base import InputPath, StrictModel
 
-# Each is a file of `tolktrain.data.strategies`. New ones at the end: their order decides which one a record gets.
+# Each is a file of `tolktrain.data.strategies`. Append new ones: the order determines which strategy a record gets.
 Strategy = Literal["speech", "text", "interleaved", "recognition", "synthesis"]
 
 
@@ -56,11 +56,12 @@ class DataConfig(StrictModel):
     num_canonical_nodes: int = Field(
         default=8,
         gt=0,
-        description="Nodes the sample order is laid out for; fixed, so that any number of nodes sees the same order.",
+        description="Virtual nodes for which the order of samples is computed; fixed, so that the order does not depend"
+        " on the number of nodes.",
     )
     cache_limit: str | None = Field(
         default=None,
-        description="Disk space per node for shards of remote sets, such as 200gb; those being fetched come on top.",
+        description="Disk space per node for shards of remote sets, such as 200gb, plus shards being fetched.",
     )
     download_retries: int = Field(
         default=3, ge=0, description="Further attempts to fetch a shard, after 1, 2, 4, ... seconds."
@@ -68,7 +69,7 @@ class DataConfig(StrictModel):
     download_timeout_seconds: float = Field(
         default=60.0,
         gt=0,
-        description="Longest silence of a storage, in seconds; after download_retries + 1 times that none begins.",
+        description="Timeout of a storage, in seconds; after download_retries + 1 times this, no attempt begins.",
     )
     text_tokenizer: Annotated[str | None, InputPath()] = Field(
         default=None, description="Folder of the text tokenizer, for generation and reports."

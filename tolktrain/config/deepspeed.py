@@ -1,10 +1,10 @@
-"""DeepSpeed's settings: a JSON file for what is DeepSpeed's own, the configuration for everything else.
+"""DeepSpeed's settings: a JSON file for settings of DeepSpeed only, the configuration for everything else.
 
-DeepSpeed wants the batch triple, precision, clipping and optimizer in its own file too. Two places for one value drift
-apart, so those entries are derived here, and a file that says something else is refused. So is a file that asks for
-what would go wrong without a message, or is not tested with this model (`deepspeed_entries`).
+DeepSpeed expects the batch sizes, precision, clipping and optimizer in its own file too. So that each value has one
+place, those entries are derived here, and a file that contradicts them is refused. Entries that would silently go
+wrong, or are not tested with this model, are refused too (`deepspeed_entries`).
 
-The file is read once in the life of a run: its entries are kept in the run folder, and what is derived from them is
+The file is read once per run: its entries are kept in the run directory, and the settings derived from them are
 resolved at each start, because a start may change the layout.
 """
 
@@ -22,7 +22,7 @@ from tolktrain.errors import UserError
 from tolktrain.files.reading import parse_json, read_text
 
 _LARGEST_BYTES = 1 << 20
-_LARGEST_COUNT = 1 << 63  # DeepSpeed hands counts to libraries in C
+_LARGEST_COUNT = 1 << 63  # DeepSpeed passes counts to C libraries
 _NEVER_PRINT = 2**31
 _DEFAULT_BUCKET = 500_000_000
 _ADAMW = "the optimizer, torch's AdamW,"
@@ -32,7 +32,7 @@ _ADAMW = "the optimizer, torch's AdamW,"
 class DeepSpeedSettings:
     """DeepSpeed's configuration under one layout, resolved when a run starts."""
 
-    entries: Mapping[str, Any]  # of DeepSpeed's JSON; not to be changed
+    entries: Mapping[str, Any]  # of DeepSpeed's JSON; must not be changed
 
     @property
     def zero_stage(self) -> int:
@@ -45,17 +45,17 @@ class DeepSpeedSettings:
         return int(self.entries["gradient_accumulation_steps"])
 
     def for_engine(self, num_trained: int, clips_outside: bool) -> dict[str, Any]:
-        """A copy for one engine, with what follows from how engines are used here.
+        """A copy for one engine, with the entries that follow from the use of the engine.
 
         Args:
-            num_trained: elements of the parameters that this rank trains.
+            num_trained: number of elements of the parameters that this rank trains.
             clips_outside: whether gradients are clipped by the caller of DeepSpeed.
         """
         settings = copy.deepcopy(dict(self.entries))
         if clips_outside:
             settings["gradient_clipping"] = 0.0
         settings.setdefault("steps_per_print", _NEVER_PRINT)
-        # It waits for the GPU twice per micro batch, for a figure that is never shown.
+        # This timer would synchronize with the GPU twice per micro batch, for a figure that is never shown.
         settings["timers"] = {"throughput": {"enabled": False}, **settings.get("timers", {})}
         zero = settings["zero_optimization"]
         if settings["bf16"]["enabled"]:
@@ -63,29 +63,29 @@ class DeepSpeedSettings:
             if zero["stage"]:
                 settings["data_types"] = {"grad_accum_dtype": "fp32", **settings.get("data_types", {})}
         if zero["stage"]:
-            # Buckets are allocated in full, however small the model; DeepSpeed wants an even number of elements.
+            # Buckets are allocated in full, even for a small model; DeepSpeed needs an even number of elements.
             for entry in ("reduce_bucket_size", "allgather_bucket_size"):
                 size = min(int(zero.get(entry, _DEFAULT_BUCKET)), max(1, num_trained))
                 zero[entry] = size + size % 2
         if zero["stage"] and (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
-            # Gradients on the host outlive the step: Adam would take a parameter's old one when it gets none, silently.
-            # ZeRO 1 and 2 stop instead. ZeRO 3 has no such check.
+            # Gradients on the host persist after the step: if a parameter gets no gradient, Adam would silently use its
+            # old one. With this entry, ZeRO 1 and 2 raise an error instead. ZeRO 3 has no such check.
             zero["ignore_unused_parameters"] = False
         return settings
 
 
 @dataclass(frozen=True)
 class DeepSpeedFile:
-    """What the user's JSON file says."""
+    """The user's JSON file."""
 
-    path: str | None  # None where there is no file, and so no entries
+    path: str | None  # None if there is no file, and therefore no entries
     entries: Mapping[str, Any]
 
 
 def read_deepspeed_file(config: Config) -> DeepSpeedFile:
-    """The file that `deepspeed.config` names.
+    """Read the file that `deepspeed.config` names.
 
-    Raises UserError when it cannot be read.
+    Raises UserError if it cannot be read.
     """
     path = config.deepspeed.config
     return DeepSpeedFile(path, {} if path is None else _read(Path(path)))
@@ -94,12 +94,12 @@ def read_deepspeed_file(config: Config) -> DeepSpeedFile:
 def resolve_deepspeed(config: Config, file: DeepSpeedFile, data_parallel_size: int) -> DeepSpeedSettings:
     """DeepSpeed's configuration for `data_parallel_size` data ranks.
 
-    Adds to the entries of the file what follows from the configuration: train_batch_size,
+    Adds to the entries of the file those that follow from the configuration: train_batch_size,
     train_micro_batch_size_per_gpu, gradient_accumulation_steps, bf16, gradient_clipping, zero_optimization.stage
-    when `deepspeed.zero_stage` is set (by default 1 with tensor or pipeline parallelism, else 0), and how pipeline
-    stages exchange tensors. The optimizer and the schedule are ours, and go to `deepspeed.initialize` as objects.
+    if `deepspeed.zero_stage` is set (by default 1 with tensor or pipeline parallelism, otherwise 0), and how pipeline
+    stages exchange tensors. The optimizer and the schedule are passed to `deepspeed.initialize` as objects.
 
-    Raises UserError when an entry contradicts the configuration or is not supported, or the batch does not divide.
+    Raises UserError if an entry contradicts the configuration or is not supported, or the batch cannot be divided.
     """
     source, settings = file.path or "deepspeed", dict(file.entries)
     precision = {"enabled": config.train.precision == "bf16"}
@@ -135,7 +135,7 @@ def resolve_deepspeed(config: Config, file: DeepSpeedFile, data_parallel_size: i
 
 
 def _batch(config: Config, data_parallel_size: int) -> dict[str, tuple[Any, str]]:
-    """The batch triple and the reason for each entry. Raises UserError when the global batch does not divide."""
+    """The batch sizes and the reason for each. Raises UserError if the global batch cannot be divided."""
     batch, micro = config.train.global_batch_size, config.train.micro_batch_size
     if batch % data_parallel_size:
         below = batch - batch % data_parallel_size
@@ -163,7 +163,7 @@ def _batch(config: Config, data_parallel_size: int) -> dict[str, tuple[Any, str]
 
 
 def _contradictions(name: str, given: Any, derived: Any, reason: str) -> list[str]:
-    """Entries of the file under `name` that differ from what is derived; "auto" leaves an entry to us."""
+    """Entries of the file under `name` that contradict the derived value; "auto" accepts the derived value."""
     if given is None or given == "auto" or given == derived:
         return []
     if isinstance(derived, dict):
@@ -180,7 +180,7 @@ def _combined(given: Any, derived: Any) -> Any:
 
 
 def _refused(section: dict[str, Any], refusals: Mapping[str, Refusal], prefix: str = "") -> list[str]:
-    """Entries of the section that may not have the value they have."""
+    """Entries of the section with values that are refused."""
     mistakes = []
     for entry, refusal in refusals.items():
         head, _, tail = entry.partition(".")
@@ -199,7 +199,7 @@ def _refused(section: dict[str, Any], refusals: Mapping[str, Refusal], prefix: s
 
 
 def _zero_mistakes(zero: dict[str, Any]) -> list[str]:
-    """What is wrong with the section zero_optimization by itself."""
+    """Mistakes in the section zero_optimization, independent of other sections."""
     prefix = "zero_optimization."
     if zero["stage"] not in (0, 1, 2, 3) or isinstance(zero["stage"], bool):
         return [f"{prefix}stage is {json.dumps(zero['stage'])}; ZeRO has the stages 0, 1, 2 and 3"]
@@ -218,7 +218,7 @@ def _zero_mistakes(zero: dict[str, Any]) -> list[str]:
 
 
 def _combinations(settings: dict[str, Any], zero: dict[str, Any], config: Config) -> list[str]:
-    """What is not supported together."""
+    """Combinations of entries that are not supported."""
     stage, precision = zero["stage"], config.train.precision
     num_stages = config.parallel.pipeline_parallel_size
     offload = zero.get("offload_optimizer")
@@ -269,7 +269,7 @@ def _combinations(settings: dict[str, Any], zero: dict[str, Any], config: Config
 
 
 def _misspelt(settings: dict[str, Any], derived: Iterable[str]) -> list[str]:
-    """Top-level names that look like a known one. DeepSpeed ignores those that it does not know."""
+    """Top-level names that resemble a known one. DeepSpeed ignores unknown names."""
     known = {*SUPPORTED, *derived, *(entry.partition(".")[0] for entry in REFUSED)}
     return [
         f"{name} is not a DeepSpeed entry{near}"
@@ -284,7 +284,7 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def _is_count(value: Any) -> bool:
-    """Whether a JSON number counts something; 5e8 is a float to JSON."""
+    """Whether a JSON number is a count; 5e8 is parsed as a float."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return 0 <= value < _LARGEST_COUNT and float(value).is_integer()

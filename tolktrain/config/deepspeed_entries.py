@@ -1,19 +1,19 @@
-"""Entries of DeepSpeed's JSON file: which may be given, and why the others may not.
+"""The entries of DeepSpeed's JSON file that are supported, and the reasons why others are refused.
 
-What may be given is tested (tests/train/test_deepspeed_files.py); docs/deepspeed.md says what each does for SmolTolk.
+Supported entries are tested (tests/train/test_deepspeed_files.py); docs/deepspeed.md describes what each does.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Top-level entries and sections that may be given, besides those that follow from the configuration.
+# Supported top-level entries and sections, in addition to those that follow from the configuration.
 SUPPORTED = (
     *("comms_logger", "communication_data_type", "data_types", "dump_state", "flops_profiler", "log_level"),
     *("memory_breakdown", "pipeline", "steps_per_print", "timers", "wall_clock_breakdown", "zero_optimization"),
 )
 
-# Entries of zero_optimization that may be given, and their kind.
+# Supported entries of zero_optimization, and their types.
 ZERO_ENTRIES: Mapping[str, type] = {
     **dict.fromkeys(("contiguous_gradients", "overlap_comm", "parameter_alignment", "reduce_scatter"), bool),
     **dict.fromkeys(("use_multi_rank_bucket_allreduce", "memory_efficient_linear"), bool),
@@ -28,10 +28,10 @@ ZERO_ENTRIES: Mapping[str, type] = {
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why an entry may not be given, and what to do instead."""
+    """Why an entry is refused, and what to do instead."""
 
     reason: str
-    harmless: tuple[Any, ...] = ()  # values that change nothing and are let through
+    harmless: tuple[Any, ...] = ()  # values that change nothing and are accepted
     fix: str = "remove the entry"
 
 

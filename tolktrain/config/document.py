@@ -1,4 +1,4 @@
-"""YAML documents as trees that remember where each value was written."""
+"""YAML documents as trees with the origin of each value."""
 
 import os
 import re
@@ -14,9 +14,9 @@ from tolktrain.files.reading import DEEPEST, read_text
 
 KeyPath = tuple[str | int, ...]
 
-# What nobody writes by hand, but a few hundred bytes of aliases can ask for.
+# Limits that no hand-written file reaches, but a few hundred bytes of aliases can exceed.
 _LARGEST_BYTES = 1 << 20
-_MOST_NODES = 50_000  # keys, items and values, those that aliases repeat included
+_MOST_NODES = 50_000  # keys, items and values, including those that aliases repeat
 _MOST_CHARACTERS = 1 << 22  # of all scalars, likewise
 _LONGEST_NUMBER = 100  # characters; also of dates, true and false
 _TEXT = "tag:yaml.org,2002:str"
@@ -25,7 +25,7 @@ _SIGNED_64_BITS = range(-(1 << 63), 1 << 63)
 
 @dataclass(frozen=True)
 class Origin:
-    """Where something was written: a line of a file, or the command line."""
+    """The origin of a value: a line of a file, or the command line."""
 
     file: Path | None = None
     line: int = 0
@@ -38,7 +38,7 @@ class Origin:
 class Located:
     """A value with its origin: a mapping or list of further located values, or a scalar.
 
-    `origin` is the line of the key (or list item), which is where a reader looks.
+    `origin` is the line of the key (or list item).
     """
 
     value: Any
@@ -62,7 +62,7 @@ class Located:
         return self.value
 
     def scalars(self, path: KeyPath = ()) -> "Iterator[tuple[KeyPath, Located]]":
-        """Every scalar below with its keys."""
+        """All scalars of the tree, with their keys."""
         if not self.is_mapping and not self.is_list:
             yield path, self
         for key, child in self.children.items():
@@ -70,9 +70,9 @@ class Located:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, and numbers such as 1e-3 and 1e9, which it would take for text.
+    """YAML 1.1 as PyYAML reads it, and numbers such as 1e-3 and 1e9, which PyYAML reads as text.
 
-    Raises `yaml.YAMLError` also for more values, or values deeper in each other, than a configuration has.
+    Also raises `yaml.YAMLError` for documents with too many or too deeply nested values.
     """
 
     def __init__(self, text: str) -> None:
@@ -80,7 +80,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._num_nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """The next node. PyYAML calls this for each, and inside itself for those that it holds."""
+        """The next node. PyYAML calls this for each node, recursively for its children."""
         self._depth += 1
         self._num_nodes += 1
         if self._depth > DEEPEST:
@@ -116,7 +116,7 @@ _Loader.add_constructor("!exponent", _exponent)
 
 
 def read_document(path: Path) -> Located:
-    """The YAML mapping in `path`. Raises UserError when it cannot be read, is no valid YAML, or gives a key twice."""
+    """The YAML mapping in `path`. Raises UserError if it cannot be read, is not valid YAML, or has a key twice."""
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder; name a YAML file in it")
     try:
@@ -141,7 +141,7 @@ def write_document(content: Mapping[str, Any]) -> str:
 
 
 def parse(text: str, file: Path | None) -> Located:
-    """The YAML value in `text`; `file` names its source in messages, None stands for the command line."""
+    """The YAML value in `text`; `file` is its source for messages, None means the command line."""
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
@@ -188,8 +188,7 @@ class _Builder:
             self.open.pop()
 
     def _count(self, node: yaml.Node, origin: Origin) -> None:
-        """An alias is a copy of what it stands for, here and for all who walk the tree: one of aliases of aliases has
-        no end."""
+        """Count a node, and refuse too many: an alias is expanded to a copy, and nested aliases grow exponentially."""
         self.num_nodes += 1
         self.num_characters += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
         if self.num_nodes > _MOST_NODES or self.num_characters > _MOST_CHARACTERS:
@@ -213,14 +212,14 @@ class _Builder:
 
     def _scalar(self, node: yaml.ScalarNode, origin: Origin) -> Any:
         shown = f"{node.value[:80]!r}{'...' if len(node.value) > 80 else ''}"
-        # Numbers of a million digits take minutes, and those of thousands cannot be printed.
+        # Parsing a million digits takes minutes, and Python refuses to print numbers of thousands of digits.
         if node.tag != _TEXT and len(node.value) > _LONGEST_NUMBER:
             raise UserError(f"{origin}: {shown} has more than {_LONGEST_NUMBER} characters; put text in quotes")
         try:
             value = self.loader.construct_object(node)
         except yaml.YAMLError:
             raise
-        except Exception as error:  # with a tag such as !!bool that does not fit, PyYAML lets all kinds escape
+        except Exception as error:  # PyYAML raises various exceptions for a tag such as !!bool that does not fit
             raise UserError(f"{origin}: {shown} cannot be read ({error}); put text in quotes") from None
         if isinstance(value, int) and value not in _SIGNED_64_BITS:
             raise UserError(f"{origin}: {shown} is beyond the whole numbers of 64 bits; put text in quotes")
@@ -238,10 +237,10 @@ def _is_text(value: str) -> bool:
 
 
 def merge(below: Located, above: Located) -> Located:
-    """`above` laid over `below`: mappings merge key by key; anything else replaces what is below.
+    """Merge `above` into `below`: mappings merge key by key; any other value replaces the one in `below`.
 
     A mapping whose keys are item numbers changes single items of a list (`stages: {0: {tokens: 5000}}`).
-    Raises UserError when there is no such item.
+    Raises UserError if there is no such item.
     """
     if above.is_mapping and below.is_list and above.children and all(isinstance(key, int) for key in above.children):
         for key, child in above.children.items():
@@ -260,7 +259,7 @@ def merge(below: Located, above: Located) -> Located:
 def override(tree: Located, keys: Sequence[str], value: Located, spelled: str) -> Located:
     """`tree` with the value at the dotted `keys` replaced. `spelled` is the override as written, for messages.
 
-    Raises UserError when there are too many keys, or they lead through a scalar or to a missing list item.
+    Raises UserError if there are too many keys, or they lead through a scalar or to a missing list item.
     """
     if not keys:
         return value
@@ -274,7 +273,9 @@ def override(tree: Located, keys: Sequence[str], value: Located, spelled: str) -
             )
         key = int(keys[0])
     elif not tree.is_mapping:
-        raise UserError(f"{spelled}: there is no {keys[0]!r} to set, because {tree.value!r} stands in its place")
+        raise UserError(
+            f"{spelled}: there is no {keys[0]!r} to set, because the value is {tree.value!r}, not a mapping"
+        )
     child = tree.children.get(key, Located({}, Origin()))
     changed = override(child, keys[1:], value, spelled)
     return Located(tree.value, tree.origin, {**tree.children, key: changed})

@@ -6,7 +6,7 @@ from tolktrain.config.base import StrictModel
 
 
 class HealthConfig(StrictModel):
-    """What is asked of the machines before the first step."""
+    """The limits of the health check."""
 
     enabled: bool = Field(
         default=True,
@@ -16,8 +16,8 @@ class HealthConfig(StrictModel):
         default=0.7,
         ge=0,
         lt=1,
-        description="Speed of a GPU, as a fraction of the median of its kind, below which training does not start; of"
-        " CPUs, whose cores are shared, there is only a warning, below half of it. 0 switches this off.",
+        description="Speed of a GPU, as a fraction of the median of its kind, below which training does not start. For"
+        " CPUs, whose cores are shared, half of it, and only a warning. 0 switches this off.",
     )
     slow_network_fraction: float = Field(
         default=0.5,
@@ -27,5 +27,5 @@ class HealthConfig(StrictModel):
         " does not start; on CPUs there is only a warning. 0 switches this off.",
     )
     clock_difference_seconds: float = Field(
-        default=1.0, gt=0, description="Difference between the nodes' clocks from which on a warning is given."
+        default=1.0, gt=0, description="Difference between the nodes' clocks above which there is a warning."
     )

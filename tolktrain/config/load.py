@@ -1,13 +1,13 @@
-"""From YAML files and overrides to one checked configuration.
+"""Reads YAML files and overrides into one validated configuration.
 
 A configuration may name others in `base:` (one file or a list, relative to its own folder). They are read first, in
-order, and the file is laid over them: mappings merge key by key, a mapping with item numbers as keys changes single
-items of a list, everything else replaces. Overrides come last.
+order, and the file is merged into them: mappings merge key by key, a mapping with item numbers as keys changes single
+items of a list, any other value replaces the one before. Overrides are applied last.
 
-Input paths may be relative. The working folder is searched first, then the folder of the file that names the path,
-then the folders above it up to the root of its git repository; the first place where the path exists wins. The
-resolved configuration holds absolute paths, so that it means the same wherever it is read again. A path that exists
-nowhere counts from the working folder. Where output goes (`run.dir`) is relative to the working folder and stays so.
+Input paths may be relative. They are searched in the working directory, then in the folder of the file that names the
+path, then in the folders above it up to the root of its git repository; the first existing path is used. The resolved
+configuration contains absolute paths, so that it can be read from anywhere. A path that does not exist is resolved from
+the working directory. The output folder (`run.dir`) stays relative to the working directory.
 """
 
 import difflib
@@ -27,15 +27,14 @@ from tolktrain.errors import UserError
 
 Root = TypeVar("Root", bound=BaseModel)
 
-_MOST_MISTAKES = 50  # that are described: each is compared with all known keys
-_MOST_FILES = 50  # a base counts each time that it is named: those of bases can double at each level
+_MOST_MISTAKES = 50  # described mistakes; each is compared with all known keys
+_MOST_FILES = 50  # a base counts each time it is named, because the number of bases can double at each level
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in the YAML file `path`, with overrides such as `train.max_steps=10` (values are YAML).
 
-    Raises UserError with every mistake, each with its file and line, or when an override adds a data set that nothing
-    uses.
+    Raises UserError with all mistakes, each with its file and line, or if an override adds a data set that is not used.
     """
     tree = _with_bases(Path(path), (), iter(range(_MOST_FILES)))
     in_files = _set_names(tree)
@@ -84,7 +83,7 @@ def schema(root: type[BaseModel] = Config) -> dict[str, Any]:
         },
         **result["properties"],
     }
-    # A file with a base need not name everything itself.
+    # A file with a base need not contain all required keys.
     result.pop("required", None)
     return result
 
@@ -131,13 +130,13 @@ def _set_names(tree: Located) -> list[str]:
 
 
 def _refuse_unused(config: Config, added: Mapping[str, str]) -> None:
-    """A set that an override adds and nothing uses is a misspelled one. Shared files may define more than is used."""
+    """Refuse an unused data set that an override adds: its name is misspelled. Shared files may define unused sets."""
     used = {name for _, name in set_uses(config)}
     for name, text in added.items():
         if name not in used and name in config.data.sets:
             others = sorted(other for other in config.data.sets if other not in added)
             near = difflib.get_close_matches(name, others, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the sets that are there: {', '.join(others) or 'none'}"
+            hint = f"did you mean {near[0]}?" if near else f"defined sets: {', '.join(others) or 'none'}"
             raise UserError(
                 f"on the command line: {text!r} adds the data set {name!r}, which no mixture, validation or evaluation"
                 f" names; {hint}"
@@ -166,17 +165,17 @@ def _path_kind(path: KeyPath, root: type[BaseModel]) -> InputPath | None:
 
 
 def _search(name: str, origin: Origin) -> Path | None:
-    """Where a path exists; None when nowhere."""
+    """The absolute path if it exists in one of the searched folders; otherwise None."""
     given = os.path.expanduser(name)
     folders = [Path.cwd(), *([] if origin.file is None else _folders_of(origin.file))]
     for folder in folders:
-        if os.path.exists(folder / given):  # unlike Path's, also False for a name that no file can have
+        if os.path.exists(folder / given):  # unlike Path.exists, returns False for an invalid file name
             return Path(os.path.abspath(folder / given))
     return None
 
 
 def _folders_of(file: Path) -> list[Path]:
-    """The file's folder and those above it, up to the root of its git repository; the folder alone outside of one."""
+    """The file's folder and those above it up to the root of its git repository; outside of one only the folder."""
     folder, *above = file.resolve().parents
     folders = [folder, *above]
     roots = [i for i, candidate in enumerate(folders) if (candidate / ".git").exists()]

@@ -1,4 +1,4 @@
-"""Turns what pydantic finds wrong into messages that name the file, line, key, expectation and mend."""
+"""Turns pydantic's validation errors into messages that name the file, line, key, expected value and fix."""
 
 import difflib
 import re
@@ -25,12 +25,12 @@ BOUNDS = {
 
 
 def describe(errors: Sequence[ErrorDetails], tree: Located, root: type[BaseModel]) -> list[str]:
-    """One message per mistake. `tree` is the document that `root` refused."""
+    """One message per mistake. `tree` is the document that `root` rejected."""
     messages: dict[str, None] = {}
     paths = [(key_path(error, tree), error) for error in errors]
     for path, error in paths:
         if path is None or (error["type"] == "too_short" and _is_below(path, paths)):
-            continue  # a list whose items failed counts as empty: the items' own errors say it better
+            continue  # pydantic counts a list with invalid items as empty; the errors of the items are sufficient
         for message in _messages(error, path, tree, root):
             messages[message] = None
     return list(messages)
@@ -39,7 +39,7 @@ def describe(errors: Sequence[ErrorDetails], tree: Located, root: type[BaseModel
 def key_path(error: ErrorDetails, tree: Located) -> KeyPath | None:
     """The keys of an error as the user would write them; None for the wrong branch of a union.
 
-    Pydantic puts the tried branch of a union into the location (`model.backbone.str`), and `[key]` after a refused key.
+    Pydantic includes the branch of a union in the location (`model.backbone.str`), and `[key]` after an invalid key.
     """
     path: KeyPath = ()
     node: Located | None = tree
@@ -70,7 +70,7 @@ def _messages(error: ErrorDetails, path: KeyPath, tree: Located, root: type[Base
     kind, given = error["type"], error["input"]
     where = _origin(path, tree)
     if kind == "missing" and isinstance(path[-1], int):
-        kind, path = "too_short", path[:-1]  # pydantic takes a missing item of a list for a missing key
+        kind, path = "too_short", path[:-1]  # pydantic reports a missing item of a list as a missing key
     if kind == "missing":
         field = field_at(root, path)
         meaning = f" ({field.description.rstrip('.')})" if field is not None and field.description else ""
@@ -98,7 +98,7 @@ def _origin(path: KeyPath, tree: Located) -> str:
 
 
 def _placed(message: str, path: KeyPath, tree: Located) -> str:
-    """A validator's message, at the line of the key that it begins with."""
+    """A validator's message, with the line of the key that it begins with."""
     first = message.split(" ", 1)[0]
     inner: KeyPath = tuple(int(part) if part.isdigit() else part for part in first.split("."))
     full = (*path, *inner)

@@ -1,4 +1,4 @@
-"""Configuration of the model: SmolTolk (arXiv 2503.06211, section 3), each part of it a switch."""
+"""Configuration of the model: SmolTolk (arXiv 2503.06211, section 3); each part can be switched off."""
 
 from typing import Annotated, Literal
 
@@ -34,9 +34,9 @@ class BackboneConfig(StrictModel):
 
 
 def head_mistake(hidden_size: int, heads: int, key_value_heads: int, head_dim: int | None = None) -> str | None:
-    """Why attention cannot be cut into these heads, and the mend; None when it can.
+    """Why attention cannot be divided into these heads, and the fix; None if it can.
 
-    `head_dim` is the width of a head where it does not follow from the hidden size.
+    `head_dim` is the width of a head if it does not follow from the hidden size.
     """
     if head_dim is None and hidden_size % heads:
         fitting = [n for n in range(1, 129) if hidden_size % n == 0 and hidden_size // n % 2 == 0]
@@ -62,7 +62,7 @@ class SpeechConfig(StrictModel):
     num_units: int = Field(default=500, gt=0, description="Speech units; EOS and PAD are appended to them.")
     num_codebooks: int = Field(default=1, gt=0, description="Codebooks per frame; codebook k is delayed by k steps.")
     input_adapter_layers: int = Field(
-        default=2, ge=0, description="Transformer layers over each run of speech, before the backbone."
+        default=2, ge=0, description="Transformer layers over each speech segment, before the backbone."
     )
     output_adapter_layers: int = Field(default=2, ge=0, description="Causal transformer layers before the speech head.")
     layer_pooling: LayerPooling = Field(

@@ -13,22 +13,22 @@ ManifestFormat = Literal["tsv", "lhotse", "librispeech", "folder", "libriheavy",
 
 
 class FitConfig(StrictModel):
-    """How a log-mel speech tokenizer is made when its folder does not hold one yet."""
+    """How a log-mel speech tokenizer is fitted if its folder does not contain one yet."""
 
     num_units: int = Field(default=500, gt=1, le=65_535, description="Clusters.")
-    hours: float = Field(default=2.0, gt=0, description="Sound of the training split that is clustered, in hours.")
+    hours: float = Field(default=2.0, gt=0, description="Audio of the training split that is clustered, in hours.")
     seed: int = Field(default=0, ge=0, description="Seeds k-means and the choice of recordings.")
 
 
 class SpeechTokenizerConfig(StrictModel):
     """The speech tokenizer: a folder with speech_tokenizer.json."""
 
-    path: Annotated[str, InputPath()] = Field(description="Folder of the tokenizer; made there if `fit` is given.")
-    fit: FitConfig | None = Field(default=None, description="Fit a log-mel tokenizer if the folder holds none.")
+    path: Annotated[str, InputPath()] = Field(description="Folder of the tokenizer; created if `fit` is given.")
+    fit: FitConfig | None = Field(default=None, description="Fit a log-mel tokenizer if the folder contains none.")
 
 
 class AlignmentConfig(StrictModel):
-    """Where the end of each word comes from."""
+    """The source of word times."""
 
     method: Literal["none", "given", "ctc"] = Field(
         default="given",
@@ -37,7 +37,7 @@ class AlignmentConfig(StrictModel):
     model: Annotated[str | None, InputPath(may_be_hub_id=True)] = Field(
         default=None, description="Wav2Vec2-CTC model for ctc: a folder or hub id."
     )
-    language: str = Field(default="en", description="Language that numbers are spelled out in, as num2words names it.")
+    language: str = Field(default="en", description="Language in which numbers are spelled out, as named by num2words.")
     min_confidence: float = Field(
         default=0.5,
         ge=0,
@@ -59,18 +59,18 @@ class RecordingsConfig(StrictModel):
 
     manifest: Annotated[str, InputPath()] = Field(description="JSONL or TSV file, folder, or Lhotse manifest.")
     format: Literal["auto", ManifestFormat] = Field(
-        default="auto", description="Kind of manifest; auto tells by the name and the content."
+        default="auto", description="Kind of manifest; auto detects it from the name and the content."
     )
     audio_root: Annotated[str | None, InputPath()] = Field(
-        default=None, description="Folder that relative audio paths start from; the manifest's own if absent."
+        default=None, description="Folder of relative audio paths; the manifest's folder if absent."
     )
-    speech_tokenizer: SpeechTokenizerConfig = Field(description="What turns sound into units.")
-    alignment: AlignmentConfig = Field(default=AlignmentConfig(), description="Where words end.")
+    speech_tokenizer: SpeechTokenizerConfig = Field(description="The speech tokenizer.")
+    alignment: AlignmentConfig = Field(default=AlignmentConfig(), description="The source of word times.")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where neural tokenizers and aligners run; auto takes a GPU where there is one."
+        default="auto", description="Device of neural tokenizers and aligners; auto uses a GPU if there is one."
     )
     batch_seconds: float = Field(
-        default=240.0, gt=0, description="Sound that is encoded at a time, padding included, in seconds."
+        default=240.0, gt=0, description="Audio that is encoded at a time, including padding, in seconds."
     )
 
 
@@ -81,24 +81,27 @@ class TextConfig(StrictModel):
         min_length=1, strict=False, description="JSONL (also .gz, .zst) or Parquet files; * and ** may be used."
     )
     column: str = Field(default="text", description="Key or column that holds the text.")
-    id_column: str | None = Field(default=None, description="Key or column of a document's name; its place if absent.")
+    id_column: str | None = Field(
+        default=None, description="Key or column of a document's name; its position if absent."
+    )
 
 
 class PublishedConfig(StrictModel):
     """A set in the layout of the SmolTolk authors."""
 
     folder: Annotated[str, InputPath()] = Field(
-        description="Folder or common prefix of the speech's .bin, .len and .dur files; meta.pkl beside them."
+        description="Folder or common prefix of the speech's .bin, .len and .dur files; meta.pkl in the same folder."
     )
     text_folder: Annotated[str | None, InputPath()] = Field(
         default=None,
-        description="Folder of the text's .bin, .len, .wrds_tms, .wrds_tms_len and meta.pkl; names are the speech's.",
+        description="Folder of the text's .bin, .len, .wrds_tms, .wrds_tms_len and meta.pkl, with the names of the speech.",
     )
-    speech_tokenizer: Annotated[str, InputPath()] = Field(description="Folder of the tokenizer the units come from.")
+    speech_tokenizer: Annotated[str, InputPath()] = Field(description="Folder of the tokenizer of the units.")
     durations: Literal["file", "frames", "unknown"] = Field(
         default="file",
-        description="file: run lengths are in .dur; frames: repeats are not collapsed, there is no .dur; unknown: they"
-        " are, and each unit counts as one frame, so that hours come out too low and words cannot be aligned.",
+        description="file: run lengths are in .dur; frames: repeats are not collapsed, there is no .dur; unknown:"
+        " repeats are collapsed and there is no .dur: each unit counts as one frame, so hours are too low and words"
+        " cannot be aligned.",
     )
 
 
@@ -112,12 +115,12 @@ class PassagesConfig(StrictModel):
         " tokens; at least the sequence length of the training to come.",
     )
     shortest_tokens: int = Field(
-        default=16, gt=0, description="Passages whose speech (without speech: text) stays shorter are left out."
+        default=16, gt=0, description="Passages whose speech (or text, without speech) is shorter are omitted."
     )
 
 
 class HeldOutConfig(StrictModel):
-    """What is kept from training, chosen by the names of speakers and sources."""
+    """Held-out data, chosen by a hash of the names of speakers and sources."""
 
     sources: float = Field(default=0.01, ge=0, lt=1, description="Share of sources in the split heldout_sources.")
     speakers: float = Field(default=0.01, ge=0, lt=1, description="Share of speakers in the split heldout_speakers.")
@@ -125,15 +128,15 @@ class HeldOutConfig(StrictModel):
 
 
 class PartsConfig(StrictModel):
-    """Pieces that processes prepare one at a time; what a killed process had begun is done again."""
+    """The parts that processes prepare one at a time; an interrupted part is prepared again."""
 
     items: int = Field(default=2000, gt=0, description="Most utterances of a part.")
-    hours: float = Field(default=4.0, gt=0, description="Most sound of a part, where the manifest gives durations.")
-    megabytes: int = Field(default=64, gt=0, description="Text files are cut into parts of about this size.")
+    hours: float = Field(default=4.0, gt=0, description="Most audio of a part, if the manifest has durations.")
+    megabytes: int = Field(default=64, gt=0, description="Text files are split into parts of about this size.")
 
 
 class ShardsConfig(StrictModel):
-    """Shards as they are written."""
+    """Size and compression of shards."""
 
     megabytes: int = Field(default=32, gt=0, lt=2048, description="Largest shard, before compression.")
     compression: str | None = Field(default="zstd:7", description="zstd or gz, and a level; null for none.")
@@ -162,13 +165,13 @@ class PrepareConfig(StrictModel):
         default=None, description="Folder or hub id of a Hugging Face tokenizer; speech without text needs none."
     )
     passages: PassagesConfig = Field(default=PassagesConfig(), description="Length of records.")
-    heldout: HeldOutConfig = Field(default=HeldOutConfig(), description="What is kept from training.")
+    heldout: HeldOutConfig = Field(default=HeldOutConfig(), description="Held-out data.")
     parts: PartsConfig = Field(default=PartsConfig(), description="Size of the pieces of work.")
     shards: ShardsConfig = Field(default=ShardsConfig(), description="Size and compression of shards.")
     processes: int | None = Field(
         default=None,
         gt=0,
-        description="Processes of this machine; as many as it has cores if absent, or GPUs where models run on these.",
+        description="Processes on this machine; if absent, as many as it has cores, or GPUs if models run on GPUs.",
     )
     largest_failed_share: float = Field(
         default=0.05, ge=0, le=1, description="Above this share of failed items the command fails."

@@ -1,4 +1,4 @@
-"""The whole configuration: one tree, a branch per component."""
+"""The configuration of a run: a tree with a branch per component."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -15,36 +15,36 @@ from tolktrain.config.training import TrainConfig
 class RunConfig(StrictModel):
     """Identity of a run."""
 
-    name: str = Field(description="Name of the run, without slashes; its folder is <dir>/<name>.")
-    dir: str = Field(default="runs", description="Folder of all runs.")
+    name: str = Field(description="Name of the run, without slashes; the run directory is <dir>/<name>.")
+    dir: str = Field(default="runs", description="Folder of all run directories.")
     seed: int = Field(default=0, ge=0, description="Seeds weights and data.")
-    restart: bool = Field(default=False, description="Delete the run's folder and start anew instead of resuming.")
+    restart: bool = Field(default=False, description="Delete the run directory and start from step 0.")
 
     @model_validator(mode="after")
     def _name_is_a_folder(self) -> "RunConfig":
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise ValueError(f"name is {self.name!r}; use letters, digits, '.', '-' and '_', for it names a folder")
+            raise ValueError(f"name is {self.name!r}; use letters, digits, '.', '-' and '_', because it names a folder")
         return self
 
 
 class ParallelConfig(StrictModel):
-    """How ranks are laid out; the data-parallel size follows from the number of processes."""
+    """The layout of the ranks; the data-parallel size follows from the number of processes."""
 
-    tensor_parallel_size: int = Field(default=1, gt=0, description="Ranks that share each layer.")
-    pipeline_parallel_size: int = Field(default=1, gt=0, description="Stages the layers are cut into.")
+    tensor_parallel_size: int = Field(default=1, gt=0, description="Ranks that split each layer.")
+    pipeline_parallel_size: int = Field(default=1, gt=0, description="Pipeline stages that hold the layers.")
     sequence_parallel: bool = Field(
-        default=False, description="Whether tensor ranks also share the sequence between layers."
+        default=False, description="Whether tensor ranks also split the sequence between layers."
     )
     hang_timeout_seconds: float = Field(
         default=600.0,
         gt=0,
-        description="Seconds without progress, or without a sign of life, of any rank after which the job ends with a"
-        " message; must be longer than the longest single action, such as loading the backbone or a checkpoint.",
+        description="Seconds without progress or without a message of any rank after which the job ends with an error;"
+        " must be longer than the longest single action, such as loading the backbone or a checkpoint.",
     )
     check_batches: bool = Field(
         default=False,
-        description="Whether ranks that share a model compare their batches at every step, to find a fault; they always"
-        " do at the first step of a start.",
+        description="Whether the ranks of a model replica compare their batches at every step; they always do at the"
+        " first step of a start.",
     )
 
     @model_validator(mode="after")
@@ -55,7 +55,7 @@ class ParallelConfig(StrictModel):
 
 
 class DeepSpeedConfig(StrictModel):
-    """DeepSpeed's settings; batch sizes, precision and clipping are derived and must not be contradicted."""
+    """DeepSpeed's settings; batch sizes, precision and clipping are derived, and the file must not contradict them."""
 
     config: Annotated[str | None, InputPath()] = Field(
         default=None,
@@ -72,41 +72,39 @@ class CheckpointConfig(StrictModel):
     every_steps: int = Field(default=500, gt=0, description="Steps between checkpoints; each stage also ends with one.")
     background: bool = Field(
         default=True,
-        description="Whether training goes on while a checkpoint is written; needs memory for a copy of what a rank"
+        description="Whether training continues while a checkpoint is written; needs memory for a copy of what a rank"
         " writes.",
     )
-    keep_last: int = Field(default=2, gt=0, description="Newest checkpoints kept.")
+    keep_last: int = Field(default=2, gt=0, description="Latest checkpoints kept.")
     keep_every_steps: int | None = Field(
-        default=None, gt=0, description="Checkpoints whose step this divides are kept too, for ever."
+        default=None, gt=0, description="Checkpoints whose step this divides are never removed."
     )
     keep_best: int = Field(default=0, ge=0, description="Checkpoints with the lowest best_metric, kept too.")
     best_metric: str = Field(
-        default="loss", description="Key of metrics.jsonl that keep_best goes by, such as validation.text.held.loss."
+        default="loss", description="Key of metrics.jsonl for keep_best, such as validation.text.held.loss."
     )
     upload: str | None = Field(
         default=None,
-        description="Where checkpoints are copied to: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER,"
-        " azure://ACCOUNT.blob.core.windows.net/CONTAINER/FOLDER, or a folder of another file system. A start takes the"
-        " newest one from there if the run's folder has no newer one.",
+        description="Address to which checkpoints are copied: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER,"
+        " azure://ACCOUNT.blob.core.windows.net/CONTAINER/FOLDER, or a folder on another file system. A start fetches"
+        " the latest copy if the run directory has no newer checkpoint.",
     )
     upload_keep_last: int | None = Field(
         default=None,
         gt=0,
-        description="Newest checkpoints kept there; all if absent, for rules of the bucket to remove.",
+        description="Latest copies kept there; all if absent, so that rules of the bucket can remove them.",
     )
 
 
 class LoggingConfig(StrictModel):
-    """Where metrics go besides metrics.jsonl, and what is told of a run while it goes on."""
+    """Trackers in addition to metrics.jsonl, and monitoring of a run."""
 
     tensorboard: bool = Field(default=True, description="Write runs/<name>/tensorboard.")
     wandb_project: str | None = Field(default=None, description="Weights & Biases project; needs the wandb package.")
     heartbeat_seconds: float = Field(
-        default=10.0, gt=0, description="Seconds after which runs/<name>/heartbeat.json is written again."
+        default=10.0, gt=0, description="Seconds between updates of runs/<name>/heartbeat.json."
     )
-    straggler_steps: int = Field(
-        default=20, gt=0, description="Steps after which the slowest of several ranks is looked for."
-    )
+    straggler_steps: int = Field(default=20, gt=0, description="Steps between searches for the slowest rank.")
 
 
 class KernelsConfig(StrictModel):
@@ -114,18 +112,18 @@ class KernelsConfig(StrictModel):
 
     backend: Literal["auto", "triton", "torch"] = Field(
         default="auto",
-        description="What computes pooling, adapters, norms, rotations, activations and losses: triton needs a GPU,"
-        " torch runs everywhere; auto takes triton where it can run.",
+        description="Implementation of pooling, adapters, norms, rotations, activations and losses: triton needs a GPU,"
+        " torch runs everywhere; auto uses triton if it can run.",
     )
     attention: Literal["auto", "flash", "varlen", "padded"] = Field(
         default="auto",
-        description="Attention inside runs of speech: the package flash-attn, PyTorch's own for packed sequences, or"
-        " runs padded to the longest; auto takes the first of these that can run.",
+        description="Attention inside speech segments: the package flash-attn, PyTorch's own for packed sequences, or"
+        " segments padded to the longest; auto uses the first of these that can run.",
     )
 
 
 class EvaluationConfig(StrictModel):
-    """What is measured and shown when training is done."""
+    """Evaluation, samples and report after training."""
 
     after_training: bool = Field(
         default=False,
@@ -179,7 +177,7 @@ class Config(StrictModel):
         return self
 
     def follow_up_settings(self) -> dict[str, Any]:
-        """Plain values that evaluation and samples depend on besides the checkpoint and what a run cannot change."""
+        """Plain values on which evaluation and samples depend, except those that a run cannot change."""
         return {
             "evaluation": self.evaluation.model_dump(mode="json", exclude={"after_training"}),
             "text_tokenizer": self.data.text_tokenizer,
@@ -214,7 +212,7 @@ def _nothing_to_train(config: Config) -> list[str]:
     if config.model.speech.layer_pooling != "none":
         return []
     return [
-        f"train.stages.{i}.trainable is [pooling], of which a model with model.speech.layer_pooling none has nothing;"
+        f"train.stages.{i}.trainable is [pooling], but a model with model.speech.layer_pooling none has no pooling;"
         " add backbone or speech"
         for i, stage in enumerate(config.train.stages)
         if set(stage.trainable) == {"pooling"}
@@ -233,7 +231,7 @@ def _unknown_metric(config: Config) -> list[str]:
 
 
 def _missing_for_evaluation(config: Config) -> list[str]:
-    """What `evaluation.after_training` needs and is not there; found now, not when training is done."""
+    """Missing inputs of `evaluation.after_training`; reported before training instead of after it."""
     if not config.evaluation.after_training:
         return []
     parts = [

@@ -13,36 +13,36 @@ ParameterGroup = Literal["backbone", "pooling", "speech"]
 class ScheduleConfig(StrictModel):
     """Trapezoidal schedule: linear warm-up, constant, linear decay at the end of the stage."""
 
-    warmup_steps: int = Field(default=100, ge=0, description="Steps from zero to the full rate.")
-    decay_steps: int = Field(default=0, ge=0, description="Steps at the end of the stage over which the rate falls.")
+    warmup_steps: int = Field(default=100, ge=0, description="Steps from zero to the full learning rate.")
+    decay_steps: int = Field(default=0, ge=0, description="Steps of linear decay at the end of the stage.")
     final_fraction: float = Field(
-        default=0.1, ge=0, le=1, description="Rate at the end of the decay, as a fraction of the full rate."
+        default=0.1, ge=0, le=1, description="Learning rate at the end of the decay, as a fraction of the full rate."
     )
 
 
 class StageConfig(StrictModel):
-    """One stage of the recipe: what is trained, on what, for how long."""
+    """One stage of the recipe: trained parameters, mixture, length and learning rates."""
 
     name: str = Field(description="Name in metrics and reports.")
-    tokens: int = Field(gt=0, description="Positions to train on, over all ranks; rounded up to whole steps.")
+    tokens: int = Field(gt=0, description="Positions of the stage, over all ranks; rounded up to whole steps.")
     trainable: tuple[ParameterGroup, ...] = Field(
         default=("backbone", "pooling", "speech"),
         min_length=1,
         strict=False,
-        description="Parameter groups that change; the others are frozen.",
+        description="Trained parameter groups; the others are frozen.",
     )
     mixture: Mixture = Field(min_length=1, description="Strategies and data sets of this stage.")
-    learning_rate: float = Field(gt=0, description="Full rate of the backbone, the text tables and the pooling.")
+    learning_rate: float = Field(gt=0, description="Full learning rate of the backbone, the text tables and pooling.")
     speech_learning_rate: float | None = Field(
-        default=None, gt=0, description="Full rate of speech tables and adapters; the same rate if absent."
+        default=None, gt=0, description="Full learning rate of speech tables and adapters; the same if absent."
     )
-    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="Course of both rates over the stage.")
+    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="Schedule of both learning rates.")
 
     @model_validator(mode="after")
     def _something_learns(self) -> "StageConfig":
         if "backbone" not in self.trainable and set(self.mixture) == {"text"}:
             raise ValueError(
-                f"trainable is {list(self.trainable)}, which text alone does not reach; add backbone, or a strategy"
+                f"trainable is {list(self.trainable)}, which text alone does not train; add backbone, or a strategy"
                 " with speech to the mixture"
             )
         return self
@@ -75,39 +75,37 @@ class ValidationConfig(StrictModel):
 
 
 class GuardConfig(StrictModel):
-    """What happens when training breaks down: the run goes back and leaves out the data that led there."""
+    """Detection of divergence, and the rollback that skips the data that led to it."""
 
     max_skipped_in_a_row: int = Field(
         default=20,
         gt=0,
-        description="Steps skipped in a row, for losses or gradients that are not finite, after which the run goes"
+        description="Consecutive steps skipped because of non-finite losses or gradients, after which the run is rolled"
         " back.",
     )
     spike_sigma: float | None = Field(
         default=8.0,
         gt=0,
         description="Robust standard deviations above the median of the recent losses from which a loss counts as"
-        " spiking; null to look for no spikes.",
+        " spiking; null disables the detection of spikes.",
     )
     spike_window: int = Field(
         default=200,
         ge=4,
-        description="Recent losses of the stage that make the median; no loss counts as spiking before there are as"
-        " many.",
+        description="Number of recent losses of the stage for the median; before there are as many, no loss counts as"
+        " spiking.",
     )
     spike_patience: int = Field(
         default=20,
         gt=0,
-        description="Spiking losses in a row after which the run goes back; fewer are outliers.",
+        description="Consecutive spiking losses after which the run is rolled back; fewer are outliers.",
     )
     skip_before: int = Field(
         default=10,
         ge=0,
-        description="Steps before the first bad one whose data is left out too: what breaks a model shows later.",
+        description="Steps before the first bad one whose data is skipped too, because bad data acts with a delay.",
     )
-    max_rollbacks: int = Field(
-        default=3, ge=0, description="Times that the run goes back; after that a divergence ends it."
-    )
+    max_rollbacks: int = Field(default=3, ge=0, description="Most rollbacks; after them, a divergence ends the run.")
 
 
 class TrainConfig(StrictModel):
@@ -118,21 +116,21 @@ class TrainConfig(StrictModel):
     micro_batch_size: int = Field(gt=0, description="Sequences per forward pass of one data rank.")
     sequence_length: int = Field(gt=1, description="Positions per sequence.")
     precision: Literal["bf16", "fp32"] = Field(
-        default="bf16", description="Precision of weights and activations; masters are float32."
+        default="bf16", description="Precision of weights and activations; master weights are float32."
     )
     activation_checkpointing: Literal["none", "layers"] = Field(
         default="none",
-        description="What the backward pass computes again instead of keeping it: nothing, or each transformer layer.",
+        description="Activations that the backward pass recomputes: none, or those of each transformer layer.",
     )
     compile: Literal["none", "layers"] = Field(
         default="none",
-        description="What torch.compile turns into fused code: nothing, or each transformer layer. It is compiled in"
-        " the first step, for minutes.",
+        description="Modules that torch.compile compiles: none, or each transformer layer. Compilation takes minutes in"
+        " the first step.",
     )
     max_steps: int | None = Field(default=None, gt=0, description="Ends the run early, counted over all stages.")
     last_stage: str | None = Field(default=None, description="Ends the run after the stage of this name.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimizer settings.")
-    guard: GuardConfig = Field(default=GuardConfig(), description="What happens when training diverges.")
+    guard: GuardConfig = Field(default=GuardConfig(), description="Detection of divergence, and rollback.")
     validation: ValidationConfig = Field(default=ValidationConfig(), description="Validation during training.")
     log_every_steps: int = Field(
         default=10, gt=0, description="Steps between progress lines; metrics.jsonl has every step."

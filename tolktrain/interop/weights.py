@@ -55,7 +55,7 @@ def export_weights(
 ) -> Path:
     """Write the parameters of a run's checkpoint into the new or empty folder `into`; returns the checkpoint.
 
-    Takes the newest sound checkpoint, or that of `step`, after comparing it with its checksums. The folder appears
+    Takes the latest valid checkpoint, or that of `step`, after comparing it with its checksums. The folder appears
     complete or not at all. Memory: about two files of `file_bytes`, or the largest tensor.
 
     Raises UserError when `into` is not empty or the present folder, which would be replaced, or there is no such sound

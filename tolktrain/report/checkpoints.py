@@ -27,7 +27,7 @@ def show_checkpoints(run_dir: Path, checksums: bool, console: Console) -> bool:
     total = sum(entry.num_bytes for entry in entries)
     line = f"{len(entries)} in {run_dir / 'checkpoints'}, {_size(total)} in all"
     console.print(line, soft_wrap=True, highlight=False)
-    return all(entry.condition != "unsound" for entry in entries)
+    return all(entry.condition != "damaged" for entry in entries)
 
 
 def _row(entry: Entry) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""The run folder: names of its files, configuration, metrics, lease, rollback records, copies, and models out of it."""
+"""The run directory: names of its files, configuration, metrics, lease, rollback records, copies, loading models."""

@@ -1,4 +1,4 @@
-"""The copies of a run's checkpoints that `checkpoint.upload` asks for."""
+"""The remote copies of a run's checkpoints (`checkpoint.upload`)."""
 
 import logging
 from pathlib import Path
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 def storage_of(config: Config) -> Storage | None:
-    """Where the run's copies are: a folder of its name below `checkpoint.upload`; None if nothing is copied.
+    """The storage of the run's copies: a folder of its name below `checkpoint.upload`; None if nothing is copied.
 
-    Raises UserError when that is no address.
+    Raises UserError if the address is invalid.
     """
     address = config.checkpoint.upload
     if address is None:
@@ -33,7 +33,7 @@ def storage_of(config: Config) -> Storage | None:
 
 
 def uploads_of(config: Config) -> Uploads | None:
-    """What copies the run's checkpoints in the background, if the configuration asks for it; for rank 0."""
+    """Copies the run's checkpoints in the background, if `checkpoint.upload` is set; for rank 0."""
     storage = storage_of(config)
     if storage is None:
         return None
@@ -41,9 +41,9 @@ def uploads_of(config: Config) -> Uploads | None:
 
 
 def restore_latest(config: Config, run_dir: Path, token: int) -> None:
-    """Fetch the latest valid copy if the run's folder has no valid checkpoint of that step or later.
+    """Fetch the latest valid copy if the run directory has no valid checkpoint of that step or later.
 
-    Raises UserError when the copies cannot be reached and the folder has no valid checkpoint, or see `restore`.
+    Raises UserError if the copies cannot be reached and the run directory has no valid checkpoint; see also `restore`.
     """
     storage = storage_of(config)
     if storage is None:
@@ -61,7 +61,7 @@ def restore_latest(config: Config, run_dir: Path, token: int) -> None:
 
 
 def forget_copies(config: Config) -> None:
-    """Let no later start continue from the copies of a run that is restarted from step 0."""
+    """Make the copies of a run that is restarted from step 0 unusable for later starts."""
     storage = storage_of(config)
     if storage is not None:
         forget(storage)

@@ -1,7 +1,7 @@
-"""deepspeed.json in the folder of a run: the entries of the file that `deepspeed.config` named when the run began.
+"""deepspeed.json in the run directory: the entries of the file that `deepspeed.config` named when the run began.
 
-All later starts use them, whatever has become of that file. The settings that the latest start has resolved from them
-are written too, for readers.
+All later starts use these entries, even if that file has changed. The settings that the latest start has resolved from
+them are also written, for information.
 """
 
 import json
@@ -16,9 +16,9 @@ _LARGEST_BYTES = 4 << 20
 
 
 def read_kept_entries(path: Path) -> DeepSpeedFile | None:
-    """What a run keeps of DeepSpeed's file in `path`; None in a run of a release that kept nothing.
+    """The entries that a run keeps in `path`; None for a run of an older release, which kept none.
 
-    Raises UserError when deepspeed.json cannot be read.
+    Raises UserError if deepspeed.json cannot be read.
     """
     try:
         content = parse_json(read_text(path, _LARGEST_BYTES))
@@ -36,7 +36,7 @@ def read_kept_entries(path: Path) -> DeepSpeedFile | None:
 
 
 def write_kept_entries(path: Path, file: DeepSpeedFile, resolved: DeepSpeedSettings) -> None:
-    """Keep the entries and what was resolved from them; the file appears whole or not at all."""
+    """Write the entries and the settings resolved from them, atomically."""
     content = {"config": file.path, "entries": file.entries, "resolved": resolved.entries}
     replace_file(path, json.dumps(content, indent=2) + "\n")
 
@@ -44,7 +44,8 @@ def write_kept_entries(path: Path, file: DeepSpeedFile, resolved: DeepSpeedSetti
 def is_same_file(kept: str | None, named: str | None) -> bool:
     """Whether `deepspeed.config` names the file that the kept entries were read from.
 
-    A file that has vanished may have another path now: one that exists nowhere counts from the working folder.
+    A missing file may have another path now, because relative paths of missing files are resolved from the working
+    directory. So two missing files of the same name count as the same.
     """
     if kept is None or named is None or kept == named:
         return kept == named

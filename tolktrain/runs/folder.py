@@ -1,4 +1,4 @@
-"""The folder of a run: made, found again, refused when it belongs to another configuration."""
+"""The run directory: created or opened, and refused if it belongs to another configuration."""
 
 import contextlib
 import errno
@@ -24,7 +24,7 @@ from tolktrain.runs.lease import Lease, LostLeaseError
 from tolktrain.runs.metrics import last_step
 from tolktrain.runs.paths import RunPaths
 
-# What may change from one start of a run to the next: it decides neither what is learned nor in which order.
+# Keys that may change between starts of a run: they affect neither what is learned nor the order of the data.
 FREE_KEYS = (
     "run.dir",
     "run.name",
@@ -54,18 +54,18 @@ logger = logging.getLogger(__name__)
 
 
 class RunDirectory:
-    """The folder of a run, held by one training at a time. For rank 0 alone; the others know the path.
+    """The run directory, which one training holds at a time. Used on rank 0 only; the other ranks know the path.
 
-    `open` changes nothing that was there, but for the lease; `begin` does, when all input has been found sound.
+    `open` changes nothing in it except the lease. `begin` changes it, after all input has been validated.
     """
 
     def __init__(self, config: Config, lease: Lease, created: list[Path]) -> None:
         self.paths = RunPaths.of(config)
-        # Configuration of the earlier start that this one goes on with, None for a fresh run.
+        # Configuration of the earlier start that this start continues, None for a new run.
         self.previous: dict[str, Any] | None = None
-        self.deepspeed = DeepSpeedFile(None, {})  # what this start resolves DeepSpeed's settings from
-        self.changes: str | None = None  # in what `deepspeed.config` names, since the last start; for the log
-        self._kept_as: str | None = None  # path of the file that those entries were first read from
+        self.deepspeed = DeepSpeedFile(None, {})  # from which this start resolves DeepSpeed's settings
+        self.changes: str | None = None  # changes of the entries since the last start; for the log
+        self._kept_as: str | None = None  # path of the file from which the entries were first read
         self.restarts = config.run.restart and _may_restart()
         self.lease = lease
         self._config = config
@@ -73,11 +73,11 @@ class RunDirectory:
 
     @classmethod
     def open(cls, config: Config, report: Callable[[str], None] | None = None) -> "RunDirectory":
-        """Create or find the folder, and take its lease; `report` (the terminal) gets a line if that means waiting.
+        """Create or open the directory, and take its lease; `report` (the terminal) gets a line if it has to wait.
 
         A newer checkpoint is fetched from `checkpoint.upload`, if there is one.
 
-        Raises UserError when another training holds it, or it belongs to a run of another configuration.
+        Raises UserError if another training holds the directory, or it belongs to a run of another configuration.
         """
         paths = RunPaths.of(config)
         path = paths.root
@@ -103,7 +103,7 @@ class RunDirectory:
         return directory
 
     def begin(self, resolved: DeepSpeedSettings) -> None:
-        """Empty the folder if the run starts anew, and write config.yaml and deepspeed.json."""
+        """Empty the directory if the run restarts from step 0, and write config.yaml and deepspeed.json."""
         if self.restarts:
             forget_copies(self._config)
             _clear(self.paths)
@@ -111,7 +111,7 @@ class RunDirectory:
         replace_file(self.paths.config, dump_config(self._config))
 
     def _find_deepspeed_entries(self) -> None:
-        """Those that the run keeps while `deepspeed.config` names the same file, else those of the file it names."""
+        """Use the kept entries if `deepspeed.config` names the same file; otherwise the entries of the named file."""
         named, copy = self._config.deepspeed.config, self.paths.deepspeed
         kept = read_kept_entries(copy) if self.previous is not None else None
         if kept is None or not is_same_file(kept.path, named):
@@ -133,20 +133,20 @@ class RunDirectory:
             )
 
     def close(self) -> None:
-        """Let another training have the folder."""
+        """Release the directory for other trainings."""
         self.lease.release()
 
     def discard_unused(self) -> None:
-        """Remove the folders that were made for this start, if no step has been logged."""
+        """Remove the folders that this start has created, if no step has been logged."""
         path = self.paths.root
         if path not in self._created or _has_begun(self.paths):
             return
         try:
             self.lease.check()
         except (LostLeaseError, OSError):
-            return  # the folder is another training's now, or nobody knows
+            return  # another training may own the directory now
         self.lease.stop()
-        # Gone at once: another start must not meet half a folder.
+        # Renamed first: another start must not find a partially deleted directory.
         doomed = path.with_name(f".discarded-{path.name}-{self.lease.token}")
         path.rename(doomed)
         shutil.rmtree(doomed)
@@ -182,7 +182,7 @@ def _changed_entries(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
 def _may_restart() -> bool:
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return True
-    logger.warning("run.restart has no effect: Slurm has requeued this job, which goes on from its checkpoint")
+    logger.warning("run.restart has no effect: Slurm has requeued this job, which continues from its checkpoint")
     return False
 
 
@@ -191,19 +191,19 @@ def _say(line: str) -> None:
 
 
 def _read_previous(paths: RunPaths) -> dict[str, Any] | None:
-    """The configuration of the run that is there; a start that never came to a step left none."""
+    """The configuration of the existing run; None if no start has reached a step."""
     file = paths.config
     if not file.exists() or not (_has_begun(paths) or CheckpointStore(paths.checkpoints).was_used()):
         return None
     try:
         content: dict[str, Any] = read_document(file).plain()
     except UserError as error:
-        raise UserError(f"{error}; restore the file, or start anew with run.restart=true") from None
+        raise UserError(f"{error}; restore the file, or start again from step 0 with run.restart=true") from None
     return content
 
 
 def _has_begun(paths: RunPaths) -> bool:
-    """Whether there is something that belongs to a configuration. A run that has gone back to its beginning has no
+    """Whether the run has logged a step or has been rolled back; a run that was rolled back to its beginning has no
     steps."""
     return bool(last_step(paths.root)) or paths.rollbacks.exists()
 
@@ -212,14 +212,14 @@ def _clear(paths: RunPaths) -> None:
     entries = [entry for entry in paths.root.iterdir() if entry not in (paths.lease, paths.logs)]
     if entries and not paths.config.exists():
         raise UserError(
-            f"run.restart would delete {paths.root}, which is not the folder of a run (it has no {paths.config.name})"
+            f"run.restart would delete {paths.root}, which is not a run directory (it has no {paths.config.name})"
         )
-    # config.yaml goes last, so that a restart that was interrupted still finds the folder of a run.
+    # config.yaml is deleted last, so that after an interrupted restart the directory is still a run directory.
     for entry in sorted(entries, key=lambda entry: entry == paths.config):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
-            entry.unlink(missing_ok=True)  # the heartbeat comes and goes
+            entry.unlink(missing_ok=True)  # heartbeat.json may be renamed meanwhile
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

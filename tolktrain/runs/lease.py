@@ -1,29 +1,29 @@
-"""Who may write a run's folder: a lease with a fencing token, in files of the folder itself.
+"""The lease that says which job may write the run directory, with a fencing token, in files of that directory.
 
 ```
 lease/
   00000006.json      an earlier owner
   00000007.json      the owner: the highest number owns the run
 ```
-Numbers are never used again. Taking the lease creates the next number by an operation that either makes the name or
-fails because it exists, decided by the file server (`link`, or `open` with O_EXCL, both atomic on NFS from version 3
-on, and on Lustre). So one of several starters gets a number. No file locks, which network file systems know badly or
-not at all, and no comparison of clocks of different nodes.
+Numbers are never reused. A starter takes the lease by creating the next number, with an operation of the file server
+that fails if the name exists (`link`, or `open` with O_EXCL; both are atomic on NFS since version 3 and on Lustre). So
+exactly one of several starters gets a number. File locks are not used, because network file systems support them
+poorly, and clocks of different nodes are not compared.
 
-The owner writes a growing counter into its file. A starter that cannot know whether the owner lives watches the
-counter by its own clock: if it stands still for `lease_seconds`, the starter takes the next number.
+The owner writes an increasing counter to its file. A starter that cannot determine whether the owner is alive observes
+the counter by its own clock. If the counter does not change for `lease_seconds`, the starter takes the next number.
 
-What is guaranteed, and what is not:
+Guarantees and limits:
 
 - Two processes never have the same token, and later tokens are higher.
-- `check` sees every token that was created before it was called. It changes the folder first, because an NFS client
-  may show an old listing for up to a minute unless it has itself changed the folder.
-- An owner that was stopped, or cut off from the file server, for longer than `lease_seconds` may be overtaken while it
-  lives. Its next `check` raises. Between a `check` and what follows it nothing holds an overtaken process back;
-  therefore unfinished files carry the token in their names, and a new owner removes those of other tokens: what the
-  late process then tries to rename does not exist.
-- A starter may find an owner dead that is only slow (`lease_seconds` without renewal). The old one is then fenced off;
-  the files stay sound.
+- `check` sees every token that was created before it was called. It changes the folder first, because an NFS client may
+  return an old listing for up to a minute unless it has changed the folder itself.
+- If an owner is suspended, or disconnected from the file server, for longer than `lease_seconds`, another job may take
+  the lease. The owner's next `check` raises. Writes between a `check` and the next one are not prevented. Therefore
+  unfinished files have the token in their names, and a new owner removes those of other tokens, so that a late rename
+  fails.
+- A starter may take the lease of an owner that is only slow (`lease_seconds` without renewal). The old owner is then
+  fenced off; the files stay valid.
 """
 
 import contextlib
@@ -50,9 +50,9 @@ from tolktrain.runs.paths import RunPaths
 
 LEASE_SECONDS = 30.0
 _RENEWALS_PER_LEASE = 15
-# A starter with an old listing must meet an existing file when it tries a number that was used.
+# A starter with an old listing that tries a used number must find that its file exists.
 _NUMBERS_KEPT = 16
-_FILE_BYTES = 2048  # of every lease file, so that renewing writes in place and needs no space on a full disk
+_FILE_BYTES = 2048  # size of every lease file; constant, so that renewing in place works on a full disk
 _ATTEMPTS, _ATTEMPT_SECONDS = 1000, 0.01
 _NAME = re.compile(r"(\d{8,})\.json")
 _ASIDE = ".tmp-"
@@ -63,12 +63,12 @@ logger = logging.getLogger(__name__)
 
 
 class LostLeaseError(UserError):
-    """Another training has taken the run over; this process must not write to its folder any more."""
+    """Another training has taken over the run; this process must not write to the run directory any more."""
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A lease file as it was read. Without an owner where it is empty or damaged."""
+    """The content of a lease file. It has no owner if it is empty or damaged."""
 
     token: int
     content: bytes
@@ -84,9 +84,9 @@ class _Found:
 
 
 class Lease:
-    """The right to write a run's folder, renewed by a thread. Rank 0 holds it for all ranks.
+    """The right to write the run directory, renewed by a thread. Rank 0 holds it for all ranks.
 
-    A context manager: releases at the end. In a forked child it neither renews nor releases.
+    As a context manager, it is released at the end. In a forked child, it is neither renewed nor released.
     """
 
     def __init__(self, folder: Path, token: int, content: dict[str, Any], renew_seconds: float) -> None:
@@ -110,13 +110,13 @@ class Lease:
         lease_seconds: float = LEASE_SECONDS,
         environ: Mapping[str, str] = os.environ,
     ) -> "Lease":
-        """Take the lease of the run in the existing folder `run_dir`, waiting up to `lease_seconds` for a dead owner.
+        """Take the lease of the existing run directory `run_dir`; wait up to `lease_seconds` for an owner to expire.
 
-        `report` gets a line for the terminal when it has to wait. A refused start changes nothing.
+        `report` gets a line for the terminal if it has to wait. A refused start changes nothing.
 
         Raises:
-            UserError: another training of this run is going on; names it.
-            OSError: the folder cannot be read or written.
+            UserError: another training of this run is active; the message names it.
+            OSError: the directory cannot be read or written.
         """
         folder = RunPaths(run_dir).lease
         content = {
@@ -132,13 +132,13 @@ class Lease:
 
     @property
     def lost(self) -> str | None:
-        """Why the lease was lost, if the renewing thread has noticed. Costs nothing; `check` is what counts."""
+        """Why the lease was lost, if the renewing thread has noticed it. Only `check` is authoritative."""
         return self._lost
 
     def check(self) -> None:
-        """Raise LostLeaseError if another process has taken the lease, as the file server says now.
+        """Raise LostLeaseError if another process has taken the lease, according to the file server.
 
-        Raises OSError when that cannot be found out.
+        Raises OSError if the file server cannot be asked.
         """
         if self._lost is None:
             self._lost = self._why_lost()
@@ -146,15 +146,15 @@ class Lease:
             raise LostLeaseError(self._lost)
 
     def stop(self) -> None:
-        """Stop renewing, without giving the lease to others; for whoever removes the folder."""
+        """Stop renewing without releasing the lease; for removing the run directory."""
         if os.getpid() != self._pid:
             return
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=10)  # it may hang in a file system that does not answer
+            self._thread.join(timeout=10)  # the file system may hang
 
     def release(self) -> None:
-        """Let another training have the run at once. Again, after a loss, or in a forked child: no effect."""
+        """Release the run for other trainings. No effect if it was released or lost before, or in a forked child."""
         if os.getpid() != self._pid or self._released:
             return
         self._released = True
@@ -196,7 +196,7 @@ class Lease:
                 failing = True
 
     def _give_up(self, error: BaseException) -> None:
-        """Nothing renews it any more: another start would take this training for dead, and write beside it."""
+        """Mark the lease as lost if the renewing thread fails: another start could take the expired lease."""
         self._lost = self._lost or (
             f"{self._path} is no longer renewed, since that failed ({describe(error)}); {_MUST_NOT_WRITE}"
         )
@@ -210,26 +210,26 @@ class Lease:
             who = "an unknown process" if found is None else found.describe()
             return f"{self._folder.parent}: another training has taken this run over: {who}; {_MUST_NOT_WRITE}"
         found = _read(self._folder, self.token)
-        # Without an id: damaged, or created on a full disk and not written yet. The next renewal mends it.
+        # Without an id, the file is damaged, or was created on a full disk. The next renewal repairs it.
         if found is None or found.id not in (self._content["id"], None):
             return f"{self._path} was removed or replaced; {_MUST_NOT_WRITE}"
         return None
 
     def _write(self, *, released: bool) -> None:
-        """Write in place: that needs no space, and cannot bring back a file that was removed."""
+        """Write in place: this needs no disk space and cannot recreate a removed file."""
         self._counter += 1
         descriptor = os.open(self._path, os.O_WRONLY)
         try:
             os.pwrite(descriptor, _encoded(self._content, self._counter, released), 0)
         finally:
-            os.close(descriptor)  # which sends it to the server
+            os.close(descriptor)  # sends the content to the file server
 
 
 _MUST_NOT_WRITE = "this process must not write to it and ends; start again when the other one has ended"
 
 
 class _Starter:
-    """Takes a lease, or says why not."""
+    """Takes a lease, or raises why it cannot."""
 
     def __init__(
         self, folder: Path, content: dict[str, Any], lease_seconds: float, report: Callable[[str], None]
@@ -246,7 +246,7 @@ class _Starter:
             latest = max(_numbers(self._folder), default=0)
             may_take = not latest or self._may_follow(latest)
             if may_take and _create(self._folder, latest + 1, self._content):
-                # The listing that was the base may have been old, and its numbers tidied away since.
+                # The listing may have been old, and its numbers may have been removed since.
                 _make_listing_fresh(self._folder)
                 if max(_numbers(self._folder), default=0) == latest + 1:
                     return latest + 1
@@ -255,9 +255,9 @@ class _Starter:
         raise OSError(errno.EAGAIN, "a lease could not be taken: its files change all the time", str(self._folder))
 
     def _may_follow(self, token: int) -> bool:
-        """Whether the owner of `token` trains no more. False: look again, others have taken the lease meanwhile.
+        """Whether the owner of `token` has ended. False if another process has taken the lease meanwhile.
 
-        Raises UserError if it does train.
+        Raises UserError if the owner is alive.
         """
         first = found = _read(self._folder, token)
         waits_since = time.monotonic()
@@ -290,13 +290,13 @@ class _Starter:
     def _refuse(self, found: _Found) -> None:
         end = "end it" if found.owner is None else f"end it ({found.owner.how_to_end()})"
         raise UserError(
-            f"{self._folder.parent}: another training of this run is going on: {found.describe()};"
+            f"{self._folder.parent}: another training of this run is active: {found.describe()};"
             f" {end} or choose another run.name"
         )
 
 
 def _create(folder: Path, token: int, content: Mapping[str, Any]) -> bool:
-    """Create the lease file of `token` if nobody has; whether this process did."""
+    """Create the lease file of `token` if it does not exist. Returns whether this process has created it."""
     path = _lease_path(folder, token)
     aside = folder / f"{_ASIDE}{content['id']}"
     encoded = _encoded(content, 0, released=False)
@@ -308,11 +308,11 @@ def _create(folder: Path, token: int, content: Mapping[str, Any]) -> bool:
         finally:
             aside.unlink(missing_ok=True)
     except FileExistsError:
-        # A server whose answer was lost is asked again by the client, and then says that the name exists: it is ours.
+        # If a reply of the server was lost, the client repeats the request, which then fails because the file exists.
         found = _read(folder, token)
         return found is not None and found.id == content["id"]
     except FileNotFoundError:
-        return False  # a new owner has tidied, or the folder was discarded
+        return False  # a new owner has removed the file, or the run directory was discarded
     except OSError as error:
         if error.errno not in _NO_LINKS + _NO_SPACE:
             raise
@@ -321,7 +321,7 @@ def _create(folder: Path, token: int, content: Mapping[str, Any]) -> bool:
 
 
 def _create_in_place(path: Path, encoded: bytes) -> bool:
-    """The same without a second file, for file systems without links and full ones; may be seen empty."""
+    """The same without a second file, for file systems that are full or have no links; the file may be seen empty."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
@@ -329,7 +329,7 @@ def _create_in_place(path: Path, encoded: bytes) -> bool:
     try:
         os.pwrite(descriptor, encoded, 0)
     except OSError as error:
-        # What fills the disk may be an unfinished checkpoint, which only the owner of the lease may remove.
+        # An unfinished checkpoint may fill the disk; only the owner of the lease may remove it.
         if error.errno not in _NO_SPACE:
             raise
     finally:
@@ -357,7 +357,7 @@ def _read(folder: Path, token: int) -> _Found | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EFBIG):  # no regular file, or much too large: nobody's lease
+        if error.errno not in (errno.EINVAL, errno.EFBIG):  # not a regular file, or much too large: not a lease
             raise
         content = b""
     try:
@@ -380,7 +380,7 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _make_listing_fresh(folder: Path) -> None:
-    """Change the folder: a client of a network file system then asks the server what is in it."""
+    """Change the folder, so that a client of a network file system fetches its listing from the server."""
     probe = folder / f"{_ASIDE}{uuid.uuid4().hex}"
     with contextlib.suppress(OSError):  # on a full disk
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
@@ -389,7 +389,7 @@ def _make_listing_fresh(folder: Path) -> None:
 
 
 def _tidy(folder: Path, token: int) -> None:
-    """Remove lease files far below `token`, and what killed starters left. A living starter then tries again."""
+    """Remove lease files far below `token`, and temporary files of starters. An active starter tries again."""
     doomed = [_lease_path(folder, number) for number in _numbers(folder) if number <= token - _NUMBERS_KEPT]
     for path in (*doomed, *folder.glob(f"{_ASIDE}*")):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What lies in a run's folder checkpoints/, sound or not."""
+"""Lists the checkpoints of a run, with their condition."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from tolktrain.errors import UserError
 from tolktrain.files.reading import read_text
 from tolktrain.runs.paths import RunPaths
 
-Condition = Literal["complete", "verified", "unsound", "set aside", "unfinished"]
+Condition = Literal["complete", "verified", "damaged", "renamed", "unfinished"]
 
 _STEP = re.compile(r"(\.tmp-.*?)?step-([0-9]{8,18})(.*)")
 
@@ -22,8 +22,9 @@ _STEP = re.compile(r"(\.tmp-.*?)?step-([0-9]{8,18})(.*)")
 class Entry:
     """One folder of checkpoints/.
 
-    complete: all files have their full size. verified: their checksums are right too. unsound: damaged, `problem` says
-    where. set aside: was found damaged at a start. unfinished: left by a save that was interrupted, or being written.
+    complete: all files have their full size. verified: their checksums are correct too. damaged: see `problem`.
+    renamed: found damaged at a start, or undone by a rollback. unfinished: being written, or left by an interrupted
+    save.
     """
 
     folder: Path
@@ -33,7 +34,7 @@ class Entry:
     written: float  # seconds since 1970
     problem: str = ""
     is_latest: bool = False
-    state: Mapping[str, Any] = field(default_factory=dict)  # state.json, empty where it cannot be read
+    state: Mapping[str, Any] = field(default_factory=dict)  # state.json; empty if it cannot be read
 
     @property
     def stage(self) -> str:
@@ -52,16 +53,16 @@ class Entry:
 
     @property
     def loss(self) -> str:
-        """The loss that was noted with it."""
+        """The loss stored in the checkpoint."""
         metrics = self.state.get("metrics")
         loss = metrics.get("loss") if isinstance(metrics, dict) else None
         return f"{loss:.4f}" if isinstance(loss, (int, float)) else "-"
 
 
 def list_checkpoints(run_dir: Path, checksums: bool = False) -> list[Entry]:
-    """All checkpoints of a run, oldest step first; with `checksums` every file is read.
+    """All checkpoints of a run, lowest step first; with `checksums`, every file is read and verified.
 
-    Raises UserError when there is none.
+    Raises UserError if there are none.
     """
     parent = RunPaths(run_dir).checkpoints
     if not parent.is_dir():
@@ -77,11 +78,11 @@ def list_checkpoints(run_dir: Path, checksums: bool = False) -> list[Entry]:
 
 
 def choose_checkpoint(run_dir: Path, step: int | None = None, warn: Callable[[str], None] = lambda _: None) -> Path:
-    """The checkpoint of `step`, or the latest valid one; read by this process and compared with its checksums.
+    """The checkpoint of `step`, or the latest valid one. This process verifies its checksums.
 
-    `warn` is told of each damaged one that is passed over.
+    `warn` gets a message for each damaged checkpoint that is skipped.
 
-    Raises UserError when there is none, the one asked for is damaged, or one that is met has another format.
+    Raises UserError if there is none, the requested one is damaged, or one has another format.
     """
     store = CheckpointStore(RunPaths(run_dir).checkpoints)
     folders = {step_of(folder): folder for folder in store.latest_first()}
@@ -100,7 +101,7 @@ def choose_checkpoint(run_dir: Path, step: int | None = None, warn: Callable[[st
     folder = store.find_latest(note)
     if folder is None:
         problems = problems or ["train until the first one is written"]
-        raise UserError("; ".join([f"{run_dir} has no sound checkpoint", *problems]))
+        raise UserError("; ".join([f"{run_dir} has no valid checkpoint", *problems]))
     return folder
 
 
@@ -113,7 +114,7 @@ def _entry(folder: Path, match: "re.Match[str]", is_latest: bool, checksums: boo
     manifest = folder / MANIFEST
     try:
         written = (manifest if manifest.exists() else folder).stat().st_mtime
-    except OSError:  # removed while we look
+    except OSError:  # removed meanwhile
         written = 0.0
     return Entry(folder, int(match[2]), condition, _num_bytes(folder), written, problem, is_latest, state)
 
@@ -122,13 +123,13 @@ def _condition(folder: Path, match: "re.Match[str]", checksums: bool) -> tuple[C
     if match[1]:
         return "unfinished", ""
     if match[3]:
-        return "set aside", ""
+        return "renamed", ""
     try:
-        # Of an incomplete one `verify` names the file, before it reads any.
+        # For an incomplete checkpoint, `verify` names the missing file before it reads any.
         if checksums or not looks_complete(folder):
             verify(folder)
     except UserError as error:
-        return "unsound", str(error)
+        return "damaged", str(error)
     return ("verified" if checksums else "complete"), ""
 
 
@@ -145,6 +146,6 @@ def _num_bytes(folder: Path) -> int:
         for name in names:
             try:
                 total += os.lstat(os.path.join(place, name)).st_size
-            except OSError:  # removed while we look
+            except OSError:  # removed meanwhile
                 continue
     return total

@@ -1,4 +1,4 @@
-"""A trained model out of a run's folder, for evaluation, generation and reports."""
+"""Loads the trained model of a run, for evaluation, generation and reports."""
 
 import logging
 from pathlib import Path
@@ -18,19 +18,19 @@ logger = logging.getLogger(__name__)
 
 
 def load_model(run_dir: str | Path) -> tuple[SmolTolk, Config, dict[str, Any]]:
-    """The model of the newest sound checkpoint (float32, on the CPU, ready to evaluate), the run's configuration, and
+    """The model of the latest valid checkpoint (float32, on the CPU, in evaluation mode), the run's configuration, and
     the checkpoint's state.json.
 
-    Raises UserError when the folder is not that of a run or has no sound checkpoint.
+    Raises UserError if `run_dir` is not a run directory or has no valid checkpoint.
     """
     run_dir = Path(run_dir)
     file = RunPaths(run_dir).config
     if not file.is_file():
-        raise UserError(f"{run_dir} is not the folder of a run: it has no {file.name}; train first")
+        raise UserError(f"{run_dir} is not a run directory: it has no {file.name}; train first")
     config = load_config(file)
     folder = choose_checkpoint(run_dir, warn=logger.warning)
     state = read_state(folder)
-    # The checkpoint knows its own sizes; a backbone folder that the configuration names may be gone.
+    # The checkpoint contains the architecture; the backbone folder in the configuration may not exist any more.
     model = SmolTolk(Architecture.from_dict(state["architecture"]), seed=None)
     load_canonical(model, read_parameters(folder))
     return model.eval(), config, state

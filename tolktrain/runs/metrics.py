@@ -17,27 +17,27 @@ Line = dict[str, Any]
 
 
 class MetricsFile:
-    """The file, open for more lines. Numbers that are not finite are written as null, which JSON has a word for."""
+    """The file, open for appending. Non-finite numbers are written as null, since JSON has no NaN or infinity."""
 
     def __init__(self, run_dir: Path) -> None:
         self._file = AppendedFile(RunPaths(run_dir).metrics)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line, readable at once by whoever watches the file. On an `OSError` nothing of it is there."""
+        """Append one line, immediately visible to readers. If it raises `OSError`, nothing of the line is written."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         self._file.append(json.dumps(finite, allow_nan=False) + "\n")
 
     def sync(self) -> None:
-        """Wait until the disk has all lines: a checkpoint must not outlive the lines before it."""
+        """Flush all lines to disk: a checkpoint must not be published before the lines of its steps."""
         self._file.sync()
 
     def close(self) -> None:
-        """End the file."""
+        """Close the file."""
         self._file.close()
 
 
 def truncate_metrics(run_dir: Path, step: int) -> None:
-    """Drop the lines after `step`, and a last line that was cut off in the middle of writing it."""
+    """Drop the lines after `step`, and an incomplete last line."""
     path = RunPaths(run_dir).metrics
     if not path.exists():
         return
@@ -68,17 +68,19 @@ def lines_of_stage(run_dir: Path, stage: str) -> Iterator[Line]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The lines without their ends. Raises UserError when the file cannot be read or is none of ours."""
+    """The lines without their line ends. Raises UserError if the file cannot be read or has another format."""
     try:
         with open_regular(path) as file:
             for line in bounded_lines(file, _LONGEST_LINE):
                 yield line.rstrip(b"\n")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it, or start anew with run.restart=true") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); restore it, or start again from step 0 with run.restart=true"
+        ) from None
 
 
 def _step_of(line: bytes) -> float:
     try:
         return int(parse_json(line)["step"])
-    except (ValueError, KeyError, TypeError, OverflowError):  # a number without end is no whole one
+    except (ValueError, KeyError, TypeError, OverflowError):  # OverflowError: infinity is not an integer
         return math.inf

@@ -1,4 +1,4 @@
-"""Where everything lies in a run folder. Whatever reads or writes one takes its paths from here."""
+"""The paths in the run directory. All code that reads or writes one takes the paths from here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,12 @@ class RunPaths:
 
     @classmethod
     def of(cls, config: Config) -> "RunPaths":
-        """Those of the run of this configuration."""
+        """The paths of the run of this configuration."""
         return cls(Path(config.run.dir) / config.run.name)
 
     @property
     def config(self) -> Path:
-        """Resolved configuration of the latest start. A folder without it is not a run folder."""
+        """Resolved configuration of the latest start. A directory without it is not a run directory."""
         return self.root / "config.yaml"
 
     @property
@@ -41,17 +41,17 @@ class RunPaths:
 
     @property
     def needed_to_resume(self) -> tuple[Path, ...]:
-        """The files that a resumed run reads besides a checkpoint."""
+        """The files that a resumed run reads in addition to a checkpoint."""
         return self.config, self.deepspeed, self.metrics, self.rollbacks
 
     @property
     def heartbeat(self) -> Path:
-        """What the run is doing now (`cluster.heartbeat`)."""
+        """The current state of the run (`cluster.heartbeat`)."""
         return self.root / "heartbeat.json"
 
     @property
     def lease(self) -> Path:
-        """Folder of the files that say which job may write the run folder (`runs.lease`)."""
+        """Folder of the files that say which job may write the run directory (`runs.lease`)."""
         return self.root / "lease"
 
     @property
@@ -81,7 +81,7 @@ class RunPaths:
 
     @property
     def sample_index(self) -> Path:
-        """What the files of `samples` are."""
+        """Descriptions of the files of `samples`."""
         return self.samples / "samples.json"
 
     @property

@@ -1,4 +1,4 @@
-"""Copies of checkpoints in an object store, and back.
+"""Copies checkpoints to an object store, and restores them.
 
 ```
 <address>/
@@ -9,11 +9,11 @@
     run/metrics.jsonl, run/rollbacks.jsonl
     manifest.json                          comes last: a copy is complete if and only if it has one
 ```
-An object appears whole or not at all. Two trainings that write a checkpoint of the same step (an old job that has not
-died) write under different names, so that they cannot mix their files.
+Objects are written atomically. If two trainings write a checkpoint of the same step (because an old job is still
+alive), they use different names, so that their files cannot mix.
 
-A run that is rolled back after a divergence leaves copies of later steps in the bucket. They do not count any more: the
-run's rollbacks.jsonl, and that of later copies, names the step that it was rolled back to.
+A run that is rolled back after a divergence leaves copies of later steps in the bucket. They are ignored: the run's
+rollbacks.jsonl, and that of later copies, contains the step to which the run was rolled back.
 """
 
 import logging
@@ -55,9 +55,9 @@ class RemoteCheckpoint:
 
 
 def find_remote(storage: Storage) -> list[RemoteCheckpoint]:
-    """All complete copies, latest first. Where listing is refused, the one that `latest` names.
+    """All complete copies, latest first. If listing is refused, the one that `latest` names.
 
-    Raises UserError when the storage cannot be reached.
+    Raises UserError if the storage cannot be reached.
     """
     latest = (storage.read(LATEST, DESCRIPTION_BYTES) or b"").decode(errors="replace").strip()
     try:
@@ -69,19 +69,19 @@ def find_remote(storage: Storage) -> list[RemoteCheckpoint]:
         objects = [f"{latest}/{MANIFEST}"]
     names = [name.removesuffix(f"/{MANIFEST}") for name in objects if name.endswith(f"/{MANIFEST}")]
     remotes = [RemoteCheckpoint(name, int(match[1])) for name in names if (match := _NAME.fullmatch(name))]
-    # Of two copies of one step, the one that was finished last.
+    # Of two copies of one step, the one that was finished last comes first.
     return sorted(remotes, key=lambda remote: (remote.step, remote.name == latest), reverse=True)
 
 
 def restore(storage: Storage, run_dir: Path, newer_than: int, token: int = 0) -> Path | None:
-    """Bring the latest valid copy above step `newer_than` into checkpoints/ of a run; None if there is none.
+    """Download the latest valid copy above step `newer_than` to checkpoints/ of a run; None if there is none.
 
-    Returns its folder, which appears complete and verified, or not at all. The files of `RunPaths.needed_to_resume` are
-    fetched if the run has none. Copies of steps that were undone by a rollback are passed over; damaged ones are named
-    in warnings. For one process, which holds the lease of `token`.
+    Returns its folder, which is created atomically after verification. The files of `RunPaths.needed_to_resume` are
+    fetched if the run has none. Copies of steps that a rollback has undone are skipped; damaged ones cause warnings.
+    For one process, which holds the lease of `token`.
 
-    Raises UserError: the storage cannot be reached; the disk is too small; there are copies, all of them damaged, and
-    the run would start from step 0 (`newer_than` is 0).
+    Raises UserError if the storage cannot be reached, the disk is too small, or all copies are damaged and the run
+    would start from step 0 (`newer_than` is 0).
     """
     damaged = []
     newer = [remote for remote in find_remote(storage) if remote.step > newer_than]
@@ -108,14 +108,14 @@ def forget(storage: Storage) -> None:
 
 
 def remote_name(folder: Path) -> str:
-    """Name of the copy of a checkpoint. Raises OSError when that has no manifest."""
+    """Name of the copy of a checkpoint. Raises OSError if it has no manifest."""
     step = _STEP_FOLDER.search(folder.name)
     assert step is not None
     return f"{step[0]}-{file_sha256(folder / MANIFEST)[:12]}"
 
 
 def upload_files(storage: Storage, folder: Path) -> None:
-    """Copy the files of the complete checkpoint `folder`, largest first, all but the manifest."""
+    """Copy all files of the complete checkpoint `folder` except the manifest, largest first."""
     name, files = remote_name(folder), read_manifest(folder)
     for file in sorted(files, key=lambda file: (-files[file]["size"], file)):
         storage.upload(folder / file, f"{name}/{file}")
@@ -124,7 +124,7 @@ def upload_files(storage: Storage, folder: Path) -> None:
 def complete(storage: Storage, folder: Path, run_files: Mapping[str, bytes]) -> None:
     """Make the copy of `folder` complete: copy the manifest and let `latest` name the copy.
 
-    `run_files` are small files of the run by name, as they were at that step.
+    `run_files` are small files of the run by name, with their content at that step.
     """
     name = remote_name(folder)
     for file, content in run_files.items():
@@ -136,7 +136,8 @@ def complete(storage: Storage, folder: Path, run_files: Mapping[str, bytes]) -> 
 def remove_old(storage: Storage, keep_last: int, rollbacks: bytes = b"") -> None:
     """Delete complete copies except the latest `keep_last`, and those of steps that a rollback has undone.
 
-    `rollbacks` is the run's rollbacks.jsonl. The manifest of a copy is deleted first, so that none is complete in part.
+    `rollbacks` is the run's rollbacks.jsonl. The manifest of a copy is deleted first, so that no partial copy counts as
+    complete.
     """
     remotes = find_remote(storage)
     undone = _undone(storage, remotes, rollbacks) if rollbacks else set()
@@ -150,7 +151,7 @@ def remove_old(storage: Storage, keep_last: int, rollbacks: bytes = b"") -> None
 def _undone(storage: Storage, remotes: Sequence[RemoteCheckpoint], rollbacks: bytes) -> set[RemoteCheckpoint]:
     """Copies that were made before a rollback to an earlier step.
 
-    `rollbacks` is the run's rollbacks.jsonl, empty if the disk has none; the copies hold it as it was.
+    `rollbacks` is the run's rollbacks.jsonl, empty if the disk has none; each copy contains the file of its step.
     """
     known = {remote: _to_steps(storage.read(f"{remote.name}/{_RUN}/{ROLLBACKS_FILE}") or b"") for remote in remotes}
     history = max([_to_steps(rollbacks), *known.values()], key=len)
@@ -161,7 +162,7 @@ def _to_steps(rollbacks: bytes) -> list[int]:
     try:
         return [int(parse_json(line)["to_step"]) for line in rollbacks.splitlines()]
     except (ValueError, KeyError, TypeError, OverflowError):
-        return []  # that of the run is reported by `read_rollbacks`
+        return []  # `read_rollbacks` reports a damaged file of the run
 
 
 def _download(storage: Storage, remote: RemoteCheckpoint, run_dir: Path, token: int) -> Path:
@@ -173,10 +174,10 @@ def _download(storage: Storage, remote: RemoteCheckpoint, run_dir: Path, token: 
     aside.mkdir(parents=True)
     try:
         _fetch_files(storage, remote, aside)
-        if final.exists():  # a damaged one, or it would not have been passed over
-            set_aside = final.with_name(f"{final.name}.damaged")
-            shutil.rmtree(set_aside, ignore_errors=True)
-            final.rename(set_aside)
+        if final.exists():  # damaged: an intact one of this step would be used
+            damaged = final.with_name(f"{final.name}.damaged")
+            shutil.rmtree(damaged, ignore_errors=True)
+            final.rename(damaged)
         for file in paths.needed_to_resume:
             content = None if file.exists() else storage.read(f"{remote.name}/{_RUN}/{file.name}")
             if content is not None:
@@ -208,7 +209,7 @@ def _fetch_files(storage: Storage, remote: RemoteCheckpoint, aside: Path) -> Non
     for file, digest in files.items():
         path = aside / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(_DOWNLOADS_OF_A_FILE):  # it may have been damaged on the way
+        for _ in range(_DOWNLOADS_OF_A_FILE):  # the transfer may have damaged it
             _download_file(storage, f"{remote.name}/{file}", path, digest["size"])
             if digest_files(aside, [file])[file] == digest:
                 break

@@ -1,7 +1,7 @@
-"""rollbacks.jsonl: where a run went back to, and which data it leaves out since.
+"""rollbacks.jsonl: the steps to which a run was rolled back, and the data that it skips since.
 
-A record is on disk, whole, before anything is changed. So a process that is killed leaves either no rollback, or one
-that the next start carries out.
+A record is written atomically before anything is changed. So if the process is killed, there is either no rollback, or
+one that the next start carries out.
 """
 
 import json
@@ -34,15 +34,15 @@ class Rollback:
     reason: str
     first_bad_step: int
     last_bad_step: int
-    to_step: int  # of the checkpoint that the run went back to; 0 for its beginning
-    skipped_data: tuple[int, int]  # the first data step of the stage that is left out, and the one after the last
+    to_step: int  # of the checkpoint that the run was rolled back to; 0 for its beginning
+    skipped_data: tuple[int, int]  # the first skipped data step of the stage, and the one after the last
     carried_out: bool
 
 
 def read_rollbacks(run_dir: Path) -> list[Rollback]:
     """All records, in order.
 
-    Raises UserError when the file cannot be read: without it the run would train on other data, silently.
+    Raises UserError if the file cannot be read: without it, the run would silently train on other data.
     """
     path = RunPaths(run_dir).rollbacks
     if not path.exists():
@@ -54,20 +54,20 @@ def read_rollbacks(run_dir: Path) -> list[Rollback]:
         return rollbacks
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); it says which data the run leaves out: restore"
-            " it, or start anew with run.restart=true"
+            f"{path} cannot be read ({type(error).__name__}: {error}); it says which data the run skips: restore"
+            " it, or start again from step 0 with run.restart=true"
         ) from None
 
 
 def write_rollbacks(run_dir: Path, rollbacks: Iterable[Rollback]) -> None:
-    """Replace the file at once; when this returns, the disk has it."""
+    """Replace the file atomically, and flush it to disk."""
     replace_file(RunPaths(run_dir).rollbacks, "".join(f"{json.dumps(asdict(one))}\n" for one in rollbacks))
 
 
 def carry_out(run_dir: Path, store: CheckpointStore) -> None:
-    """Do what the last record says, unless it has been done: checkpoints and metrics after its step are taken away.
+    """Carry out the last rollback, unless that is done: rename the checkpoints and drop the metrics after its step.
 
-    For rank 0, before a checkpoint is looked for. Can be interrupted anywhere and repeated.
+    For rank 0, before a checkpoint is chosen. Can be interrupted anywhere and repeated.
     """
     rollbacks = read_rollbacks(run_dir)
     if not rollbacks or rollbacks[-1].carried_out:
@@ -80,12 +80,12 @@ def carry_out(run_dir: Path, store: CheckpointStore) -> None:
     truncate_metrics(run_dir, last.to_step)
     for older in store.folder.glob(f"step-*.{_ASIDE}-*"):
         if older.suffix != f".{suffix}":
-            remove_quietly(older)  # whoever wants to study a divergence has the last one; the disk is not endless
+            remove_quietly(older)  # only the checkpoints of the last rollback are kept, to save disk space
     write_rollbacks(run_dir, [*rollbacks[:-1], replace(last, carried_out=True)])
 
 
 def skipped_steps(rollbacks: Sequence[Rollback], stage: str) -> SkippedSteps:
-    """The data steps that a stage leaves out."""
+    """The data steps that a stage skips."""
     return SkippedSteps(range(*one.skipped_data) for one in rollbacks if one.stage == stage)
 
 

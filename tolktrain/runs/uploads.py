@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 class Uploads:
-    """Copies checkpoints in the background. A failure is a warning; the next one is tried.
+    """Copies checkpoints in the background. A failure is a warning; the next checkpoint is tried again.
 
-    While one is being copied, only the latest that is submitted meanwhile waits.
+    While a checkpoint is being copied, only the latest one submitted meanwhile is queued.
     """
 
     def __init__(self, storage: Storage, keep_last: int | None = None) -> None:
@@ -32,9 +32,9 @@ class Uploads:
         self._thread: threading.Thread | None = None
 
     def submit(self, folder: Path) -> None:
-        """Copy the complete checkpoint `folder`, if that has not been done; returns at once."""
+        """Queue the complete checkpoint `folder`, unless it has been copied; returns at once."""
         run_dir = folder.parent.parent
-        # Now: they grow.
+        # Read now, because training appends to these files.
         run_files = {file.name: file.read_bytes() for file in RunPaths(run_dir).needed_to_resume if file.is_file()}
         with self._changed:
             assert not self._closed
@@ -48,16 +48,16 @@ class Uploads:
 
     @property
     def copying(self) -> Path | None:
-        """The checkpoint that is being copied now, whose files must stay."""
+        """The checkpoint that is being copied now; its files must not be removed."""
         return self._copying
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
-        """Wait until nothing is left to copy; whether that is so."""
+        """Wait until nothing is left to copy. Returns False on a timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: self._waiting is None and self._copying is None, timeout_seconds)
 
     def close(self, timeout_seconds: float | None = None) -> bool:
-        """Wait, then end; what is not copied by then stays incomplete. Whether all was copied or given up."""
+        """Wait, then end the thread; an unfinished copy stays incomplete. Returns False on a timeout."""
         done = self.wait(timeout_seconds)
         with self._changed:
             self._closed = True
@@ -76,7 +76,7 @@ class Uploads:
                 self._copying = folder
             try:
                 self._copy(folder, run_files)
-            except Exception as error:  # whatever it is, training continues
+            except Exception as error:  # a failed copy must not end training
                 logger.warning(
                     "%s was not copied to %s: %s; training continues, and the next checkpoint is tried",
                     *(folder, self._storage.address, error),
@@ -84,7 +84,7 @@ class Uploads:
                 )
 
     def _give_up(self, error: BaseException) -> None:
-        """Nobody may wait for a thread that has ended; the next checkpoint starts another one."""
+        """Reset the state after the thread has failed; the next checkpoint starts another thread."""
         log_failure("uploads", error)
         with self._changed:
             self._waiting = self._copying = self._thread = None

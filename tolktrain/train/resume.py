@@ -1,4 +1,4 @@
-"""Where a run goes on: the newest sound checkpoint, and everything after it undone."""
+"""Where a run goes on: the latest valid checkpoint, and everything after it undone."""
 
 import logging
 import math
@@ -136,8 +136,8 @@ def _refuse_if_lost(run_dir: Path, store: CheckpointStore, previous: Mapping[str
     reached = last_step(run_dir)
     if store.was_used() or reached >= _first_checkpoint_step(previous):
         raise UserError(
-            f"{run_dir} has metrics up to step {reached} but no sound checkpoint to go on from; restore one into"
-            f" {run_dir / 'checkpoints'}, or start anew with run.restart=true"
+            f"{run_dir} has metrics up to step {reached} but no valid checkpoint to continue from; restore one into"
+            f" {run_dir / 'checkpoints'}, or start again from step 0 with run.restart=true"
         )
     if reached:
         logger.warning("the run was interrupted at step %d, before its first checkpoint, and begins again", reached)

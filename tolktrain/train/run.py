@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: Config, stop: Stop | None = None, progress: Progress | None = None) -> int:
-    """Train from the beginning, or go on from the newest sound checkpoint; collective under torchrun or srun.
+    """Train from the beginning, or go on from the latest valid checkpoint; collective under torchrun or srun.
 
     Args:
         config: the run.
@@ -192,7 +192,7 @@ def _callbacks(
 
 def _show_header(context: RunContext, display: Display, directory: OpenRun) -> None:
     settings = context.settings
-    begun = f"going on after step {directory.position.step}" if directory.position.step else "beginning"
+    begun = f"continuing after step {directory.position.step}" if directory.position.step else "beginning"
     logger.info("%s: %s; kernels: %s", begun, context.layout.describe(), settings.kernels.description)
     display.show_header(
         directory.path,

@@ -56,7 +56,7 @@ class Display(NoCallback):
             say(f"machines: {machines}")
         say(f"kernels: {kernels}")
         say(f"data: {', '.join(self._sets())}")
-        say(f"folder: {run_dir}" + (f", going on after step {step}" if step else ""))
+        say(f"folder: {run_dir}" + (f", continuing after step {step}" if step else ""))
 
     def say(self, text: str) -> None:
         """Print a line, on rank 0."""

@@ -44,8 +44,8 @@ def roll_back(config: Config, run: OpenRun, layout: Layout, plan: StagePlan, inc
     folder = folder or latest_valid_checkpoint(store, layout, not_after=good)
     if folder is None and good >= min(config.checkpoint.every_steps, plan_stages(config)[0].last_step):
         raise UserError(
-            f"training has diverged: {incident.reason}; no sound checkpoint of step {good} or before is left to go back"
-            f" to; raise checkpoint.keep_last in a new run, or lower train.guard.max_skipped_in_a_row and"
+            f"training has diverged: {incident.reason}; no valid checkpoint of step {good} or before is left to"
+            f" roll back to; raise checkpoint.keep_last in a new run, or lower train.guard.max_skipped_in_a_row and"
             " train.guard.spike_patience to below the steps that the kept checkpoints span"
         )
     to_step = 0 if folder is None else step_of(folder)
