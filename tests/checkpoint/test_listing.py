@@ -85,7 +85,7 @@ def test_exit_codes(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert cli.main(["checkpoints", str(run_dir), "--verify"]) == 1
     assert "step-00000030/parameters/shard.safetensors: its content has changed" in capsys.readouterr().out
     for arguments, message in (
-        ([str(tmp_path)], "not the folder of a run"),
+        ([str(tmp_path)], "not a run directory"),
         ([str(run_dir), "--step", "3"], "name a folder with --weights-only"),
         ([str(run_dir), "--verify", "--weights-only", "x"], "without --verify"),
         ([str(run_dir), "run.seed=1"], "would have no effect: checkpoints uses"),

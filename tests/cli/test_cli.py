@@ -416,7 +416,7 @@ def test_verbs_take_a_configuration_or_a_run(stub: Stub, verb: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["empty"], "empty is not a run folder: it has no config.yaml; name a run or a YAML file"),
+        (["empty"], "empty is not a run directory: it has no config.yaml; name a run or a YAML file"),
         ([QUICKSTART], f"runs/quickstart holds no run yet; train it first: tolktrain train {QUICKSTART}"),
         (["trial", "evaluation.choices=3"], "'evaluation.choices=3' would have no effect: evaluate uses"),
         (

@@ -56,7 +56,7 @@ def test_a_finished_rank_does_not_hang() -> None:
 def test_when_all_wait_all_are_named() -> None:
     cause = find_hang([state(0, waiting=True, line="send"), state(1, waiting=True, line="receive")], limit=10)
     assert cause is not None and cause.rank == 0
-    assert "as all do" in cause.text and "rank 1 at step 3, adding (n1, data 1), in receive" in cause.text
+    assert "as all ranks do" in cause.text and "rank 1 at step 3, adding (n1, data 1), in receive" in cause.text
 
 
 def test_the_silent_rank() -> None:

@@ -99,7 +99,7 @@ def test_a_full_disk_is_told_once_and_survived(tmp_path: Path, caplog: pytest.Lo
         wait_for(folder, state="starting")
         heartbeat.end("done")
     assert read(folder)["state"] == "done"
-    assert caplog.text.count("cannot be written, and becomes stale") == 1
+    assert caplog.text.count("cannot be written and becomes stale") == 1
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_a_rank_that_is_stopped(start: Start, rank: int) -> None:
 def test_a_rank_that_waits_for_what_nobody_sends(start: Start) -> None:
     job = start("different ways", hang_seconds=HANG_SECONDS)
     assert job.end() == [1, 1, 1]
-    assert "where it waits for other ranks, as all do" in job.errors()
+    assert "where it waits for other ranks, as all ranks do" in job.errors()
     assert job.errors().count("\n") == 1
     assert "dist.recv(" in job.log(1), "gloo records collectives alone"
     assert re.search(r"gloo:all_reduce number 3 of Float\[1\], entered \S+ s ago, NOT left", job.log(0)), job.log(0)

@@ -73,7 +73,7 @@ def test_the_tokenizers_that_are_named_are_those_of_the_data(tmp_path: Path, mak
     edit(folder, "dataset.json", text=text, speech=vars(describe_speech_tokenizer(tmp_path / "units")))
     named = {"text_tokenizer": str(tmp_path / "text"), "speech_tokenizer": str(tmp_path / "units")}
     check_data(make_config({"a": folder}, **named), 100)
-    with pytest.raises(UserError, match=r"data.speech_tokenizer \(.*other.*was made with.*lies beside the data"):
+    with pytest.raises(UserError, match=r"data.speech_tokenizer \(.*other.*was made with.*in the folder of the data"):
         check_data(make_config({"a": folder}, **named | {"speech_tokenizer": str(tmp_path / "other")}), 100)
     (tmp_path / "text" / "tokenizer.json").write_text("{ }")
     with pytest.raises(UserError, match=r"data.text_tokenizer \(.*is not the tokenizer that data.sets.a was made with"):

@@ -156,7 +156,7 @@ def test_a_cache_in_use_is_refused(tmp_path: Path, cached: Config) -> None:
             rank.join(timeout=60)
     outcomes = [(tmp_path / f"outcome-{rank}").read_text() for rank in range(2)]
     assert outcomes[0] == outcomes[1]
-    assert re.search(r"process \d+ of this node has \S+cache open, and no other may fill it", outcomes[0])
+    assert re.search(r"process \d+ on this node has \S+cache open, and no other may fill it", outcomes[0])
 
 
 def test_a_killed_run_does_not_block_the_next(cached: Config) -> None:

@@ -118,7 +118,7 @@ def test_dataset_description(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             DatasetInfo.read(tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match="dataset.json does not exist; a data set folder needs it beside index.json"):
+    with pytest.raises(UserError, match="dataset.json does not exist; a data set folder needs it next to index.json"):
         DatasetInfo.read(tmp_path)
 
 

@@ -226,7 +226,7 @@ def test_a_rebuilt_set_is_noticed(make_streaming: MakeConfig, own_stories: Stora
     cache = config.data.sets["a"].path
     assert refusal(config) == (
         f"{cache}/index.json differs from {own_stories.address}/index.json: the data set was rebuilt since the cache"
-        f" folder {cache} was filled; remove {cache}, and it is filled anew"
+        f" folder {cache} was filled; remove {cache}, so that it is filled again"
     )
 
 

@@ -1,4 +1,4 @@
-"""A run folder with a checkpoint of a tiny random model, over the embedded corpus."""
+"""A run directory with a checkpoint of a tiny random model, over the embedded corpus."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def tiny_tree(folder: Path, repository: Path) -> dict[str, Any]:
 
 
 def write_run(folder: Path, tree: dict[str, Any], seed: int = 0) -> Path:
-    """Write config.yaml, metrics.jsonl and a checkpoint after two steps; returns the run's folder."""
+    """Write config.yaml, metrics.jsonl and a checkpoint after two steps; returns the run directory."""
     run_dir = folder / tree["run"]["name"]
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")

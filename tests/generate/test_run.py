@@ -134,7 +134,7 @@ def test_tokenizer_that_the_data_was_not_made_with(tiny_run: Path, repository: P
     tokenizer = LogMelTokenizer.load(repository / "data" / "sample" / "speech_tokenizer")
     LogMelTokenizer(tokenizer.centroids + 1, tokenizer.analysis).save(tmp_path / "other")
     _change(tiny_run, lambda tree: tree["data"].update(speech_tokenizer=str(tmp_path / "other")))
-    with pytest.raises(UserError, match=r"was made with .*logmel-kmeans.*lies beside the data"):
+    with pytest.raises(UserError, match=r"was made with .*logmel-kmeans.*in the folder of the data"):
         generate(tiny_run)
 
 

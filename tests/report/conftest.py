@@ -1,4 +1,4 @@
-"""A synthetic run folder with everything a finished run has."""
+"""A synthetic run directory with everything a finished run has."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Reading of run folders, whole, unfinished and broken."""
+"""Reading of run directories, whole, unfinished and broken."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_broken_line_in_the_middle(bare_run: Path) -> None:
 
 
 def test_folder_that_is_missing_or_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere is not a run folder; `tolktrain train"):
+    with pytest.raises(UserError, match=r"nowhere is not a run directory; `tolktrain train"):
         read_run(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"config\.yaml is missing"):
         read_run(tmp_path)

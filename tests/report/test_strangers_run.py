@@ -1,4 +1,4 @@
-"""A run folder whose every text was chosen to become markup, a script, or an order to the terminal."""
+"""A run directory whose every text was chosen to become markup, a script, or an order to the terminal."""
 
 import json
 import os

@@ -59,7 +59,7 @@ def write_sets(folder: Path) -> None:
 
 
 def write_config(folder: Path, sets: Path, name: str = "small") -> Path:
-    """A YAML file of a run in three stages; its run folder is <folder>/runs/<name>."""
+    """A YAML file of a run in three stages; its run directory is <folder>/runs/<name>."""
     everything = {"sets": {"train": 1}}
     stages: list[dict[str, Any]] = [
         {"name": "text", "trainable": ["backbone"], "mixture": {"text": everything}},

@@ -107,7 +107,7 @@ def test_a_line_that_fits_only_in_part_is_not_written(
     assert error.startswith(f"error: {run_dir}/metrics.jsonl: No space left on device (") and error.count("\n") == 1
     assert error.endswith(f"run the same command again (details in {run_dir}/logs/rank-00000.log)\n")
     assert_whole_lines(run_dir, 3)
-    # What goes on puts a file into the run's folder in place of the link.
+    # What goes on puts a file into the run directory in place of the link.
     assert cli.main(command) == 0
     assert read_metrics(run_dir) == read_metrics(uninterrupted)
     assert_same_checkpoint(run_dir, uninterrupted)

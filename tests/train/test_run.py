@@ -99,7 +99,7 @@ def test_exported_weights_are_the_trained_model(uninterrupted: Path, tmp_path: P
 
 
 def test_restoring_needs_a_run_with_a_checkpoint(uninterrupted: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not the folder of a run"):
+    with pytest.raises(UserError, match="not a run directory"):
         load_model(tmp_path)
     run_dir = copied(uninterrupted, tmp_path)
     shutil.rmtree(run_dir / "checkpoints")

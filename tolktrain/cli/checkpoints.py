@@ -9,7 +9,7 @@ from tolktrain.errors import UserError
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="RUN", help="the run folder, or the configuration that was trained")
+    parser.add_argument("config", metavar="RUN", help="the run directory, or the configuration that was trained")
     parser.add_argument(
         "--verify", action="store_true", help="read every file and compare checksums; exit code 1 if one is damaged"
     )

@@ -59,7 +59,7 @@ def _error_line(error: OSError, parsed: argparse.Namespace) -> str:
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     if is_full and not paths and not stdout_works("\n"):  # what was to be printed before may be gone
         paths = [STDOUT]
-    # What a library writes does not say where; the run's folder is the likeliest place.
+    # What a library writes does not say where; the run directory is the likeliest place.
     place = " -> ".join(paths) or (f"in {run_directory}" if run_directory is not None else "")
     reason = error.strerror or str(error) or type(error).__name__
     if is_full and paths != [STDOUT]:

@@ -24,7 +24,7 @@ def verb_of_run(meaning: str, act: Callable[[Path], None]) -> Verb:
     """A verb that does one thing to a trained run, whose folder or configuration the command line names."""
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("config", metavar="CONFIG", help="configuration that was trained, or the run folder")
+        parser.add_argument("config", metavar="CONFIG", help="configuration that was trained, or the run directory")
 
     def run(parsed: argparse.Namespace) -> int:
         parsed.run_directory = existing_run(parsed)
@@ -42,14 +42,14 @@ def load(parsed: argparse.Namespace) -> Config:
 
 
 def existing_run(parsed: argparse.Namespace) -> Path:
-    """The run folder that the command line names, by itself or by its configuration.
+    """The run directory that the command line names, by itself or by its configuration.
 
     Raises UserError when there is no run, or an override would have no effect.
     """
     path = Path(parsed.config)
     if path.is_dir():
         if not RunPaths(path).config.is_file():
-            raise UserError(f"{path} is not a run folder: it has no config.yaml; name a run or a YAML file")
+            raise UserError(f"{path} is not a run directory: it has no config.yaml; name a run or a YAML file")
         directory = path
     else:
         directory = RunPaths.of(load(parsed)).root

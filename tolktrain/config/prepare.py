@@ -94,7 +94,7 @@ class PublishedConfig(StrictModel):
     )
     text_folder: Annotated[str | None, InputPath()] = Field(
         default=None,
-        description="Folder of the text's .bin, .len, .wrds_tms, .wrds_tms_len and meta.pkl, with the names of the speech.",
+        description="Folder of the text's .bin, .len, .wrds_tms, .wrds_tms_len and meta.pkl, named like the speech.",
     )
     speech_tokenizer: Annotated[str, InputPath()] = Field(description="Folder of the tokenizer of the units.")
     durations: Literal["file", "frames", "unknown"] = Field(

@@ -1,1 +1,1 @@
-"""From records in MDS shards to the batches of a training step."""
+"""Reads records from MDS shards and makes the batches of a training step."""

@@ -1,4 +1,4 @@
-"""Sequences collated into a micro batch, with everything the model must know about it counted on the host."""
+"""Collates sequences into a micro batch. All counts that the model needs are computed on the host."""
 
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Batch:
     speech_in: Tensor  # [B, T] bool: the input token is speech
     speech_pred: Tensor  # [B, T] bool: a speech target is scored
     text_pred: Tensor  # [B, T] bool: a text target is scored
-    segments: SpeechSegments  # the runs of `speech_in`
+    segments: SpeechSegments  # of `speech_in`
     record_ids: list[str]
     strategies: list[str]
     num_text_scored: int  # positions with a scored text target
@@ -28,7 +28,7 @@ class Batch:
     num_entropy_positions: int  # T times the sequences that score speech
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, from where a GPU fetches it without waiting."""
+        """The same batch in page-locked memory, so that copies to a GPU are asynchronous."""
         tensors = {name: getattr(self, name).pin_memory() for name in _TENSORS}
         plain = {name: value for name, value in vars(self).items() if name not in tensors}
         return Batch(**{**plain, **tensors, "segments": self.segments.pin_memory()})

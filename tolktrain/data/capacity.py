@@ -1,4 +1,4 @@
-"""Whether the nodes can hold what the loaders of a run need; checked before the run, for all its stages."""
+"""Checks before a run, for all its stages, whether the nodes have the memory and disk space that the loaders need."""
 
 import logging
 import os
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 _BYTES_PER_SHARD = 9  # its state and the time of its last use
 _SMALL_BLOCKS = 1 << 16  # bytes of the other blocks of a data set, in whole pages
-_BYTES_PER_POSITION = 35  # of a batch, besides its tokens: masks, and places of speech
+_BYTES_PER_POSITION = 35  # of a batch, in addition to its tokens: masks, and positions of speech
 
 
 @dataclass(frozen=True)
 class _Node:
-    """What the ranks of a node read, of a job on some nodes."""
+    """The part of the data that the ranks of a node read, in a job with several nodes."""
 
     num_nodes: int
     data_ranks: Sequence[int]
@@ -44,12 +44,12 @@ class _Node:
 
     @property
     def reads_all_needlessly(self) -> bool:
-        """Whether it reads all shards though it holds a part of the data ranks."""
+        """Whether it reads all shards although it has only some of the data ranks."""
         has_part = len(set(self.data_ranks)) < self.data_size
         return has_part and len(self.canonical_nodes) == self.num_canonical_nodes
 
     def other_counts(self) -> list[int]:
-        """Numbers of nodes like this one, up to twice as many, of which each would read a part of the shards."""
+        """Numbers of such nodes, up to twice as many, with which each node would read only a part of the shards."""
         own = len(set(self.data_ranks))
         counts = []
         for count in range(2, max(2 * self.num_nodes, 16) + 1):
@@ -60,12 +60,12 @@ class _Node:
 
 
 def check_capacity(config: Config, data_rank: int, data_size: int) -> None:
-    """Compare what the loaders of each stage need on a node with what it has; collective.
+    """Compare the resources that the loaders of each stage need on a node with those that it has; collective.
 
-    The data must have been checked: `check_data` fetches the descriptions.
+    The data must have been checked, because `check_data` fetches the descriptions.
 
     Raises:
-        UserError: shared memory does not suffice, or each node would fetch all shards again in each epoch.
+        UserError: shared memory is not sufficient, or each node would fetch all shards again in each epoch.
     """
     place = ProcessEnvironment.detect()
     num_nodes = place.world_size // place.local_world_size

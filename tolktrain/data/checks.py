@@ -1,5 +1,5 @@
-"""What is checked about the data before a run begins: whatever would otherwise end it hours later, or spoil it
-unseen."""
+"""Checks of the data before a run begins: mistakes that would otherwise end the run hours later or silently spoil
+it."""
 
 import itertools
 import stat
@@ -31,7 +31,7 @@ _CHECKED_RECORDS = 1000
 
 
 class _Use(NamedTuple):
-    """Of a data set: the key that names it, and the strategy if one is tied to it."""
+    """A use of a data set: the key that names it, and the strategy if there is one."""
 
     key: str
     name: str
@@ -41,16 +41,16 @@ class _Use(NamedTuple):
 def check_data(config: Config, text_vocab_size: int, verify_files: bool = True) -> Vocabulary:
     """Check every data set that training, validation and evaluation use; returns the vocabulary of the sequences.
 
-    Of remote sets only the descriptions are fetched; their shards are validated as they arrive. Collective: the first
-    rank of each node fetches and reads, and what one of them finds is raised on all ranks.
+    For remote sets only the descriptions are fetched; their shards are validated when they are downloaded. Collective:
+    the first rank of each node fetches and reads, and a mistake that it finds is raised on all ranks.
 
     Args:
         config: The whole configuration.
         text_vocab_size: Text ids of the model, without specials.
-        verify_files: Whether to read the local shards too. Nodes that see the same folder share them out.
+        verify_files: Whether to read the local shards too. Nodes that share a folder split its shards.
 
     Raises:
-        UserError: naming the data set, the file or key, and how to mend it.
+        UserError: with the data set, the file or key, and how to fix it.
     """
     uses = _uses(config)
     shares = _shares(config, uses) if verify_files else {}
@@ -63,7 +63,8 @@ def check_data(config: Config, text_vocab_size: int, verify_files: bool = True) 
 
 
 def _shares(config: Config, uses: list[_Use]) -> dict[str, tuple[int, int]]:
-    """Of each set the part of its shards that this node verifies, and of how many: nodes share out a shared folder."""
+    """For each set, the part of its shards that this node verifies, and the number of parts: one per node that shares
+    the folder."""
     place = ProcessEnvironment.detect()
     node = place.rank - place.local_rank
     own = {
@@ -112,7 +113,7 @@ def _uses(config: Config) -> list[_Use]:
 def _check_set(
     config: Config, name: str, text_vocab_size: int, share: tuple[int, int] | None
 ) -> tuple[DatasetInfo, list[str]]:
-    """What the set declares, and its columns. Of its files the share is read."""
+    """The description of a set and its columns. Of its files, the given share is verified."""
     dataset = config.data.sets[name]
     fetch_descriptions(dataset, RetryPolicy.of(config.data), compare=True)
     shards = read_index(dataset.path)
@@ -188,7 +189,7 @@ def _check_length(key: str, name: str, strategy: Strategy, info: DatasetInfo, se
 
 
 def _check_same_tokenizers(infos: Mapping[str, DatasetInfo]) -> None:
-    """All sets of a run must mean the same by an id."""
+    """Raise UserError unless all sets of a run were made by the same tokenizers."""
     for what in ("text", "speech"):
         described = {name: getattr(info, what) for name, info in infos.items() if getattr(info, what) is not None}
         for name, tokenizer in described.items():
@@ -201,21 +202,21 @@ def _check_same_tokenizers(infos: Mapping[str, DatasetInfo]) -> None:
 
 
 def _check_named_tokenizers(config: Config, infos: Mapping[str, DatasetInfo]) -> None:
-    """The tokenizers that the configuration names must be those of the data, or samples would be noise."""
+    """Raise UserError unless the configured tokenizers are those of the data; otherwise samples would be noise."""
     for name, info in infos.items():
         if config.data.text_tokenizer is not None and info.text is not None:
             path = Path(config.data.text_tokenizer) / TEXT_TOKENIZER_FILE
             if path.is_file() and file_sha256(path) != info.text.sha256:
                 raise UserError(
                     f"data.text_tokenizer ({path}) is not the tokenizer that data.sets.{name} was made with, whose"
-                    f" sha256 begins with {info.text.sha256[:12]}; name the one that lies beside the data"
+                    f" sha256 begins with {info.text.sha256[:12]}; name the one in the folder of the data"
                 )
         if config.data.speech_tokenizer is not None and info.speech is not None:
             found = describe_speech_tokenizer(config.data.speech_tokenizer)
             if asdict(found) != info.speech.model_dump():
                 raise UserError(
                     f"data.speech_tokenizer ({config.data.speech_tokenizer}) is {found}, but data.sets.{name} was made"
-                    f" with {info.speech!r}; name the one that lies beside the data"
+                    f" with {info.speech!r}; name the one in the folder of the data"
                 )
 
 
@@ -232,14 +233,14 @@ def _check_record(folder: str, records: RecordFolder, number: int) -> None:
 
 
 def verify_shards(shards: Sequence[RecordReader], part: int = 0, num_parts: int = 1) -> None:
-    """Check that the shards of a local set are there, whole, and (for sets up to `HASHED_BYTES`) unchanged.
+    """Check that the shards of a local set exist, are complete, and (for sets up to `HASHED_BYTES`) unchanged.
 
-    Every `num_parts`-th from number `part`. Raises `UserError` for the first that is not.
+    Checks every `num_parts`-th shard from number `part` on. Raises `UserError` for the first mistake.
     """
     total = sum((shard.zip_data or shard.raw_data).bytes for shard in shards)
     for shard in itertools.islice(shards, part, None, num_parts):
         folder = Path(shard.dirname)
-        # Unpacked shards lie beside packed ones once they were used; then both must be sound.
+        # Once a packed shard has been used, its unpacked form is in the same folder; then both must be valid.
         unpacked = folder / shard.raw_data.basename
         files = [shard.zip_data or shard.raw_data]
         files += [shard.raw_data] if shard.zip_data is not None and unpacked.exists() else []

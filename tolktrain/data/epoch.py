@@ -1,4 +1,4 @@
-"""An epoch on a node: the rows of its canonical nodes in shared memory, and what each loader process reads of them."""
+"""An epoch on a node: the rows of its canonical nodes in shared memory, and the records of each loader process."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ from tolktrain.libraries.streaming_compat import exchanged
 
 
 def canonical_nodes_of(data_rank: int, world: World, num_canonical_nodes: int) -> set[int]:
-    """Canonical nodes whose records a data rank reads, where `world` is made of data ranks."""
+    """Canonical nodes whose records a data rank reads; `world` consists of data ranks."""
     step = math.gcd(world.num_ranks, num_canonical_nodes)
     return set(range(_slot(data_rank, world) % step, num_canonical_nodes, step))
 
@@ -31,16 +31,16 @@ def _slot(data_rank: int, world: World) -> int:
 
 
 class WorkerRecords:
-    """Numbers of the records that one loader process reads of an epoch, each looked up when it is asked for.
+    """Numbers of the records of an epoch that one loader process reads; each is looked up on access.
 
-    As the library deals them out: record after record to the data ranks in turn, and the micro batches of a data rank
-    to its loader processes in turn. In place of records that a last round lacks there is -1.
+    They are distributed as in the library: consecutive records to the data ranks in turn, and the micro batches of a
+    data rank to its loader processes in turn. Missing records of the last round are -1.
     """
 
     def __init__(
         self, order: EpochOrder, nodes: Sequence[int], rows: Ids, world: World, batch_size: int, first: int
     ) -> None:
-        """`world` is made of data ranks, with their loader processes; `first` records of the epoch are done."""
+        """`world` consists of data ranks with their loader processes; `first` records of the epoch are done."""
         self._rows: Ids | None = rows
         self._row_of = {node: number for number, node in enumerate(nodes)}
         self._num_canonical_nodes = order.num_canonical_nodes
@@ -65,20 +65,20 @@ class WorkerRecords:
         return int(self._rows[self._row_of[node], entry])
 
     def release(self) -> None:
-        """Let the rows go: the library keeps what it iterates over until the process ends."""
+        """Release the rows, because the library keeps this object until the process ends."""
         self._rows = None
 
 
 def create_rows(path: Path, order: EpochOrder, epoch: int, nodes: Sequence[int]) -> Ids:
-    """Compute rows of an epoch into a new file of shared memory; `attach_rows` finds them in other processes.
+    """Compute rows of an epoch into a new file of shared memory; other processes use `attach_rows`.
 
-    Raises `UserError` when there is no space for them.
+    Raises `UserError` if there is no space for them.
     """
-    path.unlink(missing_ok=True)  # of an epoch whose start failed
+    path.unlink(missing_ok=True)  # left by an epoch whose start failed
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         size = len(nodes) * order.row_length * order.dtype.itemsize
-        # Memory that is promised only would be refused later, by a signal that ends the process.
+        # Without allocation, a lack of memory would later end the process by SIGBUS.
         os.posix_fallocate(descriptor, 0, size)
         rows = _mapped(descriptor, order, nodes, mmap.PROT_READ | mmap.PROT_WRITE)
         order.write_rows(epoch, nodes, rows)
@@ -109,7 +109,7 @@ def _mapped(descriptor: int, order: EpochOrder, nodes: Sequence[int], protection
 
 
 def shared_memory_refusal(folder: Path, needed: int) -> str:
-    """What to say when a node's shared memory does not suffice."""
+    """The message if a node's shared memory is not sufficient."""
     space = os.statvfs(folder)
     size = 1 << 30
     wanted = -(-(needed + (space.f_blocks - space.f_bavail) * space.f_frsize) // size)
@@ -121,10 +121,10 @@ def shared_memory_refusal(folder: Path, needed: int) -> str:
 
 
 class ShardBounds:
-    """Shard and place inside it of a record by number, as the library's `Spanner`, which takes 8 bytes a record."""
+    """Shard and position in it of a record by number, like the library's `Spanner`, which needs 8 bytes a record."""
 
     def __init__(self, shard_sizes: Numbers) -> None:
-        # Not a list: its numbers would be copied in each loader process that only looks at them.
+        # Not a list: reading its numbers changes reference counts, which would copy its pages in each loader process.
         self._ends = array("q", np.cumsum(shard_sizes).tolist())
 
     def __getitem__(self, index: int) -> tuple[int, int]:
@@ -135,5 +135,5 @@ class ShardBounds:
 
 
 def own_bounds() -> contextlib.AbstractContextManager[None]:
-    """Within it, data sets of mosaicml-streaming find shards by `ShardBounds`."""
+    """In this context, data sets of mosaicml-streaming find shards by `ShardBounds`."""
     return exchanged(dataset, Spanner=ShardBounds)

@@ -38,18 +38,18 @@ _QUICK_HASHES = ("xxh3_64", "xxh64", "xxh128", "xxh3_128")
 
 
 def fetch_descriptions(config: DatasetConfig, policy: RetryPolicy | None = None, *, compare: bool = False) -> None:
-    """Bring `index.json` and `dataset.json` of a remote set into its cache folder, unless they are there.
+    """Fetch `index.json` and `dataset.json` of a remote set into its cache folder, unless they exist there.
 
     Any number of processes may call this at once.
 
     Args:
         config: The data set.
         policy: How often and how long to ask the storage.
-        compare: Fetch them in any case. Where they differ from those in the cache the data set was rebuilt: they are
+        compare: Fetch them in any case. If they differ from those in the cache, the data set was rebuilt: they are
             replaced if no shard is cached yet, and refused otherwise.
 
     Raises:
-        UserError: the address cannot be read, does not hold a description, or is not what the cache was filled from.
+        UserError: the address cannot be read, has no description, or is not the source of the cache.
     """
     if config.remote is None:
         return
@@ -72,7 +72,7 @@ def fetch_descriptions(config: DatasetConfig, policy: RetryPolicy | None = None,
         if cached is not None and _is_json_object(cached) and _has_shards(folder):
             raise UserError(
                 f"{path} differs from {source.path_of(name)}: the data set was rebuilt since the cache folder {folder}"
-                f" was filled; remove {folder}, and it is filled anew"
+                f" was filled; remove {folder}, so that it is filled again"
             )
         open_storage(config.path).write(name, content)
 
@@ -84,7 +84,7 @@ def _json_object(content: bytes) -> bytes:
 
 
 def _is_json_object(content: bytes) -> bool:
-    # Without keeping what is in it: an index of 100,000 shards would take 400 MB.
+    # Parsed without keeping its content: an index of 100,000 shards would take 400 MB.
     found = object()
     try:
         return parse_json(content, object_hook=lambda _: found) is found
@@ -97,7 +97,7 @@ def _has_shards(folder: Path) -> bool:
 
 
 class RecordStream(Stream):
-    """One data set in a mixture, whose shards several processes and jobs may fetch and unpack at the same time."""
+    """One data set of a mixture. Several processes and jobs may fetch and unpack its shards at the same time."""
 
     def __init__(
         self,
@@ -110,14 +110,14 @@ class RecordStream(Stream):
         self.index = index or read_index(config.path)
         self._source = None if config.remote is None else open_source(config.remote, policy)
         if self._source is not None:
-            self._source.import_client()  # here once, or each loader process would spend a second on it
+            self._source.import_client()  # once here; otherwise each loader process would need a second for it
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> ShardIndex:
         """The shards that the index lists."""
         return self.index
 
     def set_up_local(self, shards: list[RecordReader], cache_usage_per_shard: np.typing.NDArray[np.int64]) -> None:
-        """Find out which shards are here. Broken ones are removed, and what killed processes were fetching."""
+        """Find the cached shards. Removes incomplete shards, and temporary files of killed processes."""
         if self.remote is not None:
             for shard in shards:
                 _remove_if_broken(shard)
@@ -131,7 +131,7 @@ class RecordStream(Stream):
 
         Raises `UserError` naming the shard, the address and the cause.
         """
-        # The library's own would leave a damaged shard in the cache, where every later attempt finds it.
+        # The library's method would leave a damaged shard in the cache, where every later attempt would find it.
         if shard.path.exists():
             return 0
         if self._source is None:
@@ -153,7 +153,7 @@ class RecordStream(Stream):
         return int(growth)
 
     def _bring(self, source: Source, shard: RecordReader) -> tuple[bytes, int]:
-        """Content of a shard of a remote set, and by how much the cache will have grown."""
+        """Content of a shard of a remote set, and the resulting growth of the cache in bytes."""
         file = shard.zip_data or shard.raw_data
         cached = Path(shard.dirname) / file.basename
         growth = shard.raw_data.bytes
@@ -178,7 +178,7 @@ def _remove_if_broken(shard: RecordReader) -> None:
 
 def _remove_if_abandoned(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
-        # No fetch is silent for so long; younger ones may be those of another job.
+        # A running fetch writes more often; newer files may belong to another job.
         if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -187,7 +187,7 @@ def _remove_if_abandoned(path: Path) -> None:
 
 
 def shard_content(shard: RecordReader, data: bytes) -> bytes:
-    """Content of a shard from its file as it is stored. Raises `DamagedError` unless it is the one in the index."""
+    """Content of a shard from its stored file. Raises `DamagedError` unless it matches the index."""
     file = shard.zip_data or shard.raw_data
     if len(data) != file.bytes:
         raise DamagedError(f"it has {len(data)} bytes, index.json says {file.bytes}")
@@ -198,7 +198,7 @@ def shard_content(shard: RecordReader, data: bytes) -> bytes:
     if shard.compression is not None:
         try:
             content = unpack(shard.compression, data, shard.raw_data.bytes)
-        except Exception as error:  # each compression raises its own kind
+        except Exception as error:  # each compression library raises its own type
             raise DamagedError(f"it cannot be unpacked: {error}") from error
     problem = shard.problem_of(content)
     if problem is not None:
@@ -207,7 +207,7 @@ def shard_content(shard: RecordReader, data: bytes) -> bytes:
 
 
 def unpack_shard(shard: RecordReader) -> bytes:
-    """Content of a shard on disk, unpacked in memory. Raises `UserError` when it is missing or broken."""
+    """Content of a shard on disk, unpacked in memory. Raises `UserError` if it is missing or damaged."""
     file = shard.zip_data or shard.raw_data
     path = Path(shard.dirname) / file.basename
     with _refusing(path):
@@ -215,7 +215,7 @@ def unpack_shard(shard: RecordReader) -> bytes:
 
 
 def _stored(path: Path, expected: FileInfo) -> bytes:
-    """Content of a file of the size that the index says. Raises OSError and DamagedError."""
+    """Content of a file that must have the size in the index. Raises OSError and DamagedError."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size != expected.bytes:
@@ -224,7 +224,7 @@ def _stored(path: Path, expected: FileInfo) -> bytes:
 
 
 def _unpacked(shard: RecordReader) -> bytes:
-    """Content of a shard that lies unpacked on disk. Raises `UserError` unless it is as the index says."""
+    """Content of an unpacked shard on disk. Raises `UserError` unless it matches the index."""
     with _refusing(shard.path):
         content = _stored(shard.path, shard.raw_data)
         problem = shard.problem_of(content)
@@ -235,7 +235,7 @@ def _unpacked(shard: RecordReader) -> bytes:
 
 @contextlib.contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Turn what keeps the file of a shard from being read into `UserError`."""
+    """Turn errors of reading the file of a shard into `UserError`."""
     try:
         yield
     except OSError as error:
@@ -245,7 +245,7 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 class RecordFolder(Sequence[Record]):
-    """Records of one set by number. Shards of a remote set are fetched when first used; local folders are only read."""
+    """Records of one set by number. Shards of a remote set are fetched on first use; local folders are only read."""
 
     def __init__(
         self,
@@ -254,7 +254,7 @@ class RecordFolder(Sequence[Record]):
         policy: RetryPolicy | None = None,
         index: ShardIndex | None = None,
     ) -> None:
-        """`index` is the set's where it has been read already."""
+        """`index` is the index of the set if it has been read already."""
         fetch_descriptions(config, policy)
         self.info = DatasetInfo.read(config.path)
         self._shards = index or read_index(config.path)
@@ -299,7 +299,7 @@ class RecordFolder(Sequence[Record]):
         raw = shard.path
         if self._stream is not None:
             with explained(str(raw.parent), "written"):
-                raw.parent.mkdir(parents=True, exist_ok=True)  # that of a merged set may be a folder of its own
+                raw.parent.mkdir(parents=True, exist_ok=True)  # shards of a merged set may be in subfolders
             with FileLock(f"{raw}.lock"):
                 _remove_if_broken(shard)
                 self._stream.prepare_shard(shard)

@@ -1,6 +1,6 @@
 """index.json of a data set, and the shards that it lists.
 
-Somebody else may have written it: names lead nowhere but into the folder, and no number is taken for granted.
+The file is not trusted: names must stay inside the folder, and all numbers are validated.
 """
 
 import os
@@ -30,7 +30,7 @@ LARGEST_INDEX = 1 << 28
 
 _INDEX_VERSION = 2
 _LARGEST_SHARD = (1 << 32) - 1  # the format counts bytes in 32 bits
-_MOST_RECORDS = 1 << 32  # of a set: the order of an epoch needs 8 bytes for each
+_MOST_RECORDS = 1 << 32  # of a set; the order of an epoch needs 8 bytes for each
 _HEADER_BYTES = 4  # the number of records; their offsets follow
 _KEYS = frozenset(
     ("column_encodings", "column_names", "column_sizes", "compression", "format", "hashes", "raw_data", "samples")
@@ -45,7 +45,7 @@ TABLE_TYPE = np.dtype(
 
 
 class _Kind(NamedTuple):
-    """What most shards of a set have in common."""
+    """Properties that most shards of a set have in common."""
 
     column_names: tuple[str, ...]
     column_encodings: tuple[str, ...]
@@ -57,8 +57,8 @@ class _Kind(NamedTuple):
 class ShardIndex(Sequence["RecordReader"]):
     """The shards of a data set, in order.
 
-    Held in two blocks of memory, which processes can share: 24 bytes and the texts for each shard. A reader is made
-    whenever one is asked for.
+    Stored in two blocks of memory, which processes can share: 24 bytes and the texts for each shard. Readers are
+    created on access.
     """
 
     def __init__(self, folder: str, kinds: tuple[_Kind, ...], table: npt.NDArray[np.void], texts: Buffer) -> None:
@@ -88,7 +88,7 @@ class ShardIndex(Sequence["RecordReader"]):
         return [(number, self.kinds[kind]) for kind, number in zip(kinds.tolist(), firsts.tolist(), strict=True)]
 
     def texts_of(self, number: int) -> list[str]:
-        """Of a shard: the name of its file, the digests of that, and the same of its packed file if there is one."""
+        """The name of a shard's file and its digests, and the same of its packed file if there is one."""
         begin = int(self._ends[number - 1]) if number else 0
         return bytes(self.texts[begin : int(self._ends[number])]).decode("utf-8", "surrogatepass").split("\0")
 
@@ -135,9 +135,9 @@ class JoinedShards(Sequence["RecordReader"]):
 
 
 class RecordReader(MDSReader):
-    """A shard of records. Its decoders are made once; the library's are made anew for each column of each record.
+    """A shard of records. Its decoders are created once, in the library for each column of each record.
 
-    What the library keeps in attributes is looked up in the index.
+    Values that the library stores in attributes are looked up in the index.
     """
 
     split = ""
@@ -159,7 +159,7 @@ class RecordReader(MDSReader):
 
     @property
     def compression(self) -> str | None:
-        """How the file that is stored is packed."""
+        """Compression of the stored file."""
         return self._index.kind_of(self._number).compression
 
     @property
@@ -179,7 +179,7 @@ class RecordReader(MDSReader):
 
     @property
     def raw_data(self) -> FileInfo:
-        """The file of the shard as it is read."""
+        """The unpacked file of the shard."""
         name, *digests = self._index.texts_of(self._number)
         hashes = dict(zip(self._index.kind_of(self._number).raw_hashes, digests, strict=False))
         return FileInfo(name, self.get_raw_size(), hashes)
@@ -200,7 +200,7 @@ class RecordReader(MDSReader):
         return [(self.raw_data, self.zip_data)]
 
     def get_raw_size(self) -> int:
-        """Bytes of the shard as it is read."""
+        """Bytes of the unpacked shard."""
         return int(self._index.raw_bytes[self._number])
 
     def get_zip_size(self) -> int | None:
@@ -209,7 +209,7 @@ class RecordReader(MDSReader):
 
     @property
     def path(self) -> Path:
-        """The shard as it is read."""
+        """The path of the unpacked shard."""
         return Path(self.dirname) / self._index.texts_of(self._number)[0]
 
     @property
@@ -217,9 +217,9 @@ class RecordReader(MDSReader):
         return _decoders(self._index.kind_of(self._number).column_encodings)
 
     def decode_sample(self, data: bytes) -> dict[str, Any]:
-        """Columns by name. All columns of a record vary in size, so the sizes stand before the data.
+        """Columns by name. All columns of a record vary in size, so the sizes precede the data.
 
-        Raises `UserError` naming the shard when the bytes are not those of a record.
+        Raises `UserError` with the name of the shard if the bytes are not a record.
         """
         try:
             sizes = np.frombuffer(data, "<u4", len(self._decoders))
@@ -238,10 +238,10 @@ class RecordReader(MDSReader):
         """The bytes of a record in the shard on disk.
 
         Raises:
-            FileNotFoundError: the shard is not there.
-            UserError: it is not the file that the index lists, or its offsets lead out of it.
+            FileNotFoundError: the shard does not exist.
+            UserError: it is not the file in the index, or its offsets are outside of the file.
         """
-        # O_NONBLOCK: opening a FIFO without a writer would wait for one.
+        # O_NONBLOCK: opening a FIFO without a writer would block.
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(descriptor)
@@ -256,12 +256,12 @@ class RecordReader(MDSReader):
             os.close(descriptor)
 
     def sample_in(self, content: bytes, idx: int) -> dict[str, Any]:
-        """A record of the shard in its content, with which `problem_of` has found no problem."""
+        """A record in the content of the shard, which `problem_of` has validated."""
         begin, end = np.frombuffer(content, "<u4", 2, _HEADER_BYTES + 4 * idx).tolist()
         return self.decode_sample(content[begin:end])
 
     def problem_of(self, content: bytes) -> str | None:
-        """What keeps the content of the shard from being what the index says, with its records one after the other."""
+        """The first difference of the shard's content from the index; None if there is none."""
         if len(content) != self.raw_data.bytes:
             return f"it unpacks to {len(content)} bytes, {INDEX_FILE} says {self.raw_data.bytes}"
         count = int.from_bytes(content[:_HEADER_BYTES], "little")
@@ -282,15 +282,15 @@ class RecordReader(MDSReader):
 
 
 def damaged_shard(path: Path, problem: object) -> UserError:
-    """The error for a file of a shard that is not as it was written."""
+    """The error for a damaged file of a shard."""
     return UserError(f"the shard {path} is corrupted ({problem}); copy it again or rebuild the data set")
 
 
 def read_index(folder: str | Path) -> ShardIndex:
-    """The shards that `index.json` lists, in order. A file that did not change is read once by a process.
+    """The shards that `index.json` lists, in order. An unchanged file is read once per process.
 
-    Raises `UserError` when the folder or the index is missing, unreadable, empty or not MDS, when it names files
-    outside of the folder, or has numbers that no shard can have.
+    Raises `UserError` if the folder or the index is missing, unreadable, empty or not MDS, if it names files outside of
+    the folder, or if its numbers are invalid.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -300,14 +300,14 @@ def read_index(folder: str | Path) -> ShardIndex:
         raise UserError(f"the data set folder {folder} is empty; copy the data set again or check data.sets.*.path")
     identity = identity_of(path)
     if identity is None:
-        raise UserError(f"{path} does not exist; a data set folder needs it beside its shards")
+        raise UserError(f"{path} does not exist; a data set folder needs it next to its shards")
     return _read(folder, identity)
 
 
 def identity_of(path: Path) -> tuple[int, ...] | None:
-    """What tells a file from others and from itself before a change, on all nodes that see it; None if there is none.
+    """An identity of a file and its version, the same on all nodes that see it; None if the file does not exist.
 
-    Copies differ in the time of their last change of any kind, which no program sets.
+    Copies differ in ctime, which programs cannot set.
     """
     try:
         status = os.stat(path)
@@ -345,7 +345,7 @@ def _read(folder: Path, identity: tuple[int, ...]) -> ShardIndex:
 def _check_names(folder: Path, index: ShardIndex, path: Path) -> None:
     names = [name for number in range(len(index)) for name in _names_of(index, number)]
     all_inside(folder, names, path)
-    # Shards come and go in a cache: one that is at the same time something else would take it along.
+    # Shards are removed from a cache: a shard with the name of another file would remove that file.
     different = {INDEX_FILE, DATASET_FILE}.union(name.rpartition("/")[0] for name in names)
     clash = next((name for name in names if name in different), None)
     if clash is not None:
@@ -358,7 +358,7 @@ def _names_of(index: ShardIndex, number: int) -> list[str]:
 
 
 def check_entries(shards: object, source: str) -> None:
-    """Raise `UserError` unless `shards` can stand under that key in an index.json; `source` is where it was read."""
+    """Raise `UserError` unless `shards` is a valid value of that key in an index.json; `source` is its file."""
     taken = _Builder()
     try:
         taken.check_taken([taken.take(shard) for shard in shards] if isinstance(shards, list) else shards)
@@ -371,7 +371,7 @@ def check_entries(shards: object, source: str) -> None:
 
 
 class _EntryError(ValueError):
-    """An entry under `shards`, by its number, that describes no shard."""
+    """An invalid entry of `shards`, with its number."""
 
     def __init__(self, number: int, problem: object) -> None:
         super().__init__(f"number {number}: {printable(problem)[:400]}")
@@ -382,11 +382,11 @@ def _unreadable(source: str | Path, error: _EntryError) -> UserError:
 
 
 class _Taken(int):
-    """Stands in the parsed file for the entry of a shard: its number."""
+    """The number of a shard, which replaces its entry in the parsed file."""
 
 
 class _Builder:
-    """Takes the entries of shards as they are parsed, so that no more than one of them is there as Python objects."""
+    """Collects the entries of shards during parsing, so that at most one of them exists as Python objects."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -395,7 +395,7 @@ class _Builder:
         self._kinds: dict[_Kind, int] = {}
 
     def take(self, entry: object) -> object:
-        """The shard's number in place of its entry; other objects as they are. Raises `_EntryError`."""
+        """Replace the entry of a shard by its number; return other objects unchanged. Raises `_EntryError`."""
         if not isinstance(entry, dict) or entry.keys() != _KEYS:
             return entry
         try:
@@ -406,7 +406,7 @@ class _Builder:
         return _Taken(self.count - 1)
 
     def check_taken(self, listed: object) -> None:
-        """Raise `_EntryError` unless the parsed list is one of all shards that were taken."""
+        """Raise `_EntryError` unless the parsed list consists of all collected shards."""
         if not isinstance(listed, list):
             raise _EntryError(0, f"shards is a {type(listed).__name__}, expected a list")
         for number, entry in enumerate(listed):
@@ -414,7 +414,7 @@ class _Builder:
                 raise _EntryError(number, f"expected an object with the keys {', '.join(sorted(_KEYS))}")
 
     def build(self, folder: str) -> ShardIndex:
-        """The index of the shards that were taken."""
+        """The index of the collected shards."""
         table = np.empty(self.count, TABLE_TYPE)
         for name, column in zip(TABLE_TYPE.names or (), self._columns, strict=True):
             table[name] = column
@@ -433,7 +433,7 @@ class _Builder:
         packed = None if compression is None else _file(shard["zip_data"])
         if packed is not None and packed.basename == raw.basename:
             raise ValueError("raw_data and zip_data are the same file")
-        # Each record has a place in the table, and the sizes of its columns.
+        # Each record has an entry in the table of offsets, and the sizes of its columns.
         least = _HEADER_BYTES + 4 + samples * 4 * (1 + len(names))
         if raw.bytes < least:
             raise ValueError(f"{samples} records do not fit in {raw.bytes} bytes")
@@ -456,7 +456,7 @@ def _columns(shard: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         raise ValueError("column_names and column_encodings must be lists of texts of equal length")
     if sizes != [None] * len(names) or len(names) != len(encodings):
         raise ValueError("expected one null in column_sizes for each column: all columns of a record vary in size")
-    _decoders(tuple(encodings))  # for its complaint
+    _decoders(tuple(encodings))  # raises for unknown encodings
     return tuple(names), tuple(encodings)
 
 

@@ -1,4 +1,4 @@
-"""Batches of the training steps of a stage, and of a validation."""
+"""Loads the batches of a stage's training steps, and of validation."""
 
 import math
 import threading
@@ -27,17 +27,17 @@ from tolktrain.libraries.torch_compat import end_loader_processes, loader_proces
 from tolktrain.vocabulary import Vocabulary
 
 PREFETCHED_BATCHES = 4
-"""Micro batches that a loader process makes ahead."""
+"""Micro batches that a loader process prepares ahead."""
 
-_CLOSING_SECONDS = 3.0  # for loader processes to end by themselves; they need some milliseconds if nothing is wrong
+_CLOSING_SECONDS = 3.0  # for loader processes to exit by themselves; normally they need some milliseconds
 
 
 class StageLoader:
-    """Yields, for each optimizer step, the list of accumulation micro batches of this data rank, without an end.
+    """Yields, for each optimizer step, the list of accumulation micro batches of this data rank, endlessly.
 
-    The global batch of step k is the same for any number of data ranks, loader processes and micro batches; it starts
-    at any step. Steps of the data that are `skipped` are left out: the next ones follow in their place. Close it, or
-    use it as a context manager, before the next stage opens its own.
+    The global batch of step k is the same for any number of data ranks, loader processes and micro batches. Iteration
+    can start at any step. Data steps in `skipped` are omitted; the following ones take their place. Close the loader,
+    or use it as a context manager, before the next stage opens its own.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class StageLoader:
             num_workers=workers,
             prefetch_factor=PREFETCHED_BATCHES if workers else None,
             pin_memory=pin_memory,
-            # Its own, or starting a loader would move the random state that a checkpoint holds.
+            # A separate generator, so that starting a loader does not change the random state in checkpoints.
             generator=torch.Generator(),
             worker_init_fn=_start_worker if workers else None,
         )
@@ -99,7 +99,7 @@ class StageLoader:
         return result
 
     def close(self) -> None:
-        """End the loader processes and threads, and free the shared memory. Calling it again has no effect."""
+        """End the loader processes and threads, and free the shared memory. Further calls have no effect."""
         if self._loader is None:
             return
         workers = loader_processes(self._batches)
@@ -120,7 +120,7 @@ def _start_worker(number: int) -> None:
 
 
 def _shut_down(batches: object, workers: list[BaseProcess]) -> None:
-    """End torch's loader processes; those that are stuck, in a read that does not return, by force."""
+    """End torch's loader processes; kill those that are stuck in a read that does not return."""
     killed = threading.Event()
 
     def kill() -> None:
@@ -129,7 +129,7 @@ def _shut_down(batches: object, workers: list[BaseProcess]) -> None:
             if worker.is_alive():
                 worker.kill()
 
-    # They ignore TERM, with which torch and Python's exit end such processes, and then wait for them.
+    # They ignore TERM, which torch and Python's exit send before they wait for them.
     done = threading.Event()
 
     def kill_in_time() -> None:
@@ -150,7 +150,7 @@ def _shut_down(batches: object, workers: list[BaseProcess]) -> None:
 
 
 class _MicroBatches(IterableDataset[Batch]):
-    """What a loader process runs: records in, micro batches out."""
+    """The data set that a loader process iterates over: makes micro batches from records."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class _MicroBatches(IterableDataset[Batch]):
         self._segments = segments
 
     def __iter__(self) -> Iterator[Batch | UserError | None]:  # type: ignore[override]
-        # A bad record is handed over as a value: a loader process would wrap its traceback into the message.
+        # An error is passed on as a value: torch would add the loader process's traceback to the message.
         try:
             for samples in self._records.micro_batches(self._segments):
                 yield None if samples is None else collate([self._sequence(sample) for sample in samples])
@@ -198,8 +198,8 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """One sequence of each of the first `count` records (all if there are fewer), always the same ones.
 
-    Every data rank yields equally many batches of equal size; rows for which there is no record score nothing. The
-    first batch is made by all ranks together.
+    Every data rank yields equally many batches of equal size; in rows without a record, nothing is scored. The first
+    batch is made collectively by all ranks.
     """
     fetch_descriptions(dataset)
     (index_of_set,) = read_indexes([dataset.path])

@@ -1,4 +1,4 @@
-"""Which record comes next: a mixture of data sets in an order that depends on nothing but the seed.
+"""The order of records: a mixture of data sets in an order that depends on the seed only.
 
 The order is mosaicml-streaming's, with two restrictions that make the position in a stage a pure function of the
 step: an epoch is a multiple of the global batch, and the sequence made of a record depends on the record, the seed
@@ -36,14 +36,14 @@ from tolktrain.storage.retries import RetryPolicy
 
 logger = logging.getLogger(__name__)
 
-# Records that the library's threads make ready ahead. They look only every few milliseconds, in which a small batch is
-# long used up.
+# Records that the library's threads prepare ahead. The threads poll every few milliseconds, in which several small
+# batches may be consumed.
 _LOOKAHEAD = 256
 
-# What the library demands.
+# Required by the library.
 _SHARDS_IN_CACHE = 4
 
-# The first step to read, and the one to stop before, None for none.
+# The first step to read, and the step before which to stop (None for no end).
 Segment = tuple[int, int | None]
 
 
@@ -86,12 +86,12 @@ class MixturePlan:
         return choices[min(int(np.searchsorted(self.cumulative[dataset], draw, side="right")), len(choices) - 1)]
 
     def counts(self, sizes: Sequence[int], multiple: int) -> tuple[int, ...]:
-        """Records of each data set in an epoch: as many as keep the shares without taking a record twice.
+        """Records of each data set in an epoch: the most that keep the shares without repeating a record.
 
-        Their sum is a multiple of `multiple`. If not even that many records suffice, records are repeated, with a
+        Their sum is a multiple of `multiple`. If there are too few records for that, records are repeated, with a
         warning.
         """
-        # The tolerance keeps a quotient such as 430 / (1 - 2/3) * (1/3) from losing a whole multiple to rounding.
+        # The tolerance prevents that rounding of a quotient such as 430 / (1 - 2/3) * (1/3) loses a whole multiple.
         largest = min(math.floor(size / share * (1 + 1e-9)) for size, share in zip(sizes, self.shares, strict=True))
         epoch = max(largest // multiple, 1) * multiple
         exact = np.array(self.shares) * epoch
@@ -111,7 +111,7 @@ class MixturePlan:
 
 @dataclass(frozen=True)
 class Sample:
-    """A record and what its sequence depends on."""
+    """A record and the values on which its sequence depends."""
 
     record: Record
     dataset: int  # number in the plan
@@ -119,11 +119,11 @@ class Sample:
 
 
 class RecordMixture(StreamingDataset):
-    """The sample order of one stage for one data rank, and the shards behind it.
+    """The samples of one stage for one data rank, in order, and their shards.
 
-    `data_rank` of `data_size` says whose samples these are; processes with the same data rank (tensor or pipeline
-    ranks) get the same ones. Who shares memory on a node is taken from torchrun's environment variables, as the
-    library does. Call `close` when done: another mixture of the same folders can then be opened in this process.
+    Processes with the same `data_rank` (tensor or pipeline ranks) get the same samples. The ranks that share memory on
+    a node follow from torchrun's environment variables, as in the library. After `close`, another mixture of the same
+    folders can be opened in this process.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class RecordMixture(StreamingDataset):
                 shuffle_seed=int(sequence_rng(seed, "", 0, "order").integers(2**31)),
                 shuffle_block_size=config.shuffle_block_size,
             )
-        # Not the library's list of readers: each loader process would copy what it touches of them.
+        # Not the library's list of readers: each loader process would copy the pages of the readers that it uses.
         self.shards = JoinedShards([stream.index for stream in streams])
         world = data_world(environment.num_nodes, data_size, config.num_canonical_nodes)
         self._parallel_rank_world = World(world.num_nodes, world.ranks_per_node, 1, data_rank)
@@ -185,10 +185,10 @@ class RecordMixture(StreamingDataset):
         )
 
     def micro_batches(self, segments: Sequence[Segment]) -> Iterator[list[Sample] | None]:
-        """Micro batches of this rank (in a loader process: of this worker), segment after segment, epoch after epoch.
+        """Micro batches of this rank (in a loader process: of this worker), in order of segments and epochs.
 
-        In a loader process a None stands in for each micro batch that the last round of an epoch or of a segment lacks,
-        so that every worker yields the same number and a loader that asks them in turn keeps the order.
+        A loader process yields None for each micro batch that is missing in the last round of an epoch or segment, so
+        that every worker yields the same number, and a loader that reads the workers in turn keeps the order.
         """
         for begin, end in segments:
             step = begin
@@ -214,9 +214,9 @@ class RecordMixture(StreamingDataset):
                 rows += (
                     Sample(record, dataset, epoch) for record, dataset in itertools.islice(samples, self.batch_size)
                 )
-            except Exception as error:  # the library raises its own when a thread has failed
+            except Exception as error:  # the library raises its own error when a thread has failed
                 failure = error
-            # The library ends an epoch early, without a word, when its download thread fails.
+            # The library silently ends an epoch early when its download thread fails.
             if len(rows) < self.batch_size:
                 cause = self._failure or failure
                 by_machine = isinstance(cause, UserError) and cause.by_machine
@@ -233,7 +233,7 @@ class RecordMixture(StreamingDataset):
         return Record.from_sample(super().get_item(sample_id, retry)), int(self.stream_per_shard[shard])
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Fetch and unpack a shard, keeping the failure, which the library's threads would swallow."""
+        """Fetch and unpack a shard, and store its failure, which the library's threads would discard."""
         try:
             super().prepare_shard(shard_id, blocking)
         except Exception as error:
@@ -250,12 +250,11 @@ class RecordMixture(StreamingDataset):
             super()._ready_thread(it)
 
     def _resume_incr_epoch(self) -> tuple[int, int]:
-        # The library keeps the position in shared memory and leaks a file handle per epoch doing so; here each process
-        # knows it.
+        # The library keeps the position in shared memory, and leaks a file handle per epoch; here each process counts.
         return self._position
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> WorkerRecords:
-        # The library's own would compute the whole epoch on each node, and hand each process a copy of its part.
+        # The library's method would compute the whole epoch on each node, and copy a part of it to each process.
         if self._reading is not None:
             self._reading.release()
         if self._rows is None or self._rows[0] != epoch:
@@ -267,7 +266,7 @@ class RecordMixture(StreamingDataset):
         return self._reading
 
     def _share_rows(self, epoch: int) -> Ids:
-        """Rows of an epoch, computed by one process of the node. They are freed when the last process lets them go."""
+        """Rows of an epoch, computed by one process of the node, and freed when the last process releases them."""
         barrier, world = self._shared_barrier, self._unique_worker_world
         if not hasattr(barrier, "lock"):
             barrier.lock = FileLock(barrier.filelock_path)
@@ -284,7 +283,7 @@ class RecordMixture(StreamingDataset):
         return rows
 
     def close(self) -> None:
-        """Stop the threads and free the shared memory. Loader processes must have ended before."""
+        """Stop the threads and free the shared memory. Loader processes must have ended already."""
         end_threads(self)
         if self._reading is not None:
             self._reading.release()
@@ -296,7 +295,7 @@ class RecordMixture(StreamingDataset):
 
 @contextlib.contextmanager
 def _exit_counted(it: _Iterator) -> Iterator[None]:
-    """The end of an epoch waits for its threads to report; one that fails does not, and the wait would never end."""
+    """Count the exit of a thread even if it fails; otherwise the end of the epoch would wait for it forever."""
     try:
         yield
     except Exception:
@@ -305,7 +304,7 @@ def _exit_counted(it: _Iterator) -> Iterator[None]:
 
 
 def _open_streams(config: DataConfig, plan: MixturePlan, multiple: int) -> tuple[list[RecordStream], tuple[int, ...]]:
-    """A stream for each data set of the plan, and how many records of it make an epoch."""
+    """A stream for each data set of the plan, and the number of its records in an epoch."""
     folders: Mapping[str, str] = {name: os.path.abspath(config.sets[name].path) for name in plan.names}
     for name, folder in folders.items():
         twins = [other for other in plan.names if folders[other] == folder and other != name]
@@ -337,7 +336,7 @@ def _open_streams(config: DataConfig, plan: MixturePlan, multiple: int) -> tuple
 
 
 def _check_cache_limit(limit: str, indexes: Mapping[str, ShardIndex]) -> None:
-    """Raise `UserError` for a limit under which the library would refuse to work, or wait for space for ever."""
+    """Raise `UserError` for a limit with which the library would fail, or wait for space forever."""
     try:
         limit_bytes = bytes_to_int(limit)
     except ValueError:
@@ -355,15 +354,16 @@ def _check_cache_limit(limit: str, indexes: Mapping[str, ShardIndex]) -> None:
 
 
 def epoch_multiple(global_batch_size: int, num_canonical_nodes: int) -> int:
-    """What the records of an epoch are a multiple of: the library repeats some where canonical nodes do not divide."""
+    """The number of which the records of an epoch must be a multiple, so that the library repeats none."""
     return math.lcm(global_batch_size, num_canonical_nodes)
 
 
 def data_world(physical: int, data_size: int, canonical: int) -> World:
-    """A world of data ranks, on the real nodes where the library can lay the order out for them.
+    """A world of data ranks on the physical nodes, if the library can compute the order for them.
 
-    Where neither number of nodes divides the other it is laid out for as many nodes as divide both the data ranks and
-    the canonical nodes: neighbours among the data ranks, which are on one node, then still read the same shards.
+    If neither of the numbers of physical and canonical nodes divides the other, the world has as many nodes as divide
+    both the data ranks and the canonical nodes. Neighbouring data ranks, which are on one node, then still read the
+    same shards.
     """
     fits = data_size % physical == 0 and (canonical % physical == 0 or physical % canonical == 0)
     num_nodes = physical if fits else math.gcd(data_size, canonical)

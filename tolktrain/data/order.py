@@ -1,8 +1,8 @@
-"""The order of the records in an epoch: mosaicml-streaming's, to the record, for a part of the canonical nodes.
+"""The order of the records in an epoch: exactly that of mosaicml-streaming, for a part of the canonical nodes.
 
-The library computes the whole epoch on every node, in Python lists and 64-bit arrays. Here a node computes the rows of
-the canonical nodes that it reads; for the others it only draws the random numbers that come before. Numbers of records
-take 32 bits where they fit. The library calls this sampling method "balanced" and this shuffle "py1e".
+The library computes the whole epoch on every node, in Python lists and 64-bit arrays. Here, a node computes the rows of
+the canonical nodes that it reads; for the others, it only draws the preceding random numbers. Numbers of records take
+32 bits if they fit. The library calls this sampling method "balanced" and this shuffle "py1e".
 """
 
 import itertools
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.int64]
 Ids = NDArray[np.signedinteger[Any]]
 
-_SMALL_REST = 1 << 16  # records left out of an epoch that are found one by one, not by a shuffle of the whole set
-_SORTED_TOGETHER = 1 << 14  # positions that are sorted at a time: they stay in a core's cache
+_SMALL_REST = 1 << 16  # up to so many omitted records of an epoch are found one by one instead of by a full shuffle
+_SORTED_TOGETHER = 1 << 14  # positions that are sorted at a time, so that they stay in a core's cache
 
 
 def id_type(total: int) -> np.dtype[Any]:
-    """Smallest type that holds the number of each of `total` records."""
+    """Smallest integer type for the numbers of `total` records."""
     return np.dtype(np.int32 if total < 1 << 31 else np.int64)
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """What the order of an epoch depends on, besides the number of the epoch.
+    """Everything on which the order of an epoch depends, except the number of the epoch.
 
     Records are numbered through all shards of all sets. In the flat order of an epoch, record i is entry
     i // num_canonical_nodes of the row of canonical node i % num_canonical_nodes.
@@ -49,7 +49,7 @@ class EpochOrder:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Smallest type that holds a record's number."""
+        """Smallest integer type for a record's number."""
         return id_type(sum(int(sizes.sum()) for sizes in self.shard_sizes))
 
     def rows(self, epoch: int, nodes: Sequence[int]) -> Ids:
@@ -59,7 +59,7 @@ class EpochOrder:
         return result
 
     def write_rows(self, epoch: int, nodes: Sequence[int], out: Ids) -> None:
-        """The same into an array that is there."""
+        """Write the same into the array `out`."""
         units = self._units(epoch)
         spans = self._spans(units)
         rng = np.random.default_rng(self.seed + epoch)
@@ -93,7 +93,7 @@ class EpochOrder:
         return _Units(shard, size, sizes, np.cumsum(sizes) - sizes)
 
     def _spans(self, units: "_Units") -> list[NDArray[Any]]:
-        """Of each canonical node, the parts of units it holds, in the order that is fixed for a run."""
+        """The parts of units of each canonical node, in the order that is fixed for a run."""
         order = np.arange(len(units.size))
         np.random.default_rng(self.seed).shuffle(order)
         ends = np.cumsum(units.size[order])
@@ -107,7 +107,7 @@ class EpochOrder:
         return np.split(parts, np.searchsorted(cuts, bounds[1:-1]))
 
     def _chosen(self, epoch: int, units: "_Units", wanted: Numbers) -> dict[int, Ids]:
-        """Of each wanted unit that is a part of its shard, the records inside the shard that it takes."""
+        """The chosen records inside the shard, for each wanted unit that is a part of its shard."""
         rng = np.random.default_rng(self.seed + epoch)
         shard_sizes = units.shard_sizes[units.shard]
         partial = np.flatnonzero(units.size < shard_sizes)
@@ -156,7 +156,7 @@ class EpochOrder:
     def _draw_row(
         self, rng: np.random.Generator, sizes: Sequence[int], numbers: NDArray[Any], fractions: NDArray[Any]
     ) -> None:
-        """Draw what `_write_row` draws."""
+        """Draw the same random numbers as `_write_row`."""
         for size in sizes:
             rng.shuffle(numbers[:size])
         low, high = int(0.75 * self.block_size), int(1.25 * self.block_size)
@@ -176,7 +176,7 @@ class _Units:
 
 
 def _sample(sizes: Numbers, count: int, seed: int) -> Numbers:
-    """How many records an epoch of `count` takes from each shard of a set."""
+    """The number of records that an epoch of `count` records takes from each shard of a set."""
     total = int(sizes.sum())
     repeats, count = divmod(count, total)
     chosen = sizes * repeats
@@ -196,12 +196,12 @@ def _sample(sizes: Numbers, count: int, seed: int) -> Numbers:
 
 
 def _last_of_shuffle(rng: np.random.Generator, total: int, begin: int) -> list[int]:
-    """The last entries, from `begin`, of a shuffled `arange(total)`: numpy's shuffle settles an array from its end."""
+    """The last entries, from `begin`, of a shuffled `arange(total)`: numpy's shuffle fixes an array from its end."""
     words = _words(rng)
     moved: dict[int, int] = {}
     for place in range(total - 1, max(begin, 1) - 1, -1):
         mask = (1 << place.bit_length()) - 1
-        # As numpy draws a place to exchange with.
+        # The same draw as in numpy's shuffle.
         other = next(masked for word in words if (masked := word & mask) <= place)
         moved[place], moved[other] = moved.get(other, other), moved.get(place, place)
     return [moved.get(place, place) for place in range(begin, total)]
@@ -216,7 +216,7 @@ def _take_sorted(ids: Ids, positions: NDArray[np.float64], reach: float, out: Id
     """Write `ids` in the order of their positions, none of which is further than `reach` from its index."""
     end = 0
     for index in _sorted_indices(positions, reach):
-        if index is None:  # equal positions: in the order that the library's sort happens to give them
+        if index is None:  # equal positions: use the library's sort, whose order of equal values is unspecified
             out[:] = ids[np.argsort(positions)]
             return
         out[end : end + len(index)] = ids[index]
@@ -224,7 +224,7 @@ def _take_sorted(ids: Ids, positions: NDArray[np.float64], reach: float, out: Id
 
 
 def _sorted_indices(positions: NDArray[np.float64], reach: float) -> Iterator[Numbers | None]:
-    """Indices that sort positions, in pieces; None when two positions are equal."""
+    """Indices that sort positions, in pieces; None if two positions are equal."""
     margin = int(reach) + 1
     piece = max(_SORTED_TOGETHER, 4 * margin)
     for lower, upper in itertools.pairwise([*range(0, len(positions), piece), len(positions) + margin]):

@@ -1,6 +1,6 @@
-"""The record: one passage of speech, text or both, as it lies in MDS shards; and the description of a set of records.
+"""The record: one passage of speech, text or both, as stored in MDS shards; and the description of a set of records.
 
-This file is the one definition of the schema. A data set folder holds MDS shards, their `index.json`,
+This file is the only definition of the schema. A data set folder contains MDS shards, their `index.json`,
 and `dataset.json`.
 """
 
@@ -47,9 +47,9 @@ def columns_of(text: bool = True, speech: bool = True, aligned: bool = True) -> 
 class Record:
     """One passage: consecutive utterances of one source.
 
-    Ends are cumulative and exclusive: word w has the text ids `text_ids[ends[w - 1]:ends[w]]`, its leading space
-    included; silence belongs to the word before it. Arrays of an absent modality, or of an absent alignment, are empty.
-    EOS is not stored; it stands at the utterance ends, which coincide with word ends where words are aligned.
+    Ends are cumulative and exclusive: word w has the text ids `text_ids[ends[w - 1]:ends[w]]`, including its leading
+    space; silence belongs to the word before it. Arrays of an absent modality or alignment are empty. EOS is not
+    stored; it is inserted at the utterance ends, which coincide with word ends if words are aligned.
     """
 
     id: str
@@ -64,7 +64,7 @@ class Record:
 
     @classmethod
     def from_sample(cls, sample: Mapping[str, Any]) -> "Record":
-        """The record in a sample that an MDS reader gave."""
+        """The record in a sample of an MDS reader."""
         arrays = {name: sample[name] if name in sample else _EMPTY[name] for name in _EMPTY}
         return cls(id=sample["id"], source=sample["source"], **arrays)
 
@@ -97,7 +97,7 @@ class Record:
         return max(len(self.utterance_text_ends), len(self.utterance_unit_ends))
 
     def check(self, text_vocab_size: int | None, num_units: int | None, num_codebooks: int = 1) -> None:
-        """Raise `UserError` unless the arrays agree with each other and with the vocabularies (None: absent)."""
+        """Raise `UserError` unless the arrays are consistent with each other and the vocabularies (None: absent)."""
         if not self.has_text and not self.has_speech:
             raise self._error("it holds neither text nor speech")
         for present, absent in ((self.has_text, ("utterance_text_ends",)), (self.has_speech, _SPEECH_ONLY)):
@@ -186,7 +186,7 @@ class SpeechInfo(_Description):
 
 
 class DatasetInfo(_Description):
-    """What `dataset.json` says about a set of records."""
+    """The content of `dataset.json`: the description of a set of records."""
 
     schema_version: int = Field(default=SCHEMA_VERSION, description="Version of the record schema.")
     name: str = Field(description="Name of the set.")
@@ -204,12 +204,12 @@ class DatasetInfo(_Description):
 
     @classmethod
     def read(cls, folder: str | Path) -> "DatasetInfo":
-        """Read `dataset.json` of a data set folder. Raises `UserError` naming the file and what is wrong with it."""
+        """Read `dataset.json` of a data set folder. Raises `UserError` with the file and the mistake."""
         path = Path(folder) / DATASET_FILE
         try:
             content = read_json(path)
         except FileNotFoundError:
-            raise UserError(f"{path} does not exist; a data set folder needs it beside index.json") from None
+            raise UserError(f"{path} does not exist; a data set folder needs it next to index.json") from None
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is not readable JSON ({error}); rebuild the data set") from None
         version = content.get("schema_version") if isinstance(content, dict) else None
@@ -231,5 +231,5 @@ class DatasetInfo(_Description):
         return json.dumps(self.model_dump(), indent=2) + "\n"
 
     def write(self, folder: str | Path) -> None:
-        """Write `dataset.json` into a data set folder, whole or not at all."""
+        """Write `dataset.json` into a data set folder, atomically."""
         replace_file(Path(folder) / DATASET_FILE, self.to_json())

@@ -1,7 +1,7 @@
-"""Training sequences, and what the strategies of `data.strategies` write them with (arXiv 2503.06211, section 4).
+"""Training sequences, and the writer that the strategies of `data.strategies` use (arXiv 2503.06211, section 4).
 
 A sequence has T + 1 tokens: the first T are the input, the last T the targets. Specials (prefix-begin, prefix-end,
-switch) are text ids after the text vocabulary; EOS ends every utterance in the modality it is in.
+switch) are text ids after the text vocabulary; EOS of its modality ends every utterance.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Sequence:
-    """One training sequence of T + 1 tokens, padded with text EOS when its record is short."""
+    """One training sequence of T + 1 tokens, padded with text EOS if its record is short."""
 
     tokens: IntArray  # [K, T + 1]; a text position holds its id in row 0 and zeros below
     is_speech: BoolArray  # [T + 1]
@@ -32,9 +32,9 @@ class Sequence:
 
 
 class _Key(np.random.bit_generator.ISeedSequence):
-    """A Philox key as it is.
+    """A Philox key without a seed sequence.
 
-    `Philox(key=...)` gives the same numbers, but asks the system for entropy it never uses.
+    `Philox(key=...)` gives the same numbers, but reads entropy from the system that it never uses.
     """
 
     def __init__(self, digest: bytes) -> None:
@@ -46,7 +46,7 @@ class _Key(np.random.bit_generator.ISeedSequence):
 
 
 def sequence_rng(seed: int, record_id: str, epoch: int, purpose: str) -> np.random.Generator:
-    """Random numbers that depend on nothing but the arguments (Philox, keyed by a digest of them)."""
+    """Random numbers that depend on the arguments only (Philox with a digest of them as key)."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{purpose}/{record_id}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(_Key(digest)))  # type: ignore[arg-type]  # numpy's stub is too narrow
 
@@ -64,7 +64,7 @@ class SequenceWriter:
 
     @property
     def delay(self) -> int:
-        """Positions that the codebook delay adds to a run of speech."""
+        """Positions that the codebook delay adds to a speech segment."""
         return self.vocabulary.num_codebooks - 1
 
     def text(self, ids: IntArray, scored: bool = True) -> None:
@@ -74,7 +74,7 @@ class SequenceWriter:
         self.scored[begin:end] = scored
 
     def speech(self, units: IntArray, scored: bool = True) -> None:
-        """Append a run of speech [n, K]: codebook k is delayed by k positions, PAD fills the corners."""
+        """Append a speech segment [n, K]: codebook k is delayed by k positions, PAD fills the corners."""
         begin, end = self._advance(len(units) + self.delay)
         if self.delay:
             self.tokens[:, begin:end] = self.vocabulary.speech_pad
@@ -90,7 +90,7 @@ class SequenceWriter:
         self.tokens[0, begin:end] = token
 
     def finish(self, record_id: str, strategy: Strategy) -> Sequence:
-        """The sequence, the rest padded."""
+        """The padded sequence."""
         self.tokens[0, self.length :] = self.vocabulary.text_eos
         return Sequence(self.tokens, self.is_speech, self.scored, self.length, record_id, strategy)
 
@@ -138,18 +138,18 @@ def _with_eos(rows: Array, utterance_ends: Array, eos: int) -> IntArray:
 
 
 def part_offsets(ends: Array, utterance_ends: Array) -> IntArray:
-    """Where each part begins, and the last one ends, among rows with EOS; the EOS belongs to the part before it."""
+    """The begins of all parts and the end of the last one, in rows with EOS; an EOS belongs to the part before it."""
     offsets = np.zeros(len(ends) + 1, np.int64)
     offsets[1:] = ends + np.searchsorted(utterance_ends, ends, side="right")
     return offsets
 
 
 def random_start(total: int, size: int, rng: np.random.Generator) -> int:
-    """First of `size` consecutive tokens out of `total`; windows that would overhang an end are moved inside."""
+    """First of `size` consecutive tokens out of `total`; windows that exceed an end are moved inside."""
     start = int(rng.integers(1 - size, total))
     return max(min(start, total - size), 0)
 
 
 def begin_of_part(offsets: IntArray, row: int) -> int:
-    """Where the part that holds a row begins."""
+    """The begin of the part that contains a row."""
     return int(offsets[np.searchsorted(offsets, row, side="right") - 1])

@@ -1,7 +1,7 @@
 """Names of mosaicml-streaming's shared memory (`000000_locals`, ...), which all jobs of a node share.
 
-The library has each rank look for the first free number. When another job frees one meanwhile, the ranks disagree and
-the run ends. Here the leader of a node draws a number and tells the others.
+In the library, each rank searches for the first free number. If another job frees a number meanwhile, the ranks use
+different numbers and the run fails. Here, the first rank of a node draws a number and sends it to the others.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ from tolktrain.libraries.streaming_compat import exchanged
 from tolktrain.parallel.collectives import all_gather_objects, is_distributed
 
 _FOLDER = Path("/dev/shm")
-# Beside the blocks stands a folder of this user's for the library's lock files, which it would put into TMPDIR.
+# The library's lock files are in a folder of this user next to the blocks; the library would put them into TMPDIR.
 _LOCK_FILES = "filelocks"
 _BLOCK_NAME = re.compile(rf"(\d{{6,9}})_({'|'.join([*SHM_TO_CLEAN, _LOCK_FILES])})")
-# A killed rank's loader processes notice within 5 s that it is gone.
+# The loader processes of a killed rank notice its end within 5 s.
 _LOCK_TIMEOUT_SECONDS = 10.0
-# For starts of this user's other jobs on this node: each looks through the node's processes once.
+# For starts of this user's other jobs on this node, each of which scans the node's processes once.
 _START_SECONDS = 120.0
 _NOT_SHARED = (
     "data: ranks of a node must share memory, be numbered one after the other, and be as many on each node; start as"
@@ -47,21 +47,21 @@ logger = logging.getLogger(__name__)
 
 
 def shared_memory_folder() -> Path | None:
-    """Where the system shows shared memory as files, None where it does not."""
+    """The folder where the system shows shared memory as files; None if there is none."""
     return _FOLDER if _FOLDER.is_dir() else None
 
 
 def block_path(number: int, name: str) -> Path:
-    """File of a block of a data set, out of reach of other users; `remove_stale_blocks` finds it if its process is
+    """File of a block of a data set, private to this user; `remove_stale_blocks` removes it if its process is
     killed."""
     return _lock_files(number) / name
 
 
 @contextlib.contextmanager
 def own_names() -> Iterator[None]:
-    """Within it, data sets of mosaicml-streaming get their names from `register`. All ranks open one together.
+    """In this context, data sets of mosaicml-streaming get their names from `register`. All ranks open one together.
 
-    Raises UserError at the end if another user has made a block of that name before the library did: it would use it.
+    Raises UserError at the end if another user has created a block of that name, which the library would use.
     """
     numbers: list[int] = []
 
@@ -79,10 +79,10 @@ def own_names() -> Iterator[None]:
 
 
 def remove_lock_files(number: int) -> None:
-    """The leader of a node calls this when it has closed a data set.
+    """Remove the lock files of a data set; called by the first rank of a node after closing it.
 
-    A slower rank may still be leaving the library's last barrier, which opens a lock file by its name each time. Then
-    the next start removes the files.
+    If a slower rank is still in the library's last barrier, which opens a lock file by its name each time, the next
+    start removes the files.
     """
     folder = _lock_files(number)
     if folder.name.partition("_")[0] not in _users():
@@ -92,12 +92,12 @@ def remove_lock_files(number: int) -> None:
 def register(
     streams_local: Sequence[str], streams_remote: Sequence[str | None], world: World
 ) -> tuple[int, SharedMemory]:
-    """In place of the library's `get_shm_prefix`: the number of this node's blocks, and the block that claims it.
+    """Replaces the library's `get_shm_prefix`: the number of this node's blocks, and the block that claims it.
 
-    The block lists the folders of the data set. What killed jobs left over is removed first.
+    The block lists the folders of the data set. Blocks of killed jobs are removed first.
 
-    Raises UserError, on all ranks, if one of the folders is to be filled from remote storage and a living program of
-    this node has it open, or if ranks are not dealt out to nodes as the order of the records supposes.
+    Raises UserError on all ranks if a folder that is filled from remote storage is open in another program on this
+    node, or if ranks are not distributed over nodes as the order of the records requires.
     """
     caches = {folder for folder, remote in zip(streams_local, streams_remote, strict=True) if remote is not None}
     own: tuple[int, SharedMemory] | None = None
@@ -112,7 +112,8 @@ def register(
     for _, failure, _ in gathered:
         if failure is not None:
             raise failure
-    # Each rank counts nodes by what it is told: of different counts records would be read twice, without a word.
+    # Each rank derives the number of nodes from its environment: if the numbers differed, records would silently be
+    # read twice.
     if is_distributed() and [place for *_, place in gathered] != [
         (world.ranks_per_node, rank % world.ranks_per_node) for rank in range(len(gathered))
     ]:
@@ -121,7 +122,7 @@ def register(
 
 
 def _claim_patiently(folders: list[str], caches: set[str]) -> tuple[int, SharedMemory]:
-    """Claim a number, after a while of waiting for programs that are about to end."""
+    """Claim a number; waits for programs that are about to end."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
     while True:
         with _exclusive():
@@ -135,7 +136,7 @@ def _claim_patiently(folders: list[str], caches: set[str]) -> tuple[int, SharedM
 
 
 def _attach(number: int | None) -> tuple[int, SharedMemory]:
-    """The block that the leader of this node has claimed."""
+    """The block that the first rank of this node has claimed."""
     try:
         assert number is not None and is_own_folder(_lock_files(number))
         return number, SharedMemory(_get_path(number, LOCALS), False)
@@ -144,12 +145,12 @@ def _attach(number: int | None) -> tuple[int, SharedMemory]:
 
 
 def _exclusive() -> contextlib.AbstractContextManager[None]:
-    """One job of this user on this node at a time: a claim is not yet mapped for a moment, and would seem stale."""
+    """A lock for one job of this user on this node: before it is mapped, a new claim would be considered stale."""
 
     def on_wait(path: Path) -> None:
         logger.info("waiting for another job on this node to start (%s)", path)
 
-    # Beside what it guards: nodes may share the folder for temporary files, but not this one.
+    # In the folder that it guards: nodes may share the folder for temporary files, but not this one.
     return exclusive(_folder(), "tolktrain-start", _START_SECONDS, on_wait)
 
 
@@ -177,7 +178,7 @@ def _claim(folders: list[str]) -> tuple[int, SharedMemory]:
 
 
 def _check_owner(number: int) -> None:
-    """Raise UserError if one of this data set's blocks is another user's: its name can be guessed from the first."""
+    """Raise UserError if another user owns a block of this data set: the names can be guessed from the first."""
     for kind in SHM_TO_CLEAN:
         path = _FOLDER / _get_path(number, kind)
         if os.path.lexists(path) and not _is_own(path):
@@ -188,27 +189,27 @@ def _check_owner(number: int) -> None:
 
 
 def _complaint(caches: set[str]) -> str | None:
-    """What to say when a living program of this user has one of the folders open."""
+    """The message if a running program of this user has one of the folders open; otherwise None."""
     if not _FOLDER.is_dir():
         return None
     for prefix, process in _users().items():
-        # Gone since, or of another program that has not filled it yet.
+        # The block was removed meanwhile, or another program has not filled it yet.
         with contextlib.suppress(OSError, IndexError, ValueError):
             folders, _ = _unpack_locals((_FOLDER / f"{prefix}_{LOCALS}").read_bytes())
             for folder in sorted(caches.intersection(folders)):
                 return (
-                    f"process {process} of this node has {folder} open, and no other may fill it meanwhile; wait for it"
+                    f"process {process} on this node has {folder} open, and no other may fill it meanwhile; wait for it"
                     " to end, or give this run a cache of its own (data.sets.NAME.path)"
                 )
     return None
 
 
 def remove_stale_blocks() -> list[str]:
-    """Remove blocks of this user that no living process uses, and their lock files; returns their names.
+    """Remove blocks of this user that no running process uses, and their lock files; returns their names.
 
-    The library's own `clean_stale_shared_memory` removes those of living jobs too, whose workers would then read the
-    sample order of whoever takes the name next. Processes in another PID namespace are not seen: containers that share
-    /dev/shm must share it too.
+    The library's `clean_stale_shared_memory` also removes blocks of running jobs, whose workers would then read the
+    sample order of the next owner of the name. Processes in another PID namespace are invisible: containers that share
+    /dev/shm must also share the namespace.
     """
     if not _FOLDER.is_dir():
         return []
@@ -225,7 +226,7 @@ def remove_stale_blocks() -> list[str]:
                 path.unlink()
             removed.append(name)
     if removed:
-        logger.info("removed what killed jobs left in shared memory: %s", ", ".join(sorted(removed)))
+        logger.info("removed shared memory of killed jobs: %s", ", ".join(sorted(removed)))
     return removed
 
 
@@ -237,7 +238,7 @@ def _is_own(path: Path) -> bool:
 
 
 def _users() -> dict[str, int]:
-    """A living process that has mapped blocks, by their prefix."""
+    """A running process that has mapped blocks, by the prefix of the blocks."""
     mapped = re.compile(rf"{re.escape(str(_FOLDER))}/{_BLOCK_NAME.pattern}")
     users: dict[str, int] = {}
     for process in Path("/proc").glob("[0-9]*"):

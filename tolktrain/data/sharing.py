@@ -1,4 +1,4 @@
-"""Indexes of data sets that one rank of a node reads for all of them."""
+"""Indexes of data sets that one rank of a node reads for all ranks of the node."""
 
 import mmap
 import os
@@ -13,7 +13,7 @@ from tolktrain.parallel.collectives import all_gather_objects, is_distributed, o
 
 
 class _Published(NamedTuple):
-    """Where the first rank of a node has laid out indexes, one after the other: table, texts, table, ..."""
+    """The memory in which the first rank of a node has stored indexes one after the other: table, texts, table, ..."""
 
     process: int
     descriptor: int
@@ -22,9 +22,9 @@ class _Published(NamedTuple):
 
 
 def read_indexes(folders: Sequence[str]) -> list[ShardIndex]:
-    """The indexes of some data sets; collective. They are parsed and held in memory once on a node.
+    """The indexes of some data sets; collective. They are parsed and stored once per node.
 
-    Raises `UserError` on all ranks where `read_index` does on one.
+    Raises `UserError` on all ranks if `read_index` does on one.
     """
     if not is_distributed():
         return [read_index(folder) for folder in folders]
@@ -33,14 +33,14 @@ def read_indexes(folders: Sequence[str]) -> list[ShardIndex]:
     try:
         return own or _attach(published, folders)
     finally:
-        all_gather_objects(None)  # the others have opened it
+        all_gather_objects(None)  # barrier: the others have opened the memory
         if own:
             os.close(published.descriptor)
 
 
 def _publish(folders: Sequence[str], own: list[ShardIndex]) -> _Published:
     own += [read_index(folder) for folder in folders]
-    # Memory without a name: nothing is left behind, whatever ends the processes.
+    # Anonymous memory, which is freed however the processes end.
     name = f"tolktrain-index-{secrets.token_hex(16)}"
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
     with os.fdopen(os.dup(descriptor), "wb") as file:
@@ -54,10 +54,10 @@ def _publish(folders: Sequence[str], own: list[ShardIndex]) -> _Published:
 def _attach(published: _Published, folders: Sequence[str]) -> list[ShardIndex]:
     path = f"/proc/{published.process}/fd/{published.descriptor}"
     try:
-        # In another container the number may be that of any process: what it has open is none of ours.
+        # In another container, another process may have the number; its open files are unrelated.
         found = os.readlink(path) == f"/memfd:{published.name} (deleted)"
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if found else None
-    except OSError:  # a container that does not show the others' processes
+    except OSError:  # in a container where processes of other containers are invisible
         descriptor = None
     if descriptor is None:
         return [read_index(folder) for folder in folders]

@@ -1,13 +1,13 @@
-"""Data that training leaves out: which data step a training step reads."""
+"""Data that training skips: which data step a training step reads."""
 
 from collections.abc import Iterable, Iterator
 
 
 class SkippedSteps:
-    """Data steps of a stage that are left out. Data step k is global batch k of the stage's order, from 0.
+    """Data steps of a stage that are skipped. Data step k is global batch k of the stage's order, from 0.
 
-    Which data step a training step reads depends on the step and on these ranges alone, so that a run reads the same
-    batches wherever and on whatever layout it is started again.
+    The data step of a training step depends on the step and these ranges only, so that a run reads the same batches
+    after a restart on any layout.
     """
 
     def __init__(self, ranges: Iterable[range] = ()) -> None:
@@ -17,7 +17,7 @@ class SkippedSteps:
                 merged[-1] = range(merged[-1].start, max(merged[-1].stop, new.stop))
             elif new:
                 merged.append(new)
-        self.ranges = tuple(merged)  # in order, apart from each other
+        self.ranges = tuple(merged)  # ordered and disjoint
 
     def data_step(self, step: int) -> int:
         """The data step that training step `step` of the stage reads."""
@@ -28,8 +28,8 @@ class SkippedSteps:
         return step
 
     def segments(self, step: int) -> Iterator[tuple[int, int | None]]:
-        """What is read from training step `step` on: the first data step, and the one before which to jump to the
-        next segment. The last segment has no end."""
+        """The data that is read from training step `step` on: the first data step of each segment, and the one before
+        which it ends. The last segment has no end."""
         begin = self.data_step(step)
         for skipped in self.ranges:
             if skipped.start > begin:

@@ -1,4 +1,4 @@
-"""Text tokenizers: training the one of a small corpus, and using any fast tokenizer of Hugging Face."""
+"""Text tokenizers: training one on a small corpus, and using any fast tokenizer of Hugging Face."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ _LONE_BLANK = re.compile(r"(?<=\S) (?=\S)")
 _BLANK_AFTER = re.compile(r"\S ")
 _ENOUGH_FOR_PROOF = 1000  # ids
 _LARGEST_TOKENIZER = 1 << 29  # bytes; the largest that are published have a tenth
-# Where a saved tokenizer names its end-of-text token; the first file that does counts.
+# Files in which a saved tokenizer names its end-of-text token; the first one that does is used.
 EOS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -47,7 +47,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 @dataclass(frozen=True, eq=False)
 class TextTokenizer:
-    """A tokenizer and what dataset.json says about it."""
+    """A tokenizer and its description in dataset.json."""
 
     tokenizer: Tokenizer
     info: TextInfo
@@ -56,7 +56,7 @@ class TextTokenizer:
 def tokenizer_folder(path: str | Path) -> Path:
     """The local folder of a tokenizer; the files of a hub id are fetched first.
 
-    Raises `UserError` if there is no such folder and the hub does not give a tokenizer.json either.
+    Raises `UserError` if there is no such folder and the hub has no tokenizer.json either.
     """
     if Path(path).is_dir():
         return Path(path)
@@ -64,7 +64,7 @@ def tokenizer_folder(path: str | Path) -> Path:
 
     try:
         return Path(snapshot_download(str(path), allow_patterns=[TOKENIZER_FILE, *EOS_FILES]))
-    except Exception as error:  # Errors of the hub, of the network and of names that are none have no common class.
+    except Exception as error:  # errors of the hub, the network and invalid names have no common class
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"text tokenizer {str(path)!r} is neither a folder nor a tokenizer of the Hugging Face hub that can be had"
@@ -75,7 +75,7 @@ def tokenizer_folder(path: str | Path) -> Path:
 def load_text_tokenizer(path: str | Path) -> TextTokenizer:
     """The tokenizer in a folder or of a hub id, with its end-of-text id, vocabulary size and digest.
 
-    Raises `UserError` if it is missing, no tokenizer, or tells no end-of-text token.
+    Raises `UserError` if it is missing, not a tokenizer, or has no end-of-text token.
     """
     folder = tokenizer_folder(path)
     tokenizer = load_tokenizer(folder)
@@ -83,7 +83,7 @@ def load_text_tokenizer(path: str | Path) -> TextTokenizer:
     eos_id = tokenizer.token_to_id(eos)
     if eos_id is None:
         raise UserError(f"{folder} names the end-of-text token {eos!r}, which {TOKENIZER_FILE} does not hold")
-    # Ids may have gaps: their number would be too low for the largest.
+    # Ids may have gaps, so the vocabulary size follows from the largest id, not from their number.
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     if vocab_size > LARGEST_VOCABULARY:
         raise UserError(
@@ -94,9 +94,9 @@ def load_text_tokenizer(path: str | Path) -> TextTokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Read tokenizer.json of a folder; it neither cuts nor pads, and takes special tokens in a text as plain text.
+    """Read tokenizer.json of a folder, without truncation and padding; special tokens in a text are plain text.
 
-    Raises `UserError` if it is missing or no tokenizer.
+    Raises `UserError` if it is missing or not a tokenizer.
     """
     path = Path(folder) / TOKENIZER_FILE
     if not path.is_file():
@@ -106,21 +106,21 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         )
     try:
         tokenizer = Tokenizer.from_buffer(read_bytes(path, _LARGEST_TOKENIZER))
-    except BaseException as error:  # The library raises the bare class; where its Rust panics, no Exception at all.
+    except BaseException as error:  # the library raises plain Exceptions, and a Rust panic is a BaseException
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"{path} is not a tokenizer of the tokenizers library ({error})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    # A document that quotes "<|endoftext|>" must not end there.
+    # A document that contains "<|endoftext|>" must not end there.
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-    """Ids of the words, each with its leading blank, and where each word ends in them.
+    """Ids of the words, each with its leading blank, and the end of each word in them.
 
-    The ids are those of the whole text, unless a token spans two words: then each word is encoded by itself. Raises
+    The ids are those of the whole text. If a token spans two words, each word is encoded separately instead. Raises
     `UserError` if a word has no ids.
     """
     if not words:
@@ -141,15 +141,15 @@ def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[npt.NDArra
 
 
 class SegmentedEncoder:
-    """Encodes documents by the batch. Long ones go in segments, cut before a blank: memory stays bounded.
+    """Encodes documents in batches. Long documents are split into segments before a blank, so that memory is bounded.
 
-    The ids of frequent words are kept, if no token of the vocabulary goes on over a blank after a word: then a
-    document's ids are those of its words one after the other. Documents of the first batch are encoded whole besides,
-    and if that gives other ids, so are all others until `restart`.
+    If no token of the vocabulary extends over a blank after a word, the ids of a document are those of its words, and
+    the ids of frequent words are cached. As a check, the documents of the first batch are also encoded whole; if the
+    ids differ, all documents are encoded whole until `restart`.
     """
 
     def __init__(self, tokenizer: Tokenizer, longest_segment: int = 1 << 20, words_kept: int = 200_000) -> None:
-        """Args: longest_segment, in characters; words_kept, whose ids are in memory at a time."""
+        """Args: longest_segment, in characters; words_kept, the number of words in the cache."""
         self._tokenizer = tokenizer
         self._longest = longest_segment
         self._keeps_blank = _first_word_needs_blank(tokenizer)
@@ -159,7 +159,7 @@ class SegmentedEncoder:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was met so far: what comes next does not depend on it."""
+        """Clear the cache, so that the following results do not depend on earlier documents."""
         self._kept.clear()
         self._by_word, self._proven = self._separable, False
 
@@ -197,7 +197,7 @@ class SegmentedEncoder:
         return np.fromiter(ids, np.uint32)
 
     def ends_line(self) -> npt.NDArray[np.bool_]:
-        """For each id whether its text ends with a line end."""
+        """Whether the text of each id ends with a line end."""
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True).values()
         result = np.zeros(max(vocabulary) + 1, np.bool_)
         for token in vocabulary:
@@ -205,7 +205,7 @@ class SegmentedEncoder:
         return result
 
     def _segments(self, text: str) -> Iterator[str]:
-        """The text in segments. A blank between two words begins the next segment, or is what the tokenizer adds."""
+        """Segments of the text. A blank between two words begins the next segment, or is added by the tokenizer."""
         begin = 0
         while len(text) - begin > self._longest:
             end = _last_blank(text, begin + self._longest - self._longest // 8, begin + self._longest)
@@ -215,7 +215,7 @@ class SegmentedEncoder:
 
 
 def _words_are_encoded_apart(tokenizer: Tokenizer) -> bool:
-    """Whether no token holds a blank after something else, nor takes blanks beside it."""
+    """Whether no token contains a blank after other characters, or strips adjacent blanks."""
     added = [token for token in tokenizer.get_added_tokens_decoder().values() if not token.special]
     if any(token.lstrip or token.rstrip or " " in token.content for token in added):
         return False
@@ -224,21 +224,21 @@ def _words_are_encoded_apart(tokenizer: Tokenizer) -> bool:
 
 
 def _last_blank(text: str, begin: int, end: int) -> int:
-    """Where the last blank that stands alone between two words is; `end` if there is none."""
+    """Position of the last single blank between two words; `end` if there is none."""
     return max((match.start() for match in _LONE_BLANK.finditer(text, begin, end)), default=end)
 
 
 def _first_word_needs_blank(tokenizer: Tokenizer) -> bool:
-    """Whether a word that begins a text has the ids of a word inside only with a blank before it.
+    """Whether the first word of a text needs a leading blank to get the ids of a word inside a text.
 
-    SentencePiece's way puts that blank there by itself, byte-level BPE does not.
+    SentencePiece adds this blank itself, byte-level BPE does not.
     """
     alone, first, both = (tokenizer.encode(text, add_special_tokens=False).ids for text in ("a", "b", "b a"))
     return bool(both != first + alone)
 
 
 def _word_ends(offsets: npt.NDArray[np.int64], words: Sequence[str], first_begin: int) -> npt.NDArray[np.int64] | None:
-    """Where each word ends among the tokens with these offsets [N, 2] into the text; None if a token spans two."""
+    """The end of each word in tokens with these offsets [N, 2] into the text; None if a token spans two words."""
     lengths = np.fromiter((len(word) for word in words), np.int64, len(words))
     text_ends = np.cumsum(lengths + 1) - 1 + first_begin
     # A token belongs to the word in which it ends; a blank alone ends before the word it leads.

@@ -1,4 +1,4 @@
-"""Unpacking the compressions of mosaicml-streaming no further than is asked for, whatever the packed bytes say."""
+"""Decompresses mosaicml-streaming's formats up to a limit of bytes, whatever the compressed data declares."""
 
 import bz2
 import gzip
@@ -12,16 +12,15 @@ _SNAPPY_LENGTH_BYTES = 5  # at most: 32 bits, 7 in each
 
 
 def unpack(compression: str, data: bytes, limit: int) -> bytes:
-    """What is packed in `data`, of at most `limit` bytes. Memory: about as much.
+    """Decompress `data` to at most `limit` bytes. Memory: about as much.
 
     Args:
         compression: as in index.json, such as zstd or zstd:19.
-        data: the packed bytes.
-        limit: what may come out.
+        data: the compressed bytes.
+        limit: of the decompressed bytes.
 
     Raises:
-        Exception: of whatever class the library has, when the bytes are not of the compression; ValueError when more
-            than `limit` bytes would come out.
+        Exception: of the library's class, if the bytes are invalid; ValueError if the result would exceed `limit`.
     """
     content = _UNPACKERS[compression.partition(":")[0]](data, limit)
     if len(content) > limit:
@@ -67,7 +66,7 @@ def _snappy(data: bytes, limit: int) -> bytes:
 def _zstd(data: bytes, limit: int) -> bytes:
     import zstd  # type: ignore[import-untyped]
 
-    # The library makes room for what a frame declares before it unpacks it, and no more than that comes out.
+    # The library allocates the declared size of a frame before it decompresses it, and never writes more.
     frames = list(_zstd_frames(memoryview(data)))
     declared = sum(size for _, _, size in frames)
     if declared > limit:
@@ -76,7 +75,7 @@ def _zstd(data: bytes, limit: int) -> bytes:
 
 
 def _zstd_frames(data: memoryview) -> Iterator[tuple[int, int, int]]:
-    """Where each frame of zstd data begins and ends, and the size that it declares; see RFC 8878, section 3.1."""
+    """Begin, end and declared size of each frame of zstd data; see RFC 8878, section 3.1."""
     begin = 0
     while begin < len(data):
         magic = int.from_bytes(data[begin : begin + 4], "little")

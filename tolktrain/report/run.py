@@ -10,10 +10,10 @@ from tolktrain.runs.paths import RunPaths
 
 
 def report(run_dir: str | Path) -> Path:
-    """Write `report.html` into the run folder, print the summary, and return the page's path.
+    """Write `report.html` into the run directory, print the summary, and return the page's path.
 
     Works on an unfinished run too: what is missing is named together with the verb that makes it. Raises `UserError`
-    where the folder is no run folder.
+    where the folder is not a run directory.
     """
     run = read_run(run_dir)
     path = RunPaths(run.directory).report

@@ -1,6 +1,6 @@
-"""What a run folder holds, read for the report. Parts that were not made yet are None.
+"""What a run directory holds, read for the report. Parts that were not made yet are None.
 
-A run folder may be somebody else's: text that the terminal and the page show is made printable here.
+A run directory may be somebody else's: text that the terminal and the page show is made printable here.
 """
 
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class RunData:
-    """A run folder.
+    """A run directory.
 
     Attributes:
         directory: the folder.
@@ -121,10 +121,10 @@ class RunData:
 
 
 def read_run(directory: str | Path) -> RunData:
-    """Read a run folder. Raises `UserError` where it is no run folder or a file in it is broken."""
+    """Read a run directory. Raises `UserError` where it is not a run directory or a file in it is broken."""
     folder = Path(directory)
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a run folder; `tolktrain train CONFIG` makes one")
+        raise UserError(f"{folder} is not a run directory; `tolktrain train CONFIG` makes one")
     paths = RunPaths(folder)
     config = _read_config(paths.config)
     lines = list(_read_lines(paths.metrics))
@@ -143,7 +143,7 @@ def read_run(directory: str | Path) -> RunData:
 
 def _read_config(path: Path) -> Row:
     if not path.exists():
-        raise UserError(f"{path} is missing, so {path.parent} is not a run folder; give the folder of a run")
+        raise UserError(f"{path} is missing, so {path.parent} is not a run directory; give a run directory")
     try:
         content: Row = read_document(path).plain()
     except UserError as error:

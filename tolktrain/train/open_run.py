@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OpenRun:
-    """The run's folder as all ranks see it."""
+    """The run directory as all ranks see it."""
 
     path: Path
     store: CheckpointStore
@@ -51,7 +51,7 @@ class OpenRun:
 
 @contextlib.contextmanager
 def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[OpenRun]:
-    """Take the run's folder, log into it, and find where the run goes on; collective.
+    """Take the run directory, log into it, and find where the run goes on; collective.
 
     Raises UserError when another training holds the folder, it belongs to another configuration, its checkpoints are
     lost, or DeepSpeed's file cannot be read.

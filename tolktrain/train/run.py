@@ -57,7 +57,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
         0 when the run is complete, 75 when it was stopped and is to be started again.
 
     Raises:
-        UserError: bad input, a run folder of another configuration, lost or foreign checkpoints, divergence.
+        UserError: bad input, a run directory of another configuration, lost or foreign checkpoints, divergence.
     """
     plans = plan_stages(config)
     ProcessEnvironment.detect().export()
@@ -72,7 +72,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
         timeout=collective_timeout(parallel.hang_timeout_seconds),
     )
     progress.settle(f"pipeline {layout.pipeline_rank}, tensor {layout.tensor_rank}, data {layout.data_rank}")
-    progress.at("opening the run's folder")
+    progress.at("opening the run directory")
     set_threads(layout, config.train.cpu_threads)
     check_same_groups(layout)
     architecture = model_builder.architecture

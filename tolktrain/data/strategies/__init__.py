@@ -1,4 +1,4 @@
-"""Strategies: how a training sequence is made of a record, a pure function of (record, seed, epoch).
+"""Strategies: ways to make a training sequence from a record, as a pure function of (record, seed, epoch).
 
 The names are those of `tolktrain.config.data.Strategy`; each is a file here.
 """
@@ -20,7 +20,7 @@ from tolktrain.vocabulary import Vocabulary
 STRATEGIES: Mapping[Strategy, SequenceStrategy] = MappingProxyType(
     {name: importlib.import_module(f"{__name__}.{name}").STRATEGY for name in get_args(Strategy)}
 )
-# As tables show them.
+# Order of strategies in tables.
 DISPLAY_ORDER = tuple(cast(list[Strategy], sorted(STRATEGIES, key=lambda name: STRATEGIES[name].needs_speech)))
 
 
@@ -34,9 +34,9 @@ def build_sequence(
 ) -> Sequence:
     """Make the sequence of a record.
 
-    It starts at random, but so early that the rest of the record fills it, if the record is long enough; every part
-    of a record is drawn about equally often. Tokens beyond `sequence_length` + 1 are cut off, in the middle of a word
-    if need be.
+    It starts at a random position that is early enough for the rest of the record to fill the sequence, if the record
+    is long enough; every part of a record is drawn about equally often. Tokens beyond `sequence_length` + 1 are
+    dropped, possibly in the middle of a word.
 
     Raises:
         UserError: the record lacks what the strategy needs, or its ids lie outside the vocabulary.

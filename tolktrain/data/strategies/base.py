@@ -1,4 +1,4 @@
-"""What a strategy is: a way to make a training sequence of a record."""
+"""The base class of strategies: ways to make a training sequence from a record."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
@@ -13,7 +13,7 @@ Modality = Literal["text", "speech"]
 
 
 class SequenceStrategy(ABC):
-    """A file of this package defines one as `STRATEGY`."""
+    """A strategy. Each file of this package defines one as `STRATEGY`."""
 
     needs_text: ClassVar[bool] = True
     needs_speech: ClassVar[bool] = True
@@ -26,12 +26,12 @@ class SequenceStrategy(ABC):
     def write(
         self, writer: SequenceWriter, record: Record, interleaving: InterleavingConfig, rng: np.random.Generator
     ) -> None:
-        """Fill the writer with tokens of a record, which has what is needed.
+        """Fill the writer with tokens of a record, which has the modalities that the strategy needs.
 
-        It starts at random, but so early that the rest of the record fills the sequence, if the record is long enough.
-        Raises `UserError` if the record's ids lie outside the vocabulary.
+        Starts at a random position that is early enough for the rest of the record to fill the sequence, if the record
+        is long enough. Raises `UserError` if the record's ids are outside the vocabulary.
         """
 
     @abstractmethod
     def longest(self, info: DatasetInfo) -> int:
-        """Tokens of the longest sequence that a record of the set gives."""
+        """Tokens of the longest sequence that can be made from a record of the set."""

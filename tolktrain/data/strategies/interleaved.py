@@ -17,10 +17,10 @@ class Interleaved(SequenceStrategy):
     def write(
         self, writer: SequenceWriter, record: Record, interleaving: InterleavingConfig, rng: np.random.Generator
     ) -> None:
-        """Spans of words, text and speech in turn, a switch between them.
+        """Write alternating spans of text and speech, with a switch between them.
 
-        A span ends after its drawn number of words, at the end of the record, or where the sequence is full; the end of
-        an utterance puts EOS into the span but does not end it.
+        A span ends after its drawn number of words, at the end of the record, or when the sequence is full. The end of
+        an utterance adds EOS to the span, but does not end it.
         """
         text, units = text_with_eos(record, writer.vocabulary), units_with_eos(record, writer.vocabulary)
         text_offsets = part_offsets(record.word_text_ends, record.utterance_text_ends)

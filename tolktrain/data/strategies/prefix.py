@@ -19,11 +19,11 @@ class PrefixStrategy(SequenceStrategy):
     def write(
         self, writer: SequenceWriter, record: Record, interleaving: InterleavingConfig, rng: np.random.Generator
     ) -> None:
-        """Whole utterances, from a random one on."""
+        """Write whole utterances, from a random one on."""
         text, units = text_with_eos(record, writer.vocabulary), units_with_eos(record, writer.vocabulary)
         text_offsets = part_offsets(record.utterance_text_ends, record.utterance_text_ends)
         unit_offsets = part_offsets(record.utterance_unit_ends, record.utterance_unit_ends)
-        # The condition goes without its EOS; two specials and the codebook delay are added.
+        # The condition has no EOS; two specials and the codebook delay are added.
         lengths = np.diff(text_offsets) + np.diff(unit_offsets) + 1 + writer.delay
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         first = _first_utterance(offsets, writer.size, rng)
@@ -48,7 +48,7 @@ class PrefixStrategy(SequenceStrategy):
 
 
 def _first_utterance(offsets: IntArray, size: int, rng: np.random.Generator) -> int:
-    """A random utterance that fits into `size` tokens, if any does, with `size` tokens to come from it, if possible."""
+    """A random utterance that fits into `size` tokens, if there is one, followed by `size` tokens, if possible."""
     fitting = np.flatnonzero(np.diff(offsets) <= size)
     if not len(fitting):
         fitting = np.arange(len(offsets) - 1)

@@ -17,7 +17,7 @@ class SpeechOnly(SequenceStrategy):
     def write(
         self, writer: SequenceWriter, record: Record, interleaving: InterleavingConfig, rng: np.random.Generator
     ) -> None:
-        """From the beginning of a word on, where words are known."""
+        """Start at the begin of a word, if words are aligned."""
         units = units_with_eos(record, writer.vocabulary)
         start = random_start(len(units), writer.size, rng)
         if record.is_aligned:

@@ -107,7 +107,7 @@ class MetricsLog(NoCallback):
 
 
 class TensorBoard:
-    """Event files in the run's folder tensorboard/.
+    """Event files in the run directory tensorboard/.
 
     Not by `SummaryWriter`: its thread ends at the first write that a full disk refuses, with a traceback, half a record
     in the file, and an error that comes out of `close` at the end of a run that has succeeded.
