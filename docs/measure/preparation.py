@@ -33,7 +33,7 @@ from tolktrain.data.text_tokenizer import END_OF_TEXT, train_tokenizer
 from tolktrain.prepare.job.parts import Workplace, do_part
 from tolktrain.prepare.kinds import make_kind
 from tolktrain.prepare.recordings.align.ctc import CtcAligner
-from tolktrain.prepare.recordings.audio import SoundReader
+from tolktrain.prepare.recordings.audio import AudioReader
 from tolktrain.prepare.recordings.fitting import fit_if_missing
 from tolktrain.prepare.recordings.manifest import read_manifest
 from tolktrain.storage.open import open_storage
@@ -65,8 +65,8 @@ def speak(rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
         pieces.append((levels[:, None] * np.sin(2 * np.pi * harmonics[:, None] * clock)).sum(axis=0))
         words.append({"word": str(rng.choice(WORDS)), "start": now, "end": now + len(clock) / RATE})
         now += len(clock) / RATE
-    sound = np.concatenate(pieces)
-    return 0.3 * sound / np.abs(sound).max() + rng.normal(0, 0.003, len(sound)), words
+    waveform = np.concatenate(pieces)
+    return 0.3 * waveform / np.abs(waveform).max() + rng.normal(0, 0.003, len(waveform)), words
 
 
 def make_corpus(folder: Path, hours: float, kind: str) -> Path:
@@ -74,12 +74,17 @@ def make_corpus(folder: Path, hours: float, kind: str) -> Path:
     folder.mkdir()
     rng, done, lines = np.random.default_rng(0), 0.0, []
     while done < hours * 3600:
-        sound, words = speak(rng)
+        waveform, words = speak(rng)
         name = f"{len(lines):05}.{kind}"
-        soundfile.write(folder / name, sound, RATE, format="OGG" if kind == "opus" else None, subtype=FORMATS[kind])
-        entry = {"audio": name, "source": f"chapter {len(lines) // 50}", "duration": len(sound) / RATE, "words": words}
+        soundfile.write(folder / name, waveform, RATE, format="OGG" if kind == "opus" else None, subtype=FORMATS[kind])
+        entry = {
+            "audio": name,
+            "source": f"chapter {len(lines) // 50}",
+            "duration": len(waveform) / RATE,
+            "words": words,
+        }
         lines.append(json.dumps({**entry, "text": " ".join(word["word"] for word in words)}))
-        done += len(sound) / RATE
+        done += len(waveform) / RATE
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     return folder / "manifest.jsonl"
 
@@ -97,7 +102,7 @@ def whole(config: PrepareConfig) -> float:
     return cpu_seconds(work)
 
 
-def measure_sound(folder: Path, hours: float, kind: str, tokenizer: Path) -> list[str]:
+def measure_audio(folder: Path, hours: float, kind: str, tokenizer: Path) -> list[str]:
     """A row of the table."""
     manifest = make_corpus(folder / kind, hours, kind)
     settings = {
@@ -114,15 +119,15 @@ def measure_sound(folder: Path, hours: float, kind: str, tokenizer: Path) -> lis
     assert config.recordings is not None
     utterances, _ = read_manifest(config.recordings)
     speech = load_speech_tokenizer(folder / "units")
-    sounds = []
+    waveforms = []
 
     def read() -> None:
-        with SoundReader() as reader:
-            sounds.extend(reader.read(utterance, RATE) for utterance in utterances)
+        with AudioReader() as reader:
+            waveforms.extend(reader.read(utterance, RATE) for utterance in utterances)
 
     read_seconds = cpu_seconds(read)
-    unit_seconds = cpu_seconds(lambda: [speech.encode(sound) for sound in sounds])
-    seconds = sum(map(len, sounds)) / RATE
+    unit_seconds = cpu_seconds(lambda: [speech.encode(waveform) for waveform in waveforms])
+    seconds = sum(map(len, waveforms)) / RATE
     rates = [seconds / spent for spent in (whole(config), read_seconds, unit_seconds)]
     return [kind, *(f"{rate:,.0f}" for rate in rates)]
 
@@ -168,10 +173,10 @@ def measure_neural(folder: Path) -> tuple[float, float]:
     aligner = CtcAligner(AlignmentConfig(method="ctc", model=str(folder / "ctc")), "cpu")
     rng = np.random.default_rng(0)
     spoken = [speak(rng) for _ in range(5)]
-    sounds = [sound.astype(np.float32) for sound, _ in spoken]
+    waveforms = [waveform.astype(np.float32) for waveform, _ in spoken]
     texts = [" ".join(word["word"] for word in words) for _, words in spoken]
-    seconds = sum(map(len, sounds)) / RATE
-    spent = (cpu_seconds(lambda: hubert.encode_batch(sounds)), cpu_seconds(lambda: aligner.align(sounds, texts)))
+    seconds = sum(map(len, waveforms)) / RATE
+    spent = (cpu_seconds(lambda: hubert.encode_batch(waveforms)), cpu_seconds(lambda: aligner.align(waveforms, texts)))
     return seconds / spent[0], seconds / spent[1]
 
 
@@ -192,7 +197,7 @@ def main() -> None:
         print("| files | hours of audio per core-hour, all | reading only | units only |")
         print("|---|---:|---:|---:|")
         for kind in FORMATS:
-            print(f"| {' | '.join(measure_sound(folder, options.hours, kind, tokenizer))} |", flush=True)
+            print(f"| {' | '.join(measure_audio(folder, options.hours, kind, tokenizer))} |", flush=True)
         print(f"\nText: {measure_text(folder)}")
         if options.neural:
             units, alignment = measure_neural(folder)

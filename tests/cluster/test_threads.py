@@ -189,7 +189,7 @@ def test_uploads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert uploads.close(20)
 
 
-def test_a_sound_file_that_cannot_be_read_to_its_end_is_not_taken_for_a_short_one(
+def test_an_audio_file_that_cannot_be_read_to_its_end_is_not_taken_for_a_short_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It is fed to the decoder through a pipe, which looks the same at its end."""
@@ -205,7 +205,7 @@ def test_a_sound_file_that_cannot_be_read_to_its_end_is_not_taken_for_a_short_on
     monkeypatch.setattr(audio_stream, "_stream_bytes", lambda path: (begin, None))
     monkeypatch.setattr(audio_stream, "open_regular", opened)
     with pytest.raises(OSError, match="a bad block"):
-        stream = audio_stream.SoundStream(str(path), is_mp3=True)
+        stream = audio_stream.AudioStream(str(path), is_mp3=True)
         try:
             while len(stream.read(16_000)):
                 pass

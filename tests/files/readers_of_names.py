@@ -117,15 +117,15 @@ def _inspect(folder: Path) -> object:
     return inspect_run._default_output(RecordFolder(DatasetConfig(path=options.path)).info, options)
 
 
-def _sounds(folder: Path) -> None:
+def _audio_names(folder: Path) -> None:
     (folder / "work" / "out").mkdir(parents=True)
 
 
-def _plant_sound(folder: Path, name: Name) -> None:
+def _plant_audio(folder: Path, name: Name) -> None:
     (folder / "work" / "out" / "statistics.json").write_text(json.dumps({"sounds": [name]}))
 
 
-def _replace_sounds(folder: Path) -> object:
+def _replace_audio(folder: Path) -> object:
     (folder / "work" / "new").mkdir()
     return inspect_run._move_files(folder / "work" / "new", folder / "work" / "out")
 
@@ -335,7 +335,7 @@ READERS: dict[str, Reader] = {
     "packed shard of a remote set": Reader("work/cache/index.json", _packed, _basename("zip_data"), _read_remote),
     "name of a set": Reader("dataset.json", _plain, _described("name"), _inspect, is_refused=_no_folder_name),
     "split of a set": Reader("dataset.json", _plain, _described("split"), _inspect, is_refused=_no_folder_name),
-    "sounds of an earlier look": Reader("", _sounds, _plant_sound, _replace_sounds, ignores=True),
+    "audio of an earlier look": Reader("", _audio_names, _plant_audio, _replace_audio, ignores=True),
     "tokenizers in a bucket": Reader(
         "list of its files",
         _fetched,

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from tolktrain.errors import UserError
-from tolktrain.generate.prompts import read_prompts, read_sound
+from tolktrain.generate.prompts import read_prompts, read_waveform
 
 RATE = 16_000
 
@@ -38,7 +38,7 @@ def test_prompts_in_order_with_what_is_said_of_them(tmp_path: Path) -> None:
 def test_stereo_at_another_rate_is_mixed_and_resampled(tmp_path: Path) -> None:
     path = tmp_path / "stereo.wav"
     soundfile.write(path, np.stack([_tone(rate=44_100), np.zeros(44_100)], axis=1), 44_100)
-    samples = read_sound(path, RATE)
+    samples = read_waveform(path, RATE)
     assert samples.shape == (RATE,) and samples.dtype == np.float32
     np.testing.assert_allclose(samples[500:-500], _tone()[500:-500] / 2, atol=5e-3)
 
@@ -49,22 +49,22 @@ def test_a_small_file_that_holds_a_day_is_refused(tmp_path: Path) -> None:
         for _ in range(24):
             file.write(np.zeros(8_000 * 3600, np.int16))
     read = (
-        "import resource, sys; from pathlib import Path; from tolktrain.generate.prompts import read_sound;"
-        " resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30)); read_sound(Path(sys.argv[1]), 16000)"
+        "import resource, sys; from pathlib import Path; from tolktrain.generate.prompts import read_waveform;"
+        " resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30)); read_waveform(Path(sys.argv[1]), 16000)"
     )
     done = subprocess.run([sys.executable, "-c", read, path], capture_output=True, text=True, timeout=300)
     assert "long.wav is longer than 600 s" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("rate", [1, 2_000_000_011])
-def test_a_rate_that_no_sound_has_is_refused(tmp_path: Path, rate: int) -> None:
+def test_a_rate_that_no_audio_has_is_refused(tmp_path: Path, rate: int) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, _tone(), RATE)
     content = bytearray(path.read_bytes())
     content[24:28] = rate.to_bytes(4, "little")
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.wav (claims \d+ samples a second|is not a readable sound file)"):
-        read_sound(path, RATE)
+    with pytest.raises(UserError, match=r"a\.wav (claims \d+ samples a second|is not a readable audio file)"):
+        read_waveform(path, RATE)
 
 
 def test_embedded_prompts(repository: Path) -> None:
@@ -83,9 +83,9 @@ def test_embedded_prompts(repository: Path) -> None:
             [{"file": "a.wav"}, {"file": "more/a.wav"}],
             r"lists a\.wav and more/a\.wav, whose samples would have the same names \(a-prompt\.wav\)",
         ),
-        ([{"file": "gone.wav"}], r"gone\.wav is not a readable sound file"),
-        ([{"file": "prompts.json"}], r"prompts\.json is not a readable sound file"),
-        ([{"file": "silent.wav"}], r"silent\.wav holds no sound"),
+        ([{"file": "gone.wav"}], r"gone\.wav is not a readable audio file"),
+        ([{"file": "prompts.json"}], r"prompts\.json is not a readable audio file"),
+        ([{"file": "silent.wav"}], r"silent\.wav holds no audio"),
     ],
 )
 def test_bad_prompts(tmp_path: Path, entries: object, message: str) -> None:

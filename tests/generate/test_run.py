@@ -47,9 +47,9 @@ def test_files_of_a_run(two_prompts: Path) -> None:
     assert (content["temperature"], content["top_k"], content["sample_rate"]) == (0.8, 50, 16_000)
     assert content["settings"] == load_model(two_prompts)[1].follow_up_settings()
     for entry in content["prompts"]:
-        sounds = {part: soundfile.read(samples / name) for part, name in entry["files"].items()}
-        assert all(rate == 16_000 and np.abs(sound).max() > 0.001 for sound, rate in sounds.values())
-        seconds = {part: len(sound) / rate for part, (sound, rate) in sounds.items()}
+        waveforms = {part: soundfile.read(samples / name) for part, name in entry["files"].items()}
+        assert all(rate == 16_000 and np.abs(waveform).max() > 0.001 for waveform, rate in waveforms.values())
+        seconds = {part: len(waveform) / rate for part, (waveform, rate) in waveforms.items()}
         assert seconds["prompt"] == pytest.approx(entry["prompt_seconds"], abs=1e-3)
         assert seconds["resynthesis"] == pytest.approx(seconds["prompt"], abs=0.04)
         assert seconds["continuation"] == pytest.approx(entry["continuation_seconds"], abs=1e-3)

@@ -66,17 +66,17 @@ def test_the_sample(
     assert len(samples) == sum(map(len, stretches)) * 640 + (len(stretches) - 1) * pause
     begin = 0
     for frames in stretches:
-        sound = samples[begin : begin + len(frames) * 640]
-        again = tokenizer.encode(sound)
+        waveform = samples[begin : begin + len(frames) * 640]
+        again = tokenizer.encode(waveform)
         assert (again == frames).mean() > 0.9
-        begin += len(sound) + pause
+        begin += len(waveform) + pause
 
 
 def test_without_tokenizers(plain: Path, tmp_path: Path, console: Console, printed: Printed) -> None:
     look(plain, tmp_path / "out", console, records=1)
     text = " ".join(printed().split())
     assert "shown as numbers; name its folder with --text-tokenizer" in text
-    assert "No sound: speech tokenizer none found beside the data" in text
+    assert "No audio: speech tokenizer none found beside the data" in text
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"statistics.json", "statistics.png"}
 
 
@@ -200,11 +200,11 @@ def test_tokenizers_of_other_data(sample: Path, tmp_path: Path, console: Console
         with pytest.raises(UserError, match="is not the tokenizer"):
             look(path, tmp_path / "out", console)
         shutil.rmtree(path.parent / option)
-    # One beside the data that this version does not know only costs the sound.
+    # One beside the data that this version does not know only costs the audio.
     (path.parent / "speech_tokenizer").mkdir()
     (path.parent / "speech_tokenizer" / "speech_tokenizer.json").write_text('{"name": "of the future"}')
     look(path, tmp_path / "out", console)
-    assert "of the future" in printed() and "No sound" in printed()
+    assert "of the future" in printed() and "No audio" in printed()
 
 
 @pytest.fixture

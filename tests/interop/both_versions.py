@@ -72,7 +72,7 @@ def read(folder: Path) -> dict[str, Any]:
     from tolktrain.prepare.recordings.align.ctc_model import CtcModel
     from tolktrain.units.load import load_speech_decoder, load_speech_tokenizer
 
-    sound = tones(0, 3.0)  # on which the clusters of HuBERT were found
+    waveform = tones(0, 3.0)  # on which the clusters of HuBERT were found
     text = load_text_tokenizer(folder / "text")
     mimi = load_speech_decoder(folder / "mimi")
     units = mimi.encode(tones(1, 2.0, 24_000))
@@ -81,12 +81,12 @@ def read(folder: Path) -> dict[str, Any]:
         "text": np.concatenate([text.tokenizer.encode(line).ids for line in TEXT]),
         "text facts": str(text.info),
         "mimi": units,
-        "mimi sound": mimi.decode(units),
+        "mimi audio": mimi.decode(units),
     }
     for name in ("hubert", "hubert-large"):
-        found[name] = load_speech_tokenizer(folder / name).encode(sound)
+        found[name] = load_speech_tokenizer(folder / name).encode(waveform)
     for name, model in (("ctc", folder / "ctc"), ("kept ctc", KEPT)):
-        found[name] = CtcModel(str(model), "cpu").emissions([sound])[0].numpy()
+        found[name] = CtcModel(str(model), "cpu").emissions([waveform])[0].numpy()
     return found
 
 

@@ -85,7 +85,7 @@ def metrics(path: Path) -> object:
     return found
 
 
-def sound(path: Path) -> object:
+def read_waveform(path: Path) -> object:
     return read_audio(Utterance("u", "u", "", str(path)), 16_000)
 
 
@@ -186,9 +186,9 @@ def readers(folder: Path) -> Iterator[Reader]:
     yield Reader("tokenizer.json", tokenizer, load, (("tokenizer_config.json", told),))
     yield Reader("tokenizer_config.json", told, load, (("tokenizer.json", tokenizer),))
     soundfile.write(folder / "a.wav", np.zeros(1_600, np.float32), 16_000)
-    yield Reader("a.wav", (folder / "a.wav").read_bytes(), sound)
+    yield Reader("a.wav", (folder / "a.wav").read_bytes(), read_waveform)
     soundfile.write(folder / "a.flac", np.zeros(1_600, np.float32), 16_000)
-    yield Reader("a.flac", (folder / "a.flac").read_bytes(), sound)
+    yield Reader("a.flac", (folder / "a.flac").read_bytes(), read_waveform)
     yield Reader("a.len", np.arange(1, 9, dtype="<u8").tobytes(), lambda path: tell_lengths(str(path), 36, "ids"))
     yield Reader("metrics.jsonl", as_jsonl(STEP), metrics)
     yield Reader("rollbacks.jsonl", as_jsonl(ROLLBACK), lambda path: read_rollbacks(path.parent))

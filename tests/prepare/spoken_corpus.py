@@ -1,4 +1,4 @@
-"""Two hundred utterances of real sound: spoken by espeak-ng, coded as MP3, FLAC and Opus, some of them spoilt."""
+"""Two hundred utterances of real audio: spoken by espeak-ng, coded as MP3, FLAC and Opus, some of them spoilt."""
 
 import ctypes
 import json

@@ -1,4 +1,4 @@
-"""Reading the sound of utterances: the right samples, or an error of that one utterance."""
+"""Reading the audio of utterances: the right samples, or an error of that one utterance."""
 
 import shutil
 import subprocess
@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tolktrain.prepare.recordings.audio import SoundReader, read_audio, resampled
+from tolktrain.prepare.recordings.audio import AudioReader, read_audio, resampled
 from tolktrain.prepare.utterances import EntryError, Reason, Utterance
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("soxr")
 
 RATE = 16_000
-Sound = npt.NDArray[np.float32]
+Waveform = npt.NDArray[np.float32]
 CODED: dict[str, dict[str, str]] = {
     "a.wav": {},
     "a.flac": {},
@@ -28,7 +28,7 @@ CODED: dict[str, dict[str, str]] = {
 }
 
 
-def sound(seconds: float, rate: int = RATE, seed: int = 0) -> Sound:
+def waveform(seconds: float, rate: int = RATE, seed: int = 0) -> Waveform:
     """Loud and quiet stretches, so that variable bit rates do vary, and every place sounds different."""
     times = np.arange(round(seconds * rate)) / rate
     noise = np.random.default_rng(seed).standard_normal(len(times))
@@ -36,7 +36,7 @@ def sound(seconds: float, rate: int = RATE, seed: int = 0) -> Sound:
     return (loudness * (0.3 * np.sin(2 * np.pi * (200 + 30 * times) * times) + 0.1 * noise)).astype(np.float32)
 
 
-def write(path: Path, samples: Sound, rate: int = RATE, **options: Any) -> Path:
+def write(path: Path, samples: Waveform, rate: int = RATE, **options: Any) -> Path:
     soundfile.write(path, samples, rate, **options)
     return path
 
@@ -53,7 +53,7 @@ def failure(path: Path, **fields: Any) -> EntryError:
 
 @pytest.mark.parametrize("name", CODED)
 def test_a_piece_is_cut_from_the_whole_to_the_sample(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / name, sound(12), **CODED[name])
+    path = write(tmp_path / name, waveform(12), **CODED[name])
     whole, rate = soundfile.read(path, dtype="float32")
     assert rate == RATE
     # `soundfile.read` seeks to the beginning first, after which MP3 is rounded differently in the last bit.
@@ -65,7 +65,7 @@ def test_a_piece_is_cut_from_the_whole_to_the_sample(tmp_path: Path, name: str) 
     assert len(read_audio(utterance(path, offset=2.5), RATE)) == len(whole) - 2.5 * RATE
 
 
-def coded_by_ffmpeg(path: Path, samples: Sound, rate: int, *options: str) -> Sound:
+def coded_by_ffmpeg(path: Path, samples: Waveform, rate: int, *options: str) -> Waveform:
     """Write MP3 with ffmpeg; returns the same as ffmpeg decodes it."""
     if shutil.which("ffmpeg") is None:
         pytest.skip("ffmpeg is not installed")
@@ -82,8 +82,8 @@ def coded_by_ffmpeg(path: Path, samples: Sound, rate: int, *options: str) -> Sou
 def test_mp3_pieces_are_where_ffmpeg_has_them(tmp_path: Path, options: tuple[str, ...]) -> None:
     """Seeking in variable bit rate lands elsewhere; without a header the length is estimated."""
     path = tmp_path / "a.mp3"
-    whole = coded_by_ffmpeg(path, sound(30, 44_100), 44_100, *options).clip(-1, 1)
-    with SoundReader() as reader:
+    whole = coded_by_ffmpeg(path, waveform(30, 44_100), 44_100, *options).clip(-1, 1)
+    with AudioReader() as reader:
         for offset in (20.3, 21.0, 25.77, 4.9, 4.9):
             got = reader.read(utterance(path, offset=offset, duration=1.0), 44_100)
             begin = round(offset * 44_100)
@@ -96,26 +96,26 @@ def test_mp3_pieces_are_where_ffmpeg_has_them(tmp_path: Path, options: tuple[str
 def test_reading_in_order_equals_reading_one_by_one(tmp_path: Path, name: str) -> None:
     first, second = tmp_path / name, tmp_path / f"b-{name}"
     for number, path in enumerate((first, second)):
-        write(path, sound(6, seed=number), **CODED[name])
+        write(path, waveform(6, seed=number), **CODED[name])
     wanted = [utterance(path, offset=o, duration=0.7) for path in (first, second, first) for o in (1.0, 2.5, 2.0)]
-    with SoundReader() as reader:
+    with AudioReader() as reader:
         for one in wanted:
             assert np.array_equal(reader.read(one, RATE), read_audio(one, RATE))
 
 
 def test_joined_mp3_files_are_not_read_by_half(tmp_path: Path) -> None:
-    """Decoders stop where the first header says the sound ends."""
-    path = write(tmp_path / "a.mp3", sound(2), **CODED["a.mp3"])
+    """Decoders stop where the first header says the audio ends."""
+    path = write(tmp_path / "a.mp3", waveform(2), **CODED["a.mp3"])
     tag = b"ID3\x04\x00\x00" + bytes([0, 0, 1, 5]) + bytes(133)
     for between in (b"", tag):
         (tmp_path / "joined.mp3").write_bytes(path.read_bytes() + between + path.read_bytes())
-        assert "more sound follows" in failure(tmp_path / "joined.mp3").detail
+        assert "more audio follows" in failure(tmp_path / "joined.mp3").detail
     (tmp_path / "tagged.mp3").write_bytes(tag + path.read_bytes() + b"TAG" + bytes(125))
     assert np.array_equal(read_audio(utterance(tmp_path / "tagged.mp3"), RATE), read_audio(utterance(path), RATE))
 
 
 def test_channels_are_mixed_or_chosen(tmp_path: Path) -> None:
-    left, right = sound(1, seed=1), sound(1, seed=2)
+    left, right = waveform(1, seed=1), waveform(1, seed=2)
     path = write(tmp_path / "a.wav", np.stack([left, right], axis=1), subtype="FLOAT")
     np.testing.assert_allclose(read_audio(utterance(path), RATE), (left + right) / 2, atol=1e-7)
     assert np.array_equal(read_audio(utterance(path, channel=1), RATE), right)
@@ -123,7 +123,7 @@ def test_channels_are_mixed_or_chosen(tmp_path: Path) -> None:
     assert error.reason is Reason.AUDIO and "no channel 2; it has 2" in error.detail
 
 
-def test_sound_is_brought_to_the_wanted_rate(tmp_path: Path) -> None:
+def test_audio_is_brought_to_the_wanted_rate(tmp_path: Path) -> None:
     """A tone keeps its frequency and loudness; what is too loud is clipped."""
     times = np.arange(2 * 44_100) / 44_100
     tone = (0.5 * np.sin(2 * np.pi * 1000 * times)).astype(np.float32)
@@ -141,7 +141,7 @@ def test_sound_is_brought_to_the_wanted_rate(tmp_path: Path) -> None:
 @pytest.mark.parametrize("said", [True, False])
 def test_a_file_cut_in_the_middle_fails(tmp_path: Path, name: str, said: bool) -> None:
     """Whether or not the manifest tells the length; what lies before the cut stays usable."""
-    path = write(tmp_path / name, sound(10), **CODED[name])
+    path = write(tmp_path / name, waveform(10), **CODED[name])
     before = read_audio(utterance(path, offset=1.0, duration=2.0), RATE)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 6 // 10])
@@ -152,7 +152,7 @@ def test_a_file_cut_in_the_middle_fails(tmp_path: Path, name: str, said: bool) -
 
 @pytest.mark.parametrize("name", CODED)
 def test_a_manifest_may_be_wrong_by_rounding_only(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / name, sound(3), **CODED[name])
+    path = write(tmp_path / name, waveform(3), **CODED[name])
     assert len(read_audio(utterance(path, offset=2.0, duration=1.09), RATE)) == pytest.approx(RATE, abs=1)
     assert "expected 1.20 s" in failure(path, offset=2.0, duration=1.2).detail
     error = failure(path, offset=3.5, duration=1.0)
@@ -162,7 +162,7 @@ def test_a_manifest_may_be_wrong_by_rounding_only(tmp_path: Path, name: str) -> 
 
 def test_wav_from_a_pipe_is_whole(tmp_path: Path) -> None:
     """Programs that write into a pipe do not know the length and declare the largest."""
-    path = write(tmp_path / "a.wav", sound(1))
+    path = write(tmp_path / "a.wav", waveform(1))
     data = bytearray(path.read_bytes())
     place = data.index(b"data") + 4
     data[place : place + 4] = b"\xff\xff\xff\xff"
@@ -170,30 +170,30 @@ def test_wav_from_a_pipe_is_whole(tmp_path: Path) -> None:
     assert len(read_audio(utterance(path), RATE)) == RATE
 
 
-def test_what_is_no_sound_fails_with_its_reason(tmp_path: Path) -> None:
+def test_what_is_no_audio_fails_with_its_reason(tmp_path: Path) -> None:
     assert "does not exist" in failure(tmp_path / "absent.wav").detail
     assert failure(tmp_path).reason is Reason.AUDIO
     (tmp_path / "empty.flac").touch()
     assert failure(tmp_path / "empty.flac").reason is Reason.EMPTY
-    assert failure(write(tmp_path / "none.wav", sound(0))).reason is Reason.EMPTY
-    full = write(tmp_path / "full.wav", sound(1))
+    assert failure(write(tmp_path / "none.wav", waveform(0))).reason is Reason.EMPTY
+    full = write(tmp_path / "full.wav", waveform(1))
     assert failure(full, offset=0.5, duration=0.00001).reason is Reason.EMPTY
     (tmp_path / "noise.mp3").write_bytes(np.random.default_rng(0).bytes(4000))
     assert failure(tmp_path / "noise.mp3").reason is Reason.AUDIO
     for value, told in ((np.nan, "not finite"), (np.inf, "not finite"), (20_000.0, "up to 20000")):
-        samples = sound(1)
+        samples = waveform(1)
         samples[500] = value
         error = failure(write(tmp_path / "odd.wav", samples, subtype="FLOAT"))
         assert error.reason is Reason.AUDIO and told in error.detail
-    slow = write(tmp_path / "slow.wav", sound(1), rate=1)
+    slow = write(tmp_path / "slow.wav", waveform(1), rate=1)
     assert "1 samples a second" in failure(slow).detail
 
 
 def test_the_reader_goes_on_after_a_bad_file(tmp_path: Path) -> None:
-    good = write(tmp_path / "good.mp3", sound(2), **CODED["a.mp3"])
+    good = write(tmp_path / "good.mp3", waveform(2), **CODED["a.mp3"])
     bad = tmp_path / "bad.mp3"
     bad.write_bytes(good.read_bytes()[:3000])
-    with SoundReader() as reader:
+    with AudioReader() as reader:
         expected = reader.read(utterance(good, offset=1.0), RATE)
         with pytest.raises(EntryError):
             reader.read(utterance(bad), RATE)
@@ -215,7 +215,7 @@ def test_damaged_bytes_never_crash(
     if not kept.exists():
         write(
             kept,
-            sound(0.3),
+            waveform(0.3),
             format=CODED[name].get("format", kept.suffix[1:].upper()),
             subtype=CODED[name].get("subtype"),
         )

@@ -118,7 +118,9 @@ def good(results: list[Aligned | EntryError]) -> list[Aligned]:
 
 
 def test_words_end_where_they_do(trained: str, spoken: Spoken) -> None:
-    results = good(aligner(trained).align([sound for _, sound, _ in spoken], [" ".join(words) for words, *_ in spoken]))
+    results = good(
+        aligner(trained).align([waveform for _, waveform, _ in spoken], [" ".join(words) for words, *_ in spoken])
+    )
     assert [list(result.words) for result in results] == [words for words, *_ in spoken]
     errors = np.concatenate([result.ends - ends for result, (_, _, ends) in zip(results, spoken, strict=True)])
     assert np.median(np.abs(errors)) <= 0.040
@@ -128,10 +130,10 @@ def test_words_end_where_they_do(trained: str, spoken: Spoken) -> None:
 
 
 def test_another_text_has_less_confidence(trained: str, spoken: Spoken) -> None:
-    sounds = [sound for _, sound, _ in spoken]
+    waveforms = [waveform for _, waveform, _ in spoken]
     rng = np.random.default_rng(5)
-    right = good(aligner(trained).align(sounds, [" ".join(words) for words, *_ in spoken]))
-    wrong = aligner(trained).align(sounds, [" ".join(tones.sentence(rng, len(words))) for words, *_ in spoken])
+    right = good(aligner(trained).align(waveforms, [" ".join(words) for words, *_ in spoken]))
+    wrong = aligner(trained).align(waveforms, [" ".join(tones.sentence(rng, len(words))) for words, *_ in spoken])
     lowest = min(float(result.confidence or 0) for result in right)
     highest = max(float(result.confidence or 0) for result in wrong if isinstance(result, Aligned))
     assert highest < 0.2 < 0.3 < lowest <= 1
@@ -143,27 +145,27 @@ def test_another_text_has_less_confidence(trained: str, spoken: Spoken) -> None:
         checked(Aligned(("a",), np.zeros(1), float("nan")), 0.0)
 
 
-def test_a_batch_gives_what_single_sounds_do(trained: str, spoken: Spoken) -> None:
-    sounds, texts = [sound for _, sound, _ in spoken[:12]], [" ".join(words) for words, *_ in spoken[:12]]
-    together = good(aligner(trained, batch_seconds=20).align(sounds, texts))
-    for sound, text, result in zip(sounds, texts, together, strict=True):
-        (alone,) = good(aligner(trained).align([sound], [text]))
+def test_a_batch_gives_what_single_waveforms_do(trained: str, spoken: Spoken) -> None:
+    waveforms, texts = [waveform for _, waveform, _ in spoken[:12]], [" ".join(words) for words, *_ in spoken[:12]]
+    together = good(aligner(trained, batch_seconds=20).align(waveforms, texts))
+    for waveform, text, result in zip(waveforms, texts, together, strict=True):
+        (alone,) = good(aligner(trained).align([waveform], [text]))
         assert np.array_equal(alone.ends, result.ends) and alone.words == result.words
         assert alone.confidence == pytest.approx(result.confidence, rel=1e-4)
 
 
-def test_long_sounds_go_through_windows(trained: str, spoken: Spoken) -> None:
-    sound = np.concatenate([sound for _, sound, _ in spoken[:20]])
+def test_long_waveforms_go_through_windows(trained: str, spoken: Spoken) -> None:
+    waveform = np.concatenate([waveform for _, waveform, _ in spoken[:20]])
     words = [word for words, *_ in spoken[:20] for word in words]
-    starts = np.cumsum([0, *(len(sound) for _, sound, _ in spoken[:19])]) / tones.RATE
+    starts = np.cumsum([0, *(len(waveform) for _, waveform, _ in spoken[:19])]) / tones.RATE
     ends = np.concatenate([start + ends for start, (_, _, ends) in zip(starts, spoken[:20], strict=True)])
     whole, cut = CtcModel(trained, "cpu", window_seconds=1e4), CtcModel(trained, "cpu", window_seconds=9.0)
-    (one,), (many,) = whole.emissions([sound]), cut.emissions([sound])
-    assert one.shape == many.shape == (whole.num_frames(len(sound)), len(tones.VOCABULARY))
+    (one,), (many,) = whole.emissions([waveform]), cut.emissions([waveform])
+    assert one.shape == many.shape == (whole.num_frames(len(waveform)), len(tones.VOCABULARY))
     # Attention sees less in a window; what is likeliest stays so in nearly every frame, at the seams too.
     assert (one.argmax(-1) == many.argmax(-1)).float().mean() > 0.97
-    (aligned,) = good(aligner(trained).align([sound], [" ".join(words)]))  # 60 s: more than one window
-    assert len(sound) / tones.RATE > 45
+    (aligned,) = good(aligner(trained).align([waveform], [" ".join(words)]))  # 60 s: more than one window
+    assert len(waveform) / tones.RATE > 45
     assert np.median(np.abs(aligned.ends - ends)) <= 0.040 and np.abs(aligned.ends - ends).max() < 0.5
 
 
@@ -181,17 +183,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("norm", ["layer", "group"])
 def test_probabilities_are_those_of_transformers(folders: dict[str, str], norm: str) -> None:
-    """Of sounds in batches and of a length each, and of windows that hold the sound just so."""
+    """Of waveforms in batches and of a length each, and of windows that hold the audio just so."""
     from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
     rng = np.random.default_rng(3)
     lengths = (16_000, 9_000, 9_000, 8_999, 1_234, 100, 16_000)
-    sounds = [rng.normal(0.1, 0.2, length).astype(np.float32) for length in lengths]
+    waveforms = [rng.normal(0.1, 0.2, length).astype(np.float32) for length in lengths]
     model = CtcModel(folders[norm], "cpu", window_seconds=1.0)
     reference = Wav2Vec2ForCTC.from_pretrained(folders[norm])
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folders[norm])
-    for sound, rows in zip(sounds, model.emissions(sounds), strict=True):
-        inputs = extractor(sound, sampling_rate=16_000, return_tensors="pt").input_values
+    for waveform, rows in zip(waveforms, model.emissions(waveforms), strict=True):
+        inputs = extractor(waveform, sampling_rate=16_000, return_tensors="pt").input_values
         with torch.inference_mode():
             expected = reference(inputs).logits[0].log_softmax(-1)
         assert rows.shape == expected.shape
@@ -207,7 +209,7 @@ def test_frames_and_seconds(folders: dict[str, str]) -> None:
     assert model.frame_end(0) == 60 / 16_000 and model.frame_end(10) == 860 / 16_000
 
 
-def test_windows_of_a_long_sound_are_joined_without_gap(
+def test_windows_of_a_long_waveform_are_joined_without_gap(
     folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frames that carry their own number come out in order, whatever the length, and none from a window's edge."""
@@ -221,7 +223,7 @@ def test_windows_of_a_long_sound_are_joined_without_gap(
         return [torch.stack((p + float(x[0]), e), 1) for p, e, x in zip(places, edges, inputs, strict=True)]
 
     monkeypatch.setattr(model, "_run", numbered)
-    monkeypatch.setattr(model, "_normalize", lambda sound: sound)
+    monkeypatch.setattr(model, "_normalize", lambda waveform: waveform)
     for seconds in (5.9, 6.01, 8.0, 13.37, 60.0):
         samples = np.arange(int(seconds * 16_000), dtype=np.float64) / 80
         (rows,) = model.emissions([samples.astype(np.float32)])
@@ -233,37 +235,37 @@ def test_windows_of_a_long_sound_are_joined_without_gap(
 
 
 def test_what_cannot_be_aligned_fails_in_its_place(folders: dict[str, str]) -> None:
-    sound = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
-    broken = sound.copy()
+    waveform = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    broken = waveform.copy()
     broken[100] = np.nan
-    texts_and_sounds = [
-        ("abba cab", sound),
-        ("aaaa bbbb", sound[:400]),  # 5 frames
-        ("...", sound),
-        ("", sound),
-        ("abc 你好 abc", sound),
-        ("abc xyzxyzxyzabcd abc", sound),
+    texts_and_waveforms = [
+        ("abba cab", waveform),
+        ("aaaa bbbb", waveform[:400]),  # 5 frames
+        ("...", waveform),
+        ("", waveform),
+        ("abc 你好 abc", waveform),
+        ("abc xyzxyzxyzabcd abc", waveform),
         ("abc", broken),
-        ("abc", sound[:0]),
-        ("bad 😀 cafélike’d dab", sound),
+        ("abc", waveform[:0]),
+        ("bad 😀 cafélike’d dab", waveform),
     ]
-    results = aligner(folders["layer"]).align([s for _, s in texts_and_sounds], [t for t, _ in texts_and_sounds])
+    results = aligner(folders["layer"]).align([s for _, s in texts_and_waveforms], [t for t, _ in texts_and_waveforms])
     errors = [(r.reason, r.detail) if isinstance(r, EntryError) else None for r in results]
     assert errors == [
         None,
-        (Reason.ALIGNMENT, "the text needs 15 frames; the sound has 5, so it is cut off"),
+        (Reason.ALIGNMENT, "the text needs 15 frames; the audio has 5, so it is cut off"),
         (Reason.TEXT, "nothing of the text '...' is spoken"),
         (Reason.TEXT, "nothing of the text '' is spoken"),
         (Reason.ALIGNMENT, "the model's vocabulary has no letter of '你好'"),
         (Reason.ALIGNMENT, "the model's vocabulary lacks 9 of 19 letters"),
         (Reason.ALIGNMENT, "the model gives no finite probabilities for it"),
-        (Reason.ALIGNMENT, "the text needs 3 frames; the sound has 0, so it is cut off"),
+        (Reason.ALIGNMENT, "the text needs 3 frames; the audio has 0, so it is cut off"),
         None,
     ]
     first, last = results[0], results[-1]
     assert isinstance(first, Aligned) and isinstance(last, Aligned)
     # Neighbours that fail change nothing; an unspoken word shares the end of the word before it.
-    (alone,) = good(aligner(folders["layer"]).align([sound], ["abba cab"]))
+    (alone,) = good(aligner(folders["layer"]).align([waveform], ["abba cab"]))
     assert np.array_equal(alone.ends, first.ends)
     assert last.words == ("bad", "😀", "cafélike’d", "dab") and last.ends[0] == last.ends[1]
     assert last.ends[-1] <= 1.0

@@ -201,7 +201,7 @@ def test_doubtful_words_are_compared_for_a_bounded_time() -> None:
         align_given("sil " * 2_999 + "end", words, "en")
 
 
-def test_sound_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audio_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A megabyte of FLAC may hold days of silence."""
     monkeypatch.setattr(audio, "_MOST_SAMPLES", 40_000)
     monkeypatch.setattr(audio, "_BLOCK_VALUES", 1_000)

@@ -184,15 +184,15 @@ def test_one_bad_item_leaves_the_others_as_they_are(songs: Path, whole: Path, tm
 
 
 def test_what_was_mended_is_done_again(songs: Path, whole: Path, tmp_path: Path) -> None:
-    """Into an output that the sound was broken for; the manifest is the same."""
+    """Into an output that the audio was broken for; the manifest is the same."""
     broken = write_corpus(tmp_path / "corpus", SONGS)
     wav = tmp_path / "corpus" / "audio" / f"{SONGS[7].id}.wav"
-    sound = wav.read_bytes()
-    wav.write_bytes(sound[:100])
+    content = wav.read_bytes()
+    wav.write_bytes(content[:100])
     settings = configuration(songs, broken, tmp_path / "output")
     with pytest.raises(UserError, match=r"1 items failed .*start again with --retry"):
         run(settings | {"largest_failed_share": 0})
-    wav.write_bytes(sound)
+    wav.write_bytes(content)
     with pytest.raises(UserError, match="1 items failed"):
         run(settings | {"largest_failed_share": 0})
     assert "20 of 20 items used" in run(settings | {"largest_failed_share": 0}, retry=True)[1]

@@ -1,4 +1,4 @@
-"""From recordings to training: real sound, two machines of which one is killed, a bucket, two ranks."""
+"""From recordings to training: real audio, two machines of which one is killed, a bucket, two ranks."""
 
 import json
 import os
@@ -123,11 +123,11 @@ def test_forced_alignment_agrees_with_the_synthesizer(spoken: Spoken) -> None:
     aligner = CtcAligner(AlignmentConfig(method="ctc", model=str(ALIGNER)), "cpu")
     spoilt = {*CORRUPTED, EMPTY, WRONG_TEXT}
     entries = [entry for index, entry in enumerate(spoken.entries) if index % 3 and index not in spoilt]
-    sounds = []
+    waveforms = []
     for entry in entries:
         audio = str(spoken.manifest.parent / entry["audio"])
-        sounds.append(read_audio(Utterance(entry["id"], "", "", audio), aligner.sample_rate))
-    found = aligner.align(sounds, [entry["text"] for entry in entries])
+        waveforms.append(read_audio(Utterance(entry["id"], "", "", audio), aligner.sample_rate))
+    found = aligner.align(waveforms, [entry["text"] for entry in entries])
     errors = []
     for entry, aligned in zip(entries, found, strict=True):
         assert isinstance(aligned, Aligned) and list(aligned.words) == [word["word"] for word in entry["words"]]

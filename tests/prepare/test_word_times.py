@@ -221,11 +221,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ([], "no words"),
         ([(0.0, math.nan)], "not finite"),
         ([(0.0, math.inf)], "not finite"),
-        ([(-0.01, 1.0)], "before the sound"),
+        ([(-0.01, 1.0)], "before the audio"),
         ([(1.0, 0.9)], "ends before it begins"),
         ([(0.5, 1.0), (0.4, 1.2)], "fall"),
         ([(0.0, 1.0), (0.1, 0.9)], "fall"),
-        ([(0.0, 1.0), (1.0, 2.11)], "after the sound of 2.00 s"),
+        ([(0.0, 1.0), (1.0, 2.11)], "after the audio of 2.00 s"),
     ],
 )
 def test_impossible_times_are_refused(times: list[tuple[float, float]], detail: str) -> None:

@@ -25,8 +25,8 @@ def speak(words: list[str], rng: np.random.Generator) -> tuple[npt.NDArray[np.fl
             pieces.append(0.3 * edges * np.sin(2 * np.pi * frequency * time / RATE + rng.uniform(0, 2 * np.pi)))
         ends.append(sum(map(len, pieces)) / RATE)
         pieces.append(np.zeros(int(rng.uniform(0.04, 0.25) * RATE)))
-    sound = np.concatenate(pieces)
-    return (sound + rng.normal(0, 0.003, len(sound))).astype(np.float32), np.array(ends)
+    waveform = np.concatenate(pieces)
+    return (waveform + rng.normal(0, 0.003, len(waveform))).astype(np.float32), np.array(ends)
 
 
 def sentence(rng: np.random.Generator, num_words: int) -> list[str]:
@@ -71,12 +71,14 @@ def train(model: Any, steps: int, batch: int = 12, learning_rate: float = 4e-3) 
     model.train()
     for _ in range(steps):
         sentences = [sentence(rng, 3) for _ in range(batch)]
-        sounds = [torch.from_numpy(speak(words, rng)[0]) for words in sentences]
-        sounds = [(sound - sound.mean()) / sound.std() for sound in sounds]
+        waveforms = [torch.from_numpy(speak(words, rng)[0]) for words in sentences]
+        waveforms = [(waveform - waveform.mean()) / waveform.std() for waveform in waveforms]
         labels = [torch.tensor([VOCABULARY[letter] for letter in "|".join(words).upper()]) for words in sentences]
         loss = model(
-            torch.nn.utils.rnn.pad_sequence(sounds, batch_first=True),
-            torch.nn.utils.rnn.pad_sequence([torch.ones(len(s), dtype=torch.long) for s in sounds], batch_first=True),
+            torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
+            torch.nn.utils.rnn.pad_sequence(
+                [torch.ones(len(s), dtype=torch.long) for s in waveforms], batch_first=True
+            ),
             labels=torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100),
         ).loss
         optimizer.zero_grad()

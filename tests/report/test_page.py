@@ -1,4 +1,4 @@
-"""The page is parsed as a browser would: pictures, sound, tables, and nothing from outside."""
+"""The page is parsed as a browser would: pictures, audio, tables, and nothing from outside."""
 
 import base64
 import io
@@ -62,8 +62,8 @@ def test_every_player_plays_the_file(full_run: Path) -> None:
         assert source is not None and source.startswith("data:audio/wav;base64,")
         content = base64.b64decode(source.split(",", 1)[1], validate=True)
         assert content == (full_run / "samples" / name).read_bytes()
-        sound, rate = soundfile.read(io.BytesIO(content))
-        assert rate == 22_050 and len(sound) > rate
+        waveform, rate = soundfile.read(io.BytesIO(content))
+        assert rate == 22_050 and len(waveform) > rate
 
 
 def test_figures_and_statements_are_on_the_page(full_run: Path) -> None:
@@ -98,7 +98,7 @@ def test_run_of_one_step(bare_run: Path) -> None:
     assert Page(render(read_run(bare_run))).open == []
 
 
-def test_missing_sound_file_leaves_its_player_out(full_run: Path) -> None:
+def test_missing_audio_file_leaves_its_player_out(full_run: Path) -> None:
     (full_run / "samples" / "story-0-continuation.wav").unlink()
     players = [a for tag, a in Page(render(read_run(full_run))).elements if tag == "audio"]
     assert len(players) == 8

@@ -140,9 +140,9 @@ def test_only_files_of_the_run_are_put_into_the_page(full_run: Path, name: objec
     assert not (full_run / "report.html").exists()
 
 
-def test_sounds_have_a_limit(full_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audio_has_a_limit(full_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tolktrain.report.page._LARGEST_SOUNDS", 300_000)
-    with pytest.raises(UserError, match="sounds in all"):
+    with pytest.raises(UserError, match="audio in all"):
         render(read_run(full_run))
 
 

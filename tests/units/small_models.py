@@ -1,4 +1,4 @@
-"""Sound, and small models with random weights, saved as the hub has them."""
+"""Audio, and small models with random weights, saved as the hub has them."""
 
 import json
 from pathlib import Path

@@ -16,14 +16,14 @@ from tolktrain.units.load import load_speech_tokenizer
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.transformers
-SOUNDS = [tones(seed, seconds) for seed, seconds in enumerate((3.0, 2.2, 0.04, 3.3, 2.2, 0.0, 1.03))]
+WAVEFORMS = [tones(seed, seconds) for seed, seconds in enumerate((3.0, 2.2, 0.04, 3.3, 2.2, 0.0, 1.03))]
 
 
 @pytest.fixture(scope="module")
 def folder(hubert_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer of the third of four layers. Tests must not change it."""
     folder = tmp_path_factory.mktemp("tokenizer") / "hubert"
-    HubertTokenizer.fit_from(folder, str(hubert_model), iter(SOUNDS), 3, 40, seed=0, hours=1.0)
+    HubertTokenizer.fit_from(folder, str(hubert_model), iter(WAVEFORMS), 3, 40, seed=0, hours=1.0)
     return folder
 
 
@@ -53,12 +53,12 @@ def _nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("layer", [1, 3, 4])
 def test_units_are_those_of_one_pass(hubert_model: Path, tmp_path: Path, layer: int) -> None:
-    features = [_reference(hubert_model, sound, layer) for sound in (SOUNDS[0], SOUNDS[3])]
+    features = [_reference(hubert_model, waveform, layer) for waveform in (WAVEFORMS[0], WAVEFORMS[3])]
     centroids = np.concatenate(features)[::5].round(2)
     tokenizer = HubertTokenizer.create(tmp_path, str(hubert_model), centroids, layer)
     assert tokenizer.num_units == len(centroids)
-    for sound, expected in zip((SOUNDS[0], SOUNDS[3]), features, strict=True):
-        units = tokenizer.encode(sound)
+    for waveform, expected in zip((WAVEFORMS[0], WAVEFORMS[3]), features, strict=True):
+        units = tokenizer.encode(waveform)
         assert units.dtype == np.uint16 and len(np.unique(units)) >= 10
         assert np.array_equal(units[:, 0], _nearest(expected, centroids.astype(np.float32)))
 
@@ -72,15 +72,15 @@ def test_frames(tokenizer: HubertTokenizer) -> None:
 
 
 def test_batches_change_nothing(folder: Path, tokenizer: HubertTokenizer) -> None:
-    alone = [tokenizer.encode(sound) for sound in SOUNDS]
+    alone = [tokenizer.encode(waveform) for waveform in WAVEFORMS]
     assert [len(units) for units in alone] == [74, 54, 0, 82, 54, 0, 25]
     for batch_seconds in (0.0, 7.0, 100.0):
-        batch = HubertTokenizer.load(folder, batch_seconds=batch_seconds).encode_batch(SOUNDS)
+        batch = HubertTokenizer.load(folder, batch_seconds=batch_seconds).encode_batch(WAVEFORMS)
         assert all(np.array_equal(one, other) for one, other in zip(alone, batch, strict=True))
 
 
 def test_padding_would_matter(hubert_model: Path) -> None:
-    """What the batches above avoid: transformers' own padding changes the frames of the shorter sounds.
+    """What the batches above avoid: transformers' own padding changes the frames of the shorter waveforms.
 
     Of the group norm, that is; without it attention masks suffice.
     """
@@ -88,7 +88,7 @@ def test_padding_would_matter(hubert_model: Path) -> None:
     import transformers
 
     model = transformers.HubertModel.from_pretrained(hubert_model).eval()
-    short, long = torch.from_numpy(SOUNDS[1])[None], torch.from_numpy(SOUNDS[0])[None]
+    short, long = torch.from_numpy(WAVEFORMS[1])[None], torch.from_numpy(WAVEFORMS[0])[None]
     padded = torch.nn.functional.pad(short, (0, long.shape[1] - short.shape[1]))
     mask = torch.arange(long.shape[1])[None] < short.shape[1]
     with torch.no_grad():
@@ -97,43 +97,47 @@ def test_padding_would_matter(hubert_model: Path) -> None:
     assert torch.allclose(alone, together, atol=1e-4) == (model.config.feat_extract_norm == "layer")
 
 
-def test_long_sound_in_windows(hubert_model: Path, tmp_path: Path) -> None:
-    sound = tones(9, 10.0)
-    centroids = _reference(hubert_model, sound, 2)[::6]
+def test_long_audio_in_windows(hubert_model: Path, tmp_path: Path) -> None:
+    waveform = tones(9, 10.0)
+    centroids = _reference(hubert_model, waveform, 2)[::6]
     settings = {"window_seconds": 4.0, "overlap_seconds": 1.0, "normalize": True}
     tokenizer = HubertTokenizer.create(tmp_path, str(hubert_model), centroids, 2, **settings)  # type: ignore[arg-type]
     # Windows of 100 frames that share 25; written out here, each in a pass of its own.
-    scaled = ((sound - sound.mean(dtype=np.float64)) / np.sqrt(sound.var(dtype=np.float64) + 1e-7)).astype(np.float32)
+    scaled = ((waveform - waveform.mean(dtype=np.float64)) / np.sqrt(waveform.var(dtype=np.float64) + 1e-7)).astype(
+        np.float32
+    )
     plain = HubertTokenizer.create(tmp_path / "plain", str(hubert_model), centroids, 2, normalize=False)
     expected = []
     for start, first, last in ((0, 0, 87), (75, 87, 162), (149, 162, 249)):
         units = plain.encode(scaled[start * 640 : (start + 99) * 640 + 720])
         assert len(units) == 100
         expected.append(units[first - start : last - start])
-    found = tokenizer.encode(sound)
+    found = tokenizer.encode(waveform)
     assert np.array_equal(found, np.concatenate(expected))
-    assert np.array_equal(found, tokenizer.encode(sound))
+    assert np.array_equal(found, tokenizer.encode(waveform))
     batched = HubertTokenizer.load(tmp_path, batch_seconds=60)
-    assert np.array_equal(batched.encode_batch([SOUNDS[0], sound, SOUNDS[1]])[1], found)
+    assert np.array_equal(batched.encode_batch([WAVEFORMS[0], waveform, WAVEFORMS[1]])[1], found)
 
 
 def test_one_window_takes_what_fits(hubert_model: Path, tmp_path: Path) -> None:
-    sound = tones(9, 4.0)
-    centroids = _reference(hubert_model, sound, 2)[::6]
+    waveform = tones(9, 4.0)
+    centroids = _reference(hubert_model, waveform, 2)[::6]
     for number, window in enumerate((4.0, 30.0)):
         tokenizer = HubertTokenizer.create(
             tmp_path / str(number), str(hubert_model), centroids, 2, window_seconds=window, overlap_seconds=1.0
         )
-        assert np.array_equal(tokenizer.encode(sound)[:, 0], _nearest(_reference(hubert_model, sound, 2), centroids))
+        assert np.array_equal(
+            tokenizer.encode(waveform)[:, 0], _nearest(_reference(hubert_model, waveform, 2), centroids)
+        )
 
 
 def test_fit_is_reproducible(hubert_model: Path, tokenizer: HubertTokenizer, tmp_path: Path) -> None:
-    def fit(name: str, sounds: list[np.ndarray], seed: int) -> str:
+    def fit(name: str, waveforms: list[np.ndarray], seed: int) -> str:
         model = str(hubert_model)
-        return HubertTokenizer.fit_from(tmp_path / name, model, iter(sounds), 3, 40, seed=seed, hours=1.0).sha256
+        return HubertTokenizer.fit_from(tmp_path / name, model, iter(waveforms), 3, 40, seed=seed, hours=1.0).sha256
 
-    assert fit("same", SOUNDS, 0) == tokenizer.sha256
-    assert len({tokenizer.sha256, fit("seed", SOUNDS, 1), fit("order", SOUNDS[::-1], 0)}) == 3
+    assert fit("same", WAVEFORMS, 0) == tokenizer.sha256
+    assert len({tokenizer.sha256, fit("seed", WAVEFORMS, 1), fit("order", WAVEFORMS[::-1], 0)}) == 3
 
 
 def test_digest_follows_everything(hubert_model: Path, tmp_path: Path) -> None:

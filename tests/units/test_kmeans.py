@@ -40,15 +40,15 @@ def test_draw_leaves_its_input_alone() -> None:
 def test_hours_are_taken_and_no_more_is_read() -> None:
     read: list[int] = []
 
-    def sounds() -> Iterator[np.ndarray]:
+    def waveforms() -> Iterator[np.ndarray]:
         for index in range(10):
             read.append(index)
             yield np.full(3600, index, np.float32)
 
-    taken = list(first_hours(sounds(), 2.5, sample_rate=1))
-    assert [len(sound) for sound in taken] == [3600, 3600, 1800]
+    taken = list(first_hours(waveforms(), 2.5, sample_rate=1))
+    assert [len(waveform) for waveform in taken] == [3600, 3600, 1800]
     assert read == [0, 1, 2]
-    assert sum(map(len, first_hours(sounds(), 20, sample_rate=1))) == 36_000
+    assert sum(map(len, first_hours(waveforms(), 20, sample_rate=1))) == 36_000
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -70,7 +70,7 @@ def test_decoders(hubert: Path, mimi: Path, repository: Path) -> None:
     assert isinstance(load_speech_decoder(mimi), SpeechDecoder)
     assert isinstance(load_speech_decoder(repository / "data" / "sample" / "speech_tokenizer"), SpeechDecoder)
     assert not isinstance(load_speech_tokenizer(hubert), SpeechDecoder)
-    with pytest.raises(UserError, match=r"'hubert-kmeans', which cannot turn units into sound.*'mimi'"):
+    with pytest.raises(UserError, match=r"'hubert-kmeans', which cannot turn units into audio.*'mimi'"):
         load_speech_decoder(hubert)
 
 

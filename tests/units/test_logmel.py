@@ -1,4 +1,4 @@
-"""The log-mel tokenizer: fitting, files, units to sound and back."""
+"""The log-mel tokenizer: fitting, files, units to audio and back."""
 
 import json
 import tracemalloc
@@ -40,10 +40,10 @@ def test_units_are_the_nearest_centroids(features: np.ndarray, tokenizer: LogMel
 
 
 def test_encode_is_deterministic_and_complete(tokenizer: LogMelTokenizer) -> None:
-    sound = tones(3, 5)
-    units = tokenizer.encode(sound)
-    assert np.array_equal(units, tokenizer.encode(sound))
-    assert units.shape == (-(-len(sound) // 640), 1) and units.dtype == np.uint16
+    waveform = tones(3, 5)
+    units = tokenizer.encode(waveform)
+    assert np.array_equal(units, tokenizer.encode(waveform))
+    assert units.shape == (-(-len(waveform) // 640), 1) and units.dtype == np.uint16
     assert (tokenizer.num_codebooks, tokenizer.frames_per_second, tokenizer.sample_rate) == (1, 25.0, 16_000)
 
 
@@ -51,8 +51,8 @@ def test_save_and_load(tmp_path: Path, tokenizer: LogMelTokenizer) -> None:
     tokenizer.save(tmp_path)
     loaded = load_speech_tokenizer(tmp_path)
     assert (loaded.name, loaded.version, loaded.sha256) == (tokenizer.name, tokenizer.version, tokenizer.sha256)
-    sound = tones(4, 3)
-    assert np.array_equal(loaded.encode(sound), tokenizer.encode(sound))
+    waveform = tones(4, 3)
+    assert np.array_equal(loaded.encode(waveform), tokenizer.encode(waveform))
     assert sorted(path.name for path in tmp_path.iterdir()) == [CENTROIDS_FILE, DESCRIPTION_FILE]
 
 
@@ -106,8 +106,8 @@ def test_decode_refuses_what_is_no_unit(tokenizer: LogMelTokenizer) -> None:
     assert len(tokenizer.decode(np.zeros((0, 1), np.uint16))) == 0
 
 
-def test_too_little_sound_to_fit() -> None:
-    with pytest.raises(UserError, match="more sound"):
+def test_too_little_audio_to_fit() -> None:
+    with pytest.raises(UserError, match="more audio"):
         LogMelTokenizer.fit(np.zeros((5, 80), np.float32), 6, 0, LogMelAnalysis())
 
 
@@ -123,10 +123,12 @@ def test_analysis_is_part_of_the_digest(tmp_path: Path, tokenizer: LogMelTokeniz
 
 
 def test_batches_change_nothing(tokenizer: LogMelTokenizer) -> None:
-    sounds = [tones(seed, seconds) for seed, seconds in enumerate((3.0, 0.01, 12.5, 0.0))]
-    batch = tokenizer.encode_batch(sounds)
+    waveforms = [tones(seed, seconds) for seed, seconds in enumerate((3.0, 0.01, 12.5, 0.0))]
+    batch = tokenizer.encode_batch(waveforms)
     assert [len(units) for units in batch] == [75, 1, 313, 0]
-    assert all(np.array_equal(units, tokenizer.encode(sound)) for units, sound in zip(batch, sounds, strict=True))
+    assert all(
+        np.array_equal(units, tokenizer.encode(waveform)) for units, waveform in zip(batch, waveforms, strict=True)
+    )
     assert all(units.shape[1:] == (1,) and units.dtype == np.uint16 for units in batch)
 
 
@@ -135,11 +137,11 @@ def test_stereo_is_refused(tokenizer: LogMelTokenizer) -> None:
         tokenizer.encode(np.zeros((2, 100), np.float32))
 
 
-def test_memory_does_not_grow_with_the_sound(tokenizer: LogMelTokenizer) -> None:
-    sound = np.tile(tones(5, 20), 60)  # 20 minutes, 77 MB
-    tokenizer.encode(sound[:16_000])
+def test_memory_does_not_grow_with_the_audio(tokenizer: LogMelTokenizer) -> None:
+    waveform = np.tile(tones(5, 20), 60)  # 20 minutes, 77 MB
+    tokenizer.encode(waveform[:16_000])
     tracemalloc.start()
-    units = tokenizer.encode(sound)
+    units = tokenizer.encode(waveform)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(units) == 20 * 60 * 25
@@ -147,23 +149,23 @@ def test_memory_does_not_grow_with_the_sound(tokenizer: LogMelTokenizer) -> None
 
 
 def test_fit_from_a_stream_is_a_fit_of_its_frames() -> None:
-    sounds = [tones(seed, 6) for seed in range(5)]
-    features = np.concatenate([LogMelAnalysis().features(sound) for sound in sounds])
-    streamed = LogMelTokenizer.fit_from(iter(sounds), 16, 3, hours=1.0)
+    waveforms = [tones(seed, 6) for seed in range(5)]
+    features = np.concatenate([LogMelAnalysis().features(waveform) for waveform in waveforms])
+    streamed = LogMelTokenizer.fit_from(iter(waveforms), 16, 3, hours=1.0)
     assert streamed.sha256 == LogMelTokenizer.fit(features, 16, 3, LogMelAnalysis()).sha256
-    assert LogMelTokenizer.fit_from(iter(sounds[::-1]), 16, 3, hours=1.0).sha256 != streamed.sha256
+    assert LogMelTokenizer.fit_from(iter(waveforms[::-1]), 16, 3, hours=1.0).sha256 != streamed.sha256
 
 
 def test_fit_from_a_stream_takes_the_hours_it_was_given() -> None:
-    sounds = [tones(seed, 6) for seed in range(5)]
-    half = LogMelTokenizer.fit_from(iter(sounds), 16, 3, hours=15 / 3600)
-    cut = [sounds[0], sounds[1], sounds[2][: 3 * 16_000]]
+    waveforms = [tones(seed, 6) for seed in range(5)]
+    half = LogMelTokenizer.fit_from(iter(waveforms), 16, 3, hours=15 / 3600)
+    cut = [waveforms[0], waveforms[1], waveforms[2][: 3 * 16_000]]
     assert half.sha256 == LogMelTokenizer.fit_from(iter(cut), 16, 3, hours=1.0).sha256
 
 
 def test_fit_from_more_frames_than_needed_draws_some() -> None:
-    sounds = [tones(seed, 30) for seed in range(3)]  # 2,250 frames for 2 units that take 1,000
-    one, again, other = (LogMelTokenizer.fit_from(iter(sounds), 2, seed, hours=1.0) for seed in (3, 3, 4))
+    waveforms = [tones(seed, 30) for seed in range(3)]  # 2,250 frames for 2 units that take 1,000
+    one, again, other = (LogMelTokenizer.fit_from(iter(waveforms), 2, seed, hours=1.0) for seed in (3, 3, 4))
     assert one.sha256 == again.sha256 != other.sha256
 
 

@@ -1,4 +1,4 @@
-"""Log-mel frames against librosa's, and sound from them."""
+"""Log-mel frames against librosa's, and audio from them."""
 
 import sys
 
@@ -18,10 +18,10 @@ def _sweep(seconds: float, rate: int = 16_000) -> np.ndarray:
 @pytest.mark.parametrize("window", [400, 640, 1024])
 def test_frames_are_librosas(window: int) -> None:
     analysis = LogMelAnalysis(window=window)
-    sound = _sweep(1.0)
-    frames = analysis.features(sound)
+    waveform = _sweep(1.0)
+    frames = analysis.features(waveform)
     # librosa centres frame t on sample t * hop; ours lies on the middle of the hop.
-    shifted = np.concatenate([np.zeros(window // 2 - analysis.hop // 2 if window > analysis.hop else 0), sound])
+    shifted = np.concatenate([np.zeros(window // 2 - analysis.hop // 2 if window > analysis.hop else 0), waveform])
     start = max(analysis.hop // 2 - window // 2, 0)
     padded = np.concatenate([shifted[start:], np.zeros(window)])
     mels = librosa.feature.melspectrogram(
@@ -51,9 +51,9 @@ def _in_one_piece(analysis: LogMelAnalysis, samples: np.ndarray) -> np.ndarray:
 def test_blocks_are_joined_without_a_seam(window: int) -> None:
     analysis = LogMelAnalysis(window=window)
     rng = np.random.default_rng(0)
-    sound = np.tile(_sweep(2.0), 14)[: 25 * 16_000 + 77]  # 626 frames: three blocks
-    sound += rng.normal(0, 1e-3, len(sound)).astype(np.float32)
-    assert np.array_equal(analysis.features(sound), _in_one_piece(analysis, sound))
+    waveform = np.tile(_sweep(2.0), 14)[: 25 * 16_000 + 77]  # 626 frames: three blocks
+    waveform += rng.normal(0, 1e-3, len(waveform)).astype(np.float32)
+    assert np.array_equal(analysis.features(waveform), _in_one_piece(analysis, waveform))
 
 
 @pytest.mark.parametrize(("samples", "frames"), [(0, 0), (1, 1), (640, 1), (641, 2), (6400, 10)])
@@ -68,15 +68,15 @@ def test_silence_is_the_floor() -> None:
     assert np.allclose(frames, np.log(analysis.floor), atol=0.005)
 
 
-def test_sound_from_frames_has_their_spectrum() -> None:
+def test_audio_from_frames_has_their_spectrum() -> None:
     analysis = LogMelAnalysis()
     frames = analysis.features(_sweep(1.0))
-    sound = analysis.invert(frames)
-    assert sound.shape == (16_000,) and sound.dtype == np.float32
-    assert np.array_equal(sound, analysis.invert(frames))
-    again = analysis.features(sound)
+    waveform = analysis.invert(frames)
+    assert waveform.shape == (16_000,) and waveform.dtype == np.float32
+    assert np.array_equal(waveform, analysis.invert(frames))
+    again = analysis.features(waveform)
     assert (np.abs(again.argmax(axis=1) - frames.argmax(axis=1)) <= 1).mean() >= 0.9
-    assert abs(np.log((sound**2).mean() / (_sweep(1.0) ** 2).mean())) < np.log(2)
+    assert abs(np.log((waveform**2).mean() / (_sweep(1.0) ** 2).mean())) < np.log(2)
 
 
 def test_without_librosa(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Mimi units against transformers run plainly, windows, batches, sound, and files."""
+"""Mimi units against transformers run plainly, windows, batches, audio, and files."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from tolktrain.units.mimi import MimiTokenizer
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.transformers
 RATE, HOP = 24_000, 1920
-SOUNDS = [tones(seed, seconds, RATE) for seed, seconds in enumerate((3.0, 2.2, 0.01, 3.28, 2.2, 0.0, 0.08))]
+WAVEFORMS = [tones(seed, seconds, RATE) for seed, seconds in enumerate((3.0, 2.2, 0.01, 3.28, 2.2, 0.0, 0.08))]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _reference(model: Path, samples: np.ndarray, num_codebooks: int) -> np.ndarray:
-    """Codes [frames, K] of transformers' own model in one pass over sound filled up to whole frames."""
+    """Codes [frames, K] of transformers' own model in one pass over audio filled up to whole frames."""
     import torch
 
     mimi = _plain(model)
@@ -69,11 +69,11 @@ def _reference(model: Path, samples: np.ndarray, num_codebooks: int) -> np.ndarr
 @pytest.mark.parametrize("num_codebooks", [1, 3, 4])
 def test_units_are_those_of_one_pass(mimi_model: Path, tmp_path: Path, num_codebooks: int) -> None:
     tokenizer = MimiTokenizer.create(tmp_path, str(mimi_model), num_codebooks)
-    for sound in (SOUNDS[0], SOUNDS[3]):
-        units = tokenizer.encode(sound)
+    for waveform in (WAVEFORMS[0], WAVEFORMS[3]):
+        units = tokenizer.encode(waveform)
         assert units.dtype == np.uint16
         assert all(len(np.unique(column)) > 4 for column in units.T)
-        assert np.array_equal(units, _reference(mimi_model, sound, num_codebooks))
+        assert np.array_equal(units, _reference(mimi_model, waveform, num_codebooks))
 
 
 def test_frames(tokenizer: MimiTokenizer) -> None:
@@ -86,24 +86,24 @@ def test_frames(tokenizer: MimiTokenizer) -> None:
 
 
 def test_batches_change_nothing(folder: Path, tokenizer: MimiTokenizer) -> None:
-    alone = [tokenizer.encode(sound) for sound in SOUNDS]
+    alone = [tokenizer.encode(waveform) for waveform in WAVEFORMS]
     assert [len(units) for units in alone] == [38, 28, 1, 41, 28, 0, 1]
     for batch_seconds in (0.0, 7.0, 100.0):
-        batch = MimiTokenizer.load(folder, batch_seconds=batch_seconds).encode_batch(SOUNDS)
+        batch = MimiTokenizer.load(folder, batch_seconds=batch_seconds).encode_batch(WAVEFORMS)
         assert all(np.array_equal(one, other) for one, other in zip(alone, batch, strict=True))
 
 
 def test_windows_that_see_enough_are_one_pass(mimi_model: Path, tmp_path: Path) -> None:
     """Half of an overlap of 3 s is more than this model looks back: windows leave no trace."""
-    sound = tones(9, 12.3, RATE)
+    waveform = tones(9, 12.3, RATE)
     whole = MimiTokenizer.create(tmp_path / "whole", str(mimi_model), 4)
     cut = MimiTokenizer.create(tmp_path / "cut", str(mimi_model), 4, window_seconds=5.0, overlap_seconds=3.0)
     bare = MimiTokenizer.create(tmp_path / "bare", str(mimi_model), 4, window_seconds=5.0, overlap_seconds=0.0)
-    units = cut.encode(sound)
-    assert np.array_equal(units, whole.encode(sound))
-    assert not np.array_equal(bare.encode(sound), units)
+    units = cut.encode(waveform)
+    assert np.array_equal(units, whole.encode(waveform))
+    assert not np.array_equal(bare.encode(waveform), units)
     batched = MimiTokenizer.load(tmp_path / "cut", batch_seconds=60)
-    assert np.array_equal(batched.encode_batch([SOUNDS[0], sound])[1], units)
+    assert np.array_equal(batched.encode_batch([WAVEFORMS[0], waveform])[1], units)
     assert np.allclose(cut.decode(units), whole.decode(units), atol=1e-4)
     assert not np.allclose(bare.decode(units), whole.decode(units), atol=1e-2)
 
@@ -111,14 +111,14 @@ def test_windows_that_see_enough_are_one_pass(mimi_model: Path, tmp_path: Path) 
 def test_decode(mimi_model: Path, tokenizer: MimiTokenizer) -> None:
     import torch
 
-    units = expand(*collapse(tokenizer.encode(SOUNDS[0])))
-    sound = tokenizer.decode(units)
-    assert sound.shape == (len(units) * HOP,) and sound.dtype == np.float32
+    units = expand(*collapse(tokenizer.encode(WAVEFORMS[0])))
+    waveform = tokenizer.decode(units)
+    assert waveform.shape == (len(units) * HOP,) and waveform.dtype == np.float32
     with torch.no_grad():
         codes = torch.from_numpy(units.astype(np.int64)).T[None]
         expected = _plain(mimi_model).decode(codes).audio_values[0, 0].numpy()
     assert expected.std() > 0.1 and (np.abs(expected) < 1).mean() > 0.9
-    assert np.allclose(sound, np.clip(expected, -1, 1), atol=1e-5)
+    assert np.allclose(waveform, np.clip(expected, -1, 1), atol=1e-5)
     assert tokenizer.decode(np.zeros((0, 3), np.uint16)).shape == (0,)
     with pytest.raises(UserError, match="between 0 and 15"):
         tokenizer.decode(np.full((2, 3), 16))
@@ -127,10 +127,10 @@ def test_decode(mimi_model: Path, tokenizer: MimiTokenizer) -> None:
 
 
 def test_attention_reaches_as_far_as_in_training(tokenizer: MimiTokenizer) -> None:
-    """Two layers of four steps of 40 ms, and convolutions: other sound more than a second before changes nothing."""
-    sound, other = SOUNDS[3], SOUNDS[3].copy()
+    """Two layers of four steps of 40 ms, and convolutions: other audio more than a second before changes nothing."""
+    waveform, other = WAVEFORMS[3], WAVEFORMS[3].copy()
     other[:RATE] = tones(99, 1.0, RATE)
-    units, changed = tokenizer.encode(sound), tokenizer.encode(other)
+    units, changed = tokenizer.encode(waveform), tokenizer.encode(other)
     assert not np.array_equal(units[:13], changed[:13])
     assert np.array_equal(units[25:], changed[25:])
 
@@ -208,8 +208,8 @@ def test_another_model_in_the_same_place(tmp_path: Path) -> None:
         MimiTokenizer.load(tmp_path / "tokenizer")
 
 
-def _codes(folder: Path, sound: np.ndarray) -> np.ndarray:
-    return MimiTokenizer.create(folder.with_name(f"{folder.name}-tokenizer"), str(folder), 4).encode(sound)
+def _codes(folder: Path, waveform: np.ndarray) -> np.ndarray:
+    return MimiTokenizer.create(folder.with_name(f"{folder.name}-tokenizer"), str(folder), 4).encode(waveform)
 
 
 def test_rotary_base_in_either_layout(mimi_model: Path, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_rotary_base_in_either_layout(mimi_model: Path, tmp_path: Path) -> None:
         for key in ("rope_theta", "rope_parameters"):
             config.pop(key, None)
         path.write_text(json.dumps(config | settings))
-        codes[name] = _codes(tmp_path / name, SOUNDS[0])
+        codes[name] = _codes(tmp_path / name, WAVEFORMS[0])
     assert np.array_equal(codes["older"], codes["newer"])
     assert not np.array_equal(codes["older"], codes["usual"])
 
@@ -242,7 +242,7 @@ def test_half_precision_is_computed_in_full(mimi_model: Path, tmp_path: Path) ->
         save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"dtype": str(dtype).removeprefix("torch.")}))
-    units = [_codes(tmp_path / str(dtype), SOUNDS[0]) for dtype in (torch.bfloat16, torch.float32)]
+    units = [_codes(tmp_path / str(dtype), WAVEFORMS[0]) for dtype in (torch.bfloat16, torch.float32)]
     assert np.array_equal(*units)
 
 

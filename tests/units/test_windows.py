@@ -59,9 +59,9 @@ def test_batches_are_complete_bounded_and_alike(lengths: list[int], most: int) -
 
 
 @given(WINDOWING, st.lists(st.integers(0, 400), max_size=5), st.integers(0, 800))
-def test_frames_come_from_their_place_in_their_sound(windowing: Windowing, lengths: list[int], most: int) -> None:
+def test_frames_come_from_their_place_in_their_waveform(windowing: Windowing, lengths: list[int], most: int) -> None:
     grid = FrameGrid(3, 5)
-    sounds = [np.arange(length, dtype=np.float32) + 1000 * index for index, length in enumerate(lengths)]
+    waveforms = [np.arange(length, dtype=np.float32) + 1000 * index for index, length in enumerate(lengths)]
 
     def run(indices: list[int], pieces: list[np.ndarray]) -> list[np.ndarray]:
         assert len(pieces) == 1 or len(pieces) * max(map(len, pieces)) <= most
@@ -70,13 +70,13 @@ def test_frames_come_from_their_place_in_their_sound(windowing: Windowing, lengt
             for index, piece in zip(indices, pieces, strict=True)
         ]
 
-    found = run_windows(sounds, grid, windowing, most, run)
-    for index, (sound, parts) in enumerate(zip(sounds, found, strict=True)):
-        expected = [[index, *sound[3 * t : 3 * t + 5]] for t in range(max(0, (len(sound) - 5) // 3 + 1))]
+    found = run_windows(waveforms, grid, windowing, most, run)
+    for index, (waveform, parts) in enumerate(zip(waveforms, found, strict=True)):
+        expected = [[index, *waveform[3 * t : 3 * t + 5]] for t in range(max(0, (len(waveform) - 5) // 3 + 1))]
         assert [row.tolist() for part in parts for row in part] == [list(map(float, row)) for row in expected]
 
 
-def test_a_sound_of_one_window_is_given_whole() -> None:
+def test_a_waveform_of_one_window_is_given_whole() -> None:
     seen: list[int] = []
 
     def run(indices: list[int], pieces: list[np.ndarray]) -> list[np.ndarray]:

@@ -36,8 +36,8 @@ def _run(parsed: argparse.Namespace) -> int:
     from tolktrain.files.terminal import Console
     from tolktrain.report.checkpoints import show_checkpoints
 
-    sound = show_checkpoints(run_directory, parsed.verify, Console())
-    return EXIT_DONE if sound or not parsed.verify else EXIT_MACHINE
+    intact = show_checkpoints(run_directory, parsed.verify, Console())
+    return EXIT_DONE if intact or not parsed.verify else EXIT_MACHINE
 
 
 VERB = Verb("list a run's checkpoints, verify them, or take the weights out", _add_arguments, _run)

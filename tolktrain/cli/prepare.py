@@ -31,7 +31,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     look.add_argument("--sequence-length", type=int, default=512, metavar="T", help="tokens of a sequence (512)")
     look.add_argument("--text-tokenizer", metavar="FOLDER", help="the set's text tokenizer, if not beside it")
     look.add_argument("--speech-tokenizer", metavar="FOLDER", help="the set's speech tokenizer, if not beside it")
-    look.add_argument("--output", type=Path, metavar="FOLDER", help="for plots and sound (runs/inspect-<name>-<split>)")
+    look.add_argument("--output", type=Path, metavar="FOLDER", help="for plots and audio (runs/inspect-<name>-<split>)")
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""How long units sound. The model predicts units with repeats collapsed, and so no durations."""
+"""Durations of predicted units. The model predicts units with repeats collapsed, so it predicts no durations."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

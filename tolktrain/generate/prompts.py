@@ -31,18 +31,18 @@ def read_prompts(folder: str | Path, sample_rate: int) -> list[Prompt]:
     """The prompts of a folder, in the order of prompts.json.
 
     prompts.json is a list of objects: `file` (required), `text`, `voice`, and `ends_utterance` (true if absent: a
-    prompt is a whole utterance, after which the model begins the next one). Sound of several channels is mixed, and of
+    prompt is a whole utterance, after which the model begins the next one). Audio of several channels is mixed, and of
     another rate resampled.
 
-    Raises UserError when the folder, prompts.json or a sound file is missing, unreadable or too long, or two files have
-    one stem.
+    Raises UserError when the folder, prompts.json or an audio file is missing, unreadable or too long, or two files
+    have the same stem.
     """
     folder = Path(folder)
     return [_read(folder, entry, sample_rate) for entry in read_entries(folder)]
 
 
-def read_sound(path: Path, sample_rate: int) -> Samples:
-    """Mono samples of a sound file at `sample_rate`. Raises UserError when it is missing, unreadable, empty or long."""
+def read_waveform(path: Path, sample_rate: int) -> Samples:
+    """Mono samples of an audio file at `sample_rate`. Raises UserError if it is missing, unreadable, empty or long."""
     import soundfile
 
     try:
@@ -52,14 +52,14 @@ def read_sound(path: Path, sample_rate: int) -> Samples:
                 raise UserError(f"{path} claims {rate} samples a second; restore it from its source")
             # A few kilobytes may hold days of silence.
             most = min(int(_LONGEST_SECONDS * rate), _MOST_VALUES // int(opened.channels))
-            sound = opened.read(min(int(opened.frames), most + 1), dtype="float32", always_2d=True)
+            waveform = opened.read(min(int(opened.frames), most + 1), dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} is not a readable sound file ({error}); expected a WAV file") from None
-    if not len(sound):
-        raise UserError(f"{path} holds no sound; expected a spoken prompt")
-    if len(sound) > most:
+        raise UserError(f"{path} is not a readable audio file ({error}); expected a WAV file") from None
+    if not len(waveform):
+        raise UserError(f"{path} holds no audio; expected a spoken prompt")
+    if len(waveform) > most:
         raise UserError(f"{path} is longer than {most / rate:.0f} s; expected a spoken prompt")
-    mono = sound.mean(axis=1)
+    mono = waveform.mean(axis=1)
     if rate != sample_rate:
         from scipy.signal import resample_poly
 
@@ -72,7 +72,7 @@ def _read(folder: Path, entry: dict[str, Any], sample_rate: int) -> Prompt:
     path = entry_path(folder, entry)
     return Prompt(
         name=path.stem,
-        samples=read_sound(path, sample_rate),
+        samples=read_waveform(path, sample_rate),
         text=str(entry.get("text", "")),
         voice=str(entry.get("voice", "")),
         ends_utterance=bool(entry.get("ends_utterance", True)),

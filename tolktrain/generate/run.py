@@ -54,7 +54,7 @@ def generate(run_dir: str | Path) -> list[Path]:
         spoken = tools.speak(units)
         progress.update(task, description="continuing the prompts in text")
         written = tools.write(units)
-        progress.update(task, description="turning units into sound")
+        progress.update(task, description="turning units into audio")
         paths = RunPaths(Path(run_dir))
         with tempfile.TemporaryDirectory(dir=run_dir, prefix=".tmp-samples-") as temporary:
             aside = Path(temporary) / paths.samples.name
@@ -141,13 +141,13 @@ class _Tools:
     def save(self, folder: Path, prompt: Prompt, said: IntArray, text: str | None) -> dict[str, Any]:
         """Write the three WAV files of a prompt; its entry of samples.json."""
         units, runs = collapse(self.tokenizer.encode(prompt.samples))
-        sounds = {
+        waveforms = {
             "prompt": prompt.samples,
             "resynthesis": self.tokenizer.decode(expand(units, runs)),
             "continuation": self.tokenizer.decode(expand(said, self.durations.run_lengths(said))),
         }
-        files = {part: f"{prompt.name}-{part}.wav" for part in sounds}
-        for part, samples in sounds.items():
+        files = {part: f"{prompt.name}-{part}.wav" for part in waveforms}
+        for part, samples in waveforms.items():
             write_wav(folder / files[part], samples, self.tokenizer.sample_rate)
         return {
             "name": prompt.name,
@@ -158,7 +158,7 @@ class _Tools:
             "prompt_units": units.tolist(),
             "continuation_units": said.tolist(),
             "prompt_seconds": round(len(prompt.samples) / self.tokenizer.sample_rate, 3),
-            "continuation_seconds": round(len(sounds["continuation"]) / self.tokenizer.sample_rate, 3),
+            "continuation_seconds": round(len(waveforms["continuation"]) / self.tokenizer.sample_rate, 3),
         }
 
     def describe(self, step: int) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Looking at data: sequences as the model sees them, statistics, and sound made of units."""
+"""Looking at data: sequences as the model sees them, statistics, and audio made of units."""

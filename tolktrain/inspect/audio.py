@@ -1,4 +1,4 @@
-"""Sound of a sequence's units."""
+"""Audio of a sequence's units."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def speech_frames(apart: TakenApart, most_frames: int) -> list[Frames]:
     return stretches
 
 
-def sound_of(stretches: Sequence[Frames], tokenizer: SpeechDecoder) -> Samples:
+def waveform_of(stretches: Sequence[Frames], tokenizer: SpeechDecoder) -> Samples:
     """The stretches one after the other, with a short pause where the sequence has text."""
     pause = np.zeros(round(PAUSE_SECONDS * tokenizer.sample_rate), np.float32)
     pieces: list[Samples] = []

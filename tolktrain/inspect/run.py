@@ -21,7 +21,7 @@ from tolktrain.files.names import inside
 from tolktrain.files.reading import read_json
 from tolktrain.files.terminal import Console
 from tolktrain.files.writing import naming, write_synced, write_wav
-from tolktrain.inspect.audio import sound_of, speech_frames
+from tolktrain.inspect.audio import speech_frames, waveform_of
 from tolktrain.inspect.picture import save_picture
 from tolktrain.inspect.sequences import print_legend, print_sequence
 from tolktrain.inspect.spans import TakenApart, take_apart
@@ -49,7 +49,7 @@ class InspectOptions:
     text_tokenizer: str | Path | None = None  # folder; absent: looked for beside the data
     speech_tokenizer: str | Path | None = None  # folder; absent: looked for beside the data
     statistics_records: int = 2000  # most records that are measured
-    sound_seconds: float = 30.0  # longest sound made of a sequence
+    audio_seconds: float = 30.0  # longest audio made of a sequence
     seed: int = 0  # of the sequences, as run.seed
     interleaving: InterleavingConfig = field(default_factory=InterleavingConfig)
 
@@ -190,7 +190,7 @@ def _write_files(
         aside = Path(temporary)
         with naming(aside / PICTURE_FILE):
             save_picture(statistics, aside / PICTURE_FILE)
-        seconds = _write_sounds(aside, shown, tokenizers, options, console)
+        seconds = _write_audio(aside, shown, tokenizers, options, console)
         content = {
             "data_set": options.path,
             "strategy": strategy,
@@ -207,7 +207,7 @@ def _write_files(
     for name, length in seconds.items():
         console.print(f"{output / name}  {length:.1f} s of speech from its units", highlight=False, soft_wrap=True)
     if shown and not seconds:
-        console.print(f"No sound: {_why_silent(info, tokenizers)}", highlight=False, soft_wrap=True)
+        console.print(f"No audio: {_why_silent(info, tokenizers)}", highlight=False, soft_wrap=True)
 
 
 def _default_output(info: DatasetInfo, options: InspectOptions) -> Path:
@@ -228,34 +228,34 @@ def _why_silent(info: DatasetInfo, tokenizers: Tokenizers) -> str:
     return "the sequences hold no speech"
 
 
-def _write_sounds(
+def _write_audio(
     folder: Path, shown: dict[int, TakenApart], tokenizers: Tokenizers, options: InspectOptions, console: Console
 ) -> dict[str, float]:
-    """Write the sound of the shown sequences; their files and lengths in seconds, pauses left out."""
+    """Write the audio of the shown sequences; their files and lengths in seconds, pauses left out."""
     tokenizer = tokenizers.speech
     if tokenizer is None:
         return {}
     lengths = {}
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for number, apart in progress.track(shown.items(), description="turning units into sound"):
-            stretches = speech_frames(apart, int(options.sound_seconds * tokenizer.frames_per_second))
+        for number, apart in progress.track(shown.items(), description="turning units into audio"):
+            stretches = speech_frames(apart, int(options.audio_seconds * tokenizer.frames_per_second))
             if stretches:
                 name = f"record-{number:05}.wav"
-                write_wav(folder / name, sound_of(stretches, tokenizer), tokenizer.sample_rate)
+                write_wav(folder / name, waveform_of(stretches, tokenizer), tokenizer.sample_rate)
                 lengths[name] = sum(map(len, stretches)) / tokenizer.frames_per_second
     return lengths
 
 
 def _move_files(source: Path, target: Path) -> None:
-    """Move the files into the folder, and remove the sounds of an earlier call that its statistics.json names."""
+    """Move the files into the folder, and remove the waveforms of an earlier call that its statistics.json names."""
     target.mkdir(exist_ok=True)
-    for name in _earlier_sounds(target / STATISTICS_FILE):
+    for name in _earlier_audio(target / STATISTICS_FILE):
         (target / name).unlink(missing_ok=True)
     for path in sorted(source.iterdir()):
         os.replace(path, target / path.name)
 
 
-def _earlier_sounds(path: Path) -> list[str]:
+def _earlier_audio(path: Path) -> list[str]:
     try:
         names = list(read_json(path)["sounds"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -114,7 +114,7 @@ def _text(info: DatasetInfo, folder: Path | None) -> tuple["Tokenizer | None", s
 
 def _speech_found(info: DatasetInfo, folder: Path | None) -> tuple[SpeechDecoder | None, str]:
     if folder is None:
-        return None, "none found beside the data; name its folder with --speech-tokenizer to make sound"
+        return None, "none found beside the data; name its folder with --speech-tokenizer to make audio"
     try:
         return _speech(info, folder)
     except OtherTokenizerError:

@@ -55,10 +55,10 @@ def export_weights(
 ) -> Path:
     """Write the parameters of a run's checkpoint into the new or empty folder `into`; returns the checkpoint.
 
-    Takes the latest valid checkpoint, or that of `step`, after comparing it with its checksums. The folder appears
+    Takes the latest valid checkpoint, or that of `step`, after verifying its checksums. The folder appears
     complete or not at all. Memory: about two files of `file_bytes`, or the largest tensor.
 
-    Raises UserError when `into` is not empty or the present folder, which would be replaced, or there is no such sound
+    Raises UserError when `into` is not empty or the present folder, which would be replaced, or there is no such valid
     checkpoint.
     """
     into = into.resolve()

@@ -27,7 +27,7 @@ class Utterance:
     id: str  # unique in the manifest
     source: str  # the recording, chapter or conversation that the utterance is consecutive in
     speaker: str  # empty where unknown
-    audio: str  # path of a sound file
+    audio: str  # path of an audio file
     offset: float = 0.0  # seconds into the file
     duration: float | None = None  # seconds; None: to the end of the file
     channel: int | None = None  # None: the mean of all channels
@@ -82,6 +82,6 @@ class Aligner(Protocol):
 
     sample_rate: int
 
-    def align(self, sounds: Sequence[Samples], texts: Sequence[str]) -> "list[Aligned | EntryError]":
-        """One result per sound, in order; an utterance that cannot be aligned gives an error in its place."""
+    def align(self, waveforms: Sequence[Samples], texts: Sequence[str]) -> "list[Aligned | EntryError]":
+        """One result per waveform, in order; an utterance that cannot be aligned gives an error in its place."""
         ...

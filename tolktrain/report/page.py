@@ -1,4 +1,4 @@
-"""The report as one HTML page: pictures as inline SVG, sound as data addresses, nothing loaded from anywhere."""
+"""The report as one HTML page: pictures as inline SVG, audio as data addresses, nothing loaded from anywhere."""
 
 import base64
 from typing import Any
@@ -21,7 +21,7 @@ _PARTS = (
     ("resynthesis", "Prompt, from its units"),
     ("continuation", "The model goes on"),
 )
-_LARGEST_SOUNDS = 1 << 28  # bytes of all sounds of a page
+_MOST_AUDIO_BYTES = 1 << 28  # audio of a page
 
 
 def render(run: RunData) -> str:
@@ -153,19 +153,19 @@ def _samples(run: RunData) -> list[dict[str, Any]] | None:
         return None
     paths = RunPaths(run.directory)
     shown = []
-    left = _LARGEST_SOUNDS
+    left = _MOST_AUDIO_BYTES
     for prompt in run.samples["prompts"]:
-        sounds = []
+        audio = []
         for part, title in _PARTS:
-            content = _sound(paths, prompt["files"][part], left) if part in prompt["files"] else None
+            content = _audio(paths, prompt["files"][part], left) if part in prompt["files"] else None
             if content is not None:
                 left -= len(content)
-                sounds.append((title, "data:audio/wav;base64," + base64.b64encode(content).decode("ascii")))
-        shown.append(prompt | {"sounds": sounds})
+                audio.append((title, "data:audio/wav;base64," + base64.b64encode(content).decode("ascii")))
+        shown.append(prompt | {"audio": audio})
     return shown
 
 
-def _sound(paths: RunPaths, name: object, most: int) -> bytes | None:
+def _audio(paths: RunPaths, name: object, most: int) -> bytes | None:
     """A file of the samples, or None if it is missing. Raises `UserError` if it is another's, or larger than `most`."""
     path = inside(paths.samples, name, paths.sample_index)
     if not path.exists():
@@ -174,6 +174,6 @@ def _sound(paths: RunPaths, name: object, most: int) -> bytes | None:
         return read_bytes(path, most)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be put into the page ({error.strerror}); it has room for {_LARGEST_SOUNDS >> 20} MiB of"
-            " sounds in all: make the samples again"
+            f"{path} cannot be put into the page ({error.strerror}); it has room for {_MOST_AUDIO_BYTES >> 20} MiB of"
+            " audio in all: make the samples again"
         ) from None

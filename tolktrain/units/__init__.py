@@ -1,1 +1,1 @@
-"""Speech tokenizers: from sound to discrete units and, where possible, back."""
+"""Speech tokenizers: from audio to discrete units and, where possible, back."""

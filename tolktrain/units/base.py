@@ -1,4 +1,4 @@
-"""What a speech tokenizer is: from sound to frames of discrete units; and the collapsing of repeated frames."""
+"""What a speech tokenizer is: from audio to frames of discrete units; and the collapsing of repeated frames."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -16,7 +16,7 @@ LONGEST_RUN = np.iinfo(np.uint16).max
 
 
 class SpeechTokenizer(Protocol):
-    """A named, versioned artifact that turns sound into units."""
+    """A named, versioned artifact that turns audio into units."""
 
     @property
     def name(self) -> str:
@@ -54,27 +54,27 @@ class SpeechTokenizer(Protocol):
         ...
 
     def encode(self, samples: Samples) -> Frames:
-        """Units of mono sound: [frames, K]. Raises `UserError` if the sound is not mono."""
+        """Units of mono audio: [frames, K]. Raises `UserError` if the audio is not mono."""
         ...
 
-    def encode_batch(self, sounds: Sequence[Samples]) -> list[Frames]:
-        """Units of several sounds, in order: what `encode` gives for each of them alone."""
+    def encode_batch(self, waveforms: Sequence[Samples]) -> list[Frames]:
+        """Units of several waveforms, in order: what `encode` gives for each of them alone."""
         ...
 
 
 @runtime_checkable
 class SpeechDecoder(SpeechTokenizer, Protocol):
-    """A speech tokenizer that also turns units back into sound."""
+    """A speech tokenizer that also turns units back into audio."""
 
     def decode(self, frames: npt.NDArray[Any]) -> Samples:
-        """Sound of the units [frames, K]."""
+        """Audio of the units [frames, K]."""
         ...
 
 
 def check_mono(samples: Samples) -> None:
-    """Raise `UserError` unless the sound has the shape [samples]."""
+    """Raise `UserError` unless the audio has the shape [samples]."""
     if samples.ndim != 1:
-        raise UserError(f"sound must be mono, with the shape [samples]; got {samples.shape}")
+        raise UserError(f"audio must be mono, with the shape [samples]; got {samples.shape}")
 
 
 def check_units(frames: npt.NDArray[Any], num_units: int, num_codebooks: int) -> None:

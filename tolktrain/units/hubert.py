@@ -1,7 +1,7 @@
 """HuBERT and k-means: units are the nearest centroids of one of the model's hidden layers.
 
 Frames lie where the model's convolutions, which do not pad, put them: frame t begins at sample t * hop, and the last
-frame ends within the sound.
+frame ends within the audio.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -52,9 +52,9 @@ class HubertFrames(StrictModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     layer: int = Field(gt=0, description="Transformer layer whose output is clustered; 1 is the first.")
-    normalize: bool = Field(description="Bring each sound to mean 0 and variance 1 first, as the model was trained.")
+    normalize: bool = Field(description="Bring each waveform to mean 0 and variance 1 first, as the model was trained.")
     window_seconds: float = Field(
-        default=30.0, gt=0, description="Longer sounds are computed in windows of this length."
+        default=30.0, gt=0, description="Longer waveforms are computed in windows of this length."
     )
     overlap_seconds: float = Field(default=4.0, ge=0, description="What neighbouring windows share.")
 
@@ -89,7 +89,7 @@ class HubertDescription(StrictModel):
 
 
 class HubertFeatures:
-    """The model up to one of its layers, and the sounds it is run on."""
+    """The model up to one of its layers, and the waveforms it is run on."""
 
     def __init__(self, folder: Path, frames: HubertFrames, device: str, batch_seconds: float | None) -> None:
         """Load a model from a folder; `batch_seconds` None means single windows on a CPU, 240 s on a GPU.
@@ -117,19 +117,21 @@ class HubertFeatures:
         self.frames_per_second = SAMPLE_RATE / self.grid.hop
         self._windowing = Windowing.of_seconds(frames.window_seconds, frames.overlap_seconds, self.frames_per_second)
         if batch_seconds is None:
-            # Batches make a CPU no faster, and alone a sound gives the same bits whatever its neighbours.
+            # Batches make a CPU no faster, and alone a waveform gives the same bits whatever its neighbours.
             batch_seconds = 0.0 if self.device == "cpu" else 240.0
         self._most_samples = round(batch_seconds * SAMPLE_RATE)
 
-    def run(self, sounds: Sequence[Samples], finish: Callable[[Any], npt.NDArray[Any]]) -> list[list[npt.NDArray[Any]]]:
-        """Frames of mono sounds at 16 kHz, window after window: [frames, ...], as `finish` makes them of [frames, dim].
+    def run(
+        self, waveforms: Sequence[Samples], finish: Callable[[Any], npt.NDArray[Any]]
+    ) -> list[list[npt.NDArray[Any]]]:
+        """Frames of mono waveforms at 16 kHz, by window: [frames, ...], which `finish` makes of [frames, dim].
 
-        Padding does not reach the frames of the shorter sounds: convolutions run on each sound alone, and attention
-        does not see what follows it.
+        Padding does not change the frames of shorter waveforms: convolutions run on each waveform alone, and attention
+        masks the padding.
         """
-        for samples in sounds:
+        for samples in waveforms:
             check_mono(samples)
-        scales = [_scale(samples) if self._frames.normalize else (0.0, 1.0) for samples in sounds]
+        scales = [_scale(samples) if self._frames.normalize else (0.0, 1.0) for samples in waveforms]
 
         def run(indices: list[int], pieces: list[Samples]) -> list[npt.NDArray[Any]]:
             scaled = [
@@ -139,10 +141,10 @@ class HubertFeatures:
             return [finish(hidden) for hidden in self._layer(scaled)]
 
         with inference():
-            return run_windows(sounds, self.grid, self._windowing, self._most_samples, run)
+            return run_windows(waveforms, self.grid, self._windowing, self._most_samples, run)
 
     def _layer(self, pieces: list[Samples]) -> list[Any]:
-        """Output [frames, dim] of the layer for each piece of sound."""
+        """Output [frames, dim] of the layer for each piece of audio."""
         import torch
 
         # Some HuBERT models normalize over time after the first convolution, where padding would count.
@@ -159,7 +161,7 @@ class HubertFeatures:
 
 
 def _scale(samples: Samples) -> tuple[float, float]:
-    """Mean and standard deviation, in double precision and without copies of a long sound."""
+    """Mean and standard deviation, in double precision and without copies of a long waveform."""
     if not len(samples):
         return 0.0, 1.0
     mean = float(samples.mean(dtype=np.float64))
@@ -186,13 +188,13 @@ class HubertTokenizer(Described):
         return SAMPLE_RATE
 
     def encode(self, samples: Samples) -> Frames:
-        """Units of mono sound at 16 kHz: [frames, 1]; none for a sound shorter than the model's field (25 ms)."""
+        """Units of mono audio at 16 kHz: [frames, 1]; none for a waveform shorter than the model's field (25 ms)."""
         return self.encode_batch([samples])[0]
 
-    def encode_batch(self, sounds: Sequence[Samples]) -> list[Frames]:
-        """Units of each sound, in order. The batch changes a unit only where two centroids are equally near up to
-        rounding; on a CPU, where sounds are computed one by one, nowhere."""
-        windows = self._features.run(sounds, self._assign)
+    def encode_batch(self, waveforms: Sequence[Samples]) -> list[Frames]:
+        """Units of each waveform, in order. The batch changes a unit only where two centroids are equally near up to
+        rounding; on a CPU, where waveforms are computed one by one, nowhere."""
+        windows = self._features.run(waveforms, self._assign)
         return [np.concatenate([np.zeros((0, 1), np.uint16), *parts]) for parts in windows]
 
     def _assign(self, hidden: Any) -> Frames:
@@ -223,8 +225,8 @@ class HubertTokenizer(Described):
             layer: transformer layer whose output is clustered; 1 is the first. The last includes the model's final
                 norm, as the last of `hidden_states` does in transformers 4 but not in version 5.
             revision: branch, tag or commit on the hub; best a commit.
-            normalize: bring sounds to mean 0 and variance 1; None: as preprocessor_config.json of the model says.
-            window_seconds: longer sounds are computed in windows of this length.
+            normalize: bring waveforms to mean 0 and variance 1; None: as preprocessor_config.json of the model says.
+            window_seconds: longer waveforms are computed in windows of this length.
             overlap_seconds: what neighbouring windows share.
             device: where the model runs.
 
@@ -244,7 +246,7 @@ class HubertTokenizer(Described):
         cls,
         folder: str | Path,
         model: str,
-        sounds: Iterable[Samples],
+        waveforms: Iterable[Samples],
         layer: int,
         num_units: int,
         seed: int,
@@ -256,14 +258,14 @@ class HubertTokenizer(Described):
         overlap_seconds: float = 4.0,
         device: str = "cpu",
     ) -> "HubertTokenizer":
-        """k-means over the layer's frames of the first hours of a stream of mono sounds at 16 kHz; then as `create`.
+        """k-means over the layer's frames of the first hours of a stream of mono waveforms at 16 kHz; then as `create`.
 
-        Depends on the model, the sounds, their order and the seed alone. Of more than 500 frames per unit a part is
+        Depends on the model, the waveforms, their order and the seed alone. Of more than 500 frames per unit a part is
         drawn, so that memory is bounded.
         """
         frames = _frames(model, revision, layer, normalize, window_seconds, overlap_seconds)
         features = HubertFeatures(model_folder(model, revision), frames, device, None)
-        chosen = first_hours(sounds, hours, SAMPLE_RATE)
+        chosen = first_hours(waveforms, hours, SAMPLE_RATE)
         parts = (part for samples in chosen for part in features.run([samples], lambda hidden: hidden.cpu().numpy())[0])
         drawn = draw_frames(parts, FRAMES_PER_CLUSTER * num_units, seed)
         centroids = fit_centroids(drawn, num_units, seed)
@@ -325,9 +327,9 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--normalize",
         choices=("yes", "no"),
-        help="bring sounds to mean 0 and variance 1; as the model's preprocessor_config.json says if absent",
+        help="bring waveforms to mean 0 and variance 1; as the model's preprocessor_config.json says if absent",
     )
-    parser.add_argument("--window-seconds", type=float, default=30.0, help="longer sounds are cut into such windows")
+    parser.add_argument("--window-seconds", type=float, default=30.0, help="longer waveforms are cut into such windows")
     parser.add_argument("--overlap-seconds", type=float, default=4.0, help="what neighbouring windows share")
 
 

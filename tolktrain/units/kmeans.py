@@ -1,4 +1,4 @@
-"""k-means over frames: drawing frames from a stream of sound, fitting centroids, finding the nearest."""
+"""k-means over frames: drawing frames from a stream of audio, fitting centroids, finding the nearest."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,12 +13,12 @@ FRAMES_PER_CLUSTER = 500  # frames that k-means sees at most for each cluster; m
 _BLOCK = 256  # frames whose distances are computed at a time: they stay in the processor's cache
 
 
-def first_hours(sounds: Iterable[Samples], hours: float, sample_rate: int) -> Iterator[Samples]:
-    """Sounds until they last `hours` together; the last one is cut, and no further one is asked for."""
+def first_hours(waveforms: Iterable[Samples], hours: float, sample_rate: int) -> Iterator[Samples]:
+    """Waveforms until they last `hours` together; the last one is cut, and no further one is asked for."""
     left = round(hours * 3600 * sample_rate)
-    for sound in sounds:
-        yield sound[:left]
-        left -= len(sound)
+    for waveform in waveforms:
+        yield waveform[:left]
+        left -= len(waveform)
         if left <= 0:
             return
 
@@ -49,7 +49,7 @@ def draw_frames(features: Iterable[npt.NDArray[np.float32]], most: int, seed: in
             drawn[places[index]] = frames[index]
         seen += len(frames)
     if not seen:
-        raise UserError("there is no sound to fit a speech tokenizer on; give recordings that are not empty")
+        raise UserError("there is no audio to fit a speech tokenizer on; give recordings that are not empty")
     return np.concatenate(first) if drawn is None else drawn
 
 
@@ -59,7 +59,7 @@ def fit_centroids(features: npt.NDArray[Any], num_clusters: int, seed: int) -> n
     Raises `UserError` if there are fewer frames than clusters, or if scikit-learn is missing.
     """
     if len(features) < num_clusters:
-        raise UserError(f"{len(features)} frames cannot be fitted by {num_clusters} clusters; give more sound")
+        raise UserError(f"{len(features)} frames cannot be fitted by {num_clusters} clusters; give more audio")
     try:
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits

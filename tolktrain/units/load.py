@@ -24,7 +24,7 @@ def load_speech_tokenizer(
     Args:
         folder: where a tokenizer was saved.
         device: where a neural model runs: cpu, cuda, or auto for a GPU where there is one.
-        batch_seconds: sound, padding included, that a neural model computes at a time; None: window by window on a CPU,
+        batch_seconds: audio, padding included, that a neural model computes at a time; None: window by window on a CPU,
             240 s on a GPU.
 
     Raises:
@@ -35,12 +35,12 @@ def load_speech_tokenizer(
 
 
 def load_speech_decoder(folder: str | Path, device: str = "cpu") -> SpeechDecoder:
-    """As `load_speech_tokenizer`, for a tokenizer that gives sound back. Raises `UserError` for one that does not."""
+    """As `load_speech_tokenizer`, for a tokenizer that gives audio back. Raises `UserError` for one that does not."""
     kind = kind_of(folder)
     if not kind.decodes:
         decoders = " or ".join(repr(other.name) for other in KINDS.values() if other.decodes)
         raise UserError(
-            f"{folder} holds a tokenizer of the kind {kind.name!r}, which cannot turn units into sound; this needs"
+            f"{folder} holds a tokenizer of the kind {kind.name!r}, which cannot turn units into audio; this needs"
             f" one of {decoders}, and a model trained on its units"
         )
     tokenizer = load_speech_tokenizer(folder, device)

@@ -1,6 +1,6 @@
-"""The embedded speech tokenizer: k-means over log-mel frames at 25 Hz, whose centroids also give sound back.
+"""The embedded speech tokenizer: k-means over log-mel frames at 25 Hz, whose centroids also give audio back.
 
-It needs no download. A frame is the log power in 80 mel bands of 40 ms of sound, level included, so that a centroid
+It needs no download. A frame is the log power in 80 mel bands of 40 ms of audio, level included, so that a centroid
 is a spectrum that Griffin-Lim can make audible.
 """
 
@@ -87,30 +87,30 @@ class LogMelTokenizer(Described):
     @classmethod
     def fit_from(
         cls,
-        sounds: Iterable[Samples],
+        waveforms: Iterable[Samples],
         num_units: int,
         seed: int,
         hours: float,
         analysis: LogMelAnalysis | None = None,
     ) -> "LogMelTokenizer":
-        """k-means over the first hours of a stream of mono sounds at the analysis's sample rate.
+        """k-means over the first hours of a stream of mono waveforms at the analysis's sample rate.
 
-        Depends on the sounds, their order and the seed alone. Of more than 500 frames per unit a part is drawn, so
+        Depends on the waveforms, their order and the seed alone. Of more than 500 frames per unit a part is drawn, so
         that memory is bounded. Raises `UserError` if there are fewer frames than units.
         """
         analysis = analysis or LogMelAnalysis()
-        chosen = first_hours(sounds, hours, analysis.sample_rate)
-        blocks = (block for sound in chosen for block in analysis.blocks(sound))
+        chosen = first_hours(waveforms, hours, analysis.sample_rate)
+        blocks = (block for waveform in chosen for block in analysis.blocks(waveform))
         return cls.fit(draw_frames(blocks, FRAMES_PER_CLUSTER * num_units, seed), num_units, seed, analysis)
 
     def encode(self, samples: Samples) -> Frames:
-        """Units of mono sound at `sample_rate`: [ceil(n / hop), 1]. Memory does not grow with the sound's length."""
+        """Units of mono audio at `sample_rate`: [ceil(n / hop), 1]. Memory does not grow with the audio's length."""
         blocks = [self.assign(block) for block in self.analysis.blocks(samples)]
         return np.concatenate(blocks) if blocks else np.zeros((0, 1), np.uint16)
 
-    def encode_batch(self, sounds: Sequence[Samples]) -> list[Frames]:
-        """Units of each sound, in order."""
-        return [self.encode(samples) for samples in sounds]
+    def encode_batch(self, waveforms: Sequence[Samples]) -> list[Frames]:
+        """Units of each waveform, in order."""
+        return [self.encode(samples) for samples in waveforms]
 
     @cached_property
     def _nearest(self) -> NearestCentroid:
@@ -121,7 +121,7 @@ class LogMelTokenizer(Described):
         return self._nearest(features)
 
     def decode(self, frames: npt.NDArray[Any]) -> Samples:
-        """Sound of the units [frames, 1]: [frames * hop] samples. Raises `UserError` for ids outside the vocabulary."""
+        """Audio of the units [frames, 1]: [frames * hop] samples. Raises `UserError` for ids outside the vocabulary."""
         check_units(frames, self.num_units, 1)
         return self.analysis.invert(self._centroids[frames[:, 0].astype(np.int64)])
 

@@ -1,4 +1,4 @@
-"""Log-mel frames of sound, and sound from log-mel frames."""
+"""Log-mel frames of audio, and audio from log-mel frames."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -33,7 +33,7 @@ class LogMelAnalysis(StrictModel):
 
     @property
     def frames_per_second(self) -> float:
-        """Frames per second of sound."""
+        """Frames per second of audio."""
         return self.sample_rate / self.hop
 
     @cached_property
@@ -53,16 +53,16 @@ class LogMelAnalysis(StrictModel):
         return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)
 
     def features(self, samples: Samples) -> Features:
-        """Log power in mel bands of mono sound: [ceil(n / hop), num_mels]; frame t is centred on the middle of its hop.
+        """Log power in mel bands of mono audio: [ceil(n / hop), num_mels]; frame t is centred on the middle of its hop.
 
         Computed in double precision and rounded to 0.01, so that the last digits of another machine's arithmetic cannot
-        change a unit. Raises `UserError` if the sound is not mono.
+        change a unit. Raises `UserError` if the audio is not mono.
         """
         blocks = list(self.blocks(samples))
         return np.concatenate(blocks) if blocks else np.zeros((0, self.num_mels), np.float32)
 
     def blocks(self, samples: Samples) -> Iterator[Features]:
-        """`features` a few frames at a time, so that memory does not grow with the length of the sound."""
+        """`features` a few frames at a time, so that memory does not grow with the length of the audio."""
         check_mono(samples)
         count = -(-len(samples) // self.hop)
         offset = (self.hop - self.window) // 2
@@ -79,7 +79,7 @@ class LogMelAnalysis(StrictModel):
             yield mels.round(2).astype(np.float32)
 
     def invert(self, features: Features) -> Samples:
-        """Sound of log-mel frames by Griffin-Lim: [frames * hop]. The same frames give the same sound.
+        """Audio of log-mel frames by Griffin-Lim: [frames * hop]. The same frames give the same audio.
 
         Frames 40 ms apart are too far from each other for the windows of Griffin-Lim to agree on phases: they are
         interpolated to 5 ms first.

@@ -1,6 +1,6 @@
-"""Mimi, a neural codec: several codebooks per frame at 12.5 frames per second, and sound from them.
+"""Mimi, a neural codec: several codebooks per frame at 12.5 frames per second, and audio from them.
 
-A sound is filled up with silence to whole frames, as the codec's own program does. The model is causal: a frame does
+A waveform is filled up with silence to whole frames, as the codec's own program does. The model is causal: a frame does
 not depend on what follows it.
 """
 
@@ -26,12 +26,12 @@ VERSION: Final = "1"
 
 
 class MimiWindows(StrictModel):
-    """How long sounds are cut."""
+    """How long waveforms are cut."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     window_seconds: float = Field(
-        default=60.0, gt=0, description="Longer sounds are computed in windows of this length."
+        default=60.0, gt=0, description="Longer waveforms are computed in windows of this length."
     )
     overlap_seconds: float = Field(
         default=20.0, ge=0, description="What neighbouring windows share; frames of a window depend on all before them."
@@ -50,7 +50,7 @@ class MimiDescription(StrictModel):
     frames_per_second: float = Field(gt=0, lt=1e6, description="Frames before repeats are collapsed.")
     sample_rate: int = Field(gt=0, description="Samples per second.")
     model: PretrainedModel = Field(description="The Mimi model.")
-    windows: MimiWindows = Field(default=MimiWindows(), description="How long sounds are cut.")
+    windows: MimiWindows = Field(default=MimiWindows(), description="How long waveforms are cut.")
     sha256: str = Field(description="Digest of the model and the windows.")
 
     @classmethod
@@ -83,7 +83,7 @@ class MimiTokenizer(Described):
             windows.window_seconds, windows.overlap_seconds, description.frames_per_second
         )
         if batch_seconds is None:
-            # Batches make a CPU no faster, and alone a sound gives the same bits whatever its neighbours.
+            # Batches make a CPU no faster, and alone a waveform gives the same bits whatever its neighbours.
             batch_seconds = 0.0 if device == "cpu" else 220.0
         self._most_samples = round(batch_seconds * description.sample_rate)
 
@@ -93,16 +93,16 @@ class MimiTokenizer(Described):
         return self._description.sample_rate
 
     def encode(self, samples: Samples) -> Frames:
-        """Units of mono sound at `sample_rate`: [ceil(n / hop), num_codebooks]."""
+        """Units of mono audio at `sample_rate`: [ceil(n / hop), num_codebooks]."""
         return self.encode_batch([samples])[0]
 
-    def encode_batch(self, sounds: Sequence[Samples]) -> list[Frames]:
-        """Units of each sound, in order. The batch changes a unit only where two entries are equally near up to
-        rounding; on a CPU, where sounds are computed one by one, nowhere."""
-        for samples in sounds:
+    def encode_batch(self, waveforms: Sequence[Samples]) -> list[Frames]:
+        """Units of each waveform, in order. The batch changes a unit only where two entries are equally near up to
+        rounding; on a CPU, where waveforms are computed one by one, nowhere."""
+        for samples in waveforms:
             check_mono(samples)
         # Whole frames: every convolution of the model would otherwise pad what it gets, and batches would differ.
-        whole = [np.pad(samples, (0, -len(samples) % self._grid.hop)) for samples in sounds]
+        whole = [np.pad(samples, (0, -len(samples) % self._grid.hop)) for samples in waveforms]
         with inference():
             parts = run_windows(whole, self._grid, self._windowing, self._most_samples, self._codes)
         return [np.concatenate([np.zeros((0, self.num_codebooks), np.uint16), *found]) for found in parts]
@@ -110,7 +110,7 @@ class MimiTokenizer(Described):
     def _codes(self, indices: list[int], pieces: list[Samples]) -> list[npt.NDArray[Any]]:
         import torch
 
-        # The model is causal: what follows a sound does not change its units.
+        # The model is causal: what follows a waveform does not change its units.
         longest = max(map(len, pieces))
         batch = np.stack([np.pad(piece.astype(np.float32), (0, longest - len(piece))) for piece in pieces])
         inputs = torch.from_numpy(batch)[:, None].to(self._device)
@@ -119,7 +119,7 @@ class MimiTokenizer(Described):
         return [found[: self._grid.num_frames(len(piece))] for found, piece in zip(frames, pieces, strict=True)]
 
     def decode(self, frames: npt.NDArray[Any]) -> Samples:
-        """Sound of the units [frames, num_codebooks]: [frames * hop] samples, within -1 and 1.
+        """Audio of the units [frames, num_codebooks]: [frames * hop] samples, within -1 and 1.
 
         Raises `UserError` for ids outside the vocabulary.
         """
@@ -131,10 +131,10 @@ class MimiTokenizer(Described):
         with inference():
             for window in self._windowing.windows(len(frames)):
                 codes = torch.from_numpy(frames[window.start : window.end].T.astype(np.int64))[None].to(self._device)
-                sound = self._model.decode(codes, return_dict=True).audio_values[0, 0]
-                assert len(sound) == (window.end - window.start) * hop
+                waveform = self._model.decode(codes, return_dict=True).audio_values[0, 0]
+                assert len(waveform) == (window.end - window.start) * hop
                 used = slice((window.first - window.start) * hop, (window.last - window.start) * hop)
-                parts.append(sound[used].clamp(-1, 1).cpu().numpy())
+                parts.append(waveform[used].clamp(-1, 1).cpu().numpy())
         return np.concatenate(parts)
 
     @classmethod
@@ -156,7 +156,7 @@ class MimiTokenizer(Described):
             model: folder (from the working directory) or hub id of a Mimi model, such as kyutai/mimi.
             num_codebooks: the first codebooks of the model, of which units are made.
             revision: branch, tag or commit on the hub; best a commit.
-            window_seconds: longer sounds are computed in windows of this length.
+            window_seconds: longer waveforms are computed in windows of this length.
             overlap_seconds: what neighbouring windows share.
             device: where the model runs.
 
@@ -216,7 +216,7 @@ def _load(folder: Path, device: str) -> Any:
     if not config.use_causal_conv or config.audio_channels != 1 or config.sampling_rate % config.frame_rate:
         raise UserError(
             f"{folder / 'config.json'}: use_causal_conv is {config.use_causal_conv}, audio_channels"
-            f" {config.audio_channels}, frame_rate {config.frame_rate}; give a causal model of mono sound with whole"
+            f" {config.audio_channels}, frame_rate {config.frame_rate}; give a causal model of mono audio with whole"
             " samples per frame"
         )
     # By their last name: transformers 5 keeps them in the encoder and the decoder, version 4 in the model itself.
@@ -230,7 +230,7 @@ def _load(folder: Path, device: str) -> Any:
 
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--codebooks", type=int, required=True, help="codebooks to use, from the first")
-    parser.add_argument("--window-seconds", type=float, default=60.0, help="longer sounds are cut into such windows")
+    parser.add_argument("--window-seconds", type=float, default=60.0, help="longer waveforms are cut into such windows")
     parser.add_argument("--overlap-seconds", type=float, default=20.0, help="what neighbouring windows share")
 
 

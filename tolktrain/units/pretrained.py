@@ -133,7 +133,7 @@ def preprocessor_normalizes(folder: Path) -> bool:
     value = _json(path).get("do_normalize") if path.is_file() else None
     if not isinstance(value, bool):
         raise UserError(
-            f"{path} does not say whether sound is normalized (do_normalize); give normalize=True or normalize=False,"
+            f"{path} does not say whether audio is normalized (do_normalize); give normalize=True or normalize=False,"
             " as the model was trained"
         )
     return value

@@ -1,4 +1,4 @@
-"""Long sound in windows that overlap, and windows of like length in batches."""
+"""Long audio in windows that overlap, and windows of like length in batches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class FrameGrid:
         return cls(hop, field)
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames that lie in the sound; 0 if it is shorter than the field."""
+        """Frames that lie in the audio; 0 if it is shorter than the field."""
         return max(0, (num_samples - self.field) // self.hop + 1)
 
     def cut(self, samples: Samples, start: int, end: int) -> Samples:
@@ -65,7 +65,7 @@ class Windowing:
         return cls(length, shared)
 
     def windows(self, num_frames: int) -> list[Window]:
-        """Windows over a sound: one if all frames fit into it, otherwise windows of equal length.
+        """Windows over a waveform: one if all frames fit into it, otherwise windows of equal length.
 
         The last window begins earlier instead of being shorter. Of the frames that two neighbours share, each gives the
         half that is farther from its own edge.
@@ -92,28 +92,28 @@ def batches(lengths: Sequence[int], most: int) -> list[list[int]]:
 
 
 def run_windows(
-    sounds: Sequence[Samples],
+    waveforms: Sequence[Samples],
     grid: FrameGrid,
     windowing: Windowing,
     most_samples: int,
     run: Callable[[list[int], list[Samples]], list[npt.NDArray[Any]]],
 ) -> list[list[npt.NDArray[Any]]]:
-    """Cut sounds into windows, run batches of them, and keep the used frames of each window in order.
+    """Cut waveforms into windows, run batches of them, and keep the used frames of each window in order.
 
-    A sound that fits into one window is given to `run` whole, the samples after its last frame included.
+    A waveform that fits into one window is given to `run` whole, the samples after its last frame included.
 
     Args:
-        sounds: mono sounds.
+        waveforms: mono waveforms.
         grid: frames of the model.
         windowing: windows of frames.
         most_samples: samples of a batch, padding to its longest window included; one window may have more.
-        run: gives the frames [frames, ...] of each window from the places of the sounds in `sounds` and the samples.
+        run: returns the frames [frames, ...] of each window, given its waveform's index in `waveforms` and its samples.
 
     Returns:
-        For each sound the used frames of its windows; nothing for a sound without frames.
+        For each waveform the used frames of its windows; nothing for a waveform without frames.
     """
     pieces: list[tuple[int, Window, Samples]] = []
-    for index, samples in enumerate(sounds):
+    for index, samples in enumerate(waveforms):
         windows = windowing.windows(grid.num_frames(len(samples)))
         for window in windows:
             piece = samples if len(windows) == 1 else grid.cut(samples, window.start, window.end)
@@ -125,7 +125,7 @@ def run_windows(
             assert len(frames) == window.end - window.start
             # A copy, so that the rest of the window does not stay in memory.
             results[place] = np.array(frames[window.first - window.start : window.last - window.start])
-    joined: list[list[npt.NDArray[Any]]] = [[] for _ in sounds]
+    joined: list[list[npt.NDArray[Any]]] = [[] for _ in waveforms]
     for (index, _, _), result in zip(pieces, results, strict=True):
         assert result is not None
         joined[index].append(result)

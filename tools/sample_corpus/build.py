@@ -1,6 +1,6 @@
 """Build the embedded corpus: `python tools/build_sample_corpus.py --output data/sample`.
 
-Stories from the grammar, spoken by espeak-ng, k-means over log-mel frames fitted on the training sound, units
+Stories from the grammar, spoken by espeak-ng, k-means over log-mel frames fitted on the training audio, units
 aligned with the words, MDS shards, tokenizers, prompts. The same program and libraries give the same bytes.
 """
 

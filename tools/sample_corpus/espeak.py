@@ -1,4 +1,4 @@
-"""espeak-ng as a library: sound of a sentence with the exact start of every word.
+"""espeak-ng as a library: audio of a sentence with the exact start of every word.
 
 The synthesizer keeps state from sentence to sentence (phases, and C's random numbers for breath), so the same
 sentence sounds slightly different later in a process. `speak_passages` therefore speaks each passage in a process

@@ -18,7 +18,7 @@ SECONDS = (3.0, 4.0)
 
 
 def write_wav(path: Path, samples: npt.NDArray[np.int16], sample_rate: int) -> None:
-    """Write mono sound of 16 bits."""
+    """Write mono audio of 16 bits."""
     content = io.BytesIO()
     with wave.open(content, "wb") as file:
         file.setnchannels(1)

@@ -29,7 +29,7 @@ class SpokenSentence:
 
 @dataclass(frozen=True, eq=False)
 class SpokenPassage:
-    """A passage and its sound."""
+    """A passage and its audio."""
 
     passage: Passage
     sentences: tuple[SpokenSentence, ...]
@@ -42,8 +42,8 @@ class SpokenPassage:
 
 def analyse(utterance: espeak.Utterance, analysis: LogMelAnalysis) -> SpokenSentence:
     """Resample, round to 16 bits (what a WAV file of the sentence holds), and take the features."""
-    sound = soxr.resample(utterance.samples.astype(np.float64) / 32768, espeak.SAMPLE_RATE, analysis.sample_rate)
-    samples = np.clip(np.rint(sound * 32768), -32768, 32767).astype(np.int16)
+    waveform = soxr.resample(utterance.samples.astype(np.float64) / 32768, espeak.SAMPLE_RATE, analysis.sample_rate)
+    samples = np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
     features = analysis.features(samples.astype(np.float32) / 32768)
     ends = frame_ends(utterance.word_ends, espeak.SAMPLE_RATE, analysis.frames_per_second, len(features))
     return SpokenSentence(samples, features, ends)

@@ -84,12 +84,12 @@ def speak(voices: Sequence[Voice], seed: int) -> Iterator[list[Sentence]]:
 
 
 def hear(words: Sequence[str], utterance: Utterance) -> Sentence:
-    """The sentence at SAMPLE_RATE, with its words' starts and the end of its sound."""
+    """The sentence at SAMPLE_RATE, with its words' starts and the end of its audio."""
     ratio = SAMPLE_RATE / ESPEAK_RATE
-    sound = resample_poly(utterance.samples.astype(np.float32), 320, 441)
-    loud = np.flatnonzero(np.abs(sound) > SILENCE * np.abs(sound).max())
+    waveform = resample_poly(utterance.samples.astype(np.float32), 320, 441)
+    loud = np.flatnonzero(np.abs(waveform) > SILENCE * np.abs(waveform).max())
     starts = np.rint(np.concatenate([[loud[0] / ratio], utterance.word_ends[:-1]]) * ratio).astype(np.int64)
-    clipped = np.clip(np.rint(sound), -32768, 32767).astype(np.int16)
+    clipped = np.clip(np.rint(waveform), -32768, 32767).astype(np.int16)
     return Sentence(clipped, tuple(map(normalize, words)), starts, int(loud[-1]) + 1)
 
 

@@ -283,7 +283,7 @@ def test_formats_are_told_by_content(tmp_path: Path) -> None:
     ),
     st.sampled_from(["libriheavy", "lhotse"]),
 )  # fmt: skip
-def test_any_value_in_a_cut_gives_a_sound_utterance_or_a_failure(
+def test_any_value_in_a_cut_gives_a_valid_utterance_or_a_failure(
     tmp_path: Path, key: str, value: Any, kind: str
 ) -> None:
     if kind == "lhotse":

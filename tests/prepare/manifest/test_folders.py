@@ -1,4 +1,4 @@
-"""Folders of sound files, with transcripts beside them and as LibriSpeech comes."""
+"""Folders of audio files, with transcripts beside them and as LibriSpeech comes."""
 
 import json
 import os

@@ -120,7 +120,7 @@ def test_one_bad_line_is_told_and_the_others_go_on(tmp_path: Path, line: Any, de
         ("x", "must be a list"),
         ([], "no words"),
         ([["a", 0.5, 0.1]], "ends before"),
-        ([["a", 0, 1], ["b", 1, 2.2]], "after the sound of 2.00 s"),
+        ([["a", 0, 1], ["b", 1, 2.2]], "after the audio of 2.00 s"),
         ([["a", 0, float("nan")]], "must be finite"),
         ([["two words", 0, 1]], "without blanks"),
     ],
@@ -217,7 +217,7 @@ with_words = timed.map(lambda words: {"audio": "a.wav", "words": words})
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(entries | usable | with_words | values, min_size=1, max_size=5), st.sampled_from(["auto", "jsonl"]))
-def test_any_json_gives_sound_utterances_or_failures(tmp_path: Path, items: list[Any], kind: str) -> None:
+def test_any_json_gives_valid_utterances_or_failures(tmp_path: Path, items: list[Any], kind: str) -> None:
     path = write_lines(tmp_path / "m.jsonl", [json.dumps(item) for item in items])
     try:
         utterances, failures = read_manifest(config_for(path, format=kind))
@@ -234,7 +234,7 @@ def test_any_json_gives_sound_utterances_or_failures(tmp_path: Path, items: list
     st.sampled_from(["auto", "jsonl", "tsv", "libriheavy"]),
     st.sampled_from(["m.jsonl", "m.tsv", "m"]),
 )
-def test_any_bytes_give_sound_utterances_or_failures(tmp_path: Path, data: bytes, kind: str, name: str) -> None:
+def test_any_bytes_give_valid_utterances_or_failures(tmp_path: Path, data: bytes, kind: str, name: str) -> None:
     (tmp_path / name).write_bytes(data)
     try:
         check_all(*read_manifest(config_for(tmp_path / name, format=kind)))

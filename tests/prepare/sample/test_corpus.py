@@ -70,7 +70,7 @@ def test_shards_are_compressed_hashed_and_without_pickles(sample_records: Record
             assert "xxh64" in shard["zip_data"]["hashes"]
 
 
-def test_every_record_is_sound_and_tells_its_story(sample_records: Records) -> None:
+def test_every_record_is_valid_and_tells_its_story(sample_records: Records) -> None:
     tokenizer = load_tokenizer(SAMPLE / TEXT_FOLDER)
     seen = []
     for split, records in sample_records.items():
@@ -137,20 +137,20 @@ def test_prompts_are_sentences_of_heldout_records(sample_records: Records) -> No
         assert record.word_unit_ends[last - 1] == record.utterance_unit_ends[prompt["utterance"]]
         start = int(record.word_unit_ends[first - 1])
         end = int(record.word_unit_ends[last - 1])
-        sound = _pcm(folder / prompt["file"])
-        assert len(sound) / 16_000 == pytest.approx(prompt["seconds"], abs=1e-3)
-        frames = speech.encode(sound.astype(np.float32) / 32768)
+        waveform = _pcm(folder / prompt["file"])
+        assert len(waveform) / 16_000 == pytest.approx(prompt["seconds"], abs=1e-3)
+        frames = speech.encode(waveform.astype(np.float32) / 32768)
         assert np.array_equal(frames, expand(record.units[start:end], record.run_lengths[start:end]))
 
 
-def test_units_become_sound_that_has_the_same_units() -> None:
+def test_units_become_audio_that_has_the_same_units() -> None:
     """Measured on the four prompts: 98.7 to 100 % of the frames are encoded as the unit they were made from."""
     speech = load_speech_tokenizer(SAMPLE / SPEECH_FOLDER)
     for path in sorted((SAMPLE / PROMPTS_FOLDER).glob("*.wav")):
         units = speech.encode(_pcm(path).astype(np.float32) / 32768)
-        sound = speech.decode(units)
-        assert len(sound) == len(units) * 640 and np.abs(sound).max() <= 1
-        assert (speech.encode(sound) == units).mean() >= 0.9
+        waveform = speech.decode(units)
+        assert len(waveform) == len(units) * 640 and np.abs(waveform).max() <= 1
+        assert (speech.encode(waveform) == units).mean() >= 0.9
 
 
 @pytest.mark.usefixtures("speaking")

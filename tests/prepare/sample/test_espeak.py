@@ -1,4 +1,4 @@
-"""espeak-ng as a library: word times, and the same sound again."""
+"""espeak-ng as a library: word times, and the same audio again."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def _spectrum(samples: np.ndarray) -> np.ndarray:
 
 @pytest.mark.usefixtures("speaking")
 @pytest.mark.parametrize("voice", TRAIN_VOICES + NEW_VOICES, ids=lambda voice: voice.name)
-def test_word_ends_rise_to_the_end_of_the_sound(voice: Voice) -> None:
+def test_word_ends_rise_to_the_end_of_the_audio(voice: Voice) -> None:
     utterance = _speak(voice, SENTENCE)[0]
     assert len(utterance.word_ends) == len(SENTENCE)
     assert (np.diff(utterance.word_ends, prepend=0) > 0.02 * SAMPLE_RATE).all()
@@ -32,8 +32,8 @@ def test_word_ends_rise_to_the_end_of_the_sound(voice: Voice) -> None:
 
 
 @pytest.mark.usefixtures("speaking")
-def test_words_lie_where_their_sound_is() -> None:
-    """Two sentences that differ in one word have the same sound before it and another sound in it."""
+def test_words_lie_where_their_waveform_is() -> None:
+    """Two sentences that differ in one word have the same audio before it and another audio in it."""
     other = ["black" if word == "red" else word for word in SENTENCE]
     position = SENTENCE.index("red")
     (a,), (b,) = _speak(VOICE, SENTENCE), _speak(VOICE, other)

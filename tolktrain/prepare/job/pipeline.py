@@ -65,7 +65,7 @@ def prepare(
 ) -> None:
     """Do this task's parts, and put the set together if all parts are done then.
 
-    With `retry`, parts in which items failed are done again, for sound or word times that were mended in place.
+    With `retry`, parts in which items failed are done again, for audio or word times that were mended in place.
     May be left anywhere by an exception such as `StopRaised`: what is written is complete or absent, and doing the same
     again goes on from there. Raises `UserError` when the input, the output or the share of failures is bad.
     """

@@ -1,4 +1,4 @@
-"""Sound of utterances: the wanted piece of a file, one channel, at the wanted rate."""
+"""Audio of utterances: the wanted piece of a file, one channel, at the wanted rate."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tolktrain.errors import UserError
-from tolktrain.prepare.recordings.audio_stream import UNKNOWN_FRAMES, SoundStream, open_sound
+from tolktrain.prepare.recordings.audio_stream import UNKNOWN_FRAMES, AudioStream, open_audio
 from tolktrain.prepare.utterances import EntryError, Reason, Utterance
 from tolktrain.units.base import Samples
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Block = npt.NDArray[np.float32]  # [n] or [n, channels]
 
 TOLERANCE_SECONDS = 0.1
-"""How much shorter than expected sound may be: what rounding in manifests, and padding of codecs, account for."""
+"""How much shorter than expected audio may be: what rounding in manifests, and padding of codecs, account for."""
 
 _BLOCK_VALUES = 1 << 20
 _SLOWEST_RATE, _FASTEST_RATE = 1_000, 768_000
@@ -28,16 +28,16 @@ _LOUDEST = 8.0  # decoders overshoot a little; integers stored as floating point
 _OPEN_DATA_BYTES = 0x7FFF_0000  # programs that write into a pipe declare about the largest size there is
 
 
-class SoundReader:
+class AudioReader:
     """Reads utterances. A context manager.
 
     MP3 and Ogg are decoded from the beginning, and the file stays open: utterances of one file in order cost one pass.
     """
 
     def __init__(self) -> None:
-        self._stream: SoundStream | None = None
+        self._stream: AudioStream | None = None
 
-    def __enter__(self) -> "SoundReader":
+    def __enter__(self) -> "AudioReader":
         return self
 
     def __exit__(
@@ -52,15 +52,15 @@ class SoundReader:
             self._stream = None
 
     def read(self, utterance: Utterance, sample_rate: int) -> Samples:
-        """Mono sound of an utterance at `sample_rate`: [n] float32 within -1 and 1, n at least 1.
+        """Mono audio of an utterance at `sample_rate`: [n] float32 within -1 and 1, n at least 1.
 
         Raises `EntryError` if the file is missing, unreadable or cut off, has no such piece or channel, holds values
-        that are no sound, or if the piece is empty; `UserError` if soundfile or soxr is not installed.
+        that are no audio, or if the piece is empty; `UserError` if soundfile or soxr is not installed.
         """
         try:
             import soundfile  # noqa: F401
         except ImportError:
-            raise UserError("reading sound needs soundfile; pip install 'tolktrain[audio]'") from None
+            raise UserError("reading audio needs soundfile; pip install 'tolktrain[audio]'") from None
         path = utterance.audio
         try:
             samples, rate = self._piece(utterance, sample_rate)
@@ -71,7 +71,7 @@ class SoundReader:
             self.close()
             raise EntryError(Reason.AUDIO, f"{path} cannot be read ({_told(error)})") from None
         if not len(samples):
-            raise EntryError(Reason.EMPTY, f"{path} has no sound between the given times")
+            raise EntryError(Reason.EMPTY, f"{path} has no audio between the given times")
         samples = resampled(samples, rate, sample_rate)
         if not len(samples):
             raise EntryError(Reason.EMPTY, f"{path}: less than a sample lies between the given times")
@@ -88,44 +88,44 @@ class SoundReader:
         same_file = stream is not None and stream.path == path
         if stream is not None and same_file and stream.position <= _count(utterance.offset, stream.sample_rate):
             return _stream_piece(stream, utterance, wanted_rate)
-        with open_sound(path) as sound:
-            if sound.format not in ("MP3", "OGG"):
-                return _file_piece(sound, utterance, wanted_rate)
-            is_mp3 = sound.format == "MP3"
+        with open_audio(path) as audio:
+            if audio.format not in ("MP3", "OGG"):
+                return _file_piece(audio, utterance, wanted_rate)
+            is_mp3 = audio.format == "MP3"
         self.close()
-        self._stream = SoundStream(path, is_mp3)
+        self._stream = AudioStream(path, is_mp3)
         return _stream_piece(self._stream, utterance, wanted_rate)
 
 
 def resampled(samples: Samples, sample_rate: int, wanted_rate: int) -> Samples:
-    """Sound at another rate: [n] float32, clipped to -1 and 1. Raises `UserError` if soxr is not installed."""
+    """Audio at another rate: [n] float32, clipped to -1 and 1. Raises `UserError` if soxr is not installed."""
     if sample_rate != wanted_rate and len(samples):
         try:
             import soxr  # type: ignore[import-untyped]
         except ImportError:
-            raise UserError("sound of another rate needs soxr; pip install 'tolktrain[audio]'") from None
+            raise UserError("audio of another rate needs soxr; pip install 'tolktrain[audio]'") from None
         samples = soxr.resample(samples, sample_rate, wanted_rate)
     return np.ascontiguousarray(np.clip(samples, -1, 1), np.float32)
 
 
 def read_audio(utterance: Utterance, sample_rate: int) -> Samples:
-    """As `SoundReader.read`, for one utterance."""
-    with SoundReader() as reader:
+    """As `AudioReader.read`, for one utterance."""
+    with AudioReader() as reader:
         return reader.read(utterance, sample_rate)
 
 
-def _file_piece(sound: "SoundFile", utterance: Utterance, wanted_rate: int) -> tuple[Block, int]:
-    rate = _plausible_rate(sound, utterance)
-    total = sound.frames if sound.frames < UNKNOWN_FRAMES else None
+def _file_piece(audio: "SoundFile", utterance: Utterance, wanted_rate: int) -> tuple[Block, int]:
+    rate = _plausible_rate(audio, utterance)
+    total = audio.frames if audio.frames < UNKNOWN_FRAMES else None
     begin, wanted = _bounds(utterance, rate, total)
     if begin:
-        sound.seek(begin)
-    samples = _read(sound, wanted, utterance, _most_samples(rate, wanted_rate))
-    _check_length(len(samples), wanted, rate, sound.extra_info, utterance)
+        audio.seek(begin)
+    samples = _read(audio, wanted, utterance, _most_samples(rate, wanted_rate))
+    _check_length(len(samples), wanted, rate, audio.extra_info, utterance)
     return samples, rate
 
 
-def _stream_piece(stream: SoundStream, utterance: Utterance, wanted_rate: int) -> tuple[Block, int]:
+def _stream_piece(stream: AudioStream, utterance: Utterance, wanted_rate: int) -> tuple[Block, int]:
     rate = _plausible_rate(stream, utterance)
     begin, wanted = _bounds(utterance, rate, stream.frames)
     while stream.position < begin:
@@ -136,14 +136,14 @@ def _stream_piece(stream: SoundStream, utterance: Utterance, wanted_rate: int) -
     return samples, rate
 
 
-def _plausible_rate(sound: "SoundFile | SoundStream", utterance: Utterance) -> int:
-    rate = sound.sample_rate if isinstance(sound, SoundStream) else int(sound.samplerate)
+def _plausible_rate(audio: "SoundFile | AudioStream", utterance: Utterance) -> int:
+    rate = audio.sample_rate if isinstance(audio, AudioStream) else int(audio.samplerate)
     if not _SLOWEST_RATE <= rate <= _FASTEST_RATE:
         raise EntryError(Reason.AUDIO, f"{utterance.audio} claims {rate} samples a second; its header is damaged")
     channel = utterance.channel
-    if channel is not None and not 0 <= channel < sound.channels:
+    if channel is not None and not 0 <= channel < audio.channels:
         raise EntryError(
-            Reason.AUDIO, f"{utterance.audio} has no channel {channel}; it has {sound.channels}, counted from 0"
+            Reason.AUDIO, f"{utterance.audio} has no channel {channel}; it has {audio.channels}, counted from 0"
         )
     return rate
 
@@ -177,17 +177,17 @@ def _most_samples(rate: int, wanted_rate: int) -> int:
     return min(_MOST_SAMPLES, _MOST_SAMPLES * rate // wanted_rate)
 
 
-def _read(sound: "SoundFile | SoundStream", wanted: int | None, utterance: Utterance, most: int) -> Block:
+def _read(audio: "SoundFile | AudioStream", wanted: int | None, utterance: Utterance, most: int) -> Block:
     """Up to `wanted` mono samples. In blocks, because a damaged header may promise any number of them."""
     blocks: list[Block] = []
-    block_frames = _BLOCK_VALUES // sound.channels
+    block_frames = _BLOCK_VALUES // audio.channels
     got = 0
     while wanted is None or got < wanted:
         frames = block_frames if wanted is None else min(block_frames, wanted - got)
-        if isinstance(sound, SoundStream):
-            block = sound.read(frames)
+        if isinstance(audio, AudioStream):
+            block = audio.read(frames)
         else:
-            block = sound.read(frames, dtype="float32", always_2d=True)
+            block = audio.read(frames, dtype="float32", always_2d=True)
         if not len(block):
             break
         got += len(block)
@@ -208,7 +208,7 @@ def _mono(block: Block, utterance: Utterance) -> Block:
     if not peak <= _LOUDEST:
         if not np.isfinite(peak):
             raise EntryError(Reason.AUDIO, f"{utterance.audio} holds values that are not finite")
-        raise EntryError(Reason.AUDIO, f"{utterance.audio} holds values up to {peak:g}; sound lies within -1 and 1")
+        raise EntryError(Reason.AUDIO, f"{utterance.audio} holds values up to {peak:g}; audio lies within -1 and 1")
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
 
 
@@ -220,7 +220,7 @@ def _check_length(got: int, wanted: int | None, rate: int, log: str, utterance: 
             " s; the file is cut off or the manifest is wrong",
         )
     if utterance.duration is None and _is_cut_off(log):
-        raise EntryError(Reason.AUDIO, f"{utterance.audio} is cut off: the file ends before its sound does")
+        raise EntryError(Reason.AUDIO, f"{utterance.audio} is cut off: the file ends before its audio does")
 
 
 def _is_cut_off(log: str) -> bool:

@@ -24,7 +24,7 @@ UNKNOWN_FRAMES = 1 << 60
 _CHUNK_BYTES = 1 << 16
 
 
-def open_sound(file: "str | int") -> "SoundFile":
+def open_audio(file: "str | int") -> "SoundFile":
     """Open a path or a file descriptor, which stays the caller's. Raises what soundfile raises."""
     import soundfile
 
@@ -36,8 +36,8 @@ def open_sound(file: "str | int") -> "SoundFile":
     return Sequential(file, closefd=isinstance(file, str))
 
 
-class SoundStream:
-    """The sound of a file in order. `position` counts the samples already read."""
+class AudioStream:
+    """The audio of a file in order. `position` counts the samples already read."""
 
     def __init__(self, path: str, is_mp3: bool) -> None:
         """Open the file. Raises `EntryError` if MP3 files were joined, and what soundfile and `open` raise."""
@@ -48,28 +48,28 @@ class SoundStream:
         begin, size = _stream_bytes(path) if is_mp3 else (0, None)
         if is_mp3 and size is None:
             self._feed = _Feed(path, begin)
-            self._sound = self._feed.sound
-            if self._sound.frames >= UNKNOWN_FRAMES:
+            self._audio = self._feed.audio
+            if self._audio.frames >= UNKNOWN_FRAMES:
                 return
             self._feed.close()  # another kind of header: read as a file, the length is known
             self._feed = None
-        self._sound = open_sound(path)
-        self.frames = int(self._sound.frames)
+        self._audio = open_audio(path)
+        self.frames = int(self._audio.frames)
 
     @property
     def sample_rate(self) -> int:
         """Samples per second."""
-        return int(self._sound.samplerate)
+        return int(self._audio.samplerate)
 
     @property
     def log(self) -> str:
         """What libsndfile noticed when it opened the file."""
-        return str(self._sound.extra_info)
+        return str(self._audio.extra_info)
 
     @property
     def channels(self) -> int:
         """Channels of the file."""
-        return int(self._sound.channels)
+        return int(self._audio.channels)
 
     def read(self, frames: int) -> npt.NDArray[np.float32]:
         """The next samples [n, channels]; fewer than `frames`, or none, at the end.
@@ -78,7 +78,7 @@ class SoundStream:
             OSError: the file could not be read to its end.
         """
         try:
-            block: npt.NDArray[np.float32] = self._sound.read(frames, dtype="float32", always_2d=True)
+            block: npt.NDArray[np.float32] = self._audio.read(frames, dtype="float32", always_2d=True)
         finally:
             if self._feed is not None:  # what the decoder says of a file that ends too soon does not tell why
                 self._feed.check()
@@ -90,23 +90,23 @@ class SoundStream:
         if self._feed is not None:
             self._feed.close()
         else:
-            self._sound.close()
+            self._audio.close()
 
 
 class _Feed:
-    """A sound file that a thread feeds through a pipe."""
+    """An audio file that a thread feeds through a pipe."""
 
-    sound: "SoundFile"
+    audio: "SoundFile"
 
     def __init__(self, path: str, begin: int) -> None:
         file = open_regular(path)  # closed by the thread
         file.seek(begin)
         self._read_end, write_end = os.pipe()
         self._failure: BaseException | None = None
-        self._thread = guarded("sound-feed", lambda: self._copy(file, write_end))
+        self._thread = guarded("audio-feed", lambda: self._copy(file, write_end))
         self._thread.start()
         try:
-            self.sound = open_sound(self._read_end)
+            self.audio = open_audio(self._read_end)
         except BaseException:
             self._release()
             raise
@@ -117,7 +117,7 @@ class _Feed:
             raise self._failure
 
     def close(self) -> None:
-        self.sound.close()
+        self.audio.close()
         self._release()
 
     def _release(self) -> None:
@@ -138,9 +138,9 @@ class _Feed:
 
 
 def _stream_bytes(path: str) -> tuple[int, int | None]:
-    """Where the first frame begins, and how long the sound is in bytes where a Xing or Info header tells.
+    """Where the first frame begins, and how long the audio is in bytes where a Xing or Info header tells.
 
-    Raises `EntryError` when more sound follows what the header knows of: players and libraries stop there.
+    Raises `EntryError` when more audio follows what the header knows of: players and libraries stop there.
     """
     with open_regular(path) as file:
         begin, frame = _frame(file, 0)
@@ -153,7 +153,7 @@ def _stream_bytes(path: str) -> tuple[int, int | None]:
         _, following = _frame(file, begin + size)
     if size and len(following) > 1 and following[0] == 0xFF and following[1] & 0xE0 == 0xE0:
         raise EntryError(
-            Reason.AUDIO, f"{path}: more sound follows the {size} bytes that its header knows of; code the file again"
+            Reason.AUDIO, f"{path}: more audio follows the {size} bytes that its header knows of; code the file again"
         )
     return begin, size
 

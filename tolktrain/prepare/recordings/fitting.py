@@ -1,4 +1,4 @@
-"""Fitting the log-mel speech tokenizer of a set on the set's own sound."""
+"""Fitting the log-mel speech tokenizer of a set on the set's own audio."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +22,8 @@ from tolktrain.units.mel import LogMelAnalysis
 def fit_if_missing(config: PrepareConfig, say: Callable[[str], None]) -> None:
     """Fit the speech tokenizer into its folder, unless one is there or none is to be fitted.
 
-    Utterances of the training split, in an order drawn from the seed, until enough sound is read: the same manifest and
-    settings give the same tokenizer on every machine. Raises `UserError` when there is no sound to fit.
+    Utterances of the training split, in an order drawn from the seed, until enough audio is read: the same manifest and
+    settings give the same tokenizer on every machine. Raises `UserError` when there is no audio to fit.
     """
     recordings = config.recordings
     assert recordings is not None
@@ -55,12 +55,12 @@ def fit_if_missing(config: PrepareConfig, say: Callable[[str], None]) -> None:
         random.Random(fit.seed).shuffle(chosen)
         analysis = LogMelAnalysis()
         tokenizer = LogMelTokenizer.fit_from(
-            _sounds(chosen, analysis.sample_rate), fit.num_units, fit.seed, fit.hours, analysis
+            _waveforms(chosen, analysis.sample_rate), fit.num_units, fit.seed, fit.hours, analysis
         )
         tokenizer.save(folder)
 
 
-def _sounds(utterances: Sequence[Utterance], sample_rate: int) -> Iterator[Samples]:
+def _waveforms(utterances: Sequence[Utterance], sample_rate: int) -> Iterator[Samples]:
     for utterance in utterances:
         try:
             yield read_audio(utterance, sample_rate)

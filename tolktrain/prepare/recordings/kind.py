@@ -19,7 +19,7 @@ from tolktrain.prepare.recordings.align.ctc import CtcAligner, checked
 from tolktrain.prepare.recordings.align.given_times import align_given
 from tolktrain.prepare.recordings.align.units import frame_ends, unit_ends
 from tolktrain.prepare.recordings.align.word_times import check_words, read_word_times
-from tolktrain.prepare.recordings.audio import SoundReader, resampled
+from tolktrain.prepare.recordings.audio import AudioReader, resampled
 from tolktrain.prepare.recordings.fitting import fit_if_missing
 from tolktrain.prepare.recordings.manifest import read_manifest
 from tolktrain.prepare.utterances import Aligned, EntryError, Failure, Reason, Utterance
@@ -40,7 +40,7 @@ class RecordingsKind:
         self._config = config
         self._recordings = recordings
         device = checked_device(recordings.device)
-        # On a CPU sounds are encoded one by one: as fast, and the same to the last bit whatever stands beside them.
+        # On a CPU waveforms are encoded one by one: as fast, and the same to the last bit whatever stands beside them.
         together = recordings.batch_seconds if device == "cuda" else None
         self._speech = load_speech_tokenizer(recordings.speech_tokenizer.path, device, together)
         self._text = load_text_tokenizer(config.text_tokenizer) if config.text_tokenizer is not None else None
@@ -108,22 +108,22 @@ class RecordingsKind:
             yield current
 
     def _outcomes(self, utterances: Sequence[Utterance]) -> Iterator[tuple[Utterance, Outcome]]:
-        """What comes of each utterance, in order; sounds are encoded and aligned several at a time."""
+        """What comes of each utterance, in order; waveforms are encoded and aligned several at a time."""
         batch: list[tuple[Utterance, Samples]] = []
         longest = 0
         waiting: list[tuple[Utterance, EntryError | None]] = []
-        with SoundReader() as reader:
+        with AudioReader() as reader:
             for utterance in utterances:
-                sound = _attempt(reader.read, utterance, self._speech.sample_rate)
-                if isinstance(sound, EntryError):
-                    waiting.append((utterance, sound))
+                waveform = _attempt(reader.read, utterance, self._speech.sample_rate)
+                if isinstance(waveform, EntryError):
+                    waiting.append((utterance, waveform))
                     continue
-                if batch and (len(batch) + 1) * max(longest, len(sound)) > self._batch_samples:
+                if batch and (len(batch) + 1) * max(longest, len(waveform)) > self._batch_samples:
                     yield from self._done(waiting, batch)
                     waiting, batch, longest = [], [], 0
-                batch.append((utterance, sound))
+                batch.append((utterance, waveform))
                 waiting.append((utterance, None))
-                longest = max(longest, len(sound))
+                longest = max(longest, len(waveform))
         yield from self._done(waiting, batch)
 
     @property
@@ -134,7 +134,7 @@ class RecordingsKind:
         self, waiting: Sequence[tuple[Utterance, EntryError | None]], batch: Sequence[tuple[Utterance, Samples]]
     ) -> Iterator[tuple[Utterance, Outcome]]:
         """Errors and the results of a batch, in the order of the manifest."""
-        frames = self._speech.encode_batch([sound for _, sound in batch])
+        frames = self._speech.encode_batch([waveform for _, waveform in batch])
         aligned = self._align(batch)
         results = iter(
             [
@@ -150,13 +150,13 @@ class RecordingsKind:
         if self._text is None:
             return [Aligned((), np.zeros(0)) for _ in batch]
         if self._gives_times:
-            seconds = [len(sound) / self._speech.sample_rate for _, sound in batch]
+            seconds = [len(waveform) / self._speech.sample_rate for _, waveform in batch]
             language = self._recordings.alignment.language
             return [
                 _attempt(_given, utterance, length, language)
                 for (utterance, _), length in zip(batch, seconds, strict=True)
             ]
-        present = [(utterance, sound) for utterance, sound in batch if (utterance.text or "").strip()]
+        present = [(utterance, waveform) for utterance, waveform in batch if (utterance.text or "").strip()]
         if self._aligner is None:
             results = iter([_unaligned((utterance.text or "").split()) for utterance, _ in present])
         else:
@@ -164,8 +164,8 @@ class RecordingsKind:
         return [next(results) if (utterance.text or "").strip() else _no_text() for utterance, _ in batch]
 
     def _forced(self, aligner: CtcAligner, batch: Sequence[tuple[Utterance, Samples]]) -> "list[Aligned | EntryError]":
-        sounds = [resampled(sound, self._speech.sample_rate, aligner.sample_rate) for _, sound in batch]
-        found = aligner.align(sounds, [utterance.text or "" for utterance, _ in batch])
+        waveforms = [resampled(waveform, self._speech.sample_rate, aligner.sample_rate) for _, waveform in batch]
+        found = aligner.align(waveforms, [utterance.text or "" for utterance, _ in batch])
         least = self._recordings.alignment.min_confidence
         return [item if isinstance(item, EntryError) else _attempt(checked, item, least) for item in found]
 

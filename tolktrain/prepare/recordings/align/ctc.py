@@ -91,7 +91,7 @@ class _Trellis:
 
 
 def _search(emissions: "Sequence[torch.Tensor]", tokens: Sequence[Tokens], blank: int) -> list[Tokens]:
-    """Viterbi over a batch. Of long sounds the moves are found again piece by piece, so that memory stays bounded."""
+    """Viterbi over a batch. The moves of long waveforms are recomputed piece by piece, so that memory stays bounded."""
     import torch
 
     trellis = _trellis(emissions, tokens, blank)
@@ -175,16 +175,16 @@ class CtcAligner:
         """sha256 of the model's files."""
         return self._model.digest
 
-    def align(self, sounds: Sequence[Samples], texts: Sequence[str]) -> list[Aligned | EntryError]:
-        """Words and ends of each sound, mono at `sample_rate`; an error in the place of one that cannot be aligned."""
+    def align(self, waveforms: Sequence[Samples], texts: Sequence[str]) -> list[Aligned | EntryError]:
+        """Words and ends of each waveform, mono at `sample_rate`; an error instead where it cannot be aligned."""
         results: dict[int, Aligned | EntryError] = {}
         tasks = []
-        for place, (sound, text) in enumerate(zip(sounds, texts, strict=True)):
+        for place, (waveform, text) in enumerate(zip(waveforms, texts, strict=True)):
             try:
-                tasks.append(self._task(place, sound, text))
+                tasks.append(self._task(place, waveform, text))
             except EntryError as error:
                 results[place] = error
-        emissions = self._model.emissions([sounds[task.place] for task in tasks])
+        emissions = self._model.emissions([waveforms[task.place] for task in tasks])
         finite = [bool(rows.isfinite().all()) for rows in emissions]
         for task, fine in zip(tasks, finite, strict=True):
             if not fine:
@@ -192,10 +192,10 @@ class CtcAligner:
         good = [(task, rows) for task, rows, fine in zip(tasks, emissions, finite, strict=True) if fine]
         paths = best_paths([rows for _, rows in good], [task.tokens for task, _ in good], self._model.blank)
         for (task, rows), path in zip(good, paths, strict=True):
-            results[task.place] = self._aligned(task, rows, path, len(sounds[task.place]))
-        return [results[place] for place in range(len(sounds))]
+            results[task.place] = self._aligned(task, rows, path, len(waveforms[task.place]))
+        return [results[place] for place in range(len(waveforms))]
 
-    def _task(self, place: int, sound: Samples, text: str) -> _Task:
+    def _task(self, place: int, waveform: Samples, text: str) -> _Task:
         words = spoken_words(text, self._language)
         if not any(word.spoken for word in words):
             raise EntryError(Reason.TEXT, f"nothing of the text {text.strip()[:40]!r} is spoken")
@@ -217,10 +217,10 @@ class CtcAligner:
         if unknown > LARGEST_UNKNOWN_SHARE * (unknown + known):
             raise EntryError(Reason.ALIGNMENT, f"the model's vocabulary lacks {unknown} of {unknown + known} letters")
         found_tokens = np.array(tokens, np.int64)
-        frames, needed = self._model.num_frames(len(sound)), frames_needed(found_tokens)
+        frames, needed = self._model.num_frames(len(waveform)), frames_needed(found_tokens)
         if frames < needed:
             raise EntryError(
-                Reason.ALIGNMENT, f"the text needs {needed} frames; the sound has {frames}, so it is cut off"
+                Reason.ALIGNMENT, f"the text needs {needed} frames; the audio has {frames}, so it is cut off"
             )
         return _Task(place, words, found_tokens, last_tokens)
 

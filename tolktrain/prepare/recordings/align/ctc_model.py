@@ -18,7 +18,7 @@ from tolktrain.units.pretrained import inference, load_model, model_digest, mode
 if TYPE_CHECKING:
     import torch
 
-# A sound that fits into one window is seen whole. Neighbours overlap; what has less context is taken from neither.
+# A waveform that fits into one window is seen whole. Neighbours overlap; what has less context is taken from neither.
 WINDOW_SECONDS = 40.0
 CONTEXT_SECONDS = 2.0
 
@@ -29,7 +29,7 @@ class CtcModel:
     """Wav2Vec2ForCTC, HubertForCTC or another of their kind, with its vocabulary of letters."""
 
     def __init__(self, path: str, device: str, batch_seconds: float = 240.0, window_seconds: float = WINDOW_SECONDS):
-        """Load a folder or hub id onto a device. Raises `UserError` if it is no CTC model over samples of sound."""
+        """Load a folder or hub id onto a device. Raises `UserError` if it is no CTC model over samples of audio."""
         try:
             from transformers import AutoConfig, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
         except ImportError:
@@ -57,7 +57,7 @@ class CtcModel:
         self._kernels = [int(kernel) for kernel in config.conv_kernel]
         self._strides = [int(stride) for stride in config.conv_stride]
         self._normalized = bool(extractor.do_normalize)
-        # Normalization over time sees padding; such models take sounds of one length at a time.
+        # Normalization over time sees padding; such models take waveforms of one length at a time.
         self._may_pad = config.feat_extract_norm == "layer"
         self.sample_rate = int(extractor.sampling_rate)
         self.blank = int(config.pad_token_id)
@@ -98,7 +98,7 @@ class CtcModel:
         return field
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of a sound."""
+        """Frames of a waveform."""
         for kernel, stride in zip(self._kernels, self._strides, strict=True):
             num_samples = (num_samples - kernel) // stride + 1
         return max(num_samples, 0)
@@ -115,13 +115,13 @@ class CtcModel:
                 return [self._letters[char] for char in form]
         return []
 
-    def emissions(self, sounds: Sequence[Samples]) -> "list[torch.Tensor]":
-        """Log probabilities [frames, vocabulary], float32 on the device, of each sound of at least one frame."""
+    def emissions(self, waveforms: Sequence[Samples]) -> "list[torch.Tensor]":
+        """Log probabilities [frames, vocabulary], float32 on the device, of each waveform of at least one frame."""
         import torch
 
-        windows = [window for index, sound in enumerate(sounds) for window in self._windows(index, len(sound))]
-        prepared = [self._normalize(sound) for sound in sounds]
-        pieces: list[dict[int, torch.Tensor]] = [{} for _ in sounds]
+        windows = [window for index, waveform in enumerate(waveforms) for window in self._windows(index, len(waveform))]
+        prepared = [self._normalize(waveform) for waveform in waveforms]
+        pieces: list[dict[int, torch.Tensor]] = [{} for _ in waveforms]
         for batch in self._batches(windows):
             inputs = [prepared[index][start:stop] for index, start, stop in batch]
             for (index, start, _), output in zip(batch, self._run(inputs), strict=True):
@@ -129,9 +129,9 @@ class CtcModel:
         return [self._stitch(piece) for piece in pieces]
 
     def _windows(self, index: int, num_samples: int) -> Iterator[tuple[int, int, int]]:
-        """The sound's place in the list, and first and last sample, of each window; all of a long sound are as long."""
+        """Index of the waveform, first and last sample of each window; those of a long waveform have equal lengths."""
         total = self.num_frames(num_samples)
-        assert total > 0, "a sound without a frame has no probabilities"
+        assert total > 0, "a waveform without a frame has no probabilities"
         if total <= self._window_frames:
             yield index, 0, num_samples
             return
@@ -141,10 +141,10 @@ class CtcModel:
         for frame in [*range(0, last, step), last]:
             yield index, frame * self.stride, frame * self.stride + length
 
-    def _normalize(self, sound: Samples) -> Samples:
+    def _normalize(self, waveform: Samples) -> Samples:
         if not self._normalized:
-            return sound
-        wide = sound.astype(np.float64)
+            return waveform
+        wide = waveform.astype(np.float64)
         normalized: Samples = ((wide - wide.mean()) / np.sqrt(wide.var() + 1e-7)).astype(np.float32)
         return normalized
 

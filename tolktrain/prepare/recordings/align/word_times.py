@@ -15,7 +15,7 @@ from tolktrain.prepare.recordings.align.textgrid import Tier, parse_textgrid
 from tolktrain.prepare.utterances import EntryError, Reason, Word
 
 TOLERANCE_SECONDS = 0.1
-"""How far beyond the end of the sound the last word may end."""
+"""How far beyond the end of the audio the last word may end."""
 
 ALIGNMENTS_SUFFIX = ".alignment.txt"
 """Of LibriSpeech-Alignments: a line has an utterance, its words and their ends."""
@@ -57,9 +57,9 @@ def read_word_times(path: str, utterance_id: str) -> tuple[Word, ...]:
 
 
 def check_words(words: Sequence[Word], duration: float | None) -> None:
-    """Raise `EntryError` unless there are words, and their times are finite, not falling, and within the sound.
+    """Raise `EntryError` unless there are words, and their times are finite, not falling, and within the audio.
 
-    `duration` is the sound's in seconds; None where it is not known.
+    `duration` is the audio's in seconds; None where it is not known.
     """
     if not words:
         raise _wrong("there are no words")
@@ -68,7 +68,7 @@ def check_words(words: Sequence[Word], duration: float | None) -> None:
         if not (math.isfinite(word.start) and math.isfinite(word.end)):
             raise _wrong(f"the times of {word.text!r} are not finite: {word.start} to {word.end}")
         if word.start < 0:
-            raise _wrong(f"{word.text!r} begins before the sound, at {word.start} s")
+            raise _wrong(f"{word.text!r} begins before the audio, at {word.start} s")
         if word.end < word.start:
             raise _wrong(f"{word.text!r} ends before it begins: {word.start} to {word.end} s")
         if word.start < before.start or word.end < before.end:
@@ -78,7 +78,7 @@ def check_words(words: Sequence[Word], duration: float | None) -> None:
             )
         before = word
     if duration is not None and before.end > duration + TOLERANCE_SECONDS:
-        raise _wrong(f"{before.text!r} ends at {before.end} s, after the sound of {duration:.2f} s")
+        raise _wrong(f"{before.text!r} ends at {before.end} s, after the audio of {duration:.2f} s")
 
 
 def words_of(value: Any) -> tuple[Word, ...]:

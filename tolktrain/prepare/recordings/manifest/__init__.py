@@ -10,7 +10,7 @@ from typing import get_args
 from tolktrain.config.prepare import ManifestFormat, RecordingsConfig
 from tolktrain.errors import UserError
 from tolktrain.prepare.recordings.manifest.entry import KEYS
-from tolktrain.prepare.recordings.manifest.folders import SOUND_SUFFIXES, walk
+from tolktrain.prepare.recordings.manifest.folders import AUDIO_SUFFIXES, walk
 from tolktrain.prepare.recordings.manifest.format import Format, Manifest, Seen
 from tolktrain.prepare.utterances import Failure, Reason, Utterance
 
@@ -19,7 +19,7 @@ def read_manifest(config: RecordingsConfig) -> tuple[list[Utterance], list[Failu
     """The utterances of a manifest, those of a source together, and the entries that are none.
 
     Sources stand in the order of their first utterance, utterances in that of the manifest. The same manifest gives the
-    same lists on every machine. Ids are unique: a later entry with a used id is a failure. Whether sound files and
+    same lists on every machine. Ids are unique: a later entry with a used id is a failure. Whether audio files and
     files of word times exist is not looked at. Raises `UserError` if the manifest is missing, empty or of no known
     format.
     """
@@ -61,7 +61,7 @@ def format_of(path: str) -> str:
             return str(name)
     if seen.is_folder:
         files = [folder.join(file) for folder in walk(path) for file in sorted(folder.files)]
-        what = f"no {', '.join(SOUND_SUFFIXES)} below it, but {', '.join(map(repr, files[:5])) or 'no files at all'}"
+        what = f"no {', '.join(AUDIO_SUFFIXES)} below it, but {', '.join(map(repr, files[:5])) or 'no files at all'}"
     elif not seen.is_file:
         raise UserError(f"recordings.manifest: {path} does not exist")
     elif seen.objects:

@@ -15,26 +15,26 @@ _READERS = 16  # files are small, and a network disk answers many at a time
 
 
 def read_folder(manifest: Manifest) -> Iterator[Utterance | Failure]:
-    """Every sound file below `root` is an utterance; its id is its path from there.
+    """Every audio file below `root` is an utterance; its id is its path from there.
 
     The transcript is in `STEM.txt` or `STEM.json`; the latter may have all keys of a manifest but `audio`. Word times
-    are in `STEM.TextGrid` or `STEM.ctm`. The source is the folder of the file, from the root, if it has several sound
+    are in `STEM.TextGrid` or `STEM.ctm`. The source is the folder of the file, from the root, if it has several audio
     files, so that they are taken to be consecutive, in the order of their names; else it is the file. The speaker is
     unknown unless the JSON file names one.
     """
     root = manifest.path
     with ThreadPoolExecutor(_READERS) as pool:
         for folder in walk(root):
-            sounds = folder.sounds()
+            audio_files = folder.audio_files()
 
-            def read(name: str, folder: Folder = folder, several: bool = len(sounds) > 1) -> Utterance | Failure:
+            def read(name: str, folder: Folder = folder, several: bool = len(audio_files) > 1) -> Utterance | Failure:
                 return _beside(root, folder, name, several)
 
-            yield from pool.map(read, sounds)
+            yield from pool.map(read, audio_files)
 
 
 def _beside(root: str, folder: Folder, name: str, several: bool) -> Utterance | Failure:
-    """The utterance of a sound file and the files beside it."""
+    """The utterance of an audio file and the files beside it."""
     audio, stem = folder.join(name), os.path.splitext(name)[0]
     place = audio.encode(errors="backslashreplace").decode()
     try:
@@ -74,7 +74,7 @@ def _content(root: str, path: str) -> str:
 
 
 def _recognizes(seen: Seen) -> bool:
-    return seen.is_folder and any(folder.sounds() for folder in walk(seen.path))
+    return seen.is_folder and any(folder.audio_files() for folder in walk(seen.path))
 
 
 FORMAT = Format(read_folder, _recognizes, is_folder=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tolktrain.errors import UserError
 
-SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".opus", ".ogg")
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".opus", ".ogg")
 _WORD_TIMES_SUFFIXES = (".TextGrid", ".textgrid", ".ctm")
 _READERS = 16  # files are small, and a network disk answers many at a time
 
@@ -19,12 +19,12 @@ class Folder:
     path: str  # from the root, with slashes; "." for the root itself
     files: frozenset[str]
 
-    def sounds(self) -> list[str]:
-        """Names of the sound files, numbers in them in the order of counting."""
-        return sorted((name for name in self.files if is_sound(name)), key=counting)
+    def audio_files(self) -> list[str]:
+        """Names of the audio files, numbers in them in the order of counting."""
+        return sorted((name for name in self.files if is_audio(name)), key=counting)
 
     def word_times(self, stem: str) -> str | None:
-        """Path, from the root, of the file of word times of a sound file."""
+        """Path, from the root, of the file of word times of an audio file."""
         found = (stem + suffix for suffix in _WORD_TIMES_SUFFIXES if stem + suffix in self.files)
         return next((self.join(name) for name in found), None)
 
@@ -33,9 +33,9 @@ class Folder:
         return name if self.path == "." else f"{self.path}/{name}"
 
 
-def is_sound(name: str) -> bool:
-    """Whether the suffix is that of a sound file."""
-    return name.lower().endswith(SOUND_SUFFIXES)
+def is_audio(name: str) -> bool:
+    """Whether the suffix is that of an audio file."""
+    return name.lower().endswith(AUDIO_SUFFIXES)
 
 
 def walk(root: str) -> Iterator[Folder]:

@@ -162,7 +162,7 @@ def _checked_entry(piece: _Piece, with_words: bool) -> dict[str, Any]:
             raise _bad(f"the supervision {supervision.id!r} reaches out of its cut")
         begin += cut.start
     if recording.transforms:
-        raise _bad("the recording has transforms; save its sound and make a manifest of that")
+        raise _bad("the recording has transforms; save its audio and make a manifest of that")
     channels = supervision.channel if isinstance(supervision.channel, list) else [supervision.channel]
     together = len(channels) > 1
     if together and sorted(channels) != sorted(recording.channel_ids or ()):

@@ -78,7 +78,7 @@ def source_of(sources: Any, channel: Any) -> tuple[str, int | None]:
         if channel is None and len(sources) > 1:
             raise _bad("the channels of the recording are in several files; name one")
         if value_at(source, "type") != "file":
-            raise _bad(f"sound is read from files only, not from a source of type {source['type']!r:.80}")
+            raise _bad(f"audio is read from files only, not from a source of type {source['type']!r:.80}")
         place = None if channel is None or len(channels) == 1 else channels.index(channel)
         return value_at(source, "source"), place
     raise _bad(f"no source of the recording has the channel {channel!r:.80}")

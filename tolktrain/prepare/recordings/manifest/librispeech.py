@@ -33,7 +33,7 @@ def read_librispeech(manifest: Manifest) -> Iterator[Utterance | Failure]:
                     yield utterance_of(_chapter_entry(folder, chapter, stem, text), root)
                 except EntryError as error:
                     yield failure_of(error, None, place)
-        for name in folder.sounds():
+        for name in folder.audio_files():
             if name.endswith(".flac") and name not in transcribed:
                 place = folder.join(name).encode(errors="backslashreplace").decode()
                 yield Failure(place, Reason.MANIFEST, "no line of a .trans.txt beside it names it")
@@ -63,7 +63,7 @@ def _recognizes(seen: Seen) -> bool:
     for folder in walk(seen.path):
         if any(name.endswith(TRANSCRIPTS_SUFFIX) for name in folder.files):
             return True
-        if folder.sounds():
+        if folder.audio_files():
             return False
     return False
 
