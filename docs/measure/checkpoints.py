@@ -101,7 +101,7 @@ def write(folder: Path, overrides: list[str]) -> None:
         plain += [times.step() for _ in range(STEPS)]
         times.save(number + 1, memory, {**state, "step": number + 1, "adam_updates": engine.num_updates})
         while saver.is_saving:
-            times.beside.append(times.step())
+            times.while_writing.append(times.step())
         saver.wait()
     alone: list[float] = []
     for number in range(SETS):
@@ -109,7 +109,7 @@ def write(folder: Path, overrides: list[str]) -> None:
         saver.save(SETS + number + 1, memory, {**state, "step": SETS + number + 1, "adam_updates": engine.num_updates})
         alone.append(time.perf_counter() - started)
     if layout.rank == 0:
-        times.report(plain, alone, memory, layout)
+        times.print_results(plain, alone, memory, layout)
 
 
 class Times:
@@ -121,7 +121,7 @@ class Times:
         self._saver = saver
         self.pauses: list[float] = []
         self.writing: list[float] = []
-        self.beside: list[float] = []  # steps during which a checkpoint is written, at least in part
+        self.while_writing: list[float] = []  # steps during which a checkpoint is written, at least in part
 
     def step(self) -> float:
         """Of one step."""
@@ -145,14 +145,15 @@ class Times:
             time.sleep(0.005)
         self.writing.append(time.perf_counter() - started)
 
-    def report(self, plain: list[float], alone: list[float], memory: Snapshot, layout: Layout) -> None:
+    def print_results(self, plain: list[float], alone: list[float], memory: Snapshot, layout: Layout) -> None:
         """Print the figures."""
         time.sleep(0.1)
         pause, writing, step = (statistics.median(values) for values in (self.pauses, self.writing, plain))
         undisturbed = statistics.median(alone)
         print(f"{layout.describe()}; {memory.num_bytes / 1e6:,.0f} MB on rank 0")
         print(f"step                        {step:.3f} s (median of {len(plain)})")
-        print(f"step during writing         {statistics.median(self.beside):.3f} s (median of {len(self.beside)})")
+        writing = self.while_writing
+        print(f"step during writing         {statistics.median(writing):.3f} s (median of {len(writing)})")
         print(f"pause of training           {pause:.3f} s ({_all(self.pauses)})")
         print(f"writing during training     {writing:.3f} s ({_all(self.writing)})")
         print(f"writing alone               {undisturbed:.3f} s ({_all(alone)})")

@@ -150,7 +150,7 @@ def show_collectives(layout: Layout) -> None:
             for kind in COUNTED
             if counted.calls[kind]
         ]
-        tell(layout, f"{name:36} {', '.join(parts)}")
+        print_from_rank_0(layout, f"{name:36} {', '.join(parts)}")
         engine.close()
 
 
@@ -183,7 +183,7 @@ def show_rounding(layout: Layout) -> None:
         errors = sum((gradients[n] - value).square().sum() for n, value in exact.items())
         error = (errors / sum(value.square().sum() for value in exact.values())).sqrt().item()
         loss = results[-1].loss(config.model.speech.entropy_weight)
-        tell(layout, f"{name:52} gradient error {100 * error:.3f} %, loss of step {num_steps} {loss:.5f}")
+        print_from_rank_0(layout, f"{name:52} gradient error {100 * error:.3f} %, loss of step {num_steps} {loss:.5f}")
         engine.close()
 
 
@@ -198,7 +198,9 @@ def show_memory(layout: Layout) -> None:
             on_host = total_bytes(host_tensors(engine))
             size = num_trained(engine)
             where = f", of them {on_host / size:.1f} on the host" if offload else ""
-            tell(layout, f"ZeRO {stage}, bf16{', offload' if offload else ''}: {kept / size:.1f} bytes{where}")
+            print_from_rank_0(
+                layout, f"ZeRO {stage}, bf16{', offload' if offload else ''}: {kept / size:.1f} bytes{where}"
+            )
             engine.close()
             del engine
             gc.collect()
@@ -238,7 +240,7 @@ def gathered(share: dict[str, Slice]) -> dict[str, Tensor]:
     return result
 
 
-def tell(layout: Layout, line: str) -> None:
+def print_from_rank_0(layout: Layout, line: str) -> None:
     """Print on rank 0."""
     if layout.rank == 0:
         print(line, flush=True)

@@ -26,7 +26,7 @@ from tolktrain.inspect.sequences import print_sequence
 from tolktrain.inspect.spans import take_apart
 from tolktrain.inspect.tables import print_header
 from tolktrain.inspect.tokenizers import TextReader, Tokenizers
-from tolktrain.prepare.job.progress import Narrator
+from tolktrain.prepare.job.progress import ProgressDisplay
 from tolktrain.prepare.job.summary import Summary
 from tolktrain.report import checkpoints
 from tolktrain.runs.listing import Entry
@@ -141,7 +141,7 @@ def test_prepare(console: Console, shown: Callable[[], str]) -> None:
     Summary(num_items=2, failed={HOSTILE: 1}, splits={HOSTILE: _info()}).show(HOSTILE, console)
     _check(shown())
     console.file = io.StringIO()
-    Narrator(console).say(HOSTILE)
+    ProgressDisplay(console).print_line(HOSTILE)
     _check(shown())
 
 

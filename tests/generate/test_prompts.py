@@ -52,8 +52,8 @@ def test_a_small_file_that_holds_a_day_is_refused(tmp_path: Path) -> None:
         "import resource, sys; from pathlib import Path; from tolktrain.generate.prompts import read_waveform;"
         " resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30)); read_waveform(Path(sys.argv[1]), 16000)"
     )
-    done = subprocess.run([sys.executable, "-c", read, path], capture_output=True, text=True, timeout=300)
-    assert "long.wav is longer than 600 s" in done.stderr, done.stderr
+    process = subprocess.run([sys.executable, "-c", read, path], capture_output=True, text=True, timeout=300)
+    assert "long.wav is longer than 600 s" in process.stderr, process.stderr
 
 
 @pytest.mark.parametrize("rate", [1, 2_000_000_011])

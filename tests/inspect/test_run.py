@@ -76,7 +76,7 @@ def test_without_tokenizers(plain: Path, tmp_path: Path, console: Console, print
     look(plain, tmp_path / "out", console, records=1)
     text = " ".join(printed().split())
     assert "shown as numbers; name its folder with --text-tokenizer" in text
-    assert "No audio: speech tokenizer none found beside the data" in text
+    assert "No audio: speech tokenizer none found next to the data" in text
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"statistics.json", "statistics.png"}
 
 
@@ -200,7 +200,7 @@ def test_tokenizers_of_other_data(sample: Path, tmp_path: Path, console: Console
         with pytest.raises(UserError, match="is not the tokenizer"):
             look(path, tmp_path / "out", console)
         shutil.rmtree(path.parent / option)
-    # One beside the data that this version does not know only costs the audio.
+    # A tokenizer next to the data that this version does not know: only the audio is missing.
     (path.parent / "speech_tokenizer").mkdir()
     (path.parent / "speech_tokenizer" / "speech_tokenizer.json").write_text('{"name": "of the future"}')
     look(path, tmp_path / "out", console)

@@ -26,7 +26,7 @@ from tolktrain.config.load import load_config, load_prepare_config
 from tolktrain.config.prepare import RecordingsConfig, TextConfig
 from tolktrain.data.text_tokenizer import load_text_tokenizer
 from tolktrain.errors import UserError
-from tolktrain.prepare.published.files import tell_lengths
+from tolktrain.prepare.published.files import detect_lengths
 from tolktrain.prepare.recordings.align.word_times import check_words, read_word_times
 from tolktrain.prepare.recordings.audio import read_audio
 from tolktrain.prepare.recordings.manifest import read_manifest
@@ -48,7 +48,7 @@ class Reader:
     file: str  # its name in a folder of its own
     good: bytes
     read: Callable[[Path], object]
-    beside: tuple[tuple[str, bytes], ...] = ()  # other files that it needs
+    other_files: tuple[tuple[str, bytes], ...] = ()  # other files that it needs
 
 
 def manifest(kind: str) -> Callable[[Path], object]:
@@ -176,20 +176,20 @@ def readers(folder: Path) -> Iterator[Reader]:
     pyarrow.parquet.write_table(pyarrow.table({"text": ["the sea", "the moon"]}), folder / "d.parquet")
     yield Reader("d.parquet", (folder / "d.parquet").read_bytes(), documents)
     write_text_tokenizer(folder / "tokenizer")
-    tokenizer, told = (
+    tokenizer, settings = (
         (folder / "tokenizer" / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")
     )
 
     def load(path: Path) -> object:
         return load_text_tokenizer(path.parent)
 
-    yield Reader("tokenizer.json", tokenizer, load, (("tokenizer_config.json", told),))
-    yield Reader("tokenizer_config.json", told, load, (("tokenizer.json", tokenizer),))
+    yield Reader("tokenizer.json", tokenizer, load, (("tokenizer_config.json", settings),))
+    yield Reader("tokenizer_config.json", settings, load, (("tokenizer.json", tokenizer),))
     soundfile.write(folder / "a.wav", np.zeros(1_600, np.float32), 16_000)
     yield Reader("a.wav", (folder / "a.wav").read_bytes(), read_waveform)
     soundfile.write(folder / "a.flac", np.zeros(1_600, np.float32), 16_000)
     yield Reader("a.flac", (folder / "a.flac").read_bytes(), read_waveform)
-    yield Reader("a.len", np.arange(1, 9, dtype="<u8").tobytes(), lambda path: tell_lengths(str(path), 36, "ids"))
+    yield Reader("a.len", np.arange(1, 9, dtype="<u8").tobytes(), lambda path: detect_lengths(str(path), 36, "ids"))
     yield Reader("metrics.jsonl", as_jsonl(STEP), metrics)
     yield Reader("rollbacks.jsonl", as_jsonl(ROLLBACK), lambda path: read_rollbacks(path.parent))
 
@@ -289,7 +289,7 @@ def main(folder: Path) -> int:
         place = folder / str(number)
         place.mkdir()
         os.chdir(place)
-        for name, content in reader.beside:
+        for name, content in reader.other_files:
             (place / name).write_bytes(content)
         path = place / reader.file
         path.write_bytes(reader.good)

@@ -180,16 +180,16 @@ def test_what_is_no_audio_fails_with_its_reason(tmp_path: Path) -> None:
     assert failure(full, offset=0.5, duration=0.00001).reason is Reason.EMPTY
     (tmp_path / "noise.mp3").write_bytes(np.random.default_rng(0).bytes(4000))
     assert failure(tmp_path / "noise.mp3").reason is Reason.AUDIO
-    for value, told in ((np.nan, "not finite"), (np.inf, "not finite"), (20_000.0, "up to 20000")):
+    for value, message in ((np.nan, "not finite"), (np.inf, "not finite"), (20_000.0, "up to 20000")):
         samples = waveform(1)
         samples[500] = value
         error = failure(write(tmp_path / "odd.wav", samples, subtype="FLOAT"))
-        assert error.reason is Reason.AUDIO and told in error.detail
+        assert error.reason is Reason.AUDIO and message in error.detail
     slow = write(tmp_path / "slow.wav", waveform(1), rate=1)
     assert "1 samples a second" in failure(slow).detail
 
 
-def test_the_reader_goes_on_after_a_bad_file(tmp_path: Path) -> None:
+def test_the_reader_continues_after_a_bad_file(tmp_path: Path) -> None:
     good = write(tmp_path / "good.mp3", waveform(2), **CODED["a.mp3"])
     bad = tmp_path / "bad.mp3"
     bad.write_bytes(good.read_bytes()[:3000])

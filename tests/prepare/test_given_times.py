@@ -72,7 +72,7 @@ def test_written_words_end_with_their_last_given_word(text: str, words: str, exp
         ("go", "go <unk>", "the text has no more words where the times have '<unk>' (word 1 of the text)"),
         ("apartment b", "a part b", "the text has 'apartment' where the times have 'b' (word 1 of the text)"),
         ("a part b", "apartment b", "the text has 'b' where the times have 'apartment' (word 3 of the text)"),
-        (None, "a <unk> b", "word 2 is '<unk>', and there is no text that tells it"),
+        (None, "a <unk> b", "word 2 is '<unk>', which is not in the text"),
         (None, "sil", "there are no words"),
     ],
 )

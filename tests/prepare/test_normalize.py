@@ -73,7 +73,7 @@ def spoken(text: str, language: str = "en") -> list[str]:
 
 @pytest.mark.parametrize("written", ENGLISH)
 def test_english(written: str) -> None:
-    # The second word lets acronyms be told from a text of capitals only.
+    # The second word distinguishes acronyms from a text of capitals only.
     assert spoken(f"{written} so") == [ENGLISH[written], "so"]
 
 

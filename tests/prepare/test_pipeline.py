@@ -37,7 +37,7 @@ from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
 from tolktrain.prepare.job.parts import PartResult
 from tolktrain.prepare.job.pipeline import Task, prepare
-from tolktrain.prepare.job.progress import Narrator
+from tolktrain.prepare.job.progress import ProgressDisplay
 from tolktrain.units.load import load_speech_tokenizer
 
 SONGS = corpus()
@@ -52,7 +52,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class StoppingNarrator(Narrator):
+class StoppingDisplay(ProgressDisplay):
     """Is asked to stop when two parts are done."""
 
     def part_done(self, result: PartResult) -> None:
@@ -65,9 +65,9 @@ def run(settings: dict[str, Any], task: str = "0/1", stops: bool = False, retry:
     """Prepare in this process; whether it came to its end, and what it said."""
     output = io.StringIO()
     number, total = map(int, task.split("/"))
-    narrator = (StoppingNarrator if stops else Narrator)(Console(file=output, width=160))
+    display = (StoppingDisplay if stops else ProgressDisplay)(Console(file=output, width=160))
     try:
-        prepare(parsed(settings), Task(number, total), narrator, retry)
+        prepare(parsed(settings), Task(number, total), display, retry)
     except StopRaised:
         return False, output.getvalue()
     return True, output.getvalue()
@@ -78,7 +78,7 @@ def whole(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus prepared by one process without a disturbance."""
     output = tmp_path_factory.mktemp("whole")
     ended, said = run(configuration(songs, songs / "manifest.jsonl", output, processes=1))
-    assert ended and "20 of 20 items used" in said
+    assert ended and "20 of 20 entries used" in said
     return output
 
 
@@ -110,14 +110,14 @@ def test_any_division_of_the_work_gives_the_same_bytes(songs: Path, whole: Path,
     run(configuration(songs, manifest, tmp_path / "processes", processes=3))
     first = run(configuration(songs, manifest, tmp_path / "tasks"), "1/2")[1]
     assert "2 of 4 parts of other tasks are not" in first and not (tmp_path / "tasks" / "train" / "index.json").exists()
-    assert "20 of 20 items used" in run(configuration(songs, manifest, tmp_path / "tasks"), "0/2")[1]
+    assert "20 of 20 entries used" in run(configuration(songs, manifest, tmp_path / "tasks"), "0/2")[1]
     assert files_of(tmp_path / "processes") == files_of(whole) == files_of(tmp_path / "tasks")
 
 
 def test_a_second_run_changes_nothing(songs: Path, whole: Path) -> None:
     before = files_of(whole)
     ended, said = run(configuration(songs, songs / "manifest.jsonl", whole))
-    assert ended and "20 of 20 items used" in said and files_of(whole) == before
+    assert ended and "20 of 20 entries used" in said and files_of(whole) == before
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_one_bad_item_leaves_the_others_as_they_are(songs: Path, whole: Path, tm
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text("\n".join([*map(json.dumps, lines), "{not json"]) + "\n")
     settings = configuration(songs, manifest, tmp_path / "output", largest_failed_share=0.5, parts={"items": 5})
-    assert "16 of 21 items used" in run(settings)[1]
+    assert "16 of 21 entries used" in run(settings)[1]
     failures = [json.loads(line) for line in (tmp_path / "output" / "failures.jsonl").read_text().splitlines()]
     reasons = {failure["id"]: failure["reason"] for failure in failures}
     bad = {SONGS[2].id: "unreadable audio", SONGS[6].id: "unreadable audio", SONGS[9].id: "no sound"}
@@ -174,7 +174,7 @@ def test_one_bad_item_leaves_the_others_as_they_are(songs: Path, whole: Path, tm
     assert records_of(tmp_path / "output" / "train") == plain_records(good, speech, text, tokens=60)
 
     strict = configuration(songs, manifest, tmp_path / "strict", largest_failed_share=0.1)
-    with pytest.raises(UserError, match=r"items failed.*unreadable audio.*largest_failed_share 0.1"):
+    with pytest.raises(UserError, match=r"entries failed.*unreadable audio.*largest_failed_share 0.1"):
         run(strict)
     assert not list((tmp_path / "strict").glob("*/index.json"))
     # Nothing is prepared again when more is allowed.
@@ -183,19 +183,19 @@ def test_one_bad_item_leaves_the_others_as_they_are(songs: Path, whole: Path, tm
     assert files_of(tmp_path / "strict" / "train") == files_of(tmp_path / "output" / "train")
 
 
-def test_what_was_mended_is_done_again(songs: Path, whole: Path, tmp_path: Path) -> None:
+def test_what_was_corrected_is_done_again(songs: Path, whole: Path, tmp_path: Path) -> None:
     """Into an output that the audio was broken for; the manifest is the same."""
     broken = write_corpus(tmp_path / "corpus", SONGS)
     wav = tmp_path / "corpus" / "audio" / f"{SONGS[7].id}.wav"
     content = wav.read_bytes()
     wav.write_bytes(content[:100])
     settings = configuration(songs, broken, tmp_path / "output")
-    with pytest.raises(UserError, match=r"1 items failed .*start again with --retry"):
+    with pytest.raises(UserError, match=r"1 entries failed .*start again with --retry"):
         run(settings | {"largest_failed_share": 0})
     wav.write_bytes(content)
-    with pytest.raises(UserError, match="1 items failed"):
+    with pytest.raises(UserError, match="1 entries failed"):
         run(settings | {"largest_failed_share": 0})
-    assert "20 of 20 items used" in run(settings | {"largest_failed_share": 0}, retry=True)[1]
+    assert "20 of 20 entries used" in run(settings | {"largest_failed_share": 0}, retry=True)[1]
     assert records_of(tmp_path / "output" / "train") == records_of(whole / "train")
 
 

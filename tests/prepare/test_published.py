@@ -127,13 +127,13 @@ class Layout:
 
 def run(kind: PublishedKind) -> tuple[list[tuple[str, Record]], list[Failure], int]:
     parts, failures = kind.parts()
-    records, items = [], 0
+    records, entries = [], 0
     assert kind.speech is not None
     for part in parts:
-        before = items
+        before = entries
         for item in kind.records(part):
             if isinstance(item, int):
-                items += item
+                entries += item
             elif isinstance(item, Failure):
                 failures.append(item)
             else:
@@ -142,9 +142,9 @@ def run(kind: PublishedKind) -> tuple[list[tuple[str, Record]], list[Failure], i
                 )
                 assert item[1].is_aligned == kind.aligned and item[1].has_text == (kind.text is not None)
                 records.append(item)
-        assert items - before == part.num_items
+        assert entries - before == part.num_entries
     assert len({record.id for _, record in records}) == len(records)
-    return records, failures, items
+    return records, failures, entries
 
 
 def utterances_of(records: list[tuple[str, Record]]) -> Iterator[Said]:
@@ -183,8 +183,8 @@ def test_what_was_written_is_what_is_read(length_type: str, text_type: str, layo
     if text_type == "<u4":
         layout.text_meta["vocab_size"] = (1 << 16) + 1
     said = random_said(np.random.default_rng(0), 40)
-    records, failures, items = run(layout.write("train", said).kind())
-    assert failures == [] and items == 40
+    records, failures, entries = run(layout.write("train", said).kind())
+    assert failures == [] and entries == 40
     assert list(utterances_of(records)) == said
     for split, record in records:
         assert (split, record.source) == ("train", "train")
@@ -292,7 +292,7 @@ ONE_BAD: dict[str, tuple[Damage, Reason, str]] = {
     "eos": (lambda s: overwrite(s.speech / "train.bin", "<u2", 0, 500), Reason.RECORD, "holds the unit 500"),
     "run": (lambda s: overwrite(s.speech / "train.dur", "u1", 0, 0), Reason.RECORD, "lasts 0 frames"),
     "text": (lambda s: overwrite(s.text / "train.bin", "<u2", 0, 280), Reason.TEXT, "holds 280; the tokenizer has 280"),
-    "text eos": (lambda s: overwrite(s.text / "train.bin", "<u2", 0, TEXT_EOS), Reason.TEXT, "EOS stands inside"),
+    "text eos": (lambda s: overwrite(s.text / "train.bin", "<u2", 0, TEXT_EOS), Reason.TEXT, "EOS is inside"),
     "nan": (
         lambda s: overwrite(s.text / "train.wrds_tms", "<f4", 0, np.nan),
         Reason.WORD_TIMES,
@@ -317,13 +317,13 @@ ONE_BAD: dict[str, tuple[Damage, Reason, str]] = {
 
 
 @pytest.mark.parametrize("name", ONE_BAD)
-def test_a_bad_utterance_is_told_and_harms_no_other(name: str, layout: Layout) -> None:
+def test_a_bad_utterance_is_reported_and_harms_no_other(name: str, layout: Layout) -> None:
     damage, reason, detail = ONE_BAD[name]
     first = Said([([5, 6], [(1, 1)]), ([7], [(2, 2), (3, 1)])])
     said = [first, *random_said(np.random.default_rng(5), 11)]
     damage(layout.write("train", said))
-    records, failures, items = run(layout.kind())
-    assert items == 12 and list(utterances_of(records)) == said[1:]
+    records, failures, entries = run(layout.kind())
+    assert entries == 12 and list(utterances_of(records)) == said[1:]
     (failure,) = failures
     assert (failure.id, failure.reason) == ("train:0", reason)
     assert detail in failure.detail and failure.detail.startswith(f"{layout.speech / 'train'}, utterance 0: ")
@@ -342,12 +342,12 @@ def test_words_that_leave_their_utterance_harm_only_those_that_they_touch(place:
     numbers[eos] += 1
     numbers[taken] -= 1
     numbers.tofile(path)
-    records, failures, items = run(layout.kind())
+    records, failures, entries = run(layout.kind())
     touched = list(range(place, int(np.searchsorted(word_ends, taken, side="right")) + 1))
     assert [(failure.id, failure.reason) for failure in failures] == [
         (f"train:{index}", Reason.WORD_TIMES) for index in touched
     ]
-    assert items == 16
+    assert entries == 16
     assert list(utterances_of(records)) == [one for index, one in enumerate(said) if index not in touched]
 
 
@@ -532,7 +532,7 @@ def test_nothing_that_a_pickle_names_is_run(tmp_path: Path) -> None:
         "pathlib.": proof,
         "numpy": np.random.RandomState,
     }
-    for name, evil in evils.items():
+    for name, evil in evils.entries():
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             path.write_bytes(pickle.dumps({"eos": 500, "x": [evil]}, protocol))
             with pytest.raises(UserError, match=f"{path} asks for .*nothing of it was run") as caught:

@@ -6,16 +6,16 @@ from hypothesis import strategies as st
 from tolktrain.config.prepare import HeldOutConfig
 from tolktrain.prepare.job.splits import HELDOUT_SOURCES, HELDOUT_SPEAKERS, TRAIN, split_of
 
-ITEMS = [(f"book {number % 300}", f"reader {number % 90}") for number in range(3000)]
+ENTRIES = [(f"book {number % 300}", f"reader {number % 90}") for number in range(3000)]
 
 
 def test_training_shares_no_name_with_what_is_held_out() -> None:
     config = HeldOutConfig(sources=0.1, speakers=0.1)
     items = {
-        split: [item for item in ITEMS if split_of(config, *item) == split]
+        split: [item for item in ENTRIES if split_of(config, *item) == split]
         for split in (TRAIN, HELDOUT_SPEAKERS, HELDOUT_SOURCES)
     }
-    assert sum(map(len, items.values())) == len(ITEMS) and all(items.values())
+    assert sum(map(len, items.values())) == len(ENTRIES) and all(items.values())
     speakers = {split: {speaker for _, speaker in found} for split, found in items.items()}
     sources = {split: {source for source, _ in found} for split, found in items.items()}
     assert not speakers[TRAIN] & speakers[HELDOUT_SPEAKERS] and not sources[TRAIN] & sources[HELDOUT_SOURCES]
@@ -29,16 +29,16 @@ def test_shares_are_met() -> None:
 
 def test_shares_of_zero_keep_everything_and_other_seeds_choose_others() -> None:
     nothing = HeldOutConfig(sources=0, speakers=0)
-    assert all(split_of(nothing, *item) == TRAIN for item in ITEMS)
+    assert all(split_of(nothing, *item) == TRAIN for item in ENTRIES)
     chosen = [
-        {item for item in ITEMS if split_of(HeldOutConfig(sources=0.3, seed=seed), *item) != TRAIN} for seed in (0, 1)
+        {item for item in ENTRIES if split_of(HeldOutConfig(sources=0.3, seed=seed), *item) != TRAIN} for seed in (0, 1)
     ]
     assert chosen[0] != chosen[1]
 
 
 def test_a_larger_share_only_adds_sources() -> None:
     few, many = (
-        {item for item in ITEMS if split_of(HeldOutConfig(sources=share, speakers=0), *item) != TRAIN}
+        {item for item in ENTRIES if split_of(HeldOutConfig(sources=share, speakers=0), *item) != TRAIN}
         for share in (0.1, 0.3)
     )
     assert few < many

@@ -47,18 +47,18 @@ def make(tokenizer: Path, *files: str | Path, text: dict[str, Any] | None = None
 def run(kind: TextKind) -> tuple[list[tuple[str, Record]], list[Failure], int]:
     parts, failures = kind.parts()
     assert kind.text is not None
-    records, items = [], 0
+    records, entries = [], 0
     for part in parts:
         for item in kind.records(part):
             if isinstance(item, int):
-                items += item
+                entries += item
             elif isinstance(item, Failure):
                 failures.append(item)
             else:
                 item[1].check(kind.text.vocab_size, None)
                 records.append(item)
     assert len({record.id for _, record in records}) == len(records)
-    return records, failures, items
+    return records, failures, entries
 
 
 def texts_of(kind: TextKind, tokenizer: Path, records: list[tuple[str, Record]]) -> list[str]:
@@ -107,9 +107,9 @@ def test_every_format_gives_every_document_once(suffix: str, tokenizer: Path, tm
             pytest.importorskip("pyarrow")
         write_compressed(path, STORIES)
     kind = make(tokenizer, path)
-    records, failures, items = run(kind)
+    records, failures, entries = run(kind)
     assert texts_of(kind, tokenizer, records) == list(STORIES)
-    assert failures == [] and items == len(STORIES)
+    assert failures == [] and entries == len(STORIES)
     for split, record in records:
         assert split == "train" and record.source == path.name and record.id.startswith(path.name + "@")
         # A passage ends with the document that fills it.
@@ -163,32 +163,32 @@ def test_parts_do_not_depend_on_where_files_are_cut(tokenizer: Path, tmp_path: P
     kind = make(tokenizer, path, parts={"megabytes": 1})
     parts, _ = kind.parts()
     assert len(parts) == path.stat().st_size // (1 << 20) + 1
-    assert sum(part.num_items for part in parts) == pytest.approx(len(texts), rel=0.1)
-    records, failures, items = run(kind)
+    assert sum(part.num_entries for part in parts) == pytest.approx(len(texts), rel=0.1)
+    records, failures, entries = run(kind)
     assert texts_of(kind, tokenizer, records) == list(texts)
-    assert failures == [] and items == len(texts)
+    assert failures == [] and entries == len(texts)
     again = [item for part in parts for item in kind.records(part) if not isinstance(item, (int, Failure))]
     assert [record.id for _, record in again] == [record.id for _, record in records]
 
 
-def test_small_files_share_a_part_and_names_tell_folders(tokenizer: Path, tmp_path: Path) -> None:
+def test_small_files_share_a_part_and_names_include_folders(tokenizer: Path, tmp_path: Path) -> None:
     for name in ("b/x.jsonl", "a/x.jsonl", "a/deep/y.ndjson"):
         write_lines(tmp_path / name, STORIES[:10])
     kind = make(tokenizer, tmp_path / "**" / "*.jsonl", tmp_path / "a" / "deep" / "*", tmp_path / "a" / "x.jsonl")
     parts, _ = kind.parts()
-    assert [item.name for part in parts for item in part.items] == ["a/deep/y.ndjson", "a/x.jsonl", "b/x.jsonl"]
-    assert len(parts) == 1 and parts[0].num_items == 30
-    records, _, items = run(kind)
-    assert {record.source for _, record in records} == {"a/deep/y.ndjson", "a/x.jsonl", "b/x.jsonl"} and items == 30
+    assert [item.name for part in parts for item in part.inputs] == ["a/deep/y.ndjson", "a/x.jsonl", "b/x.jsonl"]
+    assert len(parts) == 1 and parts[0].num_entries == 30
+    records, _, entries = run(kind)
+    assert {record.source for _, record in records} == {"a/deep/y.ndjson", "a/x.jsonl", "b/x.jsonl"} and entries == 30
 
 
 def test_a_long_document_is_cut_at_line_ends(tokenizer: Path, tmp_path: Path) -> None:
     story = "\n".join(STORIES).replace(". ", ".\n") + "\n"
     kind = make(tokenizer, write_lines(tmp_path / "a.jsonl", ["short one", story, "and another"]))
-    records, failures, items = run(kind)
+    records, failures, entries = run(kind)
     texts = texts_of(kind, tokenizer, records)
     assert texts[0] == "short one" and texts[-1] == "and another" and "".join(texts[1:-1]) == story
-    assert failures == [] and items == 3
+    assert failures == [] and entries == 3
     pieces = [ids for _, record in records for ids in np.split(record.text_ids, record.utterance_text_ends[:-1])][1:-1]
     assert len(pieces) > 5 and all(TOKENS * 1.5 <= len(piece) <= 4 * TOKENS for piece in pieces)
     assert all(text.endswith("\n") for text in texts[1:-1])
@@ -237,7 +237,7 @@ def test_held_out_documents_keep_to_themselves(tokenizer: Path, tmp_path: Path) 
     assert sorted(again) == sorted(found["heldout_sources"])
 
 
-def test_unusable_lines_are_told_and_harm_no_others(tokenizer: Path, tmp_path: Path) -> None:
+def test_unusable_lines_are_reported_and_harm_no_others(tokenizer: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     good = [json.dumps({"text": text, "id": "n"}).encode() for text in STORIES[:3]]
     deep = b"[" * 100_000
@@ -257,17 +257,17 @@ def test_unusable_lines_are_told_and_harm_no_others(tokenizer: Path, tmp_path: P
     lines = [good[0], b"", *(line for line, _, _ in bad), good[1], good[2]]
     path.write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines))
     kind = make(tokenizer, path, text={"id_column": "id"})
-    records, failures, items = run(kind)
-    assert texts_of(kind, tokenizer, records) == list(STORIES[:3]) and items == 3 + len(bad)
+    records, failures, entries = run(kind)
+    assert texts_of(kind, tokenizer, records) == list(STORIES[:3]) and entries == 3 + len(bad)
     for number, (failure, (_, reason, detail)) in enumerate(zip(failures, bad, strict=True), start=3):
         assert failure.reason is reason and detail in failure.detail
         assert failure.detail.startswith(f"{path}:{number}: ") and failure.id.startswith("a.jsonl@")
 
 
-def test_a_rest_that_is_too_short_is_told(tokenizer: Path, tmp_path: Path) -> None:
+def test_a_rest_that_is_too_short_is_reported(tokenizer: Path, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", ["x", "y"])
-    records, failures, items = run(make(tokenizer, path, passages={"tokens": 100, "shortest_tokens": 9}))
-    assert records == [] and items == 2
+    records, failures, entries = run(make(tokenizer, path, passages={"tokens": 100, "shortest_tokens": 9}))
+    assert records == [] and entries == 2
     assert [(failure.id, failure.reason) for failure in failures] == [
         ("a.jsonl@0", Reason.SHORT),
         ("a.jsonl@23", Reason.SHORT),
@@ -279,8 +279,8 @@ def test_rows_of_parquet_that_are_no_text(tokenizer: Path, tmp_path: Path) -> No
     broken = pyarrow.array([b"fine one", None, b"\xff\xfe", b"fine two"]).cast(pyarrow.string(), safe=False)
     path = write_parquet(tmp_path / "a.parquet", {"text": broken, "other": [1, 2, 3, 4]}, row_group_size=2)
     kind = make(tokenizer, path)
-    records, failures, items = run(kind)
-    assert texts_of(kind, tokenizer, records) == ["fine one", "fine two"] and items == 4
+    records, failures, entries = run(kind)
+    assert texts_of(kind, tokenizer, records) == ["fine one", "fine two"] and entries == 4
     assert [(failure.id, failure.reason) for failure in failures] == [
         ("a.parquet@1", Reason.TEXT),
         ("a.parquet@2", Reason.TEXT),
@@ -319,7 +319,7 @@ def test_files_that_do_not_match(tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file matches .*absent"):
         make(tokenizer, tmp_path / "absent*.jsonl").parts()
     (tmp_path / "a.csv").write_text("text\n")
-    with pytest.raises(UserError, match=r"a\.csv: the name tells no format"):
+    with pytest.raises(UserError, match=r"a\.csv: the format does not follow from the name"):
         make(tokenizer, tmp_path / "a.csv").parts()
     (tmp_path / "empty.jsonl").write_text("")
     assert make(tokenizer, tmp_path / "empty.jsonl").parts() == ([], [])
@@ -340,8 +340,8 @@ def test_whatever_the_documents_none_is_lost(
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     passages = {"tokens": tokens, "shortest_tokens": shortest}
     kind = make(tokenizer, path, passages=passages, heldout={"sources": 0.5})
-    records, failures, items = run(kind)
-    assert items == len(documents)
+    records, failures, entries = run(kind)
+    assert entries == len(documents)
     places = np.cumsum([0, *(len(json.dumps({"text": text})) + 1 for text in documents)])
     failed = Counter(failure.id for failure in failures)
     reference = load_tokenizer(tokenizer)

@@ -137,7 +137,7 @@ def test_ctm_selects_the_utterance(tmp_path: Path) -> None:
     assert read_word_times(write(tmp_path / "u.ctm", CTM), "folder/u.wav") == WORDS, "named as its file is"
 
 
-def test_ctm_that_has_changed_is_read_anew(tmp_path: Path) -> None:
+def test_ctm_that_has_changed_is_read_again(tmp_path: Path) -> None:
     path = write(tmp_path / "all.ctm", CTM)
     assert len(read_word_times(path, "u")) == 3
     write(tmp_path / "all.ctm", "x 1 0 1 inserted\n" + CTM)
@@ -146,7 +146,7 @@ def test_ctm_that_has_changed_is_read_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "detail"),
+    ("line", "message"),
     [
         ("u 1 0.1 word", "expected utterance, channel"),
         ("u 1 nan 0.1 word", "must be finite"),
@@ -154,8 +154,8 @@ def test_ctm_that_has_changed_is_read_anew(tmp_path: Path) -> None:
         ("u 1 0.1 -0.1 word", "lasts -0.1"),
     ],
 )
-def test_ctm_that_is_not_used(tmp_path: Path, line: str, detail: str) -> None:
-    assert detail in refusal(tmp_path / "a.ctm", line)
+def test_ctm_that_is_not_used(tmp_path: Path, line: str, message: str) -> None:
+    assert message in refusal(tmp_path / "a.ctm", line)
 
 
 def test_librispeech_alignments(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_json(tmp_path: Path, content: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "detail"),
+    ("content", "message"),
     [
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
@@ -203,8 +203,8 @@ def test_json(tmp_path: Path, content: Any) -> None:
         ('[["\\ud800", 0, 1]]', "surrogate"),
     ],
 )
-def test_json_that_is_not_used(tmp_path: Path, content: Any, detail: str) -> None:
-    assert detail in refusal(tmp_path / "a.json", content)
+def test_json_that_is_not_used(tmp_path: Path, content: Any, message: str) -> None:
+    assert message in refusal(tmp_path / "a.json", content)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("times", "detail"),
+    ("times", "message"),
     [
         ([], "no words"),
         ([(0.0, math.nan)], "not finite"),
@@ -228,8 +228,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ([(0.0, 1.0), (1.0, 2.11)], "after the audio of 2.00 s"),
     ],
 )
-def test_impossible_times_are_refused(times: list[tuple[float, float]], detail: str) -> None:
-    with pytest.raises(EntryError, match=detail) as caught:
+def test_impossible_times_are_refused(times: list[tuple[float, float]], message: str) -> None:
+    with pytest.raises(EntryError, match=message) as caught:
         check_words([Word("word", *time) for time in times], 2.0)
     assert caught.value.reason is Reason.WORD_TIMES
 

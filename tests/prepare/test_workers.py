@@ -17,11 +17,11 @@ from tolktrain.prepare.job.workers import Done, Progress, run_tasks
 from tolktrain.storage.errors import StorageError
 
 
-def test_each_task_is_done_once_and_told() -> None:
+def test_each_task_is_done_and_reported_once() -> None:
     events = list(run_tasks(squares, [3, 0, 5, 2], processes=2))
     done = {event.task: event.result[0] for event in events if isinstance(event, Done)}
     assert done == {0: 9, 1: 0, 2: 25, 3: 4}
-    assert sum(event.items for event in events if isinstance(event, Progress)) == 10
+    assert sum(event.entries for event in events if isinstance(event, Progress)) == 10
     processes = {event.result[1] for event in events if isinstance(event, Done)}
     assert os.getpid() not in processes and len(processes) <= 2
 

@@ -12,7 +12,7 @@ from tolktrain.prepare.job.workers import Report
 
 
 def square(number: int, report: Report) -> tuple[int, int]:
-    """Report as many items as the number says."""
+    """Report as many entries as the number says."""
     for _ in range(number):
         report(1)
     return number**2, os.getpid()

@@ -179,7 +179,7 @@ def _copy(folder: Path, to: Path) -> Path:
 def test_changed_centroids(folder: Path, tmp_path: Path) -> None:
     changed = _copy(folder, tmp_path / "changed")
     save_file({"centroids": np.zeros((40, 24), np.float32)}, changed / CENTROIDS_FILE)
-    with pytest.raises(UserError, match="does not belong to the centroids beside it"):
+    with pytest.raises(UserError, match="does not belong to the centroids next to it"):
         HubertTokenizer.load(changed)
     (changed / CENTROIDS_FILE).unlink()
     with pytest.raises(UserError, match="centroids.safetensors cannot be read"):

@@ -30,7 +30,7 @@ VERBS = ("train", "evaluate", "generate", "report", "checkpoints", "prepare", "b
 EPILOG = """\
 exit codes: 0 done; 1 the machine failed (disk full, no permission, a rank killed or hanging: one message, details in
 the run's logs), `checkpoints --verify` found damage, or a defect of the program (a traceback); 2 bad input, the message
-says what to mend; 75 asked to stop, a checkpoint is written: run the same command again; 130 interrupted.
+says what to correct; 75 asked to stop, a checkpoint is written: run the same command again; 130 interrupted.
 Values of dotted.key=value are YAML, such as train.max_steps=10 or data.sets.mine='{path: /data/mine}'.
 """
 

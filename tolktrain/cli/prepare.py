@@ -19,7 +19,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task", metavar="I/N", help="do only the parts of machine I (from 0) of N; taken from a Slurm array by itself"
     )
     parser.add_argument(
-        "--retry", action="store_true", help="do parts with failed items again, whose files were mended"
+        "--retry", action="store_true", help="do parts with failed entries again, after their files were corrected"
     )
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of configurations instead")
     look = parser.add_argument_group("looking at a data set")
@@ -29,8 +29,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     look.add_argument("--records", type=int, default=3, metavar="N", help="records that are shown (3)")
     look.add_argument("--strategy", metavar="NAME", help="how sequences are made (interleaved where words are aligned)")
     look.add_argument("--sequence-length", type=int, default=512, metavar="T", help="tokens of a sequence (512)")
-    look.add_argument("--text-tokenizer", metavar="FOLDER", help="the set's text tokenizer, if not beside it")
-    look.add_argument("--speech-tokenizer", metavar="FOLDER", help="the set's speech tokenizer, if not beside it")
+    look.add_argument("--text-tokenizer", metavar="FOLDER", help="the set's text tokenizer, if not next to it")
+    look.add_argument("--speech-tokenizer", metavar="FOLDER", help="the set's speech tokenizer, if not next to it")
     look.add_argument("--output", type=Path, metavar="FOLDER", help="for plots and audio (runs/inspect-<name>-<split>)")
 
 
@@ -55,7 +55,7 @@ def _run(parsed: argparse.Namespace) -> int:
             run(load_prepare_config(parsed.config, parsed.overrides), parsed.task, parsed.retry)
     except StopRaised:
         stop.ignore()
-        print(f"stopped by {stop.reason}; the same command goes on with the parts that are left")
+        print(f"stopped by {stop.reason}; the same command continues with the parts that are left")
         return EXIT_PREEMPTED
     return EXIT_DONE
 

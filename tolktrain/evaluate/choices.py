@@ -34,7 +34,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
+class RecordWords:
     """A record cut into words: rows `offsets[w]:offsets[w + 1]` are word w, with the EOS that follows it."""
 
     record: Record
@@ -45,7 +45,7 @@ class Words:
     utterance_starts: IntArray  # words that begin an utterance
 
     @classmethod
-    def of(cls, record: Record, vocabulary: Vocabulary) -> "Words":
+    def of(cls, record: Record, vocabulary: Vocabulary) -> "RecordWords":
         """The words of an aligned record."""
         ends = np.searchsorted(record.word_text_ends, record.utterance_text_ends) + 1
         return cls(
@@ -70,7 +70,7 @@ class Words:
 class Passage:
     """Prompt and continuation in a record: the words begin..middle - 1 and middle..end - 1."""
 
-    words: Words
+    words: RecordWords
     begin: int
     middle: int
     end: int
@@ -119,7 +119,7 @@ def _draw_passages(
         record = records[int(index)]
         if not record.is_aligned:
             continue
-        words = Words.of(record, vocabulary)
+        words = RecordWords.of(record, vocabulary)
         latest = len(record.word_text_ends) - prompt_words - continuation_words
         possible = words.utterance_starts[words.utterance_starts <= latest]
         if len(possible):

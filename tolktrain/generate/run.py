@@ -60,8 +60,8 @@ def generate(run_dir: str | Path) -> list[Path]:
             aside = Path(temporary) / paths.samples.name
             aside.mkdir()
             entries = [
-                tools.save(aside, prompt, said, text)
-                for prompt, said, text in zip(tools.prompts, spoken, written, strict=True)
+                tools.save(aside, prompt, predicted, text)
+                for prompt, predicted, text in zip(tools.prompts, spoken, written, strict=True)
             ]
             content = tools.describe(int(state.get("step", 0))) | {"prompts": entries}
             write_synced(aside / paths.sample_index.name, (json.dumps(content, indent=2) + "\n").encode())
@@ -138,13 +138,13 @@ class _Tools:
         )
         return [self._decode(ids) for ids in texts]
 
-    def save(self, folder: Path, prompt: Prompt, said: IntArray, text: str | None) -> dict[str, Any]:
+    def save(self, folder: Path, prompt: Prompt, predicted: IntArray, text: str | None) -> dict[str, Any]:
         """Write the three WAV files of a prompt; its entry of samples.json."""
         units, runs = collapse(self.tokenizer.encode(prompt.samples))
         waveforms = {
             "prompt": prompt.samples,
             "resynthesis": self.tokenizer.decode(expand(units, runs)),
-            "continuation": self.tokenizer.decode(expand(said, self.durations.run_lengths(said))),
+            "continuation": self.tokenizer.decode(expand(predicted, self.durations.run_lengths(predicted))),
         }
         files = {part: f"{prompt.name}-{part}.wav" for part in waveforms}
         for part, samples in waveforms.items():
@@ -156,7 +156,7 @@ class _Tools:
             "text_continuation": text,
             "files": files,
             "prompt_units": units.tolist(),
-            "continuation_units": said.tolist(),
+            "continuation_units": predicted.tolist(),
             "prompt_seconds": round(len(prompt.samples) / self.tokenizer.sample_rate, 3),
             "continuation_seconds": round(len(waveforms["continuation"]) / self.tokenizer.sample_rate, 3),
         }

@@ -46,8 +46,8 @@ class InspectOptions:
     strategy: str | None = None  # of the sequences; absent: the richest that the data allows
     sequence_length: int = 512  # tokens of a sequence
     output: Path | None = None  # folder for the files; absent: runs/inspect-<name>-<split>
-    text_tokenizer: str | Path | None = None  # folder; absent: looked for beside the data
-    speech_tokenizer: str | Path | None = None  # folder; absent: looked for beside the data
+    text_tokenizer: str | Path | None = None  # folder; absent: looked for next to the data
+    speech_tokenizer: str | Path | None = None  # folder; absent: looked for next to the data
     statistics_records: int = 2000  # most records that are measured
     audio_seconds: float = 30.0  # longest audio made of a sequence
     seed: int = 0  # of the sequences, as run.seed
@@ -112,14 +112,14 @@ def _open(options: InspectOptions, cache: Path) -> tuple[RecordFolder, Tokenizer
         records = RecordFolder(DatasetConfig(path=str(cache / "shards"), remote=options.path.rstrip("/")))
         if options.text_tokenizer is None or options.speech_tokenizer is None:
             fetch_tokenizers(options.path, cache)
-        beside = [cache]
+        folders = [cache]
     else:
         folder = Path(options.path)
         _check_folder(folder)
         records = RecordFolder(DatasetConfig(path=str(folder)))
-        beside = [folder, folder.resolve().parent]
+        folders = [folder, folder.resolve().parent]
     given = (None if name is None else Path(name) for name in (options.text_tokenizer, options.speech_tokenizer))
-    return records, find_tokenizers(records.info, beside, *given)
+    return records, find_tokenizers(records.info, folders, *given)
 
 
 def _check_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tokenizers that a data set was made with: given, or found beside it."""
+"""The tokenizers that a data set was made with: given, or found next to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TEXT_FILE = "tokenizer.json"
 SPEECH_FILE = "speech_tokenizer.json"
 TEXT_FOLDER, SPEECH_FOLDER = "text_tokenizer", "speech_tokenizer"
-_MOST_FILES, _MOST_BYTES = 100, 1 << 30  # of both together, where somebody else's bucket says how many there are
+_MOST_FILES, _MOST_BYTES = 100, 1 << 30  # of both together, because a stranger's bucket determines how many there are
 
 
 class OtherTokenizerError(UserError):
@@ -53,9 +53,9 @@ class Tokenizers:
 def find_tokenizers(
     info: DatasetInfo, folders: Sequence[Path], text_folder: Path | None, speech_folder: Path | None
 ) -> Tokenizers:
-    """The tokenizers in the given folders, or else in text_tokenizer and speech_tokenizer in the folders `folders`.
+    """The tokenizers in the given folders, or else in text_tokenizer and speech_tokenizer in one of `folders`.
 
-    A speech tokenizer beside the data that cannot be used here is passed over, and the note says why.
+    If a speech tokenizer in `folders` cannot be used here, it is left out, and the note says why.
 
     Raises `UserError` if a tokenizer is not the one that dataset.json names, or a given one is unreadable.
     """
@@ -63,12 +63,12 @@ def find_tokenizers(
     if speech_folder is not None:
         speech, speech_note = _speech(info, speech_folder)
     else:
-        speech, speech_note = _speech_found(info, _first(folders, SPEECH_FOLDER, SPEECH_FILE))
+        speech, speech_note = _found_speech(info, _first(folders, SPEECH_FOLDER, SPEECH_FILE))
     return Tokenizers(TextReader(text), speech, text_note, speech_note)
 
 
 def fetch_tokenizers(address: str, folder: Path) -> None:
-    """Copy the tokenizers that lie beside a remote data set into a folder, if there are any.
+    """Copy the tokenizers next to a remote data set into a folder, if there are any.
 
     Raises `UserError` when the storage cannot be read, lists a name that leads out of the folder, or holds more there
     than tokenizers have.
@@ -103,7 +103,7 @@ def _text(info: DatasetInfo, folder: Path | None) -> tuple["Tokenizer | None", s
     if info.text is None:
         return None, "the set has no text"
     if folder is None:
-        return None, "none found beside the data, so ids are shown as numbers; name its folder with --text-tokenizer"
+        return None, "none found next to the data, so ids are shown as numbers; name its folder with --text-tokenizer"
     from tolktrain.data.text_tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
@@ -112,9 +112,9 @@ def _text(info: DatasetInfo, folder: Path | None) -> tuple["Tokenizer | None", s
     return tokenizer, str(folder)
 
 
-def _speech_found(info: DatasetInfo, folder: Path | None) -> tuple[SpeechDecoder | None, str]:
+def _found_speech(info: DatasetInfo, folder: Path | None) -> tuple[SpeechDecoder | None, str]:
     if folder is None:
-        return None, "none found beside the data; name its folder with --speech-tokenizer to make audio"
+        return None, "none found next to the data; name its folder with --speech-tokenizer to make audio"
     try:
         return _speech(info, folder)
     except OtherTokenizerError:

@@ -13,8 +13,8 @@ from tolktrain.prepare.utterances import Failure
 class Part:
     """A piece of the work: what one process does at a time, and a restart does again."""
 
-    items: tuple[Any, ...]  # what the kind understands; can be pickled
-    num_items: int  # utterances or documents, as far as known beforehand
+    inputs: tuple[Any, ...]  # in the kind's own types; can be pickled
+    num_entries: int  # utterances or documents, as far as known beforehand
 
 
 class Kind(Protocol):
@@ -36,7 +36,7 @@ class Kind(Protocol):
         ...
 
     def records(self, part: Part) -> "Iterator[tuple[str, Record] | Failure | int]":
-        """The split and record of each passage of a part, failures, and the number of items done since the last int.
+        """The split and record of each passage of a part, failures, and the number of entries done since the last int.
 
         The same part gives the same records in the same order.
         """
@@ -44,7 +44,7 @@ class Kind(Protocol):
 
 
 class Preparation:
-    """What a kind of preparation says about itself before it is made.
+    """What is known about a kind of preparation before it is made.
 
     `tolktrain/prepare/NAME/kind.py` defines it as `PREPARATION`, for each NAME of `tolktrain.config.prepare.KINDS`.
     """
@@ -53,8 +53,8 @@ class Preparation:
         """The kind itself. Raises `UserError` when something that it reads is unusable."""
         raise NotImplementedError
 
-    def fit(self, config: PrepareConfig, say: Callable[[str], None]) -> None:
-        """Make what is configured to be made first, such as a tokenizer; `say` reports it."""
+    def fit(self, config: PrepareConfig, report: Callable[[str], None]) -> None:
+        """Make what is configured to be made first, such as a tokenizer; `report` gets a line about it."""
 
     def source(self, config: PrepareConfig) -> str:
         """What is read, for messages."""

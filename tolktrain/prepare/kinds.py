@@ -19,13 +19,13 @@ def preparation_of(config: PrepareConfig) -> Preparation:
     return preparation
 
 
-def make_kind(config: PrepareConfig, say: Callable[[str], None] = lambda text: None) -> Kind:
-    """The kind of preparation. A speech tokenizer that is to be fitted is fitted first, which `say` reports.
+def make_kind(config: PrepareConfig, report: Callable[[str], None] = lambda text: None) -> Kind:
+    """The kind of preparation. A speech tokenizer that is to be fitted is fitted first, which `report` reports.
 
     Raises `UserError` when a tokenizer, a model or the input cannot be read.
     """
     preparation = preparation_of(config)
-    preparation.fit(config, say)
+    preparation.fit(config, report)
     return preparation.make(config)
 
 

@@ -8,14 +8,14 @@ from tolktrain.config.prepare import PrepareConfig
 from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
 from tolktrain.prepare.job.pipeline import Task, prepare
-from tolktrain.prepare.job.progress import Narrator
+from tolktrain.prepare.job.progress import ProgressDisplay
 
 _ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_STEP")
 
 
 def run(config: PrepareConfig, task: str | None, retry: bool = False) -> None:
     """Prepare a data set. Raises `UserError` for bad input."""
-    prepare(config, task_of(task), Narrator(Console()), retry)
+    prepare(config, task_of(task), ProgressDisplay(Console()), retry)
 
 
 def task_of(given: str | None, environ: Mapping[str, str] = os.environ) -> Task:

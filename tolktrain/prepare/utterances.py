@@ -37,7 +37,7 @@ class Utterance:
 
 
 class Reason(str, Enum):
-    """Why an item was not used; the groups of the summary."""
+    """Why an entry was not used; the groups of the summary."""
 
     MANIFEST = "bad manifest entry"
     AUDIO = "unreadable audio"
@@ -51,7 +51,7 @@ class Reason(str, Enum):
 
 
 class EntryError(Exception):
-    """One item cannot be used; the others go on."""
+    """One entry cannot be used; the others can."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -61,7 +61,7 @@ class EntryError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """An item that was not used, as failures.jsonl has it."""
+    """An entry that was not used: a line of failures.jsonl."""
 
     id: str  # of the utterance or document; the place in the manifest where it has none
     reason: Reason
@@ -70,7 +70,7 @@ class Failure:
 
 @dataclass(frozen=True, eq=False)
 class Aligned:
-    """The written words of an utterance and where each ends."""
+    """The written words of an utterance and when each ends."""
 
     words: tuple[str, ...]
     ends: npt.NDArray[np.float64]  # [words], seconds from the beginning of the utterance, not falling

@@ -82,7 +82,7 @@ def check_units(frames: npt.NDArray[Any], num_units: int, num_codebooks: int) ->
     if frames.ndim != 2 or frames.shape[1] != num_codebooks:
         raise UserError(f"frames of units must have the shape [frames, {num_codebooks}]; got {frames.shape}")
     if frames.size and (int(frames.min()) < 0 or int(frames.max()) >= num_units):
-        raise UserError(f"units must lie between 0 and {num_units - 1}; got {int(frames.min())} to {int(frames.max())}")
+        raise UserError(f"units must be between 0 and {num_units - 1}; got {int(frames.min())} to {int(frames.max())}")
 
 
 def collapse(frames: npt.NDArray[Any]) -> tuple[Frames, Runs]:
@@ -93,7 +93,7 @@ def collapse(frames: npt.NDArray[Any]) -> tuple[Frames, Runs]:
     if frames.ndim != 2:
         raise UserError(f"frames of units must have the shape [frames, codebooks]; got {frames.shape}")
     if frames.size and (int(frames.min()) < 0 or int(frames.max()) > np.iinfo(np.uint16).max):
-        raise UserError("units must lie between 0 and 65,535; use a tokenizer with fewer units")
+        raise UserError("units must be between 0 and 65,535; use a tokenizer with fewer units")
     if not len(frames):
         return frames.astype(np.uint16), np.zeros(0, np.uint16)
     starts = np.flatnonzero(np.r_[True, (frames[1:] != frames[:-1]).any(axis=1)])

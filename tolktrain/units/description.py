@@ -140,7 +140,7 @@ def read_centroids(folder: str | Path, num_units: int, dim: int) -> Centroids:
         centroids: Centroids = load(read_bytes(path, _LARGEST_CENTROIDS))[TENSOR]
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}); a speech tokenizer needs it beside {DESCRIPTION_FILE}"
+            f"{path} cannot be read ({error.strerror}); a speech tokenizer needs it in the folder of {DESCRIPTION_FILE}"
         ) from None
     except (SafetensorError, KeyError):
         raise UserError(f"{path} holds no tensor named {TENSOR}; restore it from its source") from None

@@ -1,6 +1,6 @@
 """HuBERT and k-means: units are the nearest centroids of one of the model's hidden layers.
 
-Frames lie where the model's convolutions, which do not pad, put them: frame t begins at sample t * hop, and the last
+The model's convolutions, which do not pad, determine the frames: frame t begins at sample t * hop, and the last
 frame ends within the audio.
 """
 
@@ -300,7 +300,7 @@ class HubertTokenizer(Described):
             != description
         ):
             raise UserError(
-                f"{Path(folder) / DESCRIPTION_FILE} does not belong to the centroids beside it, or was changed by hand"
+                f"{Path(folder) / DESCRIPTION_FILE} does not belong to the centroids next to it, or was changed by hand"
                 " (other sha256 or frames per second); restore both files together, or make a new tokenizer in another"
                 " folder"
             )

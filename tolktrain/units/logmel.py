@@ -138,7 +138,7 @@ class LogMelTokenizer(Described):
         )
         if tokenizer._description != description:
             raise UserError(
-                f"{Path(folder) / CENTROIDS_FILE} does not belong to {DESCRIPTION_FILE} beside it (other sha256 or"
+                f"{Path(folder) / CENTROIDS_FILE} does not belong to {DESCRIPTION_FILE} in its folder (other sha256 or"
                 " frames per second); restore both files together"
             )
         return tokenizer

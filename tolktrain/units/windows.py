@@ -13,7 +13,7 @@ from tolktrain.units.base import Samples
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """Where the frames of a model lie: frame t sees the samples from t * hop to t * hop + field."""
+    """The positions of a model's frames: frame t sees the samples from t * hop to t * hop + field."""
 
     hop: int  # samples
     field: int  # samples
@@ -28,7 +28,7 @@ class FrameGrid:
         return cls(hop, field)
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames that lie in the audio; 0 if it is shorter than the field."""
+        """Frames that fit into the audio; 0 if it is shorter than the field."""
         return max(0, (num_samples - self.field) // self.hop + 1)
 
     def cut(self, samples: Samples, start: int, end: int) -> Samples:

@@ -48,7 +48,7 @@ class Passage:
 
 def passages() -> Iterator[Passage]:
     """All passages of the corpus, in the order of the splits; no story occurs twice."""
-    told = stories(SEED, sum(split.num_stories for split in SPLITS))
+    drawn = stories(SEED, sum(split.num_stories for split in SPLITS))
     for split in SPLITS:
         for index in range(split.num_stories):
-            yield Passage(f"{split.name}-{index:04d}", split.name, split.voices[index % len(split.voices)], next(told))
+            yield Passage(f"{split.name}-{index:04d}", split.name, split.voices[index % len(split.voices)], next(drawn))

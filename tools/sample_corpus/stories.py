@@ -85,7 +85,7 @@ def _cast(rng: np.random.Generator) -> Cast:
     return Cast(hero, companion, helper, colour, thing, home, far, weather)
 
 
-def tell(rng: np.random.Generator) -> Story:
+def draw_story(rng: np.random.Generator) -> Story:
     """One story, drawn from `rng`; drawn again until its length is within SENTENCES and WORDS."""
     while True:
         cast = _cast(rng)
@@ -109,7 +109,7 @@ def stories(seed: int, count: int) -> Iterator[Story]:
     rng = np.random.Generator(np.random.Philox(seed))
     seen: set[str] = set()
     while len(seen) < count:
-        story = tell(rng)
+        story = draw_story(rng)
         if story.text not in seen:
             seen.add(story.text)
             yield story

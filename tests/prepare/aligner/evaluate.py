@@ -78,8 +78,8 @@ def _wrong(aligner: Aligner, examples: Sequence[Example]) -> str:
 
 def _unseen_words() -> list[Example]:
     rng = np.random.Generator(np.random.Philox(SEED))
-    told = [[UNSEEN[int(i)] for i in rng.choice(len(UNSEEN), 7, replace=False)] for _ in range(80)]
-    passages = [(voice, told[index::4]) for index, voice in enumerate(TRAIN_VOICES)]
+    sentences = [[UNSEEN[int(i)] for i in rng.choice(len(UNSEEN), 7, replace=False)] for _ in range(80)]
+    passages = [(voice, sentences[index::4]) for index, voice in enumerate(TRAIN_VOICES)]
     spoken = zip(passages, speak_passages(passages), strict=True)
     return _sentences(
         [[hear(words, u) for words, u in zip(passage[1], heard, strict=True)] for passage, heard in spoken]

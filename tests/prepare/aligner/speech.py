@@ -77,8 +77,8 @@ def speak(voices: Sequence[Voice], seed: int) -> Iterator[list[Sentence]]:
     passages = []
     for voice, story in zip(voices, stories(seed, len(voices)), strict=True):
         chosen = rng.permutation(len(story.words))[: SENTENCES // 2]
-        told = [story.words[int(i)] for i in chosen]
-        passages.append((voice, told + [_random_sentence(rng) for _ in range(SENTENCES - len(told))]))
+        sentences = [story.words[int(i)] for i in chosen]
+        passages.append((voice, sentences + [_random_sentence(rng) for _ in range(SENTENCES - len(sentences))]))
     for (_, sentences), utterances in zip(passages, speak_passages(passages), strict=True):
         yield [hear(words, u) for words, u in zip(sentences, utterances, strict=True)]
 

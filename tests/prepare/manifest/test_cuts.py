@@ -119,13 +119,13 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "detail"), BAD)
-def test_bad_cuts_are_told(tmp_path: Path, key: str, value: Any, detail: str) -> None:
+@pytest.mark.parametrize(("key", "value", "message"), BAD)
+def test_bad_cuts_are_reported(tmp_path: Path, key: str, value: Any, message: str) -> None:
     path = write_lines(tmp_path / "c.jsonl", [cut(1), changed(key, value), cut(2)])
     utterances, failures = read(path)
     assert len(utterances) == 2
     assert [failure.id for failure in failures] == [f"{BOOK}_9"]
-    assert detail in failures[0].detail and failures[0].detail.startswith("line 2: ")
+    assert message in failures[0].detail and failures[0].detail.startswith("line 2: ")
 
 
 def test_lhotse_reads_the_cuts_of_libriheavy_alike(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_lhotse_items_that_are_not_utterances(tmp_path: Path) -> None:
     ]
     utterances, failures = read(write_lines(tmp_path / "own.jsonl", lines), format="lhotse")
     assert [(one.id, one.text, one.duration) for one in utterances] == [(whole.id, None, 10.0)]
-    details = [
+    messages = [
         "has transforms",
         "got a MixedCut",
         "",
@@ -223,8 +223,8 @@ def test_lhotse_items_that_are_not_utterances(tmp_path: Path) -> None:
         "speaker must be",
         "object",
     ]
-    assert len(failures) == len(details)
-    for failure, part in zip(failures, details, strict=True):
+    assert len(failures) == len(messages)
+    for failure, part in zip(failures, messages, strict=True):
         assert part in failure.detail and failure.reason is Reason.MANIFEST
 
 
@@ -248,21 +248,21 @@ def test_the_library_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("name", "lines", "detail"),
+    ("name", "lines", "message"),
     [
         ("m.json", [{"path": "a.wav", "label": 3}], "its objects have the keys 'path', 'label'"),
         ("m.txt", ["a.wav some text"], "its first line is 'a.wav some text'"),
         ("m.txt", ["\ufffd\u2028"], "set recordings.format"),
     ],
 )
-def test_formats_that_cannot_be_told(tmp_path: Path, name: str, lines: list[Any], detail: str) -> None:
+def test_formats_that_cannot_be_recognized(tmp_path: Path, name: str, lines: list[Any], message: str) -> None:
     path = write_lines(tmp_path / name, lines)
-    with pytest.raises(UserError, match="the format cannot be told") as caught:
+    with pytest.raises(UserError, match="the format cannot be recognized") as caught:
         read_manifest(config_for(path))
-    assert detail in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_formats_are_told_by_content(tmp_path: Path) -> None:
+def test_formats_are_recognized_by_content(tmp_path: Path) -> None:
     assert len(read(write_lines(tmp_path / "a.txt", ["{broken", {"audio": "a.wav"}]))[0]) == 1
     assert len(read(write_lines(tmp_path / "b.txt", ["text\taudio", "x\ta.wav"]))[0]) == 1
     assert len(read(write_lines(tmp_path / "c.txt", ["{broken", cut(0)]))[0]) == 1

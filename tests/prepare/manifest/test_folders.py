@@ -1,4 +1,4 @@
-"""Folders of audio files, with transcripts beside them and as LibriSpeech comes."""
+"""Folders of audio files, with transcripts of the same stem and as LibriSpeech comes."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_order_does_not_hang_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
     assert read(tmp_path)[0] == expected
 
 
-def test_files_beside_that_cannot_be_used(tmp_path: Path) -> None:
+def test_files_of_the_same_stem_that_cannot_be_used(tmp_path: Path) -> None:
     make(tmp_path, {f"{name}.wav": "" for name in ("good", "list", "broken", "coded", "moved", "misspelt")})
     make(tmp_path, {"list.json": "[1]", "broken.json": "{", "moved.json": '{"audio": "x.wav"}'})
     make(tmp_path, {"misspelt.json": '{"spaeker": "x"}'})

@@ -71,7 +71,7 @@ A = {"audio": "a.wav"}
 
 
 @pytest.mark.parametrize(
-    ("line", "detail"),
+    ("line", "message"),
     [
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
@@ -103,19 +103,19 @@ A = {"audio": "a.wav"}
         (b'{"audio": "\xff"}'.decode("latin-1"), None),
     ],
 )
-def test_one_bad_line_is_told_and_the_others_go_on(tmp_path: Path, line: Any, detail: str | None) -> None:
+def test_one_bad_line_is_reported_and_the_others_are_read(tmp_path: Path, line: Any, message: str | None) -> None:
     path = write_lines(tmp_path / "m.jsonl", [{"audio": "1.wav"}, line, {"audio": "3.wav"}])
-    if detail is None:
+    if message is None:
         path.write_bytes(path.read_bytes().decode().encode("latin-1"))
-        detail = "not UTF-8"
+        message = "not UTF-8"
     utterances, failures = read(path, format="jsonl")
     assert [one.id for one in utterances] == ["1.wav", "3.wav"]
     assert len(failures) == 1 and failures[0].id == "line 2" and failures[0].reason is Reason.MANIFEST
-    assert detail in failures[0].detail
+    assert message in failures[0].detail
 
 
 @pytest.mark.parametrize(
-    ("words", "detail"),
+    ("words", "message"),
     [
         ("x", "must be a list"),
         ([], "no words"),
@@ -125,15 +125,15 @@ def test_one_bad_line_is_told_and_the_others_go_on(tmp_path: Path, line: Any, de
         ([["two words", 0, 1]], "without blanks"),
     ],
 )
-def test_bad_words_are_told_under_the_id(tmp_path: Path, words: Any, detail: str) -> None:
+def test_bad_words_are_reported_under_the_id(tmp_path: Path, words: Any, message: str) -> None:
     path = write_lines(tmp_path / "m.jsonl", [A, {"id": "x", "audio": "b.wav", "duration": 2, "words": words}])
     utterances, failures = read(path)
     assert len(utterances) == 1
     assert (failures[0].id, failures[0].reason) == ("x", Reason.WORD_TIMES)
-    assert detail in failures[0].detail and "line 2" in failures[0].detail
+    assert message in failures[0].detail and "line 2" in failures[0].detail
 
 
-def test_a_key_like_ours_may_stand_beside_ours(tmp_path: Path) -> None:
+def test_a_key_like_ours_may_be_present_with_ours(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "m.jsonl", [{**A, "speaker": "x", "speaker_id": 7, "path": "p", "gender": "f"}])
     assert len(read(path)[0]) == 1
 
@@ -164,12 +164,12 @@ def test_tsv(tmp_path: Path) -> None:
         Utterance("b.wav", "b.wav", "", f"{tmp_path}/b.wav"),
     ]
     assert [failure.id for failure in failures] == ["line 5", "line 6", "line 7", "line 8"]
-    details = ["2 cells; the first line names 6", "seconds from 0", "must be a number", "must be a number"]
-    assert all(part in failure.detail for part, failure in zip(details, failures, strict=True))
+    messages = ["2 cells; the first line names 6", "seconds from 0", "must be a number", "must be a number"]
+    assert all(part in failure.detail for part, failure in zip(messages, failures, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("header", "detail"),
+    ("header", "message"),
     [
         ("sound\ttext", "no column is named audio; its first line has 'sound', 'text'"),
         ("audio\ttranscript", "'transcript' is not known; did you mean text?"),
@@ -177,9 +177,9 @@ def test_tsv(tmp_path: Path) -> None:
         ("audio\twords", "word_times"),
     ],
 )
-def test_tsv_without_usable_names_is_refused(tmp_path: Path, header: str, detail: str) -> None:
+def test_tsv_without_usable_names_is_refused(tmp_path: Path, header: str, message: str) -> None:
     (tmp_path / "m.tsv").write_text(f"{header}\na.wav\tb\tc\n")
-    with pytest.raises(UserError, match=detail):
+    with pytest.raises(UserError, match=message):
         read_manifest(config_for(tmp_path / "m.tsv"))
 
 

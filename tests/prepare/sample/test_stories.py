@@ -9,7 +9,7 @@ from sample_corpus import beats
 from sample_corpus.stories import SENTENCES, WORDS, Story, stories
 
 KINDS = dict(beats.CHARACTERS)
-TOLD = tuple(stories(11, 60))
+STORIES = tuple(stories(11, 60))
 
 
 def _words(text: str) -> list[str]:
@@ -23,12 +23,12 @@ def _cast_words(story: Story) -> set[str]:
 
 
 def test_a_seed_tells_the_same_stories() -> None:
-    assert [story.text for story in stories(11, 60)] == [story.text for story in TOLD]
-    assert [story.text for story in stories(11, 5)] == [story.text for story in TOLD[:5]]
-    assert not {story.text for story in stories(12, 60)} & {story.text for story in TOLD}
+    assert [story.text for story in stories(11, 60)] == [story.text for story in STORIES]
+    assert [story.text for story in stories(11, 5)] == [story.text for story in STORIES[:5]]
+    assert not {story.text for story in stories(12, 60)} & {story.text for story in STORIES}
 
 
-@pytest.mark.parametrize("story", TOLD, ids=lambda story: story.cast.hero[0])
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.cast.hero[0])
 def test_names_kinds_colours_things_and_places_belong_to_the_cast(story: Story) -> None:
     closed = {*KINDS, *KINDS.values(), *beats.COLOURS, *beats.OBJECTS, *(place for _, place in beats.PLACES)}
     closed |= set(beats.WEATHER)
@@ -37,7 +37,7 @@ def test_names_kinds_colours_things_and_places_belong_to_the_cast(story: Story) 
     assert {story.cast.hero[0], story.cast.colour, story.cast.thing, story.cast.home[1]} <= used
 
 
-@pytest.mark.parametrize("story", TOLD, ids=lambda story: story.cast.hero[0])
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.cast.hero[0])
 def test_a_name_keeps_its_kind(story: Story) -> None:
     words = _words(story.text)
     for name, the, kind in zip(words, words[1:], words[2:], strict=False):
@@ -47,7 +47,7 @@ def test_a_name_keeps_its_kind(story: Story) -> None:
 
 def test_nearly_every_sentence_names_what_the_story_is_about() -> None:
     mentions = []
-    for story in TOLD:
+    for story in STORIES:
         cast = _cast_words(story)
         mentions += [len(cast & set(_words(sentence))) for sentence in story.sentences]
     assert min(mentions) >= 1
@@ -55,20 +55,20 @@ def test_nearly_every_sentence_names_what_the_story_is_about() -> None:
 
 
 def test_lengths() -> None:
-    for story in TOLD:
+    for story in STORIES:
         assert SENTENCES[0] <= len(story.sentences) <= SENTENCES[1]
         assert WORDS[0] <= sum(map(len, story.words)) <= WORDS[1]
         assert all(7 <= len(sentence) <= 18 for sentence in story.words)
 
 
 def test_sentences_are_well_formed() -> None:
-    for sentence in itertools.chain.from_iterable(story.sentences for story in TOLD):
+    for sentence in itertools.chain.from_iterable(story.sentences for story in STORIES):
         assert sentence[0].isupper() and sentence.endswith(".") and "  " not in sentence
         assert set(sentence) <= set(string.ascii_letters + " .,")
 
 
 def test_every_wording_is_used_and_fills_its_slots() -> None:
-    slots = {*TOLD[0].cast.slots(), "adv", "glad", "sad", "when"}
+    slots = {*STORIES[0].cast.slots(), "adv", "glad", "sad", "when"}
     for beat in beats.BEATS:
         for variant in beat.variants:
             fields = {field for _, field, _, _ in string.Formatter().parse(variant) if field}

@@ -1,4 +1,4 @@
-"""One part of a preparation: its records to shards in the output, and a file that says what was made."""
+"""One part of a preparation: its records as shards in the output, and a file that describes them."""
 
 import json
 import tempfile
@@ -32,14 +32,14 @@ class FailureEntry(BaseModel):
 
     @classmethod
     def of(cls, failure: Failure) -> "FailureEntry":
-        """The line of a failure. What is no valid text is escaped."""
+        """The line of a failure. Invalid text is escaped."""
         texts = (failure.id, failure.reason.value, failure.detail)
         identity, reason, detail = (text.encode("utf-8", "backslashreplace").decode() for text in texts)
         return cls(id=identity, reason=reason, detail=" ".join(detail.split()))
 
 
 class PartResult(BaseModel):
-    """What a finished part left in the output; parts/<number>.json."""
+    """What a finished part wrote to the output; parts/<number>.json."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,7 +47,7 @@ class PartResult(BaseModel):
     num_items: int = Field(ge=0, description="Utterances or documents of the part.")
     counts: dict[str, Counts] = Field(description="Of each split.")
     shards: dict[str, list[dict[str, Any]]] = Field(description="Entries of each split's index.json.")
-    failures: list[FailureEntry] = Field(description="Items that were not used, in order.")
+    failures: list[FailureEntry] = Field(description="Entries that were not used, in order.")
 
 
 def part_name(number: int) -> str:
@@ -57,10 +57,10 @@ def part_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where parts are done."""
+    """Where the results of parts are written."""
 
     storage: Storage
-    preparation: str  # digest of what the output says is prepared
+    preparation: str  # digest of preparation.json
     folder: str | None = None  # for shards until they are uploaded; the system's own if None
 
 
@@ -81,7 +81,7 @@ def do_part(config: PrepareConfig, kind: Kind, place: Workplace, number: int, pa
         splits = sorted(writers)
         result = PartResult(
             preparation=place.preparation,
-            num_items=records.num_items,
+            num_items=records.num_entries,
             counts={split: writers[split].finish() for split in splits},
             shards={split: _upload(writers[split].folder, place.storage, split, number) for split in splits},
             failures=records.failures,
@@ -95,7 +95,7 @@ class _Records:
 
     def __init__(self, kind: Kind, part: Part, report: Report) -> None:
         self.failures: list[FailureEntry] = []
-        self.num_items = 0
+        self.num_entries = 0
         self._kind = kind
         self._part = part
         self._report = report
@@ -103,12 +103,12 @@ class _Records:
     def __iter__(self) -> Iterator[tuple[str, Record]]:
         for item in self._kind.records(self._part):
             if isinstance(item, int):
-                self.num_items += item
+                self.num_entries += item
                 self._report(item)
             elif isinstance(item, Failure):
                 self.failures.append(FailureEntry.of(item))
             else:
-                # Of pieces that were checked one by one: a record that is wrong is nobody's item to leave out.
+                # Of pieces that were checked one by one: a wrong record cannot be left out as the failure of one entry.
                 check_record(item[1], self._kind.text, self._kind.speech)
                 yield item
 

@@ -39,7 +39,7 @@ class Piece:
 class PassageBuilder:
     """Joins the pieces of one source, in order, and gives a record whenever enough of them have come.
 
-    Text and speech are counted with one EOS for each piece, as they stand in training sequences. All pieces have the
+    Text and speech are counted with one EOS for each piece, as in training sequences. All pieces have the
     same modalities. What is left at the end of a source and shorter than half a passage lengthens the passage before
     it: a record of its own would mostly give padding.
     """
@@ -117,7 +117,7 @@ def _join(pieces: Sequence[Piece], source: str) -> Record:
 
 
 def _concatenate(arrays: Sequence[Array | None]) -> tuple[Array, npt.NDArray[np.uint32]]:
-    """The arrays behind each other, and where each ends."""
+    """The concatenated arrays, and where each ends."""
     present = [array for array in arrays if array is not None]
     assert len(present) == len(arrays)
     return np.concatenate(present), np.cumsum([len(array) for array in present]).astype(np.uint32)

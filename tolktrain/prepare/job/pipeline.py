@@ -1,8 +1,8 @@
-"""`tolktrain prepare`: parts done by processes of one or many machines, put together by whoever ends last.
+"""`tolktrain prepare`: parts done by processes of one or many machines, put together by the task that ends last.
 
 The output holds, besides a folder for each split, `preparation.json` (what is being prepared), `parts/` (a file for
 each finished part), and in the end the tokenizers, `failures.jsonl` and `summary.json`. A part is a function of the
-configuration and the input alone, so a killed preparation goes on where it was, and nobody need know who does what.
+configuration and the input alone, so a killed preparation continues where it was, and tasks need no coordination.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from tolktrain.errors import UserError
 from tolktrain.files.reading import parse_json
 from tolktrain.prepare.job.gpus import num_gpus, share_gpus
 from tolktrain.prepare.job.parts import PARTS_FOLDER, FailureEntry, PartResult, Workplace, do_part, part_name
-from tolktrain.prepare.job.progress import Narrator
+from tolktrain.prepare.job.progress import ProgressDisplay
 from tolktrain.prepare.job.shards import Counts
 from tolktrain.prepare.job.splits import SPLITS
 from tolktrain.prepare.job.summary import Summary
@@ -41,7 +41,7 @@ from tolktrain.storage.open import open_storage
 PREPARATION_FILE = "preparation.json"
 FAILURES_FILE = "failures.jsonl"
 SUMMARY_FILE = "summary.json"
-# Whose versions may change a unit, an id or a byte of a shard.
+# Libraries whose versions may change a unit, an id or a byte of a shard.
 LIBRARIES = ("mosaicml-streaming", "numpy", "scipy", "soundfile", "soxr", "tokenizers", "torch", "transformers", "zstd")
 
 
@@ -60,21 +60,21 @@ class Task:
 def prepare(
     config: PrepareConfig,
     task: Task,
-    narrator: Narrator,
+    display: ProgressDisplay,
     retry: bool = False,
 ) -> None:
     """Do this task's parts, and put the set together if all parts are done then.
 
-    With `retry`, parts in which items failed are done again, for audio or word times that were mended in place.
+    With `retry`, parts with failed entries are done again, because their audio or word times were corrected in place.
     May be left anywhere by an exception such as `StopRaised`: what is written is complete or absent, and doing the same
-    again goes on from there. Raises `UserError` when the input, the output or the share of failures is bad.
+    again continues from there. Raises `UserError` when the input, the output or the share of failures is bad.
     """
     if "://" not in config.output:
         config = config.model_copy(update={"output": os.path.expanduser(config.output)})
     storage = open_storage(config.output)
     preparing = preparation_of(config)
-    narrator.say(f"reading {preparing.source(config)}")
-    kind = make_kind(preparing.without_gpu(config), narrator.say)
+    display.print_line(f"reading {preparing.source(config)}")
+    kind = make_kind(preparing.without_gpu(config), display.print_line)
     parts, rejected = kind.parts()
     if not parts:
         raise UserError(f"{preparing.source(config)} holds nothing to prepare{_first(rejected)}")
@@ -82,16 +82,16 @@ def prepare(
     finished = set(storage.names(f"{PARTS_FOLDER}/"))
     own = range(task.number, len(parts), task.total)
     mine = [n for n in own if part_name(n) not in finished or (retry and _read_part(storage, n, preparation).failures)]
-    _do(config, parts, mine, preparation, narrator)
+    _do(config, parts, mine, preparation, display)
     finished = set(storage.names(f"{PARTS_FOLDER}/"))
     missing = [n for n in range(len(parts)) if part_name(n) not in finished]
     if missing:
-        narrator.say(
+        display.print_line(
             f"this task's parts are done; {len(missing)} of {len(parts)} parts of other tasks are not: the task that"
             " ends last puts the set together. If none is running any more, run their command again"
         )
         return
-    _finish(config, kind, storage, len(parts), preparation, rejected).show(config.output, narrator.console)
+    _finish(config, kind, storage, len(parts), preparation, rejected).show(config.output, display.console)
 
 
 def _first(rejected: Sequence[Failure]) -> str:
@@ -101,13 +101,13 @@ def _first(rejected: Sequence[Failure]) -> str:
 
 
 def _description(config: PrepareConfig, kind: Kind, parts: Sequence[Part]) -> dict[str, Any]:
-    """All that the bytes of the set depend on. Where it is computed, and how fast, is not among it."""
+    """Everything that the bytes of the set depend on, and nothing about where or how fast it is computed."""
     settings = config.model_dump(mode="json", exclude={"output", "processes", "largest_failed_share"})
     for key in ("device", "batch_seconds"):
         (settings["recordings"] or {}).pop(key, None)
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(json.dumps([part.num_items, *part.items], default=_plain, ensure_ascii=True).encode())
+        digest.update(json.dumps([part.num_entries, *part.inputs], default=_plain, ensure_ascii=True).encode())
     return {
         "schema_version": SCHEMA_VERSION,
         "tolktrain": __version__,
@@ -129,7 +129,7 @@ def _plain(item: Any) -> Any:
 
 
 def _claim(storage: Storage, description: dict[str, Any]) -> str:
-    """Say in the output what is prepared there, whose digest is returned; refuse an output that holds something else.
+    """Write preparation.json and return its digest. Raises `UserError` if the output holds something else.
 
     Tasks that start at once may overwrite each other's description: what counts is the digest in each part.
     """
@@ -139,13 +139,13 @@ def _claim(storage: Storage, description: dict[str, Any]) -> str:
         others = [name for name in storage.names() if name.rpartition("/")[2] in (INDEX_FILE, DATASET_FILE)]
         if others:
             raise UserError(
-                f"{storage.address} holds {others[0]}, which is not of a preparation; give output another place"
+                f"{storage.address} holds {others[0]}, which is not of a preparation; set output to another place"
             )
         storage.write(PREPARATION_FILE, content)
     elif present != content:
         raise UserError(
-            f"{storage.address} holds another preparation: {_difference(present, description)}; go on with the"
-            f" settings that {PREPARATION_FILE} there tells, give output another place, or delete what is there"
+            f"{storage.address} holds another preparation: {_difference(present, description)}; continue with"
+            f" the settings in its {PREPARATION_FILE}, set output to another place, or delete what is there"
         )
     return hashlib.sha256(content).hexdigest()
 
@@ -190,27 +190,28 @@ def _do(
     parts: Sequence[Part],
     mine: Sequence[int],
     preparation: str,
-    narrator: Narrator,
+    display: ProgressDisplay,
 ) -> None:
     """Do the given parts."""
     if not mine:
         return
     tasks = [(number, parts[number]) for number in mine]
-    # Parts of text files only estimate their items: what is certain to fail in the end is told at once.
-    allowed = 2 * config.largest_failed_share * sum(part.num_items for part in parts)
-    narrator.begin(sum(part.num_items for _, part in tasks), len(tasks))
+    # Parts of text files only estimate their entries: a share of failures that is certain to be too large ends the
+    # command at once.
+    allowed = 2 * config.largest_failed_share * sum(part.num_entries for part in parts)
+    display.begin(sum(part.num_entries for _, part in tasks), len(tasks))
     failed: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(prefix="tolktrain-prepare-") as folder, narrator:
+    with tempfile.TemporaryDirectory(prefix="tolktrain-prepare-") as folder, display:
         place = Workplace(open_storage(config.output), preparation, folder)
         processes = config.processes or _default_processes(config)
         events = run_tasks(partial(_worker, config, place), tasks, processes, preload=[__name__])
         with contextlib.closing(events):  # the processes end before their folder is removed
             for event in events:
                 if isinstance(event, Progress):
-                    narrator.advance(event.items)
+                    display.advance(event.entries)
                 elif isinstance(event, Done):
                     failed.update(failure.reason for failure in event.result.failures)
-                    narrator.part_done(event.result)
+                    display.part_done(event.result)
                     if failed.total() > allowed:
                         raise _too_many(config, failed, "so far")
 
@@ -233,14 +234,14 @@ def _default_processes(config: PrepareConfig) -> int:
 def _too_many(config: PrepareConfig, failed: "Counter[str]", when: str) -> UserError:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in failed.most_common())
     return UserError(
-        f"{failed.total():,} items failed {when} ({reasons}), more than largest_failed_share"
+        f"{failed.total():,} entries failed {when} ({reasons}), more than largest_failed_share"
         f" {config.largest_failed_share:g} allows; {config.output}/{PARTS_FOLDER} and, in the end, {FAILURES_FILE} name"
-        " each: mend their files and start again with --retry, or raise largest_failed_share"
+        " each: correct their files and start again with --retry, or raise largest_failed_share"
     )
 
 
 def _write_tokenizers(config: PrepareConfig, storage: Storage) -> None:
-    """Put the tokenizers beside the data, where training and `--inspect` find them."""
+    """Put the tokenizers next to the data, where training and `--inspect` find them."""
     for path, name in tokenizer_files(config):
         storage.upload(path, name)
 
@@ -270,7 +271,9 @@ def _finish(
     if failed.total() > config.largest_failed_share * num_items:
         raise _too_many(config, failed, f"of {num_items:,}")
     if not counts:
-        raise UserError(f"no record was made of {num_items:,} items; {config.output}/{FAILURES_FILE} says why")
+        raise UserError(
+            f"no record was made of {num_items:,} entries; {config.output}/{FAILURES_FILE} gives the reasons"
+        )
     _write_tokenizers(config, storage)
     infos = {}
     for split in [split for split in SPLITS if split in counts]:

@@ -1,4 +1,4 @@
-"""How far a preparation is, for a person at a terminal and for a log file."""
+"""The progress of a preparation, for a terminal and for a log file."""
 
 import time
 from collections.abc import Callable
@@ -11,26 +11,26 @@ from tolktrain.prepare.job.parts import PartResult
 _LINE_SECONDS = 30.0
 
 
-class Narrator:
-    """Shows items done, rate and time left: a bar on a terminal, a line every half minute elsewhere."""
+class ProgressDisplay:
+    """Shows entries done, rate and time left: a bar on a terminal, otherwise a line every half minute."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
         self._clock = clock
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._items = self._total = self._parts = self._num_parts = self._failed = 0
-        self._began = self._spoke = 0.0
+        self._done = self._total = self._parts = self._num_parts = self._failed = 0
+        self._began = self._last_line = 0.0
 
-    def say(self, text: str) -> None:
-        """One line."""
+    def print_line(self, text: str) -> None:
+        """Print one line."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
-    def begin(self, num_items: int, num_parts: int) -> None:
-        """So many items in so many parts are to be done."""
-        self._items = self._parts = self._failed = 0
-        self._total, self._num_parts = num_items, num_parts
-        self._began = self._spoke = self._clock()
+    def begin(self, num_entries: int, num_parts: int) -> None:
+        """Start with this number of entries and parts to do."""
+        self._done = self._parts = self._failed = 0
+        self._total, self._num_parts = num_entries, num_parts
+        self._began = self._last_line = self._clock()
         if self.console.is_terminal:
             columns = (
                 BarColumn(),
@@ -39,25 +39,25 @@ class Narrator:
                 TimeElapsedColumn(),
             )
             self._bar = Progress(*columns, console=self.console, transient=True)
-            self._task = self._bar.add_task("", total=num_items)
+            self._task = self._bar.add_task("", total=num_entries)
             self._bar.start()
         else:
-            self.say(f"preparing {num_items:,} items in {num_parts:,} parts")
+            self.print_line(f"preparing {num_entries:,} entries in {num_parts:,} parts")
 
-    def advance(self, items: int) -> None:
-        """So many more items are done."""
-        if not self._items and items:
-            # Processes take seconds to start, which says nothing of the rate.
+    def advance(self, entries: int) -> None:
+        """Count further entries as done."""
+        if not self._done and entries:
+            # Processes take seconds to start, which must not count in the rate.
             self._began = self._clock()
-        self._items += items
+        self._done += entries
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._items, description=self.state())
-        elif self._clock() - self._spoke >= _LINE_SECONDS:
-            self._spoke = self._clock()
-            self.say(f"{self._items:,} of {self._total:,} items, {self.state()}")
+            self._bar.update(self._task, completed=self._done, description=self.state())
+        elif self._clock() - self._last_line >= _LINE_SECONDS:
+            self._last_line = self._clock()
+            self.print_line(f"{self._done:,} of {self._total:,} entries, {self.state()}")
 
     def part_done(self, result: PartResult) -> None:
-        """A part is done."""
+        """Count a part as done, with its failures."""
         self._parts += 1
         self._failed += len(result.failures)
         self.advance(0)
@@ -65,18 +65,16 @@ class Narrator:
     def state(self) -> str:
         """Rate, time left, parts and failures."""
         seconds = self._clock() - self._began
-        rate = self._items / seconds if seconds > 0 else 0.0
+        rate = self._done / seconds if seconds > 0 else 0.0
         # Totals of text are estimates.
-        left = (
-            f", {_duration((self._total - self._items) / rate)} left" if rate > 0 and self._items < self._total else ""
-        )
+        left = f", {_duration((self._total - self._done) / rate)} left" if rate > 0 and self._done < self._total else ""
         return f"{rate:,.1f}/s{left}, {self._parts:,} of {self._num_parts:,} parts, {self._failed:,} failed"
 
-    def __enter__(self) -> "Narrator":
+    def __enter__(self) -> "ProgressDisplay":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing more is done, for better or worse."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

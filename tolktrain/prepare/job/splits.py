@@ -1,4 +1,4 @@
-"""Which items are kept from training: a choice by names, the same on every machine and in any order."""
+"""Which entries are held out: a choice by names, the same on every machine and in any order."""
 
 import hashlib
 
@@ -11,7 +11,7 @@ SPLITS = (TRAIN, HELDOUT_SOURCES, HELDOUT_SPEAKERS)
 
 
 def split_of(config: HeldOutConfig, source: str, speaker: str = "") -> str:
-    """The split of an item: by its speaker if that one is held out, else by its source.
+    """The split of an entry: by its speaker if that one is held out, else by its source.
 
     So training shares no speaker with `heldout_speakers` and no source with `heldout_sources`. An unknown speaker (an
     empty name) is never held out.

@@ -14,11 +14,11 @@ class Summary(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     num_items: int = Field(ge=0, description="Utterances or documents that were to be prepared.")
-    failed: dict[str, int] = Field(description="Items that were not used, by reason.")
-    splits: dict[str, DatasetInfo] = Field(description="What dataset.json says about each split.")
+    failed: dict[str, int] = Field(description="Entries that were not used, by reason.")
+    splits: dict[str, DatasetInfo] = Field(description="Content of dataset.json of each split.")
 
     def show(self, output: str, console: Console) -> None:
-        """Print the sizes of the splits and the shares of failures; `output` is where the set lies."""
+        """Print the sizes of the splits and the shares of failures; `output` is the address of the set."""
         names = ("hours", "records", "text ids", "units", "words", "words/s")
         table = Table("split", title=f"prepared: {output}", title_justify="left")
         for name in names:
@@ -27,13 +27,15 @@ class Summary(BaseModel):
             table.add_row(split, *_row(info))
         console.print(table)
         failed = sum(self.failed.values())
-        console.print(f"{self.num_items - failed:,} of {self.num_items:,} items used, {failed:,} not")
+        console.print(f"{self.num_items - failed:,} of {self.num_items:,} entries used, {failed:,} not")
         for reason, count in sorted(self.failed.items(), key=lambda item: -item[1]):
             console.print(f"  {count:,} ({count / self.num_items:.2%}) {reason}", highlight=False)
         if failed:
             console.print(f"{output}/failures.jsonl names each", highlight=False, soft_wrap=True)
         if TRAIN not in self.splits:
-            console.print("nothing is left for training: all is held out; lower heldout.sources and heldout.speakers")
+            console.print(
+                "nothing is left for training: every source is held out; lower heldout.sources and heldout.speakers"
+            )
 
 
 def _row(info: DatasetInfo) -> list[str]:

@@ -1,4 +1,4 @@
-"""Processes that do parts of a piece of work, and tell how far they are."""
+"""Processes that do parts of a piece of work and report their progress."""
 
 import contextlib
 import multiprocessing
@@ -20,9 +20,9 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Progress:
-    """A process has done so many more items of its part."""
+    """A process has done further entries of its part."""
 
-    items: int
+    entries: int
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def run_tasks(
     processes: int,
     preload: Sequence[str] = (),
 ) -> Generator[Progress | Done | None, None, None]:
-    """Do tasks in so many processes; what happens, as it happens, and None at least every half second.
+    """Do tasks in this number of processes. Yields events as they happen, and None at least every half second.
 
     `work` is called once in each process, with the number of the process, and gives the function that does one task;
     both must be picklable. Modules to `preload` are shared by the processes. Processes end with this iterator, and with
@@ -104,11 +104,11 @@ class _Worker:
 
     def start(self, task: int, tasks: Sequence[Any]) -> None:
         self.task = task
-        with contextlib.suppress(BrokenPipeError):  # it has died: `receive` says so
+        with contextlib.suppress(BrokenPipeError):  # it has died: `receive` reports this
             self.connection.send(tasks[task])
 
     def receive(self) -> Any:
-        """What the process says next. Raises what it raised."""
+        """The next event of the process. Raises what it raised."""
         try:
             message = self.connection.recv()
         except (EOFError, ConnectionResetError):
@@ -117,7 +117,7 @@ class _Worker:
             how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
             raise UserError(
                 f"a process of the preparation was ended {how}; if memory ran out, set processes lower; the same"
-                " command goes on with what is left"
+                " command continues with what is left"
             ) from None
         if isinstance(message, _Raised):
             raise message.error
@@ -140,7 +140,7 @@ class _Raised:
 def _serve(connection: Connection, work: Callable[[], Callable[[Any, Report], Any]]) -> None:
     """Do tasks until the pipe closes."""
     end_with_parent()
-    # The processes are the parallelism: threads of the tokenizers library would only get into each other's way.
+    # The processes are the parallelism: threads of the tokenizers library would only compete for the cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         do = None
@@ -148,7 +148,7 @@ def _serve(connection: Connection, work: Callable[[], Callable[[Any, Report], An
             task = connection.recv()
             try:
                 do = work() if do is None else do
-                result = do(task, lambda items: connection.send(Progress(items)))
+                result = do(task, lambda entries: connection.send(Progress(entries)))
             except (UserError, OSError) as error:
                 if isinstance(error, (BrokenPipeError, ConnectionResetError)):
                     raise

@@ -1,9 +1,9 @@
-"""The files of a published set: ids behind each other, how many belong to each utterance, and when words end.
+"""The files of a published set: concatenated ids, how many belong to each utterance, and when words end.
 
 What is known from the authors' public programs (https://github.com/vozlms/smoltolk_base: dataset.py reads the files,
 scripts/dump_hubert_codes.py and dump_mimi_codes.py write the speech's):
 
-- Speech lies in a folder, text in another; files of both that belong together have the same name: `train.bin` and so
+- Speech is in one folder, text in another; files of both that belong together have the same name: `train.bin` and so
   on, or `train_0_8.bin`, ... from several processes. Byte order is little-endian.
 - Speech `.bin`: uint16 rows of `n_q` ids, one row of EOS (= number of units) after each utterance. `.len`: rows of each
   utterance, EOS included, in uint64, or in uint16 (as the programs write it for HuBERT). `.dur`: for each row the
@@ -137,12 +137,12 @@ class Lens:
     dtype: str
 
     def read(self, first: int = 0, count: int | None = None) -> Lengths:
-        """Lengths of `count` items, all that follow if it is None."""
+        """Lengths of `count` utterances or words; all that follow if it is None."""
         numbers = map_file(self.path, self.dtype)
         return np.asarray(numbers[first : None if count is None else first + count]).astype(np.int64)
 
 
-def tell_lengths(path: str, total: int, what: str) -> Lens:
+def detect_lengths(path: str, total: int, what: str) -> Lens:
     """The type of a file of lengths: the one in which all are at least 1 and their sum is `total`.
 
     Raises `UserError` unless there is exactly one.
@@ -191,7 +191,7 @@ class SpeechFiles:
             )
         rows = length // n_q
         duration_type = _duration_type(prefix, rows) if durations else None
-        return cls(prefix, n_q, tell_lengths(prefix + ".len", rows, f"rows of {prefix}.bin"), duration_type)
+        return cls(prefix, n_q, detect_lengths(prefix + ".len", rows, f"rows of {prefix}.bin"), duration_type)
 
     def rows(self) -> npt.NDArray[np.uint16]:
         """All rows [n, n_q]."""
@@ -230,11 +230,11 @@ class TextFiles:
     def find(cls, prefix: str, dtype: str) -> "TextFiles":
         """Raises `UserError` if a file is missing or their sizes disagree."""
         num_ids = len(map_file(prefix + ".bin", dtype))
-        lengths = tell_lengths(prefix + ".len", num_ids, f"ids of {prefix}.bin")
+        lengths = detect_lengths(prefix + ".len", num_ids, f"ids of {prefix}.bin")
         if not os.path.isfile(prefix + TIMES):
             return cls(prefix, dtype, lengths, None)
         num_times = len(map_file(prefix + TIMES, "<f4"))
-        words = tell_lengths(prefix + TIMES + "_len", num_ids, f"ids of {prefix}.bin")
+        words = detect_lengths(prefix + TIMES + "_len", num_ids, f"ids of {prefix}.bin")
         if len(map_file(words.path, words.dtype)) != num_times:
             raise UserError(
                 f"{words.path} and {prefix}{TIMES}, with {num_times} times, have different numbers of words"
@@ -265,5 +265,5 @@ def words_from(words: Lens, ids: Lengths) -> tuple[Lengths, Lengths]:
         index = np.searchsorted(begins, ids[done:upto])
         found[done:upto], begins_at[done:upto] = start + index, begins[index]
         base, done = int(ends[-1]), upto
-    assert done == len(ids), "places lie among the ids"
+    assert done == len(ids), "places are among the ids"
     return found, begins_at

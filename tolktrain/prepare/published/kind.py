@@ -39,7 +39,7 @@ _SLACK_SECONDS = 0.2  # a word may end so long after the last frame: tokenizers 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive utterances of one pair of files: the item of a part."""
+    """Consecutive utterances of one pair of files: the input of a part."""
 
     stem: str
     speech: SpeechFiles
@@ -54,7 +54,7 @@ class Stretch:
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
+class WordTimes:
     """The words of a stretch, the EOS of utterances among them."""
 
     bounds: Lengths  # [words + 1], where words begin among all text ids, and where the last ends
@@ -65,7 +65,7 @@ class PublishedKind:
     """The utterances of a published set to records with speech and, where there is a folder of text, text.
 
     Words are aligned where their times are there. The authors' own split is kept: files whose names begin with val, dev
-    or test are held out, all others are for training. The layout tells neither sources nor speakers, so that no more
+    or test are held out, all others are for training. The layout contains neither sources nor speakers, so that no more
     can be held out, and passages may join the end of one recording with the beginning of the next.
     """
 
@@ -110,7 +110,7 @@ class PublishedKind:
 
     def records(self, part: Part) -> Iterator[tuple[str, Record] | Failure | int]:
         """See `Kind`."""
-        for stretch in part.items:
+        for stretch in part.inputs:
             split = HELDOUT_SOURCES if _HELD_OUT.fullmatch(stretch.stem) else TRAIN
             builder = PassageBuilder(self._config.passages, stretch.stem)
             for name, piece in self._pieces(stretch):
@@ -203,12 +203,12 @@ class PublishedKind:
                 detail = f"{stretch.speech.prefix}, utterance {stretch.first + index}: {error.detail}"
                 yield name, EntryError(error.reason, detail)
 
-    def _words(self, stretch: Stretch, text: TextFiles) -> Words | None:
+    def _words(self, stretch: Stretch, text: TextFiles) -> WordTimes | None:
         if text.words is None or not self.aligned:
             return None
         lengths = text.words.read(stretch.word, stretch.word_end - stretch.word)
         times = np.asarray(text.times()[stretch.word : stretch.word_end])
-        return Words(_bounds(stretch.word_text_id, lengths), times)
+        return WordTimes(_bounds(stretch.word_text_id, lengths), times)
 
     def _units(self, rows: Array, durations: Array | None, prefix: str) -> tuple[Array, Array]:
         """Units [n, K] and run lengths [n] of rows that end with EOS."""
@@ -250,10 +250,10 @@ class PublishedKind:
                 Reason.TEXT, f"{text.prefix}.bin holds {int(ids.max())}; the tokenizer has {self.text.vocab_size} ids"
             )
         if (ids == self.text.eos_id).any():
-            raise EntryError(Reason.TEXT, f"EOS stands inside its text in {text.prefix}.bin")
+            raise EntryError(Reason.TEXT, f"EOS is inside its text in {text.prefix}.bin")
         return ids
 
-    def _aligned(self, words: Words, begin: int, end: int, runs: Array) -> tuple[Array, Array]:
+    def _aligned(self, words: WordTimes, begin: int, end: int, runs: Array) -> tuple[Array, Array]:
         """Where words end among the text ids and the units of an utterance whose text ids are `begin` to `end`."""
         first, last = np.searchsorted(words.bounds, [begin, end - 1])
         if last + 1 >= len(words.bounds) or (words.bounds[[first, last, last + 1]] != (begin, end - 1, end)).any():

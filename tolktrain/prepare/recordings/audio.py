@@ -69,12 +69,12 @@ class AudioReader:
             raise
         except (OSError, RuntimeError, ValueError, TypeError) as error:  # soundfile's own are RuntimeError
             self.close()
-            raise EntryError(Reason.AUDIO, f"{path} cannot be read ({_told(error)})") from None
+            raise EntryError(Reason.AUDIO, f"{path} cannot be read ({_message(error)})") from None
         if not len(samples):
             raise EntryError(Reason.EMPTY, f"{path} has no audio between the given times")
         samples = resampled(samples, rate, sample_rate)
         if not len(samples):
-            raise EntryError(Reason.EMPTY, f"{path}: less than a sample lies between the given times")
+            raise EntryError(Reason.EMPTY, f"{path}: less than a sample is between the given times")
         return samples
 
     def _piece(self, utterance: Utterance, wanted_rate: int) -> tuple[Block, int]:
@@ -163,7 +163,7 @@ def _bounds(utterance: Utterance, rate: int, total: int | None) -> tuple[int, in
 def _past_end(utterance: Utterance, seconds: float) -> EntryError:
     return EntryError(
         Reason.AUDIO,
-        f"{utterance.audio} lasts {seconds:.2f} s; the utterance is said to begin at {utterance.offset:.2f} s",
+        f"{utterance.audio} lasts {seconds:.2f} s; the manifest has the utterance begin at {utterance.offset:.2f} s",
     )
 
 
@@ -208,7 +208,7 @@ def _mono(block: Block, utterance: Utterance) -> Block:
     if not peak <= _LOUDEST:
         if not np.isfinite(peak):
             raise EntryError(Reason.AUDIO, f"{utterance.audio} holds values that are not finite")
-        raise EntryError(Reason.AUDIO, f"{utterance.audio} holds values up to {peak:g}; audio lies within -1 and 1")
+        raise EntryError(Reason.AUDIO, f"{utterance.audio} holds values up to {peak:g}; audio must be within -1 and 1")
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
 
 
@@ -231,5 +231,5 @@ def _is_cut_off(log: str) -> bool:
     return "Last page lacks an end-of-stream bit" in log
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return str(error).strip() or type(error).__name__

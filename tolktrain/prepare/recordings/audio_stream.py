@@ -1,7 +1,7 @@
 """MP3 and Ogg files, decoded once from the beginning to the end, because libsndfile seeks in them inexactly, silently.
 
 In MP3 of variable bit rate it lands where the header's rough table points, in the last page of Vorbis some hundred
-samples beside, and after a jump Opus has not settled. And where an MP3 file has no header, it estimates the length from
+samples off, and after a jump Opus has not settled. And where an MP3 file has no header, it estimates the length from
 the first frame and never reads beyond: such a file is fed through a pipe, whose length it does not estimate.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from soundfile import SoundFile
 
 UNKNOWN_FRAMES = 1 << 60
-"""From here on a number of frames means that the file does not tell."""
+"""A number of frames from here on means that the file does not contain it."""
 
 _CHUNK_BYTES = 1 << 16
 
@@ -30,7 +30,7 @@ def open_audio(file: "str | int") -> "SoundFile":
 
     class Sequential(soundfile.SoundFile):
         def seekable(self) -> bool:
-            # Otherwise each read ends with a seek to where it has ended, and MP3 goes on somewhere else.
+            # Otherwise each read ends with a seek to its own end, after which MP3 continues at another place.
             return False
 
     return Sequential(file, closefd=isinstance(file, str))
@@ -80,7 +80,7 @@ class AudioStream:
         try:
             block: npt.NDArray[np.float32] = self._audio.read(frames, dtype="float32", always_2d=True)
         finally:
-            if self._feed is not None:  # what the decoder says of a file that ends too soon does not tell why
+            if self._feed is not None:  # the decoder's message about a file that ends too soon does not give the cause
                 self._feed.check()
         self.position += len(block)
         return block
@@ -138,9 +138,9 @@ class _Feed:
 
 
 def _stream_bytes(path: str) -> tuple[int, int | None]:
-    """Where the first frame begins, and how long the audio is in bytes where a Xing or Info header tells.
+    """Where the first frame begins, and how long the audio is in bytes if a Xing or Info header has it.
 
-    Raises `EntryError` when more audio follows what the header knows of: players and libraries stop there.
+    Raises `EntryError` if more audio follows than the header declares: players and libraries stop there.
     """
     with open_regular(path) as file:
         begin, frame = _frame(file, 0)
@@ -153,7 +153,7 @@ def _stream_bytes(path: str) -> tuple[int, int | None]:
         _, following = _frame(file, begin + size)
     if size and len(following) > 1 and following[0] == 0xFF and following[1] & 0xE0 == 0xE0:
         raise EntryError(
-            Reason.AUDIO, f"{path}: more audio follows the {size} bytes that its header knows of; code the file again"
+            Reason.AUDIO, f"{path}: more audio follows the {size} bytes that its header declares; encode the file again"
         )
     return begin, size
 

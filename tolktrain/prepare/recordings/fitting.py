@@ -19,7 +19,7 @@ from tolktrain.units.logmel import NAME, LogMelTokenizer
 from tolktrain.units.mel import LogMelAnalysis
 
 
-def fit_if_missing(config: PrepareConfig, say: Callable[[str], None]) -> None:
+def fit_if_missing(config: PrepareConfig, report: Callable[[str], None]) -> None:
     """Fit the speech tokenizer into its folder, unless one is there or none is to be fitted.
 
     Utterances of the training split, in an order drawn from the seed, until enough audio is read: the same manifest and
@@ -44,13 +44,13 @@ def fit_if_missing(config: PrepareConfig, say: Callable[[str], None]) -> None:
     with FileLock(folder / ".fit.lock"):
         if (folder / DESCRIPTION_FILE).exists():
             return
-        say(f"fitting {fit.num_units} units on {fit.hours:g} hours of the training split")
+        report(f"fitting {fit.num_units} units on {fit.hours:g} hours of the training split")
         utterances, _ = read_manifest(recordings)
         chosen = [item for item in utterances if split_of(config.heldout, item.source, item.speaker) == TRAIN]
         if not chosen:
             raise UserError(
                 f"{recordings.manifest} has no usable utterance in the training split to fit units on; lower"
-                " heldout.sources and heldout.speakers, or mend the manifest"
+                " heldout.sources and heldout.speakers, or correct the manifest"
             )
         random.Random(fit.seed).shuffle(chosen)
         analysis = LogMelAnalysis()
@@ -65,4 +65,4 @@ def _waveforms(utterances: Sequence[Utterance], sample_rate: int) -> Iterator[Sa
         try:
             yield read_audio(utterance, sample_rate)
         except EntryError:
-            continue  # it is named when it is prepared
+            continue  # preparing reports it

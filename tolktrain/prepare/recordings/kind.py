@@ -40,7 +40,7 @@ class RecordingsKind:
         self._config = config
         self._recordings = recordings
         device = checked_device(recordings.device)
-        # On a CPU waveforms are encoded one by one: as fast, and the same to the last bit whatever stands beside them.
+        # On a CPU waveforms are encoded one by one: as fast, and bitwise identical whatever the batch holds.
         together = recordings.batch_seconds if device == "cuda" else None
         self._speech = load_speech_tokenizer(recordings.speech_tokenizer.path, device, together)
         self._text = load_text_tokenizer(config.text_tokenizer) if config.text_tokenizer is not None else None
@@ -70,7 +70,7 @@ class RecordingsKind:
 
     def records(self, part: Part) -> Iterator[tuple[str, Record] | Failure | int]:
         """See `Kind`."""
-        for _, outcomes in groupby(self._outcomes(part.items), key=lambda item: item[0].source):
+        for _, outcomes in groupby(self._outcomes(part.inputs), key=lambda item: item[0].source):
             builder: PassageBuilder | None = None
             for utterance, outcome in outcomes:
                 builder = builder or PassageBuilder(self._config.passages, utterance.speaker or utterance.source)
@@ -108,7 +108,7 @@ class RecordingsKind:
             yield current
 
     def _outcomes(self, utterances: Sequence[Utterance]) -> Iterator[tuple[Utterance, Outcome]]:
-        """What comes of each utterance, in order; waveforms are encoded and aligned several at a time."""
+        """The outcome of each utterance, in order; waveforms are encoded and aligned in batches."""
         batch: list[tuple[Utterance, Samples]] = []
         longest = 0
         waiting: list[tuple[Utterance, EntryError | None]] = []
@@ -222,8 +222,8 @@ class _RecordingsKind(Preparation):
     def make(self, config: PrepareConfig) -> Kind:
         return RecordingsKind(config)
 
-    def fit(self, config: PrepareConfig, say: Callable[[str], None]) -> None:
-        fit_if_missing(config, say)
+    def fit(self, config: PrepareConfig, report: Callable[[str], None]) -> None:
+        fit_if_missing(config, report)
 
     def source(self, config: PrepareConfig) -> str:
         assert config.recordings is not None

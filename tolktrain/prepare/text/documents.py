@@ -51,7 +51,7 @@ class Document:
 def find_files(patterns: Sequence[str]) -> list[tuple[str, str, Format]]:
     """Path, name and format of all files that match, each once, in the order of their paths.
 
-    Raises `UserError` if a pattern matches nothing, or a file whose name tells no known format.
+    Raises `UserError` if a pattern matches nothing, or the format of a file does not follow from its name.
     """
     paths: set[str] = set()
     for pattern in patterns:
@@ -97,7 +97,7 @@ def _format_of(path: str) -> Format:
     if lower.endswith(_LINES):
         return "lines"
     raise UserError(
-        f"{path}: the name tells no format; expected {', '.join(_LINES)}, also with"
+        f"{path}: the format does not follow from the name; expected {', '.join(_LINES)}, also with"
         f" {' or '.join(suffix for suffix, _ in _COMPRESSED)}, or {', '.join(_PARQUET)}"
     )
 

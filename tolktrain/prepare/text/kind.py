@@ -24,7 +24,7 @@ class TextKind:
 
     Each document is an utterance of its record, so that EOS follows it. A document longer than four passages is cut
     into pieces of about equal length, at ends of lines where it has some. A cut piece is an utterance too: records hold
-    no mark for text that goes on elsewhere, so EOS follows it as well, once in at least one and a half passages.
+    no mark for text that continues elsewhere, so EOS follows it as well, once in at least one and a half passages.
     """
 
     def __init__(self, config: PrepareConfig) -> None:
@@ -48,26 +48,26 @@ class TextKind:
         """Ranges of files; small files share a part."""
         size = self._config.parts.megabytes << 20
         parts: list[Part] = []
-        items: list[FileRange] = []
-        num_items = content = 0
+        ranges: list[FileRange] = []
+        num_entries = content = 0
         for path, name, kind in find_files(self._documents.files):
             for part, number in ranges_of(path, name, kind, size, self._documents):
-                # Row groups tell their number of rows, not their bytes: they make parts of their own.
+                # Row groups have a known number of rows, not of bytes: each is a part of its own.
                 length = size if kind == "parquet" else part.end - part.begin
-                if items and content + length > size:
-                    parts.append(Part(tuple(items), num_items))
-                    items, num_items, content = [], 0, 0
-                items.append(part)
-                num_items += number
+                if ranges and content + length > size:
+                    parts.append(Part(tuple(ranges), num_entries))
+                    ranges, num_entries, content = [], 0, 0
+                ranges.append(part)
+                num_entries += number
                 content += length
-        if items:
-            parts.append(Part(tuple(items), num_items))
+        if ranges:
+            parts.append(Part(tuple(ranges), num_entries))
         return parts, []
 
     def records(self, part: Part) -> Iterator[tuple[str, Record] | Failure | int]:
         """See `Kind`. Passages do not reach beyond the ranges of a part."""
         self._encoder.restart()
-        for item in part.items:
+        for item in part.inputs:
             yield from self._records(item)
 
     def _records(self, item: FileRange) -> Iterator[tuple[str, Record] | Failure | int]:

@@ -73,7 +73,7 @@ class _Trellis:
     def advance(self, scores: "torch.Tensor", start: int, stop: int) -> "tuple[torch.Tensor, torch.Tensor]":
         """From scores [B, 2 + S] before frame `start` to those before `stop`, and the states moved in each frame.
 
-        The first two columns stand before the first state. The second of them is where all paths begin.
+        The first two columns precede the first state. All paths begin in the second of them.
         """
         import torch
 

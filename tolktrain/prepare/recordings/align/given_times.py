@@ -20,7 +20,7 @@ def align_given(text: str | None, words: Sequence[Word], language: str) -> Align
 
     Without a text the given words are the text. Otherwise both are compared as they are spoken, letter by letter, so
     that "$3.50" is met by "THREE DOLLARS FIFTY CENTS" and "well-known" by "WELL KNOWN"; an unknown word (<unk>, spn)
-    stands for any one written word. A written word ends with the last given word that holds a letter of it; one that
+    matches any one written word. A written word ends with the last given word that holds a letter of it; one that
     is not spoken ends with the word before it.
 
     Raises `EntryError` if there are no words, times fall, or text and given words differ.
@@ -45,7 +45,7 @@ def _as_text(words: Sequence[Word]) -> Aligned:
         raise EntryError(Reason.WORD_TIMES, "there are no words")
     for number, word in enumerate(words, 1):
         if word.text in _UNKNOWN or not word.text.strip():
-            raise EntryError(Reason.WORD_TIMES, f"word {number} is {word.text!r}, and there is no text that tells it")
+            raise EntryError(Reason.WORD_TIMES, f"word {number} is {word.text!r}, which is not in the text")
     return Aligned(tuple(word.text for word in words), np.array([word.end for word in words], np.float64))
 
 
@@ -105,7 +105,7 @@ def _given_letters(text: str, language: str) -> tuple[str, ...]:
 def _following(
     state: _State, ours: Sequence[tuple[str, ...]], theirs: Sequence[tuple[str, ...]]
 ) -> Iterator[tuple[_State, bool]]:
-    """States after one more word of the side that is behind, and whether a given word has met letters by it."""
+    """States after one more word of the side with fewer letters, and whether a given word has met letters by it."""
     written, given, rest = state.written, state.given, state.rest
     if rest and not state.rest_is_given:
         if given < len(theirs):

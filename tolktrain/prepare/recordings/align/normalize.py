@@ -2,7 +2,7 @@
 
 Rules are word by word, with a glance at the next word ("$5 million", "No. 7", "St. Paul"). They are fullest for
 English; in other languages numbers and amounts of money are spelled out by num2words, and a few signs have names. Not
-read: Roman numerals, and acronyms as letters unless they have periods or "&" or no vowel. A word is what stands between
+read: Roman numerals, and acronyms as letters unless they have periods or "&" or no vowel. A word is what is between
 blanks, so that scripts without blanks must be cut into words beforehand.
 """
 
@@ -155,11 +155,11 @@ class _Reader:
 
     def __init__(self, language: str, mixed_case: bool) -> None:
         self.numbers = Numbers(language)
-        self._mixed_case = mixed_case  # an acronym can be told from other words
+        self._mixed_case = mixed_case  # an acronym differs from other words
         self._signs = _ENGLISH_SIGNS if self.numbers.english else _OTHER_SIGNS.get(language[:2], {})
 
     def word(self, token: str, after: str) -> tuple[Spoken, ...]:
-        """Readings of a token that stands before `after`, at least one."""
+        """Readings of a token that precedes `after`, at least one."""
         plain = _PLAIN.fullmatch(token)
         if plain and not self._is_special(plain[1]):
             return ((plain[1].lower().replace("’", "'"),),)

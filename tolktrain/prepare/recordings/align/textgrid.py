@@ -1,6 +1,6 @@
 """TextGrid files of Praat, long or short, in time and memory that grow with their size.
 
-Praat reads what stands free - numbers, text in quotes, flags such as <exists> - and takes all else for comments. The
+Praat reads free values - numbers, text in quotes, flags such as <exists> - and takes all else for comments. The
 long form differs from the short one by such comments alone.
 """
 
@@ -18,7 +18,7 @@ _Value = float | str | bytes  # bytes: a flag
 
 @dataclass(frozen=True)
 class Tier:
-    """A tier, as far as the file goes: one that is cut off has fewer intervals than it says."""
+    """A tier, as far as the file has it: one that is cut off has fewer intervals than it declares."""
 
     name: str
     has_intervals: bool  # otherwise points, which are left out
@@ -58,7 +58,7 @@ def parse_textgrid(content: bytes) -> list[Tier]:
 
 
 class _Values:
-    """What stands free in a text, one after the other. Methods raise ValueError for a value of another kind, and
+    """The free values of a text, one after the other. Methods raise ValueError for a value of another kind, and
     EOFError at the end."""
 
     def __init__(self, text: str) -> None:
@@ -104,7 +104,7 @@ def _values_of(text: str) -> Iterator[_Value]:
         if place == len(pieces):
             return
         quoted = [pieces[place]]
-        while place + 2 < len(pieces) and not pieces[place + 1]:  # two quotes inside stand for one
+        while place + 2 < len(pieces) and not pieces[place + 1]:  # two quotes inside mean one
             place += 2
             quoted.append(pieces[place])
         place += 1

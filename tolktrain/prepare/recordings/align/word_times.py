@@ -1,6 +1,6 @@
 """Given times of words: files that aligners write, and what must hold of all times.
 
-Silence is dropped where an aligner marks it as a word; "spn" and "<unk>" stand for words and stay. Times are those of
+Silence is dropped where an aligner marks it as a word; "spn" and "<unk>" denote words and are kept. Times are those of
 the utterance, in seconds.
 """
 
@@ -35,7 +35,7 @@ def read_word_times(path: str, utterance_id: str) -> tuple[Word, ...]:
     list under `words` or `word_segments`, as aligners write.
 
     Raises `EntryError` when the file is missing or malformed, or holds nothing of the utterance. Whether the times are
-    possible is for `check_words` to say.
+    possible is checked by `check_words`.
     """
     name = path.lower()
     try:
@@ -183,7 +183,7 @@ def _own_lines(file: BinaryIO) -> Iterator[bytes]:
 
 @lru_cache(maxsize=2)
 def _index(path: str, modified: int, size: int) -> dict[bytes, list[tuple[int, int]]]:
-    """Where the lines of each utterance stand: such a file may have those of a whole corpus, and is asked for each."""
+    """Where the lines of each utterance are: such a file may cover a whole corpus, and each utterance looks into it."""
     places: dict[bytes, list[tuple[int, int]]] = {}
     position = 0
     with open_regular(path) as file:

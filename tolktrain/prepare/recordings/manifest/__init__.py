@@ -16,9 +16,9 @@ from tolktrain.prepare.utterances import Failure, Reason, Utterance
 
 
 def read_manifest(config: RecordingsConfig) -> tuple[list[Utterance], list[Failure]]:
-    """The utterances of a manifest, those of a source together, and the entries that are none.
+    """The utterances of a manifest, those of a source together, and the entries that cannot be used.
 
-    Sources stand in the order of their first utterance, utterances in that of the manifest. The same manifest gives the
+    Sources are in the order of their first utterance, utterances in that of the manifest. The same manifest gives the
     same lists on every machine. Ids are unique: a later entry with a used id is a failure. Whether audio files and
     files of word times exist is not looked at. Raises `UserError` if the manifest is missing, empty or of no known
     format.
@@ -52,7 +52,7 @@ def read_manifest(config: RecordingsConfig) -> tuple[list[Utterance], list[Failu
 
 
 def format_of(path: str) -> str:
-    """Name of the format of a manifest, by its name and content. Raises `UserError` that says what was seen."""
+    """Name of the format of a manifest, by its name and content. Raises `UserError` with what was seen."""
     seen = Seen(path)
     if seen.is_file and not seen.lines:
         raise UserError(f"recordings.manifest: {path} is empty")
@@ -69,7 +69,7 @@ def format_of(path: str) -> str:
     else:
         what = f"its first line is {seen.lines[0].decode(errors='replace')!r:.100}"
     raise UserError(
-        f"{path}: the format cannot be told: {what}; set recordings.format, or give JSON lines or a table with"
+        f"{path}: the format cannot be recognized: {what}; set recordings.format, or give JSON lines or a table with"
         f" keys among {', '.join(KEYS)}"
     )
 

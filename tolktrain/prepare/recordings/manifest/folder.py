@@ -28,13 +28,13 @@ def read_folder(manifest: Manifest) -> Iterator[Utterance | Failure]:
             audio_files = folder.audio_files()
 
             def read(name: str, folder: Folder = folder, several: bool = len(audio_files) > 1) -> Utterance | Failure:
-                return _beside(root, folder, name, several)
+                return _utterance(root, folder, name, several)
 
             yield from pool.map(read, audio_files)
 
 
-def _beside(root: str, folder: Folder, name: str, several: bool) -> Utterance | Failure:
-    """The utterance of an audio file and the files beside it."""
+def _utterance(root: str, folder: Folder, name: str, several: bool) -> Utterance | Failure:
+    """The utterance of an audio file and the files of the same stem."""
     audio, stem = folder.join(name), os.path.splitext(name)[0]
     place = audio.encode(errors="backslashreplace").decode()
     try:

@@ -1,4 +1,4 @@
-"""What a format of manifests is, and what is looked at to tell formats apart."""
+"""The interface of a manifest format, and what formats are recognized by."""
 
 import glob
 import itertools

@@ -22,7 +22,7 @@ _ROUNDING_SECONDS = 0.001
 
 
 def read_lhotse(manifest: Manifest) -> Iterator[Utterance | Failure]:
-    """Each supervision of a file of cuts, or of the supervisions that stand with recordings.
+    """Each supervision of a file of cuts, or of supervisions with a file of recordings.
 
     `path` is a file, or a folder or the common beginning of the names of files, in which each
     PREFIX_supervisions_SUFFIX.jsonl.gz has its PREFIX_recordings_SUFFIX.jsonl.gz, or all are cuts. A cut without
@@ -60,7 +60,7 @@ def _read_line(
 
 
 def manifest_files(path: str) -> list[str]:
-    """The files of cuts, or else of supervisions, that `path` stands for. Raises `UserError` if there are none."""
+    """The files of cuts, or else of supervisions, that `path` denotes. Raises `UserError` if there are none."""
     if os.path.isfile(path):
         name = os.path.basename(path)
         if not name.endswith(SUFFIXES):

@@ -15,7 +15,7 @@ TRANSCRIPTS_SUFFIX = ".trans.txt"
 
 
 def read_librispeech(manifest: Manifest) -> Iterator[Utterance | Failure]:
-    """The lines of all SPEAKER-CHAPTER.trans.txt below `root`, each with a FLAC file beside it of the line's name.
+    """The lines of all SPEAKER-CHAPTER.trans.txt below `root`, each with a FLAC file of the line's name.
 
     The source is SPEAKER-CHAPTER. Word times are in the utterance's own .TextGrid, or in SPEAKER-CHAPTER.alignment.txt
     of LibriSpeech-Alignments. A FLAC file without a line is a failure.
@@ -36,7 +36,7 @@ def read_librispeech(manifest: Manifest) -> Iterator[Utterance | Failure]:
         for name in folder.audio_files():
             if name.endswith(".flac") and name not in transcribed:
                 place = folder.join(name).encode(errors="backslashreplace").decode()
-                yield Failure(place, Reason.MANIFEST, "no line of a .trans.txt beside it names it")
+                yield Failure(place, Reason.MANIFEST, "no line of a .trans.txt in its folder names it")
 
 
 def _chapter_entry(folder: Folder, chapter: str, stem: str, text: str) -> dict[str, Any]:

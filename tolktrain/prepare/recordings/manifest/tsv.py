@@ -13,7 +13,7 @@ _NUMBERS = ("offset", "duration", "channel")
 
 
 def read_tsv(manifest: Manifest) -> Iterator[Utterance | Failure]:
-    """Cells between tabs, as they stand, without quoting; an empty one is absent. The first line names the columns.
+    """Cells between tabs, taken literally, without quoting; an empty one is absent. The first line names the columns.
 
     Raises `UserError` if the first line does not.
     """
