@@ -218,7 +218,7 @@ def host_tensors(engine: Engine) -> list[Tensor]:
 
 
 def tensors_in_memory() -> list[Tensor]:
-    """All tensors that Python knows of, with their gradients."""
+    """All tensors that Python tracks, with their gradients."""
     gc.collect()
     return [thing for thing in gc.get_objects() if type(thing) in (Tensor, torch.nn.Parameter)]
 

@@ -532,7 +532,7 @@ def test_nothing_that_a_pickle_names_is_run(tmp_path: Path) -> None:
         "pathlib.": proof,
         "numpy": np.random.RandomState,
     }
-    for name, evil in evils.entries():
+    for name, evil in evils.items():
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             path.write_bytes(pickle.dumps({"eos": 500, "x": [evil]}, protocol))
             with pytest.raises(UserError, match=f"{path} asks for .*nothing of it was run") as caught:

@@ -1,4 +1,4 @@
-"""Reading of run directories, whole, unfinished and broken."""
+"""Reading of run directorys, whole, unfinished and broken."""
 
 import json
 from pathlib import Path

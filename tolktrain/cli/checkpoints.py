@@ -32,7 +32,7 @@ def _run(parsed: argparse.Namespace) -> int:
         print(f"weights of {source} in {parsed.weights_only}")
         return EXIT_DONE
     if parsed.step is not None or parsed.dtype is not None:
-        raise UserError("--step and --dtype say which weights to take out; name a folder with --weights-only DIR")
+        raise UserError("--step and --dtype belong to --weights-only; name a folder with --weights-only DIR")
     from tolktrain.files.terminal import Console
     from tolktrain.report.checkpoints import show_checkpoints
 

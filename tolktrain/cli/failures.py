@@ -1,4 +1,4 @@
-"""Exit codes, and what a user reads about an error."""
+"""Exit codes and error messages."""
 
 import argparse
 import contextlib
@@ -23,15 +23,15 @@ EXIT_INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
 def complain(message: object) -> None:
-    """Print an error on stderr, with the rank where there are several; whatever fails about that is ignored."""
+    """Print an error on stderr, with the rank if there are several; failures of printing are ignored."""
     if not stdout_works():
         drop_stdout()
-    with contextlib.suppress(OSError):  # stderr may lead to the disk that is full; the exit code says it too
+    with contextlib.suppress(OSError):  # stderr may lead to the disk that is full; the exit code reports it too
         print(f"{_speaker()}error: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def described(error: BaseException, parsed: argparse.Namespace) -> tuple[str, int]:
-    """What the user reads about an error, and the exit code."""
+    """The message about an error, and its exit code."""
     if isinstance(error, UserError):
         return printable(error), EXIT_MACHINE if error.by_machine else EXIT_BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
@@ -43,7 +43,7 @@ def described(error: BaseException, parsed: argparse.Namespace) -> tuple[str, in
 
 
 def is_defect(error: BaseException) -> bool:
-    """Whether an error is neither the user's, nor the machine's, nor an interruption."""
+    """Whether an error is a defect: neither bad input, nor a fault of the machine, nor an interruption."""
     return not isinstance(error, (UserError, KeyboardInterrupt, OSError))
 
 
@@ -59,7 +59,7 @@ def _error_line(error: OSError, parsed: argparse.Namespace) -> str:
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     if is_full and not paths and not stdout_works("\n"):  # what was to be printed before may be gone
         paths = [STDOUT]
-    # What a library writes does not say where; the run directory is the likeliest place.
+    # An error from a library may not name its file; the run directory is the likeliest place.
     place = " -> ".join(paths) or (f"in {run_directory}" if run_directory is not None else "")
     reason = error.strerror or str(error) or type(error).__name__
     if is_full and paths != [STDOUT]:

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
-    # argparse takes positional arguments from one place only; overrides may also stand behind an option.
+    # argparse takes positional arguments from one place only; overrides may also follow an option.
     foreign = [text for text in rest if text.startswith("-")]
     if foreign:
         parser.error(f"unrecognized arguments: {' '.join(foreign)}")

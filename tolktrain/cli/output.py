@@ -1,4 +1,4 @@
-"""Standard output that a reader may leave, or a full disk refuse."""
+"""Standard output whose reader may close it, or whose disk may be full."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ def print_to_reader(text: str) -> None:
 
 
 def drop_stdout() -> None:
-    """What could not be written would be tried again at exit, with a complaint and another exit code."""
+    """Discard the buffer: at exit Python would write it again, print an error and change the exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

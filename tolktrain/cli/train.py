@@ -50,7 +50,7 @@ def _run(parsed: argparse.Namespace) -> int:
 def _train_watched(
     parsed: argparse.Namespace, stop: StopRequest, environment: ProcessEnvironment
 ) -> tuple[Config, int]:
-    """Train as one of several ranks, of which one speaks when any of them fails."""
+    """Train as one of several ranks. If any of them fails, one reports the error."""
     from tolktrain.cluster.watch.watchdog import Watch
 
     def describe(error: BaseException) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""What every verb of the command line is made of."""
+"""The common parts of all verbs of the command line."""
 
 import argparse
 from collections.abc import Callable

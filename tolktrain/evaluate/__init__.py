@@ -1,1 +1,1 @@
-"""Evaluation of a trained model on held-out records. `tolktrain.evaluate.run.evaluate` is the way in."""
+"""Evaluation of a trained model on held-out records. `tolktrain.evaluate.run.evaluate` is the entry point."""

@@ -1,4 +1,4 @@
-"""Does the model prefer the true continuation of a passage to a random one? In four directions, text and speech.
+"""How often the model prefers the true continuation of a passage to a random one, in four directions.
 
 A trial takes consecutive words of a held-out record, from the start of an utterance: a prompt and its true
 continuation. The random continuation is the true continuation of another trial, from a record with another text, in
@@ -8,11 +8,11 @@ trials.
 
 The score is the mean log-likelihood per token of the continuation, given the prompt. The two continuations have the
 same number of words but not of tokens: their sums differ by several nats per surplus token whatever the prompt, which
-would hide what the prompt tells; the mean does not depend on the length to first order.
+would hide the effect of the prompt; the mean does not depend on the length to first order.
 
 The interval takes trials as independent; several of one record are not quite.
 
-Between the modalities stands the switch token, as in interleaved sequences; EOS follows the words that end an
+The switch token is between the modalities, as in interleaved sequences; EOS follows the words that end an
 utterance.
 """
 
@@ -140,7 +140,7 @@ def _draw_passages(
 
 
 def _differs(passage: Passage, other: Passage) -> bool:
-    """Whether the other passage is of another text, and goes on in other words."""
+    """Whether the other passage is of another text, and continues with other words."""
     mine, its = passage.words, other.words
     return not np.array_equal(mine.record.text_ids, its.record.text_ids) and not np.array_equal(
         mine.text_of(passage.middle, passage.end), its.text_of(other.middle, other.end)
@@ -154,7 +154,7 @@ def build_pair(
 
     Where they exceed `sequence_length`, both lose the same words at the front of the prompt; None if even one word of
     prompt does not fit. With K > 1 codebooks, a speech continuation of speech begins while the last codebooks still
-    finish the prompt: the delay knows no boundary inside a run.
+    finish the prompt: the delay does not stop at a boundary inside a speech segment.
     """
     for begin in range(trial.true.begin, trial.true.middle):
         true, other = (

@@ -1,4 +1,4 @@
-"""Held-out losses per strategy and modality, beside those of the bigram baselines on the same positions."""
+"""Held-out losses per strategy and modality, with those of the bigram baselines on the same positions."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -113,7 +113,7 @@ def fit_weights(bigram: Bigram, streams: Sequence[IntArray]) -> Bigram:
 def fit(streams: Sequence[IntArray], held_out: Sequence[bool], vocab_size: int) -> Bigram:
     """Interpolated bigram of `streams`: weights from the ones marked in `held_out` against the rest, counts from all.
 
-    With nothing marked, or everything, the last stream stands in for the tenth; a single stream leaves the weights
+    With nothing marked, or everything, the last stream replaces the tenth; a single stream leaves the weights
     equal.
     """
     marked = list(held_out)

@@ -1,4 +1,4 @@
-"""`tolktrain evaluate`: measure the newest checkpoint of a run on its held-out sets."""
+"""`tolktrain evaluate`: measure the latest valid checkpoint of a run on its held-out sets."""
 
 import json
 import logging

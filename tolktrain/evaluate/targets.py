@@ -1,4 +1,4 @@
-"""What a trained model is expected to reach, and whether it did, in sentences."""
+"""The targets of a trained model, and whether it reached them, in sentences."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,1 +1,1 @@
-"""Generation of speech and text by a trained model. `tolktrain.generate.run.generate` is the way in."""
+"""Generation of speech and text by a trained model. `tolktrain.generate.run.generate` is the entry point."""

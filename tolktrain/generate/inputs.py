@@ -68,5 +68,5 @@ def read_entries(folder: Path) -> list[dict[str, Any]]:
 
 
 def entry_path(folder: Path, entry: Mapping[str, Any]) -> Path:
-    """The file of an entry. Raises UserError unless it lies in the folder."""
+    """The file of an entry. Raises UserError unless it is in the folder."""
     return inside(folder, entry["file"], folder / PROMPTS_FILE)

@@ -1,4 +1,4 @@
-"""Spoken prompts: a folder of WAV files with prompts.json, which says what they are."""
+"""Spoken prompts: a folder of WAV files with prompts.json, which describes them."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`tolktrain generate`: let the newest checkpoint of a run continue spoken prompts, in speech and in text."""
+"""`tolktrain generate`: continue spoken prompts with the latest valid checkpoint of a run, in speech and in text."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def generate(run_dir: str | Path) -> list[Path]:
     """Continue every prompt of `evaluation.prompts`; returns the files, all of them new, in <run>/samples.
 
     For a prompt NAME: NAME-prompt.wav, NAME-resynthesis.wav (the prompt from its units, with its own durations) and
-    NAME-continuation.wav (what the model says next, without the prompt; each unit lasts the median of its durations in
+    NAME-continuation.wav (the predicted speech, without the prompt; each unit lasts the median of its durations in
     the training records). samples.json lists texts, units and seconds, and the text that the model writes after hearing
     the prompt, and under `settings` what they were made with (`Config.follow_up_settings`). The same checkpoint,
     settings and seed give the same files. The folder is replaced as a whole.
@@ -120,7 +120,7 @@ class _Tools:
         return units
 
     def speak(self, prompts: list[IntArray]) -> list[IntArray]:
-        """Units [m, K] that the model says after each prompt, EOS left out."""
+        """Units [m, K] that the model predicts after each prompt, EOS left out."""
         seconds = self.config.evaluation.generated_seconds
         most = 2 * int(np.ceil(seconds * self.tokenizer.frames_per_second))
         drawn = sample_speech(
@@ -162,7 +162,7 @@ class _Tools:
         }
 
     def describe(self, step: int) -> dict[str, Any]:
-        """What samples.json says besides the prompts."""
+        """The content of samples.json except the prompts."""
         settings = self.config.evaluation
         return {
             "step": step,

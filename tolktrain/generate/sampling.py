@@ -35,7 +35,7 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What the model has read and heard: n positions."""
+    """The context of the model: n positions."""
 
     tokens: IntArray  # [K, n]
     is_speech: BoolArray  # [n]
@@ -60,7 +60,7 @@ class Context:
         )
 
     def last(self, count: int) -> "Context":
-        """The newest positions."""
+        """The last positions."""
         return Context(self.tokens[:, -count:], self.is_speech[-count:])
 
 
@@ -124,19 +124,19 @@ def sample_text(
 
 
 class _SpeechRun:
-    """A run of speech that grows by one position a step; codebook k of frame f stands at position f + k."""
+    """A speech segment that grows by one position per step; codebook k of frame f is at position f + k."""
 
     def __init__(self, prompt: IntArray, vocabulary: Vocabulary, settings: Sampling, index: int) -> None:
         self._vocabulary = vocabulary
         self._settings = settings
         self._generator = _generator(settings, "speech", index)
         self._prompt = prompt
-        # The last positions of the prompt hold its delayed codebooks and PAD; the continuation fills them anew.
+        # The last positions of the prompt hold its delayed codebooks and PAD; the continuation replaces both.
         full = Context.of_speech(prompt, vocabulary)
         self.context = Context(full.tokens[:, : len(prompt)], full.is_speech[: len(prompt)])
 
     def draw(self, logits: Tensor) -> None:
-        """Append a position, from logits [K, V_s]."""
+        """Draw and append a position from logits [K, V_s]."""
         position, column = len(self.context), np.full((self._vocabulary.num_codebooks, 1), self._vocabulary.speech_pad)
         for codebook in range(min(self._vocabulary.num_codebooks, position + 1)):
             frame = position - codebook

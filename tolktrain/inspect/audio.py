@@ -13,7 +13,7 @@ PAUSE_SECONDS = 0.3
 def speech_frames(apart: TakenApart, most_frames: int) -> list[Frames]:
     """Frames [n, K] of each stretch of speech in the sequence, at most `most_frames` together, repeats restored.
 
-    Consecutive utterances of the record are one stretch if nothing stands between them in the sequence.
+    Consecutive utterances of the record are one stretch if nothing is between them in the sequence.
     """
     record = apart.record
     stretches = []

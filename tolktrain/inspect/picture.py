@@ -42,7 +42,7 @@ _STYLE = {
     "legend.fontsize": 9,
     "legend.labelcolor": INK,
 }
-_WIDEST_PERCENTILE = 99.5  # what lies beyond would squeeze everything else; the legend says how far it reaches
+_WIDEST_PERCENTILE = 99.5  # values beyond would squeeze everything else; the legend has their maximum
 
 Panel = Callable[[Axes], None]
 Series = tuple[Array, str, str]  # values, name, colour

@@ -1,4 +1,4 @@
-"""Sequences as the model sees them, printed span by span; all that colour says, the words and marks say too."""
+"""Sequences as the model sees them, printed span by span; words and marks repeat all that colour shows."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -108,7 +108,7 @@ def _text_pieces(span: Span, record: Record, text: TextReader) -> Iterator[Text]
             yield Text("<eos>", MARK)
             continue
         if record.is_aligned:
-            # An utterance that goes on elsewhere is the rule in an interleaved sequence; only a broken word is not.
+            # In an interleaved sequence utterances normally continue in another span; words do not.
             whole = {0, *record.word_text_ends.tolist()}
             part = replace(part, cut_before=part.begin not in whole, cut_after=part.end not in whole)
         shown = _cut(text(record.text_ids[part.begin : part.end]), part)

@@ -41,7 +41,7 @@ class Part:
     begin: int  # first place in the record
     end: int  # after the last place
     cut_before: bool  # the word or utterance begins before the span
-    cut_after: bool  # it goes on after the span
+    cut_after: bool  # it continues after the span
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def take_apart(
         record, strategy, vocabulary, sequence_length, interleaving, sequence_rng(seed, record.id, 0, "sequence")
     )
     # How a sequence is laid out depends on lengths only, never on ids. The same record with every id replaced by its
-    # index is therefore laid out alike, and its tokens say where the tokens of the true sequence come from.
+    # index is therefore laid out alike, and its tokens are the origins of the tokens of the true sequence.
     num_text, num_rows = len(record.text_ids), len(record.units)
     indices = replace(
         record,

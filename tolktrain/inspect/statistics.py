@@ -1,4 +1,4 @@
-"""What a number of records is like: rates, lengths, spans and the use of units."""
+"""Statistics of records: rates, lengths, spans and the use of units."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ MOST_FREQUENT = 5
 
 @dataclass(frozen=True)
 class Distribution:
-    """A few numbers that stand for many values."""
+    """A few numbers that summarize many values."""
 
     count: int
     mean: float

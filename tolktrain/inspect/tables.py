@@ -1,4 +1,4 @@
-"""What a data set is and what its records are like, as tables in the terminal."""
+"""The description of a data set and its statistics, as tables for the terminal."""
 
 from rich import box
 from rich.table import Table
@@ -11,7 +11,7 @@ from tolktrain.inspect.tokenizers import Tokenizers
 
 
 def print_header(console: Console, info: DatasetInfo, address: str, tokenizers: Tokenizers) -> None:
-    """What dataset.json says, and the tokenizers."""
+    """The content of dataset.json, and the tokenizers."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="grey62", no_wrap=True)
     table.add_column(overflow="fold")

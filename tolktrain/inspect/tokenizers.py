@@ -55,7 +55,7 @@ def find_tokenizers(
 ) -> Tokenizers:
     """The tokenizers in the given folders, or else in text_tokenizer and speech_tokenizer in one of `folders`.
 
-    If a speech tokenizer in `folders` cannot be used here, it is left out, and the note says why.
+    If a speech tokenizer in `folders` cannot be used here, it is left out, and the note gives the reason.
 
     Raises `UserError` if a tokenizer is not the one that dataset.json names, or a given one is unreadable.
     """

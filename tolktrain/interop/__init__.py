@@ -1,1 +1,1 @@
-"""Checkpoints of others: Hugging Face backbones and the published SmolTolk naming."""
+"""Other formats of checkpoints: Hugging Face backbones and the names of the reference implementation."""

@@ -21,7 +21,7 @@ from tolktrain.vocabulary import SPECIAL_TEXT_IDS
 
 _INDEX = "model.safetensors.index.json"
 _TEXT_TABLE, _TEXT_HEAD = "text_embedding.weight", "text_head.weight"
-# Some exporters keep these; they follow from config.json and are computed anew.
+# Some exporters keep these; they follow from config.json and are computed again.
 _IGNORED_ENDINGS = ("rotary_emb.inv_freq",)
 
 

@@ -1,4 +1,4 @@
-"""The published SmolTolk implementation: its parameter names, and the intermediate results that pin a model down."""
+"""The reference implementation of SmolTolk: its parameter names, and intermediate results to compare with it."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace

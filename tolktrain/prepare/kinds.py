@@ -40,7 +40,7 @@ def tokenizer_files(config: PrepareConfig) -> list[tuple[Path, str]]:
         files += [(folder / name, f"{TEXT_FOLDER}/{name}") for name in TEXT_FILES if (folder / name).is_file()]
     speech = preparation_of(config).speech_tokenizer(config)
     if speech is not None:
-        # HuBERT's and Mimi's own files stay where speech_tokenizer.json says.
+        # HuBERT's and Mimi's own files stay at the path in speech_tokenizer.json.
         paths = [Path(speech) / name for name in (DESCRIPTION_FILE, CENTROIDS_FILE)]
         files += [(path, f"{SPEECH_FOLDER}/{path.name}") for path in paths if path.is_file()]
     return files

@@ -1,4 +1,4 @@
-"""The verb `prepare`: which machine does what, and what a person sees."""
+"""The verb `prepare`: the parts of this machine, and the display of progress."""
 
 import os
 import re
@@ -32,6 +32,6 @@ def task_of(given: str | None, environ: Mapping[str, str] = os.environ) -> Task:
     if int(environ.get("SLURM_ARRAY_TASK_COUNT", total)) != total:
         raise UserError(
             f"the array's tasks from {first} to {last} are not evenly numbered, so the parts of those that are left out"
-            " would belong to nobody; submit with --array=0-N, or give each its share by --task I/N"
+            " would belong to no task; submit with --array=0-N, or give each its share by --task I/N"
         )
     return Task((number - first) // step, total)

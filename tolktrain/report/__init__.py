@@ -1,1 +1,1 @@
-"""The report of a run: a page that needs nothing beside itself, and tables for the terminal."""
+"""The report of a run: a self-contained page, and tables for the terminal."""

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from tolktrain.report.rundata import DIRECTIONS, RunData, Stage
 
-# Each colour stands for a CSS variable of the page, which replaces it in the finished SVG.
+# Each colour is a placeholder of a CSS variable of the page, which replaces it in the finished SVG.
 _INK, _MUTED, _GRID, _BAND = "#1b1c1e", "#6b6e74", "#dcdee2", "#f1f2f4"
 _TEXT, _SPEECH, _THIRD = "#2b6cd4", "#d2571f", "#188a6c"
 _VARIABLES = {

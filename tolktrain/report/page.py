@@ -19,7 +19,7 @@ from tolktrain.runs.paths import RunPaths
 _PARTS = (
     ("prompt", "Prompt, as recorded"),
     ("resynthesis", "Prompt, from its units"),
-    ("continuation", "The model goes on"),
+    ("continuation", "Continuation by the model"),
 )
 _MOST_AUDIO_BYTES = 1 << 28  # audio of a page
 

@@ -13,7 +13,7 @@ def report(run_dir: str | Path) -> Path:
     """Write `report.html` into the run directory, print the summary, and return the page's path.
 
     Works on an unfinished run too: what is missing is named together with the verb that makes it. Raises `UserError`
-    where the folder is not a run directory.
+    where the folder is no run directory.
     """
     run = read_run(run_dir)
     path = RunPaths(run.directory).report

@@ -1,6 +1,6 @@
-"""What a run directory holds, read for the report. Parts that were not made yet are None.
+"""The content of a run directory, read for the report. Parts that do not exist yet are None.
 
-A run directory may be somebody else's: text that the terminal and the page show is made printable here.
+A run directory may come from a stranger: text for the terminal and the page is made printable here.
 """
 
 from collections.abc import Iterator
@@ -121,7 +121,7 @@ class RunData:
 
 
 def read_run(directory: str | Path) -> RunData:
-    """Read a run directory. Raises `UserError` where it is not a run directory or a file in it is broken."""
+    """Read a run directory. Raises `UserError` if it is no run directory, or a file in it is damaged."""
     folder = Path(directory)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a run directory; `tolktrain train CONFIG` makes one")
@@ -143,7 +143,7 @@ def read_run(directory: str | Path) -> RunData:
 
 def _read_config(path: Path) -> Row:
     if not path.exists():
-        raise UserError(f"{path} is missing, so {path.parent} is not a run directory; give a run directory")
+        raise UserError(f"{path} is missing, so {path.parent} is not a run directory; give the folder of a run")
     try:
         content: Row = read_document(path).plain()
     except UserError as error:

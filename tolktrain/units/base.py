@@ -1,4 +1,4 @@
-"""What a speech tokenizer is: from audio to frames of discrete units; and the collapsing of repeated frames."""
+"""The interface of speech tokenizers, from audio to frames of discrete units; and the collapsing of repeated frames."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable

@@ -26,7 +26,7 @@ _Description = TypeVar("_Description", bound=BaseModel)
 
 @dataclass(frozen=True)
 class SpeechTokenizerInfo:
-    """What dataset.json says about a speech tokenizer."""
+    """The entry of a speech tokenizer in dataset.json."""
 
     name: str
     version: str
@@ -37,7 +37,7 @@ class SpeechTokenizerInfo:
 
 
 class Described:
-    """What speech_tokenizer.json says about a tokenizer, as its properties."""
+    """The content of speech_tokenizer.json, as properties of a tokenizer."""
 
     _description: Any  # the kind's own model, which has these fields
 

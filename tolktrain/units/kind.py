@@ -1,4 +1,4 @@
-"""What a kind of speech tokenizer is, so that the rest of the program need not know which kinds there are."""
+"""The interface of a kind of speech tokenizer. The rest of the program does not depend on particular kinds."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable

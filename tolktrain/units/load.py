@@ -49,7 +49,7 @@ def load_speech_decoder(folder: str | Path, device: str = "cpu") -> SpeechDecode
 
 
 def describe_speech_tokenizer(folder: str | Path) -> SpeechTokenizerInfo:
-    """What dataset.json says about a folder's tokenizer, from speech_tokenizer.json alone: no weights are read.
+    """The entry in dataset.json of a folder's tokenizer, from speech_tokenizer.json alone: no weights are read.
 
     Raises `UserError` as `load_speech_tokenizer`, as far as that file shows.
     """

@@ -88,7 +88,7 @@ def build(folder: Path, processes: int, console: Console) -> dict[str, DatasetIn
 
 
 def corpus_files(folder: Path) -> list[Path]:
-    """Files of a corpus, without the shards that a reader has unpacked beside the compressed ones."""
+    """Files of a corpus, without the shards that a reader has unpacked next to the compressed ones."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".mds")
 
 

@@ -1,4 +1,4 @@
-"""The plan of the embedded corpus: which story is told by which voice, in which split, under which id."""
+"""The plan of the embedded corpus: which voice speaks which story, in which split, under which id."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ NEW_VOICES = (Voice("en-us+m6", rate=185, pitch=50), Voice("en-gb-x-rp+f1", rate
 
 @dataclass(frozen=True)
 class Split:
-    """A part of the corpus: its own stories, told by voices in turn."""
+    """A part of the corpus: its own stories, spoken by voices in turn."""
 
     name: str
     num_stories: int
@@ -38,7 +38,7 @@ SPLITS = (
 
 @dataclass(frozen=True)
 class Passage:
-    """One story told by one voice: one record."""
+    """One story spoken by one voice: one record."""
 
     id: str
     split: str

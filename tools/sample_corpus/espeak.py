@@ -136,7 +136,7 @@ def _speak(task: tuple[Voice, Sequence[Sequence[str]]]) -> list[Utterance]:
 
 
 def _heed_term() -> None:
-    """The pool ends its processes by TERM. They would wait for ever if whoever started their server had blocked it."""
+    """The pool ends its processes by TERM. They would wait for ever if their server's parent had blocked it."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
 
 

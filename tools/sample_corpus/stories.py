@@ -1,8 +1,8 @@
 """A story grammar: short stories whose characters, object, colour, places and weather stay the same throughout.
 
-The plot is fixed (find, play, lose, search, ask, find again, return), its beats are told in one of several
+The plot is fixed (find, play, lose, search, ask, find again, return), its beats are phrased in one of several
 wordings, and some beats may be missing. So a story's next word is seldom certain, but a continuation taken from
-another story can be told by its names, things and places.
+another story can be recognized by its names, things and places.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

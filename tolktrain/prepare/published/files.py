@@ -14,8 +14,8 @@ scripts/dump_hubert_codes.py and dump_mimi_codes.py write the speech's):
   `.wrds_tms_len`: text ids of each word, in uint64. `.wrds_tms`: for each word its end in seconds, in float32; some are
   NaN. The EOS of an utterance counts as a word of one id. `meta.pkl`: vocab_size, eos.
 
-The program that wrote `.wrds_tms` is not public. That times count from the beginning of the utterance, and that nothing
-can be told from the time of an EOS, is read off how the sampler uses them. A `.dur` in uint16 is an extension of ours.
+The program that wrote `.wrds_tms` is not public. The sampler's use of the times shows that they count from the
+beginning of the utterance, and that the time of an EOS has no meaning. A `.dur` in uint16 is an extension of ours.
 """
 
 import os
@@ -253,7 +253,7 @@ class TextFiles:
 def words_from(words: Lens, ids: Lengths) -> tuple[Lengths, Lengths]:
     """For rising places among the ids, the first word that does not begin before each, and where it begins.
 
-    A place behind the last word has the number of words.
+    A place after the last word has the number of words.
     """
     numbers = map_file(words.path, words.dtype)
     found, begins_at = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)

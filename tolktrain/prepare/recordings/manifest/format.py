@@ -27,7 +27,7 @@ class Manifest:
 
 
 class Seen:
-    """What a manifest looks like, read as far as somebody asks."""
+    """What a manifest looks like, read only as far as needed."""
 
     def __init__(self, path: str) -> None:
         self.path = path
