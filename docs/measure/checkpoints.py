@@ -193,7 +193,7 @@ def read(folder: Path, overrides: list[str]) -> None:
 
 
 def warm_up(config: Config, layout: Layout) -> None:
-    """Whatever libraries allocate once."""
+    """Allocations that libraries make once."""
     small = config.model_copy(update={"model": config.model.model_copy(update={"backbone": _tiny(config)})})
     model_builder = ModelBuilder.of(small)
     settings = ResolvedSettings.of(small, model_builder.architecture, layout)

@@ -77,7 +77,7 @@ def _error_line(error: OSError, parsed: argparse.Namespace) -> str:
 
 
 def _advice(paths: Sequence[str]) -> str:
-    """What to do about a full disk. A quota, or one file less than it would need, leaves some of it free."""
+    """The advice for a full disk. With a quota, some of the disk is still free."""
     elsewhere = free = ""
     if paths:
         folders = Path(paths[-1]).absolute().parents

@@ -36,7 +36,7 @@ Values of dotted.key=value are YAML, such as train.max_steps=10 or data.sets.min
 
 
 def program() -> int:
-    """The whole process: `main`, with places of its own for temporary files and compiled kernels."""
+    """The whole process: `main`, with private folders for temporary files and compiled kernels."""
     try:
         place_kernel_caches(enter_temporary_folder())
     except OSError as error:

@@ -7,7 +7,7 @@ STDOUT = "standard output"
 
 
 def print_to_reader(text: str) -> None:
-    """Print, with what was printed before, to a reader who may leave before the end (head, less)."""
+    """Print, with everything printed before, to a reader that may close its end early (head, less)."""
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
@@ -22,7 +22,7 @@ def drop_stdout() -> None:
 
 
 def stdout_works(probe: str = "") -> bool:
-    """Whether standard output takes `probe`, and what was printed before."""
+    """Whether `probe`, and everything printed before, can be written to standard output."""
     try:
         print(probe, end="", flush=True)
     except OSError:

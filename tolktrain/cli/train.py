@@ -82,7 +82,7 @@ def _train_rank(parsed: argparse.Namespace, stop: StopRequest, watch: "Watch | N
 
 
 def _follow_up(config: Config, environment: ProcessEnvironment) -> int:
-    """Evaluate, generate and report; what was made of the last checkpoint with the same settings is kept.
+    """Evaluate, generate and report. Results of the last checkpoint with the same settings are kept.
 
     Bad input of one verb does not keep the next ones from being run.
     """

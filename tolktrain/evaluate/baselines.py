@@ -1,4 +1,4 @@
-"""Bigram baselines of a data set, scored on the positions that the model is scored on."""
+"""Bigram baselines of a data set, scored on the same positions as the model."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Baselines:
 
 
 def fit_baselines(records: Iterable[Record], vocabulary: Vocabulary) -> Baselines:
-    """Bigrams of the records' texts and units, EOS at utterance ends, as in the sequences that the model learns from.
+    """Bigrams of the records' texts and units, EOS at utterance ends, as in training sequences.
 
     The weights are fitted on a tenth of the records, chosen by their text: the same text in another voice belongs to
     the same side.

@@ -1,4 +1,4 @@
-"""A model as the evaluation uses it: batches in, numpy out, on the fastest device there is."""
+"""A model for evaluation: batches in, numpy out, on a GPU if there is one."""
 
 from typing import Any
 

@@ -27,12 +27,12 @@ class DurationTable:
 
 def fit_durations(records: Iterable[Record], num_units: int, frames_per_second: float) -> DurationTable:
     """Median run length of each unit, rounded up from the half; units that never occur get the median of all."""
-    units, runs = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    units, run_lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for record in records:
         if record.has_speech:
             units.append(record.units[:, 0].astype(np.int64))
-            runs.append(record.run_lengths.astype(np.int64))
-    unit, run = np.concatenate(units), np.concatenate(runs)
+            run_lengths.append(record.run_lengths.astype(np.int64))
+    unit, run = np.concatenate(units), np.concatenate(run_lengths)
     order = np.lexsort((run, unit))
     unit, run = unit[order], run[order]
     begins = np.searchsorted(unit, np.arange(num_units))

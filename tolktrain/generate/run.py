@@ -72,7 +72,7 @@ def generate(run_dir: str | Path) -> list[Path]:
 
 @dataclass(frozen=True, eq=False)
 class _Tools:
-    """The model and what surrounds it: tokenizers, prompts, durations."""
+    """The model with its tokenizers, prompts and durations."""
 
     model: SmolTolk
     config: Config
@@ -129,7 +129,7 @@ class _Tools:
         return [units[units[:, 0] != self.vocabulary.speech_eos] for units in drawn]
 
     def write(self, prompts: list[IntArray]) -> list[str | None]:
-        """Text that the model writes after each prompt, None without a text tokenizer."""
+        """Text that the model predicts after each prompt, None without a text tokenizer."""
         if self.text_tokenizer is None:
             return [None] * len(prompts)
         contexts = [Context.of_speech(units, self.vocabulary, switch=True) for units in prompts]
@@ -140,10 +140,10 @@ class _Tools:
 
     def save(self, folder: Path, prompt: Prompt, predicted: IntArray, text: str | None) -> dict[str, Any]:
         """Write the three WAV files of a prompt; its entry of samples.json."""
-        units, runs = collapse(self.tokenizer.encode(prompt.samples))
+        units, run_lengths = collapse(self.tokenizer.encode(prompt.samples))
         waveforms = {
             "prompt": prompt.samples,
-            "resynthesis": self.tokenizer.decode(expand(units, runs)),
+            "resynthesis": self.tokenizer.decode(expand(units, run_lengths)),
             "continuation": self.tokenizer.decode(expand(predicted, self.durations.run_lengths(predicted))),
         }
         files = {part: f"{prompt.name}-{part}.wav" for part in waveforms}

@@ -42,7 +42,7 @@ class Context:
 
     @classmethod
     def of_speech(cls, units: IntArray, vocabulary: Vocabulary, switch: bool = False) -> "Context":
-        """A run of speech [n, K], EOS rows included, then the switch token if wished."""
+        """A speech segment [n, K], EOS rows included, then the switch token if requested."""
         writer = SequenceWriter(vocabulary, len(units) + vocabulary.num_codebooks - 1 + switch)
         writer.speech(units)
         if switch:
@@ -85,15 +85,17 @@ def sample_speech(
 
     Only units and EOS are drawn, never PAD, and EOS never twice in a row. At most `most_units` rows are drawn.
     """
-    runs = [_SpeechRun(prompt, vocabulary, settings, index) for index, prompt in enumerate(prompts)]
+    segments = [_SpeechSegment(prompt, vocabulary, settings, index) for index, prompt in enumerate(prompts)]
     for _ in range(most_units + vocabulary.num_codebooks - 1):
-        open_runs = [run for run in runs if duration(_without_eos(run.drawn(), vocabulary)) < seconds]
-        if not open_runs:
+        open_segments = [
+            segment for segment in segments if duration(_without_eos(segment.drawn(), vocabulary)) < seconds
+        ]
+        if not open_segments:
             break
-        logits = _batched(next_logits, [run.context.last(settings.sequence_length) for run in open_runs])
-        for run, speech in zip(open_runs, logits.speech, strict=True):
-            run.draw(speech)
-    return [run.drawn() for run in runs]
+        logits = _batched(next_logits, [segment.context.last(settings.sequence_length) for segment in open_segments])
+        for segment, speech in zip(open_segments, logits.speech, strict=True):
+            segment.draw(speech)
+    return [segment.drawn() for segment in segments]
 
 
 def sample_text(
@@ -123,7 +125,7 @@ def sample_text(
     return texts
 
 
-class _SpeechRun:
+class _SpeechSegment:
     """A speech segment that grows by one position per step; codebook k of frame f is at position f + k."""
 
     def __init__(self, prompt: IntArray, vocabulary: Vocabulary, settings: Sampling, index: int) -> None:

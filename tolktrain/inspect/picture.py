@@ -121,7 +121,7 @@ def _label(name: str, values: Array) -> str:
 
 
 def _whole_edges(low: float, high: float) -> Array:
-    """Edges half-way between whole numbers, about forty bins of equal width."""
+    """Edges midway between whole numbers, about forty bins of equal width."""
     width = max(1, round((high - low + 1) / 40))
     first = np.floor(low) - 0.5
     count = int(np.ceil((high + 0.5 - first) / width))

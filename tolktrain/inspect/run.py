@@ -39,7 +39,7 @@ _BLOCKS = 8  # stretches of records that are read, so that a large set is not fe
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What to look at."""
+    """Options of an inspection."""
 
     path: str  # data set folder, or address such as s3://bucket/set/train
     records: int = 3  # sequences that are printed

@@ -22,7 +22,7 @@ _MARKS = {"prefix": "<prefix>", "prefix-end": "<prefix-end>", "switch": "<switch
 
 
 def print_legend(console: Console) -> None:
-    """What the colours and marks mean."""
+    """The legend of colours and marks."""
     legend = Text("Left: position in the sequence. ", style=HEAD)
     legend.append("text", TEXT).append("; speech: ")
     legend.append("1.20 ", TIME).append("[word]", SPEECH)

@@ -35,7 +35,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Part:
-    """What a span holds of one word or utterance; or an EOS."""
+    """The part of one word or utterance in a span; or an EOS."""
 
     number: int  # of the word or utterance in its record; EOS is negative
     begin: int  # first place in the record
@@ -66,7 +66,7 @@ def take_apart(
     interleaving: InterleavingConfig,
     seed: int,
 ) -> TakenApart:
-    """The sequence that a training run with this seed makes of the record in its first epoch, and its spans.
+    """The training sequence of the record in the first epoch with this seed, and its spans.
 
     Raises `UserError` as `build_sequence` does.
     """

@@ -162,11 +162,11 @@ class Statistics:
 
     def _add_speech(self, record: Record) -> None:
         assert self.info.speech is not None
-        runs = record.run_lengths.astype(np.int64)
-        seconds = float(runs.sum()) / self.info.speech.frames_per_second
+        run_lengths = record.run_lengths.astype(np.int64)
+        seconds = float(run_lengths.sum()) / self.info.speech.frames_per_second
         self.num_units += len(record.units)
         self.seconds += seconds
-        self._keep("run_length", runs)
+        self._keep("run_length", run_lengths)
         self._keep("units_per_second", np.array([len(record.units) / seconds]))
         if record.is_aligned:
             self._keep("words_per_second", np.array([len(record.word_unit_ends) / seconds]))

@@ -23,7 +23,7 @@ _MOST_FILES, _MOST_BYTES = 100, 1 << 30  # of both together, because a stranger'
 
 
 class OtherTokenizerError(UserError):
-    """A tokenizer is not the one that a data set was made with."""
+    """A tokenizer differs from the one that a data set was made with."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TextReader:
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """What a data set's ids mean, as far as it could be found."""
+    """The tokenizers of a data set, if they were found."""
 
     text: TextReader
     speech: SpeechDecoder | None

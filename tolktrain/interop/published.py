@@ -183,7 +183,7 @@ def _batch(inputs: Mapping[str, Tensor]) -> SimpleNamespace:
 
 
 def _trace_layers(model: SmolTolk, inputs: ModelInputs) -> tuple[Carrier, dict[str, Tensor]]:
-    """Everything before the heads, with what it leaves by the way; [T, B, ...] turned to [B, T, ...]."""
+    """Everything before the heads, with intermediate results; [T, B, ...] transposed to [B, T, ...]."""
     embedding, *layers = model.trunk
     carrier = embedding(inputs)
     result = {"embedded": carrier.hidden.transpose(0, 1), "adapted": carrier.hidden.transpose(0, 1)}

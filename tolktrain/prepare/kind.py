@@ -1,4 +1,4 @@
-"""What all kinds of preparation (recordings, text, published sets) have in common."""
+"""The interface of the kinds of preparation (recordings, text, published sets)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ class Kind(Protocol):
     aligned: bool  # records have word alignment
 
     def parts(self) -> tuple[list[Part], list[Failure]]:
-        """All parts in order, and the entries of the manifest that are not usable.
+        """All parts in order, and the unusable entries of the manifest.
 
         The same input gives the same parts on every machine. Raises `UserError` when the input as a whole is unusable.
         """
         ...
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """What the records depend on besides configuration and parts, such as digests of tokenizers; plain JSON."""
+        """Everything else that the records depend on, such as digests of tokenizers; plain JSON."""
         ...
 
     def records(self, part: Part) -> "Iterator[tuple[str, Record] | Failure | int]":
@@ -50,7 +50,7 @@ class Preparation:
     """
 
     def make(self, config: PrepareConfig) -> Kind:
-        """The kind itself. Raises `UserError` when something that it reads is unusable."""
+        """The kind itself. Raises `UserError` if something that it reads is unusable."""
         raise NotImplementedError
 
     def fit(self, config: PrepareConfig, report: Callable[[str], None]) -> None:

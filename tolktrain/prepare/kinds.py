@@ -20,7 +20,7 @@ def preparation_of(config: PrepareConfig) -> Preparation:
 
 
 def make_kind(config: PrepareConfig, report: Callable[[str], None] = lambda text: None) -> Kind:
-    """The kind of preparation. A speech tokenizer that is to be fitted is fitted first, which `report` reports.
+    """The kind of preparation. Fits the speech tokenizer first if that is configured; `report` gets a line about it.
 
     Raises `UserError` when a tokenizer, a model or the input cannot be read.
     """

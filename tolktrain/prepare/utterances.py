@@ -1,4 +1,4 @@
-"""What is prepared: utterances as a manifest names them, and why one of them could not be used."""
+"""Utterances as a manifest lists them, and the reasons for which an entry is not used."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

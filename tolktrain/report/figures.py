@@ -216,7 +216,7 @@ def _values(run: RunData, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential average over about a fiftieth of the curve, free of the pull of its first value."""
+    """Exponential average over about a fiftieth of the curve, corrected for its first value."""
     decay = 1 - 1 / max(1.0, len(values) / 50)
     smoothed = np.zeros_like(values)
     average, weight = 0.0, 0.0

@@ -50,7 +50,7 @@ class SpeechTokenizer(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Digest of all that units depend on, as dataset.json gives it: weights, centroids, windows."""
+        """Digest of everything that units depend on, as dataset.json gives it: weights, centroids, windows."""
         ...
 
     def encode(self, samples: Samples) -> Frames:
@@ -88,7 +88,7 @@ def check_units(frames: npt.NDArray[Any], num_units: int, num_codebooks: int) ->
 def collapse(frames: npt.NDArray[Any]) -> tuple[Frames, Runs]:
     """Merge equal neighbouring frames [frames, K] into units [n, K] and run lengths [n].
 
-    A run longer than 65,535 frames is split, so that both fit uint16 and `expand` is the exact inverse.
+    A unit that lasts more than 65,535 frames is split, so that both fit uint16 and `expand` is the exact inverse.
     """
     if frames.ndim != 2:
         raise UserError(f"frames of units must have the shape [frames, codebooks]; got {frames.shape}")
@@ -100,9 +100,9 @@ def collapse(frames: npt.NDArray[Any]) -> tuple[Frames, Runs]:
     lengths = np.diff(np.r_[starts, len(frames)])
     pieces = -(-lengths // LONGEST_RUN)
     units = np.repeat(frames[starts], pieces, axis=0).astype(np.uint16)
-    runs = np.full(len(units), LONGEST_RUN, np.int64)
-    runs[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * LONGEST_RUN
-    return units, runs.astype(np.uint16)
+    run_lengths = np.full(len(units), LONGEST_RUN, np.int64)
+    run_lengths[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * LONGEST_RUN
+    return units, run_lengths.astype(np.uint16)
 
 
 def expand(units: npt.NDArray[Any], run_lengths: npt.NDArray[Any]) -> Frames:

@@ -68,7 +68,7 @@ class Described:
 
     @property
     def sha256(self) -> str:
-        """Digest of all that units depend on."""
+        """Digest of everything that units depend on."""
         return str(self._description.sha256)
 
 

@@ -44,7 +44,7 @@ class PretrainedModel(StrictModel):
         return cls(path=path, revision=revision, sha256=model_digest(found))
 
     def folder(self, tokenizer_folder: str | Path) -> Path:
-        """The model's files. Raises `UserError` if they cannot be had, or are not those the tokenizer was made with."""
+        """The model's files. Raises `UserError` if they are missing, or differ from those of the tokenizer."""
         local = self.path.startswith((".", "/", "~"))
         path = str(Path(tokenizer_folder) / Path(self.path).expanduser()) if local else self.path
         folder = model_folder(path, self.revision)
@@ -116,7 +116,7 @@ def _weight_files(folder: Path) -> set[Path]:
 
 
 def model_digest(folder: Path) -> str:
-    """Digest of a model's weight files and of its configuration, as far as that changes what it computes."""
+    """Digest of a model's weight files and of the part of its configuration that affects its output."""
     weights = {}
     for path in _weight_files(folder):
         try:
@@ -200,7 +200,7 @@ def load_model(class_name: str, model_type: str, folder: Path, device: str) -> A
 
 
 def _rotary_base(version: str, config: dict[str, Any]) -> dict[str, Any]:
-    """What transformers 4 must be given besides config.json: it ignores `rope_parameters`, the table of version 5."""
+    """Arguments that transformers 4 needs in addition to config.json: it ignores `rope_parameters` of version 5."""
     table = config.get("rope_parameters")
     if int(version.split(".")[0]) >= 5 or not isinstance(table, dict):
         return {}
@@ -211,7 +211,7 @@ def _rotary_base(version: str, config: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _without_progress_bars(logging: Any) -> Iterator[None]:
-    """Version 5 of transformers shows one for every model, in every process that prepares data."""
+    """Version 5 of transformers shows a bar for every model, in every process that prepares data."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -32,7 +32,7 @@ VARYING: Mapping[str, tuple[str, ...]] = MappingProxyType({"adv": ADVERBS, "glad
 
 @dataclass(frozen=True)
 class Cast:
-    """What stays the same through a story."""
+    """The choices that are the same throughout a story."""
 
     hero: tuple[str, str]  # name, kind
     companion: tuple[str, str]

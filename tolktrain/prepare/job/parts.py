@@ -91,7 +91,7 @@ def do_part(config: PrepareConfig, kind: Kind, place: Workplace, number: int, pa
 
 
 class _Records:
-    """The records of a part, and what else came of it."""
+    """The records of a part, with its failures and its number of entries."""
 
     def __init__(self, kind: Kind, part: Part, report: Report) -> None:
         self.failures: list[FailureEntry] = []

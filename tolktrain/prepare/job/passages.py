@@ -1,4 +1,4 @@
-"""Joining consecutive utterances, or documents, to passages: what becomes a record."""
+"""Joins consecutive utterances, or documents, to passages; each becomes a record."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Piece:
 
 
 class PassageBuilder:
-    """Joins the pieces of one source, in order, and gives a record whenever enough of them have come.
+    """Joins the pieces of one source, in order, and returns a record whenever they suffice for one.
 
     Text and speech are counted with one EOS for each piece, as in training sequences. All pieces have the
     same modalities. What is left at the end of a source and shorter than half a passage lengthens the passage before
@@ -56,7 +56,7 @@ class PassageBuilder:
         self._speech = 0
 
     def add(self, piece: Piece) -> Record | None:
-        """Take one more piece; if it completes a passage, the passage before that one, if there is one."""
+        """Add a piece. If it completes a passage, returns the passage before that one, if there is one."""
         assert not self._pieces or piece.modalities == self._pieces[0].modalities, "pieces of one kind are joined"
         self._pieces.append(piece)
         self._text += 0 if piece.text_ids is None else len(piece.text_ids) + 1

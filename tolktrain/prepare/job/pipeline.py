@@ -217,7 +217,7 @@ def _do(
 
 
 def _worker(config: PrepareConfig, place: Workplace, number: int) -> Callable[[tuple[int, Part], Report], PartResult]:
-    """What process `number` does: it reads tokenizers once, then does part after part."""
+    """The work of process `number`: it reads tokenizers once, then does one part after the other."""
     if preparation_of(config).uses_gpu(config):
         share_gpus(number)
     kind = make_kind(config)

@@ -16,7 +16,7 @@ HASHES = ("sha1", "xxh64")
 
 
 class Counts(BaseModel):
-    """What a number of records amounts to."""
+    """The counts of a set of records."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,4 +1,4 @@
-"""What a preparation made, and what it left out."""
+"""The result of a preparation, and the entries that it left out."""
 
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table

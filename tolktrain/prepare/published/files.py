@@ -7,7 +7,7 @@ scripts/dump_hubert_codes.py and dump_mimi_codes.py write the speech's):
   on, or `train_0_8.bin`, ... from several processes. Byte order is little-endian.
 - Speech `.bin`: uint16 rows of `n_q` ids, one row of EOS (= number of units) after each utterance. `.len`: rows of each
   utterance, EOS included, in uint64, or in uint16 (as the programs write it for HuBERT). `.dur`: for each row the
-  frames that it lasts, in 8 bits; a run of 256 frames wraps to 0 there, a longer one to a wrong number. Sets whose
+  frames that it lasts, in 8 bits; 256 frames wrap to 0 there, more to a wrong number. Sets whose
   repeats are not collapsed, and some whose are, have none. `meta.pkl`: vocab_size (units, EOS and PAD), eos, pad, n_q,
   frame_rate.
 - Text `.bin`: ids with an EOS after each utterance, uint16, uint32 for vocabularies above 65,536. `.len` as above.
@@ -131,7 +131,7 @@ def map_file(path: str, dtype: str) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True)
 class Lens:
-    """A file of lengths whose type is known."""
+    """A file of lengths, with their type."""
 
     path: str
     dtype: str

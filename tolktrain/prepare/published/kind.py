@@ -188,17 +188,17 @@ class PublishedKind:
             utterance = slice(*row_bounds[index : index + 2])
             begin, end = id_bounds[index : index + 2]
             try:
-                units, runs = self._units(
+                units, run_lengths = self._units(
                     rows[utterance], durations[utterance] if durations is not None else None, stretch.speech.prefix
                 )
                 if ids is None:
-                    yield name, Piece(name, units=units, run_lengths=runs)
+                    yield name, Piece(name, units=units, run_lengths=run_lengths)
                     continue
                 text_ids = self._text_ids(ids[begin:end], stretch.text)
                 aligned: Sequence[Array | None] = (None, None)
                 if words is not None:
-                    aligned = self._aligned(words, int(begin), int(end), runs)
-                yield name, Piece(name, text_ids, units, runs, *aligned)
+                    aligned = self._aligned(words, int(begin), int(end), run_lengths)
+                yield name, Piece(name, text_ids, units, run_lengths, *aligned)
             except EntryError as error:
                 detail = f"{stretch.speech.prefix}, utterance {stretch.first + index}: {error.detail}"
                 yield name, EntryError(error.reason, detail)
@@ -226,14 +226,14 @@ class PublishedKind:
             return collapse(units)
         if durations is None:
             return units, np.ones(len(units), np.uint16)
-        runs = np.array(durations[:-1], np.uint16)
-        if int(runs.min()) < 1:
+        run_lengths = np.array(durations[:-1], np.uint16)
+        if int(run_lengths.min()) < 1:
             raise EntryError(
-                Reason.RECORD, f"a run in {prefix}.dur lasts 0 frames; runs of 256 frames wrap in the authors' 8 bits"
+                Reason.RECORD, f"a unit in {prefix}.dur lasts 0 frames; 256 frames wrap to 0 in the authors' 8 bits"
             )
         if self._num_codebooks < rows.shape[1] or (units[1:] == units[:-1]).all(axis=1).any():
-            return collapse(expand(units, runs))
-        return units, runs
+            return collapse(expand(units, run_lengths))
+        return units, run_lengths
 
     def _text_ids(self, ids: Array, text: TextFiles | None) -> Array:
         """Ids without their EOS."""
@@ -253,7 +253,7 @@ class PublishedKind:
             raise EntryError(Reason.TEXT, f"EOS is inside its text in {text.prefix}.bin")
         return ids
 
-    def _aligned(self, words: WordTimes, begin: int, end: int, runs: Array) -> tuple[Array, Array]:
+    def _aligned(self, words: WordTimes, begin: int, end: int, run_lengths: Array) -> tuple[Array, Array]:
         """Where words end among the text ids and the units of an utterance whose text ids are `begin` to `end`."""
         first, last = np.searchsorted(words.bounds, [begin, end - 1])
         if last + 1 >= len(words.bounds) or (words.bounds[[first, last, last + 1]] != (begin, end - 1, end)).any():
@@ -263,7 +263,7 @@ class PublishedKind:
             )
         text_ends = words.bounds[first + 1 : last + 1] - begin
         times = words.times[first:last].astype(np.float64)
-        frames = int(runs.astype(np.int64).sum())
+        frames = int(run_lengths.astype(np.int64).sum())
         seconds = frames / self._frames_per_second
         if not np.isfinite(times).all() or times[0] < 0 or (np.diff(times) < 0).any():
             raise EntryError(Reason.WORD_TIMES, "ends of words in .wrds_tms are not numbers that rise from 0")
@@ -273,7 +273,7 @@ class PublishedKind:
                 f"its last word ends at {times[-1]:.2f} s in .wrds_tms; its units last {seconds:.2f} s",
             )
         try:
-            return text_ends, unit_ends(frame_ends(times, 1, self._frames_per_second, frames), runs)
+            return text_ends, unit_ends(frame_ends(times, 1, self._frames_per_second, frames), run_lengths)
         except UserError as error:
             raise EntryError(Reason.ALIGNMENT, str(error)) from None
 

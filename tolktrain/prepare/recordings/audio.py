@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Block = npt.NDArray[np.float32]  # [n] or [n, channels]
 
 TOLERANCE_SECONDS = 0.1
-"""How much shorter than expected audio may be: what rounding in manifests, and padding of codecs, account for."""
+"""Audio may be this much shorter than expected, because manifests round and codecs pad."""
 
 _BLOCK_VALUES = 1 << 20
 _SLOWEST_RATE, _FASTEST_RATE = 1_000, 768_000

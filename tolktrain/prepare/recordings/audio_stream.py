@@ -63,7 +63,7 @@ class AudioStream:
 
     @property
     def log(self) -> str:
-        """What libsndfile noticed when it opened the file."""
+        """The messages of libsndfile about the opened file."""
         return str(self._audio.extra_info)
 
     @property
@@ -112,7 +112,7 @@ class _Feed:
             raise
 
     def check(self) -> None:
-        """Raise what kept the thread from feeding the whole file: what has come is not all of it."""
+        """Raise the error that kept the thread from feeding the whole file."""
         if self._failure is not None:
             raise self._failure
 

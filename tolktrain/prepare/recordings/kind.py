@@ -34,7 +34,7 @@ class RecordingsKind:
     """Utterances to records with speech and, where there is a text tokenizer, text and word alignment."""
 
     def __init__(self, config: PrepareConfig) -> None:
-        """Load tokenizers and, for forced alignment, the model. Raises `UserError` when one cannot be."""
+        """Load tokenizers and, for forced alignment, the model. Raises `UserError` if one cannot be loaded."""
         recordings = config.recordings
         assert recordings is not None
         self._config = config
@@ -170,7 +170,7 @@ class RecordingsKind:
         return [item if isinstance(item, EntryError) else _attempt(checked, item, least) for item in found]
 
     def _piece(self, utterance: Utterance, frames: Frames, aligned: "Aligned | EntryError") -> Outcome:
-        """The utterance as a part of a passage, or why it is none."""
+        """The utterance as a piece of a passage, or the error."""
         if isinstance(aligned, EntryError):
             return aligned
         if not len(frames):

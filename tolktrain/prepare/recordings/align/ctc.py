@@ -163,7 +163,7 @@ class CtcAligner:
     """
 
     def __init__(self, config: AlignmentConfig, device: str, batch_seconds: float = 240.0) -> None:
-        """Load the model. Raises `UserError` if that, or the language of numbers, is not to be had."""
+        """Load the model. Raises `UserError` if the model or the language of numbers is not available."""
         assert config.model is not None
         Numbers(config.language).check()
         self._language = config.language
@@ -247,7 +247,7 @@ class CtcAligner:
 
 
 def checked(aligned: Aligned, min_confidence: float) -> Aligned:
-    """The alignment itself. Raises `EntryError` if its confidence is below the least that is wanted."""
+    """The alignment. Raises `EntryError` if its confidence is too low."""
     if aligned.confidence is not None and not aligned.confidence >= min_confidence:
         raise EntryError(
             Reason.CONFIDENCE, f"confidence {aligned.confidence:.3f} is below min_confidence {min_confidence:g}"

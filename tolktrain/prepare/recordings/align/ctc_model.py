@@ -213,7 +213,7 @@ def _folder(path: str) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    """The gist of an error of a library."""
+    """The first line of an error of a library."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 

@@ -51,7 +51,7 @@ def _as_text(words: Sequence[Word]) -> Aligned:
 
 @dataclass(frozen=True)
 class _State:
-    """How far a comparison has come: words begun on both sides, and letters that only one of them has had."""
+    """State of a comparison: words begun on both sides, and the letters that only one side has."""
 
     written: int
     given: int
@@ -145,7 +145,7 @@ def _ends(last: _State, steps: dict[_State, _Step], ours: Sequence[tuple[str, ..
 
 
 def _difference(farthest: _State, written: Sequence[Written], words: Sequence[Word]) -> str:
-    """What the text and the times have at the farthest place that both agree up to."""
+    """The word of the text and of the times after the last place where they agree."""
     place = farthest.written - 1 if farthest.rest and not farthest.rest_is_given else farthest.written
     given = farthest.given - 1 if farthest.rest and farthest.rest_is_given else farthest.given
     ours = repr(written[place].text) if place < len(written) else "no more words"

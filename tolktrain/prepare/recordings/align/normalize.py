@@ -254,7 +254,7 @@ class _Reader:
         return self._english(name, found)
 
     def _english(self, name: str, found: re.Match[str]) -> tuple[Spoken, ...]:
-        """What only English has rules for; the digits or letters alone elsewhere."""
+        """Rules for English only; in other languages the digits or letters alone."""
         english = self.numbers.english
         if name == "decade":
             reading = self.numbers.readings(found[1])[0]

@@ -123,7 +123,7 @@ class Numbers:
         return (*self._both(large + small), large + ("and",) + small, short, large + small[:-1])
 
     def _parts(self, written: str) -> Spoken:
-        """What is no single number: a version, an address, a list."""
+        """A token that is no single number: a version, an address, a list."""
         spoken: Spoken = ()
         for part in re.findall(r"\d+|\.", written):
             if part != ".":

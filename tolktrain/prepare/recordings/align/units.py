@@ -21,7 +21,7 @@ def unit_ends(word_frame_ends: Ends, run_lengths: npt.NDArray[np.uint16]) -> End
     """Word ends among collapsed units: the run boundary nearest to the word's end, each word having at least one unit.
 
     Repeats are collapsed over word boundaries, so that the units are what a tokenizer gives for the whole utterance; a
-    boundary inside a run moves to the nearer end of the run. Raises `UserError` if there are fewer units than words.
+    boundary inside a repeated unit moves to the nearer end of the unit. Raises `UserError` if there are too few units.
     """
     num_words, num_units = len(word_frame_ends), len(run_lengths)
     if not num_words:

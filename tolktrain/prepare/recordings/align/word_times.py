@@ -15,7 +15,7 @@ from tolktrain.prepare.recordings.align.textgrid import Tier, parse_textgrid
 from tolktrain.prepare.utterances import EntryError, Reason, Word
 
 TOLERANCE_SECONDS = 0.1
-"""How far beyond the end of the audio the last word may end."""
+"""The last word may end this much after the audio."""
 
 ALIGNMENTS_SUFFIX = ".alignment.txt"
 """Of LibriSpeech-Alignments: a line has an utterance, its words and their ends."""

@@ -1,4 +1,4 @@
-"""What is to be prepared: utterances, from manifests of several formats.
+"""Manifests of recordings in several formats.
 
 The formats are those of `tolktrain.config.prepare.ManifestFormat`; each is a file here.
 """

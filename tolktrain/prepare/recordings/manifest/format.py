@@ -18,7 +18,7 @@ _TELLING_KEYS = ("supervisions", "recording_id", "sources", "audio")
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest, as a reader gets it."""
+    """A manifest: the input of a format's reader."""
 
     path: str
     root: str  # folder that relative audio paths start from

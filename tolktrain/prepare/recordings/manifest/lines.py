@@ -51,7 +51,7 @@ def text_of(line: bytes) -> str:
 
 
 def json_of(line: bytes) -> Any:
-    """What the line holds. Raises `EntryError` if it is not JSON."""
+    """The value on the line. Raises `EntryError` if it is not JSON."""
     try:
         return parse_json(text_of(line))
     except ValueError as error:
