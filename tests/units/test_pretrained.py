@@ -116,7 +116,7 @@ def test_programs_in_pickled_weights_are_not_run(model: Path, tmp_path: Path) ->
     assert mark.exists()  # otherwise the file was harmless, and this proves nothing
 
 
-def test_programs_beside_weights_are_not_run(model: Path, tmp_path: Path) -> None:
+def test_programs_next_to_weights_are_not_run(model: Path, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     config = json.loads((model / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "program.Config", "AutoModel": "program.Model"}

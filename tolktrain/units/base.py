@@ -10,7 +10,7 @@ from tolktrain.errors import UserError
 
 Samples = npt.NDArray[np.float32]  # [n], mono, within -1 and 1
 Frames = npt.NDArray[np.uint16]  # [frames, K]
-Runs = npt.NDArray[np.uint16]  # [n], frames each row of units lasts
+RunLengths = npt.NDArray[np.uint16]  # [n], frames each row of units lasts
 
 LONGEST_RUN = np.iinfo(np.uint16).max
 
@@ -85,7 +85,7 @@ def check_units(frames: npt.NDArray[Any], num_units: int, num_codebooks: int) ->
         raise UserError(f"units must be between 0 and {num_units - 1}; got {int(frames.min())} to {int(frames.max())}")
 
 
-def collapse(frames: npt.NDArray[Any]) -> tuple[Frames, Runs]:
+def collapse(frames: npt.NDArray[Any]) -> tuple[Frames, RunLengths]:
     """Merge equal neighbouring frames [frames, K] into units [n, K] and run lengths [n].
 
     A unit that lasts more than 65,535 frames is split, so that both fit uint16 and `expand` is the exact inverse.

@@ -13,7 +13,7 @@ from sample_corpus.corpus import Passage
 from tolktrain.data.records import Record
 from tolktrain.data.text_tokenizer import encode_words
 from tolktrain.prepare.recordings.align.units import Ends, frame_ends, unit_ends
-from tolktrain.units.base import Frames, Runs, collapse
+from tolktrain.units.base import Frames, RunLengths, collapse
 from tolktrain.units.logmel import LogMelTokenizer
 from tolktrain.units.mel import Features, LogMelAnalysis
 
@@ -61,7 +61,7 @@ def make_record(spoken: SpokenPassage, text: Tokenizer, speech: LogMelTokenizer)
     words = spoken.passage.story.words
     text_ids, word_text_ends = encode_words(text, [word for sentence in words for word in sentence])
     units: list[Frames] = []
-    runs: list[Runs] = []
+    runs: list[RunLengths] = []
     word_ends: list[Ends] = []
     for sentence in spoken.sentences:
         sentence_units, sentence_runs = collapse(speech.assign(sentence.features))
