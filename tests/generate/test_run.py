@@ -89,7 +89,7 @@ def test_samples_that_cannot_be_put_in_place_leave_the_old_ones(
 
 
 def test_padding_does_not_change_what_comes_next(tiny_run: Path) -> None:
-    """Logits of a short context beside a long one equal those of the short one alone."""
+    """Logits of a short context batched with a long one equal those of the short one alone."""
     import torch
 
     model = load_model(tiny_run)[0]

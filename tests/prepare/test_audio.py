@@ -140,7 +140,7 @@ def test_audio_is_brought_to_the_wanted_rate(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CODED)
 @pytest.mark.parametrize("said", [True, False])
 def test_a_file_cut_in_the_middle_fails(tmp_path: Path, name: str, said: bool) -> None:
-    """Whether or not the manifest tells the length; what lies before the cut stays usable."""
+    """With and without the length in the manifest; the audio before the cut stays usable."""
     path = write(tmp_path / name, waveform(10), **CODED[name])
     before = read_audio(utterance(path, offset=1.0, duration=2.0), RATE)
     data = path.read_bytes()

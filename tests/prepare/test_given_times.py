@@ -9,7 +9,7 @@ from tolktrain.prepare.recordings.align.given_times import align_given
 from tolktrain.prepare.recordings.align.normalize import spoken_words
 from tolktrain.prepare.utterances import EntryError, Reason, Word
 
-# No sum or product of round numbers: a time that is computed anew would differ in its last bits.
+# No sum or product of round numbers: a time that is computed again would differ in its last bits.
 STEP = 0.3700000000000001
 
 

@@ -1,4 +1,4 @@
-"""What is kept from training."""
+"""Held-out sources and speakers."""
 
 from hypothesis import given
 from hypothesis import strategies as st

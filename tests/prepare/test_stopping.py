@@ -1,4 +1,4 @@
-"""A preparation that is asked to stop ends soon, wherever it is, and goes on to the same bytes."""
+"""A preparation that is asked to stop ends soon, wherever it is, and continues to the same bytes."""
 
 import os
 import random
@@ -103,7 +103,7 @@ def test_it_ends_wherever_it_is(
         output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
         assert process.returncode == 75, errors
         assert "Traceback" not in errors
-        assert (f"stopped by {number.name}; the same command goes on" in output) == ends_by_itself
+        assert (f"stopped by {number.name}; the same command continues" in output) == ends_by_itself
         assert ("still busy" in errors) != ends_by_itself
         while (left := group_of(process.pid)) and time.monotonic() < deadline:
             time.sleep(0.05)

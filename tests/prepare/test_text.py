@@ -194,7 +194,7 @@ def test_ids_of_words_are_those_of_the_text_in_every_family(family: str) -> None
         ids, ends = encode_words(tokenizer, words)
         assert ids.tolist() == tokenizer.encode(blank + " ".join(words), add_special_tokens=False).ids
         assert len(ends) == len(words) and ends[-1] == len(ids) and (np.diff(ends, prepend=0) > 0).all()
-        # Each word's ids say that word, whatever stands around it.
+        # Each word's ids decode to that word, whatever is around it.
         starts = [0, *ends[:-1]]
         for word, begin, end in zip(words, starts, ends, strict=True):
             said = tokenizer.decode(ids[begin:end].tolist()).replace(" ", "")

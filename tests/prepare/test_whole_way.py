@@ -114,7 +114,7 @@ def test_given_times_are_kept(spoken: Spoken, alone: Path) -> None:
                 given = np.array([word["end"] for word in entry["words"]])
                 errors += np.abs(found - given)[:-1].tolist()
                 text_begin, unit_begin = int(text_end), int(unit_end)
-    # Half a frame from rounding; more only where a run of one unit goes on over the end of the word.
+    # Half a frame from rounding; more only where a repeated unit continues over the end of the word.
     assert len(errors) > 1500 and np.median(errors) <= 0.5 / FRAMES_PER_SECOND and np.quantile(errors, 0.95) < 0.08
 
 

@@ -41,7 +41,7 @@ def test_what_a_task_raises_is_raised_here(error: Exception, kind: type[Exceptio
 
 
 def test_a_killed_process_is_named() -> None:
-    with pytest.raises(UserError, match=r"ended by SIGKILL.*the same command goes on"):
+    with pytest.raises(UserError, match=r"ended by SIGKILL.*the same command continues"):
         list(run_tasks(dying, [0, 1], processes=2))
 
 

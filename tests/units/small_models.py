@@ -81,7 +81,7 @@ def save_mimi(folder: Path, seed: int = 0, **changes: object) -> Path:
         elif tensor.ndim > 1:
             fan_in = tensor[0].numel()
             tensor.normal_(std=0.2 if tensor.ndim == 2 else (2 / fan_in) ** 0.5, generator=generator)
-        # Loud enough to be told from silence, and mostly within -1 and 1.
+        # Loud enough to differ from silence, and mostly within -1 and 1.
         if name.startswith(f"decoder.layers.{last}."):
             tensor.mul_(0.05)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

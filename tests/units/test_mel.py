@@ -20,7 +20,7 @@ def test_frames_are_librosas(window: int) -> None:
     analysis = LogMelAnalysis(window=window)
     waveform = _sweep(1.0)
     frames = analysis.features(waveform)
-    # librosa centres frame t on sample t * hop; ours lies on the middle of the hop.
+    # librosa centres frame t on sample t * hop; ours is on the middle of the hop.
     shifted = np.concatenate([np.zeros(window // 2 - analysis.hop // 2 if window > analysis.hop else 0), waveform])
     start = max(analysis.hop // 2 - window // 2, 0)
     padded = np.concatenate([shifted[start:], np.zeros(window)])

@@ -17,8 +17,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     weights.add_argument(
         "--weights-only", type=Path, metavar="DIR", help="write plain safetensors files into this new folder"
     )
-    weights.add_argument("--step", type=int, metavar="N", help="of this checkpoint (the latest valid one)")
-    weights.add_argument("--dtype", choices=("float32", "bf16"), help="of the weights (float32)")
+    weights.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (the latest valid one)")
+    weights.add_argument("--dtype", choices=("float32", "bf16"), help="data type of the weights (float32)")
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -40,4 +40,4 @@ def _run(parsed: argparse.Namespace) -> int:
     return EXIT_DONE if intact or not parsed.verify else EXIT_MACHINE
 
 
-VERB = Verb("list a run's checkpoints, verify them, or take the weights out", _add_arguments, _run)
+VERB = Verb("list a run's checkpoints, verify them, or export the weights", _add_arguments, _run)

@@ -13,4 +13,4 @@ def generate_samples(run_directory: Path) -> None:
     print(f"{len(generate(run_directory))} files in {RunPaths(run_directory).samples}")
 
 
-VERB = verb_of_run("let a trained run speak: write WAV files", generate_samples)
+VERB = verb_of_run("continue spoken prompts with a trained model; write WAV files", generate_samples)

@@ -16,19 +16,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "config", metavar="CONFIG", nargs="?", help="configuration, such as configs/prepare/folder.yaml"
     )
     parser.add_argument(
-        "--task", metavar="I/N", help="do only the parts of machine I (from 0) of N; taken from a Slurm array by itself"
+        "--task", metavar="I/N", help="do only the parts of machine I (from 0) of N (from the Slurm array, if any)"
     )
     parser.add_argument(
         "--retry", action="store_true", help="do parts with failed entries again, after their files were corrected"
     )
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of configurations instead")
-    look = parser.add_argument_group("looking at a data set")
-    look.add_argument(
-        "--inspect", metavar="PATH", help="folder or address with index.json: print and draw what is in it"
-    )
-    look.add_argument("--records", type=int, default=3, metavar="N", help="records that are shown (3)")
-    look.add_argument("--strategy", metavar="NAME", help="how sequences are made (interleaved where words are aligned)")
-    look.add_argument("--sequence-length", type=int, default=512, metavar="T", help="tokens of a sequence (512)")
+    look = parser.add_argument_group("inspecting a data set")
+    look.add_argument("--inspect", metavar="PATH", help="folder or address with index.json: print and plot its content")
+    look.add_argument("--records", type=int, default=3, metavar="N", help="number of records to print (3)")
+    look.add_argument("--strategy", metavar="NAME", help="strategy of the sequences (interleaved if words are aligned)")
+    look.add_argument("--sequence-length", type=int, default=512, metavar="T", help="tokens per sequence (512)")
     look.add_argument("--text-tokenizer", metavar="FOLDER", help="the set's text tokenizer, if not next to it")
     look.add_argument("--speech-tokenizer", metavar="FOLDER", help="the set's speech tokenizer, if not next to it")
     look.add_argument("--output", type=Path, metavar="FOLDER", help="for plots and audio (runs/inspect-<name>-<split>)")
@@ -79,4 +77,4 @@ def _inspect(parsed: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-VERB = Verb("make a data set of recordings, text or a published set; or look at one", _add_arguments, _run)
+VERB = Verb("make a data set from recordings, text or a published set, or inspect one", _add_arguments, _run)

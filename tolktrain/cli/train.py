@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="configuration, a YAML file")
-    parser.add_argument(
-        "--skip-health-check", action="store_true", help="start on these machines, whatever is wrong with them"
-    )
+    parser.add_argument("--skip-health-check", action="store_true", help="start without checking the machines")
 
 
 def _run(parsed: argparse.Namespace) -> int:

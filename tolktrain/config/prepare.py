@@ -174,7 +174,7 @@ class PrepareConfig(StrictModel):
         description="Processes on this machine; if absent, as many as it has cores, or GPUs if models run on GPUs.",
     )
     largest_failed_share: float = Field(
-        default=0.05, ge=0, le=1, description="Above this share of failed entries the command fails."
+        default=0.05, ge=0, le=1, description="If a larger share of the entries fails, the command fails."
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The model and its training: framewise targets within known word spans, and a CTC loss beside them."""
+"""The model and its training: framewise targets within known word spans, and a CTC loss with them."""
 
 import json
 import time

@@ -126,7 +126,7 @@ def add_noise(samples: npt.NDArray[np.float32], ratio_db: float, seed: int) -> n
 
 
 def low_pass(samples: npt.NDArray[np.float32], cutoff: float) -> npt.NDArray[np.float32]:
-    """What lies above `cutoff` Hz removed, without delay."""
+    """Frequencies above `cutoff` Hz removed, without delay."""
     return fftconvolve(samples, firwin(101, cutoff, fs=SAMPLE_RATE), mode="same").astype(np.float32)
 
 

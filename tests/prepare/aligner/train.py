@@ -1,6 +1,6 @@
 """Train and measure a small CTC model that aligns English text with speech of espeak-ng.
 
-python tests/prepare/aligner/train.py --work /tmp/aligner             # trains, writes the model beside this file
+python tests/prepare/aligner/train.py --work /tmp/aligner             # trains, writes the model next to this file
 python tests/prepare/aligner/train.py --work /tmp/aligner --evaluate  # measures it on held-out speech
 """
 

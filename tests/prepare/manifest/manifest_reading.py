@@ -48,7 +48,7 @@ def check_all(utterances: list[Utterance], failures: list[Failure]) -> None:
 
 
 def write_lines(path: Path, items: list[Any]) -> Path:
-    """JSON lines; a text stands for itself."""
+    """JSON lines; a text is a line as it is."""
     text = "".join((item if isinstance(item, str) else json.dumps(item)) + "\n" for item in items)
     path.write_bytes(gzip.compress(text.encode()) if path.name.endswith(".gz") else text.encode())
     return path
