@@ -45,7 +45,7 @@ def test_the_sample(
 ) -> None:
     seen: list[TakenApart] = []
     monkeypatch.setattr(run, "speech_frames", lambda apart, most: seen.append(apart) or speech_frames(apart, most))
-    options = {"records": 1, "statistics_records": 8, "sound_seconds": 4.0, "sequence_length": 200}
+    options = {"records": 1, "statistics_records": 8, "audio_seconds": 4.0, "sequence_length": 200}
     look(sample / "heldout_voices", tmp_path / "out", console, **options)
     text = printed()
     assert "spoken-stories, split heldout_voices" in text and "CC0-1.0" in text
@@ -120,7 +120,7 @@ def test_files_of_an_earlier_look_are_replaced(
     sample: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "save_picture", lambda statistics, path: path.write_bytes(b""))
-    quick = {"statistics_records": 3, "sequence_length": 80, "sound_seconds": 0.2}
+    quick = {"statistics_records": 3, "sequence_length": 80, "audio_seconds": 0.2}
     output = tmp_path / "out"
     look(sample / "heldout_voices", output, console, records=3, **quick)
     (output / "record-notes.txt").write_text("mine")
@@ -233,7 +233,7 @@ def test_a_set_in_a_bucket(bucket: Any, sample: Path, tmp_path: Path, console: C
     for folder in ("heldout_voices", "text_tokenizer", "speech_tokenizer"):
         for path in (sample / folder).iterdir():
             bucket.upload_file(str(path), "bucket", f"stories/{folder}/{path.name}")
-    options = {"records": 1, "sequence_length": 100, "sound_seconds": 1.0}
+    options = {"records": 1, "sequence_length": 100, "audio_seconds": 1.0}
     look("s3://bucket/stories/heldout_voices", tmp_path / "remote", console, **options)
     remote = printed()
     assert "Statistics of 20 of 20 records" in remote
@@ -272,7 +272,7 @@ def test_a_full_disk_keeps_what_was_there(
     output = disk.path / "out"
     output.mkdir()
     (output / "statistics.json").write_text("{}")
-    options = {"statistics_records": 3, "sequence_length": 80, "sound_seconds": 4.0, "records": 3}
+    options = {"statistics_records": 3, "sequence_length": 80, "audio_seconds": 4.0, "records": 3}
     disk.refuses(
         lambda: look(sample / "heldout_voices", output, console, **options),
         f"'{disk.path}/.inspect-.*/(statistics.png|record-.*wav)'",

@@ -141,7 +141,7 @@ def test_only_files_of_the_run_are_put_into_the_page(full_run: Path, name: objec
 
 
 def test_audio_has_a_limit(full_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tolktrain.report.page._LARGEST_SOUNDS", 300_000)
+    monkeypatch.setattr("tolktrain.report.page._MOST_AUDIO_BYTES", 300_000)
     with pytest.raises(UserError, match="audio in all"):
         render(read_run(full_run))
 

@@ -170,7 +170,7 @@ def test_fit_from_more_frames_than_needed_draws_some() -> None:
 
 
 def test_fit_from_nothing() -> None:
-    with pytest.raises(UserError, match="no sound"):
+    with pytest.raises(UserError, match="no audio"):
         LogMelTokenizer.fit_from(iter([]), 4, 0, hours=1.0)
 
 
