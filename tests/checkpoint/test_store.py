@@ -163,7 +163,8 @@ def test_nothing_is_left_of_a_save_that_fails(
     def fail(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(saver_module, victim, fail)
+    owner = writer_module if victim == "write_snapshot" else saver_module
+    monkeypatch.setattr(owner, victim, fail)
     with pytest.raises(OSError, match="No space left"):
         save(store, 2)
     assert names(run_dir) == ["latest", "step-00000001"]
@@ -255,13 +256,13 @@ def test_the_only_complete_one_is_never_removed(run_dir: Path, store: Checkpoint
 def test_in_the_background_it_is_written_while_the_caller_goes_on(
     store: CheckpointStore, make_snapshot: MakeSnapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, gate = saver_module.write_snapshot, threading.Event()
+    written, gate = writer_module.write_snapshot, threading.Event()
 
     def write_when_let(*arguments: Any) -> None:
         assert gate.wait(60)
         written(*arguments)
 
-    monkeypatch.setattr(saver_module, "write_snapshot", write_when_let)
+    monkeypatch.setattr(writer_module, "write_snapshot", write_when_let)
     saver = CheckpointSaver(store, Retention(last=2))
     saver.save(1, make_snapshot(1), {"step": 1}, background=True)
     assert saver.is_saving and store.latest() is None

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from s3_server import free_port
 
 from tolktrain import cli
 from tolktrain.cluster.progress import Progress
@@ -243,7 +244,7 @@ def test_what_follows_training_is_looked_for_before_it(
 
 
 def test_rank_0_of_several_measures_in_a_process_of_its_own(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
     for name, value in group.items():
         monkeypatch.setenv(name, value)
     commands: list[list[str]] = []

@@ -205,7 +205,7 @@ def test_all_mistakes_are_told_at_once(small: Path, mistakes_of: Mistakes) -> No
         "  on the command line: run.seed: expected a whole number at least 0, got -1",
         "  small.yaml:5: model.backbone.hidden_size: expected a whole number greater than 0, got 'wide'",
         "  on the command line: train.stages.0.mixture.text.sets.stories: expected a number greater than 0, got 0",
-        "  small.yaml:25: train.stages.1.tokens is missing (Positions to train on, over all ranks; rounded up to whole"
+        "  small.yaml:25: train.stages.1.tokens is missing (Positions of the stage, over all ranks; rounded up to whole"
         " steps); add 'tokens: ...' under train.stages.1 with a whole number greater than 0",
         "  small.yaml:26: train.stages.1.token is not a known key; did you mean tokens?",
     ]
