@@ -1,4 +1,4 @@
-"""The first law: every layout of ranks computes the same training run as one process.
+"""Every layout of ranks computes the same training run as one process.
 
 Worker processes train one case after the other (`layout_ranks.py`).
 """
