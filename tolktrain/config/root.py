@@ -130,7 +130,7 @@ class EvaluationConfig(StrictModel):
         description="Whether train ends with evaluate, generate and report; needs heldout_sets, prompts and"
         " data.speech_tokenizer.",
     )
-    train_set: str | None = Field(default=None, description="Data set the n-gram baselines are fitted on.")
+    train_set: str | None = Field(default=None, description="Data set the bigram baselines are fitted on.")
     baseline_records: int = Field(
         default=20_000, gt=0, description="First records of train_set that baselines and unit durations are taken from."
     )
