@@ -170,7 +170,7 @@ def test_errors_of_any_verb(
     def fail(parsed: object) -> None:
         raise kind(HOSTILE)
 
-    monkeypatch.setattr(cli, "_load", fail)
+    monkeypatch.setattr("tolktrain.cli.config.load", fail)
     assert cli.main(["config", "x.yaml"]) in (1, 2)
     _check(capsys.readouterr().err)
 
@@ -190,7 +190,7 @@ def test_defects_and_records_without_a_handler(
     def fail(parsed: object) -> None:
         raise ValueError(HOSTILE)
 
-    monkeypatch.setattr(cli, "_load", fail)
+    monkeypatch.setattr("tolktrain.cli.config.load", fail)
     with pytest.raises(ValueError) as caught:
         cli.main(["config", "x.yaml"])
     sys.excepthook(ValueError, caught.value, None)
