@@ -43,8 +43,6 @@ def test_a_vocabulary_need_not_divide(architecture: Callable[..., Architecture])
 
 def test_sequences_that_cannot_be_shared_out(architecture: Callable[..., Architecture]) -> None:
     parallel = ParallelConfig(tensor_parallel_size=2, sequence_parallel=True)
-    with pytest.raises(
-        UserError, match="sequence_length 33 cannot be shared out over .* 2 ranks .* use 32 or 34, or set"
-    ):
+    with pytest.raises(UserError, match="sequence_length 33 cannot be split over .* 2 ranks .* use 32 or 34, or set"):
         check_tensor_parallel(architecture(), parallel, 33)
     check_tensor_parallel(architecture(), parallel, 32)

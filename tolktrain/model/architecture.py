@@ -1,4 +1,4 @@
-"""Every size and switch that decides which parameters a model has and what it computes."""
+"""The sizes and switches that determine a model's parameters and computation."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
@@ -8,7 +8,8 @@ from tolktrain.errors import UserError
 from tolktrain.model.llama import RopeScaling, read_llama_config
 from tolktrain.vocabulary import SpecialIds
 
-# Of the input adapter: inside runs of speech, or as the published training code computes it (see published_mask.py).
+# Of the input adapter: inside speech segments ("runs", a name in checkpoints), or as the reference implementation
+# computes it (see published_mask.py).
 AdapterAttention = Literal["runs", "published"]
 
 
@@ -38,7 +39,7 @@ class Architecture(SpecialIds):
 
     @property
     def keeps_states(self) -> bool:
-        """Whether the pooling reads the outputs of all layers, and not h_L alone."""
+        """Whether the pooling reads the outputs of all layers, not only h_L."""
         return self.layer_pooling != "none"
 
     @property
@@ -53,10 +54,10 @@ class Architecture(SpecialIds):
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> "Architecture":
-        """The architecture a configuration asks for; of a named backbone, config.json is read.
+        """The architecture of a configuration; for a named backbone, its config.json is read.
 
         Raises:
-            UserError: the named backbone has no readable config.json or is none of the Llama family.
+            UserError: the named backbone has no readable config.json or is not of the Llama family.
         """
         speech = config.speech
         speech_part: dict[str, Any] = {
@@ -84,7 +85,7 @@ class Architecture(SpecialIds):
         if set(values) != known:
             raise UserError(
                 f"architecture: keys {sorted(set(values) ^ known)} are missing or unknown;"
-                " it was written by another version of tolktrain, use that one or train anew"
+                " it was written by another version of tolktrain, use that version, or train a new model"
             )
         scaling = values["rope_scaling"]
         return replace(cls(**values), rope_scaling=RopeScaling(**scaling) if scaling is not None else None)
@@ -94,6 +95,6 @@ class Architecture(SpecialIds):
         return asdict(self)
 
     def difference(self, other: "Architecture") -> list[str]:
-        """Where the other architecture differs, one 'name: ours, theirs' each; empty when equal."""
+        """The differences from the other architecture, each as 'name: ours, theirs'; empty if they are equal."""
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return [f"{name}: {ours}, {theirs}" for name, ours, theirs in pairs if ours != theirs]

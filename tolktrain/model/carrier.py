@@ -1,7 +1,7 @@
-"""What travels from pipeline layer to pipeline layer; between pipeline stages it is one tensor.
+"""The carrier: the tensors that pass from one pipeline layer to the next; one tensor between pipeline stages.
 
-Everything that follows from the batch (angles, runs, scored rows) is computed again on each stage, which reads the same
-batch. So a single tensor of one shape travels per micro batch, and its gradient comes back in a single backward pass.
+Everything that follows from the batch (angles, speech segments, scored rows) is recomputed on each stage, which reads the
+same batch. So a single tensor of constant shape is sent per micro batch, and its gradient is sent back.
 """
 
 from dataclasses import dataclass
@@ -26,19 +26,19 @@ class Carrier:
     context: AttentionContext  # causal, for backbone and output adapter
     hidden: Tensor  # [T', B, D]; all T positions before the backbone
     embedded: Tensor | None = None  # [T', B, D]: e, kept for the residual
-    segment_context: AttentionContext | None = None  # inside runs, for the input adapter
-    # [N', 1, D]: packed speech on its way through the input adapter, padded to what tensor ranks can share out; or
-    # [T', B, D] where the adapter has a dense mask
+    segment_context: AttentionContext | None = None  # inside speech segments, for the input adapter
+    # [N', 1, D]: packed speech inside the input adapter, padded to a multiple of the tensor ranks; or [T', B, D] if the
+    # adapter has a dense mask
     speech: Tensor | None = None
     states: tuple[Tensor, ...] = ()  # h_1 .. h_L as far as they are there, each [T', B, D]; kept for the pooling
     pooled: PooledLayers | None = None  # over the S sequences that predict speech: [T', S, ...]
-    speech_hidden: Tensor | None = None  # [T', S, D]: on its way through the output adapter
+    speech_hidden: Tensor | None = None  # [T', S, D]: inside the output adapter
 
 
 def pack_carrier(carrier: Carrier) -> Tensor:
-    """What the next stage needs: [n, T', B, D], the states kept for the pooling, `hidden`, and e for the residual.
+    """The tensor for the next stage: [n, T', B, D], the states for the pooling, `hidden`, and e for the residual.
 
-    Stages are cut before a backbone layer or before the final norm, where the carrier holds nothing else.
+    Pipeline stages begin at a backbone layer or the final norm, where the carrier contains nothing else.
     """
     assert carrier.speech is None and carrier.pooled is None, "cut inside an adapter"
     states = (
@@ -48,7 +48,7 @@ def pack_carrier(carrier: Carrier) -> Tensor:
 
 
 def unpack_carrier(architecture: Architecture, packed: Tensor, inputs: ModelInputs, num_layers: int) -> Carrier:
-    """The inverse, behind `num_layers` layers of the backbone.
+    """The inverse, after `num_layers` layers of the backbone.
 
     Args:
         architecture: of the whole model.

@@ -1,4 +1,4 @@
-"""How many parameters a model has, counted from its architecture alone."""
+"""The number of parameters of a model, from its architecture."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Whether a model can be shared out over tensor ranks."""
+"""Checks whether a model can be split over tensor ranks."""
 
 import math
 
@@ -8,10 +8,10 @@ from tolktrain.model.architecture import Architecture
 
 
 def check_tensor_parallel(architecture: Architecture, parallel: ParallelConfig, sequence_length: int) -> None:
-    """Check what every tensor rank must have a whole part of. Vocabularies need not divide: they are padded.
+    """Check that the tensor ranks divide heads, widths and sequence. Vocabularies are padded instead.
 
     Raises:
-        UserError: naming what does not divide, and the sizes that do.
+        UserError: with the sizes that cannot be divided, and valid values.
     """
     size = parallel.tensor_parallel_size
     parts = {
@@ -32,7 +32,7 @@ def check_tensor_parallel(architecture: Architecture, parallel: ParallelConfig, 
     if parallel.sequence_parallel and sequence_length % size:
         below = sequence_length - sequence_length % size
         raise UserError(
-            f"train.sequence_length {sequence_length} cannot be shared out over parallel.tensor_parallel_size {size}"
+            f"train.sequence_length {sequence_length} cannot be split over parallel.tensor_parallel_size {size}"
             f" ranks (parallel.sequence_parallel); use {_either([str(n) for n in (below, below + size) if n > 1])}, or"
             " set parallel.sequence_parallel to false"
         )

@@ -25,15 +25,15 @@ from tolktrain_kernels.speech_adapter import SpeechSegments, embed_tokens, gathe
 
 
 def empty_table(num_rows: int, config: TransformerConfig) -> nn.Parameter:
-    """A tensor rank's rows of a table, equally many on every rank, unset."""
+    """The uninitialized rows of a table on a tensor rank; the same number on every rank."""
     rows = TensorShare(size=config.tensor_model_parallel_size).padded_rows(num_rows)
     return nn.Parameter(torch.empty(rows, config.hidden_size, dtype=config.params_dtype))
 
 
 class Tables(nn.Module):
-    """A table for text and one for each codebook of speech. Tensors in, tensors out: ZeRO 3 gathers them by hooks.
+    """A table for text and one for each codebook of speech. Takes and returns tensors, so that ZeRO 3's hooks apply.
 
-    A tensor rank holds an equal number of rows of each.
+    Each tensor rank holds the same number of rows of each table.
     """
 
     def __init__(self, architecture: Architecture, config: TransformerConfig, share: TensorShare) -> None:
@@ -51,10 +51,10 @@ class Tables(nn.Module):
         return [self.get_parameter(f"speech_{codebook}") for codebook in range(self.num_codebooks)]
 
     def forward(self, tokens: Tensor, segments: SpeechSegments, num_packed: int) -> tuple[Tensor, Tensor]:
-        """Embeddings of ids [M, K]: [M, D], and those of the speech packed, padded with zeros [num_packed, D]."""
+        """Embeddings of ids [M, K]: [M, D], and the packed embeddings of speech, padded with zeros [num_packed, D]."""
         if self.share.size == 1:
             return embed_tokens(tokens, segments, self.text, self.speech, num_packed, self.kernels.backend)
-        # What lies on other ranks counts as zero here, and all ranks add up. Speech is replaced in the text's rows.
+        # Rows of other ranks are zero here, and the sum over all ranks is complete. Speech replaces rows of the text.
         text = self._own(tokens[:, 0].where(segments.places < 0, 0), self.text)
         ids = tokens.index_select(0, segments.rows)
         parts = [self._own(ids[:, codebook], table) for codebook, table in enumerate(self.speech)]
@@ -83,7 +83,7 @@ class Embedding(PipelineLayer):
         """Start the carrier: embeddings, packed speech, angles."""
         cos, sin = rotary_angles(self.architecture, inputs.sequence_length, inputs.tokens.device)
         context = AttentionContext(cos, sin)
-        # At least one row, so that the adapter computes something, and equally many for tensor ranks that share them.
+        # At least one row, so that the adapter is always computed, and a multiple of the tensor ranks that split them.
         size = self.share.size if self.config.sequence_parallel else 1
         num_packed = max(1, TensorShare(size=size).padded_rows(inputs.segments.num_positions)) * size
         tokens = inputs.tokens.permute(2, 0, 1).flatten(0, 1)
@@ -124,7 +124,7 @@ class Embedding(PipelineLayer):
 
 
 def text_table_view(architecture: Architecture, is_copy: bool = False) -> ParameterView:
-    """Canonical view of the text table, which text head and embedding share where they are tied."""
+    """Canonical view of the text table, which text head and embedding share if they are tied."""
     shape = (architecture.text_table_size, architecture.hidden_size)
     return ParameterView(
         ("text_embedding.weight",), (shape,), "backbone", "normal", decays=True, dim=0, is_copy=is_copy

@@ -24,7 +24,7 @@ from tolktrain_kernels.speech_adapter import gather_rows
 
 
 class TableHead(nn.Module):
-    """Logits over the first rows of a table, which it shares with an embedding where they are tied.
+    """Logits over the first rows of a table, which it shares with an embedding if they are tied.
 
     A tensor rank computes those of its own rows.
     """
@@ -39,7 +39,7 @@ class TableHead(nn.Module):
     def forward(self, hidden: Tensor, targets: Tensor, ignored: int | None = None) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of targets [N] in nats: float32, the sum [], and the terms [N] without gradient.
 
-        A target that is `ignored` counts for nothing.
+        Targets equal to `ignored` do not count.
         """
         if self.share.size == 1:
             return linear_cross_entropy(hidden, self.weight, targets, self.num_predicted, ignored, self.kernels.backend)
@@ -61,10 +61,10 @@ class TableHead(nn.Module):
 
 
 class Heads(PipelineLayer):
-    """The end of the list of layers. Logits are computed only where they are asked for."""
+    """The last layer of the list. Logits are computed only for the requested rows."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig, embedding: Embedding | None) -> None:
-        """`embedding` is None where it lies on another pipeline stage: tied tables are then copies of its own."""
+        """`embedding` is None if it is on another pipeline stage; tied tables are then copies."""
         super().__init__()
         self.architecture = architecture
         self.config = config
@@ -112,7 +112,7 @@ class Heads(PipelineLayer):
         return torch.stack(sums).sum(), torch.stack(terms).sum(dim=0)
 
     def forward(self, carrier: Carrier) -> LossSums:
-        """Sums of the micro batch; zero, but part of the graph, where a modality is not scored."""
+        """Sums of the micro batch; if a modality is not scored, its sum is zero but part of the graph."""
         assert carrier.pooled is not None
         entropy = carrier.pooled.entropy
         total = carrier.hidden.new_zeros((), dtype=torch.float32)
@@ -127,7 +127,7 @@ class Heads(PipelineLayer):
         return self._rows(carrier.speech_hidden, carrier.inputs.scored.speech)
 
     def _rows(self, states: Tensor, rows: Tensor) -> Tensor:
-        """Rows of states [T', width, D], for tensor ranks that each compute some of their logits."""
+        """Rows of states [T', width, D]; each tensor rank computes a part of their logits."""
         if self.config.sequence_parallel:
             return gather_rows(gather_from_sequence_parallel_region(states).flatten(0, 1), rows)
         selected = gather_rows(states.flatten(0, 1), rows)

@@ -1,4 +1,4 @@
-"""Random weights that depend on the seed and the canonical name alone, so that every layout starts alike."""
+"""Random weights that depend on the seed and the canonical name only, so that all layouts start with equal values."""
 
 import hashlib
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from tolktrain.model.parameter_layout import Initial, LayeredModel, Shape, param
 
 
 def name_generator(seed: int, name: str) -> torch.Generator:
-    """The random numbers of one canonical parameter."""
+    """The random generator of one canonical parameter."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -19,7 +19,7 @@ def initial_value(name: str, shape: Shape, initial: Initial, seed: int, std: flo
     """Float32 initial value of one canonical parameter.
 
     Matrices and tables are normal with standard deviation `std`, divided by sqrt(2 * num_layers) for the projections
-    that write into the residual stream: there are two in each layer, and their sum keeps its size by that.
+    that write to the residual stream: there are two in each layer, so the variance of their sum does not grow.
     """
     if initial == "ones":
         return torch.ones(shape)

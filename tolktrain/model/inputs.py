@@ -1,4 +1,4 @@
-"""What the model reads of a batch. Every index is computed on the host, so that a GPU never waits for a count."""
+"""The inputs of the model from a batch. All indices are computed on the host, so that a GPU never waits for a count."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -23,12 +23,12 @@ class HasModelInputs(Protocol):
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Where something is predicted. Rows count in the time-major flattened states: row t * width + column."""
+    """The positions with a scored target. Rows are those of the time-major flattened states: t * width + column."""
 
     text: Tensor  # [N_t] int64: rows of [T * B] whose target is scored as text
     speech: Tensor  # [N_s] int64: rows of [T * S] whose target is scored as speech
-    # [S] int64: sequences that go through pooling and output adapter, those that predict speech. Where there is none,
-    # one position does (see `SmolTolk`).
+    # [S] int64: sequences that pass through pooling and output adapter, those that predict speech. If there is none,
+    # one position passes (see `SmolTolk`).
     columns: Tensor
     text_targets: Tensor  # [N_t] int64
     speech_targets: Tensor  # [N_s, K] int64
@@ -51,25 +51,25 @@ class ModelInputs:
         """Take the tensors of a batch on the host and index its scored positions.
 
         Args:
-            batch: tokens and targets int64 [B, K, T]; speech_in, speech_pred and text_pred bool [B, T]; runs.
-            every_sequence: take sequences that predict no speech through the output adapter too (to look at it).
+            batch: tokens and targets int64 [B, K, T]; speech_in, speech_pred and text_pred bool [B, T]; segments.
+            every_sequence: also pass sequences that predict no speech through the output adapter (for inspection).
         """
         rows = _scored_rows(batch.targets, batch.speech_pred, batch.text_pred, every_sequence)
         return cls(batch.tokens, batch.speech_in, batch.segments, rows)
 
     @classmethod
     def for_next(cls, tokens: Tensor, speech_in: Tensor, lengths: Tensor | None = None) -> "ModelInputs":
-        """Inputs of which the last position of each sequence is to be continued, for `SmolTolk.next_logits`.
+        """Inputs to continue each sequence after its last position, for `SmolTolk.next_logits`.
 
         Args:
             tokens: int64 [B, K, T] on the host.
             speech_in: bool [B, T] on the host.
-            lengths: int64 [B], positions that count where sequences are padded at their end; T if not given.
+            lengths: int64 [B], positions of each sequence before the padding; T if not given.
         """
         last = torch.zeros_like(speech_in)
         ends = torch.full((tokens.shape[0],), tokens.shape[2]) if lengths is None else lengths
         last[torch.arange(tokens.shape[0]), ends - 1] = True
-        # Time-major rows come sorted by position; sequences of unequal length would come out in another order.
+        # Time-major rows are sorted by position; sequences of unequal length would be in another order.
         rows = _scored_rows(torch.zeros_like(tokens), last, last, every_sequence=True)
         order = (ends - 1) * tokens.shape[0] + torch.arange(tokens.shape[0])
         return cls(tokens, speech_in, pack_segments(speech_in), replace(rows, text=order, speech=order))

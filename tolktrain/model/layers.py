@@ -17,7 +17,7 @@ from tolktrain_kernels.speech_adapter import gather_rows, merge_speech, replace_
 
 
 class InputAdapterLayer(PipelineLayer):
-    """A layer over packed speech; a position sees earlier positions of its own run only. Text passes by unchanged."""
+    """A layer over packed speech; a position attends to earlier positions of its own segment. Text is unchanged."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig, index: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class InputAdapterLayer(PipelineLayer):
         packed, update = (part.flatten(0, 1) for part in self.block.parts(carrier.speech, carrier.segment_context))
         if self.shares_sequence:
             assert carrier.segment_context.mask is None, "the dense mask is for a model in one process"
-            # What follows is the same on all tensor ranks, and so is its gradient.
+            # The following operations and their gradients are the same on all tensor ranks.
             speech = gather_from_sequence_parallel_region(packed + update, tensor_parallel_output_grad=False)
             hidden = replace_rows(hidden, segments.rows, speech[: segments.num_positions])
         elif carrier.segment_context.mask is not None:
@@ -53,7 +53,7 @@ class InputAdapterLayer(PipelineLayer):
 
     @classmethod
     def cost(cls, architecture: Architecture, index: int | None, counts: StepCounts) -> LayerCost:
-        """On speech alone, inside its segments; the published dense mask takes every position through the adapter."""
+        """On speech only, inside its segments; with the published dense mask, on every position."""
         rows, pairs = counts.speech_positions, counts.segment_pairs
         if architecture.adapter_attention == "published":
             length = 2 * counts.causal_pairs // max(counts.positions, 1) - 1
@@ -70,7 +70,7 @@ class BackboneLayer(PipelineLayer):
         self.keeps = architecture.keeps_states and index < architecture.num_layers - 1
 
     def forward(self, carrier: Carrier) -> Carrier:
-        """Update `hidden`; keep it for the pooling, except after the last layer, which counts behind the final norm."""
+        """Update `hidden`; keep it for the pooling, except after the last layer, pooled after the final norm."""
         hidden = self.block(carrier.hidden, carrier.context)
         return replace(carrier, hidden=hidden, states=(*carrier.states, hidden) if self.keeps else carrier.states)
 
@@ -85,7 +85,7 @@ class BackboneLayer(PipelineLayer):
 
 
 class FinalNorm(PipelineLayer):
-    """The backbone's last norm: makes h_L."""
+    """The backbone's final norm, which computes h_L."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig) -> None:
         super().__init__()

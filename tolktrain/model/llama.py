@@ -1,4 +1,4 @@
-"""config.json of a Llama-family checkpoint (Hugging Face transformers), and where to find it."""
+"""Finds and reads config.json of a Llama-family checkpoint (Hugging Face transformers)."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ SUPPORTED_MODEL_TYPES = ("llama", "mistral")
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Stretched rotary angles (Llama 3.1): long wavelengths are slowed down by `factor`, short ones kept."""
+    """Scaled rotary angles (Llama 3.1): long wavelengths are stretched by `factor`, short ones are kept."""
 
     factor: float
     low_freq_factor: float
@@ -28,7 +28,7 @@ def backbone_folder(path: str, weights: bool) -> Path:
 
     Args:
         path: a folder, or an id like HuggingFaceTB/SmolLM-135M.
-        weights: fetch the weights too, not config.json alone.
+        weights: fetch the weights too, not only config.json.
 
     Raises:
         UserError: neither a folder nor a hub id that can be fetched.
@@ -209,7 +209,7 @@ def _rope_table(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 
 def _rope_entries(config: Mapping[str, Any], key: str, file: Path) -> dict[str, Any]:
-    """What one of the two tables sets, with `rope_type` under this name alone."""
+    """The entries of one of the two tables, with `rope_type` under this name only."""
     table = config.get(key) or {}
     if not isinstance(table, Mapping):
         raise _wrong(key, table, file, "a JSON object")

@@ -1,7 +1,7 @@
 """The loss: (text nll + speech nll) / scored positions - weight * entropy / positions that predict speech.
 
-All counts are those of the whole global batch, over all ranks and micro batches. So the loss, and each gradient, is the
-same whatever the micro batch, the accumulation and the layout.
+All counts are those of the whole global batch, over all ranks and micro batches. So the loss and the gradients do not
+depend on the micro batch, the accumulation and the layout.
 """
 
 import math
@@ -25,7 +25,7 @@ class LossSums(NamedTuple):
 
 
 class LossCounts(NamedTuple):
-    """What the loss is divided by: counts of the whole global batch, over all ranks and micro batches."""
+    """The divisors of the loss: counts of the whole global batch, over all ranks and micro batches."""
 
     num_text: int  # positions scored as text
     num_speech: int  # positions scored as speech
@@ -53,10 +53,10 @@ def loss_from_sums(sums: LossSums, num_scored: int, num_entropy_positions: int, 
 
 
 def loss_to_train(sums: LossSums, counts: LossCounts, entropy_weight: float) -> Tensor:
-    """The same, and NaN where it is not finite.
+    """The same, and NaN if it is not finite.
 
-    A loss that is not finite may have finite gradients, and DeepSpeed looks at gradients alone. As NaN they reach all
-    ranks in the reduction and the norm, so that all of them skip the step.
+    A non-finite loss may have finite gradients, and DeepSpeed checks only gradients. NaN gradients reach all ranks in
+    the reduction and the norm, so that all ranks skip the step.
     """
     loss = loss_from_sums(sums, counts.num_scored, counts.num_entropy, entropy_weight)
     return loss * torch.where(torch.isfinite(loss), 1.0, math.nan)
@@ -64,14 +64,14 @@ def loss_to_train(sums: LossSums, counts: LossCounts, entropy_weight: float) -> 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step on a global batch was about: sums over all micro batches and ranks in float64, in nats."""
+    """The result of a step on a global batch: sums over all micro batches and ranks in float64, in nats."""
 
     text_nll: float
     speech_nll: float
     entropy: float
     counts: LossCounts
     grad_norm: float  # before clipping; infinite or NaN if the step was skipped
-    skipped: bool  # the loss of a rank or the gradients were not finite: nothing was changed
+    skipped: bool  # the loss of a rank or the gradients were not finite, so nothing was updated
 
     @property
     def text_loss(self) -> float | None:

@@ -1,8 +1,8 @@
 """Canonical parameter names: plain, unfused, in Hugging Face style, the same in every layout.
 
 Megatron keeps query, key and value in one matrix (interleaved by group) and gate and up in another. A `ParameterView`
-says which canonical tensors a module's parameter holds and takes tensors of its shape (values, gradients, moments)
-apart and together.
+describes which canonical tensors a module's parameter holds, and splits and joins tensors of its shape (values,
+gradients, moments).
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,18 +24,18 @@ Initial = Literal["normal", "residual output", "ones", "zeros"]
 
 @dataclass(frozen=True)
 class TensorShare:
-    """Which part of each split tensor a rank holds: part `rank` of `size` equal ones along the split dimension."""
+    """The part of each split tensor that a rank holds: part `rank` of `size` equal ones along the split dimension."""
 
     rank: int = 0
     size: int = 1
 
     def rows(self, length: int) -> tuple[int, int]:
-        """Where this part of `length` rows begins and ends. Later parts may be shorter, or empty."""
+        """Begin and end of this part of `length` rows. Later parts may be shorter, or empty."""
         part = self.padded_rows(length)
         return min(self.rank * part, length), min((self.rank + 1) * part, length)
 
     def padded_rows(self, length: int) -> int:
-        """Rows that every part is padded to, so that all are equal."""
+        """Rows of every part after padding, which makes all parts equal."""
         return -(-length // self.size)
 
 
@@ -46,8 +46,8 @@ WHOLE = TensorShare()
 class ParameterView:
     """The canonical tensors inside one parameter of the model.
 
-    A parameter of a tensor-parallel rank holds its share of each: a slice of dimension `dim`, padded with zeros where
-    a vocabulary does not divide. Query, key and value keep whole groups together, so that theirs are slices too.
+    A parameter of a tensor-parallel rank holds a slice of each in dimension `dim`; vocabularies are padded with zeros
+    if they cannot be divided. Query, key and value keep whole groups together, so that their parts are slices too.
     """
 
     names: tuple[str, ...]
@@ -55,7 +55,7 @@ class ParameterView:
     group: ParameterGroup
     initial: Initial
     decays: bool  # whether weight decay applies: matrices and tables, not norms, biases and layer weights
-    dim: int | None = None  # that tensor ranks share out; None where each holds everything
+    dim: int | None = None  # that tensor ranks split; None if each rank holds the whole tensor
     is_copy: bool = False  # of a table that belongs to another pipeline stage
     interleaved: tuple[
         int, ...
@@ -63,7 +63,7 @@ class ParameterView:
     num_groups: int = 1
 
     def split(self, tensor: Tensor, share: TensorShare = WHOLE) -> dict[str, Tensor]:
-        """Canonical slices in a tensor shaped like the parameter, padding included. They may share its memory."""
+        """Canonical slices in a tensor of the parameter's shape, including padding. They may share its memory."""
         if len(self.names) == 1:
             return {self.names[0]: tensor}
         if not self.interleaved:
@@ -85,7 +85,7 @@ class ParameterView:
         return torch.cat(heads, dim=1).flatten(0, 2)
 
     def sections(self, share: TensorShare, start: int, stop: int) -> list["Section"]:
-        """The parts of canonical tensors that lie in rows `start` to `stop` of a rank's parameter, padding left out.
+        """The parts of canonical tensors in rows `start` to `stop` of a rank's parameter, without padding.
 
         A row is everything under one index of the first dimension; a scalar is a single row.
         """
@@ -98,11 +98,11 @@ class ParameterView:
         return [section for section in found if section is not None]
 
     def num_rows(self, share: TensorShare) -> int:
-        """Rows of a rank's parameter, padding included."""
+        """Rows of a rank's parameter, including padding."""
         return sum(self._length(shape, share) if shape else 1 for shape in self.shapes)
 
     def local_shape(self, share: TensorShare) -> Shape:
-        """Shape of a rank's parameter, padding included."""
+        """Shape of a rank's parameter, including padding."""
         first, *others = self.shapes[0] or (1,)
         if self.dim is not None and self.dim > 0:
             others[self.dim - 1] //= share.size
@@ -157,7 +157,7 @@ class Section:
 
 
 class PipelineLayer(nn.Module):
-    """One entry of the model's list of layers; it knows the canonical names of its parameters."""
+    """One entry of the model's list of layers, with the canonical names of its parameters."""
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the parameters, by their names in this layer; tied parameters belong to the first."""
@@ -165,7 +165,7 @@ class PipelineLayer(nn.Module):
 
     @classmethod
     def cost(cls, architecture: Architecture, index: int | None, counts: StepCounts) -> LayerCost:
-        """Cost of the layer of this `index` among its kind, on what `counts` says."""
+        """Cost of the layer with this `index` among its kind, for the given counts."""
         raise NotImplementedError
 
 
@@ -174,7 +174,7 @@ class LayeredModel(nn.Module):
 
     architecture: Architecture
     share: TensorShare  # of each split tensor
-    layers: nn.ModuleDict  # `PipelineLayer`s by their place in the whole list
+    layers: nn.ModuleDict  # `PipelineLayer`s by their position in the whole list
 
     def __init__(self, architecture: Architecture, share: TensorShare) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class LayeredModel(nn.Module):
 
 
 def parameter_views(model: LayeredModel) -> dict[str, ParameterView]:
-    """What each parameter of this process's layers holds, by its name; tied tables once, under their first name."""
+    """The view of each parameter of this process's layers, by its name; tied tables once, under their first name."""
     views: dict[str, ParameterView] = {}
     for index, layer in model.layers.items():
         assert isinstance(layer, PipelineLayer)
@@ -214,10 +214,10 @@ def canonical_state(model: LayeredModel) -> dict[str, Tensor]:
 
 
 def load_canonical(model: LayeredModel, state: Mapping[str, Tensor]) -> None:
-    """Copy whole canonical tensors into a model; a rank takes its share of them.
+    """Copy whole canonical tensors into a model; a rank copies its part of them.
 
     Raises:
-        UserError: names are missing or surplus, or a shape differs.
+        UserError: names are missing or unknown, or a shape differs.
     """
     expected = canonical_shapes(model, with_copies=True)
     check_names_and_shapes(expected, {name: tuple(tensor.shape) for name, tensor in state.items()})
@@ -225,7 +225,7 @@ def load_canonical(model: LayeredModel, state: Mapping[str, Tensor]) -> None:
 
 
 def copy_canonical(model: LayeredModel, state: Mapping[str, Tensor]) -> None:
-    """Copy those parameters of which `state` has every part; the others stay as they are."""
+    """Copy the parameters of which `state` has all canonical tensors; leave the others unchanged."""
     views = parameter_views(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -234,7 +234,7 @@ def copy_canonical(model: LayeredModel, state: Mapping[str, Tensor]) -> None:
 
 
 def check_names_and_shapes(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
-    """Raise a UserError that names what is missing, surplus, or of another shape."""
+    """Raise a UserError that names missing and unknown tensors, and tensors of another shape."""
     missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or surplus:
         parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has unknown {_some(surplus)}"] * bool(surplus)

@@ -1,4 +1,4 @@
-"""The model as a list of parts, each of which builds a layer and knows what it costs."""
+"""The model as a list of parts, each of which builds a layer and computes its cost."""
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.embedding import Embedding
@@ -11,7 +11,7 @@ from tolktrain.model.pooling import LayerPooling
 def model_parts(architecture: Architecture) -> list[tuple[type[PipelineLayer], int | None]]:
     """Class of each layer and its index among its kind (None where there is only one), from the embedding to the heads.
 
-    The first layer takes `ModelInputs`, the last gives `LossSums`, a `Carrier` goes from each to the next.
+    The first layer takes `ModelInputs`, the last returns `LossSums`; a `Carrier` passes from each layer to the next.
     """
     return [
         (Embedding, None),

@@ -1,7 +1,7 @@
 """Weighted layer pooling (SmolTolk, arXiv 2503.06211, section 3.2) as a pipeline layer, and its modes.
 
-A mode says which weights it has, under which names, and what it costs: an entry of `POOLING_MODES` under its name in
-the configuration. One that is no weighted average brings a module of its own.
+A mode defines its weights, their names and its cost. It is an entry of `POOLING_MODES` under its name in the
+configuration. A mode that is not a weighted average needs its own module.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from tolktrain_kernels.speech_adapter import select_columns
 
 
 class WeightedAverage(nn.Module):
-    """The pooling's weights. Tensors in, tensors out: ZeRO 3 gathers a module's own parameters by such hooks."""
+    """The pooling's weights. Takes and returns tensors, so that ZeRO 3's hooks gather the parameters."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig, static: bool, dynamic: bool) -> None:
         super().__init__()
@@ -47,14 +47,14 @@ class WeightedAverage(nn.Module):
 
 @dataclass(frozen=True)
 class PoolingMode:
-    """Averages of the layers by learned weights; with neither kind of weights, the last layer alone."""
+    """Weighted averages of the layers; without weights, the last layer."""
 
     static: bool  # weights that are the same everywhere
-    dynamic: bool  # weights that a selector chooses at each position
+    dynamic: bool  # weights that a selector computes at each position
 
     @property
     def has_weights(self) -> bool:
-        """Whether there is anything to train."""
+        """Whether there are parameters."""
         return self.static or self.dynamic
 
     def make(self, architecture: Architecture, config: TransformerConfig) -> WeightedAverage:
@@ -62,7 +62,7 @@ class PoolingMode:
         return WeightedAverage(architecture, config, self.static, self.dynamic)
 
     def parameter_views(self, architecture: Architecture) -> dict[str, ParameterView]:
-        """Canonical views of the module's parameters. Zeros weigh all layers alike."""
+        """Canonical views of the module's parameters. With zeros, all layers have equal weights."""
         layers, width = architecture.num_layers, architecture.hidden_size
         views: dict[str, ParameterView] = {}
         if self.static:

@@ -1,7 +1,8 @@
-"""The input adapter's attention as the published training code computes it, for models trained by that code.
+"""The input adapter's attention in the reference implementation, for models trained by that code.
 
-There, text that lies beside speech is part of the adapter where a sequence begins with speech: its boundaries are
-paired one off. Models of our own attend inside runs (`SpeechSegments`); this dense mask reproduces the other, slowly.
+If a sequence begins with speech, that code pairs the boundaries of speech segments incorrectly, off by one, so that its
+adapter attends to text. Models trained here attend inside segments (`SpeechSegments`). This dense mask reproduces the
+published attention; it is slow.
 """
 
 import numpy as np
@@ -10,11 +11,12 @@ from torch import Tensor
 
 
 def published_adapter_mask(speech_in: Tensor) -> Tensor:
-    """Who attends to whom: bool [B, 1, T, T], true where row t sees column u. A row may see nothing at all.
+    """The attention mask: bool [B, 1, T, T], true if row t attends to column u. A row may attend to nothing.
 
-    A sequence that begins with text: each run sees itself, causally, and each text position itself. A sequence that
-    begins with speech, with changes of modality at c0, c1, c2, ...: blocks [0, c1), [c0, c3), [c2, c5), ... are causal,
-    so that a later run sees the text before it too, and the last run sees nothing if text follows it.
+    In a sequence that begins with text, each segment attends to itself, causally, and each text position to itself. In
+    a sequence that begins with speech, with changes of modality at c0, c1, c2, ..., the blocks [0, c1), [c0, c3),
+    [c2, c5), ... are causal. So a later segment also attends to the text before it, and the last segment attends to
+    nothing if text follows it.
 
     Args:
         speech_in: bool [B, T].

@@ -29,22 +29,22 @@ _COMPILED_VARIANTS = 32
 
 @dataclass(frozen=True)
 class NextLogits:
-    """What may come next in each of B sequences, as text or as speech; the caller decides which."""
+    """Logits of the next token of each of B sequences, as text and as speech; the caller chooses the modality."""
 
     text: Tensor  # [B, V_t]
     speech: Tensor  # [B, K, V_s]
 
 
 def build_layers(architecture: Architecture, layout: Layout, bounds: range | None = None) -> dict[int, PipelineLayer]:
-    """The layers of `model_parts`, or those in some places of that list.
+    """The layers of `model_parts`, or a part of that list.
 
     Args:
         architecture: sizes and switches.
-        layout: of the ranks; each builds its share of every layer.
-        bounds: places in the list that are built; all if None.
+        layout: of the ranks; each builds its part of every layer.
+        bounds: positions in the list that are built; all if None.
 
     Returns:
-        Layers by their place in the whole list.
+        Layers by their position in the whole list.
     """
     config = megatron_config(architecture, layout.tensor_size, layout.sequence_parallel)
     parts = model_parts(architecture)
@@ -63,9 +63,9 @@ def build_layers(architecture: Architecture, layout: Layout, bounds: range | Non
 class SmolTolk(LayeredModel):
     """The text-speech language model, or the part of it that one rank holds.
 
-    Every part is computed for every micro batch, on no rows where there is nothing to do: one of text alone passes the
-    speech adapters with a single position whose results count for nothing. So all ranks use all parameters in the same
-    order, which whatever reduces gradients on their arrival (ZeRO) relies on, whatever their micro batches hold.
+    Every part is computed for every micro batch: in a micro batch of text only, a single position passes through the
+    speech adapters, and its results do not count. So all ranks use all parameters in the same order, whatever their
+    micro batches contain. ZeRO requires this, because it reduces gradients when they are computed.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class SmolTolk(LayeredModel):
 
         Args:
             architecture: sizes and switches.
-            seed: of the random weights; None leaves them unset, for a caller that sets each.
+            seed: of the random weights; None leaves them uninitialized, for a caller that sets all of them.
             layout: of the ranks; a single process if None.
-            bounds: places in the list of layers that this rank holds; all if None.
+            bounds: positions in the list of layers that this rank holds; all if None.
         """
         layout = initialize() if layout is None else layout
         super().__init__(architecture, TensorShare(layout.tensor_rank, layout.tensor_size))
@@ -89,7 +89,7 @@ class SmolTolk(LayeredModel):
         layers = build_layers(architecture, layout, bounds)
         self.layers.update({str(index): layer for index, layer in layers.items()})
         for name, view in parameter_views(self).items():
-            # What DeepSpeed counts once per tensor group in the gradient norm is what lacks this mark.
+            # In the gradient norm, DeepSpeed counts parameters without this mark once per tensor group.
             self.get_parameter(name).tensor_model_parallel = view.dim is not None  # type: ignore[attr-defined]
         if seed is not None:
             initialize_parameters(self, seed)
@@ -113,7 +113,7 @@ class SmolTolk(LayeredModel):
 
     @property
     def tied_tables(self) -> list[nn.Parameter]:
-        """Tables that embedding and heads share, where these lie on different stages and each has a copy."""
+        """Tables that embedding and heads share, if these are on different pipeline stages and each has a copy."""
         ends = [layer for layer in self.layers.values() if isinstance(layer, (Embedding, Heads))]
         if len(ends) != 1:
             return []
@@ -121,19 +121,19 @@ class SmolTolk(LayeredModel):
         return [*([text] if self.architecture.tie_text_embeddings else []), *speech]
 
     def recompute_layers(self) -> None:
-        """Let the backward pass compute transformer layers again instead of keeping their activations."""
+        """Let the backward pass recompute transformer layers instead of keeping their activations."""
         for module in self.modules():
             if isinstance(module, Block):
                 module.recompute = True
 
     def compile_layers(self) -> None:
-        """Let torch.compile fuse the layers of backbone and output adapter, and the pooling where it is PyTorch's.
+        """Compile the layers of backbone and output adapter, and the pooling if it is PyTorch's, with torch.compile.
 
-        Not those of the input adapter: how many rows of speech they get, in runs of which length, differs from step to
-        step, and PyTorch keeps few variants of a piece of code before it gives up compiling it.
+        The layers of the input adapter are not compiled: their number of rows and the lengths of segments change in
+        every step, and PyTorch stops compiling a piece of code after a few variants.
         """
-        # A run has some more: frozen and trained, training and validation, and sequences that predict speech in any
-        # number. Those of a model that has gone do not count.
+        # A run needs more variants than the default: frozen and trained, training and validation, and any number of
+        # sequences that predict speech. Variants of models that were deleted do not count.
         forget_compiled_variants(_COMPILED_VARIANTS)
         for layer in self.layers.values():
             if isinstance(layer, (BackboneLayer, OutputAdapterLayer)):
@@ -142,26 +142,26 @@ class SmolTolk(LayeredModel):
                 layer.average.compile()
 
     def use_kernels(self, kernels: Kernels) -> None:
-        """Let every part compute with these kernels. They must suit the device that the model is on."""
+        """Use these kernels in all parts. They must support the device of the model."""
         for module in self.modules():
             if hasattr(module, "kernels"):
                 module.kernels = kernels  # type: ignore[assignment]
 
     def carry(self, state: ModelInputs | Carrier) -> Carrier:
-        """Everything of this rank before the heads."""
+        """Run this rank's layers before the heads."""
         for layer in self.trunk:
             state = layer(state)
         assert isinstance(state, Carrier)
         return state
 
     def forward(self, inputs: ModelInputs) -> LossSums:
-        """Summed losses of a micro batch; for a model that is not cut into pipeline stages."""
+        """Summed losses of a micro batch; for a model without pipeline stages."""
         with self._surrounded():
             return self.heads(self.carry(inputs))
 
     def run_stage(self, received: Tensor | None, inputs: ModelInputs) -> Tensor | LossSums:
-        """Pass a micro batch through this rank's stage: from what the previous one sent (None on the first) to what
-        the next one receives, [n, T', B, D] both, or on the last to the summed losses."""
+        """Pass a micro batch through this rank's pipeline stage: from the tensor of the previous stage (None on the
+        first one) to the tensor for the next stage, both [n, T', B, D]; on the last stage, to the summed losses."""
         state: ModelInputs | Carrier = inputs
         with self._surrounded():
             if received is not None:
@@ -172,7 +172,7 @@ class SmolTolk(LayeredModel):
             return self.heads(carrier) if self.ends_model else pack_carrier(carrier)
 
     def time_training(self, around: Callable[[], AbstractContextManager[None]]) -> None:
-        """Enter what `around` gives for every forward pass of training."""
+        """Enter the context of `around` for every forward pass of training."""
         self._around_training = around
 
     def _surrounded(self) -> AbstractContextManager[None]:
@@ -180,7 +180,7 @@ class SmolTolk(LayeredModel):
 
     @torch.no_grad()
     def token_nll(self, inputs: ModelInputs) -> Tensor:
-        """Negative log-likelihood of each target, float32 [B, T] in nats; 0 where none is scored."""
+        """Negative log-likelihood of each target, float32 [B, T] in nats; 0 if it is not scored."""
         carrier, scored = self.carry(inputs), inputs.scored
         length, width = inputs.sequence_length, inputs.num_sequences
         total = torch.zeros(length, width, device=inputs.tokens.device)
@@ -193,14 +193,14 @@ class SmolTolk(LayeredModel):
 
     @torch.no_grad()
     def next_logits(self, inputs: ModelInputs) -> NextLogits:
-        """Logits of what follows each sequence's end, float32. The inputs come from `ModelInputs.for_next`."""
+        """Logits of the token after each sequence, float32. The inputs come from `ModelInputs.for_next`."""
         carrier = self.carry(inputs)
         speech = torch.stack(self.heads.speech_logits(carrier), dim=1)
         return NextLogits(self.heads.text_logits(carrier).float(), speech.float())
 
     @torch.no_grad()
     def layer_probs(self, inputs: ModelInputs) -> Tensor | None:
-        """Weights that the selector gives to the backbone's layers, float32 [B, T, L]; None without a selector.
+        """The selector's weights of the backbone's layers, float32 [B, T, L]; None without a selector.
 
         0 in sequences that predict no speech, unless the inputs were made with `every_sequence`.
         """

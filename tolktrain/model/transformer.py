@@ -34,18 +34,18 @@ from tolktrain_kernels.speech_adapter import SpeechSegments
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """Who attends to whom, and at which angles."""
+    """The mask and the rotary angles of attention."""
 
     cos: Tensor  # [T or N, 1, 1, head_dim] float32
     sin: Tensor  # the same; the first half of each head negated
-    segments: SpeechSegments | None = None  # attention inside these runs; causal over the whole sequence without
-    mask: Tensor | None = None  # bool [B, 1, T, T] in the place of either
+    segments: SpeechSegments | None = None  # attention inside these; if None, causal over the whole sequence
+    mask: Tensor | None = None  # bool [B, 1, T, T], instead of both
 
 
 def rotary_angles(architecture: Architecture, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine of the rotary angles of positions 0 .. length - 1: float32 [length, 1, 1, head_dim].
 
-    Computed anew at each step from exact numbers: a buffer would be rounded when the model is cast to bfloat16.
+    Computed at each step in float32, because a buffer would be rounded when the model is cast to bfloat16.
     """
     dim = architecture.head_dim
     exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
@@ -64,7 +64,7 @@ def rotary_angles(architecture: Architecture, length: int, device: torch.device)
 
 
 class CoreAttention(nn.Module):
-    """Rotation and softmax attention with grouped queries: causal, or causal inside runs of speech."""
+    """Rotation and softmax attention with grouped queries: causal, or causal inside speech segments."""
 
     def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, **_: Any) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class CoreAttention(nn.Module):
         """Returns [T, B, H * d]."""
         segments, backend, cos, sin = context.segments, self.kernels.backend, context.cos, context.sin
         if segments is not None:
-            # Rows behind the packed speech pad it to what tensor ranks can share out.
+            # Rows after the packed speech pad it to a multiple of the tensor ranks.
             num_padding = query.shape[0] - segments.num_positions
             query, key, value = (heads[: segments.num_positions] for heads in (query, key, value))
             query, key = rotate(query, cos, sin, backend), rotate(key, cos, sin, backend)
@@ -97,15 +97,15 @@ class CoreAttention(nn.Module):
             mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
         else:
             mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=grouped)
-            # Backends disagree on rows that see nothing (zero, NaN, or the mean): here it is zero.
+            # Backends differ for rows that attend to nothing (zero, NaN, or the mean); here the result is zero.
             mixed = torch.where(mask.any(dim=-1, keepdim=True), mixed, 0)
         return mixed.permute(2, 0, 1, 3).flatten(2)
 
 
 def mark_sequence_parallel(parameter: nn.Parameter, config: TransformerConfig) -> None:
-    """Mark a parameter that every tensor rank holds whole and applies to its own slice of the sequence.
+    """Mark a parameter that is replicated on all tensor ranks, each of which applies it to a slice of the sequence.
 
-    Its gradient is then a sum over the tensor group, which `tolktrain.parallel.gradients` takes.
+    Its gradient is summed over the tensor group by `tolktrain.parallel.gradients`.
     """
     parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
@@ -121,7 +121,7 @@ class RMSNorm(nn.Module):
         self.kernels = Kernels()
 
     def forward(self, hidden: Tensor, update: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """[..., D] to [..., D]; with an update that is to be added before, the sum and its norm."""
+        """[..., D] to [..., D]; with an update, which is added before, the sum and its norm."""
         if update is not None:
             return add_rms_norm(hidden, update, self.weight, self.eps, self.kernels.backend)
         return rms_norm(hidden, self.weight, self.eps, self.kernels.backend)
@@ -140,20 +140,20 @@ class SwiGLU(nn.Module):
 
 
 class _Linear:
-    """Megatron's linear layers, without their empty `_extra_state`, which is no parameter and breaks loaders."""
+    """Megatron's linear layers without their empty `_extra_state`, which is not a parameter and breaks loaders."""
 
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The hook would add the key that a strict load then refuses.
+        # The hook would add the key, which a strict load then rejects.
         self._load_state_dict_pre_hooks.clear()  # type: ignore[attr-defined]
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        """Returns the product, and megatron's bias, which there is none of."""
+        """Returns the product, and megatron's bias, which is None."""
         if self.config.tensor_model_parallel_size == 1:  # type: ignore[attr-defined]
-            # Nothing to exchange: torch.compile stops at megatron's own way, which warns of absent groups.
+            # Without an exchange: torch.compile stops at megatron's implementation, which warns about missing groups.
             return functional.linear(states, self.weight), None  # type: ignore[attr-defined]
         return super().forward(states, *args, **kwargs)  # type: ignore[misc]
 
@@ -169,7 +169,7 @@ class RowLinear(_Linear, RowParallelLinear):
 def megatron_config(
     architecture: Architecture, tensor_size: int = 1, sequence_parallel: bool = False
 ) -> TransformerConfig:
-    """Megatron's configuration of one layer: no biases, no dropout, no fusions, weights left for us to set."""
+    """Megatron's configuration of one layer: no biases, no dropout, no fusions, uninitialized weights."""
     return TransformerConfig(
         tensor_model_parallel_size=tensor_size,
         sequence_parallel=sequence_parallel,
@@ -183,7 +183,7 @@ def megatron_config(
         normalization="RMSNorm",
         gated_linear_unit=True,
         activation_func=functional.silu,
-        use_te_activation_func=True,  # the switch for an activation module of one's own, here SwiGLU
+        use_te_activation_func=True,  # enables a custom activation module, here SwiGLU
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -198,7 +198,7 @@ def megatron_config(
 
 
 class Attention(SelfAttention):
-    """Megatron's projections around our attention, without what it does for inference, offloading and the like."""
+    """Megatron's projections around our attention, without its code for inference and offloading."""
 
     def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
         """[T, B, D] to [T, B, D]."""
@@ -208,10 +208,10 @@ class Attention(SelfAttention):
 
 
 class DecoderLayer(TransformerLayer):
-    """Megatron's parts of a layer, with each residual connection beside the norm behind it."""
+    """Megatron's parts of a layer; each residual addition is fused with the norm that follows it."""
 
     def forward(self, hidden: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
-        """The states before the layer's last addition, and what is to be added: their sum is the output."""
+        """The states before the layer's last addition, and the update; their sum is the output."""
         update = self.self_attention(self.input_layernorm(hidden), context)
         hidden, normed = self.pre_mlp_layernorm(hidden, update)
         update, _ = self.mlp(normed)
@@ -219,7 +219,7 @@ class DecoderLayer(TransformerLayer):
 
 
 def layer_spec() -> ModuleSpec:
-    """Which module stands where in a layer."""
+    """The modules of a layer."""
     attention = SelfAttentionSubmodules(linear_qkv=ColumnLinear, core_attention=CoreAttention, linear_proj=RowLinear)
     mlp = MLPSubmodules(linear_fc1=ColumnLinear, activation_func=SwiGLU, linear_fc2=RowLinear)
     return ModuleSpec(
@@ -243,18 +243,19 @@ class Block(nn.Module):
         spec = layer_spec()
         self.layer = spec.module(config=config, submodules=spec.submodules)
         self.name = name
-        self.recompute = False  # whether the backward pass computes the layer again instead of keeping activations
+        self.recompute = False  # whether the backward pass recomputes the layer instead of keeping activations
         self._views = partial(_block_views, architecture, name, group)
 
     def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
-        """[T, B, D] (or [N, 1, D] for packed speech) to the same; a slice of the first dimension if that is shared."""
+        """[T, B, D] (or [N, 1, D] for packed speech) to the same; with sequence parallelism, a slice of the first
+        dimension."""
         hidden, update = self.parts(hidden, context)
         return hidden + update
 
     def parts(self, hidden: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """Two tensors whose sum is the output."""
         if self.recompute and torch.is_grad_enabled():
-            # Without dropout nothing random is drawn inside.
+            # Without dropout, no random numbers are drawn inside.
             return checkpoint(self.layer, hidden, context, use_reentrant=False, preserve_rng_state=False)
         found: tuple[Tensor, Tensor] = self.layer(hidden, context)
         return found
@@ -305,7 +306,7 @@ def block_cost(
     """Cost of a transformer layer on `rows` positions that see `pairs` keys in all.
 
     With q and k the widths of queries and keys: 2 D (q + k) + 3 D F weights, each multiplied and added once a row; 4 q
-    FLOPs a pair. Norms, rotations and activations are left out: below 1 % of it.
+    FLOPs a pair. Norms, rotations and activations are omitted; they are below 1 %.
     """
     width = architecture.hidden_size
     weights = (

@@ -1,1 +1,1 @@
-"""What the model computes, holds and sends: per layer, per step, per pipeline stage."""
+"""Computation, memory and communication of the model, per layer, step and pipeline stage."""

@@ -1,4 +1,4 @@
-"""Where a pipeline is cut into stages of equal work, and what travels over each cut."""
+"""Cuts the layers into pipeline stages of equal work, and computes what is sent over each cut."""
 
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
@@ -18,7 +18,7 @@ class PipelineCut:
 
     @property
     def num_stages(self) -> int:
-        """Stages, each on ranks of its own."""
+        """Number of pipeline stages."""
         return len(self.bounds) - 1
 
     @property
@@ -39,18 +39,18 @@ class PipelineCut:
 def cut_points(architecture: Architecture) -> range:
     """Indices of the layers before which a pipeline may be cut: each backbone layer and the final norm.
 
-    Embedding and input adapter stay on the first stage, because packed speech does not travel; what comes behind the
-    backbone stays on the last, because both heads, both losses and the pooling need each other's inputs.
+    Embedding and input adapter stay on the first stage, because packed speech is not sent. The layers after the
+    backbone stay on the last stage, because heads, losses and pooling need each other's inputs.
     """
     first = 1 + architecture.input_adapter_layers
     return range(first, first + architecture.num_layers + 1)
 
 
 def carried_slices(architecture: Architecture, bound: int) -> int:
-    """Slices [T, B, D] that travel over a cut before layer `bound`, one of `cut_points`.
+    """Number of slices [T, B, D] that are sent over a cut before layer `bound`, one of `cut_points`.
 
-    Before backbone layer i (or the final norm, i = L) these are the states h_1 .. h_i that the pooling will read, of
-    which the last is the backbone's own way on (the adapted embedding, for i = 0), and e for the residual.
+    Before backbone layer i (or the final norm, i = L), these are the states h_1 .. h_i for the pooling, the last of
+    which is also the input of the next layer (the adapted embedding, for i = 0), and e for the residual.
     """
     assert bound in cut_points(architecture)
     layers_before = bound - cut_points(architecture).start
@@ -61,10 +61,10 @@ def carried_slices(architecture: Architecture, bound: int) -> int:
 def carrier_bytes(
     architecture: Architecture, bound: int, sequence_length: int, micro_batch_size: int, bytes_per_element: int = 2
 ) -> int:
-    """Bytes of the tensor that travels over the cut before layer `bound`, once forward for each micro batch.
+    """Bytes of the tensor that is sent over the cut before layer `bound`, once forward for each micro batch.
 
-    Its gradient, of the same size, comes back. Under sequence parallelism the tensor ranks of a stage share this;
-    without, each of them sends all of it.
+    Its gradient, of the same size, is sent back. With sequence parallelism, each tensor rank of a stage sends a slice;
+    without, each sends the whole tensor.
 
     Args:
         architecture: sizes and switches.
@@ -80,10 +80,10 @@ def carrier_bytes(
 def cut_layers(
     architecture: Architecture, sequence_length: int, num_stages: int, speech_share: float = 0.5
 ) -> PipelineCut:
-    """Cut the list of layers so that the stage with the most FLOPs has as few as can be.
+    """Cut the list of layers so that the largest number of FLOPs of a stage is minimal.
 
-    The slowest stage sets the pace of a pipeline. Among the best cuts the one is taken that sends the fewest states
-    (which also keeps the fewest in memory), then the one whose cuts come first.
+    The slowest stage determines the speed of a pipeline. Among the best cuts, the one that sends the fewest states
+    (which also keeps the fewest in memory) is taken, then the one with the earliest cuts.
 
     Args:
         architecture: sizes and switches.
@@ -106,7 +106,7 @@ def cut_layers(
     ends = [*points, len(layers)]
     limit = _smallest_maximum([before[end] for end in ends], num_stages)
     carried = [carried_slices(architecture, point) for point in points]
-    # For each end, as the end of the stages so far: the slices sent and the bounds; None where a stage would exceed.
+    # For each end of the stages so far: the slices sent and the bounds; None if a stage would exceed the maximum.
     best: list[tuple[int, tuple[int, ...]] | None] = [(0, (0, end)) if before[end] <= limit else None for end in ends]
     for _ in range(num_stages - 1):
         best = [
@@ -126,7 +126,7 @@ def cut_layers(
 
 
 def _smallest_maximum(flops: list[int], num_stages: int) -> int:
-    """The least that the largest stage can have. Stages end at some of `flops` (cumulated), the last at its last."""
+    """The least possible FLOPs of the largest stage. Stages end at entries of the cumulated `flops`."""
     best: list[float] = list(flops)
     for _ in range(num_stages - 1):
         best = [

@@ -1,4 +1,4 @@
-"""What each layer of the model computes."""
+"""The computation of each layer of the model."""
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.work import LayerCost, StepCounts
@@ -6,7 +6,7 @@ from tolktrain.model.parts import model_parts
 
 
 def layer_costs(architecture: Architecture, counts: StepCounts) -> list[LayerCost]:
-    """Cost of every layer on what `counts` says, in the order of `model_parts`."""
+    """Cost of every layer for the given counts, in the order of `model_parts`."""
     return [part.cost(architecture, index, counts) for part, index in model_parts(architecture)]
 
 
@@ -26,15 +26,15 @@ def layer_flops(
         2 D (2 q + 2 g) + 6 D F        matrices: q and o, k and v; gate, up and down
         2 q (T + 1)                    attention, causal over T positions
 
-    Its norms, rotations and activations are left out: below 1 % of it. Which rows a part works on follows SmolTolk
-    (arXiv 2503.06211, section 3): the input adapter on speech alone, inside its runs; pooling and output adapter on all
-    positions of the sequences that predict speech; each head where its modality is predicted.
+    Its norms, rotations and activations are omitted; they are below 1 %. The rows of each part follow SmolTolk (arXiv
+    2503.06211, section 3): the input adapter processes speech only, inside its segments; pooling and output adapter
+    process all positions of the sequences that predict speech; each head the positions that predict its modality.
 
     Args:
         architecture: sizes and switches.
         sequence_length: positions of a sequence (T).
         speech_share: fraction of the positions whose token is speech; as many predict speech, the others text.
         pooled_share: fraction of the positions in sequences that predict speech; 1 in interleaved data.
-        run_length: positions of a run of speech; a whole sequence if not given, which is the most it can be.
+        segment_length: positions of a speech segment; a whole sequence if not given, which is the maximum.
     """
     return layer_costs(architecture, StepCounts.average(sequence_length, speech_share, pooled_share, segment_length))

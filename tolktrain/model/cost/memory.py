@@ -1,4 +1,4 @@
-"""What a layer keeps in memory for its backward pass."""
+"""The memory that a layer keeps for its backward pass."""
 
 from tolktrain.model.architecture import Architecture
 
@@ -15,14 +15,14 @@ def activation_bytes(
         3 F                  gate and up, and what goes into down
         2 H                  logarithms of attention's sums (float32)
 
-    for a norm that keeps its input alone, as CUDA's does. PyTorch's on a CPU keeps float32 copies, 12 D bytes more.
-    Recomputed, a layer keeps its input, which is the state that the pooling reads, and so nothing beyond that.
+    for a norm that keeps only its input, as on CUDA. PyTorch's norm on a CPU keeps float32 copies, 12 D bytes more. A
+    recomputed layer keeps only its input, which is the state that the pooling reads.
 
     Args:
         architecture: sizes and switches.
-        tensor_size: tensor ranks, which share everything but the 4 D.
-        sequence_parallel: whether they share those too.
-        recompute: whether the backward pass computes the layer anew; one layer at a time then needs the rest.
+        tensor_size: tensor ranks, which split everything except the 4 D.
+        sequence_parallel: whether they split those too.
+        recompute: whether the backward pass recomputes the layer; then only one layer at a time needs the rest.
     """
     slices = tensor_size if sequence_parallel else 1
     if recompute:

@@ -1,4 +1,4 @@
-"""FLOPs of one training step, from what its batches hold: the numerator of model FLOPs utilization."""
+"""FLOPs of one training step, from the counts of its batches: the numerator of model FLOPs utilization."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -56,27 +56,27 @@ class StepFlops:
 
 
 def step_flops(architecture: Architecture, counts: StepCounts, trainable: Collection[ParameterGroup]) -> StepFlops:
-    """Matrix FLOPs of a training step, as its mathematics asks for them.
+    """Matrix FLOPs that a training step needs mathematically.
 
     A product of [n, m] rows with a weight [m, k] takes 2 n m k FLOPs forward, and as many again for each of the two
     gradients of the backward pass: that of the rows, and that of the weight (Kaplan et al., arXiv 2001.08361, section
-    2.1: 6 FLOPs per weight and token in all). A frozen weight has no gradient, and one before the first trained
-    parameter needs none for its rows either: a frozen backbone behind trained speech tables costs 4 FLOPs per weight
-    and position in the place of 6. Attention takes 4 H d for each pair of a query and a key that it sees, and twice
-    that backward, where the four products of both gradients stand against two. So, with P weights of a transformer
+    2.1: 6 FLOPs per weight and token in all). A frozen weight has no gradient, and a layer before the first trained
+    parameter needs no gradient of its rows either: a frozen backbone after trained speech tables costs 4 FLOPs per
+    weight and position instead of 6. Attention takes 4 H d for each pair of a query and a key that it attends to, and
+    twice that backward, with four products for both gradients instead of two. So, with P weights of a transformer
     layer, q = H d and the counts of `StepCounts`, the forward pass of each part takes
 
-        input adapter      2 P (speech positions) + 4 q (pairs inside runs) per layer
+        input adapter      2 P (speech positions) + 4 q (pairs inside segments) per layer
         backbone           2 P (positions) + 4 q (causal pairs) per layer
         pooling            2 L D (positions of the sequences that predict speech), the selector
         output adapter     2 P (the same positions) + 4 q (their causal pairs) per layer
         speech heads       2 K V_s D (positions scored as speech)
         text head          2 V_t D (positions scored as text)
 
-    Pairs that a causal mask hides do not count, nor does what is computed a second time to save memory
-    (`train.activation_checkpointing`, attention's own recomputation), nor what is no product of matrices (norms,
-    rotations, averages of layers, the optimizer). So the ratio to the hardware's peak is the model FLOPs utilization of
-    Chowdhery et al. (PaLM, arXiv 2204.02311, appendix B), not the hardware's.
+    Not counted are pairs that a causal mask hides, recomputation to save memory (`train.activation_checkpointing`,
+    recomputation in attention), and everything except products of matrices (norms, rotations, averages of layers, the
+    optimizer). So the ratio to the hardware's peak is the model FLOPs utilization of Chowdhery et al. (PaLM, arXiv
+    2204.02311, appendix B), not the hardware FLOPs utilization.
 
     Args:
         architecture: sizes and switches.

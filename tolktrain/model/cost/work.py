@@ -1,4 +1,4 @@
-"""What a part of the model works on, and what that costs."""
+"""Counts of the rows and pairs that parts of the model process, and their cost."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
@@ -12,7 +12,7 @@ from tolktrain_kernels.speech_adapter import SpeechSegments
 
 
 class HasCounts(Protocol):
-    """A micro batch on the host, counted by whoever made it."""
+    """A micro batch on the host, with its counts."""
 
     tokens: Tensor  # [B, K, T]
     segments: SpeechSegments
@@ -23,15 +23,15 @@ class HasCounts(Protocol):
 
 @dataclass(frozen=True)
 class StepCounts:
-    """Rows and query-key pairs that a part of the model works on; those of several micro batches add up.
+    """Rows and query-key pairs that parts of the model process, summed over micro batches.
 
-    Whole numbers, but for averages.
+    Whole numbers, except in averages.
     """
 
     positions: float = 0
     causal_pairs: float = 0  # of a query and a key it sees, over whole sequences
     speech_positions: float = 0  # those that the input adapter works on
-    segment_pairs: float = 0  # inside runs of speech
+    segment_pairs: float = 0  # inside speech segments
     predicting_positions: float = 0  # of the sequences that predict speech
     predicting_pairs: float = 0
     text_scored: float = 0
@@ -39,7 +39,7 @@ class StepCounts:
 
     @classmethod
     def of(cls, batches: Iterable[HasCounts]) -> "StepCounts":
-        """Counts of micro batches, without looking at a tensor on a GPU."""
+        """Counts of micro batches, without access to tensors on a GPU."""
         return sum((cls._of_one(batch) for batch in batches), cls())
 
     @classmethod
@@ -66,13 +66,13 @@ class StepCounts:
         pooled_share: float = 1.0,
         segment_length: int | None = None,
     ) -> "StepCounts":
-        """Those of one position of a batch, on average.
+        """Average counts of one position of a batch.
 
         Args:
             sequence_length: positions of a sequence (T).
             speech_share: fraction of the positions whose token is speech; as many predict speech, the others text.
             pooled_share: fraction of the positions in sequences that predict speech; 1 in interleaved data.
-            run_length: positions of a speech segment; a whole sequence if not given, which is the most it can be.
+            segment_length: positions of a speech segment; a whole sequence if not given, which is the maximum.
         """
         causal = (sequence_length + 1) / 2
         run = sequence_length if segment_length is None else min(segment_length, sequence_length)
