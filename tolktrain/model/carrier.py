@@ -1,7 +1,7 @@
 """The carrier: the tensors that pass from one pipeline layer to the next; one tensor between pipeline stages.
 
-Everything that follows from the batch (angles, speech segments, scored rows) is recomputed on each stage, which reads the
-same batch. So a single tensor of constant shape is sent per micro batch, and its gradient is sent back.
+Everything that follows from the batch (angles, speech segments, scored rows) is recomputed on each stage, which reads
+the same batch. So a single tensor of constant shape is sent per micro batch, and its gradient is sent back.
 """
 
 from dataclasses import dataclass

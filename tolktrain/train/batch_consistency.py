@@ -1,4 +1,4 @@
-"""Whether the ranks that hold one copy of the model together read the same batches."""
+"""Batch consistency: checks that all ranks of a model replica read the same batches."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,13 +14,14 @@ from tolktrain.parallel.layout import Layout
 def consistent_batches(
     steps: Iterable[list[Batch]], layout: Layout, first_step: int, every_step: bool
 ) -> Iterator[list[Batch]]:
-    """The micro batches of each step, compared between tensor ranks and pipeline stages: at the first step, which finds
-    nodes whose copies of the data differ, or at every one. Collective.
+    """The micro batches of each step, compared between tensor ranks and pipeline stages: at the first step, to find
+    nodes whose copies of the data differ, or at every step. Collective.
 
-    If the first stage read other inputs than the last has targets, training would run, and learn nothing.
+    If the inputs of the first pipeline stage and the targets of the last one came from different batches, training
+    would run, but learn nothing.
 
     Raises:
-        UserError: naming the ranks that read something else, on all ranks of the replica.
+        UserError: names the ranks that read other batches; on all ranks of the replica.
     """
     for step, batches in enumerate(steps, start=first_step + 1):
         if layout.tensor_size * layout.pipeline_size > 1 and (every_step or step == first_step + 1):
@@ -29,7 +30,7 @@ def consistent_batches(
 
 
 def batch_checksum(batches: Sequence[Batch]) -> int:
-    """63 bits that depend on everything that the model reads of the batches."""
+    """A hash of 63 bits over everything that the model reads of the batches."""
     digest = hashlib.blake2b(digest_size=8)
     for batch in batches:
         for tensor in (batch.tokens, batch.targets, batch.speech_in, batch.speech_pred, batch.text_pred):

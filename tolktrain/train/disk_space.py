@@ -1,4 +1,4 @@
-"""How much space the checkpoints of a run need."""
+"""The disk space that the checkpoints of a run need."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +14,12 @@ _OTHER_FILES = 64  # metrics, logs, TensorBoard
 
 
 def checkpoint_bytes(counts: Mapping[str, int], config: Config, world_size: int) -> int:
-    """Size of a checkpoint, at most. Groups that no stage trains have no moments.
+    """Upper bound of the size of a checkpoint. Groups that no stage trains have no moments.
 
     Args:
         counts: elements of each parameter group.
         config: the run.
-        world_size: ranks, each of which has a random state in it.
+        world_size: number of ranks, each of which stores its random state.
     """
     trained = {group for stage in config.train.stages for group in stage.trainable}
     tensors = sum(count * (_TRAINED_BYTES if group in trained else _FROZEN_BYTES) for group, count in counts.items())
@@ -29,13 +29,13 @@ def checkpoint_bytes(counts: Mapping[str, int], config: Config, world_size: int)
 def needed_space(
     counts: Mapping[str, int], config: Config, world_size: int, checkpoints: Path, restarts: bool
 ) -> Space:
-    """What there must be room for: two checkpoints, or one if as many are kept are there: the oldest makes way.
+    """The needed space: two checkpoints, or one if there are already `keep_last`, because then the oldest is removed.
 
-    `restarts`: whether the checkpoints that are there are deleted first.
+    `restarts`: whether the existing checkpoints are deleted first.
     """
     store = CheckpointStore(checkpoints)
     keep_last = config.checkpoint.keep_last
-    # Not those that were set aside: no new one makes them go.
+    # Without renamed checkpoints, which new checkpoints do not replace.
     existing = 0 if restarts else len(store.latest_first())
     num_checkpoints = max(1, min(2, keep_last + 1 - existing))
     return Space(

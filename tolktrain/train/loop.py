@@ -17,20 +17,20 @@ from tolktrain.train.stages import StagePlan
 
 @dataclass
 class StageRun:
-    """A stage while it runs; callbacks read it, and may set `stop`."""
+    """The state of a running stage. Callbacks read it, and may set `stop`."""
 
     plan: StagePlan
     engine: Engine
     step: int  # steps done since the beginning of the run
-    stop: bool = False  # leave after this step; the same on all ranks
-    incident: Incident | None = None  # training has diverged: leave at once; the same on all ranks
-    seconds: float = 0.0  # of the last step, waiting for data included
+    stop: bool = False  # stop after this step; the same on all ranks
+    incident: Incident | None = None  # training has diverged: stop at once; the same on all ranks
+    seconds: float = 0.0  # of the last step, including waiting for data
     data_seconds: float = 0.0  # of the last step, waiting for this rank's own loader
     learning_rates: LearningRates = field(default_factory=lambda: LearningRates(0.0, 0.0))  # of the last step
     result: StepResult | None = None  # of the last step
     counts: StepCounts = StepCounts()  # of this rank's batches in the last step
-    notes: dict[str, Any] = field(default_factory=dict)  # what else the last step's line of metrics is to say
-    progress: Progress = field(default_factory=Progress)  # what this rank is doing, for its watch
+    notes: dict[str, Any] = field(default_factory=dict)  # further entries of the last step's line of metrics
+    progress: Progress = field(default_factory=Progress)  # of this rank, for its watchdog
 
     @property
     def step_in_stage(self) -> int:
@@ -39,29 +39,29 @@ class StageRun:
 
     @property
     def stage_complete(self) -> bool:
-        """Whether the stage has been run in full length."""
+        """Whether all steps of the stage are done."""
         return self.step_in_stage == self.plan.num_steps
 
     @property
     def at_last_step(self) -> bool:
-        """Whether no further step of this stage will be run now."""
+        """Whether this is the last step of this stage in this start."""
         return self.stop or self.step == self.plan.last_step
 
 
 class Callback(Protocol):
-    """Something that happens along the way. Called on all ranks, in the order of the list of callbacks."""
+    """Hooks into training. Called on all ranks, in the order of the list of callbacks."""
 
     def on_stage_start(self, run: StageRun) -> None:
-        """Before the first step of a stage, also when it is resumed in its middle."""
+        """Called before the first step of a stage, also if the stage is resumed."""
 
     def on_step(self, run: StageRun) -> None:
-        """After each step."""
+        """Called after each step."""
 
     def on_rollback(self, step: int) -> None:
-        """When the run goes back to the checkpoint of `step`."""
+        """Called when the run is rolled back to the checkpoint of `step`."""
 
     def close(self) -> None:
-        """When training ends, also by an error."""
+        """Called when training ends, also after an error."""
 
 
 def run_stage(run: StageRun, batches: Iterator[list[Batch]], callbacks: Sequence[Callback]) -> None:
@@ -83,11 +83,11 @@ def run_stage(run: StageRun, batches: Iterator[list[Batch]], callbacks: Sequence
         for callback in callbacks:
             callback.on_step(run)
             if run.incident is not None:
-                return  # the callbacks after this one would validate and save what is to be undone
+                return  # the following callbacks would validate and save a state that is rolled back
 
 
 def timed(batches: Iterable[list[Batch]], run: StageRun) -> Iterator[list[Batch]]:
-    """The same batches, while `run.data_seconds` says how long the last ones were waited for."""
+    """The same batches; sets `run.data_seconds` to the time spent waiting for the last ones."""
     iterator = iter(batches)
     while True:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Each rank's part of the model, and its engine."""
+"""Builds each rank's part of the model, and its engine."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from tolktrain.train.resume import Position, shared_reader
 
 @dataclass(frozen=True)
 class ModelBuilder:
-    """The model of a run, and how it is shared out."""
+    """The architecture of a run's model, and its pipeline cut."""
 
     config: Config
     architecture: Architecture
@@ -30,10 +30,10 @@ class ModelBuilder:
 
     @classmethod
     def of(cls, config: Config) -> "ModelBuilder":
-        """Read the architecture and check that `parallel` goes with it.
+        """Read the architecture and check that `parallel` is compatible with it.
 
         Raises:
-            UserError: the backbone cannot be read, or not be shared out so.
+            UserError: the backbone cannot be read, or cannot be split this way.
         """
         architecture = Architecture.from_config(config.model)
         check_tensor_parallel(architecture, config.parallel, config.train.sequence_length)
@@ -42,10 +42,10 @@ class ModelBuilder:
         return cls(config, architecture, cut)
 
     def build(self, layout: Layout, folder: Path | None, settings: ResolvedSettings) -> SmolTolk:
-        """This rank's part of the model: as the checkpoint `folder` has it, or new, on the configured backbone.
+        """This rank's part of the model: from the checkpoint `folder`, or new, with the configured backbone.
 
-        Under ZeRO 3 a checkpoint's values are left out: `start` fills what this rank keeps of each parameter. Memory
-        that is never touched is never taken.
+        Under ZeRO 3, the checkpoint's values are not loaded here: `start` fills this rank's partition of each
+        parameter. Memory that is never written is never allocated.
         """
         bounds = None
         if self.cut is not None:
@@ -76,11 +76,11 @@ class ModelBuilder:
 
         Args:
             model: this rank's part.
-            stage: what is trained.
-            layout: place of this rank.
-            settings: those of the run.
-            position: the one whose checkpoint the model was built from.
-            is_inside: whether the checkpoint is from the middle of the stage, so that its moments count.
+            stage: of the recipe.
+            layout: of this rank.
+            settings: of the run.
+            position: whose checkpoint the model was built from.
+            is_inside: whether the checkpoint was written during this stage, so that its moments are used.
         """
         if position is None or position.folder is None:
             return Engine(model, stage, self.config, layout, settings, self.cut)

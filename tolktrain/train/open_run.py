@@ -1,4 +1,4 @@
-"""The folder of a run, opened by all ranks: whose it is, where the run goes on, and what saves into it."""
+"""Opens the run directory on all ranks: takes its lease, finds the position to continue from, and saves into it."""
 
 import contextlib
 import logging
@@ -26,7 +26,7 @@ from tolktrain.runs.uploads import Uploads
 from tolktrain.train.process import dumping_to, logging_to
 from tolktrain.train.resume import Position, find_position
 
-# Until ranks that have written their part give up on one that has not. The watch notices the main threads that wait.
+# Timeout of ranks that wait for another rank's part of a checkpoint. The watchdog detects waiting main threads earlier.
 _LONGEST_SAVE = timedelta(hours=6)
 _LONGEST_LAST_COPY = (
     60.0  # seconds that leaving on request waits for copies in a bucket; the next start copies the rest
@@ -44,16 +44,16 @@ class OpenRun:
     store: CheckpointStore
     position: Position
     fence: Fence
-    deepspeed: DeepSpeedFile  # what DeepSpeed's settings are resolved from
-    # Collective: from here on the folder is this run's, with these settings; nothing was changed before.
+    deepspeed: DeepSpeedFile  # from which DeepSpeed's settings are resolved
+    # Collective: writes the settings; nothing in the directory was changed before.
     begin: Callable[[DeepSpeedSettings], None]
 
 
 @contextlib.contextmanager
 def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[OpenRun]:
-    """Take the run directory, log into it, and find where the run goes on; collective.
+    """Take the lease of the run directory, log into it, and find the position to continue from; collective.
 
-    Raises UserError when another training holds the folder, it belongs to another configuration, its checkpoints are
+    Raises UserError if another training holds the directory, it belongs to another configuration, its checkpoints are
     lost, or DeepSpeed's file cannot be read.
     """
     paths = RunPaths.of(config)
@@ -102,9 +102,9 @@ def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[Ope
 def saving(
     config: Config, layout: Layout, run: OpenRun, progress: Progress, must_stop: Callable[[], bool]
 ) -> Iterator[CheckpointSaver]:
-    """What writes the run's checkpoints, with a group of its own: it talks while the main thread does too.
+    """The saver of the run's checkpoints. It has its own group, because it communicates while the main thread does.
 
-    Collective. At the end of a run all copies are waited for, but not for long when rank 0 `must_stop`.
+    Collective. At the end of a run, it waits for all copies, but only for a short time if rank 0 `must_stop`.
     """
     settings = config.checkpoint
     group: Any = dist.new_group(backend="gloo", timeout=_LONGEST_SAVE) if layout.world_size > 1 else None
@@ -122,7 +122,7 @@ def saving(
     )
     try:
         if uploads is not None and run.position.folder is not None:
-            uploads.submit(run.position.folder)  # the last start may have left before it was copied
+            uploads.submit(run.position.folder)  # the last start may have ended before it was copied
         yield saver
         if settings.upload is not None:
             _wait_for_copies(uploads, layout, progress, must_stop)
@@ -136,7 +136,7 @@ def saving(
 def _wait_for_copies(
     uploads: Uploads | None, layout: Layout, progress: Progress, must_stop: Callable[[], bool]
 ) -> None:
-    """Collective: a launcher ends the last rank some time after the first one has left."""
+    """Wait on all ranks: a launcher kills the remaining ranks some time after the first one has ended."""
     begun = time.monotonic()
 
     def enough() -> bool:

@@ -1,4 +1,4 @@
-"""AdamW groups and the course of their learning rates."""
+"""AdamW groups and the schedule of their learning rates."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ class LearningRates:
     speech: float  # speech tables and adapters
 
     def of(self, group: str) -> float:
-        """Rate of a parameter group."""
+        """Learning rate of a parameter group."""
         return self.speech if group == "speech" else self.backbone
 
 
 def schedule_factor(schedule: ScheduleConfig, step: int, num_steps: int) -> float:
-    """Fraction of the full rate at `step` (from 0) of a stage of `num_steps`: a trapezoid.
+    """Fraction of the full learning rate at `step` (from 0) of a stage of `num_steps`: a trapezoid.
 
-    The first step already moves (1 / warmup_steps); the last has final_fraction of the rate if the stage decays at all.
+    The factor of the first step is 1 / warmup_steps; that of the last is final_fraction if the stage has a decay.
     """
     assert 0 <= step < num_steps
     rising = min(1.0, (step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
@@ -39,27 +39,27 @@ def schedule_factor(schedule: ScheduleConfig, step: int, num_steps: int) -> floa
 
 
 def learning_rates_at(stage: StageConfig, step: int, num_steps: int) -> LearningRates:
-    """Both learning rates at `step` (from 0) of the stage: a pure function, so that nothing need be saved."""
+    """Both learning rates at `step` (from 0) of the stage: a pure function, so nothing needs to be saved."""
     factor = schedule_factor(stage.schedule, step, num_steps)
     speech = stage.learning_rate if stage.speech_learning_rate is None else stage.speech_learning_rate
     return LearningRates(stage.learning_rate * factor, speech * factor)
 
 
 def freeze(model: nn.Module, views: Mapping[str, ParameterView], trainable: Iterable[str]) -> None:
-    """Let gradients flow only into the parameters of the groups `trainable`."""
+    """Freeze all parameters except those of the groups `trainable`."""
     groups = set(trainable)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(views[name].group in groups)
 
 
 GroupKey = tuple[str, bool]
-"""Whose learning rate a parameter has ("backbone" or "speech"), and whether it decays."""
+"""The learning rate of a parameter ("backbone" or "speech"), and whether it decays."""
 
 GROUPS: tuple[GroupKey, ...] = (("backbone", False), ("backbone", True), ("speech", False), ("speech", True))
 
 
 def trained_groups(model: nn.Module, views: Mapping[str, ParameterView]) -> dict[GroupKey, list[nn.Parameter]]:
-    """The parameters that are not frozen, by group; only groups that have any."""
+    """The trained parameters by group; groups without any are omitted."""
     members: dict[GroupKey, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -70,7 +70,7 @@ def trained_groups(model: nn.Module, views: Mapping[str, ParameterView]) -> dict
 
 
 def build_optimizer(members: Mapping[GroupKey, list[nn.Parameter]], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over groups of parameters; a group's "rate" entry says which of the two learning rates is its own."""
+    """AdamW over groups of parameters; the "rate" entry of a group names its learning rate."""
     assert members, "a stage without trainable parameters"
     groups: list[dict[str, Any]] = [
         {"params": parameters, "rate": rate, "weight_decay": config.weight_decay if decays else 0.0}
@@ -82,6 +82,6 @@ def build_optimizer(members: Mapping[GroupKey, list[nn.Parameter]], config: Opti
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, learning_rates: LearningRates) -> None:
-    """Give every group its rate for the next step."""
+    """Set the learning rate of every group for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rates.of(group["rate"])

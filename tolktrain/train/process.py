@@ -1,4 +1,4 @@
-"""What a training process needs around it: threads, log file, DeepSpeed without its side effects."""
+"""Sets up a training process: threads, log file, DeepSpeed without its side effects."""
 
 import importlib
 import io
@@ -28,7 +28,7 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def set_threads(layout: Layout, cpu_threads: int | None) -> None:
-    """Share the machine's cores among its ranks, where these compute on them."""
+    """Divide the machine's cores among its ranks, if these compute on CPUs."""
     if layout.device.type == "cpu":
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(cpu_threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
@@ -36,7 +36,7 @@ def set_threads(layout: Layout, cpu_threads: int | None) -> None:
 
 @contextmanager
 def dumping_to(log: Path, progress: Progress) -> Iterator[None]:
-    """Let the watch write where this rank is into the log, and a crash in C code its stacks."""
+    """Let the watchdog, and crashes in C code, write this rank's stacks to the log."""
     progress.log = DumpFile(log)
     try:
         yield
@@ -68,10 +68,10 @@ def logging_to(path: Path, rank: int) -> Iterator[None]:
 
 
 class _LogFile(logging.Handler):
-    """A rank's log. What a full disk refuses is lost, which is told once on stderr; it never hurts training."""
+    """A rank's log. On a full disk, records are lost, with one warning on stderr; training is not affected."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError when the file cannot be opened."""
+        """Raises OSError if the file cannot be opened."""
         super().__init__()
         self._file = AppendedFile(path)
         self._complained = False
@@ -83,8 +83,8 @@ class _LogFile(logging.Handler):
         except OSError as error:
             if not self._complained:
                 self._complained = True
-                _print_error(f"warning: {error}; training continues, and what it would log meanwhile is lost")
-        except Exception:  # of formatting a record, which is a defect
+                _print_error(f"warning: {error}; training continues, and log records are lost meanwhile")
+        except Exception:  # formatting a record failed, which is a defect
             self.handleError(record)
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ class _LogFile(logging.Handler):
 
 
 class _Terminal(logging.Handler):
-    """Our own records on stderr, wherever that leads at the time: a progress bar redirects it."""
+    """Prints our own records to the current stderr, which a progress bar redirects."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message."""
@@ -104,7 +104,7 @@ class _Terminal(logging.Handler):
 
 
 def _print_error(line: str) -> None:
-    # Where stderr leads to may be full too: a job's output file.
+    # stderr may be a job's output file on a full disk.
     with suppress(OSError):
         print(printable(line), file=sys.stderr, flush=True)
 
@@ -112,7 +112,7 @@ def _print_error(line: str) -> None:
 def import_deepspeed() -> ModuleType:
     """The package `deepspeed`, imported without noise on the terminal. Nothing else may import it before."""
     if not torch.cuda.is_available():
-        # It looks for an accelerator when it is imported, by trying drivers one after the other.
+        # On import, it searches for an accelerator by trying drivers one after the other.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with importing_less():
         return importlib.import_module("deepspeed")
@@ -120,14 +120,14 @@ def import_deepspeed() -> ModuleType:
 
 @contextmanager
 def importing_less() -> Iterator[None]:
-    """Within it, DeepSpeed imports neither torch's compiler, for Muon, nor Triton, for mixtures of experts."""
+    """In this context, DeepSpeed imports neither torch's compiler (for Muon) nor Triton (for mixtures of experts)."""
     with compiling_later(), deferred("deepspeed.ops.triton_ops"):
         yield
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Keeps what DeepSpeed prints off the terminal; it goes to the log."""
+    """Redirects DeepSpeed's prints from the terminal to the log."""
     chatter = io.StringIO()
     with redirect_stdout(chatter):
         yield
@@ -136,7 +136,7 @@ def silenced() -> Iterator[None]:
 
 @contextmanager
 def own_device_as_local_rank() -> Iterator[None]:
-    """DeepSpeed takes LOCAL_RANK for the device, which it is not where each rank sees its own GPU alone."""
+    """Set LOCAL_RANK to the device index, as DeepSpeed expects: they differ if each rank sees only its own GPU."""
     before = os.environ.get("LOCAL_RANK", "0")
     if torch.cuda.is_available():
         os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
@@ -155,17 +155,17 @@ def quiet_initialize(**arguments: Any) -> Any:
 
 
 def forget_engine(engine: Any) -> None:
-    """Take DeepSpeed's hooks off the model and free its buffers, and what it remembers of the model beyond that."""
+    """Remove DeepSpeed's hooks from the model, and free its buffers and its other references to the model."""
     engine.destroy()
     forget_modules(engine.module)
 
 
 def start_deepspeed() -> ModuleType:
-    """DeepSpeed, using the process group that runs already. Calling it again has no effect."""
+    """DeepSpeed, initialized with the existing process group. Further calls have no effect."""
     deepspeed = import_deepspeed()
     os.environ.setdefault("LOCAL_RANK", "0")  # demanded even of a single process
     own = logging.getLogger("DeepSpeed")
-    own.handlers.clear()  # it writes to the terminal; the log files get its records through the root logger
+    own.handlers.clear()  # they write to the terminal; the log files get the records through the root logger
     own.propagate = True
     own.setLevel(logging.WARNING)
     if not deepspeed.comm.is_initialized():

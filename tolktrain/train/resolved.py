@@ -1,4 +1,4 @@
-"""What a run computes with: decided once, when it starts, and handed down from there."""
+"""Settings that are resolved once when a run starts: DeepSpeed's configuration and the kernels."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from tolktrain_kernels.backend import Kernels, choose_attention, choose_backend
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """What was chosen, and why."""
+    """The chosen kernels, and the reason."""
 
     kernels: Kernels
     description: str  # one line, for the header and the log
@@ -31,9 +31,9 @@ class ResolvedSettings:
     def of(
         cls, config: Config, architecture: Architecture, layout: Layout, file: DeepSpeedFile | None = None
     ) -> "ResolvedSettings":
-        """Resolve under a layout, from DeepSpeed's file as the run keeps it; if not given, it is read.
+        """Resolve the settings for a layout, from the entries of DeepSpeed's file; if not given, it is read.
 
-        Raises UserError as `read_deepspeed_file`, `resolve_deepspeed` and `choose_kernels` do.
+        Raises UserError like `read_deepspeed_file`, `resolve_deepspeed` and `choose_kernels`.
         """
         return cls(
             resolve_deepspeed(config, file or read_deepspeed_file(config), layout.data_size),
@@ -42,10 +42,10 @@ class ResolvedSettings:
 
 
 def choose_kernels(config: Config, architecture: Architecture, device_type: str) -> KernelChoice:
-    """What `kernels` in the configuration means on this device; the same on all ranks of a job on equal machines.
+    """Resolve `kernels` of the configuration for this device; the same on all ranks of a job on equal machines.
 
     Raises:
-        UserError: something is demanded that cannot run here.
+        UserError: a required kernel cannot run here.
     """
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     try:

@@ -1,4 +1,4 @@
-"""Where a run goes on: the latest valid checkpoint, and everything after it undone."""
+"""Finds the latest valid checkpoint, from which a run resumes, and undoes everything after it."""
 
 import logging
 import math
@@ -25,19 +25,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has come. The folder is the checkpoint it goes on from, None at the very beginning."""
+    """The position of a run. The folder is the checkpoint from which it continues, None at the beginning."""
 
     folder: Path | None
     state: Mapping[str, Any]  # state.json of the checkpoint
 
     @classmethod
     def of(cls, folder: Path | None) -> "Position":
-        """The position that a checkpoint holds."""
+        """The position of a checkpoint."""
         return cls(folder, {} if folder is None else read_state(folder))
 
     @classmethod
     def shared(cls, folder: Path | None, layout: Layout) -> "Position":
-        """The same on all ranks, as rank 0 reads it; collective."""
+        """The same on all ranks, read by rank 0; collective."""
         return cls(folder, {} if folder is None else on_rank_zero(layout.rank, lambda: read_state(folder)))
 
     @property
@@ -46,11 +46,11 @@ class Position:
         return int(self.state.get("step", 0))
 
     def is_inside(self, plan: StagePlan) -> bool:
-        """Whether the checkpoint was written in the middle of this stage, so that its moments are this stage's."""
+        """Whether the checkpoint was written during this stage, so that its moments belong to the stage."""
         return self.folder is not None and self.state["stage"] == plan.index and not self.state["stage_complete"]
 
     def check_architecture(self, architecture: Architecture) -> None:
-        """Raise UserError naming the sizes in which the checkpoint differs from the configuration."""
+        """Raise UserError with the sizes in which the checkpoint differs from the configuration."""
         if self.folder is None:
             return
         saved = Architecture.from_dict(self.state["architecture"])
@@ -65,11 +65,11 @@ class Position:
 def find_position(
     run_dir: Path, store: CheckpointStore, previous: Mapping[str, Any] | None, layout: Layout
 ) -> Path | None:
-    """The checkpoint to go on from, or None to begin; collective. Metrics after it are dropped.
+    """The checkpoint to continue from, or None for a new run; collective. Metrics after it are dropped.
 
-    `previous` is the configuration of the run's earlier start, None if there is none; rank 0's counts.
+    `previous` is the configuration of the run's earlier start, None if there is none; rank 0's value is used.
 
-    Raises UserError when checkpoints are lost: beginning anew then would overwrite a run without a word.
+    Raises UserError if checkpoints are lost, because starting from step 0 would silently overwrite a run.
     """
 
     def tidy() -> None:
@@ -83,7 +83,7 @@ def find_position(
         if folder is None:
             _refuse_if_lost(run_dir, store, previous)
         else:
-            store.set_latest(folder)  # which may name one that is set aside now
+            store.set_latest(folder)  # it may name a checkpoint that was just renamed
         store.rename_newer(folder)
         truncate_metrics(run_dir, 0 if folder is None else step_of(folder))
 
@@ -92,9 +92,9 @@ def find_position(
 
 
 def latest_valid_checkpoint(store: CheckpointStore, layout: Layout, not_after: int | None = None) -> Path | None:
-    """The latest checkpoint (up to the step `not_after`) whose files are as they were written, or None; collective.
+    """The latest valid checkpoint (up to the step `not_after`), or None; collective.
 
-    Every rank checks some of the files. Damaged ones are named in a warning.
+    Every rank verifies a part of the files. Damaged checkpoints cause warnings.
     """
     for folder in on_rank_zero(layout.rank, store.latest_first):
         if not_after is not None and step_of(folder) > not_after:
@@ -107,12 +107,12 @@ def latest_valid_checkpoint(store: CheckpointStore, layout: Layout, not_after: i
 
 
 def shared_reader(folder: Path, layout: Layout) -> CheckpointReader:
-    """A reader on each rank, with the list of tensors that rank 0 reads for all; collective."""
+    """A reader on each rank; rank 0 reads the list of tensors for all; collective."""
     return CheckpointReader(folder, on_rank_zero(layout.rank, lambda: CheckpointReader(folder).index))
 
 
 def _complaint(folder: Path, layout: Layout) -> str | None:
-    """What is wrong with a checkpoint; the same on all ranks. Rank 0 reads the manifest for all."""
+    """The damage of a checkpoint, or None; the same on all ranks. Rank 0 reads the manifest for all."""
 
     def read() -> tuple[Mapping[str, FileDigest], str | None]:
         try:
@@ -140,7 +140,9 @@ def _refuse_if_lost(run_dir: Path, store: CheckpointStore, previous: Mapping[str
             f" {run_dir / 'checkpoints'}, or start again from step 0 with run.restart=true"
         )
     if reached:
-        logger.warning("the run was interrupted at step %d, before its first checkpoint, and begins again", reached)
+        logger.warning(
+            "the run was interrupted at step %d, before its first checkpoint, and restarts from step 0", reached
+        )
 
 
 def _first_checkpoint_step(previous: Mapping[str, Any] | None) -> float:

@@ -1,4 +1,4 @@
-"""A training run from its configuration to its exit code."""
+"""Runs a training from its configuration to its exit code."""
 
 import gc
 import logging
@@ -46,15 +46,15 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: Config, stop: Stop | None = None, progress: Progress | None = None) -> int:
-    """Train from the beginning, or go on from the latest valid checkpoint; collective under torchrun or srun.
+    """Train from the beginning, or continue from the latest valid checkpoint; collective under torchrun or srun.
 
     Args:
-        config: the run.
-        stop: asked after each step whether to save and leave, and on the way to the first one whether to leave.
-        progress: told what this rank is doing, for its watch.
+        config: of the run.
+        stop: a request to stop, read after each step and several times before the first one.
+        progress: where this rank's progress is reported, for its watchdog.
 
     Returns:
-        0 when the run is complete, 75 when it was stopped and is to be started again.
+        0 if the run is complete, 75 if it was stopped and must be started again.
 
     Raises:
         UserError: bad input, a run directory of another configuration, lost or foreign checkpoints, divergence.
@@ -85,7 +85,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
             directory.begin(settings.deepspeed)
             if layout.rank == 0:
                 print(f"{directory.path} is complete: {directory.position.step} steps are done; nothing to train")
-            with copying:  # of the last one, if that was cut short
+            with copying:  # the last checkpoint, if its copy was interrupted
                 return EXIT_DONE
         with beating(config, layout, progress, directory) as heartbeat:
             if stopping.before_training():
@@ -113,7 +113,7 @@ def _run_stages(
 ) -> int:
     layout, position = context.layout, directory.position
     context.progress.at("building the model")
-    # Notices a backbone that cannot be read. Handed over: whoever keeps a name for it would keep its memory.
+    # Raises if the backbone cannot be read. Passed in a list, because any other reference would keep its memory.
     built = [context.model_builder.build(layout, position.folder, context.settings)]
     if stopping.before_training():
         return _stop_early(stopping, heartbeat)
@@ -143,9 +143,9 @@ def _run_all(
     built: list[SmolTolk],
     callbacks: Sequence[Callback],
 ) -> tuple[bool, Position]:
-    """Run stages until all are done or a callback asks to stop, going back where training diverges.
+    """Run stages until all are done or a callback requests a stop; roll back after a divergence.
 
-    The first model is taken out of `built`. Returns whether the run was stopped, and where.
+    The first model is removed from `built`. Returns whether the run was stopped, and the position.
     """
     config, layout, position = context.config, context.layout, directory.position
     stopped = False
@@ -173,9 +173,8 @@ def _callbacks(
     heartbeat: Heartbeat,
     stopping: StopOnRequest,
 ) -> list[Callback]:
-    """In this order: what is noted on a step comes before its line is written; a checkpoint comes after all lines of
-    its step are written and all ranks know whether to stop, and none is written of a step after which the run goes
-    back."""
+    """The callbacks in order: callbacks that add to a step's line come before the line is written; checkpoints come
+    after all lines of their step are written, the ranks have agreed whether to stop, and divergence was checked."""
     config, layout = context.config, context.layout
     zero_stage, measured = context.settings.deepspeed.zero_stage, directory.position.state.get("metrics")
     return [
@@ -206,18 +205,18 @@ def _show_header(context: RunContext, display: Display, directory: OpenRun) -> N
 
 
 def _stop_early(stopping: StopOnRequest, heartbeat: Heartbeat) -> int:
-    """Asked to stop while starting: nothing has been done that a checkpoint could keep."""
-    heartbeat.end("stopped", f"{stopping.duration()['signal']}: start it again to go on")
-    logger.info("stopped while starting; the same command goes on")
+    """Stop before the first step, without a checkpoint."""
+    heartbeat.end("stopped", f"{stopping.duration()['signal']}: start it again to continue")
+    logger.info("stopped while starting; the same command continues the run")
     return EXIT_PREEMPTED
 
 
 def _say_stopped(display: Display, step: int, stopping: StopOnRequest, heartbeat: Heartbeat) -> None:
     duration = stopping.duration()
     heartbeat.note(leaving=duration)
-    heartbeat.end("stopped", f"{duration['signal']}: start it again to go on")
+    heartbeat.end("stopped", f"{duration['signal']}: start it again to continue")
     done = f"stopped after step {step} with a checkpoint" if step else "stopped before the first step"
-    display.say(f"{done}; the same command goes on from there")
+    display.say(f"{done}; the same command continues from there")
     text = (
         f"left {duration['seconds']:.1f} s after {duration['signal']}: {duration['seconds_to_step_end']:.1f} s to the"
         f" end of the step, {duration['seconds_to_save']:.1f} s to save"

@@ -1,4 +1,4 @@
-"""One stage of a run: its engine, its batches, its steps."""
+"""Runs one stage: creates its engine and data loader, and runs its steps."""
 
 import gc
 import random
@@ -39,7 +39,7 @@ class RunContext:
     saver: CheckpointSaver
     settings: ResolvedSettings
     progress: Progress
-    machines: str  # what the health check has found
+    machines: str  # summary of the health check
 
 
 def run_one_stage(
@@ -50,9 +50,9 @@ def run_one_stage(
     built: list[SmolTolk],
     callbacks: Sequence[Callback],
 ) -> tuple[bool, Incident | None]:
-    """Run a stage from `position` on; its model is taken out of `built` if there is one.
+    """Run a stage from `position` on; its model is removed from `built` if there is one.
 
-    Returns whether it was stopped, and what makes the run go back.
+    Returns whether it was stopped, and the incident if training has diverged.
     """
     config, layout = context.config, context.layout
     if not built:
@@ -67,7 +67,7 @@ def run_one_stage(
         config,
         plan.config.mixture,
         context.vocabulary,
-        seed=config.run.seed + 1_000_003 * plan.index,  # later stages must not meet the same sequences again
+        seed=config.run.seed + 1_000_003 * plan.index,  # so that later stages have other sequences
         data_rank=layout.data_rank,
         data_size=layout.data_size,
         step=position.step - plan.first_step,
@@ -88,7 +88,7 @@ def run_one_stage(
 
 
 def _set_random_states(config: Config, position: Position) -> None:
-    """As they were when the checkpoint was written, whatever was drawn since to set up the stage."""
+    """Restore the random states of the checkpoint, after random numbers were drawn to set up the stage."""
     if position.folder is None:
         random.seed(config.run.seed)
         np.random.seed(config.run.seed % 2**32)
@@ -98,7 +98,7 @@ def _set_random_states(config: Config, position: Position) -> None:
 
 
 class ValidationSource:
-    """This rank's validation batches, made once: they are always the same."""
+    """This rank's validation batches, which are always the same and created once."""
 
     def __init__(self, context: RunContext) -> None:
         self._setting = context

@@ -1,4 +1,4 @@
-"""The stages of a run laid end to end: which stage and which of its steps comes after how many steps."""
+"""The plan of a run: its stages with their first and last steps, counted over the run."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from tolktrain.config.training import StageConfig
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage with its place in the run. Steps are counted over the whole run, from 0."""
+    """One stage with its position in the run. Steps are counted over the whole run, from 0."""
 
     index: int
     config: StageConfig
@@ -25,7 +25,7 @@ class StagePlan:
 
 
 def plan_stages(config: Config) -> list[StagePlan]:
-    """All stages that are run; `train.last_stage` may leave stages out, `train.max_steps` also cut one short."""
+    """The stages of the run; `train.last_stage` omits later stages, `train.max_steps` may also shorten one."""
     train = config.train
     tokens_per_step = train.global_batch_size * train.sequence_length
     limit = math.inf if train.max_steps is None else train.max_steps

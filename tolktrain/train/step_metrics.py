@@ -19,7 +19,7 @@ def step_line(
     entropy_weight: float,
     mfu: float | None,
 ) -> Line:
-    """The line of one step. Losses in nats per scored position; tokens are positions, summed over the run."""
+    """The metrics of one step. Losses in nats per scored position; tokens are positions, summed over the run."""
     return {
         "step": step,
         "stage": stage,
@@ -40,7 +40,7 @@ def step_line(
 
 
 def memory_gib() -> float:
-    """Most memory that this rank has used so far: of its GPU, or of the process where there is none. In GiB."""
+    """Peak memory of this rank so far: of its GPU, or of the process without a GPU. In GiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # given in KiB

@@ -1,4 +1,4 @@
-"""How long this rank is busy with its own work, without waiting for others and without making the GPU wait."""
+"""Measures the time of this rank's own work, without waiting for other ranks and without synchronizing with the GPU."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 
 
 class ForwardClock:
-    """Time inside the forward passes of training: of the GPU by its events, else of the clock on the wall."""
+    """Time inside the forward passes of training: by events on a GPU, otherwise by the wall clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -18,7 +18,7 @@ class ForwardClock:
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """Around a forward pass. One that fails does not count."""
+        """A context around a forward pass. A failed pass does not count."""
         if not self._on_gpu:
             started = time.perf_counter()
             yield
@@ -33,8 +33,8 @@ class ForwardClock:
         self._used += 1
 
     def take(self) -> float:
-        """Seconds since the last call. To be called when the step's results have been read, which the forward passes
-        came before: then nothing is waited for."""
+        """Seconds since the last call. Call it after the step's results were read: then the forward passes are
+        complete, and it does not block."""
         seconds, self._seconds = self._seconds, 0.0
         seconds += sum(start.elapsed_time(end) for start, end in self._events[: self._used]) / 1000
         self._used = 0

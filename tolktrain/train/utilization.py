@@ -1,4 +1,4 @@
-"""Model FLOPs utilization: what a step computes, over what the GPUs could compute in its time."""
+"""Model FLOPs utilization: the FLOPs of a step, divided by those that the GPUs could compute in its time."""
 
 import re
 from collections.abc import Collection
@@ -26,11 +26,11 @@ _PEAKS = (
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """FLOP/s of one GPU at most, in dense products of `precision`; None where that is not known.
+    """Peak FLOP/s of one GPU in dense products of `precision`; None if it is not known.
 
     Args:
-        device_name: as `torch.cuda.get_device_name` gives it, such as "NVIDIA H100 80GB HBM3".
-        precision: train.precision; known for bf16 alone.
+        device_name: from `torch.cuda.get_device_name`, such as "NVIDIA H100 80GB HBM3".
+        precision: train.precision; known for bf16 only.
     """
     if precision != "bf16" or re.search(r"\bMIG\b", device_name):  # a part of a GPU has a part of its rate
         return None
@@ -39,7 +39,7 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 @dataclass(frozen=True)
 class Utilization:
-    """What a run's GPUs could compute, and the model they compute."""
+    """The peak of a run's GPUs, and the model."""
 
     architecture: Architecture
     peak: float | None  # FLOP/s of one GPU
@@ -47,23 +47,23 @@ class Utilization:
 
     @classmethod
     def of(cls, architecture: Architecture, config: Config, layout: Layout) -> "Utilization":
-        """Of this process's device, which stands for all of them."""
+        """For this process's device; all devices are assumed to be equal."""
         on_gpu = layout.device.type == "cuda"
         peak = peak_flops(torch.cuda.get_device_name(), config.train.precision) if on_gpu else None
         return cls(architecture, peak, layout.world_size)
 
     def mfu(self, counts: StepCounts, trainable: Collection[ParameterGroup], seconds: float) -> float | None:
-        """FLOPs of a step (`step_flops`) / (seconds x peak of one GPU x GPUs); None where the peak is not known."""
+        """FLOPs of a step (`step_flops`) / (seconds x peak of one GPU x GPUs); None if the peak is not known."""
         if self.peak is None:
             return None
         return step_flops(self.architecture, counts, trainable).total / (seconds * self.peak * self.num_devices)
 
 
 def global_counts(mine: StepCounts, scored: LossCounts, num_positions: int) -> StepCounts:
-    """Counts of the global batch, from those of this rank's batches, without asking the other ranks.
+    """Counts of the global batch, from those of this rank's batches, without communication.
 
-    Sequences are all of one length, and what is scored was added up over the ranks already. How much speech the other
-    ranks' input adapters see is not known: as much as this rank's, in proportion to the positions.
+    All sequences have the same length, and the scored counts are already summed over the ranks. The speech in the
+    other ranks' input adapters is estimated from this rank's, in proportion to the positions.
     """
     share = num_positions / mine.positions
     pairs_per_position = mine.causal_pairs / mine.positions  # (T + 1) / 2

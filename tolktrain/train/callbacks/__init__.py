@@ -1,1 +1,1 @@
-"""What happens along the way of training, a file each."""
+"""The callbacks of the training loop, one per file."""

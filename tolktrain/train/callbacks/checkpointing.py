@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 class Checkpointing(NoCallback):
     """Saves every `checkpoint.every_steps`, at the end of a stage, at the end of the run, and before a stop.
 
-    Between those ends training waits only for a copy in memory, and for the checkpoint before if that is not written
-    yet.
+    For the periodic checkpoints, training waits only for a copy in memory, and for the previous checkpoint if that is
+    not written yet.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Checkpointing(NoCallback):
         zero_stage: int,
         measured: Line | None = None,
     ) -> None:
-        """`measured` is the last value of each loss, from the checkpoint that training goes on from."""
+        """`measured` is the last value of each loss, from the checkpoint that training continues from."""
         self._saver = saver
         self._metrics = metrics
         self._config = config
@@ -53,9 +53,9 @@ class Checkpointing(NoCallback):
         self._memory: Snapshot | None = None  # of this stage's engine, used again
 
     def on_stage_start(self, run: StageRun) -> None:
-        """Take the memory that saving in the background needs: taking it for the first time is slower than a copy.
+        """Allocate the memory for saving in the background, because the first allocation is slower than a copy.
 
-        A model that cannot be saved is found out before its first step, too.
+        This also detects a model that cannot be saved before its first step.
         """
         self._memory = None  # that of the last stage's model
         if self._config.checkpoint.background:
@@ -63,7 +63,7 @@ class Checkpointing(NoCallback):
             self._memory = run.engine.snapshot()
 
     def on_step(self, run: StageRun) -> None:
-        """Save if it is time to. Raises what a save in the background has raised."""
+        """Save if a checkpoint is due. Raises the exception of a failed background save."""
         for line in self._metrics.recent:
             self._measured |= {k: v for k, v in line.items() if _is_loss(k) and v is not None and math.isfinite(v)}
         self._saver.poll()
@@ -71,12 +71,12 @@ class Checkpointing(NoCallback):
             self._save(run)
 
     def on_rollback(self, step: int) -> None:
-        """Know what was known at that step."""
+        """Restore the measured losses of that step."""
         self._memory = None
         self._measured = dict(self._saver.state_of(step).get("metrics", {})) if step else {}
 
     def close(self) -> None:
-        """Let a save that is under way end."""
+        """Wait for a running save."""
         self._saver.close()
 
     def _save(self, run: StageRun) -> None:

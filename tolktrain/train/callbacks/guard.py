@@ -1,4 +1,4 @@
-"""Notices that training breaks down."""
+"""Detects divergence during training."""
 
 import logging
 from pathlib import Path
@@ -19,10 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 class DivergenceGuard(NoCallback):
-    """Lets all ranks leave a stage in which too many steps are skipped in a row, or the loss stays above the recent
-    ones.
+    """Ends a stage on all ranks if too many consecutive steps are skipped, or the loss stays above the recent ones.
 
-    Rank 0 decides, from the lines of metrics.jsonl: what it knows after a restart is what it knew before.
+    Rank 0 decides from the lines of metrics.jsonl only, so that its state is the same after a restart.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class DivergenceGuard(NoCallback):
         self._detector = DivergenceDetector(config.train.guard)
 
     def on_stage_start(self, run: StageRun) -> None:
-        """Take in what the stage has been so far."""
+        """Process the earlier steps of the stage."""
         self._detector = DivergenceDetector(self._config.train.guard)
         if self._layout.rank == 0:
             for line in lines_of_stage(self._run_dir, run.plan.name):
@@ -44,7 +43,7 @@ class DivergenceGuard(NoCallback):
         self._spare()
 
     def on_step(self, run: StageRun) -> None:
-        """Judge the step."""
+        """Process the step, and stop all ranks if training has diverged."""
         assert run.result is not None
         if run.result.skipped:
             logger.warning("step %d skipped: its loss or gradients are not finite", run.step)
@@ -54,7 +53,7 @@ class DivergenceGuard(NoCallback):
             run.incident = self._shared(incident)
 
     def _agreed(self, diverged: bool) -> bool:
-        """Rank 0's opinion: in the last digits the loss may differ between ranks."""
+        """Rank 0's decision, because the last digits of the loss may differ between ranks."""
         if self._layout.world_size == 1:
             return diverged
         opinion = torch.tensor(int(diverged))
@@ -69,6 +68,6 @@ class DivergenceGuard(NoCallback):
         return shared[0]
 
     def _spare(self) -> None:
-        """While steps are bad, more checkpoints may be saved than are kept: let those to go back to be."""
+        """While steps are bad, keep the checkpoints before them for a rollback, even beyond the retention rules."""
         first_bad = self._detector.first_bad
         self._saver.spared = None if first_bad is None else first_bad - 1

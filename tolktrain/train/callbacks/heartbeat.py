@@ -1,4 +1,4 @@
-"""The heartbeat of a run, and how far training is in it."""
+"""The heartbeat of a run, with the progress of training."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tolktrain.train.open_run import OpenRun
 
 
 class HeartbeatNotes(NoCallback):
-    """On rank 0: step, stage, loss, pace and the slowest rank, as metrics.jsonl has them."""
+    """On rank 0, adds step, stage, loss, throughput and the slowest rank from metrics.jsonl to the heartbeat."""
 
     def __init__(self, heartbeat: Heartbeat, metrics: MetricsLog) -> None:
         self._heartbeat = heartbeat

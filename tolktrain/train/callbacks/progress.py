@@ -1,4 +1,4 @@
-"""What a person sees of a run."""
+"""The display of a run on the terminal."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -18,7 +18,7 @@ from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.loop import StageRun
 from tolktrain.train.stages import StagePlan
 
-_SMOOTHING = 0.9  # of the time per step that the time left is reckoned with
+_SMOOTHING = 0.9  # of the time per step from which the remaining time is estimated
 
 
 class Display(NoCallback):
@@ -44,7 +44,7 @@ class Display(NoCallback):
         cut: PipelineCut | None = None,
         machines: str = "",
     ) -> None:
-        """What is going to be trained, on what, where."""
+        """Print the model, the layout, the data and the run directory."""
         total = sum(num_parameters.values())
         parts = ", ".join(f"{name} {_short(count)}" for name, count in num_parameters.items())
         say = self._console.print
@@ -83,7 +83,7 @@ class Display(NoCallback):
             self._bar.start()
 
     def on_step(self, run: StageRun) -> None:
-        """Renew the bar, or print a line if it is time to; print validations."""
+        """Update the bar, or print a line if it is due; print validations."""
         previous = self._seconds_per_step or run.seconds
         self._seconds_per_step = _SMOOTHING * previous + (1.0 - _SMOOTHING) * run.seconds
         line, *validations = self._metrics.recent
@@ -98,7 +98,7 @@ class Display(NoCallback):
             self._close_bar()
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Release the terminal."""
         self._close_bar()
 
     def _plain_progress(self, run: StageRun, line: Line) -> str:
@@ -106,7 +106,7 @@ class Display(NoCallback):
         return f"step {run.step_in_stage:,}/{run.plan.num_steps:,}  {losses}  {self._pace(run, line)}"
 
     def _live_progress(self, run: StageRun, line: Line) -> str:
-        """Short enough to stand beside the bar in 80 columns."""
+        """Text next to the bar; short enough for 80 columns."""
         return f"{run.step_in_stage:,}/{run.plan.num_steps:,}  {'  '.join(_losses(line))}  {self._pace(run, line)}"
 
     def _pace(self, run: StageRun, line: Line) -> str:

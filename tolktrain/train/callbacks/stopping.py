@@ -1,4 +1,4 @@
-"""Stops when asked to by a signal."""
+"""Stops training after a signal."""
 
 import logging
 import signal
@@ -24,17 +24,17 @@ class Stop(Protocol):
 
     @property
     def reason(self) -> str:
-        """Who asked."""
+        """The source of the request."""
 
     @property
     def age_seconds(self) -> float | None:
-        """Time since a signal asked; None without one."""
+        """Time since the signal; None without one."""
 
 
 class StopOnRequest(NoCallback):
-    """Lets all ranks stop after the same step, at whichever step the signal has reached each of them.
+    """Stops all ranks after the same step, although the signal may reach them at different steps.
 
-    A signal that arrives before the first step stops them there: nothing has been done that a checkpoint could keep.
+    A signal before the first step stops them there, without a checkpoint.
     """
 
     def __init__(self, stop: Stop | None, layout: Layout) -> None:
@@ -45,17 +45,17 @@ class StopOnRequest(NoCallback):
         self._seconds_before = 0.0  # from the signal until all ranks had agreed
 
     def before_training(self) -> bool:
-        """Whether a signal has reached any rank; for the places that all ranks pass while they start. Collective."""
+        """Whether a signal has reached any rank; called at several points of the start. Collective."""
         stop = self._stop
         age = None if stop is None else stop.age_seconds
         return self._agree(age is not None, "before the next step")
 
     def on_stage_start(self, run: StageRun) -> None:
-        """Ask all ranks before the first step."""
+        """Check all ranks before the first step."""
         run.stop = self.before_training()
 
     def on_step(self, run: StageRun) -> None:
-        """Ask all ranks."""
+        """Check all ranks after a step."""
         asked = self._stop is not None and self._stop.requested
         run.stop = self._agree(asked, f"after step {run.step} with a checkpoint", in_step=True)
 
@@ -66,11 +66,11 @@ class StopOnRequest(NoCallback):
 
     @property
     def must_stop(self) -> bool:
-        """Whether this rank has been asked to stop, or all have agreed to. Not collective."""
+        """Whether this rank was asked to stop, or all ranks have decided to. Not collective."""
         return bool(self._reason) or (self._stop is not None and self._stop.requested)
 
     def duration(self) -> dict[str, float | str]:
-        """How long leaving took until now: `signal`, `seconds`, `seconds_to_step_end`, `seconds_to_save`."""
+        """The time since the signal: `signal`, `seconds`, `seconds_to_step_end`, `seconds_to_save`."""
         saving = time.monotonic() - self._agreed_at
         return {
             "signal": self._reason,
@@ -94,7 +94,7 @@ class StopOnRequest(NoCallback):
         own = self._stop.reason if asked and self._stop is not None else ""
         self._reason = own or _name(int(number))
         self._agreed_at, self._seconds_before = time.monotonic(), age
-        # Whoever has pressed Ctrl-C has read that training stops after the step.
+        # After Ctrl-C, the message that training stops after the step was already printed.
         level = logging.INFO if in_step and self.asked_at_terminal else logging.WARNING
         logger.log(level, "%s: stopping %s", self._reason, when)
         return True

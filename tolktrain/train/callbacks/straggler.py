@@ -1,4 +1,4 @@
-"""Shows the rank that the others wait for."""
+"""Reports the rank that the others wait for."""
 
 import logging
 import socket
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class Straggler(NoCallback):
-    """Every `every_steps` steps: which rank took longest for itself, its data and its forward passes.
+    """Every `every_steps` steps, finds the rank with the most time for its own data and forward passes.
 
-    Goes into the step's line of metrics.jsonl, and on the terminal when the same rank is slow for some time.
-    `tolktrain.cluster.straggler` says what cannot be told apart.
+    It is written to the step's line of metrics.jsonl, and a warning is logged if the same rank stays slow.
+    `tolktrain.cluster.straggler` describes the limits of this method.
     """
 
     def __init__(self, every_steps: int, layout: Layout, gathers_parameters: bool) -> None:
@@ -32,10 +32,10 @@ class Straggler(NoCallback):
         self._sums = torch.zeros(3, dtype=torch.float64)  # seconds of data, forward passes, whole steps
         self._num_steps = 0
         self._is_first = True
-        self._slow: list[Slowest] = []  # the last judgements in a row that name the same ranks
+        self._slow: list[Slowest] = []  # the last consecutive findings that name the same ranks
 
     def on_stage_start(self, run: StageRun) -> None:
-        """Begin to measure the stage's model. Collective."""
+        """Start measuring the stage's model. Collective."""
         if self._layout.world_size == 1:
             return
         run.engine.model.time_training(self._clock.measured)
@@ -46,7 +46,7 @@ class Straggler(NoCallback):
             self._hosts = hosts
 
     def on_step(self, run: StageRun) -> None:
-        """Add the step up; compare all ranks if it is time to. Collective."""
+        """Add the times of the step; compare all ranks if it is due. Collective."""
         if self._layout.world_size == 1:
             return
         seconds = self._clock.take()
@@ -87,7 +87,7 @@ class Straggler(NoCallback):
         return OwnTime(rank, stage, 0 if self._gathers_parameters else replica, data, compute)
 
     def _check_slowest(self, slowest: Slowest | None, step: int, num_steps: int) -> None:
-        """Speak when the same ranks have been slow for some time, once, and when they no longer are."""
+        """Warn once if the same ranks have been slow for some time, and again when they are no longer slow."""
         before = self._slow
         if slowest is None or not slowest.matters:
             self._slow = []

@@ -26,20 +26,20 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """A place where numbers go."""
+    """A destination of metrics."""
 
     def write(self, line: Line) -> None:
-        """Take the numbers of a line, which has a step."""
+        """Write the numbers of a line, which has a step."""
 
     def close(self) -> None:
-        """Finish what is under way."""
+        """Flush and close."""
 
 
 class MetricsLog(NoCallback):
-    """The one way for numbers out of training. Writes on rank 0 only."""
+    """Writes all metrics of training, on rank 0 only."""
 
     def __init__(self, config: Config, run_dir: Path, step: int, rank: int, utilization: Utilization) -> None:
-        """`step` is where training begins; what trackers have seen after it is void."""
+        """`step` is where training begins; trackers discard earlier entries after it."""
         self._config = config
         self._run_dir = run_dir
         self._utilization = utilization

@@ -1,1 +1,1 @@
-"""Divergence of training, and the return to a checkpoint before it."""
+"""Detection of divergence, and the rollback to a checkpoint before it."""

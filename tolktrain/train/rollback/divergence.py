@@ -1,4 +1,4 @@
-"""When training has diverged: decided from the lines of metrics.jsonl alone, one after the other."""
+"""Detects divergence of training from the lines of metrics.jsonl, one after the other."""
 
 import math
 import statistics
@@ -9,23 +9,23 @@ from tolktrain.config.training import GuardConfig
 from tolktrain.runs.metrics import Line
 
 _DEVIATION_OF_NORMAL = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
-_LEAST_DEVIATION = 1e-3  # of the median: losses that hardly differ must not make a spike of the next digit
+_LEAST_DEVIATION = 1e-3  # of the median, so that small changes do not count as spikes when losses hardly differ
 
 
 @dataclass(frozen=True)
 class Incident:
-    """Steps after which the run is to go back. Steps are counted over the whole run, from 1."""
+    """Bad steps after which the run is rolled back. Steps are counted over the whole run, from 1."""
 
-    first_step: int  # the first bad one of an unbroken row
+    first_step: int  # the first of the consecutive bad steps
     last_step: int
-    reason: str  # for people
+    reason: str  # for messages
 
 
 class DivergenceDetector:
-    """Follows a stage step by step.
+    """Processes the metrics of a stage step by step.
 
-    A step is bad when it was skipped or its loss stands out above the recent ones. A good step ends a row of bad ones,
-    whose losses then count among the recent: they were outliers of the kind that this data has.
+    A step is bad if it was skipped or its loss spikes above the recent ones. A good step ends a row of bad ones; their
+    losses then count as recent losses, because they were outliers of the data.
     """
 
     def __init__(self, config: GuardConfig) -> None:
@@ -37,11 +37,11 @@ class DivergenceDetector:
 
     @property
     def first_bad(self) -> int | None:
-        """The first step of the present row of bad ones, None if the last step was good."""
+        """The first step of the current row of bad steps, None if the last step was good."""
         return self._first_bad
 
     def after(self, line: Line) -> Incident | None:
-        """Take the line of the next step; returns an incident if it is one step too many."""
+        """Process the line of the next step; returns an incident if the row of bad steps has reached its limit."""
         loss = line["loss"]
         skipped = bool(line["skipped"]) or loss is None or not math.isfinite(loss)
         threshold = self._threshold()

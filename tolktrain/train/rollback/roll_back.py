@@ -1,4 +1,4 @@
-"""Back to before a divergence, without the data that led to it."""
+"""Rolls a run back to before a divergence, and skips the data that led to it."""
 
 import logging
 from datetime import datetime, timezone
@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 def roll_back(config: Config, run: OpenRun, layout: Layout, plan: StagePlan, incident: Incident) -> Path | None:
-    """Record the rollback and carry it out; collective, and no save may be under way.
+    """Record the rollback and carry it out; collective, while no save is running.
 
     Returns:
-        The checkpoint to go on from, None for the beginning of the run.
+        The checkpoint to continue from, None for the beginning of the run.
 
     Raises:
-        UserError: it was one time too many, there is nothing to go back to, or another job has taken over the run.
+        UserError: there were too many rollbacks, no checkpoint is left, or another job has taken over the run.
     """
     run_dir, store = run.path, run.store
     rollbacks = on_rank_zero(layout.rank, lambda: read_rollbacks(run_dir))
@@ -40,7 +40,7 @@ def roll_back(config: Config, run: OpenRun, layout: Layout, plan: StagePlan, inc
         raise UserError(_given_up(run_dir, plan, incident, len(rollbacks)))
     good = incident.first_step - 1
     folder = latest_valid_checkpoint(store, layout, not_after=_first_suspect(config, plan, incident.first_step))
-    # Better one that has learned from suspect data than none.
+    # If there is no other checkpoint, one that was trained on suspect data is used.
     folder = folder or latest_valid_checkpoint(store, layout, not_after=good)
     if folder is None and good >= min(config.checkpoint.every_steps, plan_stages(config)[0].last_step):
         raise UserError(
@@ -82,7 +82,7 @@ def roll_back(config: Config, run: OpenRun, layout: Layout, plan: StagePlan, inc
 
 
 def _first_suspect(config: Config, plan: StagePlan, first_bad: int) -> int:
-    """Steps done before the first whose data is left out when `first_bad` is the first bad step."""
+    """Steps done before the first whose data is skipped, if `first_bad` is the first bad step."""
     return max(first_bad - 1 - config.train.guard.skip_before, plan.first_step)
 
 
