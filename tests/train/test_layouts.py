@@ -163,7 +163,7 @@ def test_copies_of_tied_tables_do_not_drift_apart(outcomes: Outcomes) -> None:
 
 def test_stages_that_read_different_sequences_are_found(outcomes: Outcomes) -> None:
     """Trained on, they would learn nothing, with a loss that looks like one."""
-    message = "data.sets: at step 1 rank 1 read other sequences than rank 0, with which it shares a model; their copies"
+    message = "data.sets: at step 1 rank 1 read other sequences than rank 0 of the same model replica; their copies"
     assert all(str(outcome).startswith(message) for outcome in outcomes(DIFFERENT_ORDERS))
 
 

@@ -1,1 +1,1 @@
-"""DeepSpeed's engines around the model, and the state in them as slices of canonical tensors."""
+"""DeepSpeed's engines around the model, and their state as slices of canonical tensors."""

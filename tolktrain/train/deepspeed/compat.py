@@ -1,7 +1,7 @@
-"""DeepSpeed's private names and undocumented behaviour: all that is used of them is here.
+"""All uses of DeepSpeed's private names and undocumented behaviour.
 
-The rest of the code calls the functions below, and DeepSpeed's documented ones. `DEEPSPEED` names each attribute that
-they touch; a test compares it with the installed version.
+The rest of the code calls the functions below and DeepSpeed's documented ones. `DEEPSPEED` lists each attribute that
+they access; a test compares it with the installed version.
 """
 
 from collections.abc import Callable
@@ -93,13 +93,13 @@ DEEPSPEED = (
 
 
 def adam(engine: Any) -> torch.optim.Optimizer:
-    """The optimizer that the engine was given."""
+    """The optimizer that was passed to the engine."""
     optimizer: torch.optim.Optimizer = engine.basic_optimizer
     return optimizer
 
 
 def unsharded_master_weights(engine: Any) -> dict[nn.Parameter, Tensor]:
-    """Without ZeRO: what AdamW updates, by the module's parameter. The same tensors in fp32, float32 copies in bf16."""
+    """Without ZeRO: the tensors that AdamW updates, by module parameter. In bf16 they are float32 copies."""
     if engine.optimizer is engine.basic_optimizer:
         parameters = [parameter for group in engine.basic_optimizer.param_groups for parameter in group["params"]]
         return {parameter: parameter for parameter in parameters}
@@ -108,21 +108,21 @@ def unsharded_master_weights(engine: Any) -> dict[nn.Parameter, Tensor]:
 
 
 def adam_parameters(engine: Any, zero_stage: int) -> list[Tensor]:
-    """What AdamW updates on this rank: parameters, or the flat partitions of their master weights."""
+    """The tensors that AdamW updates on this rank: parameters, or the flat partitions of their master weights."""
     if zero_stage == 3:
         return list(engine.optimizer.fp32_partitioned_groups_flat)
     return [parameter for group in engine.basic_optimizer.param_groups for parameter in group["params"]]
 
 
 def link_moments(engine: Any) -> None:
-    """Let the fragments of ZeRO 1 and 2 find moments that were made by hand, as DeepSpeed does at its first update."""
+    """Link the fragments of ZeRO 1 and 2 to moments that were created here, as DeepSpeed does at its first update."""
     link: Callable[[], None] | None = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()
 
 
 def forget_skipped_gradients(engine: Any) -> None:
-    """Make ZeRO 1 and 2 with offload drop added-up gradients whenever they clear their buffers on the host.
+    """Let ZeRO 1 and 2 with offload drop accumulated gradients whenever they clear their buffers on the host.
 
     In bf16 training, DeepSpeed keeps the gradients of a step that it skips, adds the next ones to them, and so skips
     every later step too.
@@ -139,7 +139,7 @@ def forget_skipped_gradients(engine: Any) -> None:
 
 
 def forget_modules(module: nn.Module) -> None:
-    """Take a model off ZeRO 3's stack of modules: its root, and so its parameters and their optimizer, would stay."""
+    """Remove a model from ZeRO 3's stack of modules, which would keep its root, parameters and optimizer in memory."""
     from deepspeed.runtime.zero import parameter_offload
 
     gone = set(map(id, module.modules()))
@@ -148,12 +148,12 @@ def forget_modules(module: nn.Module) -> None:
 
 
 def without_shared_memory_collectives(deepspeed: Any) -> None:
-    """Do without the all-reduce in shared memory, which serves inference alone and is compiled for half a minute."""
+    """Disable the all-reduce in shared memory, which only inference uses and which takes half a minute to compile."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def fragment_range(parameter: nn.Parameter) -> tuple[int, int]:
-    """ZeRO 1 and 2: which elements of a trained parameter, flattened, this data rank keeps."""
+    """ZeRO 1 and 2: the elements of a flattened trained parameter in this data rank's partition."""
     mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
     if mapping is None:
         return 0, 0
@@ -171,19 +171,19 @@ def fragment(parameter: nn.Parameter, kind: str | None) -> Tensor:
 
 
 def partition_range(parameter: nn.Parameter) -> tuple[int, int]:
-    """ZeRO 3: which elements this data rank keeps. The last partition is padded, which this leaves out."""
+    """ZeRO 3: the elements in this data rank's partition, without the padding of the last partition."""
     zero3: Any = parameter
     size, rank, total = zero3.partition_numel(), dist.get_rank(zero3.ds_process_group), zero3.ds_numel
     return min(rank * size, total), min((rank + 1) * size, total)
 
 
 def padded_partition(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """ZeRO 3: a rank's elements, as many as DeepSpeed keeps for each rank."""
+    """ZeRO 3: a rank's elements, padded to the partition size."""
     return functional.pad(value, (0, parameter.partition_numel() - len(value)))  # type: ignore[attr-defined]
 
 
 def partition(parameter: nn.Parameter) -> Tensor:
-    """ZeRO 3: what the module itself holds of a parameter here, flat and padded; the original."""
+    """ZeRO 3: the module's own partition of a parameter, flat and padded; not a copy."""
     part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
     return part.detach()
 
@@ -205,21 +205,21 @@ def use_groups(module: Any, layout: Layout) -> None:
 
 
 def set_bounds(module: Any, bounds: list[int]) -> None:
-    """Tell a `PipelineModule` where its layers are cut: stage i has layers bounds[i] to bounds[i + 1] - 1."""
+    """Set the bounds of a `PipelineModule`: stage i has layers bounds[i] to bounds[i + 1] - 1."""
     module.parts = bounds
     stage = module._topo.get_coord(module.global_rank).pipe
     module._set_bounds(start=bounds[stage], stop=bounds[stage + 1])
 
 
 def mark_replicated(parameter: nn.Parameter, replicated: bool) -> None:
-    """Say whether another pipeline stage has the parameter too, so that it counts once in the gradient norm."""
+    """Mark whether another pipeline stage has the parameter too, so that it counts once in the gradient norm."""
     parameter.ds_pipe_replicated = replicated  # type: ignore[attr-defined]
 
 
 def after_averaging(engine: Any, action: Callable[[], None]) -> bool:
-    """Call `action` whenever the pipeline's bf16 optimizer has averaged gradients over the data ranks.
+    """Call `action` after the pipeline's bf16 optimizer has averaged gradients over the data ranks.
 
-    Returns whether the engine has that optimizer; with another one nothing is done.
+    Returns whether the engine has that optimizer; otherwise it does nothing.
     """
     if not engine.using_bf16_optimizer:
         return False

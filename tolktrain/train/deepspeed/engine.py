@@ -1,4 +1,4 @@
-"""DeepSpeed around the model for one stage: a step on the global batch, and its state in and out by canonical names."""
+"""DeepSpeed's engine for one stage: steps on the global batch, and its state by canonical names."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from tolktrain.train.resolved import ResolvedSettings
 
 
 class StepRunner(Protocol):
-    """DeepSpeed's engine around the model or a stage of it. Calls are collective over all ranks."""
+    """DeepSpeed's engine around the model or a pipeline stage of it. Calls are collective over all ranks."""
 
     engine: Any  # DeepSpeed's
 
@@ -44,7 +44,7 @@ class StepRunner(Protocol):
 class Engine:
     """A model, or this rank's part of it, with DeepSpeed and AdamW for one stage of the recipe.
 
-    Masters start as the model's values, moments as zeros.
+    Master weights are initialized with the model's values, moments with zeros.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Engine:
         """Collective.
 
         Args:
-            model: this rank's part, in float32; under ZeRO 3 with a source its values are not looked at.
-            stage: what is trained, and how.
-            config: the run.
-            layout: place of this rank.
-            settings: those of the run.
-            cut: given where the model is cut into pipeline stages, of which `model` holds one.
-            source: the checkpoint that the model comes from, if it does; else its values are copied where they are
-                rounded, which takes the memory for them.
+            model: this rank's part, in float32; under ZeRO 3 with a source, its values are not read.
+            stage: of the recipe.
+            config: of the run.
+            layout: of this rank.
+            settings: of the run.
+            cut: given if the model is split into pipeline stages, of which `model` is one.
+            source: the checkpoint of the model, if there is one; otherwise values that are rounded are copied first,
+                which needs memory.
         """
         zero_stage = settings.deepspeed.zero_stage
         self._layout = layout
@@ -116,7 +116,7 @@ class Engine:
 
     @property
     def num_updates(self) -> int:
-        """Updates that were made in this stage; skipped steps do not count."""
+        """Number of updates in this stage, without skipped steps."""
         return self._states.num_updates
 
     def train_step(self, batches: Sequence[Batch], learning_rates: LearningRates) -> StepResult:
@@ -141,12 +141,12 @@ class Engine:
         return self._tensors.snapshot(reuse)
 
     def restore_moments(self, source: Source, num_updates: int) -> None:
-        """Go on with the moments of a checkpoint of this stage, after `num_updates` updates."""
+        """Restore the moments of a checkpoint of this stage, after `num_updates` updates."""
         self._tensors.restore_moments(source)
         self._states.num_updates = num_updates
 
     def close(self) -> None:
-        """Take all hooks off the model and free DeepSpeed's buffers."""
+        """Remove all hooks from the model and free DeepSpeed's buffers."""
         for hook in self._hooks:
             hook.remove()
         forget_engine(self._step_runner.engine)

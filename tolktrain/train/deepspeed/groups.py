@@ -1,4 +1,4 @@
-"""megatron-core's groups as DeepSpeed asks for them, and the proof that both libraries mean the same ranks."""
+"""megatron-core's groups in DeepSpeed's interface, and a check that both libraries form the same groups."""
 
 import torch.distributed as dist
 
@@ -7,17 +7,17 @@ from tolktrain.train.process import import_deepspeed
 
 
 class MegatronGroups:
-    """The "mpu" of DeepSpeed, for models without pipeline stages."""
+    """DeepSpeed's "mpu" object, for models without pipeline stages."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
 
     def get_model_parallel_rank(self) -> int:
-        """Among the ranks that share layers."""
+        """This rank's index among the ranks that split layers."""
         return self._layout.tensor_rank
 
     def get_model_parallel_world_size(self) -> int:
-        """Ranks that share layers."""
+        """Number of ranks that split layers."""
         return self._layout.tensor_size
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
@@ -29,11 +29,11 @@ class MegatronGroups:
     get_tensor_model_parallel_group = get_model_parallel_group
 
     def get_data_parallel_rank(self) -> int:
-        """Among the ranks that hold the same parameters."""
+        """This rank's index among the ranks that hold the same parameters."""
         return self._layout.data_rank
 
     def get_data_parallel_world_size(self) -> int:
-        """Ranks that hold the same parameters."""
+        """Number of ranks that hold the same parameters."""
         return self._layout.data_size
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
@@ -42,7 +42,7 @@ class MegatronGroups:
 
 
 def deepspeed_topology(layout: Layout) -> object:
-    """DeepSpeed's own description of the layout; its axes are pipe, data and model, the last counting fastest."""
+    """DeepSpeed's description of the layout; its axes are pipe, data and model, and the last one varies fastest."""
     import_deepspeed()
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
@@ -52,7 +52,7 @@ def deepspeed_topology(layout: Layout) -> object:
 
 
 def check_same_groups(layout: Layout) -> None:
-    """Make sure that DeepSpeed would put the same ranks in the same order into each group as megatron-core has."""
+    """Check that each of DeepSpeed's groups would have the same ranks in the same order as megatron-core's."""
     topology = deepspeed_topology(layout)
     groups = {"model": layout.tensor_group, "data": layout.data_group, "pipe": layout.pipeline_group}
     for axis, group in groups.items():

@@ -1,4 +1,4 @@
-"""DeepSpeed's pipeline engine around the stages of a model: ZeRO 1."""
+"""DeepSpeed's pipeline engine around the pipeline stages of a model, with ZeRO 1."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ from deepspeed.runtime.pipe.module import PipelineModule  # noqa: E402
 
 
 class _Anchored(torch.autograd.Function):
-    """A tensor as it is, in which parameters nevertheless seem to take part, with a gradient of zero."""
+    """The identity of a tensor that adds parameters to its graph, with zero gradients."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, tensor: Tensor, *anchors: Tensor) -> Tensor:
@@ -46,9 +46,9 @@ class _Anchored(torch.autograd.Function):
 
 
 class StageModule(PipelineModule):
-    """This rank's stage. Every stage reads the same micro batches itself; between stages one tensor travels.
+    """This rank's pipeline stage. Every stage reads the same micro batches itself; one tensor is sent between stages.
 
-    DeepSpeed builds nothing here: the layers are those of the model, under the names they have without a pipeline.
+    DeepSpeed builds no layers: they are those of the model, with the same names as without a pipeline.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class StageModule(PipelineModule):
         self.model = model
         self._entropy_weight = entropy_weight
         self._layout = layout
-        # DeepSpeed takes the gradient norm group by group over all stages, which must therefore have the same groups:
-        # one without parameters here, frozen or of another stage's kind, would let the others wait for ever.
+        # DeepSpeed computes the gradient norm group by group over all stages, so all must have the same groups:
+        # if a group had no parameters on one stage, the others would wait forever.
         self.anchors = {key: nn.Parameter(torch.zeros(1)) for key in missing_groups}
         self._registered_anchors = nn.ParameterList(self.anchors.values())
         copies = {name for name, view in parameter_views(model).items() if view.is_copy}
@@ -79,12 +79,12 @@ class StageModule(PipelineModule):
         self._scale = 1.0
 
     def begin(self, micro_batches: Sequence[ModelInputs], counts: LossCounts, scale: float) -> None:
-        """Set what the next forward passes are about. The loss is multiplied by `scale` before it is sent backward."""
+        """Set the inputs of the next forward passes. The loss is multiplied by `scale` before the backward pass."""
         self.sums.zero_()
         self._pending, self._counts, self._scale = iter(micro_batches), counts, scale
 
     def forward(self, received: Tensor) -> Tensor:
-        """Take the next micro batch through the stage; `received` has no meaning on the first."""
+        """Pass the next micro batch through the pipeline stage; `received` is not used on the first one."""
         inputs = next(self._pending)
         result = self.model.run_stage(None if self._layout.is_first_stage else received, inputs)
         if isinstance(result, LossSums):
@@ -93,11 +93,11 @@ class StageModule(PipelineModule):
         return _Anchored.apply(result, *self._registered_anchors)
 
     def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, dist.ProcessGroup]]:
-        """What DeepSpeed sums over first and last stage, once all gradients of a step are there, before it averages."""
+        """The parameters whose gradients DeepSpeed sums over first and last stage before averaging."""
         return [] if self.ties_after_averaging else self.tied()
 
     def tied(self) -> list[tuple[nn.Parameter, dist.ProcessGroup]]:
-        """Trained tables of which first and last stage have copies."""
+        """Trained tables of which the first and the last stage have copies."""
         group = self._layout.ends_group
         if group is None:
             return []
@@ -109,7 +109,7 @@ class StageModule(PipelineModule):
 
 
 class PipelineRunner:
-    """Runs micro batches through the stages, one forward and one backward pass in turn."""
+    """Runs micro batches through the pipeline stages, with alternating forward and backward passes."""
 
     def __init__(
         self,
@@ -124,17 +124,17 @@ class PipelineRunner:
         module.ties_after_averaging = after_averaging(self.engine, self._tie)
 
     def _tie(self) -> None:
-        """Sum gradients of tied tables, averaged over the data ranks, over first and last stage.
+        """Sum the gradients of tied tables over the first and last stage, after they are averaged over the data ranks.
 
-        The other way round, as DeepSpeed does it, either stage would average the same sum, in bf16 and in another
-        order: the copies of a table would drift apart, silently.
+        DeepSpeed does it in the reverse order: then both stages would average the same sum, in bf16 and in different
+        order, and the copies of a table would silently diverge.
         """
         for table, group in self._module.tied():
             dist.all_reduce(accumulated_gradient(table), group=group)
 
     def step(self, micro_batches: Sequence[ModelInputs], counts: LossCounts) -> Update:
         """Forward and backward of all micro batches, then the optimizer's step."""
-        # DeepSpeed averages over data ranks and micro batches; the loss is to be a sum.
+        # DeepSpeed averages over data ranks and micro batches, but the loss must be a sum.
         self._module.begin(micro_batches, counts, scale=float(self._layout.data_size * len(micro_batches)))
         self.engine.train_batch(_placeholders(self._layout.device))
         return Update(self._module.sums, float(self.engine.get_global_grad_norm()), not self.engine.was_step_applied())
@@ -155,9 +155,9 @@ class PipelineRunner:
 def make_stage_module(
     model: SmolTolk, cut: PipelineCut, layout: Layout, entropy_weight: float, missing_groups: Sequence[GroupKey]
 ) -> StageModule:
-    """The module of this rank's stage; collective, for it makes DeepSpeed's groups.
+    """The module of this rank's pipeline stage; collective, because it creates DeepSpeed's groups.
 
-    `missing_groups` are those of the optimizer that have no parameters on this stage.
+    `missing_groups` are the optimizer's groups without parameters on this stage.
     """
     start_deepspeed()
     with silenced():
@@ -165,5 +165,5 @@ def make_stage_module(
 
 
 def _placeholders(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """What DeepSpeed takes for inputs and labels."""
+    """Placeholders for DeepSpeed's inputs and labels."""
     return itertools.repeat((torch.zeros(1, device=device), torch.zeros(1, device=device)))

@@ -1,8 +1,8 @@
-"""Rows of a parameter that ZeRO cuts between data ranks. Each is written whole, by the rank that has its beginning.
+"""Rows of a parameter that ZeRO partitions between data ranks. The rank with the begin of a row writes the whole row.
 
-ZeRO cuts flat memory, wherever that is in a row. What a rank lacks of its last row is with the next rank, or the next
-ones, and a few kilobytes: those ranks alone talk to each other. To gather each parameter instead would take as many
-collective operations as there are matrices, times three, over all data ranks, while training waits.
+ZeRO partitions flat memory, so a partition may end inside a row. The rest of that row, a few kilobytes, is on the next
+rank or ranks, so only neighbouring ranks communicate. Gathering each parameter instead would need three collectives per
+matrix over all data ranks, while training waits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,22 +15,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowEnd:
-    """Elements of a flat parameter that one data rank keeps and another one writes."""
+    """Elements of a flat parameter that are in one data rank's partition and written by another rank."""
 
     parameter: int  # its number
     start: int
     stop: int
-    source: int  # has them
-    target: int  # writes the row that they end
+    source: int  # the rank that has the elements
+    target: int  # the rank that writes their row
 
 
 def plan_row_ends(spans: Tensor, widths: Sequence[int], rank: int) -> list[RowEnd]:
-    """What a data rank gets and gives, in the order of parameters and of their elements.
+    """The row ends that a data rank sends and receives, in the order of parameters and of their elements.
 
     Args:
-        spans: [data ranks, parameters, 2], the elements (from, to) that each keeps; together they are all, once.
+        spans: [data ranks, parameters, 2], the elements (from, to) in each rank's partition; they are disjoint and
+            complete.
         widths: elements of a row of each parameter.
-        rank: of whom.
+        rank: the data rank.
     """
     found = []
     for parameter, width in enumerate(widths):
@@ -53,15 +54,15 @@ def plan_row_ends(spans: Tensor, widths: Sequence[int], rank: int) -> list[RowEn
 def exchange(
     outgoing: Mapping[int, Sequence[Tensor]], incoming: Mapping[int, Sequence[int]], group: dist.ProcessGroup
 ) -> dict[int, list[Tensor]]:
-    """Give flat tensors to other ranks and get theirs, float32, on the host; one message for each rank and direction.
+    """Exchange flat float32 tensors on the host with other ranks, with one message per rank and direction.
 
     Args:
-        outgoing: by the rank that they go to.
-        incoming: sizes, by the rank that they come from.
+        outgoing: tensors by receiving rank.
+        incoming: sizes by sending rank.
         group: of these ranks.
 
     Returns:
-        What has come, by rank.
+        Received tensors by rank.
     """
     given = {rank: torch.cat([part.float() for part in parts]).cpu() for rank, parts in outgoing.items()}
     got = {rank: torch.empty(sum(sizes)) for rank, sizes in incoming.items()}

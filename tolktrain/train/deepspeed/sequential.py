@@ -1,4 +1,4 @@
-"""DeepSpeed's engine around a model that is not cut into stages: ZeRO 0 to 3."""
+"""DeepSpeed's engine around a model without pipeline stages, with ZeRO 0 to 3."""
 
 import math
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from tolktrain.train.process import quiet_initialize
 
 
 class Update(NamedTuple):
-    """What a step did."""
+    """The result of a step."""
 
     sums: Tensor  # float64 [3]: text nll, speech nll, entropy of this rank's micro batches
     grad_norm: float  # of the global batch, before clipping
-    skipped: bool  # the loss of a rank or the gradients were not finite: nothing was changed
+    skipped: bool  # the loss of a rank or the gradients were not finite, so nothing was updated
 
 
 class LossModule(nn.Module):
-    """The module that DeepSpeed drives: a micro batch to its share of the loss, and to the sums it is made of."""
+    """The module of DeepSpeed's engine: maps a micro batch to its share of the loss, and to the sums."""
 
     def __init__(self, model: SmolTolk, entropy_weight: float) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class LossModule(nn.Module):
         self._entropy_weight = entropy_weight
 
     def forward(self, inputs: ModelInputs, counts: LossCounts) -> tuple[Tensor, Tensor]:
-        """The loss to send backward, and the sums of text nll, speech nll and entropy, float64 [3]."""
+        """The loss for the backward pass, and the sums of text nll, speech nll and entropy, float64 [3]."""
         sums = self.model(inputs)
         return loss_to_train(sums, counts, self._entropy_weight), sums.detached()
 
@@ -51,8 +51,8 @@ class SequentialRunner:
         entropy_weight: float,
         clip_grad_norm: float | None,
     ) -> None:
-        """`clip_grad_norm` is given where DeepSpeed is not to clip: in float32 without ZeRO it does not tell the norm,
-        and does not skip gradients that are not finite."""
+        """`clip_grad_norm` is given if DeepSpeed must not clip: in float32 without ZeRO, it does not return the norm,
+        and does not skip non-finite gradients."""
         self._model = model
         self._layout = layout
         self._clip_grad_norm = clip_grad_norm
@@ -69,8 +69,8 @@ class SequentialRunner:
         sums = torch.zeros(3, dtype=torch.float64, device=self._layout.device)
         for number, inputs in enumerate(micro_batches, start=1):
             loss, parts = self.engine(inputs, counts)
-            # The factor undoes DeepSpeed's average over ranks. It must be there for one rank too: sent backward as it
-            # came out of the forward call, the loss would be divided by the number of micro batches nevertheless.
+            # The factor undoes DeepSpeed's average over ranks. It is needed for one rank too: DeepSpeed would divide
+            # the output of the forward call itself by the number of micro batches.
             self.engine.backward(loss * self._layout.data_size, scale_wrt_gas=False)
             sums += parts
             if number < len(micro_batches):
@@ -100,7 +100,7 @@ class SequentialRunner:
         return norm.item(), skipped
 
     def _norm(self, trained: Sequence[nn.Parameter]) -> Tensor:
-        """Norm of all gradients; those that every tensor rank has count once."""
+        """Norm of all gradients; replicated ones count once per tensor group."""
         is_first = self._layout.tensor_rank == 0
         mine = [p.grad for p in trained if p.grad is not None and (is_first or p.tensor_model_parallel)]  # type: ignore[attr-defined]
         norm = nn.utils.get_total_norm(mine).to(self._layout.device)  # on the CPU if there are none

@@ -1,8 +1,7 @@
 """Float32 master weights and Adam moments of an engine's parameters, per parameter.
 
-DeepSpeed keeps them flattened, split and padded; its fragment calls (`deepspeed.utils.safe_get_full_fp32_param` and its
-kin), and the fragments that these use, show them per parameter under ZeRO 1 to 3. Without ZeRO they are the optimizer's
-own.
+DeepSpeed keeps them flat, partitioned and padded. Under ZeRO 1 to 3, the fragments behind functions such as
+`deepspeed.utils.safe_get_full_fp32_param` give access per parameter. Without ZeRO, they are tensors of the optimizer.
 """
 
 from typing import Any
@@ -29,7 +28,7 @@ FIRST_MOMENT, SECOND_MOMENT = "exp_avg", "exp_avg_sq"
 
 
 class OptimizerStates:
-    """Masters and moments of `engine`, whose optimizer is torch's AdamW. Calls are collective over the data group."""
+    """Master weights and moments of `engine`, with torch's AdamW. Calls are collective over the data group."""
 
     def __init__(self, engine: Any, zero_stage: int) -> None:
         self._deepspeed = start_deepspeed()
@@ -42,9 +41,9 @@ class OptimizerStates:
         self._create_moments()
 
     def own_range(self, parameter: nn.Parameter) -> tuple[int, int] | None:
-        """Which elements of a trained parameter, flattened, have their master weights and moments on this data rank.
+        """The elements of a flattened trained parameter whose master weights and moments are on this data rank.
 
-        None where each data rank has them all.
+        None if each data rank has all elements.
         """
         if self._zero_stage == 0 or not parameter.requires_grad:
             return None
@@ -53,12 +52,12 @@ class OptimizerStates:
         return fragment_range(parameter)
 
     def held_range(self, parameter: nn.Parameter) -> tuple[int, int]:
-        """Which elements of a parameter, flattened, the module itself holds here under ZeRO 3."""
+        """The elements of a flattened parameter that the module itself holds on this rank under ZeRO 3."""
         assert self.splits_modules
         return partition_range(parameter)
 
     def own(self, parameter: nn.Parameter, kind: str | None = None) -> Tensor:
-        """This rank's elements of a parameter's master weights, or of the moment `kind`, flat; may be the original."""
+        """This rank's elements of a parameter's master weights, or of the moment `kind`, flat; may not be a copy."""
         if self._zero_stage == 0:
             return self._plain(parameter, kind).detach().view(-1)
         if self._zero_stage == 3:
@@ -85,14 +84,14 @@ class OptimizerStates:
             self.own(parameter, kind).copy_(value)
 
     def held(self, parameter: nn.Parameter) -> Tensor:
-        """What the module itself holds of a parameter here, flat; may be the original."""
+        """The elements of a parameter that the module itself holds on this rank, flat; may not be a copy."""
         if not self.splits_modules:
             return parameter.detach().view(-1)
         start, stop = partition_range(parameter)
         return partition(parameter)[: stop - start]
 
     def write_held(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Set what the module itself holds of a parameter here under ZeRO 3 to a flat value."""
+        """Set the elements of a parameter that the module itself holds on this rank under ZeRO 3."""
         partition(parameter).copy_(padded_partition(parameter, value))
 
     def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
@@ -101,7 +100,7 @@ class OptimizerStates:
 
     @property
     def splits_modules(self) -> bool:
-        """Whether modules themselves hold a part of their parameters only."""
+        """Whether modules hold only partitions of their parameters."""
         return self._zero_stage == 3
 
     @property

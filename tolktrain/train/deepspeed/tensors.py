@@ -1,8 +1,8 @@
-"""Parameters and moments of an engine, out to checkpoints and in again, as slices of canonical tensors.
+"""Saves and restores the parameters and moments of an engine, as slices of canonical tensors.
 
-Each rank writes what ZeRO keeps with it, up to whole rows (see `row_ends`), and reads what it holds; tensors of which
-the data ranks have equal copies are divided among them. At no time does a rank need more than its own part, and of
-that one parameter twice.
+Each rank writes its ZeRO partition, extended to whole rows (see `row_ends`), and reads the elements that it holds;
+tensors that are replicated on the data ranks are divided among them. A rank needs memory for its own part, plus a copy
+of one parameter of it.
 """
 
 import math
@@ -24,7 +24,7 @@ from tolktrain.train.deepspeed.states import FIRST_MOMENT, SECOND_MOMENT, Optimi
 MOMENTS = {FIRST_MOMENTS: FIRST_MOMENT, SECOND_MOMENTS: SECOND_MOMENT}
 
 Rows = Callable[[str, int, int], Tensor]
-"""Gives rows (from, to) of a parameter by its name in the model, float32."""
+"""Returns rows (from, to) of a parameter by its name in the model, float32."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Part:
 
 
 class UnknownSlicingError(RuntimeError):
-    """A parameter whose place in the whole model is not known. Training may continue, saving must not."""
+    """The slicing of a parameter is not known. Training may continue, but nothing may be saved."""
 
 
 class ModelTensors:
-    """The tensors of one stage's model. Made before the first step."""
+    """The tensors of one stage's model. Created before the first step."""
 
     def __init__(
         self,
@@ -56,12 +56,12 @@ class ModelTensors:
         self._share = share
         self._states = states
         self._layout = layout
-        # Float32 rows of frozen parameters that were rounded, as `_parts` has them.
+        # Float32 rows of frozen parameters that were rounded, sliced as in `_parts`.
         self._frozen: dict[str, Tensor] = {}
 
     def set_values(self, rows: Rows, fill: bool = False) -> None:
-        """Set master weights to the float32 values that the model's came from, and keep those of rounded frozen
-        parameters for checkpoints. To `fill` is to set what the modules themselves hold under ZeRO 3 too."""
+        """Set master weights to the float32 values of the model before rounding, and keep those of rounded frozen
+        parameters for checkpoints. With `fill`, also set the partitions in the modules under ZeRO 3."""
         for name, parameter in self._parameters.items():
             if fill:
                 held = self._flat(name, rows, *self._states.held_range(parameter))
@@ -77,7 +77,7 @@ class ModelTensors:
     def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
         """This rank's slices, copied to the CPU, into the memory of `reuse` if given; collective.
 
-        Raises UnknownSlicingError where a parameter is not sliced as its view says.
+        Raises UnknownSlicingError if a parameter is not sliced as its view says.
         """
         result = reuse or Snapshot()
         parts, ends = self._parts, self._fetch_row_ends()
@@ -89,7 +89,7 @@ class ModelTensors:
         return result
 
     def restore_moments(self, source: Source) -> None:
-        """Take over the moments of a checkpoint of this stage."""
+        """Restore the moments of a checkpoint of this stage."""
         for kind, state in MOMENTS.items():
 
             def rows(name: str, start: int, stop: int, kind: str = kind) -> Tensor:
@@ -100,7 +100,7 @@ class ModelTensors:
                     self._write_own(name, rows, state)
 
     def _write_own(self, name: str, rows: Rows, state: str | None) -> None:
-        """Set what this rank keeps of a master weight or moment, from whole rows."""
+        """Set this rank's elements of a master weight or moment, from whole rows."""
         parameter = self._parameters[name]
         own = self._states.own_range(parameter)
         start, stop = (0, math.prod(self._states.shape(parameter))) if own is None else own
@@ -108,7 +108,7 @@ class ModelTensors:
             self._states.write_own(parameter, self._flat(name, rows, start, stop), state)
 
     def _flat(self, name: str, rows: Rows, start: int, stop: int) -> Tensor:
-        """Elements `start` to `stop` of a parameter, out of whole rows."""
+        """Elements `start` to `stop` of a parameter, from whole rows."""
         if start == stop:
             return torch.zeros(0)
         width = math.prod(self._states.shape(self._parameters[name])[1:])
@@ -126,7 +126,7 @@ class ModelTensors:
             slices[section.name].tensor.copy_(block, non_blocking=True)
 
     def _rows(self, name: str, part: Part, state: str | None, ends: Sequence[Tensor]) -> Tensor:
-        """The rows of a part, float32, in two dimensions or more; `ends` are what other ranks have of the last one."""
+        """The rows of a part, float32, in two dimensions or more; `ends` are other ranks' elements of the last row."""
         shape = self._states.shape(self._parameters[name]) or (1,)
         if name in self._frozen:
             return self._frozen[name].view(-1, *shape[1:])
@@ -137,16 +137,16 @@ class ModelTensors:
         return flat.view(-1, *shape[1:])
 
     def _kinds(self, name: str) -> dict[str, str | None]:
-        """What there is of a parameter: kinds of a checkpoint, and what the optimizer calls them."""
+        """The stored kinds of a parameter, and their names in the optimizer."""
         return {PARAMETERS: None, **(MOMENTS if self._parameters[name].requires_grad else {})}
 
     def _own(self, name: str, state: str | None) -> Tensor:
-        """What this rank has of a parameter or its moment, flat."""
+        """This rank's elements of a parameter or its moment, flat."""
         parameter = self._parameters[name]
         return self._states.own(parameter, state) if parameter.requires_grad else self._states.held(parameter)
 
     def _fetch_row_ends(self) -> dict[tuple[str, str | None], list[Tensor]]:
-        """The ends of rows that this rank writes and others have, by name and state; collective."""
+        """The row ends on other ranks that this rank writes, by name and state; collective."""
         names, rank = list(self._parameters), self._layout.data_rank
         outgoing: dict[int, list[Tensor]] = {}
         sizes: dict[int, list[int]] = {}
@@ -169,7 +169,7 @@ class ModelTensors:
 
     @cached_property
     def _row_ends(self) -> list[RowEnd]:
-        """Which ends of rows this rank gives and gets at each snapshot; collective when first asked for."""
+        """The row ends that this rank sends and receives at each snapshot; the first call is collective."""
         spans = [None if self._is_elsewhere(name) else self._span(name) for name in self._parameters]
         if not any(span is not None for span in spans):  # on all data ranks alike
             return []
@@ -181,7 +181,7 @@ class ModelTensors:
 
     @cached_property
     def _parts(self) -> dict[str, Part]:
-        """What this rank writes of each parameter."""
+        """The rows of each parameter that this rank writes."""
         for name, parameter in self._parameters.items():
             self._check(name, parameter)
         shared = self._sharded()
@@ -199,14 +199,14 @@ class ModelTensors:
         return parts
 
     def _span(self, name: str) -> tuple[int, int] | None:
-        """Which elements of a parameter this data rank keeps; None where each has them all."""
+        """The elements of a parameter in this data rank's partition; None if each rank has all elements."""
         parameter = self._parameters[name]
         if not parameter.requires_grad and self._states.splits_modules:
             return self._states.held_range(parameter)
         return self._states.own_range(parameter)
 
     def _sharded(self) -> dict[str, tuple[int, int]]:
-        """Elements that this data rank writes of parameters that each data rank has: laid end to end, cut evenly."""
+        """Elements that this data rank writes of replicated parameters: their concatenation is divided evenly."""
         sizes = {
             name: math.prod(self._states.shape(parameter))
             for name, parameter in self._parameters.items()
@@ -223,12 +223,12 @@ class ModelTensors:
         return result
 
     def _is_elsewhere(self, name: str) -> bool:
-        """Whether another pipeline stage or tensor rank writes the parameter, of which this one has a copy."""
+        """Whether another pipeline stage or tensor rank writes this replicated parameter."""
         view = self._views[name]
         return view.is_copy or (view.dim is None and self._share.rank > 0)
 
     def _check(self, name: str, parameter: nn.Parameter) -> None:
-        """What the view says must be what the module says: a wrong slice would be saved without a word."""
+        """Check that view and module agree about the slicing: a wrong slice would be saved silently."""
         view = self._views.get(name)
         if view is None:
             raise UnknownSlicingError(f"parameter {name}: no canonical name is known for it; nothing can be saved")
@@ -236,7 +236,7 @@ class ModelTensors:
         dim = getattr(parameter, "partition_dim", None)  # megatron-core's, -1 where it is not sharded
         if self._share.size > 1 and dim is not None and dim != (-1 if view.dim is None else view.dim):
             raise UnknownSlicingError(
-                f"parameter {name}: its module shares out dimension {dim}, its canonical view dimension {view.dim};"
+                f"parameter {name}: its module splits dimension {dim}, its canonical view dimension {view.dim};"
                 " nothing can be saved"
             )
         if shape != expected:
@@ -247,7 +247,7 @@ class ModelTensors:
 
 
 def read_rows(source: Source, kind: str, view: ParameterView, share: TensorShare, start: int, stop: int) -> Tensor:
-    """Rows `start` to `stop` of a rank's parameter out of canonical tensors, float32 on the CPU; padding is zero."""
+    """Rows `start` to `stop` of a rank's parameter from canonical tensors, float32 on the CPU; padding is zero."""
     shape = view.local_shape(share) or (1,)
     rows = torch.zeros(stop - start, *shape[1:])
     for section in view.sections(share, start, stop):
@@ -266,7 +266,7 @@ def load_slices(
 
 
 def original_rows(model: SmolTolk, views: Mapping[str, ParameterView], source: Source | None) -> Rows:
-    """Float32 values of a model, before it is rounded: those of the checkpoint that it comes from, else copies."""
+    """Float32 values of a model before it is rounded: from its checkpoint if there is one, otherwise copies."""
     if source is not None:
         return lambda name, start, stop: read_rows(source, PARAMETERS, views[name], model.share, start, stop)
     copies = {name: value.detach().cpu().clone() for name, value in model.named_parameters()}
@@ -279,6 +279,6 @@ def original_rows(model: SmolTolk, views: Mapping[str, ParameterView], source: S
 
 
 def forget_values(model: SmolTolk, dtype: torch.dtype) -> None:
-    """Give parameters another type; to convert their values would touch memory for all of them."""
+    """Change the type of parameters without converting values, which would allocate memory for all of them."""
     for parameter in model.parameters():
         parameter.data = torch.empty_like(parameter, dtype=dtype)

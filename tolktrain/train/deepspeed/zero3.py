@@ -1,4 +1,4 @@
-"""What ZeRO 3 needs before its engine is made."""
+"""Preparation of a model for ZeRO 3."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from tolktrain.train.process import importing_less, own_device_as_local_rank, si
 
 
 def partition_parameters(module: nn.Module, settings: dict[str, Any], layout: Layout) -> None:
-    """Take parameters apart for ZeRO 3, one after the other, each as the first data rank has it.
+    """Partition parameters for ZeRO 3 one by one, with the values of the first data rank.
 
-    `deepspeed.initialize` would do so too, but only after it has moved the whole module to the device.
+    `deepspeed.initialize` would do this only after it has moved the whole module to the device.
     """
     deepspeed = start_deepspeed()
     if settings["bf16"]["enabled"]:
@@ -29,7 +29,7 @@ def partition_parameters(module: nn.Module, settings: dict[str, Any], layout: La
 
 
 def announce_shared_tables(model: SmolTolk) -> None:
-    """Tell ZeRO 3, which gathers a module's own parameters only, that heads use the tables of the embedding."""
+    """Register the embedding's tables as parameters of the heads for ZeRO 3, which gathers only a module's own ones."""
     deepspeed = start_deepspeed()
     for head in (model.heads.text, *model.heads.speech):
         deepspeed.zero.register_external_parameter(head, head.weight)
