@@ -1,10 +1,10 @@
-"""The error that tells a user what to mend."""
+"""The error for bad input."""
 
 
 class UserError(ValueError):
-    """Bad input. The message names the file, key or value, what was expected and how to mend it.
+    """Bad input. The message names the file, key or value, what was expected and how to fix it.
 
-    `by_machine`: it is not the input that is bad, the disk has refused; the exit code says so.
+    `by_machine`: the cause is not the input but the machine, such as a full disk; it changes the exit code.
     """
 
     def __init__(self, message: str = "", *, by_machine: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The ids of the model: those of text and of speech, and which special ones follow them."""
+"""The ids of the model: text ids, speech ids, and the special ids that follow them."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ SPECIAL_TEXT_IDS = 3  # prefix-begin, prefix-end, switch: rows of the text table
 
 
 class SpecialIds:
-    """Where special ids are, for whatever knows the sizes of the two id spaces."""
+    """The special ids, computed from the sizes of the two id spaces."""
 
     text_vocab_size: int  # V_t, without the special ids
     num_units: int  # speech ids of one codebook, without EOS and PAD
@@ -49,7 +49,7 @@ class SpecialIds:
 
 @dataclass(frozen=True)
 class Vocabulary(SpecialIds):
-    """The ids that sequences are made of, text and speech apart."""
+    """The text ids and speech ids of sequences."""
 
     text_vocab_size: int
     text_eos: int

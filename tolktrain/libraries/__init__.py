@@ -1,1 +1,1 @@
-"""How we use other libraries: one way in, what is imported late, and lists of private names."""
+"""The use of other libraries: their only imports, deferred imports, and lists of private names."""

@@ -1,9 +1,9 @@
-"""torch's compiler, imported only where something is compiled: it takes 2 s and 150 MB in every process.
+"""Defers the import of torch's compiler until something is compiled: it takes 2 s and 150 MB in every process.
 
-torch imports it when a function is decorated with `torch.compile`, as megatron-core and DeepSpeed decorate some that
-are never called here; when a function is called that is to be left out of compilation, such as methods of torch's
-optimizers; and in each step of an optimizer, to tell the compiler where to break. As long as nobody else has imported
-the compiler nothing is compiled, so there is nothing to leave out and nowhere to break.
+torch imports the compiler when a function is decorated with `torch.compile`, as megatron-core and DeepSpeed decorate
+functions that are never called here; when a function is called that is excluded from compilation, such as methods of
+torch's optimizers; and in each step of an optimizer, for a graph break. As long as the compiler is not imported,
+nothing is compiled, so exclusions and graph breaks are not needed.
 """
 
 import functools
@@ -19,7 +19,7 @@ _Function = Callable[..., Any]
 
 @contextmanager
 def compiling_later() -> Iterator[None]:
-    """Within it, `torch.compile` and `torch.compiler.disable` as decorators act when the function is first called."""
+    """In this context, the decorators `torch.compile` and `torch.compiler.disable` act at the function's first call."""
     compile_now, disable_now = torch.compile, torch.compiler.disable
 
     def compile_later(function: _Function | None = None, **options: Any) -> Any:
@@ -42,7 +42,7 @@ def compiling_later() -> Iterator[None]:
 
 @functools.cache
 def spare_optimizers() -> None:
-    """Let torch's Adam and AdamW be made and used without importing the compiler. Calling it again has no effect."""
+    """Let torch's Adam and AdamW be created and used without importing the compiler. Further calls have no effect."""
     optimizer, adam = torch.optim.Optimizer, torch.optim.Adam
     for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
         method = getattr(optimizer, name)
@@ -65,7 +65,7 @@ def _is_imported() -> bool:
 
 
 def _spared(function: _Function, left_out: _Function) -> _Function:
-    """A function as it is until the compiler is imported, afterwards in the form that torch leaves out."""
+    """The plain function until the compiler is imported, then the form that torch excludes from compilation."""
 
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:

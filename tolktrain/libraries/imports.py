@@ -1,7 +1,7 @@
-"""Imports that are put off until what they bring is used.
+"""Imports that are deferred until the package is used.
 
-Libraries import packages for parts of theirs that a process never uses: mosaicml-streaming imports transformers for its
-text data sets, megatron-core TensorBoard for its timers. Every rank of every job would pay for them at its start.
+Libraries import packages for features that a process never uses: mosaicml-streaming imports transformers for its text
+data sets, megatron-core TensorBoard for its timers. They would add to the start-up time of every rank.
 """
 
 import importlib
@@ -15,12 +15,12 @@ from typing import Any, Union
 
 @contextmanager
 def deferred(*packages: str) -> Iterator[None]:
-    """Within it, importing one of `packages` gives a stand-in; the first use of the stand-in imports the package.
+    """In this context, importing one of `packages` gives a stand-in; its first use imports the package.
 
-    A package that is loaded already, or is not installed, is found as ever. Afterwards no stand-in is left in
-    `sys.modules`, so later imports give the package itself. The modules that were imported within keep stand-ins, which
-    forward calls, attributes, `isinstance`, and serve as base classes. A use within it, by a module that is just being
-    imported, ends it early: correct, but nothing is put off any more.
+    Packages that are loaded already, or are not installed, are imported as usual. Afterwards, no stand-in is left in
+    `sys.modules`, so that later imports give the package itself. Modules that were imported in this context keep
+    stand-ins, which forward calls, attributes and `isinstance`, and serve as base classes. If a module uses a stand-in
+    while it is being imported, the context ends early: still correct, but nothing more is deferred.
 
     Args:
         packages: dotted names; submodules are included.
@@ -34,13 +34,13 @@ def deferred(*packages: str) -> Iterator[None]:
 
 
 class _Finder:
-    """Finds and makes stand-ins: an entry of `sys.meta_path`."""
+    """Finds and creates stand-ins; an entry of `sys.meta_path`."""
 
     def __init__(self, packages: Sequence[str]) -> None:
         self._packages = packages
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
-        """The specification of a stand-in, or None for what is not to be put off."""
+        """The specification of a stand-in, or None for a module that is not deferred."""
         package = next((package for package in self._packages if f"{name}.".startswith(f"{package}.")), None)
         if package is None or (name == package and not _is_installed(name, path)):
             return None
@@ -51,10 +51,10 @@ class _Finder:
         return _Module(spec.name, self)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is run."""
+        """Does nothing."""
 
     def end(self) -> None:
-        """Find no more stand-ins, and take those found out of `sys.modules`. Calling it again has no effect."""
+        """Create no more stand-ins, and remove them from `sys.modules`. Further calls have no effect."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
             for name, module in list(sys.modules.items()):
@@ -62,7 +62,7 @@ class _Finder:
                     del sys.modules[name]
 
     def is_active(self) -> bool:
-        """Whether stand-ins are still to be made."""
+        """Whether stand-ins are still created."""
         return self in sys.meta_path
 
 
@@ -72,7 +72,7 @@ def _is_installed(name: str, path: Sequence[str] | None) -> bool:
 
 
 class _Module(ModuleType):
-    """Stands in for a module."""
+    """The stand-in of a module."""
 
     def __init__(self, name: str, finder: _Finder) -> None:
         super().__init__(name)
@@ -87,7 +87,7 @@ class _Module(ModuleType):
 
 
 class _Name:
-    """Stands in for what a module defines: a class or a function."""
+    """The stand-in of a class or function of a module."""
 
     def __init__(self, module: _Module, name: str) -> None:
         self._module, self._name = module, name

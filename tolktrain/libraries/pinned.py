@@ -1,7 +1,7 @@
-"""What we use of a library that its documentation does not promise, as a table that a test compares with the library.
+"""Undocumented parts of libraries that are used, as tables that a test compares with the installed library.
 
-Each module that reaches into a library lists what it reaches for. When a pinned version is raised, one test for each
-library fails with everything that has changed, before any training does.
+Each module that uses private parts of a library lists them. When a pinned version is raised, one test per library
+reports everything that has changed.
 """
 
 import ast
@@ -25,7 +25,7 @@ class Pinned:
 
 
 def changes(table: Iterable[Pinned]) -> list[str]:
-    """What is not as the table says in the installed libraries, one line each."""
+    """The differences of the installed libraries from the table, one line each."""
     return [line for entry in table if (line := _change(entry)) is not None]
 
 
@@ -34,7 +34,7 @@ def _change(entry: Pinned) -> str | None:
     try:
         owner = _resolve(entry.owner)
     except (ImportError, AttributeError) as error:
-        return f"{name}: {entry.owner} is gone ({error})"
+        return f"{name}: {entry.owner} does not exist any more ({error})"
     if entry.expected == "assigned":
         return None if entry.attribute in _assigned(owner) else f"{name}: nothing sets it any more"
     if not hasattr(owner, entry.attribute):

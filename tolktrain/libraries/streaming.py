@@ -1,8 +1,8 @@
-"""The one way in to mosaicml-streaming.
+"""The only import of mosaicml-streaming.
 
-Everything of ours imports the library through here, because importing it imports its text, vision and multimodal data
-sets, and so transformers, torchvision and scikit-learn: 3 s and 280 MB that training does not need. What is private or
-undocumented in the library and used by us is listed here too.
+All packages import the library through this module, because importing it imports its text, vision and multimodal data
+sets, and with them transformers, torchvision and scikit-learn: 3 s and 280 MB that training does not need. Private and
+undocumented names that are used are listed here too.
 """
 
 from tolktrain.libraries.imports import deferred

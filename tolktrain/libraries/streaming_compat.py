@@ -1,8 +1,8 @@
-"""What we use of mosaicml-streaming that its documentation does not promise.
+"""Undocumented parts of mosaicml-streaming that are used.
 
-`RecordMixture`, `RecordStream` and `RecordReader` derive from the library's classes and replace private methods of
-theirs. What they touch is listed here, and a test compares it with the installed version. What is not a method to
-replace goes through the functions below.
+`RecordMixture`, `RecordStream` and `RecordReader` derive from the library's classes and replace private methods. The
+names that they use are listed here, and a test compares them with the installed version. All other uses go through the
+functions below.
 """
 
 import atexit
@@ -87,7 +87,7 @@ STREAMING = (
 
 @contextlib.contextmanager
 def exchanged(library: Any, **names: object) -> Iterator[None]:
-    """Within it, names of a module of the library have other values. Threads and other processes see them too."""
+    """In this context, names of a module of the library have other values, also for other threads."""
     originals = {name: getattr(library, name) for name in names}
     for name, value in names.items():
         setattr(library, name, value)
@@ -107,7 +107,7 @@ def end_threads(dataset: Any) -> None:
 
 
 def free_shared_memory(dataset: Any) -> None:
-    """Let a data set's blocks go. At exit the library would do so, when their names may belong to somebody else."""
+    """Free a data set's blocks. The library would do so at exit, when their names may belong to another job."""
     blocks = [
         dataset._locals_shm,
         dataset._shared_barrier._arr.shm,
@@ -123,10 +123,10 @@ def free_shared_memory(dataset: Any) -> None:
 
 
 def give_back_shard(dataset: Any, shard: int, remote: object) -> None:
-    """After a failed fetch: the shard is not on its way any more, and the cache is not locked.
+    """After a failed fetch, mark the shard as not being fetched, and release the lock of the cache.
 
-    The library leaves the shard marked, so that whoever waits for it would wait for ever; nor does it give back the
-    lock when it fails to evict.
+    The library leaves the shard marked, so that threads would wait for it forever; and it does not release the lock if
+    an eviction fails.
     """
     dataset._shard_states[shard] = remote
     while dataset._cache_filelock.is_locked:

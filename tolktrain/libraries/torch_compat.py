@@ -1,4 +1,4 @@
-"""What we use of PyTorch that its documentation does not promise: private names, and the experimental parts of
+"""Undocumented parts of PyTorch that are used: private names, and the experimental parts of
 `torch.distributed.checkpoint` that `checkpoint.writer` implements."""
 
 import json
@@ -79,7 +79,7 @@ TORCH = (
 
 
 def recorded_collectives() -> list[Mapping[str, Any]]:
-    """Entries of torch's flight recorders, oldest first of each; none where this build has no such recorder."""
+    """Entries of torch's flight recorders, oldest first; empty if this build has no recorder."""
     return [entry for recorder in _RECORDERS for entry in _recorded(recorder)]
 
 
@@ -94,7 +94,7 @@ def _recorded(recorder: str) -> Sequence[Mapping[str, Any]]:
 
 
 def ranks_of_groups() -> dict[str, list[int]]:
-    """Ranks of each process group by its name; empty where they cannot be asked for."""
+    """Ranks of each process group by its name; empty if they are not available."""
     try:
         from torch.distributed import distributed_c10d
 
@@ -105,18 +105,18 @@ def ranks_of_groups() -> dict[str, list[int]]:
 
 
 def loader_processes(batches: object) -> list[BaseProcess] | None:
-    """Processes behind an iterator of torch's loader; None where it loads in this process."""
+    """Processes of an iterator of torch's loader; None if it loads in this process."""
     workers: list[BaseProcess] | None = getattr(batches, "_workers", None)
     return workers
 
 
 def end_loader_processes(batches: Any) -> None:
-    """What torch does when such an iterator is deleted. Raises RuntimeError when a process was killed."""
+    """End loader processes as torch does when the iterator is deleted. Raises RuntimeError if a process was killed."""
     batches._shutdown_workers()
 
 
 def forget_compiled_variants(limit: int) -> None:
-    """Let torch.compile forget what it has compiled, and keep at least `limit` variants of a piece of code."""
+    """Clear torch.compile's caches, and set its limit to at least `limit` variants of a piece of code."""
     import torch
 
     torch._dynamo.reset()

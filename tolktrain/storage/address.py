@@ -1,4 +1,4 @@
-"""What an address of a storage says."""
+"""Parses addresses of storages."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/{1,2}")  # dbfs:/Volumes has o
 
 @dataclass(frozen=True)
 class Address:
-    """An address taken apart. Nothing in it is an escape, a query or a fragment."""
+    """A parsed address. It has no escapes, query or fragment."""
 
     text: str  # as it was given, without slashes at its end
     scheme: str = ""  # empty for a local folder
@@ -27,9 +27,9 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Take the address of a folder or bucket apart.
+    """Parse the address of a folder or bucket.
 
-    Raises UserError if it has a scheme, but not one of `BUCKET_SCHEMES` and what belongs to that.
+    Raises UserError if its scheme is not one of `BUCKET_SCHEMES`, or its form is invalid for the scheme.
     """
     address = parse_source_address(text)
     if address.scheme and address.scheme not in BUCKET_SCHEMES:
@@ -38,7 +38,7 @@ def parse_address(text: str) -> Address:
 
 
 def parse_source_address(text: str) -> Address:
-    """Take an address apart whose scheme may be one that `parse_address` refuses; of such, only the scheme is known."""
+    """Parse an address whose scheme may be one that `parse_address` refuses; then only the scheme is set."""
     text = text.rstrip("/") or "/"
     match = _SCHEME.match(text)
     if match is None:

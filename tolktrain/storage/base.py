@@ -1,4 +1,4 @@
-"""What can be done with a storage, whichever it is."""
+"""The interface of storages."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,8 +13,8 @@ LARGEST_READ = 1 << 30  # bytes of a file that is read whole, unless said otherw
 class Source(ABC):
     """Files below one address, which are only read.
 
-    Names are relative, with `/` between folders, and used as they are. May be handed to other processes, forked ones
-    too. All methods raise `StorageError`, a `UserError` that names the address, the cause and how to mend it.
+    Names are relative, with `/` between folders. Objects may be passed to other processes, including forked ones. All
+    methods raise `StorageError`, a `UserError` that names the address, the cause and how to fix it.
     """
 
     def __init__(self, address: Address, policy: RetryPolicy) -> None:
@@ -32,14 +32,14 @@ class Source(ABC):
 
     @abstractmethod
     def fetch(self, name: str, accept: Callable[[bytes], Result], limit: int) -> Result:
-        """What `accept` makes of the content of a file, which must exist and have at most `limit` bytes.
+        """The result of `accept` for the content of a file, which must exist and have at most `limit` bytes.
 
-        `accept` raises DamagedError to have the file fetched again. Memory: about the size of the file.
+        If `accept` raises DamagedError, the file is fetched again. Memory: about the size of the file.
         """
 
     @abstractmethod
     def import_client(self) -> None:
-        """Import the library that asks for the files, so that processes forked later share it."""
+        """Import the client library, so that processes forked later share it."""
 
 
 class Storage(Source):
@@ -53,25 +53,25 @@ class Storage(Source):
     def download(self, name: str, path: Path, limit: int) -> None:
         """Copy a file of at most `limit` bytes, which must exist, to a local path, without holding it in memory.
 
-        The local file appears whole and synced, or stays as it was.
+        The local file is replaced atomically and synced.
         """
 
     @abstractmethod
     def write(self, name: str, content: bytes) -> None:
-        """Write a file in place of the one that is there, whole or not at all."""
+        """Write or replace a file, atomically."""
 
     @abstractmethod
     def upload(self, path: Path, name: str) -> None:
-        """Copy a local file to a name, in place of the one that is there, whole or not at all.
+        """Copy a local file to a name, replacing an existing file, atomically.
 
-        Raises OSError as well, when the local file cannot be opened.
+        Also raises OSError if the local file cannot be opened.
         """
 
     @abstractmethod
     def names(self, prefix: str = "") -> list[str]:
         """Names that begin with a prefix, sorted; empty if the folder does not exist.
 
-        Whoever writes to the bucket chooses them: check them with `files.names` before they become local paths.
+        They are not trusted: check them with `files.names` before they become local paths.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Objects of a store as files, over the client of any of them."""
+"""Objects of a store as files, with any of the clients."""
 
 import os
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class RemoteSource(Source, Generic[AnyReader]):
     """Objects that are only fetched."""
 
     def __init__(self, address: Address, policy: RetryPolicy, load: Callable[[], type[AnyReader]]) -> None:
-        """`load`, a function of a module, imports the class of the client; it is called when that is needed."""
+        """`load`, a function of a module, imports the class of the client; it is called on first use."""
         super().__init__(address, policy)
         self._load = load
         self._client: tuple[int, AnyReader | None] = (0, None)  # and the process that made it
@@ -31,11 +31,11 @@ class RemoteSource(Source, Generic[AnyReader]):
         return {**self.__dict__, "_client": (0, None)}
 
     def import_client(self) -> None:
-        """Import the library that asks for the objects."""
+        """Import the client library."""
         self._load()
 
     def fetch(self, name: str, accept: Callable[[bytes], Result], limit: int) -> Result:
-        """What `accept` makes of the content of an object."""
+        """The result of `accept` for the content of an object."""
 
         def act(client: AnyReader) -> Result:
             buffer = BoundedBuffer(limit)
@@ -54,7 +54,7 @@ class RemoteSource(Source, Generic[AnyReader]):
         )
 
     def _own_client(self) -> AnyReader:
-        """The client that this process made: connections must not be shared with a parent."""
+        """The client that this process has created: connections must not be shared with a parent process."""
         process, client = self._client
         if client is None or process != os.getpid():
             client = self._load()(self._address, self._policy)
@@ -66,7 +66,7 @@ class RemoteSource(Source, Generic[AnyReader]):
 
 
 class Bucket(RemoteSource[Client], Storage):
-    """Objects of a bucket below a folder. An object appears whole or not at all."""
+    """Objects of a bucket below a folder. Objects are written atomically."""
 
     def read(self, name: str, limit: int = LARGEST_READ) -> bytes | None:
         """Content of an object, None if there is none."""
@@ -112,7 +112,7 @@ class Bucket(RemoteSource[Client], Storage):
             self._check_bucket()
 
     def _change(self, act: Callable[[Client], Result], address: str, done: str) -> Result:
-        """As `_ask`, for what is absent only if the bucket is."""
+        """Like `_ask`, for requests that return 404 only if the bucket does not exist."""
         try:
             return self._ask(act, address, done)
         except StorageError as error:
@@ -121,7 +121,7 @@ class Bucket(RemoteSource[Client], Storage):
             raise
 
     def _check_bucket(self) -> None:
-        """Raise StorageError if the bucket does not exist, which otherwise looks like an object that does not."""
+        """Raise StorageError if the bucket does not exist, which otherwise looks like a missing object."""
         try:
             self._ask(lambda client: client.check_bucket(), self.address, "opened")
         except StorageError as error:

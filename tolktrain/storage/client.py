@@ -1,4 +1,4 @@
-"""What a library must do for the storages over it."""
+"""The interface of client libraries to the storages."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -12,13 +12,13 @@ from tolktrain.storage.retries import RetryPolicy
 
 
 class Reader(ABC):
-    """Fetches objects. Each call is one attempt, and raises what its library raises."""
+    """Fetches objects. Each call is one attempt, and raises its library's exceptions."""
 
     errors: ClassVar[ClientErrors]
 
     @abstractmethod
     def __init__(self, address: Address, policy: RetryPolicy) -> None:
-        """Connections for the process that calls it."""
+        """Opens connections for this process."""
 
     @abstractmethod
     def fetch(self, key: str, target: Bounded) -> None:
@@ -34,7 +34,7 @@ class Client(Reader):
 
     @abstractmethod
     def put(self, key: str, content: bytes) -> None:
-        """Write an object in place of the one that is there."""
+        """Write or replace an object."""
 
     @abstractmethod
     def upload(self, path: Path, key: str) -> None:

@@ -1,4 +1,4 @@
-"""What went wrong with a storage, in words that tell how to mend it."""
+"""Errors of storages, with messages that say how to fix them."""
 
 import errno
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ _ENDPOINTS: Mapping[str, str] = MappingProxyType({"s3": "S3_ENDPOINT_URL (or AWS
 
 
 class StorageError(UserError):
-    """A file that could not be read or written. The message names the address, the cause and how to mend it."""
+    """A file that could not be read or written. The message names the address, the cause and how to fix it."""
 
     def __init__(self, message: str, kind: Kind) -> None:
         super().__init__(message, by_machine=kind == "disk")
@@ -42,7 +42,7 @@ class ClientErrors:
 
 
 def classify(error: BaseException, of_client: ClientErrors) -> tuple[Kind, str]:
-    """Kind of a failure, and its cause in the words of the library that raised it."""
+    """Kind of a failure, and its cause in the library's words."""
     if isinstance(error, DamagedError):
         return "damaged", str(error)
     chain = list(_chain(error))
@@ -74,7 +74,7 @@ def failure(
         "absent": ("it does not exist", "check the bucket and the folder in the address"),
         "no credentials": ("there are no usable credentials", f"set {credentials}"),
         "refused": ("access is refused", f"check {credentials} and their rights to the bucket"),
-        "disk": ("the disk refuses", "free space (or set data.cache_limit), mend the rights, or take another folder"),
+        "disk": ("the disk refuses", "free space (or set data.cache_limit), correct the rights, or use another folder"),
         "invalid": ("the request is not understood", "check the address, the region and the endpoint"),
         "damaged": (
             f"it arrived damaged {attempts} times",
@@ -91,7 +91,7 @@ def failure(
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it was raised from."""
+    """An error and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

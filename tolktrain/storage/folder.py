@@ -17,10 +17,10 @@ TEMPORARY_PREFIX = ".tolktrain-"  # of files that are not finished
 
 
 class LocalFolder(Storage):
-    """A folder, which is made when something is written."""
+    """A folder, which is created when something is written."""
 
     def import_client(self) -> None:
-        """None is needed."""
+        """Does nothing: no client is needed."""
 
     def read(self, name: str, limit: int = LARGEST_READ) -> bytes | None:
         """Content of a file, None if there is none."""
@@ -29,7 +29,7 @@ class LocalFolder(Storage):
         return None
 
     def fetch(self, name: str, accept: Callable[[bytes], Result], limit: int) -> Result:
-        """What `accept` makes of the content of a file."""
+        """The result of `accept` for the content of a file."""
         path = self.path_of(name)
 
         def act() -> Result:
@@ -84,7 +84,7 @@ class LocalFolder(Storage):
 
 @contextlib.contextmanager
 def explained(path: str, done: str) -> Iterator[None]:
-    """Turn errors of the local file system into `StorageError`; a missing file is no error but when writing."""
+    """Turn errors of the local file system into `StorageError`; a missing file is an error only when writing."""
     try:
         yield
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Which storage an address means."""
+"""Opens the storage of an address."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ def open_storage(address: str, policy: RetryPolicy | None = None) -> Storage:
 
 
 def open_source(address: str, policy: RetryPolicy | None = None) -> Source:
-    """The same to read only, also from what else mosaicml-streaming can download from: hf://, oci:// and so on."""
+    """The same for reading only, and for the other stores of mosaicml-streaming: hf://, oci:// and so on."""
     parsed = parse_source_address(address)
     if not parsed.scheme or parsed.scheme in BUCKET_SCHEMES:
         return open_storage(address, policy)
@@ -33,7 +33,7 @@ def open_source(address: str, policy: RetryPolicy | None = None) -> Source:
 
 
 def is_remote(address: str) -> bool:
-    """Whether an address is that of a bucket. Raises UserError as `open_storage` does."""
+    """Whether an address is that of a bucket. Raises UserError like `open_storage`."""
     return bool(parse_address(address).scheme)
 
 

@@ -12,7 +12,7 @@ from tolktrain.storage.retries import RetryPolicy
 
 
 class OtherReader(Reader):
-    """Fetches from whatever the library has a downloader for. The library takes addresses for URLs."""
+    """Fetches with the library's downloaders. The library interprets addresses as URLs."""
 
     errors = ClientErrors()
 

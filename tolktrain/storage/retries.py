@@ -1,4 +1,4 @@
-"""How often and how long a storage that fails is asked again."""
+"""The retry policy for storages."""
 
 import random
 import time
@@ -11,34 +11,34 @@ from tolktrain.storage.errors import ClientErrors, StorageError, classify, failu
 
 Result = TypeVar("Result")
 
-_LONGEST_JITTER = 0.5  # seconds; ranks that failed together do not ask again together
+_LONGEST_JITTER = 0.5  # seconds, so that ranks that failed together do not retry together
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long a storage that does not answer, or answers with errors, is waited for.
+    """How often, and with which timeout, requests to a storage are retried.
 
-    The client libraries try again inside each attempt: botocore (`AWS_MAX_ATTEMPTS`, `AWS_RETRY_MODE`: errors of the
-    server, lost connections), s3transfer (bodies that break off), google-cloud-storage and azure-storage-blob.
+    The client libraries also retry inside each attempt: botocore (`AWS_MAX_ATTEMPTS`, `AWS_RETRY_MODE`: errors of the
+    server, lost connections), s3transfer (interrupted bodies), google-cloud-storage and azure-storage-blob.
     """
 
     retries: int = 3  # further attempts, after 1, 2, 4, ... seconds
-    timeout_seconds: float = 60.0  # longest silence of a storage
+    timeout_seconds: float = 60.0  # longest time without data from a storage
 
     @classmethod
     def of(cls, config: DataConfig) -> "RetryPolicy":
-        """What the configuration of data says."""
+        """The policy in the configuration of data."""
         return cls(config.download_retries, config.download_timeout_seconds)
 
     @property
     def total_seconds(self) -> float:
-        """After this time no further attempt is begun."""
+        """The time after which no further attempt begins."""
         return self.timeout_seconds * (self.retries + 1)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is done to which address, for messages."""
+    """The operation and the address, for messages."""
 
     address: str
     scheme: str
@@ -52,7 +52,7 @@ def retrying(
     of_client: ClientErrors,
     before_retry: Callable[[], object] = lambda: None,
 ) -> Result:
-    """Result of `act`, tried again with exponential backoff while the storage may recover.
+    """The result of `act`, retried with exponential backoff while the storage may recover.
 
     Raises StorageError: "ADDRESS cannot be DONE: ...".
     """

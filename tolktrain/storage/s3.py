@@ -1,4 +1,4 @@
-"""s3:// over boto3, and gs:// where that is spoken to in the same way.
+"""s3:// over boto3, and gs:// through its S3 protocol.
 
 The environment variables of boto3 apply, `S3_ENDPOINT_URL`, `S3_CANNED_ACL` (of what is written) and
 `MOSAICML_STREAMING_AWS_REQUESTER_PAYS` (buckets, with commas between them, where the reader pays).
@@ -61,7 +61,7 @@ class S3Client(Client):
         return client
 
     def fetch(self, key: str, target: Bounded) -> None:
-        """Write the content of an object; one that says to be too large is not begun."""
+        """Write the content of an object, unless its declared size is too large."""
         token = _limit.set(target.limit)
         try:
             self._fetch(key, target)
@@ -127,9 +127,9 @@ def _write_options() -> dict[str, str]:
 
 
 def _refuse_large(parsed: Mapping[str, Any], **_: Any) -> None:
-    """Called with the answer that says how large an object is, before the parts of it are planned.
+    """Check the declared size of an object, before boto3 plans its parts.
 
-    A false size would keep boto3 busy for ever.
+    A false size would keep boto3 busy forever.
     """
     if parsed.get("ContentLength", 0) > _limit.get():
         raise too_large(_limit.get())

@@ -48,6 +48,6 @@ def _compare(batches: Sequence[Batch], layout: Layout, step: int) -> None:
     if others:
         listed = ", ".join(map(str, others))
         raise UserError(
-            f"data.sets: at step {step} rank {listed} read other sequences than rank {ranks[0]} of the same"
-            " model replica; their copies of the data sets differ: compare index.json on their nodes, and copy the sets again"
+            f"data.sets: at step {step} rank {listed} read other sequences than rank {ranks[0]} of the same model"
+            " replica; their copies of the data sets differ: compare index.json on their nodes, and copy them again"
         )
