@@ -1,4 +1,4 @@
-"""Which kernels run: Triton's or plain PyTorch's, and which attention over runs of speech."""
+"""The choice of kernels: Triton or plain PyTorch, and the attention inside speech segments."""
 
 import importlib
 import importlib.util
@@ -14,10 +14,10 @@ Attention = Literal["flash", "varlen", "padded"]
 
 @dataclass(frozen=True)
 class Kernels:
-    """What computes. The defaults run everywhere."""
+    """The chosen implementations. The defaults run everywhere."""
 
     backend: Backend = "torch"
-    attention: Attention = "padded"  # inside runs of speech, see `segment_attention`
+    attention: Attention = "padded"  # inside speech segments, see `segment_attention`
 
 
 def choose_backend(requested: str, device_type: str) -> tuple[Backend, str]:
@@ -31,8 +31,8 @@ def choose_backend(requested: str, device_type: str) -> tuple[Backend, str]:
         "triton" or "torch", and why, for the log.
 
     Raises:
-        ValueError: another name; or Triton is demanded where it cannot run. It needs a GPU, or the environment variable
-            TRITON_INTERPRET=1, with which it computes on the CPU, slowly.
+        ValueError: another name; or Triton is required but cannot run. It needs a GPU, or the environment variable
+            TRITON_INTERPRET=1, with which it runs on the CPU, slowly.
     """
     if requested not in ("auto", "triton", "torch"):
         raise ValueError(f"kernels.backend {requested!r} is unknown; use auto, triton or torch")
@@ -45,12 +45,12 @@ def choose_backend(requested: str, device_type: str) -> tuple[Backend, str]:
         return "triton", "requested"
     if obstacle:
         return "torch", obstacle
-    # The interpreter is for checking the kernels: nobody wants it by default.
+    # The interpreter is only for checking the kernels, so auto does not choose it.
     return ("triton", "a GPU and Triton are there") if device_type == "cuda" else ("torch", "there is no GPU")
 
 
 def choose_attention(requested: str, device_type: str, dtype: torch.dtype, head_dim: int) -> tuple[Attention, str]:
-    """The best attention inside runs that is present: flash-attn, PyTorch's own for packed sequences, or padded runs.
+    """The best available attention inside segments: flash-attn, PyTorch's for packed sequences, or padded segments.
 
     Args:
         requested: "auto", "flash", "varlen" or "padded".
@@ -62,7 +62,7 @@ def choose_attention(requested: str, device_type: str, dtype: torch.dtype, head_
         "flash", "varlen" or "padded", and why, for the log.
 
     Raises:
-        ValueError: another name, or one is demanded that cannot run.
+        ValueError: another name, or a required one cannot run.
     """
     if requested not in ("auto", "flash", "varlen", "padded"):
         raise ValueError(f"kernels.attention {requested!r} is unknown; use auto, flash, varlen or padded")
@@ -90,22 +90,22 @@ _PACKED_ATTENTION: dict[Attention, tuple[str, str]] = {
 
 
 def _unfit_for_flash(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Both implementations are FlashAttention-2, whose requirements these are."""
+    """The unmet requirement of FlashAttention-2, which both implementations are; None if there is none."""
     if device_type != "cuda":
         return "there is no GPU"
     if dtype not in (torch.bfloat16, torch.float16):
-        return f"attention over packed runs takes 16-bit states, not {str(dtype).removeprefix('torch.')}"
+        return f"attention over packed segments takes 16-bit states, not {str(dtype).removeprefix('torch.')}"
     if head_dim > 256 or head_dim % 8:
-        return f"attention over packed runs takes heads up to 256 wide, a multiple of 8, not {head_dim}"
+        return f"attention over packed segments takes heads up to 256 wide, a multiple of 8, not {head_dim}"
     if torch.cuda.get_device_capability() < (8, 0):
-        return f"{torch.cuda.get_device_name()} is older than Ampere, which attention over packed runs needs"
+        return f"{torch.cuda.get_device_name()} is older than Ampere, which attention over packed segments needs"
     return None
 
 
 def _missing(name: Attention) -> str | None:
     """Why an implementation cannot be used.
 
-    A flash-attn that was built for another torch is found, but fails to load. Another of its distributions holds a
+    A flash-attn that was built for another torch is found, but fails to load. Another of its distributions contains a
     package of that name without the function.
     """
     module, function = _PACKED_ATTENTION[name]

@@ -1,4 +1,4 @@
-"""Compiling kernels for GPUs that are not there, and what the result takes of them."""
+"""Compiles kernels for GPUs that are not present, and reads the resources that they need."""
 
 import functools
 import re
@@ -14,7 +14,7 @@ ARCHITECTURES = (80, 90, 100)  # compute capability: A100; H100 and H200; B200
 
 @dataclass(frozen=True)
 class Usage:
-    """What one program takes."""
+    """The resources of one program."""
 
     registers: int  # of each thread
     stack_bytes: int  # of each thread; more than none means spilled registers
@@ -23,7 +23,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Build:
-    """A kernel with all that fixes its machine code.
+    """A kernel with everything that determines its machine code.
 
     Arguments: Triton's type of each argument that has a value ("*bf16" are addresses of bf16, aligned to 16 bytes);
     arguments that are in neither `types` nor `constants` are None.
@@ -46,7 +46,7 @@ def missing_tool() -> str | None:
 
 
 def compile_for(build: Build, architecture: int) -> Usage:
-    """Compile a kernel for a compute capability (90: sm_90) and read what it takes from the machine code."""
+    """Compile a kernel for a compute capability (90: sm_90), and read its resources from the machine code."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

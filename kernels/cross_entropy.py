@@ -1,7 +1,7 @@
-"""Cross-entropy of a linear head, some rows of logits at a time: the logits of a whole micro batch never exist.
+"""Cross-entropy of a linear head in chunks of rows, so that the logits of a whole micro batch never exist.
 
-For 16,384 rows over 49,152 text ids they would take 3 GB in float32, and their gradient as much. Each chunk's gradient
-is made while its logits are there, since the sum that is trained scales it by one number.
+For 16,384 rows over 49,152 text ids, they would take 3 GB in float32, and their gradient the same. The gradient of a
+chunk is computed together with its logits, because the incoming gradient is a single number that scales it.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn import functional
 from tolktrain_kernels.backend import Backend
 
 CHUNK_LOGITS = {"cuda": 1 << 26, "cpu": 1 << 24}  # logits at a time: 134 MB in bf16; 67 MB in float32
-ROW_MULTIPLE = 128  # rows at a time, where there is room for as many: what a tile of a matrix product holds
+ROW_MULTIPLE = 128  # a chunk has a multiple of these rows, if possible: the height of a tile of a matrix product
 
 
 def linear_cross_entropy(
@@ -27,17 +27,17 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of targets under softmax(hidden @ weight.T), in nats.
 
-    Products are taken in the type of `hidden`, everything after them in float32 (float64 where the states are). Peak
-    memory beyond inputs and gradients: `CHUNK_LOGITS` logits (of backend torch also in float32) and, where the weight
-    is trained, its gradient in float32 and a chunk's share of it in the type of `hidden`.
+    Products are computed in the type of `hidden`, everything after them in float32 (float64 if the states are). Peak
+    memory beyond inputs and gradients: `CHUNK_LOGITS` logits (with backend torch also in float32) and, if the weight is
+    trained, its gradient in float32 and that of a chunk in the type of `hidden`.
 
     Args:
         hidden: [N, D].
         weight: [V, D].
         targets: [N] int64.
-        num_predicted: rows of the weight that take part, from the first; all if None.
-        ignored: a target that counts for nothing.
-        backend: which kernels do it, as `backend.choose_backend` says.
+        num_predicted: number of rows of the weight that are used, from the first; all if None.
+        ignored: a target that does not count.
+        backend: from `backend.choose_backend`.
 
     Returns:
         The sum over all rows [], differentiable; and the terms [N], which are not.
@@ -86,7 +86,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(gradient, table, out=d_hidden[rows])
             if d_weight is not None:
                 _accumulate(d_weight[:num_predicted], gradient, hidden[rows], is_first=start == 0)
-            del logits, gradient  # or the next chunk's would be made beside them
+            del logits, gradient  # freed before those of the next chunk are allocated
         ctx.mark_non_differentiable(nll)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.save_for_backward(d_hidden, d_weight)

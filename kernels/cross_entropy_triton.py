@@ -1,4 +1,4 @@
-"""Softmax cross-entropy of a chunk of logits, and its gradient in their place: each is read twice and written once."""
+"""Softmax cross-entropy of a chunk of logits; the gradient overwrites them. Each is read twice and written once."""
 
 import torch
 import triton
@@ -41,7 +41,7 @@ def softmax_terms_kernel(
     total = tl.sum(sums * tl.exp(peaks - peak), axis=0)
     # The peak is taken off first: large logits would swallow the logarithm.
     place = tl.where(counts, target, 0)
-    # Not a number for a target that does not exist, instead of what lies beside the logits.
+    # NaN for an invalid target, instead of memory next to the logits.
     score = tl.load(base + place, mask=(place >= 0) & (place < VOCABULARY), other=float("nan")).to(tl.float32)
     tl.store(nll + row, tl.where(counts, tl.log(total) + (peak - score), 0.0))
     if DERIVES:
@@ -64,11 +64,11 @@ def choose_block(vocabulary: int) -> tuple[int, int]:
 
 
 def write_terms(logits: Tensor, targets: Tensor, ignored: int | None, nll: Tensor, derives: bool) -> None:
-    """Write -log softmax of the targets to `nll`, and where `derives` is set its gradient over the logits.
+    """Write -log softmax of the targets to `nll`, and if `derives` is set, its gradient over the logits.
 
     Args:
         logits: [n, V] without gaps.
-        targets: [n] int64, of any stride. Of one that is neither below V nor ignored the term is not a number.
+        targets: [n] int64, of any stride. For a target that is neither below V nor ignored, the term is NaN.
         ignored: a target whose term and gradient are 0.
         nll: [n] float32 without gaps.
         derives: whether the gradient is wanted.

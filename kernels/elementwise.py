@@ -1,8 +1,8 @@
-"""The memory-bound operations of a transformer layer: norm, norm behind a residual, gated activation, rotation.
+"""The memory-bound operations of a transformer layer: norm, norm after a residual, gated activation, rotation.
 
-Each in Triton for GPUs (`elementwise_triton`, `elementwise_op`), which reads and writes every tensor once and keeps
-only its input for the backward pass, and in plain PyTorch, which the other is tested against. Both take bf16, fp16 and
-float32; Triton computes in float32.
+Each exists in Triton for GPUs (`elementwise_triton`, `elementwise_op`), which reads and writes every tensor once and
+keeps only its input for the backward pass, and in plain PyTorch, with which tests compare Triton. Both take bf16, fp16
+and float32; Triton computes in float32.
 """
 
 import torch
@@ -37,7 +37,7 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float, backend: Backend = "tor
 def add_rms_norm(
     hidden: Tensor, update: Tensor, weight: Tensor, eps: float, backend: Backend = "torch"
 ) -> tuple[Tensor, Tensor]:
-    """A residual connection and the norm behind it.
+    """A residual connection and the norm after it.
 
     Args:
         hidden, update: [..., D].
@@ -66,7 +66,7 @@ def swiglu(gate_up: Tensor, backend: Backend = "torch") -> Tensor:
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor, backend: Backend = "torch") -> Tensor:
-    """Turn each head by its position's angles; element i pairs with i + d / 2 (Llama's convention).
+    """Rotate each head by its position's angles; element i pairs with i + d / 2 (Llama's convention).
 
     Args:
         heads: [T, B, H, d], any strides: a part of the fused product of queries, keys and values need not be copied.

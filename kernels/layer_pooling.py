@@ -1,7 +1,7 @@
-"""Weighted layer pooling (SmolTolk, arXiv 2503.06211, section 3.2): which backbone layers a speech prediction reads.
+"""Weighted layer pooling (SmolTolk, arXiv 2503.06211, section 3.2): the average of layers for speech prediction.
 
-Two forms of one function: Triton on GPUs (`layer_pooling_triton`, `layer_pooling_op`), and plain PyTorch everywhere,
-which the other is tested against.
+Two implementations: Triton on GPUs (`layer_pooling_triton`, `layer_pooling_op`), and plain PyTorch everywhere, with
+which Triton is compared in tests.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ def pool_layers(
 ) -> PooledLayers:
     """Average the outputs h_1 .. h_L of a backbone's layers.
 
-    Static: s = softmax(w), h_static = sum_l s_l h_l. Per position: p = softmax(W h_static + b), or of W h_L + b where
-    there is no static part, and h_pool = sum_l p_l h_l. With neither, h_pool = h_L. The residual is added at the end.
+    Static: s = softmax(w), h_static = sum_l s_l h_l. Per position: p = softmax(W h_static + b), or softmax(W h_L + b)
+    without a static part, and h_pool = sum_l p_l h_l. With neither, h_pool = h_L. The residual is added at the end.
 
     Args:
         states: L tensors [..., D] of one dtype. A list, so that nothing is stacked or promoted as a whole.
@@ -42,10 +42,10 @@ def pool_layers(
         selector_weight: W [L, D].
         selector_bias: b [L]; given with `selector_weight`.
         residual: [..., D].
-        backend: which kernels do it, as `backend.choose_backend` says.
+        backend: from `backend.choose_backend`.
 
     Raises:
-        ValueError: the backend is not one of the two, or cannot run these states.
+        ValueError: the backend is unknown, or cannot take these states.
     """
     if backend not in ("torch", "triton"):
         raise ValueError(f"backend {backend!r} is unknown; use torch or triton")

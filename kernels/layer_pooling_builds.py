@@ -17,7 +17,7 @@ from tolktrain_kernels.layer_pooling_triton import (
     selector_precision,
 )
 
-# Beside the shapes of the settings: odd widths, and more and fewer layers, by the rule.
+# In addition to the shapes of the settings: odd widths, and more and fewer layers, by the rule.
 RULED_SHAPES = ((1, 72), (64, 100), (40, 1536), (64, 4096))
 _TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 

@@ -83,7 +83,7 @@ def forward_kernel(
             read = tl.load(last + offsets, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
         average = read
         if weight is not None:
-            # The softmax is taken while the logits arrive, so that each state is loaded beside its row of the matrix.
+            # The softmax is computed online, so that each state is loaded together with its row of the matrix.
             peak = -1e30
             total = 0.0
             slope = 0.0  # sum of exp(z - peak) (z - peak): the entropy is log(total) - slope / total
@@ -273,7 +273,7 @@ MAX_SPLITS = 32  # programs that share the rows of one block of columns
 
 
 def choose_setting(table: dict[tuple[int, int], Setting], num_layers: int, width: int, element_size: int) -> Setting:
-    """The table's setting, or one by the same rule where the shape is none of the table's.
+    """The table's setting, or one by the same rule if the shape is not in the table.
 
     Args:
         table: `FORWARD_SETTINGS` or `BACKWARD_SETTINGS`.

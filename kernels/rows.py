@@ -1,4 +1,4 @@
-"""Tensors as the Triton kernels take them."""
+"""Prepares tensors for the Triton kernels."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-ALIGNMENT = 16  # bytes; what the kernels are told of every tensor's address
+ALIGNMENT = 16  # bytes; the alignment of all addresses that the kernels assume
 
 
 def aligned_rows(tensor: Tensor) -> Tensor:
-    """The tensor [..., D] as rows [N, D] without gaps at an aligned address: itself where it is so, else a copy."""
+    """The tensor [..., D] as rows [N, D] without gaps at an aligned address; a copy only if necessary."""
     rows = tensor.reshape(-1, tensor.shape[-1]).contiguous()
     return rows if rows.data_ptr() % ALIGNMENT == 0 else rows.clone()
 
 
 def address_table(tensors: Sequence[Tensor]) -> Tensor:
-    """Addresses of tensors, int64 on their device, which is not waited for."""
+    """Addresses of tensors, int64 on their device, copied asynchronously."""
     addresses = torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
     device = tensors[0].device
     return addresses.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else addresses

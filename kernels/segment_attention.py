@@ -1,4 +1,4 @@
-"""Causal attention inside runs of speech, by one of three implementations that agree."""
+"""Causal attention inside speech segments, by one of three equivalent implementations."""
 
 import functools
 import importlib
@@ -16,14 +16,14 @@ from tolktrain_kernels.speech_adapter import SpeechSegments, gather_rows, place_
 def segment_attention(
     query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments, attention: Attention = "padded"
 ) -> Tensor:
-    """Attention in which a position sees itself and the earlier positions of its own run.
+    """Attention of each position to itself and the earlier positions of its own segment.
 
     Args:
         query: [N, H, d], packed in the order of `segments`.
         key, value: [N, G, d], where G divides H (grouped queries).
-        runs: where the runs begin.
-        attention: "flash" (flash-attn), "varlen" (PyTorch's FlashAttention for packed sequences), or "padded" (runs
-            padded to the longest, any device), as `backend.choose_attention` says.
+        segments: of the packed positions.
+        attention: "flash" (flash-attn), "varlen" (PyTorch's FlashAttention for packed sequences), or "padded" (segments
+            padded to the longest, any device), from `backend.choose_attention`.
 
     Returns:
         [N, H, d].
@@ -38,7 +38,7 @@ def segment_attention(
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments) -> Tensor:
-    """Padding comes last in a run, so no position sees it and no mask is needed."""
+    """Padding is at the end of a segment, so no position attends to it and no mask is needed."""
     shape = (segments.num_segments, segments.max_segment)
     queries, keys, values = (
         place_rows(t.flatten(1), segments.scatter, shape[0] * shape[1]).view(*shape, *t.shape[1:]).transpose(1, 2)

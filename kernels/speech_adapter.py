@@ -1,7 +1,8 @@
-"""Speech positions packed by run: what the input adapter works on (SmolTolk, arXiv 2503.06211, section 3.1).
+"""Speech positions packed by segment, the input of the input adapter (SmolTolk, arXiv 2503.06211, section 3.1).
 
-A run is a maximal stretch of speech inside one sequence. The adapter sees only speech, and each position only earlier
-positions of its own run, so the work grows with the speech in a batch and the lengths of its runs, never with T x T.
+A speech segment is a maximal sequence of consecutive speech positions. The adapter processes only speech, and each
+position attends only to earlier positions of its own segment. So the work grows with the speech in a batch and the
+lengths of its segments, never with T x T.
 """
 
 import functools
@@ -18,17 +19,17 @@ from tolktrain_kernels.backend import Backend
 
 @dataclass(frozen=True)
 class SpeechSegments:
-    """Where the speech of a batch lies: N positions in R runs, ordered by run. Made on the host by `pack_segments`.
+    """The speech of a batch: N positions in R segments, ordered by segment. Created on the host by `pack_segments`.
 
     Row t * B + b of the time-major, flattened hidden states [T * B, D] is position t of sequence b.
     """
 
     rows: Tensor  # [N] int64: row of each speech position
     positions: Tensor  # [N] int64: its position t in the sequence
-    places: Tensor  # [T * B] int32: where in the packed order each row is, -1 where it is text
-    cu_seqlens: Tensor  # [R + 1] int32: where each run begins in the packed order, and N
-    scatter: Tensor  # [N] int64: its place run * max_run + offset in the padded buffer [R * max_run]
-    max_segment: int  # length of the longest run, 0 without speech
+    places: Tensor  # [T * B] int32: position of each row in the packed order, -1 for text
+    cu_seqlens: Tensor  # [R + 1] int32: begin of each segment in the packed order, and N
+    scatter: Tensor  # [N] int64: its place segment * max_segment + offset in the padded buffer [R * max_segment]
+    max_segment: int  # length of the longest segment, 0 without speech
 
     @property
     def num_positions(self) -> int:
@@ -37,15 +38,15 @@ class SpeechSegments:
 
     @property
     def num_segments(self) -> int:
-        """Runs of speech in the batch (R)."""
+        """Speech segments in the batch (R)."""
         return self.cu_seqlens.shape[0] - 1
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "SpeechSegments":
-        """The same runs with their tensors on another device."""
+        """The same segments with their tensors on another device."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "SpeechSegments":
-        """The same runs in page-locked memory, from where a GPU fetches them without waiting."""
+        """The same segments in page-locked memory, so that copies to a GPU are asynchronous."""
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "SpeechSegments":
@@ -60,7 +61,7 @@ class SpeechSegments:
 
 
 def pack_segments(speech_in: np.ndarray | Tensor) -> SpeechSegments:
-    """Find the runs of speech in a batch.
+    """Find the speech segments of a batch.
 
     Args:
         speech_in: bool [B, T] on the host, true where the input token is speech.
@@ -73,10 +74,10 @@ def pack_segments(speech_in: np.ndarray | Tensor) -> SpeechSegments:
     starts[:, 1:] &= ~mask[:, :-1]
     sequence, position = np.nonzero(mask)
     is_start = starts[mask]
-    run = np.cumsum(is_start) - 1
+    segment = np.cumsum(is_start) - 1
     begins = np.flatnonzero(is_start)
-    boundaries = np.append(begins, run.size)
-    offset = np.arange(run.size) - begins[run]
+    boundaries = np.append(begins, segment.size)
+    offset = np.arange(segment.size) - begins[segment]
     max_segment = int(np.diff(boundaries).max()) if begins.size else 0
     rows = position * num_sequences + sequence
     places = np.full(mask.size, -1, dtype=np.int32)
@@ -86,13 +87,13 @@ def pack_segments(speech_in: np.ndarray | Tensor) -> SpeechSegments:
         positions=torch.from_numpy(position),
         places=torch.from_numpy(places),
         cu_seqlens=torch.from_numpy(boundaries.astype(np.int32)),
-        scatter=torch.from_numpy(run * max_segment + offset),
+        scatter=torch.from_numpy(segment * max_segment + offset),
         max_segment=max_segment,
     )
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of a matrix, each once, so that the backward writes instead of adding: deterministic without atomics."""
+    """Distinct rows of a matrix; the backward pass writes instead of adding, so it is deterministic without atomics."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, source: Tensor, rows: Tensor) -> Tensor:
@@ -157,15 +158,15 @@ def embed_tokens(
     num_packed: int,
     backend: Backend = "torch",
 ) -> tuple[Tensor, Tensor]:
-    """Look text up in its table and speech in K others, whose rows are added; pack the speech at the same time.
+    """Embed text by its table and speech by the sum of K tables, and pack the speech at the same time.
 
     Args:
         tokens: [M, K] int64, time-major rows; text has its id in column 0.
-        runs: of the same rows.
+        segments: of the same rows.
         text_table: [V, D].
         speech_tables: K tensors [V_s, D].
-        num_packed: rows of the packed speech, at least N; those behind the speech are 0.
-        backend: which kernels do it, as `backend.choose_backend` says.
+        num_packed: rows of the packed speech, at least N; rows after the speech are 0.
+        backend: from `backend.choose_backend`.
 
     Returns:
         Embeddings [M, D], and those of the speech positions in the order of `segments` [num_packed, D].
@@ -185,11 +186,11 @@ def embed_tokens(
 def merge_speech(
     hidden: Tensor, segments: SpeechSegments, packed: Tensor, update: Tensor, backend: Backend = "torch"
 ) -> Tensor:
-    """The last addition of the adapter's last layer, written back among the text.
+    """The last addition of the adapter's last layer, written to the rows of speech in `hidden`.
 
     Args:
         hidden: [M, D], time-major rows.
-        runs: of the same rows.
+        segments: of the same rows.
         packed, update: [N or more, D], in the order of `segments`.
         backend: as in `embed_tokens`.
 

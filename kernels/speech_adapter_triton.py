@@ -1,7 +1,7 @@
-"""The input adapter's two ends in Triton: embeddings select and pack, the last residual connection and unpack.
+"""The begin and end of the input adapter in Triton: embed and pack; add the last residual and unpack.
 
-A program for each row of the batch; text and speech take different ways in it, so that every row is read and written
-once. No gradient is added atomically: tables get theirs from PyTorch's sorted reduction.
+One program per row of the batch, with separate branches for text and speech, so that every row is read and written
+once. No gradient is added atomically: those of the tables come from PyTorch's sorted reduction.
 """
 
 from collections.abc import Sequence
@@ -100,7 +100,7 @@ def split_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """The way back of `merge_kernel`."""
+    """The backward pass of `merge_kernel`."""
     row = tl.cast(tl.program_id(0), tl.int64)
     place = tl.cast(tl.load(places + row), tl.int64)
     columns = tl.arange(0, BLOCK)

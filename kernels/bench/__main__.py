@@ -1,7 +1,7 @@
 """`python -m tolktrain_kernels.bench`: all microbenchmarks, one folder of results.
 
-On a GPU every provider is timed and the kernels are checked natively. Without one the kernels are checked in Triton's
-interpreter and compiled for GPUs that are not there, and what runs on the CPU is timed.
+On a GPU, every provider is timed and the kernels are checked natively. Without a GPU, the kernels are checked in
+Triton's interpreter and compiled for absent GPUs, and the providers that run on the CPU are timed.
 """
 
 import argparse

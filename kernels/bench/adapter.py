@@ -1,6 +1,6 @@
-"""The input adapter: two transformer layers over the speech of a batch, from its embeddings to its way back.
+"""The input adapter: two transformer layers over the speech of a batch, including packing and unpacking.
 
-The published form takes every position through the layers under a dense mask; ours packs the speech.
+The reference implementation computes the layers for every position under a dense mask; ours packs the speech.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from tolktrain_kernels.speech_adapter import SpeechSegments, gather_rows, merge_
 EPS = 1e-5
 NUM_LAYERS = 2
 SPEECH_SHARE = 0.46  # of the positions, in the published recipe's interleaved data
-MEAN_SEGMENT = 80  # positions of a run of speech: ten words
+MEAN_SEGMENT = 80  # positions of a speech segment: ten words
 NOTE = "Matrix products and attention dominate the time, so the share of copy means little."
 
 Provider = Callable[[Tensor, list["Layer"]], Tensor]
@@ -151,7 +151,7 @@ def make_layer(shape: Shape, random: Callable[..., Tensor]) -> Layer:
 
 
 def providers(device: str, shape: Shape, mask: np.ndarray, dtype: torch.dtype) -> dict[str, Provider]:
-    """The published form first; then packed runs with every attention that is present, and on a GPU our kernels."""
+    """The reference implementation, then packed segments with every available attention, on GPUs also our kernels."""
     segments, speech_in = pack_segments(mask).to(device), torch.from_numpy(mask).to(device)
     found: dict[str, Provider] = {"published": partial(published_adapter, shape, speech_in)}
     backends: tuple[Backend, ...] = ("torch", "triton") if device == "cuda" else ("torch",)
@@ -164,7 +164,7 @@ def providers(device: str, shape: Shape, mask: np.ndarray, dtype: torch.dtype) -
 
 
 def published_adapter(shape: Shape, speech_in: Tensor, hidden: Tensor, layers: list[Layer]) -> Tensor:
-    """All positions [T * B, D] through the layers; the results of text are thrown away."""
+    """All positions [T * B, D] through the layers; the results of text are discarded."""
     mask = dense_mask(speech_in)
     cos, sin = make_angles(shape.length, shape.head_dim, hidden.device)
     states = hidden.view(shape.length, shape.batch_size, shape.width)

@@ -1,4 +1,4 @@
-"""Numerics of the speech adapter's kernels against float64, beside those of eager PyTorch in the same type."""
+"""Numerics of the speech adapter's kernels against float64, compared with eager PyTorch in the same type."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tolktrain_kernels.speech_adapter import SpeechSegments, embed_tokens, merge
 
 KERNELS = ("embed", "merge")
 TEXT_SIZE, SPEECH_SIZE = 43, 29
-NUM_PADDING = 3  # packed rows behind the speech
+NUM_PADDING = 3  # packed rows after the speech
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ QUICK_CASES = tuple(
 def random_mask(
     rng: np.random.Generator, shape: tuple[int, int], speech_share: float, mean_segment: float
 ) -> np.ndarray:
-    """Alternating runs of random lengths, bool [B, T]; all or nothing at a share of 1 or 0."""
+    """Alternating segments of random lengths, bool [B, T]; all or nothing at a share of 1 or 0."""
     mask = np.zeros(shape, dtype=bool)
     if speech_share in (0.0, 1.0):
         mask[:] = speech_share == 1.0

@@ -1,6 +1,6 @@
-"""The operations between a transformer layer's matrix products: who moves their bytes how fast.
+"""The operations between a transformer layer's matrix products: the bandwidth of each implementation.
 
-Timed on a GPU alone: on the CPU there is only the plain form.
+Timed only on a GPU, because the CPU has only the plain implementation.
 """
 
 import importlib

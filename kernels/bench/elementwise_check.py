@@ -1,4 +1,4 @@
-"""Numerics of the elementwise kernels against float64, beside those of eager PyTorch in the same type."""
+"""Numerics of the elementwise kernels against float64, compared with eager PyTorch in the same type."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

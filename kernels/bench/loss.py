@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head: what its logits cost in memory, and what it costs in time to make them in chunks."""
+"""Cross-entropy of a linear head: the memory of its logits, and the time of computing them in chunks."""
 
 import importlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""Numerics of the cross-entropy of a linear head against float64, beside those of all logits at once in its type."""
+"""Numerics of the cross-entropy of a linear head against float64, compared with all logits at once in its type."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 @dataclass(frozen=True)
 class Plan:
-    """What every benchmark is asked for."""
+    """The options of all benchmarks."""
 
     device: str  # "cuda" or "cpu"
     quick: bool  # small shapes, few repetitions
@@ -45,7 +45,7 @@ class Row:
 def measure(
     plan: Plan, run: Callable[[], object], *, kernel: str, provider: str, mode: str, shape: str, dtype: str, least: int
 ) -> Row:
-    """Time a function and set it in relation to the least number of bytes it must move."""
+    """Time a function, and compare it with the least number of bytes that it must move."""
     peak = _peak_bytes_on_gpu(run) if plan.device == "cuda" else _peak_bytes_on_cpu(run)
     low, median, high = _times_on_gpu(run, plan) if plan.device == "cuda" else _times_on_cpu(run, plan)
     share = least / (median / 1e3 * plan.copy_rate)
@@ -91,9 +91,9 @@ def measure_modes(
 
 
 def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
-    """The function under torch.compile, anew for every set of shapes.
+    """The function under torch.compile, compiled again for every set of shapes.
 
-    PyTorch keeps few variants of one piece of code, over all its wrappers, and then goes on without compiling.
+    PyTorch keeps few variants of a piece of code, over all its wrappers, and then stops compiling it.
     """
     made: dict[tuple[object, ...], Callable[..., Any]] = {}
 
@@ -155,7 +155,7 @@ def _peak_bytes_on_gpu(run: Callable[[], object]) -> int:
 
 
 def _peak_bytes_on_cpu(run: Callable[[], object]) -> int:
-    """From what the profiler hears of PyTorch's allocator; work space that libraries take for themselves is not in."""
+    """From the profiler's events of PyTorch's allocator, without work space that libraries allocate themselves."""
     run()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()

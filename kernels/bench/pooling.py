@@ -1,4 +1,4 @@
-"""Weighted layer pooling (both averages, residual, entropy): who moves how many bytes how fast."""
+"""Weighted layer pooling (both averages, residual, entropy): the bandwidth of each implementation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def least_bytes(mode: str, shape: Shape, element_size: int) -> int:
 
 
 def measure_provider(plan: Plan, name: str, pool: Provider, shape: Shape, dtype: torch.dtype) -> Iterator[Row]:
-    """Three rows of one provider; the published form keeps its weights in float32, the others in the states' type."""
+    """Three rows of one provider; the reference has its weights in float32, the others in the states' type."""
     weights_dtype = torch.float32 if name.startswith("published") else dtype
     states, weights, gradients = _inputs(plan.device, shape, dtype, weights_dtype)
 

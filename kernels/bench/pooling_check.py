@@ -1,4 +1,4 @@
-"""Numerics of the Triton layer pooling against float64, beside those of eager PyTorch in the same type."""
+"""Numerics of the Triton layer pooling against float64, compared with eager PyTorch in the same type."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Deviation:
 
 
 def entries(case: str, dtype: torch.dtype, found: Iterable[Deviation]) -> list[tuple[str, str, float, float, bool]]:
-    """What a report says of some deviations: (case, tensor, ours, eager PyTorch's, within what is allowed)."""
+    """Entries of the report for some deviations: (case, tensor, ours, eager PyTorch's, within the tolerance)."""
     return [(case, entry.tensor, entry.ours, entry.eager, entry.is_within(dtype)) for entry in found]
 
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def dense_mask(speech_in: Tensor) -> Tensor:
-    """Who sees whom: bool [B, 1, T, T]. Speech sees earlier speech of its run, text itself.
+    """The attention mask: bool [B, 1, T, T]. Speech attends to earlier speech of its segment, text to itself.
 
     Args:
-        speech_in: bool [B, T], true where the token is speech; on a GPU, which is waited for.
+        speech_in: bool [B, T], true for speech; on a GPU, this synchronizes.
     """
     num_sequences, length = speech_in.shape
     mask = torch.eye(length, dtype=torch.bool, device=speech_in.device).repeat(num_sequences, 1, 1)
@@ -22,7 +22,7 @@ def dense_mask(speech_in: Tensor) -> Tensor:
 
 
 def _segments(row: Tensor) -> Sequence[tuple[int, int]]:
-    """First and behind the last position of each run of speech in one sequence [T]."""
+    """Begin and end of each speech segment in one sequence [T]."""
     changes = (torch.nonzero(row[1:] != row[:-1]).flatten() + 1).tolist()
     bounds = [0, *changes, len(row)]
     first = 0 if bool(row[0]) else 1

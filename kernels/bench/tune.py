@@ -1,4 +1,4 @@
-"""Settings of the layer pooling, tried one after the other on the GPU that is there."""
+"""Tunes the settings of the layer pooling on the present GPU."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ def tune_pooling(
     Args:
         device: "cuda", or "cpu" under Triton's interpreter, whose times mean nothing.
         shapes: what is pooled.
-        candidates: what is tried beside the present setting.
+        candidates: settings that are tried in addition to the present one.
         usable: whether a compiled kernel is worth a trial; by default what `fits` says of this GPU.
 
     Yields:

@@ -126,27 +126,27 @@ def test_padded_runs_take_everything(device: str, dtype: torch.dtype, head_dim: 
     ("device", "dtype", "head_dim", "capability", "obstacle"),
     [
         ("cpu", torch.bfloat16, 64, (9, 0), "there is no GPU"),
-        ("cuda", torch.float32, 64, (9, 0), "attention over packed runs takes 16-bit states, not float32"),
+        ("cuda", torch.float32, 64, (9, 0), "attention over packed segments takes 16-bit states, not float32"),
         (
             "cuda",
             torch.bfloat16,
             264,
             (9, 0),
-            "attention over packed runs takes heads up to 256 wide, a multiple of 8, not 264",
+            "attention over packed segments takes heads up to 256 wide, a multiple of 8, not 264",
         ),
         (
             "cuda",
             torch.float16,
             36,
             (9, 0),
-            "attention over packed runs takes heads up to 256 wide, a multiple of 8, not 36",
+            "attention over packed segments takes heads up to 256 wide, a multiple of 8, not 36",
         ),
         (
             "cuda",
             torch.float16,
             64,
             (7, 5),
-            "NVIDIA H100 is older than Ampere, which attention over packed runs needs",
+            "NVIDIA H100 is older than Ampere, which attention over packed segments needs",
         ),
     ],
 )
