@@ -1,4 +1,4 @@
-"""A process that takes the lease of a run and does what it is told.
+"""A process that takes the lease of a run and obeys commands.
 
 Usage: lease_holder.py FOLDER LEASE_SECONDS. Says "taken TOKEN" or "refused MESSAGE"; then, for each line of stdin:
 "check" says "held" or "lost MESSAGE"; "fork" lets a forked child release and wait; "release" releases.
@@ -21,7 +21,7 @@ def say(line: str) -> None:
 def main(folder: Path, lease_seconds: float) -> None:
     """Obey until stdin ends; then leave without releasing."""
     try:
-        lease = Lease.take(folder, report=lambda line: say(f"told {line}"), lease_seconds=lease_seconds)
+        lease = Lease.take(folder, report=lambda line: say(f"report {line}"), lease_seconds=lease_seconds)
     except UserError as error:
         say(f"refused {error}")
         return

@@ -132,7 +132,7 @@ def test_an_owner_that_dies_while_another_waits(tmp_path: Path, hold: Callable[[
     first = hold(tmp_path, FOR_EVER)
     assert first.hear() == "taken 1"
     second = hold(tmp_path, 100.0)
-    assert second.hear().startswith("told waiting up to 100 seconds")
+    assert second.hear().startswith("report waiting up to 100 seconds")
     first.process.kill()
     assert second.hear() == "taken 2"
 
@@ -283,7 +283,7 @@ def test_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_answer_that_was_lost_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An NFS client that asks again is told that the name exists, which it has made itself."""
+    """An NFS client that repeats a request gets an error that the name exists, which it has created itself."""
     link = os.link
 
     def ask_twice(source: Path, target: Path) -> None:

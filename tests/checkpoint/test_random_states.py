@@ -1,4 +1,4 @@
-"""Random generators go on where they were."""
+"""Random generators continue where they were."""
 
 import json
 import random

@@ -287,7 +287,7 @@ def test_a_failure_in_the_background_is_told_at_the_next_step(
         assert time.monotonic() < deadline
     with pytest.raises(OSError, match="No space left"):
         saver.poll()
-    saver.poll()  # told once
+    saver.poll()  # raised once
     assert store.latest() is None and not list(store.folder.iterdir())
 
 

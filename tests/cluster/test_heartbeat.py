@@ -1,4 +1,4 @@
-"""heartbeat.json goes on, tells the truth, and hurts nobody."""
+"""heartbeat.json continues, is correct, and does not affect training."""
 
 import json
 import logging
@@ -44,8 +44,8 @@ def test_it_tells_what_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert first["last_step_time"] == first["started"] and first["world_size"] == 4
     progress.at_step("joint", 8, "waiting for data")
     heartbeat.note_step(7, "text", loss=math.nan, tokens_per_second=2.5)
-    told = wait_for(tmp_path, state="training", step=7, stage="text", loss=None, tokens_per_second=2.5)
-    assert told["doing"] == "stage 'joint', step 8, waiting for data"
+    found = wait_for(tmp_path, state="training", step=7, stage="text", loss=None, tokens_per_second=2.5)
+    assert found["doing"] == "stage 'joint', step 8, waiting for data"
     progress.at("saving a checkpoint")
     wait_for(tmp_path, state="saving")
     heartbeat.end("stopped", "SIGUSR1")

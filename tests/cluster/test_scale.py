@@ -90,7 +90,7 @@ def test_all_of_it_grows_linearly(counts: dict[int, dict[str, float]], growth_ex
 
 
 def test_a_rank_that_does_not_read_delays_nobody(capfd: Any) -> None:
-    """Nor does one that has been stopped for long pile up what it was told."""
+    """Nor does one that has been stopped for long queue messages that it does not read."""
     hub = started(8)
     crowd = Crowd(hub.port, range(8))
     crowd.join()

@@ -92,14 +92,14 @@ def greeting(rank: object, hub_nonce: str, key: bytes = KEY, nonce: str = ZEROS)
 
 @pytest.mark.parametrize("line", GARBAGE)
 def test_garbage_ends_its_own_connection_alone(hub: Hub, line: bytes) -> None:
-    beside = connect(hub)
+    other = connect(hub)
     with connect(hub) as stranger:
         stranger.sendall(line + b"\r\n")
         assert is_closed(stranger)
-    hello, to_hub, to_rank = greeting(1, nonce_from(beside))
-    beside.sendall(hello + proof(to_hub, b"{}"))
-    assert beside.recv(100) == proof(to_rank, b"{}")
-    beside.close()
+    hello, to_hub, to_rank = greeting(1, nonce_from(other))
+    other.sendall(hello + proof(to_hub, b"{}"))
+    assert other.recv(100) == proof(to_rank, b"{}")
+    other.close()
 
 
 FORGED: dict[str, Any] = {

@@ -165,7 +165,7 @@ def test_a_save_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 class Unnamed:
-    """A storage whose address cannot be told, so that even the warning about a failure fails."""
+    """A storage whose address raises, so that even the warning about a failure fails."""
 
     @property
     def address(self) -> str:

@@ -165,7 +165,7 @@ def test_ranks_leave_together(start: Start, rank: int) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_stopped(start: Start, rank: int) -> None:
-    """The others end; the stopped one does when it goes on."""
+    """The others end; the stopped one does when it continues."""
     job = start("signal", rank, hang_seconds=2.5)  # more than its clock makes of a stop
     job.signal_when_ready(rank, signal.SIGSTOP)
     assert job.end(*({0, 1, 2} - {rank})) == [1, 1]

@@ -171,7 +171,7 @@ def test_paths_are_searched_in_the_working_folder_then_above_the_file(
     file.write_text(small.read_text())
     monkeypatch.chdir(elsewhere)
     paths = {name: item.path for name, item in load_config(file).data.sets.items()}
-    # stories lies in the repository's root; heldout only above it, where nobody looks: from the working folder
+    # stories is in the repository's root; heldout only above it, where nobody looks: from the working folder
     assert paths == {"stories": str(project / "stories"), "heldout": str(elsewhere / "heldout")}
     (project / "configs" / "stories").mkdir()
     assert load_config(file).data.sets["stories"].path == str(project / "configs" / "stories")

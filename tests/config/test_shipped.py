@@ -65,7 +65,7 @@ def test_the_published_models_fit_on_one_gpu_of_141_gb(name: str) -> None:
     assert config.train == published and published.activation_checkpointing == "none"
     sizes, positions = Architecture.from_config(config.model), published.micro_batch_size * published.sequence_length
     parameters = sum(layer.parameters for layer in layer_flops(sizes, published.sequence_length))
-    # bf16 parameters, float32 gradients, masters and two moments.
+    # bf16 parameters, float32 gradients, master weights and two moments.
     states = (2 + 4 + 12) * parameters
     layers = sizes.num_layers + sizes.input_adapter_layers + sizes.output_adapter_layers
     # Of the pooling each layer's output and its gradient, though the output is also a layer's input.

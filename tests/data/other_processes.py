@@ -57,7 +57,7 @@ def run_processes(target: Callable[..., None], arguments: Sequence[tuple[Any, ..
 
 def join_ranks(rank: int, num_ranks: int, port: int, num_nodes: int = 1) -> None:
     """Become one of the ranks of some nodes, which this machine pretends to be."""
-    # As a rank that a launcher started has it; loader processes would import everything anew.
+    # As a rank that a launcher started has it; loader processes would import everything again.
     multiprocessing.set_start_method("fork", force=True)
     local_size = num_ranks // num_nodes
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % local_size), "WORLD_SIZE": str(num_ranks)}
@@ -116,7 +116,7 @@ def come_and_go(stopping: Event) -> None:
 
 
 def open_used_cache(rank: int, port: int, config: Config, results: Path) -> None:
-    """One of two ranks that open a cache that another program has open: what they are told."""
+    """One of two ranks that open a cache that another program has open: the errors that they get."""
     join_ranks(rank, 2, port)
     shared_memory._LOCK_TIMEOUT_SECONDS = 0.2
     try:
@@ -129,7 +129,7 @@ def open_used_cache(rank: int, port: int, config: Config, results: Path) -> None
 def check_sets(
     rank: int, num_ranks: int, port: int, num_nodes: int, config: Config, environ: Mapping[str, str], results: Path
 ) -> None:
-    """One of the ranks that start: what it is told about the data, and the shards that it verifies."""
+    """One of the ranks that start: the results of the checks, and the shards that it verifies."""
     os.environ |= environ
     join_ranks(rank, num_ranks, port, num_nodes)
     outcomes: list[object] = []
@@ -150,7 +150,7 @@ def check_sets(
 
 
 def fail_on_a_node(rank: int, port: int, results: Path) -> None:
-    """One of four ranks on two nodes, on the second of which something fails; then all go on together."""
+    """One of four ranks on two nodes, on the second of which something fails; then all continue together."""
     join_ranks(rank, 4, port, 2)
     outcomes: list[object] = []
 
@@ -172,7 +172,7 @@ def fail_on_a_node(rank: int, port: int, results: Path) -> None:
 
 def deal_out(rank: int, port: int, folder: Path, results: Path) -> None:
     """One of four ranks that are dealt out to two nodes in turn, and then unevenly: whom it hears, the index that it is
-    given, and what it is told when it opens a data set."""
+    given, and the outcome when it opens a data set."""
     join_ranks(rank, 4, port, 2)
     outcomes: list[object] = []
     for node, local_rank, local_size in ((rank % 2, rank // 2, 2), (rank // 3, rank % 3, (3, 1)[rank // 3])):

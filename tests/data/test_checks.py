@@ -1,4 +1,4 @@
-"""Bad data is refused before the run, with a message that says what to mend."""
+"""Bad data is refused before the run, with a message that says how to fix it."""
 
 import hashlib
 import json

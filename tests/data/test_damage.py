@@ -99,7 +99,7 @@ def test_arrays_that_are_nearly_right(seed: int, changes: int) -> None:
 
 
 def check_and_use(record: Record) -> None:
-    """A record that passes has rising ends that meet, told without the checks' own code; and gives sequences."""
+    """A record that passes has consistent rising ends, checked without the checks' own code; and gives sequences."""
     try:
         record.check(TEXT_VOCAB_SIZE, NUM_UNITS)
     except UserError:

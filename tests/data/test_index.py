@@ -141,7 +141,7 @@ def test_a_node_parses_an_index_once(tmp_path: Path, stories: Path, visible: boo
 
 @pytest.mark.parametrize("kind", ["file", "pipe"])
 def test_another_process_under_the_same_number_is_left_alone(tmp_path: Path, stories: Path, kind: str) -> None:
-    """In a container of its own a rank sees other processes under the numbers that it is told."""
+    """In a container of its own a rank sees other processes under the given numbers."""
     own: list[ShardIndex] = []
     published = _publish([str(stories)], own)
     os.close(published.descriptor)

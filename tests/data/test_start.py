@@ -24,7 +24,7 @@ DESCRIPTIONS = ("index.json", "dataset.json")
 
 
 def start(config: Config, environ: Any, results: Path, num_ranks: int, num_nodes: int = 1) -> list[list[Any]]:
-    """What each rank was told in a start on some nodes."""
+    """The outcome on each rank of a start on some nodes."""
     port = free_port()
     run_processes(
         check_sets, [(rank, num_ranks, port, num_nodes, config, dict(environ), results) for rank in range(num_ranks)]

@@ -51,12 +51,12 @@ class SmallDisk:
         opened = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
         return [str(path) for path in opened if path.is_relative_to(self.path)]
 
-    def refuses(self, write: Callable[[], object], told: str, leaving_kib: int = 0) -> None:
-        """Prove that `write`, with so little room, raises an error that says `told` (a regular expression) and leaves
-        all files as they were, no others beside them, and none open; with room it succeeds and changes something."""
+    def refuses(self, write: Callable[[], object], message: str, leaving_kib: int = 0) -> None:
+        """Prove that `write`, with so little room, raises an error that matches `message` (a regular expression) and
+        leaves all files as they were, no other files and none open; with room it succeeds and changes something."""
         self.fill(leaving_kib)
         before = self.files()
-        with pytest.raises((OSError, ValueError), match=f"(?s){told}") as caught:
+        with pytest.raises((OSError, ValueError), match=f"(?s){message}") as caught:
             write()
         assert "No space left on device" in str(caught.value)
         assert self.files() == before

@@ -62,7 +62,7 @@ class Reader:
     source: str  # what an error names: a file in the folder
     write: Callable[[Path], None]  # good content into a new folder, once
     plant: Callable[[Path, Name], None]  # the name into the file, in a copy of the folder
-    read: Callable[[Path], object]  # all that may be made lies in folder / "work"
+    read: Callable[[Path], object]  # may create files only in folder / "work"
     key: bool = False  # the name is a key or a word of a text, and so is a text itself
     ignores: bool = False  # a name that is not one of its own is passed over instead of refused
     links: bool = True  # there may be links where the names lead to

@@ -15,7 +15,7 @@ from tolktrain.files.names import NameRefusedError, all_inside, files_inside, in
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with links in it, and a file beside it that must not be reached."""
+    """A folder with links in it, and a file next to it that must not be reached."""
     root = tmp_path_factory.mktemp("names")
     (root / "secret").write_text("secret")
     folder = root / "set"

@@ -1,4 +1,4 @@
-"""Whatever name stands in a file of a stranger: nothing outside of the folder is read, made, changed or removed."""
+"""Whatever name is in a file of a stranger: nothing outside of the folder is read, made, changed or removed."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and a disk that refuses is told with the file's name."""
+"""Files are written whole or not at all, and errors of a disk are reported with the file's name."""
 
 import errno
 import io

@@ -117,7 +117,7 @@ def test_codebooks_are_delayed_and_end_together(num_codebooks: int) -> None:
     frames = np.concatenate([prompt, said])
     for codebook in range(num_codebooks):
         assert (tokens[codebook, :codebook] == PAD).all()
-        # The newest frames still lack their last codebooks and are not among those returned.
+        # The latest frames still lack their last codebooks and are not among those returned.
         read = tokens[codebook, codebook:][: len(frames)]
         assert len(read) >= len(frames) - 1
         assert read.tolist() == frames[: len(read), codebook].tolist()

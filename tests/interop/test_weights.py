@@ -74,7 +74,7 @@ def model() -> SmolTolk:
 
 @pytest.fixture
 def run_dir(tmp_path: Path, model: SmolTolk) -> Path:
-    """A run whose newest checkpoint holds `model`, and an older one something else."""
+    """A run whose latest checkpoint holds `model`, and an older one something else."""
     write_checkpoint(tmp_path / "run", 3, SmolTolk(ARCHITECTURE, seed=6))
     write_checkpoint(tmp_path / "run", 7, model)
     return tmp_path / "run"

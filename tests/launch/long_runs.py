@@ -1,4 +1,4 @@
-"""Runs on a pretended cluster that go on until something happens to them."""
+"""Runs on a pretended cluster that continue until something happens to them."""
 
 import os
 import signal
@@ -63,7 +63,7 @@ class LongRun:
         self.overrides = overrides
 
     def submit(self, nodes: int, *overrides: str, tasks: int | None = None, output: Path | None = None) -> int:
-        """Start it, or let it go on, with `tasks` ranks if not as many as always; returns the job's number."""
+        """Start it, or let it continue, with `tasks` ranks if not as many as always; returns the job's number."""
         options = [f"--nodes={nodes}", f"--ntasks-per-node={(tasks or self._num_ranks) // nodes}", NO_GPUS]
         options += ["--cpus-per-task=1", f"--output={output or self.output}"]
         return self._cluster.submit(*options, str(SCRIPT), str(self.config), *self.overrides, *overrides)
@@ -75,12 +75,12 @@ class LongRun:
 
     @property
     def step(self) -> int:
-        """The newest step in its metrics."""
+        """The latest step in its metrics."""
         latest: int = read_metrics(self.path)[-1]["step"]
         return latest
 
     def wait_for_step(self, number: int, step: int, launched: int) -> int:
-        """Wait until jobs were launched so often and the last one has come so far; returns the newest step."""
+        """Wait until jobs were launched so often and the last one has come so far; returns the latest step."""
 
         def there() -> bool:
             assert self._cluster.job(number).state not in FINISHED, self.text

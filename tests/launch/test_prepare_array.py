@@ -1,4 +1,4 @@
-"""`sbatch --array ... launch/prepare.sbatch`: several machines, of which one is told to stop before its time is up."""
+"""`sbatch --array ... launch/prepare.sbatch`: several machines, one of which is asked to stop before its time is up."""
 
 import sys
 import time

@@ -93,7 +93,7 @@ def test_several_processes_on_this_machine(tools: Path) -> None:
 
 
 def test_what_torchrun_leaves_behind_is_removed(tools: Path, tmp_path: Path) -> None:
-    """Also when it is killed: its folder lies in one that is removed once no process of it holds its lock."""
+    """Also when it is killed: its folder is in one that is removed once no process of it holds its lock."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     write(tools / "python", f'#!/bin/bash\ntouch "$TMPDIR/x"; echo "$TMPDIR" >> {tmp_path}/calls; kill -KILL $$\n')

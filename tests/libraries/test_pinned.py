@@ -6,7 +6,7 @@ from tolktrain.libraries.pinned import Pinned, changes
 
 
 class Owner:
-    """Stands in for a library."""
+    """A replacement of a library."""
 
     limit: int
     constant = 3

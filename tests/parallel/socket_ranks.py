@@ -98,7 +98,7 @@ def rank_of(folder: Path, rank: int, tensor: int, pipeline: int) -> None:
 
 def use(layout: Layout) -> None:
     """What a start and the steps have: broadcasts from rank 0 and gathers over all, sums over each group."""
-    on_rank_zero(layout.rank, lambda: "told to all")
+    on_rank_zero(layout.rank, lambda: "for all")
     for group in (None, layout.data_group, layout.tensor_group, layout.pipeline_group, layout.replica_group):
         size = dist.get_world_size(group)
         numbers = torch.ones(1000)

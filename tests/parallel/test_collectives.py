@@ -17,7 +17,7 @@ from tolktrain.parallel.collectives import first_ranks
         ("a0 a1 a2 b0", [0, 0, 0, 3]),
         ("a0 b0 b1 a1", [0, 1, 1, 0]),
         ("a0 a1 a0 a1", [0, 0, 2, 2]),  # two nodes that one machine pretends to be
-        ("a0 a0 a0", [0, 1, 2]),  # each rank in a container, and told that it is alone
+        ("a0 a0 a0", [0, 1, 2]),  # each rank in a container, and started as a single one
     ],
 )
 def test_ranks_of_a_node_have_one_first(places: str, expected: list[int]) -> None:

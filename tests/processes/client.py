@@ -25,10 +25,10 @@ def main() -> None:
         signal.signal(number, lambda number, _: connection.send(bytes([number])))
     code = -signal.SIGKILL  # of a server that has died
     while answer := connection.recv(1000):
-        told = json.loads(answer)
-        if "refused" in told:
-            sys.exit(told["refused"])
-        code = told.get("code", code)
+        reply = json.loads(answer)
+        if "refused" in reply:
+            sys.exit(reply["refused"])
+        code = reply.get("code", code)
     if code < 0:
         signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
         os.kill(os.getpid(), -code)

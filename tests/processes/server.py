@@ -139,7 +139,7 @@ def watch(pid: int, connection: socket.socket) -> NoReturn:
         if ended in ready:
             break
         received = b""
-        if 0 not in ready:  # else the server has been told to end
+        if 0 not in ready:  # else the server was asked to end
             with contextlib.suppress(ConnectionError):
                 received = connection.recv(1)
         os.kill(pid, received[0] if received else signal.SIGKILL)

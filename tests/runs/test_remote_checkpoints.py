@@ -187,7 +187,7 @@ def test_old_ones_are_removed_and_all_forgotten(storage: Storage, tmp_path: Path
 
 
 def test_copies_of_steps_that_the_run_went_back_behind_do_not_count(storage: Storage, tmp_path: Path) -> None:
-    """Neither for the run, nor after its disk is lost, nor as the newest ones that are kept."""
+    """Neither for the run, nor after its disk is lost, nor as the latest ones that are kept."""
     run_dir = tmp_path / "run"
     uploads = Uploads(storage, keep_last=2)
     for step in (40, 50, 60):

@@ -1,4 +1,4 @@
-"""`tolktrain train` that says where its watchdog listens, and may go on listening when all ranks have come.
+"""`tolktrain train` that says where its watchdog listens, and may continue listening when all ranks have come.
 
 Usage: attacked_rank.py FILE_FOR_THE_PORT (closes|stays-open) CONFIG [key=value ...].
 """

@@ -108,14 +108,14 @@ class Run:
         return new
 
     def last_step(self) -> int:
-        """Newest step in the metrics."""
+        """Latest step in the metrics."""
         file = self.folder / "metrics.jsonl"
         text = file.read_text() if file.exists() else ""
         steps = [int(step) for step in re.findall(r'^\{"step": (\d+), .*\}$', text, re.MULTILINE)]
         return max(steps, default=0)
 
     def look(self) -> int:
-        """Prove that no checkpoint was lost or spoilt; returns the newest step."""
+        """Prove that no checkpoint was lost or spoilt; returns the latest step."""
         folder = self.folder / "checkpoints"
         complete = sorted(path for path in folder.glob("step-*") if path.is_dir())
         for path in complete:

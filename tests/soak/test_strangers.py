@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_attacks_of_all_kinds_change_nothing(warm: Warm, folder: Path) -> None:
-    """Rank 1 comes in while they go on; the port stays open, so that they reach rank 0 until the end."""
+    """Rank 1 comes in while they continue; the port stays open, so that they reach rank 0 until the end."""
     quiet, attacked = Training(warm, folder / "quiet"), Training(warm, folder / "attacked")
     attackers: list[Attacker] = []
     try:

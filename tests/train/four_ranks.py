@@ -1,4 +1,4 @@
-"""Run by torchrun in four processes: one run under several layouts, each of which goes on where the last one stopped.
+"""Run by torchrun in four processes: one run under several layouts, each of which continues where the last one stopped.
 
 Checkpoints are to have two files, as if ranks were more than files should be.
 

@@ -1,6 +1,6 @@
 """Run by torchrun in four processes on three "nodes": health checks of which some rank is made sick.
 
-Usage: health_ranks.py FOLDER SETS. What each rank was told goes to FOLDER.
+Usage: health_ranks.py FOLDER SETS. The outcomes of each rank are written to FOLDER.
 """
 
 import json
@@ -103,7 +103,7 @@ def random_states() -> list[str]:
 
 
 def run_case(name: str, folder: Path, sets: Path) -> dict[str, object]:
-    """What this rank is told."""
+    """The outcome on this rank."""
     layout = initialize()
     sick, sickness = CASES[name]
     mine = healthy(layout.rank)

@@ -1,4 +1,4 @@
-"""Runs that diverge on batches that spoil the loss, told by their content, and the same runs without those."""
+"""Runs that diverge on batches that spoil the loss, recognized by their content, and the same runs without those."""
 
 import math
 from collections.abc import Iterable, Iterator

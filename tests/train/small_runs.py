@@ -220,7 +220,7 @@ class Memory:
 
 
 class StopAfter:
-    """A request to stop that arrives during step `step`, counted from where the run goes on."""
+    """A request to stop that arrives during step `step`, counted from where the run continues."""
 
     reason = "SIGTEST"
     age_seconds = None

@@ -82,7 +82,7 @@ def test_skipped_and_spiking_steps_belong_to_one_row() -> None:
 
 
 def test_outliers_do_not_move_the_threshold_but_a_change_of_level_is_not_learned_either() -> None:
-    """A loss that stays up must be found even when the patience is longer than half the window."""
+    """A loss that stays up must be found even when spike_patience is longer than half the window."""
     series = lines([*healthy(60), *[9.0] * 100])
     found = first_incident(detector(spike_patience=WINDOW * 2), series)
     assert found is not None and found.last_step == 60 + WINDOW * 2

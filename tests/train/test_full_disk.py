@@ -1,4 +1,4 @@
-"""The disk becomes full in the middle of a run: it ends clearly, or goes on where the numbers are not needed."""
+"""The disk becomes full in the middle of a run: it ends clearly, or continues where the numbers are not needed."""
 
 import contextlib
 import json
@@ -69,7 +69,7 @@ def test_the_run_ends_and_goes_on_the_same(
         r" .*and run the same command again.*",
         errors[-1],
     ), errors
-    for line in errors[:-1]:  # what fails besides is told once
+    for line in errors[:-1]:  # other failures are reported once
         assert "training continues" in line and errors.count(line) == 1, errors
     if full_at == 1:
         assert not run_dir.exists()  # nothing had been done
@@ -107,7 +107,7 @@ def test_a_line_that_fits_only_in_part_is_not_written(
     assert error.startswith(f"error: {run_dir}/metrics.jsonl: No space left on device (") and error.count("\n") == 1
     assert error.endswith(f"run the same command again (details in {run_dir}/logs/rank-00000.log)\n")
     assert_whole_lines(run_dir, 3)
-    # What goes on puts a file into the run directory in place of the link.
+    # What continues puts a file into the run directory in place of the link.
     assert cli.main(command) == 0
     assert read_metrics(run_dir) == read_metrics(uninterrupted)
     assert_same_checkpoint(run_dir, uninterrupted)

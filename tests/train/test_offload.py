@@ -1,4 +1,4 @@
-"""Optimizer offload to the memory of the node: where masters, moments and the update live, and nothing else."""
+"""Optimizer offload to the memory of the node: where master weights, moments and the update live, and nothing else."""
 
 import json
 import math
@@ -29,7 +29,7 @@ BY_PRECISION = pytest.mark.parametrize("precision", ["fp32", "bf16"])
 
 @pytest.fixture
 def make(tmp_path: Path, sets: Path) -> Make:
-    """Makes an engine with four micro batches of 2, for the last stage (everything trained) unless told."""
+    """Makes an engine with four micro batches of 2, for the last stage (everything trained) unless given."""
 
     def make(
         zero_stage: int, precision: str, offload: bool = True, stage: int = 2, model: SmolTolk | None = None

@@ -1,4 +1,4 @@
-"""A run goes on from the copies of its checkpoints when its own disk is lost."""
+"""A run continues from the copies of its checkpoints when its own disk is lost."""
 
 import logging
 import shutil
@@ -99,7 +99,7 @@ def test_the_end_waits_for_the_last_copy(tmp_path: Path, sets: Path, monkeypatch
 def test_copies_that_cannot_be_reached(
     tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With a checkpoint here the run goes on; without one it must not begin anew without a word."""
+    """With a checkpoint here the run continues; without one it must not begin again without a word."""
     overrides = copy_newest(tmp_path, sets)
 
     def fail(*_: object) -> None:

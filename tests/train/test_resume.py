@@ -1,4 +1,4 @@
-"""An interrupted run goes on as if nothing had happened: the same metrics, bit by bit, and the same model."""
+"""An interrupted run continues as if nothing had happened: the same metrics, bit by bit, and the same model."""
 
 import json
 import shutil

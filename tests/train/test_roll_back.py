@@ -73,7 +73,7 @@ def halted(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Path:
 
 @pytest.fixture
 def again(halted: Path, tmp_path: Path, sets: Path) -> Config:
-    """The halted run, to go on with in `tmp_path`."""
+    """The halted run, to continue with in `tmp_path`."""
     shutil.copytree(halted / "runs", tmp_path / "runs")
     return make_config(tmp_path, sets)
 

@@ -26,7 +26,7 @@ ZERO_2 = {"zero_optimization": {"stage": 2}, "steps_per_print": 7}
 
 
 class DoAfter:
-    """Acts during step `step`, counted from where the run goes on; asks to stop during step `stop`."""
+    """Acts during step `step`, counted from where the run continues; asks to stop during step `stop`."""
 
     reason = "SIGTEST"
     age_seconds = None

@@ -25,7 +25,7 @@ def engine(tmp_path: Path, sets: Path) -> Engine:
 
 
 def tensors_of(engine: Engine, **changes: object) -> ModelTensors:
-    """Made anew, with another idea of the model."""
+    """Made again, with another idea of the model."""
     given: dict[str, object] = {
         "parameters": dict(engine.model.named_parameters()),
         "views": parameter_views(engine.model),

@@ -69,8 +69,8 @@ def test_a_hang_in_a_data_read(warm: Warm, tmp_path: Path, sets: Path, run_dir: 
         )
     assert "NOT left" in log(run_dir, 0) and "NOT left" not in log(run_dir, 1)
     assert "time.sleep(10_000)" in log(run_dir, 1)
-    told = heartbeat(run_dir)
-    assert (told["state"], told["step"]) == ("failed", 2) and told["reason"].startswith("rank 1: error: no progress")
+    found = heartbeat(run_dir)
+    assert (found["state"], found["step"]) == ("failed", 2) and found["reason"].startswith("rank 1: error: no progress")
 
 
 def test_a_slow_rank_is_named(warm: Warm, tmp_path: Path, sets: Path, run_dir: Path) -> None:
@@ -134,7 +134,7 @@ class Trained:
 def test_a_storm_of_signals_over_rank_and_loader_processes(
     warm: Warm, tmp_path: Path, sets: Path, run_dir: Path, uninterrupted: Path
 ) -> None:
-    """From the birth of the loader processes until the checkpoint is written; the run goes on as if undisturbed."""
+    """From the birth of the loader processes until the checkpoint is written; the run continues as if undisturbed."""
     trained = Trained(warm, write_config(tmp_path, sets), tmp_path)
     trained.wait_for_loaders()
     while trained.process.poll() is None:

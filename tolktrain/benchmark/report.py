@@ -30,7 +30,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is told about one run of the benchmark."""
+    """The results and facts of one run of the benchmark."""
 
     name: str  # of the configuration
     stage: str

@@ -60,7 +60,7 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
         command: for the result, how it was made.
 
     Returns:
-        The JSON file of the result; a Markdown file of the same name stands beside it.
+        The JSON file of the result; a Markdown file of the same name is written next to it.
 
     Raises:
         UserError: bad options or configuration, or our own step does not fit into memory.

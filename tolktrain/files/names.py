@@ -89,7 +89,7 @@ def check_name(name: object, source: str | Path) -> str:
 
 
 def _links_in(folder: Path, name: str, source: str | Path) -> frozenset[str] | None:
-    """Names of the links in a folder of that name; None where they cannot be told, or it is elsewhere itself."""
+    """Names of the links in a folder of that name; None if they cannot be read, or the folder itself is elsewhere."""
     try:
         with os.scandir(inside(folder, name, source) if name else folder) as entries:
             return frozenset(entry.name for entry in entries if entry.is_symlink())

@@ -16,7 +16,7 @@ Outcome = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def outcomes(warm: Warm, tmp_path_factory: pytest.TempPathFactory, sets: Path) -> list[Outcome]:
-    """What each rank was told in each case of health_ranks.py."""
+    """The outcome on each rank in each case of health_ranks.py."""
     folder = tmp_path_factory.mktemp("health")
     launch(warm, "health_ranks.py", 4, folder, sets)
     return [json.loads((folder / f"outcome-{rank}.json").read_text()) for rank in range(4)]

@@ -1,4 +1,4 @@
-"""`tolktrain train` on sick machines: refused with one message, or started when told to."""
+"""`tolktrain train` on sick machines: refused with one message, or started with the option."""
 
 from pathlib import Path
 

@@ -48,7 +48,7 @@ class MetricsLog(NoCallback):
         self._rank = rank
         self._file: MetricsFile | None = None
         self._trackers: list[Tracker] = []
-        self._warned_of: set[type[Tracker]] = set()  # of which it was told that they fail
+        self._warned_of: set[type[Tracker]] = set()  # trackers whose failure was reported
         self.recent: list[Line] = []  # lines since the last step, for whoever shows them
         self._open(step)
 
@@ -62,7 +62,7 @@ class MetricsLog(NoCallback):
         self.write(step_line(run.step, run.plan.name, *arguments) | run.notes)
 
     def on_rollback(self, step: int) -> None:
-        """Open all places anew: metrics.jsonl has become another file, without the lines after `step`."""
+        """Reopen all trackers: metrics.jsonl was replaced by a file without the lines after `step`."""
         self.close()
         self._open(step)
 
@@ -134,7 +134,7 @@ class TensorBoard:
         self._file.close()
 
     def _head(self) -> bytes:
-        # Events after the step that a run goes on from belong to steps that are run again.
+        # Events after the step that a run continues from belong to steps that are run again.
         start = {"step": self._step + 1, "session_log": {"status": "START"}}
         return _record(file_version="brain.Event:2") + _record(**start)
 
