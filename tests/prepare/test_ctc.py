@@ -332,7 +332,7 @@ def test_what_is_no_model_is_refused(folders: dict[str, str], tmp_path: Path, mo
     with pytest.raises(UserError, match="alignment.model: .*lacks weights .*lm_head"):
         aligner(headless)
     large = tones.save(tones.small_model("layer"), tmp_path / "large", tones.VOCABULARY | {"Z": 18})
-    with pytest.raises(UserError, match="vocab.json of .* goes to 18, but the model knows 18 tokens only"):
+    with pytest.raises(UserError, match="vocab.json of .* goes to 18, but the model has 18 tokens only"):
         aligner(large)
     with pytest.raises(UserError, match="alignment.language 'xx'"):
         CtcAligner(AlignmentConfig(method="ctc", model=folders["layer"], language="xx"), "cpu")

@@ -15,7 +15,7 @@ SPEECH_TOKENIZER_FILE = "speech_tokenizer.json"
 
 
 def check_inputs(config: Config) -> None:
-    """Whether the prompts and tokenizers that the configuration names are there; those it does not name are not asked.
+    """Check that the prompts and tokenizers of the configuration exist; absent entries are not checked.
 
     Raises UserError when a file is missing, or prompts.json is not as `read_entries` expects it.
     """

@@ -51,7 +51,7 @@ def generate(run_dir: str | Path) -> list[Path]:
         task = progress.add_task("encoding the prompts", total=None)
         units = [tools.encode(prompt) for prompt in tools.prompts]
         progress.update(task, description="continuing the prompts in speech")
-        spoken = tools.speak(units)
+        spoken = tools.predict_speech(units)
         progress.update(task, description="continuing the prompts in text")
         written = tools.write(units)
         progress.update(task, description="turning units into audio")
@@ -119,7 +119,7 @@ class _Tools:
             units = np.concatenate([units, np.full((1, units.shape[1]), self.vocabulary.speech_eos)])
         return units
 
-    def speak(self, prompts: list[IntArray]) -> list[IntArray]:
+    def predict_speech(self, prompts: list[IntArray]) -> list[IntArray]:
         """Units [m, K] that the model predicts after each prompt, EOS left out."""
         seconds = self.config.evaluation.generated_seconds
         most = 2 * int(np.ceil(seconds * self.tokenizer.frames_per_second))
@@ -209,7 +209,9 @@ def _training_records(config: Config) -> RecordFolder:
         records = open_records(config.data.sets[name])
         if records.info.speech is not None:
             return records
-    raise UserError("no training set has speech, so the model cannot speak; set evaluation.train_set to one that has")
+    raise UserError(
+        "no training set has speech, so the durations of units are unknown; set evaluation.train_set to one that has"
+    )
 
 
 def _check_tokenizer(config: Config, tokenizer: SpeechDecoder, records: RecordFolder, vocabulary: Vocabulary) -> None:

@@ -1,1 +1,1 @@
-"""Looking at data: sequences as the model sees them, statistics, and audio made of units."""
+"""Inspection of data: sequences as the model sees them, statistics, and audio made of units."""

@@ -101,7 +101,7 @@ def load_weights(folder: str | Path) -> SmolTolk:
 
 
 class _Tensors(Mapping[str, Tensor]):
-    """The tensors of a folder by name, read when they are asked for."""
+    """The tensors of a folder by name, read on access."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         weight_map = _json(folder / INDEX, TABLE_BYTES).get("weight_map")

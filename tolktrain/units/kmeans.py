@@ -14,7 +14,7 @@ _BLOCK = 256  # frames whose distances are computed at a time: they stay in the 
 
 
 def first_hours(waveforms: Iterable[Samples], hours: float, sample_rate: int) -> Iterator[Samples]:
-    """Waveforms until they last `hours` together; the last one is cut, and no further one is asked for."""
+    """Waveforms until they last `hours` together; the last one is cut, and no further one is read."""
     left = round(hours * 3600 * sample_rate)
     for waveform in waveforms:
         yield waveform[:left]

@@ -180,7 +180,7 @@ def load_model(class_name: str, model_type: str, folder: Path, device: str) -> A
                 attn_implementation="sdpa",
                 # Version 5 would load in the file's precision; half precision gives other units on another device.
                 dtype=torch.float32,
-                # No program among the files or pickled in them is run, nor is the user asked about it.
+                # No program among the files or pickled in them is run, and there is no prompt about it.
                 trust_remote_code=False,
                 weights_only=True,
                 **_rotary_base(transformers.__version__, config),

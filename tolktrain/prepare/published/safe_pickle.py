@@ -24,7 +24,7 @@ def read_plain_pickle(path: str | Path) -> Any:
         return _Copier().copy(read_pickle(read_bytes(path, _LARGEST_BYTES)))
     except NameInPickleError as error:
         raise UserError(
-            f"{path} asks for {error}, which a description has no need of; nothing of it was run."
+            f"{path} asks for {error}, which a description does not need; nothing of it was run."
             " Take the file from its authors, or write one with plain numbers"
         ) from None
     except OSError as error:

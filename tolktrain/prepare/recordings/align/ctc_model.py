@@ -226,7 +226,7 @@ def _check_model(path: str, config: Any, vocabulary: dict[str, Any]) -> None:
         )
     if max(vocabulary.values()) >= config.vocab_size:
         raise UserError(
-            f"alignment.model: vocab.json of {path} goes to {max(vocabulary.values())}, but the model knows"
+            f"alignment.model: vocab.json of {path} goes to {max(vocabulary.values())}, but the model has"
             f" {config.vocab_size} tokens only; give the vocabulary that it was trained with"
         )
     if config.pad_token_id is None:
