@@ -1,1 +1,1 @@
-"""How fast a training step is: `tolktrain bench`."""
+"""The benchmark of a training step: `tolktrain bench`."""

@@ -1,4 +1,4 @@
-"""Under which circumstances something was measured."""
+"""The circumstances of a measurement."""
 
 import platform
 import re
@@ -34,7 +34,7 @@ def facts(layout: Layout, kernels: str, command: Sequence[str]) -> dict[str, str
 
 
 def device_name(layout: Layout) -> str:
-    """Name of the GPU, or of the processor where there is none."""
+    """Name of the GPU, or of the processor without a GPU."""
     if layout.device.type == "cuda":
         return torch.cuda.get_device_name(layout.device)
     cpuinfo = Path("/proc/cpuinfo")

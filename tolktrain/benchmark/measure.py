@@ -22,7 +22,7 @@ class Measurement:
 
     seconds: tuple[float, ...]  # of each step
     peak_memory_gib: float | None  # of the GPU, or of the process where there is none and the system tells
-    first_loss: float  # of the first warm-up step: the same for all who compute the same
+    first_loss: float  # of the first warm-up step; equal for providers that compute the same
     skipped: int  # steps whose gradients were not finite
 
     @property
@@ -35,7 +35,7 @@ class Measurement:
 
 
 def measure(runner: Runner, steps: Sequence[Sequence[Batch]], num_warmup: int, device: torch.device) -> Measurement:
-    """Run steps and time all but the first `num_warmup`; the device is waited for around each whole step."""
+    """Run steps and time all except the first `num_warmup`; synchronizes with the device around each step."""
     outcomes = [runner.step(batches) for batches in steps[:num_warmup]]
     is_reset = _reset_peak(device)
     seconds = []
@@ -55,7 +55,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _reset_peak(device: torch.device) -> bool:
-    """Forget the most memory used so far; returns whether that was possible."""
+    """Reset the peak memory; returns whether that was possible."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True

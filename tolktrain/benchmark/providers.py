@@ -1,4 +1,4 @@
-"""What is measured: our own engine, and forms of the same model to compare it with."""
+"""The measured implementations: our engine, and others of the same model for comparison."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from tolktrain.train.resolved import ResolvedSettings
 
 @dataclass(frozen=True)
 class Setting:
-    """What one provider is given."""
+    """The inputs of a provider."""
 
     config: Config  # with the provider's overrides
     architecture: Architecture
@@ -35,10 +35,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step did."""
+    """The result of a step."""
 
     loss: float  # that was trained on
-    skipped: bool  # the gradients were not finite: nothing was changed
+    skipped: bool  # the gradients were not finite, so nothing was updated
 
 
 class Runner(Protocol):
@@ -48,7 +48,7 @@ class Runner(Protocol):
         """Train on the micro batches of one step."""
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Free its memory."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Provider:
 
 
 class EngineRunner:
-    """Our engine as in training: DeepSpeed and all."""
+    """Our engine as in training, including DeepSpeed."""
 
     def __init__(self, setting: Setting) -> None:
         model = SmolTolk(setting.architecture, setting.config.run.seed, setting.layout)
@@ -90,7 +90,7 @@ class PublishedRunner:
         self._model.load_state_dict(canonical_state(SmolTolk(setting.architecture, config.run.seed, setting.layout)))
         if config.train.precision == "bf16":
             for name, part in self._model.named_children():
-                # Float32 in the pooling is what promotes all states there.
+                # Float32 weights of the pooling promote all states.
                 part.to(torch.float32 if name == "pooling" else torch.bfloat16)
         self._model.to(device)
         if config.train.activation_checkpointing == "layers":
@@ -159,7 +159,9 @@ AGAINST = ("published", "strongest")  # names for --against
 def make_provider(name: str, compiles: bool) -> Provider:
     """One of `AGAINST`. `compiles` says whether the strongest plain form is to be compiled."""
     if name == "published":
-        return Provider(name, "the published form: dense masks, stacked states, logits everywhere", PublishedRunner)
+        return Provider(
+            name, "the reference implementation: dense masks, stacked states, logits everywhere", PublishedRunner
+        )
     assert name == "strongest", name
     overrides = ("kernels.backend=torch", f"train.compile={'layers' if compiles else 'none'}")
     what = "our model in plain PyTorch" + (", its layers compiled" if compiles else ", not compiled")

@@ -1,10 +1,10 @@
-"""The model in the plain form in which SmolTolk was published, at that form's costs: what `bench` compares with.
+"""The reference implementation for `bench`: SmolTolk in the way it was published, with the same cost.
 
-Same parameters, same loss, same gradients as `tolktrain.model`, but nothing of its code: the input adapter runs over
-all positions under a dense mask that is built run by run, text positions included, which see only themselves; all
-states are stacked and promoted to float32 for the pooling; both heads give float32 logits at every position; nothing
-is packed, selected or fused. Where the published form leaves a choice, the faster one is taken (causal attention
-without a mask in backbone and output adapter, the boundaries of a sequence's runs fetched at once).
+It has the same parameters, loss and gradients as `tolktrain.model`, but none of its code. The input adapter processes
+all positions under a dense mask that is built segment by segment, in which text positions attend only to themselves;
+all states are stacked and promoted to float32 for the pooling; both heads compute float32 logits at every position;
+nothing is packed, selected or fused. If the published code allows a choice, the faster variant is used (causal
+attention without a mask in backbone and output adapter; the boundaries of a sequence's segments are fetched at once).
 """
 
 from dataclasses import dataclass
@@ -119,7 +119,7 @@ class _Layers(nn.Module):
         self.recompute = False
 
     def forward(self, hidden: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None = None) -> list[Tensor]:
-        """[B, T, D] to the outputs of all layers, the last behind the norm if there is one."""
+        """[B, T, D] to the outputs of all layers, the last one after the norm if there is one."""
         states = []
         for layer in self.layers:
             if self.recompute:
@@ -140,11 +140,11 @@ class _Pooling(nn.Module):
 
 
 def check_published(architecture: Architecture) -> None:
-    """Raise UserError for a model that was not published: other pooling, no residual, stretched angles."""
+    """Raise UserError for a model that was not published: other pooling, no residual, scaled angles."""
     published = architecture.layer_pooling == "both" and architecture.residual and architecture.rope_scaling is None
     if not published:
         raise UserError(
-            "--against published: the published form has model.speech.layer_pooling both, model.speech.residual true,"
+            "--against published: the reference has model.speech.layer_pooling both, model.speech.residual true,"
             " and no scaled rotary angles; leave it out for this model"
         )
 
@@ -171,7 +171,7 @@ class PublishedSmolTolk(nn.Module):
             self.text_head = nn.Linear(sizes.hidden_size, sizes.text_vocab_size, bias=False)
 
     def recompute_layers(self) -> None:
-        """Let the backward pass compute transformer layers again instead of keeping their activations."""
+        """Let the backward pass recompute transformer layers instead of keeping their activations."""
         for part in (self.input_adapter, self.backbone, self.output_adapter):
             part.recompute = True
 

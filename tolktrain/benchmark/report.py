@@ -25,7 +25,7 @@ class Entry:
     """One provider's line."""
 
     provider: Provider
-    measured: Measurement | None  # None where memory did not suffice
+    measured: Measurement | None  # None if it ran out of memory
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Report:
 
     @property
     def formula(self) -> str:
-        """How utilization is reckoned, with this run's numbers."""
+        """The formula of utilization, with the numbers of this run."""
         flops = f"{self.flops.total:.4g} FLOPs (forward {self.flops.forward:.4g}, backward {self.flops.backward:.4g})"
         peak = UNKNOWN if self.peak is None else f"{self.peak:.4g} FLOP/s"
         return f"MFU = FLOPs of a step / (seconds x peak x devices): {flops}, peak {peak}, 1 device"
@@ -148,7 +148,7 @@ class Report:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print the table, what it is about, and the formula."""
+    """Print the table, its description, and the formula."""
     table = Table(
         title=report.name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
@@ -163,7 +163,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write step-<name>.json and step-<name>.md; what an earlier run wrote there is replaced."""
+    """Write step-<name>.json and step-<name>.md; files of an earlier run are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     table, page = (folder / f"step-{report.name}.{ending}" for ending in ("json", "md"))
     replace_file(table, json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")

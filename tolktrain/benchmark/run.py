@@ -35,7 +35,7 @@ _OUT_OF_MEMORY = "out of memory|CUBLAS_STATUS_ALLOC_FAILED"
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     stage: str | None = None  # name of the stage whose step is timed; the last if None
     steps: int = 20  # that are timed
@@ -57,7 +57,7 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
         path: configuration.
         overrides: of the configuration.
         options: what is measured.
-        command: for the result, how it was made.
+        command: for the result.
 
     Returns:
         The JSON file of the result; a Markdown file of the same name is written next to it.
@@ -134,7 +134,7 @@ def _stage(config: Config, name: str | None) -> StageConfig:
 
 
 def _architecture(config: Config) -> Architecture:
-    """As the configuration says; of a backbone on the hub only what is on this machine is read."""
+    """The architecture of the configuration; a backbone on the hub must already be on this machine."""
     backbone = config.model.backbone
     if not isinstance(backbone, str) or Path(backbone).expanduser().exists():
         return Architecture.from_config(config.model)
@@ -198,7 +198,7 @@ def _empty_report(
 def _measured(
     provider: Provider, setting: Setting, steps: Sequence[Sequence[Batch]], num_warmup: int
 ) -> Measurement | None:
-    """None where memory does not suffice."""
+    """Measure a provider; None if it runs out of memory."""
     try:
         runner = provider.start(setting)
         try:
@@ -213,7 +213,7 @@ def _measured(
 
 
 def _free_memory(device: torch.device) -> None:
-    """Give back what the last provider held. Its frames are gone by now, also when it failed."""
+    """Free the memory of the last provider. Its frames no longer exist, even if it failed."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Random records that become interleaved batches like real ones: words, spans, switches and runs of real lengths."""
+"""Random records for realistic interleaved batches: words, spans, switches and segments of typical lengths."""
 
 import math
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""Reading what others made: names, content and text that came in files are not trusted."""
+"""Safe reading and writing of files: names, content and text from files are not trusted."""

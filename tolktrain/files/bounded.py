@@ -1,4 +1,4 @@
-"""Files and buffers that take no more bytes than were expected."""
+"""Files and buffers with a limit of bytes."""
 
 import io
 import shutil
@@ -9,7 +9,7 @@ from tolktrain.files.reading import open_regular
 
 
 class DamagedError(Exception):
-    """What was fetched is not what was stored. Another attempt may bring it whole."""
+    """The fetched content is damaged. Another attempt may succeed."""
 
 
 class BoundedFile(io.FileIO):
@@ -43,7 +43,7 @@ Bounded = BoundedFile | BoundedBuffer
 
 
 def _within(target: Bounded, data: Any) -> memoryview:
-    """The data as bytes. Raises DamagedError when they would end past the target's limit."""
+    """The data as bytes. Raises DamagedError if they would exceed the target's limit."""
     view = memoryview(data).cast("B")
     if target.tell() + len(view) > target.limit:
         raise too_large(target.limit)
@@ -51,7 +51,7 @@ def _within(target: Bounded, data: Any) -> memoryview:
 
 
 def copy_into(source: str | Path, target: Bounded) -> None:
-    """Copy a local file. Raises OSError, also if it is no regular file, and DamagedError if the target is too small."""
+    """Copy a regular local file. Raises OSError, or DamagedError if the target is too small."""
     with open_regular(source) as file:
         shutil.copyfileobj(file, target, 1 << 20)
 

@@ -1,4 +1,4 @@
-"""Compressed files of others, unpacked no further than they may be large."""
+"""Decompresses untrusted files up to a limit of bytes."""
 
 import bz2
 import lzma
@@ -14,7 +14,7 @@ _LZMA_MEMORY = 1 << 27  # bytes; its header asks for up to 4 GiB, preset 9 for 6
 
 
 class TooLargeError(ValueError):
-    """A file holds more than it may."""
+    """A file has more bytes than allowed."""
 
 
 class _Unpacker(Protocol):
@@ -27,12 +27,12 @@ class _Unpacker(Protocol):
 def read_unpacked(path: str | Path, limit: int) -> bytearray:
     """The content of a regular file, whether plain or compressed by zlib, gzip, bz2, lzma or xz.
 
-    A compressed file is read as far as its first stream goes.
+    Of a compressed file, only the first stream is read.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
-        TooLargeError: it holds more than `limit` bytes.
-        ValueError: what compressed it left something else than one whole stream.
+        OSError: it cannot be read, or is not a regular file.
+        TooLargeError: it contains more than `limit` bytes.
+        ValueError: the compressed stream is damaged or incomplete.
     """
     with open_regular(path) as file:
         unpacker = _unpacker(file.read(6))

@@ -1,4 +1,4 @@
-"""Names that stand in files, used as paths."""
+"""Validates names from files before they are used as paths."""
 
 import os
 import re
@@ -15,11 +15,11 @@ _HUB_REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
 
 
 class NameRefusedError(UserError):
-    """A name in a file that is no path inside the folder it belongs to."""
+    """A name in a file that is not a path inside its folder."""
 
 
 def inside(folder: str | Path, name: object, source: str | Path) -> Path:
-    """`folder / name`, where `name` was read from a file that somebody else may have written.
+    """`folder / name`, where `name` was read from an untrusted file.
 
     A folder in the cache of the Hugging Face hub, models--ORG--NAME/snapshots/REVISION, holds links to
     models--ORG--NAME/blobs; those are inside.
@@ -51,7 +51,7 @@ def inside(folder: str | Path, name: object, source: str | Path) -> Path:
 
 
 def files_inside(folder: str | Path, table: Mapping[str, object], source: str | Path) -> dict[str, Path]:
-    """`folder / name` for each name of a table that says which file holds what. Raises as `inside` does."""
+    """`folder / name` for each name in a table of files. Raises like `inside`."""
     paths: dict[object, Path] = {}
     result = {}
     for key, name in table.items():
@@ -63,9 +63,9 @@ def files_inside(folder: str | Path, table: Mapping[str, object], source: str | 
 
 
 def all_inside(folder: str | Path, names: Iterable[object], source: str | Path) -> None:
-    """Raise as `inside` does for the first of the names that it would refuse.
+    """Raise like `inside` for the first invalid name.
 
-    For a hundred thousand names: instead of each name each of their folders is looked at, once, for links.
+    Suitable for a hundred thousand names: links are searched once per folder, not once per name.
     """
     links: dict[str, frozenset[str] | None] = {}
     for name in names:
@@ -80,7 +80,7 @@ def all_inside(folder: str | Path, names: Iterable[object], source: str | Path) 
 
 
 def check_name(name: object, source: str | Path) -> str:
-    """The name, which is relative to a place that has no links, such as a bucket. Raises as `inside` does."""
+    """The validated name, relative to a place without links, such as a bucket. Raises like `inside`."""
     problem = _problem(name)
     if problem is not None:
         raise _refusal("its folder", name, source, problem)
@@ -100,7 +100,7 @@ def _links_in(folder: Path, name: str, source: str | Path) -> frozenset[str] | N
 
 
 def _places(folder: Path) -> list[Path]:
-    """Where what is in a folder may lie, once links are followed."""
+    """The folders in which the content of a folder may be, after links are followed."""
     hub = [
         place.parent / "blobs"
         for place in (folder, *folder.parents)
@@ -139,6 +139,6 @@ def _refusal(folder: str | Path, name: object, source: str | Path, problem: str)
 
 def _shown(name: object) -> str:
     if not (name is None or isinstance(name, (str, int, float))):
-        return f"(a {type(name).__name__})"  # which may be as deep and wide as its author liked
+        return f"(a {type(name).__name__})"  # its content may be arbitrarily large
     text = printable(repr(name))
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,7 +1,7 @@
-"""NumPy's types, numbers and arrays as pickles describe them.
+"""NumPy's types, numbers and arrays in pickles.
 
-What a file says is checked here and handed to NumPy as a name of a list, a shape and bytes of the right number. NumPy's
-own readers (`__setstate__`) are never used: they trust flags and sizes in the file, up to pointers in place of objects.
+The description in a file is validated, and passed to NumPy as a known type name, a shape and the right number of bytes.
+NumPy's own readers (`__setstate__`) are never used, because they trust flags and sizes in the file, even pointers.
 """
 
 import math
@@ -19,10 +19,10 @@ _LARGEST_DIMENSION: Final = 1 << 40
 
 
 class NumberType:
-    """A type of an array: plain numbers in some order of bytes, or objects.
+    """The type of an array: plain numbers with a byte order, or objects.
 
     Raises:
-        ValueError: the name is of neither.
+        ValueError: the name is neither.
     """
 
     def __init__(self, name: object) -> None:
@@ -33,16 +33,16 @@ class NumberType:
 
     @property
     def is_object(self) -> bool:
-        """Whether such arrays hold objects instead of numbers."""
+        """Whether the elements are objects instead of numbers."""
         return self._name in _OBJECTS
 
     def build(self, state: object) -> None:
-        """Take the order of bytes from what NumPy pickles besides the name.
+        """Take the byte order from NumPy's pickled state.
 
-        The rest (size, alignment, flags, metadata) follows from the name, whatever the file says.
+        Everything else (size, alignment, flags, metadata) follows from the name; the file's values are ignored.
 
         Raises:
-            ValueError: it is no such state, or of a type made of other types.
+            ValueError: it is not such a state, or that of a compound type.
         """
         if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
             raise ValueError("numbers of a type with parts")
@@ -59,7 +59,7 @@ class NumberType:
 
 
 def shape_size(shape: object) -> int:
-    """Elements of an array. Raises ValueError: it is no shape."""
+    """Number of elements of an array. Raises ValueError if it is not a shape."""
     if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
         raise ValueError("an array without a shape")
     if not all(isinstance(size, int) and 0 <= size <= _LARGEST_DIMENSION for size in shape):
@@ -68,7 +68,7 @@ def shape_size(shape: object) -> int:
 
 
 def array_bytes(kind: object, shape: object) -> int:
-    """Bytes of an array of numbers. Raises ValueError: it is no shape, or not of numbers."""
+    """Bytes of an array of numbers. Raises ValueError if it is not a shape, or the elements are not numbers."""
     if not isinstance(kind, NumberType):
         raise ValueError("an array without a type")
     return shape_size(shape) * kind.dtype().itemsize
@@ -96,14 +96,14 @@ def array(content: object, kind: object, shape: object, order: object) -> npt.ND
 
 
 def number(kind: object, content: object) -> int | float | bool:
-    """A single number. Raises ValueError as `array`."""
+    """A single number. Raises ValueError like `array`."""
     value: int | float | bool = array(content, kind, (), "C").item()
     return value
 
 
 def shown(value: object) -> str:
-    """A value of a file in a message: text up to some length, else only what it is.
+    """A value from a file for a message: text up to a limit, otherwise only its type.
 
-    Others are not written out: a few bytes describe lists that unfold to any length.
+    Other values are not printed, because a few bytes can describe lists of any length.
     """
     return printable(repr(value[:100])) if isinstance(value, str) else f"of {type(value).__name__}"

@@ -1,9 +1,9 @@
-"""Pickles of others, read as data.
+"""Reads untrusted pickles as data.
 
-A pickle is a program for a machine with a stack, which may import and call whatever the pickle names. The machine here
-has only the instructions that data needs, and knows names, not what they name: arrays and numbers of NumPy are made by
-`pickled_numpy`, and in the place of an object stands a `Standin` that keeps what the pickle says about it. Python's
-`pickle` is used for the names of its instructions alone.
+A pickle is a program for a stack machine, which may import and call anything that the pickle names. The machine here
+has only the instructions that data needs, and never imports a name: `pickled_numpy` makes NumPy's arrays and numbers,
+and an object is represented by a `Standin` with its description in the pickle. Python's `pickle` is used only for the
+names of its instructions.
 """
 
 import codecs
@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 from tolktrain.files.pickled_numpy import NumberType, array, array_bytes, number, shape_size
 
-_MOST_STEPS: Final = 1 << 18  # instructions, and entries copied by them: what a file can take of memory and time
+_MOST_STEPS: Final = 1 << 18  # instructions, and entries copied by them; limits memory and time
 _MOST_MADE: Final = 1 << 29  # bytes of text and bytes objects
 _LONGEST_NUMBER: Final = 256  # bytes; longer ones take quadratic time
 _LONGEST_LINE: Final = 640  # characters of a number or a name
@@ -28,7 +28,7 @@ class NameInPickleError(ValueError):
 
 
 class Standin:
-    """In the place of an object of which nothing was made.
+    """Represents an object of a pickle, of which no instance is created.
 
     `kind` is the name of its class. `state` has its attributes. `array` is the array if it was one of numbers, with
     order of bytes and memory as in the file, read-only.
@@ -48,7 +48,7 @@ class _Name:
 
 
 class _Input:
-    """The bytes of a file, and how much may still be made of them."""
+    """The bytes of a file, and the remaining limits of instructions and memory."""
 
     def __init__(self, content: bytes | bytearray) -> None:
         self._content = memoryview(content).toreadonly()
@@ -73,7 +73,7 @@ class _Input:
         return bytes(self.take(end + 1 - self._at)[:-1])
 
     def step(self, count: int = 1) -> None:
-        """Count instructions, or what takes as long."""
+        """Count instructions, or operations of equal cost."""
         self._steps -= count
         if self._steps < 0:
             raise ValueError(f"it has more than {_MOST_STEPS} instructions")
@@ -88,17 +88,17 @@ class _Input:
 def read_pickle(content: bytes | bytearray, allowed: tuple[str, ...] = ()) -> Any:
     """The value in a pickle of any protocol, in time and memory bounded by its size.
 
-    Lists, tuples, dictionaries, sets, text, bytes and numbers are what they were, NumPy's numbers Python's, bytearrays
-    bytes; arrays and objects are each a `Standin`. Keys of dictionaries and members of sets are text, bytes, None and
-    numbers alone. Containers may be shared or hold themselves: who walks through them must count.
+    Lists, tuples, dictionaries, sets, text, bytes and numbers keep their type; NumPy's numbers become Python's, and
+    bytearrays become bytes. Arrays and objects are each a `Standin`. Keys of dictionaries and members of sets are text,
+    bytes, None or numbers. Containers may be shared or contain themselves, so a recursive caller must limit its steps.
 
     Args:
         content: of the file. Arrays refer to it.
-        allowed: packages and classes whose objects may occur. joblib's NumpyArrayWrapper comes out as its array.
+        allowed: packages and classes whose objects may occur. joblib's NumpyArrayWrapper is replaced by its array.
 
     Raises:
-        NameInPickleError: something else is named; the error says what.
-        ValueError: it is no pickle, or not one of data.
+        NameInPickleError: another name occurs; the message contains it.
+        ValueError: it is not a pickle, or not one of data.
     """
     try:
         return _Machine(_Input(content), allowed).run()
@@ -120,7 +120,7 @@ class _Machine:
         self._memory: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """Obey each instruction up to the stop."""
+        """Execute the instructions up to the stop."""
         source = self.source
         while True:
             source.step()
@@ -148,7 +148,7 @@ class _Machine:
         self.stack = []
 
     def marked(self) -> list[Any]:
-        """What was put on the stack since the last mark, taken off."""
+        """Pop the values since the last mark."""
         items = self.stack
         self.stack = self._below.pop()
         return items
@@ -160,7 +160,7 @@ class _Machine:
             self.marked()
 
     def wrap(self, kind: type, count: int | None = None) -> None:
-        """Put the last values into a container: `count` of them, or all since the mark."""
+        """Replace the last values by a container with them: `count` of them, or all since the mark."""
         if count is None:
             items = self.marked()
         else:
@@ -191,7 +191,7 @@ class _Machine:
         self.container(dict).update(zip(items[::2], items[1::2], strict=True))
 
     def wrap_dict(self) -> None:
-        """Put what follows the mark into a dictionary."""
+        """Replace the values since the mark by a dictionary."""
         items = self.marked()
         self.stack.append({})
         self.set_items(items)
@@ -212,7 +212,7 @@ class _Machine:
         self.stack.append(self._memory[place])
 
     def name(self, module: object, name: object) -> None:
-        """Put a name on the stack."""
+        """Push a name."""
         if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > _LONGEST_LINE:
             raise ValueError("an invalid name")
         for old, new in _MOVED.items():
@@ -237,12 +237,12 @@ class _Machine:
         self.stack.append(make(self, *arguments) if make else _standin(called))
 
     def make_object(self, num_arguments: int) -> None:
-        """An object of a class; what the class would be given is left out."""
+        """Push the stand-in of an object; the arguments of its class are dropped."""
         del self.stack[-num_arguments:]
         self.stack.append(_standin(self.stack.pop()))
 
     def build(self) -> None:
-        """Give the object on the stack its state."""
+        """Set the state of the object on the stack."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, NumberType):
             target.build(state)
@@ -259,7 +259,7 @@ class _Machine:
                 self._read_wrapped(target)
 
     def _read_wrapped(self, wrapper: Standin) -> None:
-        """joblib's note that the bytes of an array follow: it becomes that array."""
+        """Replace joblib's array wrapper, after which the bytes of the array follow, by that array."""
         if self._within:
             raise ValueError("an array of joblib's inside of another")
         kind, shape, order = (wrapper.state.get(key) for key in ("dtype", "shape", "order"))
@@ -278,7 +278,7 @@ def _kind_of(value: object) -> str:
 
 
 def _check_keys(keys: list[Any]) -> None:
-    """Refuse what takes long to hash, such as tuples of shared tuples, or can be chosen to have one hash all."""
+    """Refuse keys that take long to hash, such as tuples of shared tuples, or that can be chosen to collide."""
     for key in keys:
         if isinstance(key, int) and not -_LARGEST_KEY < key < _LARGEST_KEY:
             raise ValueError("a key that is too large a number")

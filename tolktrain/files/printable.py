@@ -1,4 +1,4 @@
-"""Text from files on its way to a terminal or a log."""
+"""Makes text from files safe for a terminal or a log."""
 
 import logging
 import unicodedata
@@ -10,9 +10,9 @@ _KEPT = frozenset("\n\t\u200c\u200d\u00ad")  # the joiners belong to words of se
 
 
 def printable(text: object) -> str:
-    """`str(text)` with each character that a terminal would obey instead of showing it written as an escape.
+    """`str(text)` with terminal control characters replaced by escapes.
 
-    Line ends and tabs stay. So a record id with ESC in it can neither clear the screen nor write to the clipboard.
+    Line ends and tabs are kept. So a record id with ESC in it can neither clear the screen nor write to the clipboard.
     """
     shown = str(text)
     if shown.isascii() and shown.isprintable():
@@ -21,7 +21,7 @@ def printable(text: object) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Log records, tracebacks included, as `printable` shows them."""
+    """Formats log records, including tracebacks, with `printable`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The text of a record."""

@@ -1,7 +1,7 @@
-"""Content of files that others made, in bounded time and memory.
+"""Reads untrusted files in bounded time and memory.
 
-All failures are `OSError` or `ValueError`, as `open` and `json.loads` raise them, so that a caller's message names the
-file, what it is for, and the way out.
+All failures are `OSError` or `ValueError`, as with `open` and `json.loads`, so that callers can add the file, its
+purpose and the fix to the message.
 """
 
 import errno
@@ -17,16 +17,16 @@ from typing import Any, BinaryIO, TypeGuard
 DESCRIPTION_BYTES = 1 << 24  # the largest small file of JSON, YAML or notes that is read whole, unless said otherwise
 TABLE_BYTES = 1 << 26  # the largest table that says which file holds which of many tensors or files
 LONGEST_LINE = 1 << 26  # bytes of one line of a manifest or of documents
-DEEPEST = 100  # lists and objects inside each other; whoever walks the value needs no limit of its own
+DEEPEST = 100  # nested lists and objects, so that recursive callers need no limit
 
 
 def open_regular(path: str | Path) -> BinaryIO:
     """The file opened for reading as bytes.
 
     Raises:
-        OSError: it cannot be opened, or is a FIFO, a device or a folder, which could be read for ever or never.
+        OSError: it cannot be opened, or is a FIFO, a device or a folder, on which reading could block or never end.
     """
-    # O_NONBLOCK: opening a FIFO without a writer would wait for one.
+    # O_NONBLOCK: opening a FIFO without a writer would block.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -39,7 +39,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def require_regular(path: str | Path) -> None:
-    """Raise OSError as `open_regular` does; before a library opens the file by its name."""
+    """Raise OSError like `open_regular`; for files that a library opens by name."""
     open_regular(path).close()
 
 
@@ -50,8 +50,8 @@ def read_bytes(path: str | Path, limit: int = DESCRIPTION_BYTES) -> bytes:
         OSError: it cannot be read, is no regular file, or is larger than `limit` bytes.
     """
     with open_regular(path) as file:
-        # As much memory as the file has bytes, not as it might have. Its size is not all: files of /proc say 0, and
-        # others grow.
+        # Allocates by the file's real size, not by the limit. The size alone is not enough: files of /proc have size 0,
+        # and other files may grow.
         content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
         while len(content) <= limit and (more := file.read(min(1 << 20, limit + 1 - len(content)))):
             content += more
@@ -70,7 +70,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def read_text(path: str | Path, limit: int = DESCRIPTION_BYTES) -> str:
-    """The same as UTF-8, a byte order mark left out. Raises also ValueError: it is not UTF-8."""
+    """The same as UTF-8 text, without a byte order mark. Also raises ValueError if it is not UTF-8."""
     return read_bytes(path, limit).decode("utf-8-sig")
 
 
@@ -80,10 +80,10 @@ def read_json(path: str | Path, limit: int = DESCRIPTION_BYTES) -> Any:
 
 
 def parse_json(content: str | bytes, **options: Any) -> Any:
-    """`json.loads`, for content that may be nested as deeply as its author liked.
+    """`json.loads` for untrusted content.
 
     Raises:
-        ValueError: it is no JSON, no UTF-8, or nested deeper than `DEEPEST`.
+        ValueError: it is not JSON, not UTF-8, or nested deeper than `DEEPEST`.
     """
     try:
         value = json.loads(content, **options)
@@ -95,7 +95,7 @@ def parse_json(content: str | bytes, **options: Any) -> Any:
 
 
 def is_count(value: object, limit: float = math.inf) -> TypeGuard[int]:
-    """Whether a value of a file is a whole number from 0 on and below `limit`; True, an int in Python, is none."""
+    """Whether a value from a file is an integer from 0 to below `limit`. True, an int in Python, is not."""
     return type(value) is int and 0 <= value < limit
 
 
@@ -106,7 +106,7 @@ def _may_be_deep(content: str | bytes) -> bool:
 
 
 def _refuse_deep(value: Any) -> None:
-    """Raise ValueError for a value that could be parsed, but would exhaust the stack of what walks or writes it."""
+    """Raise ValueError for a value that is nested so deeply that recursive code would exhaust the stack."""
     level = [value]
     for _ in range(DEEPEST):
         level = [

@@ -1,8 +1,8 @@
-"""Files in folders that other users of the machine write to as well: /tmp, /dev/shm, TMPDIR.
+"""Files in folders that other users of the machine can write to: /tmp, /dev/shm, TMPDIR.
 
-A name that can be guessed may be taken there beforehand: by a folder of code that would be loaded, a link to a file
-that would be emptied, a FIFO that is waited for, or a file whose lock is never given back. So names are drawn at
-random, and what is found is used only if it belongs to this user and nobody else can write to it.
+Another user may create a predictable name in advance: as a folder of code that would be loaded, a link to a file that
+would be emptied, a FIFO that would block, or a file whose lock is never released. So names are random, and existing
+files are used only if they belong to this user and nobody else can write to them.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from typing import BinaryIO
 
 from tolktrain.errors import UserError
 
-_OWN = "TOLKTRAIN_TEMPORARY"  # names the folder that a process, or the one that started it, has made
-_IN_USE = ".in-use"  # in that folder: locked while its process lives; holds the process's number
+_OWN = "TOLKTRAIN_TEMPORARY"  # names the folder that this process, or its parent, has created
+_IN_USE = ".in-use"  # in that folder: locked while its process is running; contains the process's number
 # A socket's path has at most 107 bytes. Python and torch put sockets up to 40 bytes below the temporary folder.
 _LONGEST_FOLDER = 64
 
@@ -37,9 +37,9 @@ def is_own_folder(path: str | Path) -> bool:
 
 
 def create_file(path: str | Path) -> BinaryIO:
-    """A new file, opened for writing, in place of whatever has the name: no link is followed, nothing is emptied.
+    """A new file, opened for writing. An existing file or link of this name is removed, not followed or emptied.
 
-    Raises OSError if what is there cannot be removed.
+    Raises OSError if it cannot be removed.
     """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
@@ -49,12 +49,12 @@ def create_file(path: str | Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def exclusive(folder: Path, name: str, timeout_seconds: float, on_wait: Callable[[Path], object]) -> Iterator[None]:
-    """One process of this user on this machine at a time, whatever other users have put into `folder`.
+    """A lock for one process of this user on this machine, whatever other users have created in `folder`.
 
     Args:
-        folder: where the lock lies, in a file `<name>-<uid>-<random>.lock`. It stays there.
-        name: what the lock is for.
-        patience_seconds: how long to wait for another process.
+        folder: of the lock file `<name>-<uid>-<random>.lock`, which is not removed.
+        name: of the lock.
+        timeout_seconds: how long to wait for another process.
         on_wait: called once with the lock's path before waiting.
 
     Raises:
@@ -67,10 +67,10 @@ def exclusive(folder: Path, name: str, timeout_seconds: float, on_wait: Callable
         os.close(descriptor)
     deadline = time.monotonic() + timeout_seconds
     with contextlib.ExitStack() as held:
-        # All of them, looked up only now: processes that each made one at the same moment still have one in common.
+        # All lock files, listed only now: processes that have each created one at the same time share at least one.
         for path, descriptor in _own_locks(folder, prefix, held).items():
             _lock(path, descriptor, deadline, timeout_seconds, on_wait)
-            # Closing the file would not do while a process forked meanwhile has it open.
+            # Closing the file is not sufficient if a process forked meanwhile has it open.
             held.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
         yield
 
@@ -82,7 +82,7 @@ def _own_locks(folder: Path, prefix: str, opened: contextlib.ExitStack | None = 
         for name in sorted(os.listdir(folder)):
             if name.startswith(prefix) and name.endswith(".lock"):
                 with contextlib.suppress(OSError):
-                    # O_NONBLOCK: opening a FIFO without a writer would wait for one.
+                    # O_NONBLOCK: opening a FIFO without a writer would block.
                     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
                     descriptor = os.open(folder / name, flags)
                     stack.callback(os.close, descriptor)
@@ -114,7 +114,7 @@ def _lock(
 
 
 def _holder(descriptor: int) -> int | None:
-    """The process that holds a lock, where this one can see it."""
+    """The process that holds a lock, if it is visible to this one."""
     status = os.fstat(descriptor)
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     with contextlib.suppress(OSError):
@@ -124,10 +124,10 @@ def _holder(descriptor: int) -> int | None:
 
 
 def enter_temporary_folder() -> Path:
-    """Give this process a folder of its own for temporary files, its libraries' too; returns it.
+    """Create a private folder for temporary files of this process and its libraries; returns it.
 
-    TMPDIR names it from now on, unless its path is too long for the sockets that libraries make there. Folders that
-    killed processes have left behind on this machine are removed. `leave_temporary_folder` removes this one.
+    TMPDIR names it from now on, unless its path is too long for the sockets that libraries create there. Folders of
+    killed processes on this machine are removed. `leave_temporary_folder` removes this one.
 
     Raises OSError if no folder for temporary files can be written to.
     """
@@ -145,7 +145,7 @@ def enter_temporary_folder() -> Path:
 
 
 def leave_temporary_folder() -> None:
-    """Remove what `enter_temporary_folder` has made in this process. No effect in others that it has started."""
+    """Remove the folder that `enter_temporary_folder` has created in this process. No effect in child processes."""
     folder = Path(os.environ.get(_OWN, os.devnull))
     with contextlib.suppress(OSError, ValueError):
         if int((folder / _IN_USE).read_bytes()) == os.getpid():
@@ -158,13 +158,13 @@ def _prefix() -> str:
 
 
 def _claim(folder: Path) -> Path | None:
-    """Mark a new folder as used by this process; None if another process took it for a leftover first."""
+    """Mark a new folder as used by this process; None if another process has removed it as a leftover."""
     try:
         descriptor = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         return None
-    # Left open: the kernel gives the lock back when the process is gone, however it went. Where the file system knows
-    # no locks, nothing is taken for a leftover.
+    # Left open: the kernel releases the lock when the process ends, for whatever reason. On a file system without
+    # locks, no folder counts as a leftover.
     with contextlib.suppress(OSError):
         if not _try_lock(descriptor):
             os.close(descriptor)
@@ -186,7 +186,7 @@ def _remove_leftovers(base: Path, prefix: str) -> None:
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Whether the lock was free. Raises OSError where the file system knows no locks."""
+    """Whether the lock was free. Raises OSError if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all, and failures of writing that say where.
+"""Atomic writing of files, with errors that name the file.
 
-A write that a full disk refuses raises `OSError` without the file's name, from `write`, `flush`, `fsync` or `close`.
-Everything here raises it with the name, and leaves what was there before as it was.
+On a full disk, `write`, `flush`, `fsync` or `close` raises `OSError` without the file's name. The functions here add
+the name, and leave existing files unchanged.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ ASIDE_PREFIX = ".tmp-"  # of files and folders that are not finished
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Let an error of the file system that names no file name `path`: the file, or the folder that is written into.
+    """Add `path`, a file or a folder that is written to, to errors of the file system that name no file.
 
-    Libraries in Rust (safetensors, tokenizers) raise kinds of their own; these become `OSError` too.
+    Rust libraries (safetensors, tokenizers) raise their own types, which become `OSError` too.
     """
     try:
         yield
@@ -41,10 +41,10 @@ def _number(error: Exception) -> int | None:
 
 @contextlib.contextmanager
 def written_aside(path: str | Path, prefix: str = ASIDE_PREFIX) -> Iterator[Path]:
-    """A new path in the same folder, of the same suffix, whose file takes the place of `path` at the end of the block.
+    """A new path in the same folder, with the same suffix, whose file replaces `path` at the end of the block.
 
-    When the block is left by an error, or the disk refuses anything, the new file is removed and `path` is as before.
-    Several processes may do it at once.
+    If the block raises, or writing fails, the new file is removed and `path` is unchanged. Several processes may do
+    this at once.
 
     Raises:
         OSError: the disk refuses it; names `path`.
@@ -66,15 +66,15 @@ def written_aside(path: str | Path, prefix: str = ASIDE_PREFIX) -> Iterator[Path
 
 
 def replace_file(path: str | Path, content: str | bytes, prefix: str = ASIDE_PREFIX) -> None:
-    """Write a file, text as UTF-8, in place of the one that is there; raises as `written_aside`."""
+    """Write or replace a file atomically, text as UTF-8; raises like `written_aside`."""
     with written_aside(path, prefix) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file and wait until the disk has it. For files in a folder that is itself written aside.
+    """Write a new file and flush it to disk; for files in a folder that is itself renamed when complete.
 
-    Raises OSError naming the file.
+    Raises OSError with the name of the file.
     """
     with naming(path), open(path, "wb") as file:
         file.write(content)
@@ -83,7 +83,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Wait until the disk has the file or folder at `path`; for a folder that means its entries."""
+    """Flush the file, or the entries of the folder, at `path` to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with naming(path):
@@ -93,16 +93,16 @@ def sync_path(path: Path) -> None:
 
 
 class AppendedFile:
-    """A file that grows by whole pieces, such as lines. Only one process appends to it."""
+    """A file to which pieces, such as lines, are appended atomically. Only one process appends to it."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError when it cannot be opened."""
         self.path = path
-        # Without a buffer: what is left in one after a failure would be tried again at any later time.
+        # Unbuffered: after a failure, the rest of a buffer would be written at an arbitrary later time.
         self._file = io.FileIO(path, "a")
 
     def append(self, piece: str | bytes) -> None:
-        """Add all of a piece, or nothing of it.
+        """Append a piece completely, or not at all.
 
         Raises:
             OSError: the disk refuses it; names the file.
@@ -119,21 +119,21 @@ class AppendedFile:
                 raise
 
     def sync(self) -> None:
-        """Wait until the disk has all of it. Raises OSError naming the file."""
+        """Flush the file to disk. Raises OSError with the name of the file."""
         with naming(self.path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """End it. Raises OSError naming the file, where a network file system refuses only now."""
+        """Close the file. Raises OSError with its name, if a network file system reports a failure only now."""
         with naming(self.path):
             self._file.close()
 
 
 def write_wav(path: Path, samples: Any, sample_rate: int) -> None:
-    """Write mono sound, an array [n] of floats in [-1, 1], in 16 bit. Raises OSError naming the file."""
+    """Write mono audio, an array [n] of floats in [-1, 1], in 16 bit. Raises OSError with the name of the file."""
     import soundfile
 
-    # In memory first: the library's own writing does not say that a disk is full.
+    # In memory first, because the library does not report a full disk.
     content = io.BytesIO()
     soundfile.write(content, samples, sample_rate, format="WAV", subtype="PCM_16")
     write_synced(path, content.getvalue())
