@@ -1,4 +1,4 @@
-"""A run that diverges goes back and leaves out the data: from there it is the run that never had that data."""
+"""A run that diverges is rolled back and skips the data: from there it is the run that never had that data."""
 
 import gc
 import json
@@ -96,7 +96,7 @@ def test_back_and_on_without_the_data(
     (record,) = rollbacks_of(tmp_path)
     assert record["carried_out"] and record["to_step"] == 4 and record["skipped_data"] == [5, 9]
     assert (record["first_bad_step"], record["last_bad_step"], record["stage"]) == (9, 11, "joint")
-    assert "going back to step 4 and leaving out the data of steps 8 to 11 (rollback 1 of at most 2)" in caplog.text
+    assert "rolling back to step 4 and skipping the data of steps 8 to 11 (rollback 1 of at most 2)" in caplog.text
     folders = sorted(path.name for path in (tmp_path / "runs" / "small" / "checkpoints").iterdir())
     steps = [f"step-{step:08d}" for step in (2, 4, 8, 12, 14)]
     assert folders == sorted(["latest", *steps, "step-00000008.rolled-back-1"])
@@ -172,7 +172,7 @@ def test_more_rollbacks_than_allowed(tmp_path: Path, sets: Path, monkeypatch: py
         run(config, rows)
     message = str(error.value)
     assert message.startswith("training has diverged: in the stage 'joint', up to step 11, the losses or gradients of")
-    assert "the run has gone back 1 time already (see " in message and "higher train.guard.max_rollbacks" in message
+    assert "the run was rolled back 1 time already (see " in message and "higher train.guard.max_rollbacks" in message
     monkeypatch.undo()
     assert len(models) == 3 and len(rollbacks_of(tmp_path)) == 1
     assert run(make_config(tmp_path, sets, "train.guard.max_rollbacks=2"), rows) == 0

@@ -56,9 +56,9 @@ class DivergenceGuard(NoCallback):
         """Rank 0's decision, because the last digits of the loss may differ between ranks."""
         if self._layout.world_size == 1:
             return diverged
-        opinion = torch.tensor(int(diverged))
-        dist.broadcast(opinion, src=0)
-        return bool(opinion.item())
+        decision = torch.tensor(int(diverged))
+        dist.broadcast(decision, src=0)
+        return bool(decision.item())
 
     def _shared(self, incident: Incident | None) -> Incident:
         shared = [incident]

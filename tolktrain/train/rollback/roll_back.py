@@ -66,7 +66,7 @@ def roll_back(config: Config, run: OpenRun, layout: Layout, plan: StagePlan, inc
         carried_out=False,
     )
     logger.warning(
-        "stage %r, step %d: %s; going back to step %d and leaving out the data of steps %d to %d (rollback %d of at"
+        "stage %r, step %d: %s; rolling back to step %d and skipping the data of steps %d to %d (rollback %d of at"
         " most %d)",
         plan.name, incident.last_step, incident.reason, to_step, first + 1, incident.last_step, record.number,
         config.train.guard.max_rollbacks,
@@ -87,10 +87,10 @@ def _first_suspect(config: Config, plan: StagePlan, first_bad: int) -> int:
 
 
 def _given_up(run_dir: Path, plan: StagePlan, incident: Incident, times: int) -> str:
-    learned = f"the run has gone back {times} time{'s' * (times > 1)} already (see {RunPaths(run_dir).rollbacks}); "
+    learned = f"the run was rolled back {times} time{'s' * (times > 1)} already (see {RunPaths(run_dir).rollbacks}); "
     return (
         f"training has diverged: in the stage {plan.name!r}, up to step {incident.last_step}, {incident.reason};"
         f" {learned if times else ''}in a new run lower the stage's learning rate or train.optimizer.clip_grad_norm or"
-        " lengthen its warm-up, or start this one again with a higher train.guard.max_rollbacks, to go back and leave"
-        " out the data"
+        " lengthen its warm-up, or start this one again with a higher train.guard.max_rollbacks, to roll back"
+        " again and skip the data"
     )
