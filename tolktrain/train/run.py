@@ -158,7 +158,7 @@ def _run_all(
             # As rank 0 sees the folder: other nodes may be shown an old listing of it.
             position = Position.shared(on_rank_zero(layout.rank, directory.store.latest), layout)
             continue
-        context.progress.at("going back")
+        context.progress.at("rolling back")
         position = Position.shared(roll_back(config, directory, layout, stages[0], incident), layout)
         for callback in callbacks:
             callback.on_rollback(position.step)
