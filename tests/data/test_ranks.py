@@ -54,6 +54,7 @@ def test_two_ranks(tmp_path: Path, stories: Path, make_config: MakeConfig) -> No
     assert [sorted(batch) for batch in first[2]] == expected
 
 
+@pytest.mark.slow
 def test_any_ranks_and_workers_stream_the_same_batches_from_s3(
     tmp_path: Path, stories: Path, stored_stories: str, s3_server: S3Server, make_config: MakeConfig
 ) -> None:
@@ -146,6 +147,7 @@ def cached(tmp_path: Path, stories: Path, make_config: MakeConfig) -> Config:
     return make_config({"a": {"path": str(tmp_path / "cache"), "remote": str(remote)}}, num_workers=1)
 
 
+@pytest.mark.slow
 def test_a_cache_in_use_is_refused(tmp_path: Path, cached: Config) -> None:
     with living_run(cached):
         port = free_port()
@@ -159,6 +161,7 @@ def test_a_cache_in_use_is_refused(tmp_path: Path, cached: Config) -> None:
     assert re.search(r"process \d+ on this node has \S+cache open, and no other may fill it", outcomes[0])
 
 
+@pytest.mark.slow
 def test_a_killed_run_does_not_block_the_next(cached: Config) -> None:
     with living_run(cached) as block:
         pass

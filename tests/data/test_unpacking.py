@@ -71,6 +71,7 @@ except ValueError as error:
 
 
 @pytest.mark.parametrize("compression", FAMILIES)
+@pytest.mark.slow
 def test_what_unpacks_to_256_mib_is_not_unpacked_in_64(compression: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BOMB, compression], capture_output=True, text=True, timeout=300, check=False

@@ -101,6 +101,7 @@ def test_report(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is what a machine without a GPU does")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is missing")
+@pytest.mark.slow
 def test_one_command_without_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,7 @@ def run(cluster: Cluster, stand_in: Path, *command: str) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_ranks_start_is_not_lost(cluster: Cluster, tmp_path: Path, stand_in: Path) -> None:
     """It would end a rank that has no handler yet, and the job would have failed."""
     output = tmp_path / "output"
@@ -57,6 +58,7 @@ def test_a_signal_while_the_ranks_start_is_not_lost(cluster: Cluster, tmp_path: 
     assert cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=1), output.read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_last_task_is_stopped(cluster: Cluster, tmp_path: Path, stand_in: Path) -> None:
     """The number of that task is the array's: to requeue by it would start all tasks again."""
     lines = tmp_path / "rates.txt"
@@ -86,6 +88,7 @@ def chain(output: Path, *groups: str) -> list[str]:
     return ["bash", str(CHAIN), "a.yaml", *ONE_TASK, f"--output={output}", *groups]
 
 
+@pytest.mark.slow
 def test_a_chain_waits_for_a_job_that_is_requeued(cluster: Cluster, tmp_path: Path, stand_in: Path) -> None:
     output = tmp_path / "output"
     groups = ["--job-name=long", "seed='a b'", "--", "text", "wait=1", "--", "joint", "--ntasks-per-node=2", "x=2"]

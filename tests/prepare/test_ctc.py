@@ -117,6 +117,7 @@ def good(results: list[Aligned | EntryError]) -> list[Aligned]:
     return [result for result in results if isinstance(result, Aligned)]
 
 
+@pytest.mark.slow
 def test_words_end_where_they_do(trained: str, spoken: Spoken) -> None:
     results = good(
         aligner(trained).align([waveform for _, waveform, _ in spoken], [" ".join(words) for words, *_ in spoken])

@@ -105,6 +105,7 @@ def test_summary_counts(whole: Path) -> None:
     assert info == json.loads((whole / "train" / "dataset.json").read_text())
 
 
+@pytest.mark.slow
 def test_any_division_of_the_work_gives_the_same_bytes(songs: Path, whole: Path, tmp_path: Path) -> None:
     manifest = songs / "manifest.jsonl"
     run(configuration(songs, manifest, tmp_path / "processes", processes=3))

@@ -454,6 +454,7 @@ FILES = [
 
 @given(data=st.data())
 @settings(deadline=None, max_examples=250, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.slow
 def test_damaged_files_give_errors_and_never_a_wrong_record(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory, tokenizer: Path
 ) -> None:

@@ -31,6 +31,7 @@ def test_the_bytes_are_those_of_the_last_release(
     assert any(path.endswith(".mds.zstd") for path in written)
 
 
+@pytest.mark.slow
 def test_a_preparation_ends_quietly_and_leaves_no_temporary_file(tmp_path: Path, repository: Path) -> None:
     """Its processes meet in a folder that multiprocessing makes in ours, and removes itself."""
     command = ["-m", "tolktrain", "prepare", str(RELEASED / "text.yaml"), f"output={tmp_path}"]

@@ -346,6 +346,7 @@ def made(family: str) -> Tokenizer:
     kept=st.sampled_from([2, 200_000]),
 )
 @settings(max_examples=60)
+@pytest.mark.slow
 def test_kept_words_give_the_ids_of_the_whole(family: str, texts: list[str], kept: int) -> None:
     tokenizer = made(family)
     encoder = SegmentedEncoder(tokenizer, words_kept=kept)

@@ -82,6 +82,7 @@ def harmless(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, tuple[s
 @example({name: "".join(PIECES) for name in KEPT})
 @example({name: 'x" onload="document.title=1' for name in KEPT})
 @settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.slow
 def test_text_stays_text(
     harmless: set[tuple[str, tuple[str, ...]]], tmp_path_factory: pytest.TempPathFactory, names: dict[str, str]
 ) -> None:

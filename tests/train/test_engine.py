@@ -142,6 +142,7 @@ def test_frozen_groups_do_not_change_and_trained_ones_do(make: Make, stage: int)
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.slow
 def test_restored_engines_go_on_the_same(make: Make, zero_stage: int, precision: str) -> None:
     """Bit by bit on the same layout, from nothing but the snapshot's tensors and the number of updates."""
     options = (f"deepspeed.zero_stage={zero_stage}", f"train.precision={precision}", "train.micro_batch_size=4")
@@ -165,6 +166,7 @@ def test_restored_engines_go_on_the_same(make: Make, zero_stage: int, precision:
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.slow
 def test_bf16_is_near_float32_and_keeps_float32_masters(make: Make, zero_stage: int) -> None:
     steps = [make_batch(["interleaved"] * 8, seed) for seed in range(3)]
     engine, _ = make("train.precision=fp32")
@@ -181,6 +183,7 @@ def test_bf16_is_near_float32_and_keeps_float32_masters(make: Make, zero_stage: 
     assert change == pytest.approx(3 * RATES.backbone, rel=0.1)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_keep_their_float32_values_in_bf16(make: Make) -> None:
     engine, config = make("train.precision=bf16", stage=1)
     original = canonical_state(SmolTolk(engine.model.architecture, seed=0))
@@ -192,6 +195,7 @@ def test_frozen_parameters_keep_their_float32_values_in_bf16(make: Make) -> None
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.slow
 def test_a_step_with_bad_gradients_changes_nothing(make: Make, zero_stage: int, precision: str) -> None:
     engine, _ = make(f"deepspeed.zero_stage={zero_stage}", f"train.precision={precision}")
     good = [make_batch(MIXED, seed) for seed in range(2)]

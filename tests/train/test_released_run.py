@@ -17,6 +17,7 @@ CLONE = "/tmp/tolktrain"  # where the release ran; config.yaml names input files
 REL = 1e-5
 
 
+@pytest.mark.slow
 def test_a_run_of_the_last_release_resumes(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = tmp_path / "tiny"
     shutil.copytree(RELEASED / "tiny", run_dir)

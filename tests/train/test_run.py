@@ -48,6 +48,7 @@ def times_of(run_dir: Path) -> list[tuple[Path, int]]:
     return sorted((path, path.stat().st_mtime_ns) for path in paths)
 
 
+@pytest.mark.slow
 def test_metrics_have_a_line_per_step_and_per_validation(uninterrupted: Path) -> None:
     lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
@@ -214,6 +215,7 @@ def test_a_run_that_never_had_a_checkpoint_begins_again(uninterrupted: Path, tmp
 
 
 @pytest.mark.parametrize(("background", "steps", "is_lost"), [(1, 4, 0), (1, 5, 1), (0, 2, 0), (0, 3, 1)])
+@pytest.mark.slow
 def test_how_far_a_run_comes_without_a_checkpoint(
     tmp_path: Path, sets: Path, background: int, steps: int, is_lost: int
 ) -> None:

@@ -70,6 +70,7 @@ def kept(run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("change", ["deleted", "edited", "broken"])
+@pytest.mark.slow
 def test_the_file_is_not_read_again(
     configured: Callable[..., Config], tmp_path: Path, file: Path, uninterrupted: Path, change: str
 ) -> None:

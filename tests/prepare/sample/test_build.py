@@ -20,6 +20,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("speaking", "small")
+@pytest.mark.slow
 def test_the_same_bytes_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample.main(["--output", str(tmp_path / "one"), "--processes", "1"]) == 0
     assert "heldout_voices" in capsys.readouterr().out
