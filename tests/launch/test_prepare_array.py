@@ -57,7 +57,7 @@ def test_an_array_makes_the_same_set_although_a_task_is_stopped(cluster: Cluster
     wait_until_gone(cluster, number)
     logs = {path.name: path.read_text() for path in sorted(tmp_path.glob("log-*"))}
     assert "stopped by SIGUSR1; the same command continues with the parts that are left" in logs["log-1"], logs
-    assert sum("120 of 120 items used" in log for log in logs.values()) >= 1, logs
+    assert sum("120 of 120 entries used" in log for log in logs.values()) >= 1, logs
     assert files_of(tmp_path / "output") == files_of(songs / "alone")
 
 
