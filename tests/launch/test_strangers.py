@@ -22,7 +22,7 @@ exec "$@"
 # What a compiled kernel in a cache is: code that is loaded when its name is there.
 LOAD_KERNELS = """
 import os, runpy, sys
-from tolktrain import cli
+from tolktrain.cli import entry
 
 def load_kernels() -> int:
     for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
@@ -32,8 +32,8 @@ def load_kernels() -> int:
             runpy.run_path(os.path.join(folder, "kernel.py"))
     return 0
 
-cli.main = load_kernels
-sys.exit(getattr(cli, "program", load_kernels)())
+entry.main = load_kernels
+sys.exit(entry.program())
 """
 SET_TRAPS = """
 import fcntl, os, sys

@@ -4,6 +4,6 @@ Only light modules are imported at import time, so that `--help` answers at once
 before torch is imported.
 """
 
-from tolktrain.cli.main import main, program
+from tolktrain.cli.entry import main, program
 
 __all__ = ["main", "program"]
