@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
@@ -131,6 +132,14 @@ def test_where_the_main_thread_is() -> None:
     looking.start()
     looking.join()  # in the standard library: of this file the line counts
     assert "in test_where_the_main_thread_is: `looking" in found[0].line and not found[0].waiting
+
+
+def test_an_instruction_without_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = test_an_instruction_without_a_line.__code__
+    frame = SimpleNamespace(f_code=code, f_lineno=None, f_globals={"__name__": "tolktrain.x"}, f_back=None)
+    monkeypatch.setattr("tolktrain.cluster.progress.main_frame", lambda: frame)
+    line = Whereabouts.of_main_thread().line
+    assert line.startswith(f"tolktrain.x:{code.co_firstlineno} in test_an_instruction_without_a_line")
 
 
 def test_stopped_time_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,8 @@ def test_all_changes_are_named_at_once() -> None:
     ]
     found = changes(table)
     assert [line.partition(": ")[2].partition(" (")[0] for line in found] == [
-        "tolktrain.nowhere is gone",
-        f"{__name__}:Nobody is gone",
+        "tolktrain.nowhere does not exist any more",
+        f"{__name__}:Nobody does not exist any more",
         "is gone",
         "takes",
         "is no function any more",

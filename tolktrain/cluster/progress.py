@@ -88,8 +88,9 @@ class Whereabouts:
             frame = frame.f_back
         if frame is None:
             return cls("in a library", waiting)
-        code = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        name = f"{_module(frame)}:{frame.f_lineno} in {frame.f_code.co_name}"
+        line = frame.f_lineno or frame.f_code.co_firstlineno  # some instructions have no line: f_lineno is None
+        code = linecache.getline(frame.f_code.co_filename, line).strip()
+        name = f"{_module(frame)}:{line} in {frame.f_code.co_name}"
         return cls(f"{name}: `{code}`" if code else name, waiting)
 
 
