@@ -148,8 +148,11 @@ def forget_modules(module: nn.Module) -> None:
 
 
 def without_shared_memory_collectives(deepspeed: Any) -> None:
-    """Disable the all-reduce in shared memory, which only inference uses and which takes half a minute to compile."""
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    """Disable the all-reduce in shared memory, which only inference uses and which takes half a minute to compile.
+
+    Nothing else asks which operators can be built, and to find out about all of them would start the compiler.
+    """
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 
 def fragment_range(parameter: nn.Parameter) -> tuple[int, int]:
