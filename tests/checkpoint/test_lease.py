@@ -75,6 +75,7 @@ def hold() -> Iterator[Callable[[Path, float], Holder]]:
         holder.process.communicate()
 
 
+@pytest.mark.slow
 def test_of_twenty_that_start_together_one_wins(tmp_path: Path) -> None:
     """Onto an empty folder, after an owner that died, and after one that released; in turns."""
     script = Path(__file__).with_name("lease_race.py")

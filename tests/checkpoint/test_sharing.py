@@ -36,6 +36,7 @@ def saved(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Pat
 
 
 @pytest.mark.parametrize(("most_files", "expected"), [(8, 8), (3, 2), (2, 2), (1, 2), (0, 2)])
+@pytest.mark.slow
 def test_every_tensor_is_there_whoever_wrote_it(saved: Mapping[int, Path], most_files: int, expected: int) -> None:
     """Two series never share one. After a save that failed for a full disk, the next one is complete."""
     folder = saved[most_files]
@@ -52,6 +53,7 @@ def test_every_tensor_is_there_whoever_wrote_it(saved: Mapping[int, Path], most_
 
 
 @pytest.mark.parametrize("most_files", [8, 2])
+@pytest.mark.slow
 def test_pytorchs_own_reader_puts_them_together(saved: Mapping[int, Path], most_files: int) -> None:
     expected = {f"{kind}/{n}": t for number, kind in enumerate(KINDS) for n, t in file_ranks.whole(number).items()}
     read = {key: torch.empty_like(tensor) for key, tensor in expected.items()}
@@ -60,6 +62,7 @@ def test_pytorchs_own_reader_puts_them_together(saved: Mapping[int, Path], most_
     assert all(torch.equal(read[key], tensor) for key, tensor in expected.items())
 
 
+@pytest.mark.slow
 def test_a_name_is_once_in_a_file(saved: Mapping[int, Path]) -> None:
     with safe_open(saved[2] / "tensors" / "shard-00001-of-00002.safetensors", framework="pt") as file:
         assert sorted(file.keys()) == sorted(

@@ -178,6 +178,7 @@ def test_memory_of_an_index(folders: dict[int, Path], growth_exponent: Callable[
     assert peaks[100_000] < 200e6, "of a node"
 
 
+@pytest.mark.slow
 def test_calls_of_reading_an_index(
     folders: dict[int, Path], growth_exponent: Callable[[Mapping[int, float]], float]
 ) -> None:

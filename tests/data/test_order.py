@@ -142,6 +142,7 @@ def many_shards(shards: int, per_shard: int = 100) -> EpochOrder:
     return EpochOrder((np.full(shards, per_shard),), (count - count % 8,), 8, 5, 4096)
 
 
+@pytest.mark.slow
 def test_work_grows_as_the_shards_do(growth_exponent: Callable[[Mapping[int, float]], float]) -> None:
     """Calls into numpy, of all canonical nodes and of one."""
 
@@ -167,6 +168,7 @@ def test_work_grows_as_the_shards_do(growth_exponent: Callable[[Mapping[int, flo
         assert counts[sizes[-1]] < 50 * sizes[-1]
 
 
+@pytest.mark.slow
 def test_memory_grows_as_the_records_do(growth_exponent: Callable[[Mapping[int, float]], float]) -> None:
     """Bytes at the peak: 4 for each record of the rows, and a few more for each record of the sets."""
 

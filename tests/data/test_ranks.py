@@ -81,6 +81,7 @@ def test_two_nodes(tmp_path: Path, stories: Path, make_config: MakeConfig) -> No
     assert [sorted(sum(parts, [])) for parts in zip(*(steps[0] for steps in made), strict=True)] == [*one[:9], *one[3:]]
 
 
+@pytest.mark.slow
 def test_jobs_that_come_and_go_do_not_disturb(tmp_path: Path, stories: Path, make_config: MakeConfig) -> None:
     config = make_config({"a": stories}, num_workers=0, num_canonical_nodes=NUM_CANONICAL_NODES)
     context = server()

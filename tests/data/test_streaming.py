@@ -251,6 +251,7 @@ def test_a_full_disk_under_a_local_set(stories: Path, make_config: MakeConfig, m
     assert "No space left on device" in str(error) and "set data.sets.*.remote" in str(error)
 
 
+@pytest.mark.slow
 def test_cache_limit(make_streaming: MakeConfig, expected: list[Any], fault_proxy: FaultProxy) -> None:
     config = make_streaming(cache_limit="100kb", num_workers=2)
     cache = Path(config.data.sets["a"].path)

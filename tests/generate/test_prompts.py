@@ -43,6 +43,7 @@ def test_stereo_at_another_rate_is_mixed_and_resampled(tmp_path: Path) -> None:
     np.testing.assert_allclose(samples[500:-500], _tone()[500:-500] / 2, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_a_small_file_that_holds_a_day_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "long.wav"
     with soundfile.SoundFile(path, "w", 8_000, 1, format="FLAC") as file:

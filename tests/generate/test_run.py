@@ -59,6 +59,7 @@ def test_files_of_a_run(two_prompts: Path) -> None:
     assert not list(two_prompts.glob(".tmp*"))
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bytes_and_replaces_what_was_there(two_prompts: Path) -> None:
     first = {path.name: path.read_bytes() for path in generate(two_prompts)}
     (two_prompts / "samples" / "old.wav").write_bytes(b"")
@@ -70,6 +71,7 @@ def test_same_seed_gives_the_same_bytes_and_replaces_what_was_there(two_prompts:
     assert other["prompt-1-continuation.wav"] != first["prompt-1-continuation.wav"]
 
 
+@pytest.mark.slow
 def test_samples_that_cannot_be_put_in_place_leave_the_old_ones(
     two_prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,7 @@ def test_one_command_without_a_gpu(
     assert {"times.csv", "numerics.csv", "pooling-both.png", "README.md"} <= set(os.listdir(folder))
 
 
+@pytest.mark.slow
 def test_wrong_numbers_and_spills_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

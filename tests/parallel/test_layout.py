@@ -68,6 +68,7 @@ def test_a_single_process_needs_nothing_and_says_nothing() -> None:
     assert "not installed" not in done.stderr
 
 
+@pytest.mark.slow
 def test_two_replicas_under_torchrun_variables(warm: Warm) -> None:
     ranks = warm.start_ranks(2, "-c", REPLICA)
     assert wait_for_all(ranks, 120) == [0, 0], [rank.errors for rank in ranks]

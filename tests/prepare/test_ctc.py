@@ -130,6 +130,7 @@ def test_words_end_where_they_do(trained: str, spoken: Spoken) -> None:
     assert all((np.diff(result.ends) >= 0).all() for result in results)
 
 
+@pytest.mark.slow
 def test_another_text_has_less_confidence(trained: str, spoken: Spoken) -> None:
     waveforms = [waveform for _, waveform, _ in spoken]
     rng = np.random.default_rng(5)
@@ -146,6 +147,7 @@ def test_another_text_has_less_confidence(trained: str, spoken: Spoken) -> None:
         checked(Aligned(("a",), np.zeros(1), float("nan")), 0.0)
 
 
+@pytest.mark.slow
 def test_a_batch_gives_what_single_waveforms_do(trained: str, spoken: Spoken) -> None:
     waveforms, texts = [waveform for _, waveform, _ in spoken[:12]], [" ".join(words) for words, *_ in spoken[:12]]
     together = good(aligner(trained, batch_seconds=20).align(waveforms, texts))
@@ -155,6 +157,7 @@ def test_a_batch_gives_what_single_waveforms_do(trained: str, spoken: Spoken) ->
         assert alone.confidence == pytest.approx(result.confidence, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_long_waveforms_go_through_windows(trained: str, spoken: Spoken) -> None:
     waveform = np.concatenate([waveform for _, waveform, _ in spoken[:20]])
     words = [word for words, *_ in spoken[:20] for word in words]

@@ -150,6 +150,7 @@ def test_asked_to_stop(songs: Path, whole: Path, tmp_path: Path) -> None:
     assert run(settings)[0] and files_of(tmp_path / "output") == files_of(whole)
 
 
+@pytest.mark.slow
 def test_one_bad_item_leaves_the_others_as_they_are(songs: Path, whole: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (songs / "manifest.jsonl").read_text().splitlines()]
     broken = tmp_path / "broken.wav"
@@ -184,6 +185,7 @@ def test_one_bad_item_leaves_the_others_as_they_are(songs: Path, whole: Path, tm
     assert files_of(tmp_path / "strict" / "train") == files_of(tmp_path / "output" / "train")
 
 
+@pytest.mark.slow
 def test_what_was_corrected_is_done_again(songs: Path, whole: Path, tmp_path: Path) -> None:
     """Into an output that the audio was broken for; the manifest is the same."""
     broken = write_corpus(tmp_path / "corpus", SONGS)
@@ -266,6 +268,7 @@ def test_tasks_that_do_not_exist(number: int, total: int) -> None:
 
 
 @pytest.mark.parametrize("leaving_kib", [0, 8, 24, 40])
+@pytest.mark.slow
 def test_a_full_disk_under_the_output(
     songs: Path,
     whole: Path,
@@ -291,6 +294,7 @@ def test_a_full_disk_under_the_output(
     assert files_of(output) == files_of(whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk_for_temporary_files(
     songs: Path,
     whole: Path,

@@ -153,6 +153,7 @@ def test_it_ends_with_its_launcher(launched: "subprocess.Popen[str]") -> None:
     assert launched.wait(60) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_everything_ends_with_the_warm_process(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(STOPPED_BY_SIGNAL)

@@ -263,6 +263,7 @@ def test_a_run_is_trained_by_one_at_a_time(
         train(config)
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_leaves_the_last_checkpoint(
     tmp_path: Path, sets: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +300,7 @@ def test_divergence_ends_the_run(
     assert caplog.text.count("skipped: its loss or gradients are not finite") == 3
 
 
+@pytest.mark.slow
 def test_bf16_without_zero_trains_and_goes_on(tmp_path: Path, sets: Path) -> None:
     for steps in (2, 4):
         overrides = ("train.precision=bf16", "deepspeed.zero_stage=0", f"train.max_steps={steps}")
@@ -307,6 +309,7 @@ def test_bf16_without_zero_trains_and_goes_on(tmp_path: Path, sets: Path) -> Non
     assert len(losses) == 4 and all(4 < loss < 5 for loss in losses)
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path, sets: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -130,6 +130,7 @@ def test_another_file_is_taken(
         train(configured(f"deepspeed.config={tmp_path / 'absent.json'}"))
 
 
+@pytest.mark.slow
 def test_a_vanished_file_that_is_looked_for_elsewhere(
     tmp_path: Path, sets: Path, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
