@@ -24,6 +24,7 @@ from tolktrain.files.terminal import Console
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.step import step_flops
 from tolktrain.model.cost.work import StepCounts
+from tolktrain.model.local_backbone import local_architecture
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.train.optimizer import learning_rates_at
 from tolktrain.train.process import set_threads
@@ -71,7 +72,7 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
     # All configurations are read before anything is measured.
     configs = [_one_step(load_config(path, [*overrides, *item.overrides]), options) for item in providers]
     stage = _stage(config, options.stage)
-    architecture = _architecture(config)
+    architecture = local_architecture(config.model, "bench")
     if "published" in options.against:
         check_published(architecture)
     ProcessEnvironment.detect().export()
@@ -131,22 +132,6 @@ def _stage(config: Config, name: str | None) -> StageConfig:
     if name not in stages:
         raise UserError(f"--stage {name!r} is no stage of the configuration; it has {', '.join(stages)}")
     return stages[name]
-
-
-def _architecture(config: Config) -> Architecture:
-    """The architecture of the configuration; a backbone on the hub must already be on this machine."""
-    backbone = config.model.backbone
-    if not isinstance(backbone, str) or Path(backbone).expanduser().exists():
-        return Architecture.from_config(config.model)
-    import huggingface_hub  # pulls in an HTTP stack that a local folder never needs
-
-    cached = huggingface_hub.try_to_load_from_cache(backbone, "config.json") if backbone.count("/") == 1 else None
-    if not isinstance(cached, str):
-        raise UserError(
-            f"model.backbone: {backbone} is not on this machine, and bench downloads nothing; give the backbone's shape"
-            " in its place, as configs/bench/smoltolk-150m.yaml, -400m and -2b do for the published models"
-        )
-    return Architecture.from_config(config.model.model_copy(update={"backbone": str(Path(cached).parent)}))
 
 
 def _make_steps(config: Config, architecture: Architecture, options: Options, pinned: bool) -> list[list[Batch]]:

@@ -19,8 +19,12 @@ def needed_files(environment: ProcessEnvironment) -> int:
     """The least number of descriptors that this process needs, as one of several."""
     if environment.rank:
         return FEW
-    serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    return FEW + environment.world_size * (_EACH_RANK + serves * _EACH_CLIENT)
+    return needed_files_of(environment.world_size, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
+
+
+def needed_files_of(world_size: int, serves: bool = True) -> int:
+    """The least number of descriptors of rank 0, which may hold the rendezvous (`serves`)."""
+    return FEW + world_size * (_EACH_RANK + serves * _EACH_CLIENT)
 
 
 def raise_file_limit(environment: ProcessEnvironment) -> None:

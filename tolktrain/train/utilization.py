@@ -1,11 +1,11 @@
 """Model FLOPs utilization: the FLOPs of a step, divided by those that the GPUs could compute in its time."""
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
 
+from tolktrain.cluster.accelerators import accelerator_of
 from tolktrain.config import Config
 from tolktrain.config.training import ParameterGroup
 from tolktrain.model.architecture import Architecture
@@ -13,16 +13,6 @@ from tolktrain.model.cost.step import step_flops
 from tolktrain.model.cost.work import StepCounts
 from tolktrain.model.loss import LossCounts
 from tolktrain.parallel.layout import Layout
-
-# FLOP/s of dense bf16 products on tensor cores, from NVIDIA's data sheets (half of what they give for sparse ones). The
-# first name that occurs in a device's counts. GH200, GB200, H20, H800 and the like are other names, and not known.
-_PEAKS = (
-    (r"\bA100\b", 312e12),
-    (r"\bH100 PCIe\b", 756e12),
-    (r"\bH[12]00 NVL\b", 835e12),
-    (r"\bH[12]00\b", 989.4e12),
-    (r"\bB200\b", 2250e12),
-)
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
@@ -32,9 +22,8 @@ def peak_flops(device_name: str, precision: str) -> float | None:
         device_name: from `torch.cuda.get_device_name`, such as "NVIDIA H100 80GB HBM3".
         precision: train.precision; known for bf16 only.
     """
-    if precision != "bf16" or re.search(r"\bMIG\b", device_name):  # a part of a GPU has a part of its rate
-        return None
-    return next((peak for name, peak in _PEAKS if re.search(name, device_name)), None)
+    kind = accelerator_of(device_name)
+    return None if kind is None or precision != "bf16" else kind.peak_flops
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,31 @@
+"""The architecture of a configuration whose backbone is already on this machine."""
+
+from pathlib import Path
+
+from tolktrain.config.model import ModelConfig
+from tolktrain.errors import UserError
+from tolktrain.model.architecture import Architecture
+
+
+def local_architecture(config: ModelConfig, verb: str) -> Architecture:
+    """The architecture; nothing is downloaded.
+
+    Args:
+        config: of the model.
+        verb: of the command line, for the message.
+
+    Raises:
+        UserError: the named backbone is neither a folder nor in the cache of the hub.
+    """
+    backbone = config.backbone
+    if not isinstance(backbone, str) or Path(backbone).expanduser().exists():
+        return Architecture.from_config(config)
+    import huggingface_hub  # pulls in an HTTP stack that a local folder never needs
+
+    cached = huggingface_hub.try_to_load_from_cache(backbone, "config.json") if backbone.count("/") == 1 else None
+    if not isinstance(cached, str):
+        raise UserError(
+            f"model.backbone: {backbone} is not on this machine, and {verb} downloads nothing; give the backbone's"
+            " shape in its place, as configs/bench/smoltolk-150m.yaml, -400m and -2b do for the published models"
+        )
+    return Architecture.from_config(config.model_copy(update={"backbone": str(Path(cached).parent)}))

@@ -1,0 +1,104 @@
+"""Numbers of the predictions that nothing here computes: efficiencies, traffic counts and reserves, with their sources.
+
+`tolktrain plan --calibration FILE` replaces any of them by measured ones.
+"""
+
+import json
+from bisect import bisect_left
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tolktrain.errors import UserError
+from tolktrain.files.reading import parse_json, read_text
+
+_LARGEST_BYTES = 1 << 20
+_GIB = float(1 << 30)
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the predictions assume, in SI units unless the name says otherwise. Fractions are of an `Accelerator`."""
+
+    # Rates.
+    product_widths: tuple[float, ...] = (256, 576, 960, 2048, 4096, 8192)  # narrowest side of a product of matrices
+    product_fractions: tuple[float, ...] = (0.32, 0.50, 0.58, 0.68, 0.73, 0.76)  # of the peak at these widths
+    attention_forward: float = 0.33  # of the peak, heads of 64; cuDNN's on an H100 (FlashAttention-3, arXiv 2407.08608)
+    attention_backward: float = 0.26
+    copy: float = 0.92  # of the memory's bandwidth, for everything that is no product
+    links: float = 0.80  # of the link bandwidth, for collectives inside a node
+    network: float = 0.85  # of the network cards' bandwidth, for collectives between nodes
+    message_seconds: float = 3e-5  # latency of a collective inside a node; between nodes twice that
+    # Bytes that an element or a launch costs, counted on the step's operations.
+    layer_ffn_bytes: float = 16.0  # of a transformer layer, forward and backward, for each position and element of F
+    layer_hidden_bytes: float = 53.0  # of D: norms, residual additions, copies around attention
+    layer_head_bytes: float = 8.0  # of the queries' and keys' widths: rotation
+    layer_launches: float = 58.0  # of a layer, forward and backward
+    head_bytes: float = 24.0  # of the text head, for each scored position and id
+    accumulation_bytes: float = 18.0  # for each trained parameter and micro batch: gradients added up in float32
+    reduction_bytes: float = 28.0  # for each trained parameter and step: flattening and casts around the all-reduce
+    update_bytes: float = 46.0  # for each trained parameter of the rank's partition and step: norm, AdamW, copies
+    update_launches: float = 8.0  # of the update for each layer under ZeRO 1, counted
+    partitioned_update_launches: float = 98.0  # under ZeRO 2 and 3, counted for ZeRO 2
+    zero3_layer_seconds: float = 1e-3  # of the host, in DeepSpeed's hooks around a layer's modules under ZeRO 3
+    launch_seconds: float = 1e-6  # the GPU's own time between two kernels
+    host_launch_seconds: float = 1.6e-5  # of the host for a launch; it limits small micro batches
+    # Memory.
+    context_gib: float = 0.5  # the CUDA context
+    communication_gib: float = 1.5  # NCCL's buffers, with more than one GPU
+    workspace_gib: float = 0.2  # cuBLAS and cuDNN
+    reserve: float = 0.08  # of what changes during a step: memory that the allocator holds in pieces
+    # A job over weeks.
+    failure_hours: float = 50_000.0  # of a GPU between failures; 419 in 54 days on 16,384 (Llama 3, arXiv 2407.21783)
+    restart_seconds: float = 420.0  # from a failure to the next step
+    host_update_bandwidth: float = 8e9  # bytes/s of gradients, states and parameters of a rank, with offload
+    snapshot_bandwidth: float = 10e9  # bytes/s of a rank from GPU to host; training waits for it at a checkpoint
+
+    def product_fraction(self, width: float) -> float:
+        """Fraction of the peak that products of this narrowest side reach, interpolated."""
+        widths, fractions = self.product_widths, self.product_fractions
+        place = bisect_left(widths, width)
+        if place in (0, len(widths)):
+            return fractions[min(place, len(widths) - 1)] * (width / widths[0] if place == 0 else 1.0)
+        part = (width - widths[place - 1]) / (widths[place] - widths[place - 1])
+        return fractions[place - 1] + part * (fractions[place] - fractions[place - 1])
+
+    @property
+    def overhead_gib(self) -> float:
+        """Memory outside of torch's allocator, with several GPUs."""
+        return self.context_gib + self.communication_gib + self.workspace_gib
+
+
+def read_calibration(path: Path) -> tuple[Assumptions, tuple[str, ...]]:
+    """The assumptions with measured values in place of some, and the names of these.
+
+    Args:
+        path: a JSON object of fields of `Assumptions`.
+
+    Raises:
+        UserError: the file cannot be read, or has an unknown name or a value of another kind.
+    """
+    try:
+        values = parse_json(read_text(path, _LARGEST_BYTES))
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise UserError(f"--calibration {path}: cannot be read as JSON: {error}") from None
+    known = {field.name for field in fields(Assumptions)}
+    if not isinstance(values, dict) or not set(values) <= known:
+        found = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
+        raise UserError(f"--calibration {path}: unknown {found}; expected an object with names of {sorted(known)}")
+    return replace(Assumptions(), **{name: _number(path, name, value) for name, value in values.items()}), (*values,)
+
+
+def _number(path: Path, name: str, value: Any) -> float | tuple[float, ...]:
+    many = isinstance(getattr(Assumptions(), name), tuple)
+    items = value if many and isinstance(value, list) else [value]
+    if any(isinstance(item, bool) or not isinstance(item, int | float) or item < 0 for item in items):
+        raise UserError(f"--calibration {path}: {name} is {value!r}; expected {'numbers' if many else 'a number'} >= 0")
+    if many and len(items) != len(getattr(Assumptions(), name)):
+        raise UserError(f"--calibration {path}: {name} has {len(items)} numbers, expected as many as the default")
+    return tuple(map(float, items)) if many else float(items[0])
+
+
+def gib(num_bytes: float) -> float:
+    """Bytes in GiB."""
+    return num_bytes / _GIB
