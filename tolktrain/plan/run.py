@@ -9,7 +9,6 @@ from tolktrain.config import Config
 from tolktrain.config.deepspeed import DeepSpeedFile, read_deepspeed_file
 from tolktrain.config.load import load_config
 from tolktrain.errors import UserError
-from tolktrain.model.architecture import Architecture
 from tolktrain.model.local_backbone import local_architecture
 from tolktrain.plan.assumptions import Assumptions, read_calibration
 from tolktrain.plan.candidates import PIPELINE, Candidate, Cluster, Refusal, candidates
@@ -56,13 +55,20 @@ class Plan:
 class Plans:
     """The answer of `plan`."""
 
+    path: str | Path
+    overrides: tuple[str, ...]
     config: Config
-    architecture: Architecture
+    recipe: Recipe
     device: Accelerator
     assumed: Assumptions
     measured: tuple[str, ...]  # names of the assumptions that a calibration has replaced
     options: Options
     plans: tuple[Plan, ...]
+
+    def cost(self, job: JobEstimate) -> float:
+        """Of a whole job, at `options.price` for a GPU hour."""
+        assert self.options.price is not None
+        return job.gpu_hours * self.options.price
 
 
 def plan(path: str | Path, overrides: Sequence[str], options: Options) -> Plans:
@@ -90,7 +96,7 @@ def plan(path: str | Path, overrides: Sequence[str], options: Options) -> Plans:
     recipe = Recipe.of(config, architecture)
     clusters = (Cluster(count, min(count, options.gpus_per_node)) for count in options.gpus)
     plans = tuple(_plan(recipe, cluster, device, assumed, files, offload_file) for cluster in clusters)
-    return Plans(config, architecture, device, assumed, measured, options, plans)
+    return Plans(path, tuple(overrides), config, recipe, device, assumed, measured, options, plans)
 
 
 def _plan(

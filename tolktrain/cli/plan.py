@@ -1,0 +1,62 @@
+"""`tolktrain plan`."""
+
+import argparse
+from pathlib import Path
+
+from tolktrain.cli.failures import EXIT_DONE
+from tolktrain.cli.verb import Verb
+from tolktrain.errors import UserError
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="configuration, such as configs/bench/smoltolk-2b.yaml")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--gpus", metavar="N,N", help="numbers of GPUs, by commas (8,64,512)")
+    sizes.add_argument("--nodes", metavar="N,N", help="numbers of nodes instead")
+    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs of a node (8)")
+    parser.add_argument("--device", default="h100", help="kind of GPU: a100, h100, h200, b200, ... (h100)")
+    parser.add_argument("--price", type=float, metavar="PRICE", help="of a GPU for an hour, in your currency")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="JSON with measured rates")
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="layouts that are shown for each size (3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything here")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw step and memory, as .png or .svg")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from tolktrain.files.terminal import Console
+    from tolktrain.plan.report import print_plans, write_json
+    from tolktrain.plan.run import Options, plan
+
+    option, text = ("--nodes", parsed.nodes) if parsed.nodes else ("--gpus", parsed.gpus or "8,64,512")
+    counts = _counts(option, text)
+    if parsed.gpus_per_node < 1 or parsed.top < 1 or (parsed.price is not None and parsed.price < 0):
+        raise UserError("--gpus-per-node and --top must be 1 or more, and --price not negative")
+    options = Options(
+        gpus=tuple(count * (parsed.gpus_per_node if parsed.nodes else 1) for count in counts),
+        gpus_per_node=parsed.gpus_per_node,
+        device=parsed.device,
+        price=parsed.price,
+        calibration=parsed.calibration,
+        top=parsed.top,
+    )
+    if parsed.picture is not None and parsed.picture.suffix not in (".png", ".svg"):
+        raise UserError(f"--picture {parsed.picture}: the name must end in .png or .svg")
+    found = plan(parsed.config, parsed.overrides, options)
+    print_plans(found, Console(highlight=False, soft_wrap=True))
+    if parsed.json is not None:
+        write_json(found, parsed.json)
+    if parsed.picture is not None:
+        from tolktrain.plan.picture import draw
+
+        draw(found, parsed.picture)
+    return EXIT_DONE
+
+
+def _counts(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text!r}: expected whole numbers by commas, such as 8,64,512") from None
+
+
+VERB = Verb("predict memory, speed and cost of the layouts of a job, before it is submitted", _add_arguments, _run)

@@ -1,0 +1,198 @@
+"""The answer of `plan` at the terminal, as JSON and as a picture."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tolktrain.files.writing import replace_file
+from tolktrain.plan.job import JobEstimate
+from tolktrain.plan.run import Plan, Plans
+
+_HEADINGS = ("layout", "ZeRO", "micro batch", "memory", "step", "tokens/s", "MFU", "time")
+_ANSWERED = 4  # reasons for layouts that are not shown
+
+
+def print_plans(plans: Plans, console: Console) -> None:
+    """A table for each number of GPUs, what to submit, and why the other layouts are not better."""
+    console.print(_header(plans))
+    for plan in plans.plans:
+        _print_plan(plans, plan, console)
+    console.print(_labels(plans))
+
+
+def _header(plans: Plans) -> str:
+    train, device = plans.config.train, plans.device
+    parameters = sum(layer.parameters for layer in plans.recipe.shapes[0].layers)
+    tokens = sum(stage.tokens for stage in train.stages)
+    return (
+        f"{plans.config.run.name}: {parameters / 1e6:,.0f}M parameters, {tokens / 1e9:.3g}B tokens in"
+        f" {len(train.stages)} stages, {train.global_batch_size} x {train.sequence_length} positions a step\n"
+        f"{device.name}: {device.memory_gib} GiB, peak {device.peak_flops / 1e12:.0f} TFLOP/s in bf16"
+    )
+
+
+def _print_plan(plans: Plans, plan: Plan, console: Console) -> None:
+    cluster, top = plan.cluster, plan.ranked[: plans.options.top]
+    console.print(f"\n{cluster.num_gpus} GPUs ({_nodes(cluster.num_nodes)} of {cluster.gpus_per_node})", style="bold")
+    if not top:
+        console.print("no layout fits:")
+    else:
+        console.print(_table(plans, top))
+        best = top[0]
+        console.print(f"submit: {_command(plans, best)}")
+        parts = ", ".join(f"{name} {size:.1f}" for name, size in best.memory.parts().items() if size >= 0.05)
+        console.print(f"  memory of the first, GiB: {parts}")
+        console.print(
+            f"  slowest stage {best.longest.name}; checkpoints of {best.checkpoint_gib:.0f} GiB, training waits"
+            f" {_duration(best.checkpoint_seconds)} for them and loses {_duration(best.restart_seconds)} to failures;"
+            f" reads {best.read_mib_per_second():.1f} MiB/s of records"
+        )
+    for job in plan.ranked[1 : 1 + _ANSWERED]:
+        console.print(f"  {job.candidate.name}: {_slower(plan, job)}")
+    for candidate, needed in plan.too_large[:_ANSWERED]:
+        console.print(f"  {candidate.name}: does not fit, needs {needed:.0f} of {plans.device.memory_gib:.0f} GiB")
+    if len(plan.too_large) > _ANSWERED:
+        console.print(f"  {len(plan.too_large) - _ANSWERED} more layouts do not fit (all of them: --json)")
+    for refusal in plan.refused[:_ANSWERED]:
+        console.print(f"  {refusal.what}: {refusal.reason}")
+    if len(plan.refused) > _ANSWERED:
+        console.print(f"  {len(plan.refused) - _ANSWERED} more are refused (all of them: --json)")
+    for limit in plan.limits:
+        if limit.is_met:
+            console.print(f"  limit: {limit.text}")
+
+
+def _table(plans: Plans, jobs: Sequence[JobEstimate]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    last = "GPU hours" if plans.options.price is None else "cost"
+    for number, heading in enumerate((*_HEADINGS, last)):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for job in jobs:
+        table.add_row(*_cells(job), f"{job.gpu_hours if plans.options.price is None else plans.cost(job):,.0f}")
+    return table
+
+
+def _cells(job: JobEstimate) -> tuple[str, ...]:
+    candidate, stage = job.candidate, job.longest
+    extras = f"{'*' if candidate.recompute else ''}{' offload' if candidate.offload else ''}"
+    return (
+        f"t{candidate.tensor} p{candidate.pipeline} d{candidate.data}",
+        f"{candidate.zero_stage}{extras}",
+        f"{candidate.micro_batch_size} x {candidate.accumulation}",
+        f"{job.memory.total_gib:.1f} GiB",
+        f"{1e3 * stage.step.seconds:,.0f} ms",
+        f"{stage.tokens_per_second / 1e3:,.0f}k",
+        f"{100 * stage.mfu:.0f} %",
+        _duration(job.seconds),
+    )
+
+
+def _command(plans: Plans, job: JobEstimate) -> str:
+    """The job's command, with those entries of the layout that the configuration does not have already."""
+    cluster, config = job.candidate.cluster, plans.config
+    nodes = f"sbatch --nodes={cluster.num_nodes} --gpus-per-node={cluster.gpus_per_node} launch/pretrain.sbatch"
+    entries = []
+    for key, value in job.candidate.overrides.items():
+        branch, name = key.split(".")
+        held = getattr(getattr(config, branch), name)
+        if str(held).lower() != value.lower():
+            entries.append(f"{key}={_shown(value) if name == 'config' else value}")
+    return " ".join([nodes, str(plans.path), *plans.overrides, *entries])
+
+
+def _shown(path: str) -> str:
+    """A path, relative if it is below the current folder."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def _slower(plan: Plan, job: JobEstimate) -> str:
+    slower = job.seconds / plan.ranked[0].seconds - 1
+    reason = plan.reason(job)
+    return f"{100 * slower:.1f} % slower{f': {reason}' if reason else ''}"
+
+
+def _labels(plans: Plans) -> str:
+    measured = f"; measured: {', '.join(plans.measured)}" if plans.measured else ""
+    return (
+        "\nt, p, d: tensor, pipeline and data ranks; micro batch: sequences x micro batches of a step; *: layers"
+        " recomputed\ncomputed: FLOPs, bytes of states and collectives, layouts; assumed: rates, reserves and failures"
+        f" (tolktrain/plan/assumptions.py, docs/planning.md){measured}"
+    )
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'s' if count > 1 else ''}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+
+
+def write_json(plans: Plans, path: Path) -> None:
+    """Everything that the tables show, and all layouts."""
+    replace_file(path, json.dumps(to_json(plans), indent=2, allow_nan=False) + "\n")
+
+
+def to_json(plans: Plans) -> dict[str, Any]:
+    """Plain values. `labels` says for each group of numbers how they were found."""
+    return {
+        "config": str(plans.path),
+        "device": asdict(plans.device),
+        "labels": {
+            "memory": "computed, except reserve and overhead: assumed",
+            "step": "computed from FLOPs, bytes and launches with assumed rates",
+            "job": "computed, with assumed failures and pauses",
+            "measured": list(plans.measured),
+        },
+        "assumptions": asdict(plans.assumed),
+        "plans": [
+            {
+                "gpus": plan.cluster.num_gpus,
+                "nodes": plan.cluster.num_nodes,
+                "layouts": [_job_json(plans, plan, job) for job in plan.ranked],
+                "too_large": [{"layout": c.name, "gib": needed} for c, needed in plan.too_large],
+                "refused": [asdict(refusal) for refusal in plan.refused],
+                "limits": [asdict(limit) for limit in plan.limits],
+            }
+            for plan in plans.plans
+        ],
+    }
+
+
+def _job_json(plans: Plans, plan: Plan, job: JobEstimate) -> dict[str, Any]:
+    return {
+        "layout": job.candidate.name,
+        "overrides": job.candidate.overrides,
+        "accumulation": job.candidate.accumulation,
+        "memory_gib": {"total": job.memory.total_gib, **job.memory.parts()},
+        "stages": [
+            {
+                "name": stage.name,
+                "steps": stage.steps,
+                "tokens_per_second": stage.tokens_per_second,
+                "mfu": stage.mfu,
+                "seconds": {"total": stage.step.seconds, **asdict(stage.step)},
+            }
+            for stage in job.stages
+        ],
+        "checkpoint_gib": job.checkpoint_gib,
+        "checkpoint_seconds": job.checkpoint_seconds,
+        "restart_seconds": job.restart_seconds,
+        "days": job.days,
+        "gpu_hours": job.gpu_hours,
+        "cost": None if plans.options.price is None else plans.cost(job),
+        "slower_because": plan.reason(job),
+    }
