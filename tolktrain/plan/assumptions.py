@@ -86,7 +86,8 @@ def read_calibration(path: Path) -> tuple[Assumptions, tuple[str, ...]]:
     if not isinstance(values, dict) or not set(values) <= known:
         found = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
         raise UserError(f"--calibration {path}: unknown {found}; expected an object with names of {sorted(known)}")
-    return replace(Assumptions(), **{name: _number(path, name, value) for name, value in values.items()}), (*values,)
+    numbers: dict[str, Any] = {name: _number(path, name, value) for name, value in values.items()}
+    return replace(Assumptions(), **numbers), tuple(numbers)
 
 
 def _number(path: Path, name: str, value: Any) -> float | tuple[float, ...]:

@@ -29,9 +29,9 @@ def limits(config: Config, cluster: Cluster, best: Candidate | None) -> tuple[Li
         best: the recommended layout; None if none fits.
     """
     found = [_batch(config, cluster), _files(cluster), _opens(cluster)]
-    if best is not None:
+    if best is not None and cluster.num_nodes > 1:
         found.append(_canonical_nodes(config, cluster, best))
-    return tuple(limit for limit in found if limit is not None)
+    return tuple(found)
 
 
 def _batch(config: Config, cluster: Cluster) -> Limit:
@@ -62,11 +62,9 @@ def _opens(cluster: Cluster) -> Limit:
     )
 
 
-def _canonical_nodes(config: Config, cluster: Cluster, best: Candidate) -> Limit | None:
+def _canonical_nodes(config: Config, cluster: Cluster, best: Candidate) -> Limit:
     """Whether each node reads its own part of the shards only."""
     canonical, nodes = config.data.num_canonical_nodes, cluster.num_nodes
-    if nodes == 1:
-        return None
     fitting = data_world(nodes, best.data, canonical).num_nodes == nodes
     counts = [count for count in range(1, 2 * nodes + 1) if canonical % count == 0 or count % canonical == 0]
     return Limit(

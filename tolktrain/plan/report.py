@@ -14,7 +14,7 @@ from tolktrain.files.writing import replace_file
 from tolktrain.plan.job import JobEstimate
 from tolktrain.plan.run import Plan, Plans
 
-_HEADINGS = ("layout", "ZeRO", "micro batch", "memory", "step", "tokens/s", "MFU", "time")
+_HEADINGS = ("layout", "ZeRO", "micro", "memory", "step", "tokens/s", "MFU", "time")
 _ANSWERED = 4  # reasons for layouts that are not shown
 
 
@@ -69,8 +69,8 @@ def _print_plan(plans: Plans, plan: Plan, console: Console) -> None:
 
 
 def _table(plans: Plans, jobs: Sequence[JobEstimate]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    last = "GPU hours" if plans.options.price is None else "cost"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    last = "GPU h" if plans.options.price is None else "cost"
     for number, heading in enumerate((*_HEADINGS, last)):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for job in jobs:
@@ -123,7 +123,7 @@ def _slower(plan: Plan, job: JobEstimate) -> str:
 def _labels(plans: Plans) -> str:
     measured = f"; measured: {', '.join(plans.measured)}" if plans.measured else ""
     return (
-        "\nt, p, d: tensor, pipeline and data ranks; micro batch: sequences x micro batches of a step; *: layers"
+        "\nt, p, d: tensor, pipeline and data ranks; micro: sequences of a micro batch x micro batches; *: layers"
         " recomputed\ncomputed: FLOPs, bytes of states and collectives, layouts; assumed: rates, reserves and failures"
         f" (tolktrain/plan/assumptions.py, docs/planning.md){measured}"
     )

@@ -122,11 +122,12 @@ def _micro_batch(
     stage_share = 1.0 if candidate.cut is None else max(candidate.cut.shares)
     share = stage_share / tensor * positions / _MANY
     narrowest = min(architecture.hidden_size, architecture.ffn_hidden_size) / tensor**0.5
-    rate = device.peak_flops * assumed.product_fraction(narrowest)
+    peak = device.peak_flops * device.sustained
+    rate = peak * assumed.product_fraction(narrowest)
     products = sum(p.matrices * (1 + p.to_input + p.to_weights) for p in flops.parts) * share / rate
     attention = share * sum(
-        p.attention / (device.peak_flops * assumed.attention_forward)
-        + (2 * p.attention / (device.peak_flops * assumed.attention_backward) if p.to_input or p.to_weights else 0.0)
+        p.attention / (peak * assumed.attention_forward)
+        + (2 * p.attention / (peak * assumed.attention_backward) if p.to_input or p.to_weights else 0.0)
         for p in flops.parts
     )
     counts = shape.per_position
@@ -213,8 +214,8 @@ def _update(
     spans = [layers] if cut is None else [layers[a:b] for a, b in zip(cut.bounds, cut.bounds[1:], strict=False)]
     largest = max(spans, key=lambda span: sum(layer.parameters for layer in span))
     elements = sum(layer.parameters for layer in largest) / candidate.tensor
-    trained = sum(s for layer in largest for group, s in layer.sizes.items() if group in shape.trainable)
-    trained /= candidate.tensor
+    sizes = [size for layer in largest for group, size in layer.sizes.items() if group in shape.trainable]
+    trained = sum(sizes) / candidate.tensor
     copies = device.memory_bandwidth * assumed.copy
     stride = candidate.tensor
     gather = _ring(_BF16 * trained, data, candidate, stride, device, assumed)

@@ -1,0 +1,72 @@
+"""The verb `plan` from the command line to its files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tolktrain.cli import main
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+BENCH = str(CONFIGS / "bench" / "smoltolk-2b.yaml")
+
+
+def test_the_verb_answers_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [f"--json={tmp_path / 'plan.json'}", f"--picture={tmp_path / 'plan.png'}"]
+    assert main(["plan", BENCH, "--gpus", "8,64", "--price", "2", *files]) == 0
+    shown = capsys.readouterr().out
+    assert "8 GPUs (1 node of 8)" in shown and "64 GPUs (8 nodes of 8)" in shown
+    assert "submit: sbatch --nodes=8 --gpus-per-node=8 launch/pretrain.sbatch" in shown
+    assert "% slower:" in shown and "assumed:" in shown
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert [item["gpus"] for item in written["plans"]] == [8, 64]
+    best = written["plans"][0]["layouts"][0]
+    assert best["cost"] == pytest.approx(2 * best["gpu_hours"])
+    parts = best["memory_gib"]
+    assert parts["total"] == pytest.approx(sum(size for name, size in parts.items() if name != "total"))
+    for stage in best["stages"]:
+        seconds = dict(stage["seconds"])
+        assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
+    computing = sum(stage["steps"] * stage["seconds"]["total"] for stage in best["stages"])
+    total = computing + best["checkpoint_seconds"] + best["restart_seconds"]
+    assert best["days"] == pytest.approx(total / 86_400)
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_measured_rates_replace_assumed_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = tmp_path / "rates.json"
+    rates.write_text('{"copy": 0.46, "product_fractions": [0.1, 0.2, 0.3, 0.34, 0.35, 0.36]}')
+    assert main(["plan", BENCH, "--gpus=8", f"--json={tmp_path / 'a.json'}"]) == 0
+    assert main(["plan", BENCH, "--gpus=8", f"--json={tmp_path / 'b.json'}", f"--calibration={rates}"]) == 0
+    assert "measured: copy, product_fractions" in capsys.readouterr().out
+    before, after = (
+        json.loads((tmp_path / f"{name}.json").read_text())["plans"][0]["layouts"][0]["stages"][-1]["seconds"]
+        for name in ("a", "b")
+    )
+    assert after["elementwise"] == pytest.approx(2 * before["elementwise"])
+    assert after["products"] == pytest.approx(2 * before["products"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([BENCH, "--gpus=12"], "does not fill nodes of 8; use 8 or 16"),
+        ([BENCH, "--gpus=0"], "expected numbers from 1 to"),
+        ([BENCH, "--gpus=a"], "expected whole numbers by commas"),
+        ([BENCH, "--device=h101"], "use one of a100-40, a100, "),
+        ([BENCH, "train.precision=fp32"], "set train.precision=bf16"),
+        ([BENCH, "--picture=plan.jpg"], "must end in .png or .svg"),
+        ([str(CONFIGS / "smoltolk-2b.yaml")], "as configs/bench/smoltolk-150m.yaml"),
+    ],
+)
+def test_bad_input_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"speed": 1}', '{"copy": "fast"}', '{"product_fractions": [1]}'])
+def test_bad_calibrations_are_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = tmp_path / "rates.json"
+    rates.write_text(text)
+    assert main(["plan", BENCH, "--calibration", str(rates)]) == 2
+    assert str(rates) in capsys.readouterr().err
