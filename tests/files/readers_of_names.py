@@ -28,6 +28,7 @@ from tolktrain.checkpoint.store import CheckpointStore
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.model import ModelConfig
 from tolktrain.data.folder import RecordFolder
+from tolktrain.files.address import parse_address
 from tolktrain.generate.inputs import read_entries
 from tolktrain.generate.prompts import read_prompts
 from tolktrain.inspect import run as inspect_run
@@ -44,7 +45,6 @@ from tolktrain.prepare.recordings.manifest.format import Manifest
 from tolktrain.prepare.recordings.manifest.librispeech import read_librispeech
 from tolktrain.runs.remote_checkpoints import find_remote, restore, upload_files
 from tolktrain.runs.rollbacks import carry_out
-from tolktrain.storage.address import parse_address
 from tolktrain.storage.errors import StorageError
 from tolktrain.storage.folder import LocalFolder
 from tolktrain.storage.open import open_storage

@@ -72,10 +72,10 @@ def spoiling(factors: dict[int, float]) -> Iterator[None]:
     train_step, forward = Engine.train_step, SmolTolk.forward
     factor = [1.0]
 
-    def spoiled_step(self: Engine, batches: list[Batch], learning_rates: LearningRates) -> StepResult:
+    def spoiled_step(self: Engine, batches: list[Batch], learning_rates: LearningRates, **options: bool) -> StepResult:
         factor[0] = factors.get(batch_checksum(batches), 1.0)
         try:
-            return train_step(self, batches, learning_rates)
+            return train_step(self, batches, learning_rates, **options)
         finally:
             factor[0] = 1.0
 

@@ -48,6 +48,13 @@ ENGINE_CASES: dict[str, tuple[int, str, list[Strategy]]] = {
     "mixed-zero1-bf16": (1, "bf16", MIXED),
 }
 
+# Each sequence ends before the text that follows the speech, which is all that is scored.
+NOTHING_SCORED = (
+    "train.sequence_length=2",
+    "train.stages.0.mixture={recognition: {sets: {train: 1}}}",
+    "train.stages.0.trainable=[backbone, speech]",
+)
+
 Line = dict[str, Any]
 
 

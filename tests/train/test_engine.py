@@ -4,6 +4,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -249,3 +250,17 @@ def test_a_closed_engine_leaves_nothing(make: Make, zero_stage: int) -> None:
     del engine, first
     gc.collect()
     assert [reference() for reference in remembered] == [None] * len(remembered)
+
+
+def test_a_step_that_scores_nothing_is_refused_before_the_update_if_it_must_score(make: Make) -> None:
+    batch = make_batch(MIXED)
+    nothing = torch.zeros_like(batch.text_pred)
+    counts = {"num_text_scored": 0, "num_speech_scored": 0, "num_entropy_positions": 0}
+    unscored = replace(batch, text_pred=nothing, speech_pred=nothing, **counts)
+    engine, _ = make()
+    before = values(engine)
+    with pytest.raises(UserError, match="the stage 'joint' learns nothing from a step: none of its 8 sequences"):
+        engine.train_step([unscored], RATES, must_score=True)
+    assert engine.num_updates == 0 and all(torch.equal(before[name], value) for name, value in values(engine).items())
+    assert engine.train_step([unscored], RATES).counts.num_scored == 0 and engine.num_updates == 1
+    assert engine.train_step([batch], RATES, must_score=True).counts.num_scored > 0

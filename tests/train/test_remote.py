@@ -126,7 +126,7 @@ def test_a_run_that_starts_anew_forgets_its_copies(tmp_path: Path, sets: Path) -
 
 
 def test_an_address_that_is_none(tmp_path: Path, sets: Path) -> None:
-    with pytest.raises(UserError, match="checkpoint.upload: 'ftp://host/folder/small' is no address"):
+    with pytest.raises(UserError, match="checkpoint.upload: 'ftp://host/folder' is no address"):
         train(small_config(tmp_path, sets, "checkpoint.upload=ftp://host/folder"))
     assert not (tmp_path / "runs").exists()
 

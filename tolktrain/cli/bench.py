@@ -1,14 +1,16 @@
 """`tolktrain bench`."""
 
 import argparse
-from pathlib import Path
 
 from tolktrain.cli.failures import EXIT_DONE
 from tolktrain.cli.verb import Verb
+from tolktrain.files.given import input_argument, path_argument
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="configuration, such as configs/bench/smoltolk-150m.yaml")
+    parser.add_argument(
+        "config", metavar="CONFIG", type=input_argument, help="configuration, such as configs/bench/smoltolk-150m.yaml"
+    )
     parser.add_argument("--stage", metavar="NAME", help="stage whose step is timed (the last)")
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed (20)")
     parser.add_argument("--warmup", type=int, default=5, help="steps before them (5)")
@@ -22,7 +24,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", default="", metavar="NAMES", help="also time these forms: published, strongest; by commas"
     )
     parser.add_argument("--no-compile", action="store_true", help="do not compile the strongest plain form")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the results (runs/bench-<run.name>)")
+    parser.add_argument(
+        "--output", type=path_argument, metavar="FOLDER", help="for the results (runs/bench-<run.name>)"
+    )
 
 
 def _run(parsed: argparse.Namespace) -> int:

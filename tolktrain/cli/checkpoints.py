@@ -1,21 +1,23 @@
 """`tolktrain checkpoints`."""
 
 import argparse
-from pathlib import Path
 
 from tolktrain.cli.failures import EXIT_DONE, EXIT_MACHINE
 from tolktrain.cli.verb import Verb, existing_run
 from tolktrain.errors import UserError
+from tolktrain.files.given import input_argument, path_argument
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="RUN", help="the run directory, or the configuration that was trained")
+    parser.add_argument(
+        "config", metavar="RUN", type=input_argument, help="the run directory, or the configuration that was trained"
+    )
     parser.add_argument(
         "--verify", action="store_true", help="read every file and compare checksums; exit code 1 if one is damaged"
     )
     weights = parser.add_argument_group("weights without optimizer")
     weights.add_argument(
-        "--weights-only", type=Path, metavar="DIR", help="write plain safetensors files into this new folder"
+        "--weights-only", type=path_argument, metavar="DIR", help="write plain safetensors files into this new folder"
     )
     weights.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (the latest valid one)")
     weights.add_argument("--dtype", choices=("float32", "bf16"), help="data type of the weights (float32)")

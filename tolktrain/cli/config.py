@@ -7,10 +7,11 @@ from tolktrain.cli.failures import EXIT_DONE
 from tolktrain.cli.output import print_to_reader
 from tolktrain.cli.verb import Verb, load
 from tolktrain.errors import UserError
+from tolktrain.files.given import input_argument
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", nargs="?", help="configuration, a YAML file")
+    parser.add_argument("config", metavar="CONFIG", type=input_argument, nargs="?", help="configuration, a YAML file")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of configurations instead")
 
 

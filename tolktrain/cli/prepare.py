@@ -2,18 +2,22 @@
 
 import argparse
 import json
-from pathlib import Path
 
 from tolktrain.cli.failures import EXIT_DONE
 from tolktrain.cli.output import print_to_reader
 from tolktrain.cli.verb import Verb
 from tolktrain.cluster.signals import EXIT_PREEMPTED, StopRaised, StopRequest
 from tolktrain.errors import UserError
+from tolktrain.files.given import input_argument, path_argument
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "config", metavar="CONFIG", nargs="?", help="configuration, such as configs/prepare/folder.yaml"
+        "config",
+        metavar="CONFIG",
+        type=input_argument,
+        nargs="?",
+        help="configuration, such as configs/prepare/folder.yaml",
     )
     parser.add_argument(
         "--task", metavar="I/N", help="do only the parts of machine I (from 0) of N (from the Slurm array, if any)"
@@ -23,13 +27,27 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of configurations instead")
     look = parser.add_argument_group("inspecting a data set")
-    look.add_argument("--inspect", metavar="PATH", help="folder or address with index.json: print and plot its content")
+    look.add_argument(
+        "--inspect",
+        type=input_argument,
+        metavar="PATH",
+        help="folder or address with index.json: print and plot its content",
+    )
     look.add_argument("--records", type=int, default=3, metavar="N", help="number of records to print (3)")
     look.add_argument("--strategy", metavar="NAME", help="strategy of the sequences (interleaved if words are aligned)")
     look.add_argument("--sequence-length", type=int, default=512, metavar="T", help="tokens per sequence (512)")
-    look.add_argument("--text-tokenizer", metavar="FOLDER", help="the set's text tokenizer, if not next to it")
-    look.add_argument("--speech-tokenizer", metavar="FOLDER", help="the set's speech tokenizer, if not next to it")
-    look.add_argument("--output", type=Path, metavar="FOLDER", help="for plots and audio (runs/inspect-<name>-<split>)")
+    look.add_argument(
+        "--text-tokenizer", type=input_argument, metavar="FOLDER", help="the set's text tokenizer, if not next to it"
+    )
+    look.add_argument(
+        "--speech-tokenizer",
+        type=input_argument,
+        metavar="FOLDER",
+        help="the set's speech tokenizer, if not next to it",
+    )
+    look.add_argument(
+        "--output", type=path_argument, metavar="FOLDER", help="for plots and audio (runs/inspect-<name>-<split>)"
+    )
 
 
 def _run(parsed: argparse.Namespace) -> int:

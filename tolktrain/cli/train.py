@@ -16,6 +16,7 @@ from tolktrain.cluster.environment import ProcessEnvironment, alone
 from tolktrain.cluster.signals import StopRequest
 from tolktrain.config import Config
 from tolktrain.errors import UserError
+from tolktrain.files.given import input_argument
 from tolktrain.files.reading import TABLE_BYTES, read_json
 from tolktrain.runs.paths import RunPaths
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="configuration, a YAML file")
+    parser.add_argument("config", metavar="CONFIG", type=input_argument, help="configuration, a YAML file")
     parser.add_argument("--skip-health-check", action="store_true", help="start without checking the machines")
 
 

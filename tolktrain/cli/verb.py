@@ -8,6 +8,7 @@ from pathlib import Path
 from tolktrain.cli.failures import EXIT_DONE
 from tolktrain.config import Config
 from tolktrain.errors import UserError
+from tolktrain.files.given import input_argument
 from tolktrain.runs.paths import RunPaths
 
 
@@ -24,7 +25,9 @@ def verb_of_run(meaning: str, act: Callable[[Path], None]) -> Verb:
     """A verb that does one thing to a trained run, whose folder or configuration the command line names."""
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("config", metavar="CONFIG", help="configuration that was trained, or the run directory")
+        parser.add_argument(
+            "config", metavar="CONFIG", type=input_argument, help="configuration that was trained, or the run directory"
+        )
 
     def run(parsed: argparse.Namespace) -> int:
         parsed.run_directory = existing_run(parsed)

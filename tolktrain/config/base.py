@@ -16,3 +16,11 @@ class InputPath:
     """Marks a field that names an input: `load_config` makes the path absolute."""
 
     may_be_hub_id: bool = False
+
+
+@dataclass(frozen=True)
+class GivenPath:
+    """Marks a field that names another path or address: `load_config` expands `~` and checks it."""
+
+    is_input: bool = False
+    may_be_address: bool = False

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tolktrain.config.base import InputPath, StrictModel
+from tolktrain.config.base import GivenPath, InputPath, StrictModel
 
 # Each is a file of `tolktrain.data.strategies`. Append new ones: the order determines which strategy a record gets.
 Strategy = Literal["speech", "text", "interleaved", "recognition", "synthesis"]
@@ -16,7 +16,7 @@ class DatasetConfig(StrictModel):
     path: Annotated[str, InputPath()] = Field(
         description="Folder with index.json and dataset.json; for a remote set its local cache."
     )
-    remote: str | None = Field(
+    remote: Annotated[str | None, GivenPath(is_input=True, may_be_address=True)] = Field(
         default=None, description="Address the shards are streamed from (s3://..., gs://...), if not local."
     )
 

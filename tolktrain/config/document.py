@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ _MOST_NODES = 50_000  # keys, items and values, including those that aliases rep
 _MOST_CHARACTERS = 1 << 22  # of all scalars, likewise
 _LONGEST_NUMBER = 100  # characters; also of dates, true and false
 _TEXT = "tag:yaml.org,2002:str"
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9_]*[1-9][0-9_]*")
+NULL_NAMES = ("None", "none", "NONE", "nil", "Nil")  # of other languages; text in YAML
 _SIGNED_64_BITS = range(-(1 << 63), 1 << 63)
 
 
@@ -44,6 +47,7 @@ class Located:
     value: Any
     origin: Origin
     children: "dict[Any, Located]" = field(default_factory=dict)
+    written: str = ""  # text of a scalar without quotes
 
     @property
     def is_mapping(self) -> bool:
@@ -70,7 +74,7 @@ class Located:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, and numbers such as 1e-3 and 1e9, which PyYAML reads as text.
+    """YAML 1.1 as PyYAML reads it, and numbers such as 1e-3, .5e3 and +.5, which PyYAML reads as text.
 
     Also raises `yaml.YAMLError` for documents with too many or too deeply nested values.
     """
@@ -96,7 +100,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back: text that looks like 1e9 is put in quotes."""
+    """Writes what `_Loader` reads back: text that looks like 1e9, or like a name for null, is put in quotes."""
 
 
 def _too_much() -> str:
@@ -110,8 +114,11 @@ def _exponent(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
 
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
-        "!exponent", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+        "!exponent",
+        re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?)$", re.ASCII),
+        list("-+.0123456789"),
     )
+_Dumper.add_implicit_resolver("!null-name", re.compile(f"(?:{'|'.join(NULL_NAMES)})$"), list("Nn"))
 _Loader.add_constructor("!exponent", _exponent)
 
 
@@ -183,7 +190,7 @@ class _Builder:
                 return Located({}, origin, self._mapping(node))
             if isinstance(node, yaml.SequenceNode):
                 return Located([], origin, dict(enumerate(self.build(item) for item in node.value)))
-            return Located(self._scalar(node, origin), origin)
+            return Located(self._scalar(node, origin), origin, written=_plain_text(node))
         finally:
             self.open.pop()
 
@@ -202,9 +209,14 @@ class _Builder:
             origin = Origin(self.file, key_node.start_mark.line + 1)
             if key_node.tag == "tag:yaml.org,2002:merge":
                 raise UserError(f"{origin}: '<<' is not supported; use 'base: other.yaml' to build on another file")
-            key = self._scalar(key_node, origin) if isinstance(key_node, yaml.ScalarNode) else None
-            if not isinstance(key, Hashable) or key is None:
+            if not isinstance(key_node, yaml.ScalarNode):
                 raise UserError(f"{origin}: a key must be a name")
+            key = self._scalar(key_node, origin)
+            if not isinstance(key, (str, int)) or isinstance(key, bool):  # integers are the numbers of items
+                raise UserError(
+                    f"{origin}: YAML reads the key {key_node.value or 'null'} as {_meaning(key)}, not as a name; put it"
+                    f" in quotes{in_quotes(key_node.value, origin)}"
+                )
             if key in children:
                 raise UserError(f"{origin}: {key} is given twice (first in line {children[key].origin.line}); keep one")
             children[key] = self.build(value_node, key_node.start_mark.line)
@@ -215,6 +227,7 @@ class _Builder:
         # Parsing a million digits takes minutes, and Python refuses to print numbers of thousands of digits.
         if node.tag != _TEXT and len(node.value) > _LONGEST_NUMBER:
             raise UserError(f"{origin}: {shown} has more than {_LONGEST_NUMBER} characters; put text in quotes")
+        _refuse_misread(node, origin)
         try:
             value = self.loader.construct_object(node)
         except yaml.YAMLError:
@@ -226,6 +239,40 @@ class _Builder:
         if isinstance(value, str) and not _is_text(value):
             raise UserError(f"{origin}: {shown} holds a character that no file or name can have; leave it out")
         return value
+
+
+def _refuse_misread(node: yaml.ScalarNode, origin: Origin) -> None:
+    """Raise UserError for numbers that YAML 1.1 reads as others than people who write them mean."""
+    text = _plain_text(node)
+    if node.tag not in (_INT, _FLOAT) or not text:
+        return
+    quoted = f"or put it in quotes{in_quotes(text, origin)} if it is text"
+    if node.tag == _INT and _LEADING_ZERO.fullmatch(text):
+        digits = text.replace("_", "")
+        raise UserError(
+            f"{origin}: {text} begins with 0, so YAML reads it as the octal number {int(digits, 8)}; write"
+            f" {int(digits)}, {quoted}"
+        )
+    if ":" in text:
+        seconds = yaml.SafeLoader("").construct_yaml_float(yaml.ScalarNode(_FLOAT, text))
+        raise UserError(
+            f"{origin}: YAML reads {text} in base 60, as the number {seconds:.15g}; write a number, {quoted}"
+        )
+
+
+def _plain_text(node: yaml.ScalarNode) -> str:
+    return node.value if node.style is None else ""
+
+
+def _meaning(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"a {'number' if isinstance(value, float) else type(value).__name__}"
+
+
+def in_quotes(text: str, origin: Origin) -> str:
+    """How to write a value so that YAML reads it as text; the shell removes quotes around an override."""
+    return f": '{text}'" if origin.file is not None else f" that the shell keeps: \"'{text}'\""
 
 
 def _is_text(value: str) -> bool:

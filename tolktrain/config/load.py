@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from tolktrain.config.base import InputPath
+from tolktrain.config.base import GivenPath, InputPath
+from tolktrain.config.corrections import null_name_mistake
 from tolktrain.config.document import KeyPath, Located, Origin, merge, override, parse, read_document, write_document
-from tolktrain.config.mistakes import describe, field_at
+from tolktrain.config.mistakes import annotation_at, describe, dotted, field_at
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.config.root import Config, set_uses
 from tolktrain.errors import UserError
+from tolktrain.files.given import given_path
 
 Root = TypeVar("Root", bound=BaseModel)
 
@@ -56,12 +59,15 @@ def load_prepare_config(path: str | Path, overrides: Sequence[str] = ()) -> Prep
 
 
 def _validated(path: Path, tree: Located, root: type[Root]) -> Root:
-    tree = _resolved(tree, root)
+    messages = _resolve_texts(tree, root)
+    errors: list[ErrorDetails] = []
     try:
-        return root.model_validate(tree.plain())
+        config = root.model_validate(tree.plain())
+        if not messages:
+            return config
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        messages = describe(errors[:_MOST_MISTAKES], tree, root)
+        messages += describe(errors[:_MOST_MISTAKES], tree, root)
     if len(messages) == 1 and len(errors) <= _MOST_MISTAKES:
         raise UserError(messages[0])
     more = " and more" if len(errors) > _MOST_MISTAKES else ""
@@ -101,7 +107,10 @@ def _with_bases(path: Path, opened: tuple[Path, ...], budget: Iterator[int]) -> 
     for name in names:
         if not isinstance(name.value, str):
             raise UserError(f"{name.origin}: base: expected the name of a YAML file or a list of them")
-        file = path.parent / os.path.expanduser(name.value)
+        try:
+            file = path.parent / given_path(name.value, is_input=True)
+        except UserError as error:
+            raise UserError(f"{name.origin}: base: {error}") from None
         if not os.path.isfile(file):
             raise UserError(f"{name.origin}: base names {file}, which does not exist; it is relative to {path.parent}")
         if file.resolve() in opened:
@@ -143,25 +152,41 @@ def _refuse_unused(config: Config, added: Mapping[str, str]) -> None:
             )
 
 
-def _resolved(tree: Located, root: type[BaseModel]) -> Located:
-    """The tree with absolute input paths."""
+def _resolve_texts(tree: Located, root: type[BaseModel]) -> list[str]:
+    """Make the paths of inputs absolute and expand the others, in the tree itself; returns mistakes in texts."""
+    mistakes = []
     for path, node in tree.scalars():
-        kind = _path_kind(path, root)
-        if kind is not None and isinstance(node.value, str) and node.value:
-            absolute = _search(node.value, node.origin)
-            if absolute is not None:
-                node.value = str(absolute)
-            elif kind.may_be_hub_id and not node.value.startswith((".", "/", "~")):
-                continue
-            else:
-                node.value = os.path.abspath(os.path.expanduser(node.value))
-    return tree
+        mistake = null_name_mistake(annotation_at(root, path), node)
+        if mistake is not None:
+            mistakes.append(f"{node.origin}: {dotted(path)}: {mistake}")
+            continue
+        mark = _mark(path, root)
+        if mark is None or not isinstance(node.value, str) or not node.value:
+            continue
+        try:
+            node.value = _resolved(node.value, node.origin, mark)
+        except UserError as error:
+            mistakes.append(f"{node.origin}: {dotted(path)}: {error}")
+    return mistakes
 
 
-def _path_kind(path: KeyPath, root: type[BaseModel]) -> InputPath | None:
-    field = field_at(root, path)
-    marks = [item for item in (field.metadata if field is not None else []) if isinstance(item, InputPath)]
+def _mark(path: KeyPath, root: type[BaseModel]) -> InputPath | GivenPath | None:
+    """The mark of a field or, for an item of a list, of the list."""
+    field = field_at(root, path) or (field_at(root, path[:-1]) if path and isinstance(path[-1], int) else None)
+    marks = [item for item in (field.metadata if field is not None else []) if isinstance(item, (InputPath, GivenPath))]
     return marks[0] if marks else None
+
+
+def _resolved(value: str, origin: Origin, mark: InputPath | GivenPath) -> str:
+    if isinstance(mark, GivenPath):
+        return given_path(value, is_input=mark.is_input, may_be_address=mark.may_be_address)
+    found = _search(value, origin)
+    if found is not None:
+        return str(found)
+    path = given_path(value, is_input=True)
+    if mark.may_be_hub_id and not value.startswith((".", "/", "~")):
+        return value
+    return os.path.abspath(path)
 
 
 def _search(name: str, origin: Origin) -> Path | None:

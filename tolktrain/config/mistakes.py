@@ -1,10 +1,10 @@
 """Turns pydantic's validation errors into messages that name the file, line, key, expected value and fix."""
 
 import difflib
+import math
 import re
-import types
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import annotated_types
 from annotated_types import MinLen
@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from tolktrain.config.document import KeyPath, Located
+from tolktrain.config.corrections import branches, fix_of
+from tolktrain.config.document import KeyPath, Located, in_quotes
 
 _LONGEST_SHOWN = 200  # characters of a value
 SCALARS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
@@ -80,21 +81,44 @@ def _messages(error: ErrorDetails, path: KeyPath, tree: Located, root: type[Base
     if error["loc"] and error["loc"][-1] == "[key]":
         expected = expectation(annotation_at(root, path[:-1]), keys=True)
         near = _closest(str(path[-1]), re.findall(r"'([^']+)'", str(error.get("ctx", {}).get("expected", ""))))
+        if isinstance(path[-1], int) and expected == SCALARS[str]:
+            quoted = in_quotes(str(path[-1]), _node(path[:-1], tree).origin)
+            return [
+                f"{where}: {dotted(path)}: YAML reads {path[-1]} as a number, not as a name; put it in quotes{quoted}"
+            ]
         return [f"{where}: {dotted(path)} is not a known key; {near or f'expected {expected}'}"]
     if kind == "value_error":
         return [_placed(line, path, tree) for line in str(error["ctx"]["error"]).splitlines()]
     field = field_at(root, path)
-    expected = expectation(annotation_at(root, path), field)
-    return [f"{where}: {dotted(path)}: expected {expected}, got {_shown(given)}{_fix(expected, given)}"]
+    annotation = annotation_at(root, path)
+    expected = expectation(annotation, field)
+    node = _node(path, tree)
+    shown = _shown(given)
+    if not isinstance(given, str) and _differs(node.written, given):
+        shown = f"{node.written} (to YAML {shown})"
+    fix = fix_of(annotation, given, node)
+    return [f"{where}: {dotted(path)}: expected {expected}, got {shown}{'; ' if fix else ''}{fix}"]
 
 
-def _origin(path: KeyPath, tree: Located) -> str:
+def _node(path: KeyPath, tree: Located) -> Located:
+    """The value at a path, or the one above it that exists."""
     node = tree
     for part in path:
         if part not in node.children:
             break
         node = node.children[part]
-    return str(node.origin)
+    return node
+
+
+def _origin(path: KeyPath, tree: Located) -> str:
+    return str(_node(path, tree).origin)
+
+
+def _differs(written: str, value: Any) -> bool:
+    """Whether a value that is no text looks so different from what was written that a reader would not find it."""
+    if value is None or isinstance(value, bool):
+        return bool(written) and written.lower() not in ("null", "true", "false")
+    return isinstance(value, float) and not math.isfinite(value) and bool(written)
 
 
 def _placed(message: str, path: KeyPath, tree: Located) -> str:
@@ -152,7 +176,7 @@ def annotation_at(root: type[BaseModel], path: KeyPath) -> Any:
     annotation: Any = root
     for part in path:
         model = _model_in(annotation)
-        container = next((a for a in _branches(annotation) if get_origin(a) in (tuple, dict)), None)
+        container = next((a for a in branches(annotation) if get_origin(a) in (tuple, dict)), None)
         if model is not None:
             annotation = model.model_fields[part].annotation if part in model.model_fields else None
         elif container is None:
@@ -171,16 +195,8 @@ def field_at(root: type[BaseModel], path: KeyPath) -> FieldInfo | None:
     return model.model_fields.get(str(path[-1])) if model is not None else None
 
 
-def _branches(annotation: Any) -> list[Any]:
-    if get_origin(annotation) is Annotated:
-        return _branches(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [branch for a in get_args(annotation) for branch in _branches(a)]
-    return [annotation]
-
-
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    for branch in _branches(annotation):
+    for branch in branches(annotation):
         if isinstance(branch, type) and issubclass(branch, BaseModel):
             return branch
     return None
@@ -188,7 +204,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def expectation(annotation: Any, field: FieldInfo | None = None, keys: bool = False) -> str:
     """In words, what a type accepts: "a whole number greater than 0"."""
-    words = [_words(branch, keys) for branch in _branches(annotation)]
+    words = [_words(branch, keys) for branch in branches(annotation)]
     limits = [*(field.metadata if field is not None else []), *_limits(annotation)]
     bounds = [
         f"{word} {getattr(limit, attribute):g}"
@@ -235,21 +251,3 @@ def _shown(value: Any) -> str:
         return f"a list of {len(value)} items"
     shown = repr(value) if isinstance(value, (str, int, float)) else f"{value!s} ({type(value).__name__})"
     return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
-
-
-def _fix(expected: str, given: Any) -> str:
-    if isinstance(given, str) and "number" in expected and _is_number(given):
-        return f"; write {given} without quotes"
-    if isinstance(given, float) and "whole number" in expected and given.is_integer():
-        return f"; write {int(given)}"
-    if expected.startswith("text") and given is not None and not isinstance(given, (str, dict, list, tuple)):
-        return "; put it in quotes"
-    return ""
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tolktrain.config.base import InputPath, StrictModel
+from tolktrain.config.base import GivenPath, InputPath, StrictModel
 
 # Each is a package of `tolktrain.prepare`, and a field of `PrepareConfig` that is given for one of them.
 KINDS = ("recordings", "text", "published")
@@ -77,7 +77,7 @@ class RecordingsConfig(StrictModel):
 class TextConfig(StrictModel):
     """Documents of text."""
 
-    files: tuple[str, ...] = Field(
+    files: Annotated[tuple[str, ...], GivenPath(is_input=True)] = Field(
         min_length=1, strict=False, description="JSONL (also .gz, .zst) or Parquet files; * and ** may be used."
     )
     column: str = Field(default="text", description="Key or column that holds the text.")
@@ -155,7 +155,7 @@ class PrepareConfig(StrictModel):
 
     name: str = Field(min_length=1, description="Name of the data set.")
     license: str = Field(default="unknown", description="Licence of the data, kept in dataset.json.")
-    output: str = Field(
+    output: Annotated[str, GivenPath(may_be_address=True)] = Field(
         min_length=1, description="Folder or address (s3://, gs://, azure://) that receives a folder for each split."
     )
     recordings: RecordingsConfig | None = Field(default=None, description="Prepare recordings.")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tolktrain.config.base import InputPath, StrictModel
+from tolktrain.config.base import GivenPath, InputPath, StrictModel
 from tolktrain.config.data import DataConfig
 from tolktrain.config.health import HealthConfig
 from tolktrain.config.model import ModelConfig
@@ -16,7 +16,7 @@ class RunConfig(StrictModel):
     """Identity of a run."""
 
     name: str = Field(description="Name of the run, without slashes; the run directory is <dir>/<name>.")
-    dir: str = Field(default="runs", description="Folder of all run directories.")
+    dir: Annotated[str, GivenPath()] = Field(default="runs", description="Folder of all run directories.")
     seed: int = Field(default=0, ge=0, description="Seeds weights and data.")
     restart: bool = Field(default=False, description="Delete the run directory and start from step 0.")
 
@@ -83,7 +83,7 @@ class CheckpointConfig(StrictModel):
     best_metric: str = Field(
         default="loss", description="Key of metrics.jsonl for keep_best, such as validation.text.held.loss."
     )
-    upload: str | None = Field(
+    upload: Annotated[str | None, GivenPath(may_be_address=True)] = Field(
         default=None,
         description="Address to which checkpoints are copied: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER,"
         " azure://ACCOUNT.blob.core.windows.net/CONTAINER/FOLDER, or a folder on another file system. A start fetches"

@@ -21,6 +21,7 @@ from tolktrain.data.index import INDEX_FILE, LARGEST_INDEX, RecordReader, ShardI
 from tolktrain.data.records import DATASET_FILE, DatasetInfo, Record
 from tolktrain.data.unpacking import unpack
 from tolktrain.errors import UserError
+from tolktrain.files.address import has_scheme
 from tolktrain.files.bounded import DamagedError
 from tolktrain.files.reading import DESCRIPTION_BYTES, open_regular, parse_json, read_bytes
 from tolktrain.libraries.streaming import FileInfo, Stream, World, get_hash
@@ -106,7 +107,9 @@ class RecordStream(Stream):
         choose: int | None = None,
         index: ShardIndex | None = None,
     ) -> None:
-        super().__init__(remote=config.remote, local=config.path, choose=choose, keep_zip=False)
+        # The library looks for a scheme in the address, also in a folder's name such as `a:b`; it downloads nothing.
+        remote = config.remote if config.remote is None or has_scheme(config.remote) else os.path.abspath(config.remote)
+        super().__init__(remote=remote, local=config.path, choose=choose, keep_zip=False)
         self.index = index or read_index(config.path)
         self._source = None if config.remote is None else open_source(config.remote, policy)
         if self._source is not None:

@@ -109,7 +109,7 @@ def _check_options(options: InspectOptions) -> None:
 def _open(options: InspectOptions, cache: Path) -> tuple[RecordFolder, Tokenizers]:
     """The records and tokenizers; what a remote set needs is fetched into `cache`."""
     if is_remote(options.path):
-        records = RecordFolder(DatasetConfig(path=str(cache / "shards"), remote=options.path.rstrip("/")))
+        records = RecordFolder(DatasetConfig(path=str(cache / "shards"), remote=options.path.removesuffix("/")))
         if options.text_tokenizer is None or options.speech_tokenizer is None:
             fetch_tokenizers(options.path, cache)
         folders = [cache]

@@ -73,7 +73,7 @@ def fetch_tokenizers(address: str, folder: Path) -> None:
     Raises `UserError` when the storage cannot be read, lists a name that leads out of the folder, or holds more there
     than tokenizers have.
     """
-    parent = address.rstrip("/").rpartition("/")[0]
+    parent = address.removesuffix("/").rpartition("/")[0]
     if parent.endswith("/"):  # the data set is a whole bucket
         return
     storage = open_storage(parent)

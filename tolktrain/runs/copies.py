@@ -27,7 +27,7 @@ def storage_of(config: Config) -> Storage | None:
     if address is None:
         return None
     try:
-        return open_storage(f"{address.rstrip('/')}/{config.run.name}", _RETRIES)
+        return open_storage(f"{address.removesuffix('/')}/{config.run.name}", _RETRIES)
     except UserError as error:
         raise UserError(f"checkpoint.upload: {error}") from None
 

@@ -8,8 +8,8 @@ from typing import Any
 from azure.core.exceptions import ClientAuthenticationError
 from azure.storage.blob import ContainerClient
 
+from tolktrain.files.address import Address
 from tolktrain.files.bounded import Bounded
-from tolktrain.storage.address import Address
 from tolktrain.storage.client import Client
 from tolktrain.storage.errors import ClientErrors
 from tolktrain.storage.retries import RetryPolicy

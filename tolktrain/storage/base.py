@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
-from tolktrain.storage.address import Address
+from tolktrain.files.address import Address
 from tolktrain.storage.retries import Result, RetryPolicy
 
 LARGEST_READ = 1 << 30  # bytes of a file that is read whole, unless said otherwise

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from tolktrain.files.address import Address
 from tolktrain.files.bounded import BoundedBuffer, BoundedFile
 from tolktrain.files.reading import require_regular
 from tolktrain.files.writing import written_aside
-from tolktrain.storage.address import Address
 from tolktrain.storage.base import LARGEST_READ, Source, Storage
 from tolktrain.storage.client import Client, Reader
 from tolktrain.storage.errors import StorageError

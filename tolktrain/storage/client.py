@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
+from tolktrain.files.address import Address
 from tolktrain.files.bounded import Bounded
-from tolktrain.storage.address import Address
 from tolktrain.storage.errors import ClientErrors
 from tolktrain.storage.retries import RetryPolicy
 

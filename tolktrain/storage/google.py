@@ -7,8 +7,8 @@ import google.auth
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from google.cloud import storage  # type: ignore[import-untyped]
 
+from tolktrain.files.address import Address
 from tolktrain.files.bounded import Bounded
-from tolktrain.storage.address import Address
 from tolktrain.storage.client import Client
 from tolktrain.storage.errors import ClientErrors
 from tolktrain.storage.retries import RetryPolicy

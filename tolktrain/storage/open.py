@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from tolktrain.storage.address import BUCKET_SCHEMES, parse_address, parse_source_address
+from tolktrain.files.address import BUCKET_SCHEMES, check_account, parse_address, parse_source_address
 from tolktrain.storage.base import Source, Storage
 from tolktrain.storage.bucket import Bucket, RemoteSource
 from tolktrain.storage.client import Client, Reader
@@ -19,6 +19,7 @@ def open_storage(address: str, policy: RetryPolicy | None = None) -> Storage:
     Connects to nothing and imports no library. Raises UserError if the address is none of these.
     """
     parsed = parse_address(address)
+    check_account(parsed)
     if not parsed.scheme:
         return LocalFolder(parsed, policy or RetryPolicy())
     return Bucket(parsed, policy or RetryPolicy(), _CLIENTS[parsed.scheme])

@@ -3,9 +3,9 @@
 import tempfile
 from pathlib import Path
 
+from tolktrain.files.address import Address
 from tolktrain.files.bounded import Bounded, copy_into
 from tolktrain.libraries.streaming import CloudDownloader
-from tolktrain.storage.address import Address
 from tolktrain.storage.client import Reader
 from tolktrain.storage.errors import ClientErrors, StorageError
 from tolktrain.storage.retries import RetryPolicy

@@ -22,8 +22,8 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
     PartialCredentialsError,
 )
 
+from tolktrain.files.address import Address
 from tolktrain.files.bounded import Bounded, too_large
-from tolktrain.storage.address import Address
 from tolktrain.storage.client import Client
 from tolktrain.storage.errors import ClientErrors
 from tolktrain.storage.retries import RetryPolicy

@@ -74,7 +74,7 @@ def run_stage(run: StageRun, batches: Iterator[list[Batch]], callbacks: Sequence
         run.learning_rates = learning_rates_at(run.plan.config, run.step_in_stage, run.plan.num_steps)
         batch = next(batches)
         run.progress.at("forward, backward and update")
-        run.result = run.engine.train_step(batch, run.learning_rates)
+        run.result = run.engine.train_step(batch, run.learning_rates, must_score=run.step == 0)
         run.seconds = time.perf_counter() - started
         run.counts = StepCounts.of(batch)
         run.step += 1

@@ -22,6 +22,7 @@ from tolktrain.runs.rollbacks import read_rollbacks
 from tolktrain.train.callbacks.checkpointing import Checkpointing
 from tolktrain.train.callbacks.guard import DivergenceGuard
 from tolktrain.train.callbacks.heartbeat import HeartbeatNotes, beating
+from tolktrain.train.callbacks.learning import LearningCheck
 from tolktrain.train.callbacks.progress import Display
 from tolktrain.train.callbacks.stopping import Stop, StopOnRequest
 from tolktrain.train.callbacks.straggler import Straggler
@@ -182,6 +183,7 @@ def _callbacks(
         metrics,
         HeartbeatNotes(heartbeat, metrics),
         stopping,
+        LearningCheck(config, layout),
         DivergenceGuard(config, directory.path, metrics, context.saver, layout),
         Validation(config, ValidationSource(context), metrics),
         display,

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from tolktrain.errors import UserError
+from tolktrain.files.given import input_argument, path_argument
 from tolktrain.files.printable import printable
 from tolktrain.units.base import SpeechTokenizer
 from tolktrain.units.load import KINDS, MODULES
@@ -16,8 +17,8 @@ def _parser() -> argparse.ArgumentParser:
     for module, kind in zip(MODULES, KINDS.values(), strict=True):
         if kind.maker is not None:
             of_kind = kinds.add_parser(module, help=kind.maker.meaning)
-            of_kind.add_argument("folder", help="folder to write")
-            of_kind.add_argument("--model", required=True, help="folder or hub id of the model")
+            of_kind.add_argument("folder", type=path_argument, help="folder to write")
+            of_kind.add_argument("--model", type=input_argument, required=True, help="folder or hub id of the model")
             of_kind.add_argument("--revision", help="branch, tag or commit on the hub")
             of_kind.add_argument("--device", default="cpu", help="auto, cpu or cuda")
             kind.maker.add_arguments(of_kind)

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 
 from tolktrain.config.base import StrictModel
 from tolktrain.errors import UserError
+from tolktrain.files.given import input_argument
 from tolktrain.units.base import Frames, Samples, check_mono
 from tolktrain.units.description import (
     DESCRIPTION_FILE,
@@ -322,7 +323,9 @@ def _frames(
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--kmeans", required=True, help="scikit-learn's k-means, as joblib or pickle wrote it")
+    parser.add_argument(
+        "--kmeans", type=input_argument, required=True, help="scikit-learn's k-means, as joblib or pickle wrote it"
+    )
     parser.add_argument("--layer", type=int, required=True, help="layer whose output is clustered; 1 is the first")
     parser.add_argument(
         "--normalize",

@@ -69,8 +69,6 @@ def prepare(
     May be left anywhere by an exception such as `StopRaised`: what is written is complete or absent, and doing the same
     again continues from there. Raises `UserError` when the input, the output or the share of failures is bad.
     """
-    if "://" not in config.output:
-        config = config.model_copy(update={"output": os.path.expanduser(config.output)})
     storage = open_storage(config.output)
     preparing = preparation_of(config)
     display.print_line(f"reading {preparing.source(config)}")

@@ -1,5 +1,6 @@
 """Losses on held-out records."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 from tolktrain.config import Config
@@ -9,6 +10,8 @@ from tolktrain.runs.metrics import Line
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.loop import StageRun
+
+logger = logging.getLogger(__name__)
 
 Batches = Callable[[str, Strategy], Sequence[Batch]]
 
@@ -21,6 +24,7 @@ class Validation(NoCallback):
         self._config = config.train.validation
         self._batches = batches
         self._metrics = metrics
+        self._unscored: set[str] = set()  # of which there was a warning
 
     def on_step(self, run: StageRun) -> None:
         """Validate if it is time to."""
@@ -38,6 +42,13 @@ class Validation(NoCallback):
         """Nats per scored position, of both modalities apart where both are scored."""
         result = run.engine.loss_sums(self._batches(dataset, strategy))
         key = f"validation.{strategy}.{dataset}"
+        if not result.counts.num_scored and key not in self._unscored:
+            self._unscored.add(key)
+            logger.warning(
+                "%s.loss is 0 because none of the positions is scored; raise train.sequence_length, or remove %s from"
+                " train.validation.strategies",
+                *(key, strategy),
+            )
         line: Line = {f"{key}.loss": result.loss(entropy_weight=0.0)}
         if result.counts.num_text and result.counts.num_speech:
             line |= {f"{key}.text_loss": result.text_loss, f"{key}.speech_loss": result.speech_loss}

@@ -13,6 +13,7 @@ from tolktrain.config import Config
 from tolktrain.config.deepspeed import DeepSpeedSettings
 from tolktrain.config.training import StageConfig
 from tolktrain.data.batch import Batch
+from tolktrain.errors import UserError
 from tolktrain.model.cost.cut import PipelineCut
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import LossCounts, StepResult
@@ -24,6 +25,7 @@ from tolktrain.train.deepspeed.compat import adam
 from tolktrain.train.deepspeed.sequential import SequentialRunner, Update
 from tolktrain.train.deepspeed.states import OptimizerStates
 from tolktrain.train.deepspeed.tensors import ModelTensors, forget_values, original_rows
+from tolktrain.train.learning import nothing_scored
 from tolktrain.train.optimizer import GROUPS, LearningRates, build_optimizer, freeze, set_learning_rates, trained_groups
 from tolktrain.train.process import forget_engine
 from tolktrain.train.resolved import ResolvedSettings
@@ -70,6 +72,7 @@ class Engine:
                 which needs memory.
         """
         zero_stage = settings.deepspeed.zero_stage
+        self._stage, self._config = stage, config
         self._layout = layout
         self._model = model
         self._views = parameter_views(model)
@@ -119,10 +122,18 @@ class Engine:
         """Number of updates in this stage, without skipped steps."""
         return self._states.num_updates
 
-    def train_step(self, batches: Sequence[Batch], learning_rates: LearningRates) -> StepResult:
-        """Forward, backward and update on this rank's micro batches of one global batch; collective."""
+    def train_step(
+        self, batches: Sequence[Batch], learning_rates: LearningRates, *, must_score: bool = False
+    ) -> StepResult:
+        """Forward, backward and update on this rank's micro batches of one global batch; collective.
+
+        Raises UserError on all ranks, before anything is computed, if no position of the global batch is scored and
+        `must_score` is set.
+        """
         assert len(batches) == self._accumulation_steps
         counts = self._exchange_counts(batches)
+        if must_score and not counts.num_scored:
+            raise UserError(nothing_scored(self._stage, self._config))
         set_learning_rates(adam(self._step_runner.engine), learning_rates)
         update = self._step_runner.step(self._inputs(batches), counts)
         return self._result(update.sums, counts, update.grad_norm, update.skipped)
