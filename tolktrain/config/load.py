@@ -159,6 +159,7 @@ def _resolve_texts(tree: Located, root: type[BaseModel]) -> list[str]:
         mistake = null_name_mistake(annotation_at(root, path), node)
         if mistake is not None:
             mistakes.append(f"{node.origin}: {dotted(path)}: {mistake}")
+            node.value = None  # so that it causes no further mistakes
             continue
         mark = _mark(path, root)
         if mark is None or not isinstance(node.value, str) or not node.value:
