@@ -110,9 +110,7 @@ def test_names_of_data_sets_in_a_file(small: Path, mistakes_of: Mistakes, name: 
 
 
 @pytest.mark.parametrize("name", ["None", "none", "nil"])
-@pytest.mark.parametrize(
-    "key", ["checkpoint.upload", "data.cache_limit", "data.text_tokenizer", "evaluation.train_set"]
-)
+@pytest.mark.parametrize("key", ["checkpoint.upload", "data.cache_limit", "data.text_tokenizer", "train.last_stage"])
 def test_names_of_null_where_text_is_allowed(small: Path, mistakes_of: Mistakes, key: str, name: str) -> None:
     message = mistakes_of(small, f"{key}={name}")
     assert message.startswith(
