@@ -76,6 +76,7 @@ def test_a_loss_of_exactly_zero(
     assert [message[:20] for message in found] == ["step 3, 1 such steps", "step 4, 1 such steps"]
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_says_nothing(uninterrupted: Path) -> None:
     logs = "".join(path.read_text() for path in (uninterrupted / "logs").glob("*"))
     assert "learns nothing" not in logs

@@ -88,7 +88,7 @@ def _check_bucket(text: str, scheme: str, host: str, bucket: str) -> None:
         return
     name = host if not _BUCKET.fullmatch(host) else bucket
     raise UserError(
-        f"{printable(text)!r} names the bucket or account {printable(name)!r}, but such names have only letters,"
+        f"{text!r} names the bucket or account {name!r}, but such names have only letters,"
         " digits, '.', '-' and '_'; correct it. Environment variables are not expanded"
     )
 
@@ -102,11 +102,9 @@ def _check_folder(text: str, scheme: str, place: str, path: str) -> None:
     elif {".", ".."} & set(folders):
         problem = "has a folder named '.' or '..', which stores do not resolve"
     elif scheme == "azure" and any(folder.endswith(".") or "\\" in folder for folder in folders):
-        raise UserError(
-            f"{printable(text)!r} has a folder with '\\' or with '.' at its end, which Azure changes; rename it"
-        )
+        raise UserError(f"{text!r} has a folder with '\\' or with '.' at its end, which Azure changes; rename it")
     elif printable(path) != path or "\n" in path or "\t" in path:
-        raise UserError(f"{printable(text)!r} holds characters that cannot be printed; remove them")
+        raise UserError(f"{text!r} holds characters that cannot be printed; remove them")
     elif len(path.encode()) > _LONGEST_FOLDER:
         raise UserError(
             f"{text[:100]!r}... has a folder of {len(path.encode())} bytes, but keys have at most 1,024; use at most"
@@ -114,22 +112,22 @@ def _check_folder(text: str, scheme: str, place: str, path: str) -> None:
         )
     if problem is not None:
         folder = posixpath.normpath(f"//{path}").strip("/")
-        raise UserError(f"{printable(text)!r} {problem}; write {printable(f'{place}/{folder}'.rstrip('/'))}")
+        raise UserError(f"{text!r} {problem}; write {printable(f'{place}/{folder}'.rstrip('/'))}")
 
 
 def _check_url(text: str, scheme: str) -> None:
     # The library parses addresses as URLs; hf:// it only splits at slashes.
     if scheme != "hf" and (found := re.search("[#?]", text)):
         raise UserError(
-            f"{printable(text)!r} contains {found[0]!r}, at which the library that reads {scheme}: addresses ends the"
+            f"{text!r} contains {found[0]!r}, at which the library that reads {scheme}: addresses ends the"
             " folder; rename the folder"
         )
     try:
         urllib.parse.urlsplit(text)
     except ValueError as error:
-        raise UserError(f"{printable(text)!r} is no address ({error}); correct it") from None
+        raise UserError(f"{text!r} is no address ({error}); correct it") from None
     if printable(text) != text or "\n" in text or "\t" in text:
-        raise UserError(f"{printable(text)!r} holds characters that cannot be printed; remove them")
+        raise UserError(f"{text!r} holds characters that cannot be printed; remove them")
 
 
 def _no_account(text: str) -> UserError:

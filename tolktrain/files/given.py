@@ -32,13 +32,13 @@ def given_path(text: str, *, is_input: bool = False, may_be_address: bool = Fals
             return text
     elif has_scheme(text) and not (is_input and _exists_to(text, 0)):
         raise UserError(
-            f"{printable(text)!r} is an address, but only local paths can be used here; write a path (data in a bucket"
+            f"{text!r} is an address, but only local paths can be used here; write a path (data in a bucket"
             " is read by data.sets.NAME.remote, and written by checkpoint.upload and the output of tolktrain prepare)"
         )
     path = os.path.expanduser(text)
     if path.startswith("~") and not (is_input and _exists_to(path, 0)):
         raise UserError(
-            f"{printable(text)!r} begins with {printable(path.partition('/')[0])}, but there is no such user; write the"
+            f"{text!r} begins with {printable(path.partition('/')[0])}, but there is no such user; write the"
             f" whole path, or './{printable(text)}' for a folder of that name"
         )
     return path
@@ -69,8 +69,8 @@ def _exists_to(text: str, end: int) -> bool:
 
 def _not_expanded(text: str, variable: str) -> str:
     expanded = os.path.expandvars(text)
-    example = f", such as {printable(expanded)!r}" if not _VARIABLE.search(expanded) else ""
+    example = f", such as {expanded!r}" if not _VARIABLE.search(expanded) else ""
     return (
-        f"{printable(text)!r} contains {printable(variable)}, and environment variables are expanded by the shell only;"
+        f"{text!r} contains {printable(variable)}, and environment variables are expanded by the shell only;"
         f" write the path itself{example}, or give it on the command line without single quotes"
     )
