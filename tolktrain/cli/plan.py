@@ -6,20 +6,25 @@ from pathlib import Path
 from tolktrain.cli.failures import EXIT_DONE
 from tolktrain.cli.verb import Verb
 from tolktrain.errors import UserError
+from tolktrain.files.given import input_argument, path_argument
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="configuration, such as configs/bench/smoltolk-2b.yaml")
+    parser.add_argument(
+        "config", metavar="CONFIG", type=input_argument, help="configuration, such as configs/bench/smoltolk-2b.yaml"
+    )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--gpus", metavar="N,N", help="numbers of GPUs, by commas (8,64,512)")
     sizes.add_argument("--nodes", metavar="N,N", help="numbers of nodes instead")
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs of a node (8)")
     parser.add_argument("--device", default="h100", help="kind of GPU: a100, h100, h200, b200, ... (h100)")
     parser.add_argument("--price", type=float, metavar="PRICE", help="of a GPU for an hour, in your currency")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="JSON with measured rates")
+    parser.add_argument("--calibration", type=input_argument, metavar="FILE", help="JSON with measured rates")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="layouts that are shown for each size (3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything here")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw step and memory, as .png or .svg")
+    parser.add_argument("--json", type=path_argument, metavar="FILE", help="also write everything here")
+    parser.add_argument(
+        "--picture", type=path_argument, metavar="FILE", help="also draw step and memory, as .png or .svg"
+    )
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -36,7 +41,7 @@ def _run(parsed: argparse.Namespace) -> int:
         gpus_per_node=parsed.gpus_per_node,
         device=parsed.device,
         price=parsed.price,
-        calibration=parsed.calibration,
+        calibration=None if parsed.calibration is None else Path(parsed.calibration),
         top=parsed.top,
     )
     if parsed.picture is not None and parsed.picture.suffix not in (".png", ".svg"):
