@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from s3_server import S3Server
 
 from tolktrain.config.data import DatasetConfig
+from tolktrain.config.root import CheckpointConfig, Config, RunConfig
 from tolktrain.data.folder import fetch_descriptions
 from tolktrain.errors import UserError
 from tolktrain.storage.open import open_storage
@@ -78,3 +79,40 @@ def test_refused_before_anything_is_written(s3_server: S3Server, bucket: str, fo
     with pytest.raises(UserError, match="on the command line: output: 's3://"):
         load_prepare_config(file, [f'output="{bucket}/{folder}"'])
     assert keys_of(s3_server, bucket) == set()
+
+
+def test_a_set_is_prepared_and_inspected_under_an_odd_address(
+    s3_server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every object is below the folder as it was written, each under its own key."""
+    from tolktrain.cli.entry import main
+    from tolktrain.data.text_tokenizer import train_tokenizer
+
+    monkeypatch.chdir(tmp_path)
+    texts = [f"The {word} fox jumps over the lazy dog. " * 8 for word in ("quick", "slow", "brown", "red")]
+    (tmp_path / "tok").mkdir()
+    train_tokenizer(texts, 300).save(str(tmp_path / "tok" / "tokenizer.json"))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings = {"name": "n", "text": {"files": ["a.jsonl"]}, "text_tokenizer": "tok", "heldout": {"sources": 0.0}}
+    (tmp_path / "prepare.yaml").write_text(json.dumps({**settings, "processes": 1}))
+    folder = "run#3?versionId=1/ü %23;x"
+    assert main(["prepare", "prepare.yaml", f'output="{bucket}/{folder}"']) == 0
+    keys = keys_of(s3_server, bucket)
+    assert all(key.startswith(f"{folder}/") for key in keys)
+    names = {key.removeprefix(f"{folder}/") for key in keys}
+    assert {"preparation.json", "summary.json", "train/index.json", "text_tokenizer/tokenizer.json"} <= names
+    assert main(["prepare", "--inspect", f"{bucket}/{folder}/train", "--output", "seen"]) == 0
+    assert (tmp_path / "seen" / "statistics.json").exists()
+
+
+def test_copies_of_checkpoints_under_an_odd_address(s3_server: S3Server, bucket: str) -> None:
+
+    from tolktrain.runs.copies import storage_of
+
+    config = Config.model_construct()
+    object.__setattr__(config, "checkpoint", CheckpointConfig(upload=f"{bucket}/exp#1?a/"))
+    object.__setattr__(config, "run", RunConfig(name="small"))
+    storage = storage_of(config)
+    assert storage is not None
+    storage.write("step-00000001/manifest.json", b"{}")
+    assert keys_of(s3_server, bucket) == {"exp#1?a/small/step-00000001/manifest.json"}

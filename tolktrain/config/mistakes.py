@@ -95,7 +95,7 @@ def _messages(error: ErrorDetails, path: KeyPath, tree: Located, root: type[Base
     node = _node(path, tree)
     shown = _shown(given)
     if not isinstance(given, str) and _differs(node.written, given):
-        shown = f"{node.written} (to YAML {shown})"
+        shown = f"{shown} (written {node.written})"
     fix = fix_of(annotation, given, node)
     return [f"{where}: {dotted(path)}: expected {expected}, got {shown}{'; ' if fix else ''}{fix}"]
 
