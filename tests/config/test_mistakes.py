@@ -63,7 +63,10 @@ def test_unknown_key_names_the_line(small: Path, mistakes_of: Mistakes) -> None:
         ("train.max_steps=2.0", "train.max_steps: expected a whole number greater than 0 or null, got 2.0; write 2"),
         ("train.max_steps=true", "train.max_steps: expected a whole number greater than 0 or null, got true"),
         ("run.name=7", "run.name: expected text, got 7; put it in quotes"),
-        ("run.name=no", "run.name: expected text, got false; put it in quotes"),
+        (
+            "run.name=no",
+            "run.name: expected text, got false (written no); put it in quotes that the shell keeps: \"'no'\"",
+        ),
         ("run.name=2024-01-01", "run.name: expected text, got 2024-01-01 (date); put it in quotes"),
         ("run.name=null", "run.name: expected text, got null"),
         ("run=null", "run: expected a mapping with name, got null"),

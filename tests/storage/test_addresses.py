@@ -91,7 +91,7 @@ def test_a_set_is_prepared_and_inspected_under_an_odd_address(
     monkeypatch.chdir(tmp_path)
     texts = [f"The {word} fox jumps over the lazy dog. " * 8 for word in ("quick", "slow", "brown", "red")]
     (tmp_path / "tok").mkdir()
-    train_tokenizer(texts, 300).save(str(tmp_path / "tok" / "tokenizer.json"))
+    train_tokenizer(texts, 280).save(str(tmp_path / "tok" / "tokenizer.json"))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     settings = {"name": "n", "text": {"files": ["a.jsonl"]}, "text_tokenizer": "tok", "heldout": {"sources": 0.0}}
     (tmp_path / "prepare.yaml").write_text(json.dumps({**settings, "processes": 1}))
