@@ -20,6 +20,8 @@ TOKENIZER_FILE = "tokenizer.json"
 _LONE_BLANK = re.compile(r"(?<=\S) (?=\S)")
 _BLANK_AFTER = re.compile(r"\S ")
 _ENOUGH_FOR_PROOF = 1000  # ids
+# Of these at least one forms no token with what follows it.
+_BEFORE = ("\n", "|", "。", "\u2603", "a", "0")
 _LARGEST_TOKENIZER = 1 << 29  # bytes; the largest that are published have a tenth
 # Files in which a saved tokenizer names its end-of-text token; the first one that does is used.
 EOS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
@@ -117,27 +119,58 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+def encode_words(
+    tokenizer: Tokenizer, words: Sequence[str], spaced: Sequence[bool] | None = None
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
     """Ids of the words, each with its leading blank, and the end of each word in them.
 
-    The ids are those of the whole text. If a token spans two words, each word is encoded separately instead. Raises
-    `UserError` if a word has no ids.
+    `spaced` says for each word whether a blank precedes it, as none does between Chinese words; None: before each. The
+    ids are those of the whole text. If a token spans two words, each word is encoded separately instead. Raises
+    `UserError` if a word has no ids, or if the tokenizer puts a blank before a word that has none.
     """
     if not words:
         return np.zeros(0, np.uint32), np.zeros(0, np.uint32)
-    blank = " " if _first_word_needs_blank(tokenizer) else ""
-    text = blank + " ".join(words)
-    encoding = tokenizer.encode(text, add_special_tokens=False)
+    needs_blank = _first_word_needs_blank(tokenizer)
+    blanks = [" " if blank else "" for blank in spaced or [True] * len(words)]
+    if not needs_blank:
+        blanks[0] = ""
+    pieces = [blank + word for blank, word in zip(blanks, words, strict=True)]
+    encoding = tokenizer.encode("".join(pieces), add_special_tokens=False)
     ids = np.asarray(encoding.ids, np.uint32)
-    ends = _word_ends(np.asarray(encoding.offsets, np.int64).reshape(-1, 2), words, len(blank))
+    ends = _word_ends(np.asarray(encoding.offsets, np.int64).reshape(-1, 2), np.array([len(piece) for piece in pieces]))
     if ends is None:
-        encodings = tokenizer.encode_batch([blank + word for word in words], add_special_tokens=False)
-        ids = np.asarray([token for encoding in encodings for token in encoding.ids], np.uint32)
-        ends = np.cumsum([len(encoding.ids) for encoding in encodings])
+        encoded = _separately(tokenizer, pieces, needs_blank)
+        ids = np.asarray([token for tokens in encoded for token in tokens], np.uint32)
+        ends = np.cumsum([len(tokens) for tokens in encoded])
     empty = np.flatnonzero(np.diff(ends, prepend=0) == 0)
     if len(empty):
         raise UserError(f"the word {words[empty[0]]!r} has no text ids; leave it out")
     return ids, ends.astype(np.uint32)
+
+
+def _separately(tokenizer: Tokenizer, pieces: Sequence[str], needs_blank: bool) -> list[list[int]]:
+    """The ids of each word with the blank that it begins with, if any."""
+    if needs_blank:
+        return [encoding.ids for encoding in tokenizer.encode_batch(list(pieces), add_special_tokens=False)]
+    # The tokenizer itself puts a blank before whatever it encodes.
+    return [
+        _without_blank(tokenizer, piece)
+        if place and piece[0] != " "
+        else tokenizer.encode(piece.removeprefix(" "), add_special_tokens=False).ids
+        for place, piece in enumerate(pieces)
+    ]
+
+
+def _without_blank(tokenizer: Tokenizer, word: str) -> list[int]:
+    """The ids of a word inside a text of a tokenizer that puts a blank before each text: those after another one."""
+    for before in _BEFORE:
+        first = tokenizer.encode(before, add_special_tokens=False).ids
+        both = tokenizer.encode(before + word, add_special_tokens=False).ids
+        if first and both[: len(first)] == first:
+            return both[len(first) :]
+    raise UserError(
+        f"the text tokenizer cannot encode {word!r} without a blank before it; put blanks between the words"
+    )
 
 
 class SegmentedEncoder:
@@ -237,18 +270,20 @@ def _first_word_needs_blank(tokenizer: Tokenizer) -> bool:
     return bool(both != first + alone)
 
 
-def _word_ends(offsets: npt.NDArray[np.int64], words: Sequence[str], first_begin: int) -> npt.NDArray[np.int64] | None:
-    """The end of each word in tokens with these offsets [N, 2] into the text; None if a token spans two words."""
-    lengths = np.fromiter((len(word) for word in words), np.int64, len(words))
-    text_ends = np.cumsum(lengths + 1) - 1 + first_begin
-    # A token belongs to the word in which it ends; a blank alone ends before the word it leads.
+def _word_ends(offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+    """The end of each word in tokens with these offsets [N, 2] into the text; None if a token spans two words.
+
+    `lengths` [W] are those of the words with their leading blanks, in characters.
+    """
+    text_ends = np.cumsum(lengths)
+    # A token belongs to the word in which it ends.
     word_of = np.searchsorted(text_ends, offsets[:, 1])
-    begins = np.concatenate(([0], text_ends[:-1]))
-    if len(word_of) and (int(word_of[-1]) >= len(words) or (np.diff(word_of) < 0).any()):
+    begins = text_ends - lengths
+    if len(word_of) and (int(word_of[-1]) >= len(lengths) or (np.diff(word_of) < 0).any()):
         return None
     if (offsets[:, 0] < begins[word_of]).any():
         return None
-    return np.searchsorted(word_of, np.arange(len(words)), side="right")
+    return np.searchsorted(word_of, np.arange(len(lengths)), side="right")
 
 
 def _eos_token(folder: Path, tokenizer: Tokenizer) -> str:

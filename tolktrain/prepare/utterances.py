@@ -75,6 +75,7 @@ class Aligned:
     words: tuple[str, ...]
     ends: npt.NDArray[np.float64]  # [words], seconds from the beginning of the utterance, not falling
     confidence: float | None = None  # 0 to 1; None: the times were given
+    spaced: tuple[bool, ...] | None = None  # whether a blank precedes each word in the text; None: each
 
 
 class Aligner(Protocol):

@@ -17,6 +17,7 @@ from tolktrain.prepare.job.splits import SPLITS, split_of
 from tolktrain.prepare.kind import Kind, Part, Preparation
 from tolktrain.prepare.recordings.align.ctc import CtcAligner, checked
 from tolktrain.prepare.recordings.align.given_times import align_given
+from tolktrain.prepare.recordings.align.scripts import blank_between
 from tolktrain.prepare.recordings.align.units import frame_ends, unit_ends
 from tolktrain.prepare.recordings.align.word_times import check_words, read_word_times
 from tolktrain.prepare.recordings.audio import AudioReader, resampled
@@ -158,7 +159,7 @@ class RecordingsKind:
             ]
         present = [(utterance, waveform) for utterance, waveform in batch if (utterance.text or "").strip()]
         if self._aligner is None:
-            results = iter([_unaligned((utterance.text or "").split()) for utterance, _ in present])
+            results = iter([_unaligned(utterance.text or "") for utterance, _ in present])
         else:
             results = iter(self._forced(self._aligner, present))
         return [next(results) if (utterance.text or "").strip() else _no_text() for utterance, _ in batch]
@@ -179,7 +180,7 @@ class RecordingsKind:
         if self._text is None:
             return Piece(utterance.id, units=units, run_lengths=run_lengths)
         try:
-            ids, word_text_ends = encode_words(self._text.tokenizer, aligned.words)
+            ids, word_text_ends = encode_words(self._text.tokenizer, aligned.words, aligned.spaced)
         except UserError as error:
             return EntryError(Reason.TEXT, str(error))
         if not self.aligned:
@@ -210,8 +211,10 @@ def _given(utterance: Utterance, seconds: float, language: str) -> Aligned:
     return align_given(utterance.text, words, language)
 
 
-def _unaligned(words: Sequence[str]) -> Aligned | EntryError:
-    return Aligned(tuple(words), np.zeros(0))
+def _unaligned(text: str) -> Aligned | EntryError:
+    words = tuple(text.split())
+    spaced = tuple(place > 0 or blank_between("", word) for place, word in enumerate(words))
+    return Aligned(words, np.zeros(0), spaced=spaced)
 
 
 def _no_text() -> EntryError:

@@ -5,7 +5,7 @@ ctc-segmentation library lets a letter and the blank share a state, so that it a
 ("a-a" for "a", "a" for "aa"), and works on one utterance at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,15 +14,15 @@ import numpy.typing as npt
 
 from tolktrain.config.prepare import AlignmentConfig
 from tolktrain.prepare.recordings.align.ctc_model import CtcModel
-from tolktrain.prepare.recordings.align.normalize import Written, spoken_words
-from tolktrain.prepare.recordings.align.spoken_numbers import Numbers
+from tolktrain.prepare.recordings.align.normalize import Written, letters, spoken_words
+from tolktrain.prepare.recordings.align.scripts import is_syllable
+from tolktrain.prepare.recordings.align.spelling import Spelled, Tokens, spell
+from tolktrain.prepare.recordings.align.spoken_numbers import Numbers, Spoken
 from tolktrain.prepare.utterances import Aligned, EntryError, Reason
 from tolktrain.units.base import Samples
 
 if TYPE_CHECKING:
     import torch
-
-Tokens = npt.NDArray[np.int64]
 
 # Of the letters and digits of an utterance, those that the model's vocabulary may lack.
 LARGEST_UNKNOWN_SHARE = 0.1
@@ -30,6 +30,12 @@ LARGEST_UNKNOWN_SHARE = 0.1
 # A CTC model emits a letter for a moment while it lasts, then blanks: a word ends somewhere between its last letter's
 # emission and the next token. Half of that, and at most this much, is given to the word.
 LONGEST_LAG_SECONDS = 0.04
+
+# Readings of a word that are compared by what the model hears.
+_MOST_CHOICES = 32
+
+_ZERO_WIDTH_BLANK = "\u200b"
+_OPENING = "「『（《〈“‘【(["
 
 # Bytes of choices that a search keeps at a time, and utterances that it treats together.
 _SEARCH_BYTES = 1 << 28
@@ -150,8 +156,8 @@ class _Task:
 
     place: int  # in the list that was given
     words: list[Written]
-    tokens: Tokens
-    last_tokens: list[int | None]  # for each written word the place of its last token; None if nothing is spoken
+    readings: list[Spoken]  # of each word the one that is aligned
+    spelled: Spelled
 
 
 class CtcAligner:
@@ -159,7 +165,8 @@ class CtcAligner:
 
     A word ends where the last frame of its last letter ends, or later by half of the blank frames that follow, at most
     40 ms; longer silence is not its own. The confidence of an utterance is the geometric mean, over its letters, of
-    the letter's probability in the frames that it has.
+    the letter's probability in the frames that it has. Of the ways to say a number, an abbreviation or a sign, the one
+    is aligned that the model finds likeliest next to the words around it.
     """
 
     def __init__(self, config: AlignmentConfig, device: str, batch_seconds: float = 240.0) -> None:
@@ -190,60 +197,127 @@ class CtcAligner:
             if not fine:
                 results[task.place] = EntryError(Reason.ALIGNMENT, "the model gives no finite probabilities for it")
         good = [(task, rows) for task, rows, fine in zip(tasks, emissions, finite, strict=True) if fine]
-        paths = best_paths([rows for _, rows in good], [task.tokens for task, _ in good], self._model.blank)
-        for (task, rows), path in zip(good, paths, strict=True):
+        for task, rows, path in self._as_said(good, self._paths(good)):
             results[task.place] = self._aligned(task, rows, path, len(waveforms[task.place]))
         return [results[place] for place in range(len(waveforms))]
+
+    def _paths(self, tasks: "Sequence[tuple[_Task, torch.Tensor]]") -> list[Tokens]:
+        return best_paths([rows for _, rows in tasks], [task.spelled.tokens for task, _ in tasks], self._model.blank)
+
+    def _as_said(
+        self, tasks: "Sequence[tuple[_Task, torch.Tensor]]", paths: Sequence[Tokens]
+    ) -> "Iterator[tuple[_Task, torch.Tensor, Tokens]]":
+        """The tasks with the readings that the model finds likeliest, and their paths."""
+        changed: list[tuple[_Task, torch.Tensor]] = []
+        for (task, rows), path in zip(tasks, paths, strict=True):
+            readings = list(task.readings)
+            for number, word in enumerate(task.words):
+                # A plain word, as the pronoun in "Then I", is not doubted.
+                if len(word.readings) > 1 and letters(word.spoken) != letters((word.text.strip(".,;:!?"),)):
+                    readings[number] = self._likeliest(task, number, readings, rows, path)
+            other = _Task(task.place, task.words, readings, spell(task.words, readings, self._model))
+            if readings != task.readings and frames_needed(other.spelled.tokens) <= len(rows):
+                changed.append((other, rows))
+            else:
+                yield task, rows, path
+        for (task, rows), path in zip(changed, self._paths(changed), strict=True):
+            yield task, rows, path
+
+    def _likeliest(
+        self, task: _Task, number: int, readings: Sequence[Spoken], emissions: "torch.Tensor", path: Tokens
+    ) -> Spoken:
+        """The reading of a word that is likeliest from the word before it to the word after it."""
+        first, stop = max(number - 1, 0), min(number + 2, len(task.words))
+        begin, end = 0, len(path)
+        if first:
+            begin = int(np.flatnonzero(path >= task.spelled.first_token(first))[0])
+        if stop < len(task.words) and (later := np.flatnonzero(path >= task.spelled.first_token(stop))).size:
+            end = int(later[0])
+        choices: list[Spoken] = []
+        tokens: list[Tokens] = []
+        for reading in task.words[number].readings[:_MOST_CHOICES]:
+            around = [*readings[first:number], reading, *readings[number + 1 : stop]]
+            spelled = spell(task.words[first:stop], around, self._model)
+            fits = len(spelled.tokens) > 0 and frames_needed(spelled.tokens) <= end - begin
+            if fits and (not spelled.unknown or reading == readings[number]):
+                choices.append(reading)
+                tokens.append(spelled.tokens)
+        if not choices:
+            return readings[number]
+        rows = emissions[begin:end]
+        paths = best_paths([rows] * len(tokens), tokens, self._model.blank)
+        table = rows.double().cpu().numpy()
+        scores = [_score(table, ids, found, self._model.blank) for ids, found in zip(tokens, paths, strict=True)]
+        return choices[int(np.argmax(scores))]
 
     def _task(self, place: int, waveform: Samples, text: str) -> _Task:
         words = spoken_words(text, self._language)
         if not any(word.spoken for word in words):
             raise EntryError(Reason.TEXT, f"nothing of the text {text.strip()[:40]!r} is spoken")
-        tokens: list[int] = []
-        last_tokens: list[int | None] = []
-        unknown = known = 0
-        for word in words:
-            before = len(tokens)
-            for spoken in word.spoken:
-                ids = [self._model.token_ids(char) for char in spoken if char != "'" or self._model.token_ids(char)]
-                unknown += sum(not found for found in ids)
-                known += sum(bool(found) for found in ids)
-                if tokens and any(ids) and self._model.delimiter is not None:
-                    tokens.append(self._model.delimiter)
-                tokens += [number for found in ids for number in found]
-            if word.spoken and len(tokens) == before:
+        readings = [word.spoken for word in words]
+        spelled = spell(words, readings, self._model)
+        for word, last in zip(words, spelled.last_tokens, strict=True):
+            if word.spoken and last is None:
                 raise EntryError(Reason.ALIGNMENT, f"the model's vocabulary has no letter of {word.text!r}")
-            last_tokens.append(len(tokens) - 1 if word.spoken else None)
-        if unknown > LARGEST_UNKNOWN_SHARE * (unknown + known):
-            raise EntryError(Reason.ALIGNMENT, f"the model's vocabulary lacks {unknown} of {unknown + known} letters")
-        found_tokens = np.array(tokens, np.int64)
-        frames, needed = self._model.num_frames(len(waveform)), frames_needed(found_tokens)
+        unknown, letters_in_all = spelled.unknown, spelled.unknown + spelled.known
+        if unknown > LARGEST_UNKNOWN_SHARE * letters_in_all:
+            raise EntryError(Reason.ALIGNMENT, f"the model's vocabulary lacks {unknown} of {letters_in_all} letters")
+        frames, needed = self._model.num_frames(len(waveform)), frames_needed(spelled.tokens)
         if frames < needed:
             raise EntryError(
                 Reason.ALIGNMENT, f"the text needs {needed} frames; the audio has {frames}, so it is cut off"
             )
-        return _Task(place, words, found_tokens, last_tokens)
+        return _Task(place, words, readings, spelled)
 
     def _aligned(self, task: _Task, emissions: "torch.Tensor", path: Tokens, num_samples: int) -> Aligned:
         duration = num_samples / self.sample_rate
         ends: list[float] = []
-        for last in task.last_tokens:
+        for last in task.spelled.last_tokens:
             if last is None:
                 ends.append(ends[-1] if ends else 0.0)
             else:
                 frame, blanks = last_frame(path, last)
                 lag = min(blanks / 2 * self._model.stride / self.sample_rate, LONGEST_LAG_SECONDS)
                 ends.append(min(self._model.frame_end(frame) + lag, duration))
+        parts = list(_words(task.words, ends))
         return Aligned(
-            tuple(word.text for word in task.words), np.array(ends, np.float64), self._confidence(task, emissions, path)
+            tuple(text for text, _, _ in parts),
+            np.array([end for _, _, end in parts], np.float64),
+            self._confidence(task, emissions, path),
+            tuple(spaced for _, spaced, _ in parts),
         )
 
     def _confidence(self, task: _Task, emissions: "torch.Tensor", path: Tokens) -> float:
         frames = np.flatnonzero(path >= 0)
         places = path[frames]
-        log_probabilities = emissions.cpu().numpy()[frames, task.tokens[places]].astype(np.float64)
+        log_probabilities = emissions.cpu().numpy()[frames, task.spelled.tokens[places]].astype(np.float64)
         means = np.bincount(places, log_probabilities) / np.bincount(places)
-        return float(np.exp(means[task.tokens != self._model.delimiter].mean()))
+        return float(np.exp(means[task.spelled.tokens != self._model.delimiter].mean()))
+
+
+def _score(table: npt.NDArray[np.float64], tokens: Tokens, path: Tokens, blank: int) -> float:
+    labels = np.where(path >= 0, tokens[path], blank)
+    return float(table[np.arange(len(labels)), labels].sum())
+
+
+def _words(written: Sequence[Written], ends: Sequence[float]) -> Iterator[tuple[str, bool, float]]:
+    """Texts, whether a blank precedes them, and ends.
+
+    Where a script has no blanks, each character that is a syllable is a word, as in Chinese and Japanese. Elsewhere, as
+    in Thai, words cannot be known: what no blank, visible or not, divides is one word.
+    """
+    text, spaced, end = "", True, 0.0
+    for word, word_end in zip(written, ends, strict=True):
+        begins = word.spaced or text.endswith(_ZERO_WIDTH_BLANK)
+        if not begins and word.spoken:
+            begins = any(map(is_syllable, text)) or is_syllable(word.text.lstrip(_OPENING)[:1])
+        if begins and text:
+            yield text, spaced, end
+            text = ""
+        spaced = spaced if text else word.spaced
+        text, end = text + word.text, word_end
+    if text:
+        yield text, spaced, end
 
 
 def checked(aligned: Aligned, min_confidence: float) -> Aligned:

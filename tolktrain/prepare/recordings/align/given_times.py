@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from tolktrain.prepare.recordings.align.normalize import Written, letters, spoken_words
+from tolktrain.prepare.recordings.align.cutting import Part, cut_verbatim, merged
+from tolktrain.prepare.recordings.align.english import combined
+from tolktrain.prepare.recordings.align.normalize import Written, letters, spoken_words, verbatim
+from tolktrain.prepare.recordings.align.scripts import blank_between, is_unspaced
 from tolktrain.prepare.recordings.align.word_times import check_words
 from tolktrain.prepare.utterances import Aligned, EntryError, Reason, Word
 
@@ -18,10 +22,11 @@ _SILENCE = frozenset({"<eps>", "<sil>", "sil", "sp", "SIL", "<SIL>", "{SL}"})
 def align_given(text: str | None, words: Sequence[Word], language: str) -> Aligned:
     """The end of each written word, as given: no time is changed or made up.
 
-    Without a text the given words are the text. Otherwise both are compared as they are spoken, letter by letter, so
-    that "$3.50" is met by "THREE DOLLARS FIFTY CENTS" and "well-known" by "WELL KNOWN"; an unknown word (<unk>, spn)
-    matches any one written word. A written word ends with the last given word that holds a letter of it; one that
-    is not spoken ends with the word before it.
+    Without a text the given words are the text, without blanks between them in scripts that have none. Otherwise both
+    are compared as they are spoken, letter by letter, so that "$3.50" is met by "THREE DOLLARS FIFTY CENTS" and
+    "well-known" by "WELL KNOWN"; an unknown word (<unk>, spn) matches any one written word. A written word ends with
+    the last given word that holds a letter of it; one that is not spoken ends with the word before it. What is written
+    without blanks in a script that has none, as Chinese and Thai, is cut into words where the given words end.
 
     Raises `EntryError` if there are no words, times fall, or text and given words differ.
     """
@@ -33,11 +38,16 @@ def align_given(text: str | None, words: Sequence[Word], language: str) -> Align
         raise EntryError(Reason.TEXT, "the text is empty")
     if not any(word.spoken for word in written):
         raise EntryError(Reason.TEXT, f"nothing of the text {text.strip()[:40]!r} is spoken")
-    places = _match(written, words, language)
-    ends: list[float] = []
-    for place in places:
-        ends.append(words[place].end if place is not None else (ends[-1] if ends else 0.0))
-    return Aligned(tuple(word.text for word in written), np.array(ends, np.float64))
+    heard = [word.text if word.text not in _SILENCE else "" for word in words]
+    parts = cut_verbatim(written, heard) if any(map(is_unspaced, text)) else None
+    if parts is None:
+        places = _match(written, words, language)
+        parts = [Part(word.text, word.spaced, place) for word, place in zip(written, places, strict=True)]
+    parts = merged(parts)
+    ends = [words[part.place].end if part.place is not None else 0.0 for part in parts]
+    return Aligned(
+        tuple(part.text for part in parts), np.array(ends, np.float64), spaced=tuple(part.spaced for part in parts)
+    )
 
 
 def _as_text(words: Sequence[Word]) -> Aligned:
@@ -46,7 +56,9 @@ def _as_text(words: Sequence[Word]) -> Aligned:
     for number, word in enumerate(words, 1):
         if word.text in _UNKNOWN or not word.text.strip():
             raise EntryError(Reason.WORD_TIMES, f"word {number} is {word.text!r}, which is not in the text")
-    return Aligned(tuple(word.text for word in words), np.array([word.end for word in words], np.float64))
+    texts = ["", *(word.text for word in words)]
+    spaced = tuple(blank_between(before, after) for before, after in pairwise(texts))
+    return Aligned(tuple(texts[1:]), np.array([word.end for word in words], np.float64), spaced=spaced)
 
 
 @dataclass(frozen=True)
@@ -69,8 +81,9 @@ class _Step:
 
 def _match(written: Sequence[Written], words: Sequence[Word], language: str) -> list[int | None]:
     """For each written word the given word that it ends with; None before the first. Depth first, nothing twice."""
-    ours = [tuple(dict.fromkeys(letters(reading) for reading in word.readings)) for word in written]
+    ours = [_letters_of(word) for word in written]
     theirs = [_given_letters(word.text, language) for word in words]
+    glued = [not word.spaced for word in written]
     start = _State(0, 0)
     steps = {start: _Step(None, None)}
     open_states = [start]
@@ -87,23 +100,29 @@ def _match(written: Sequence[Written], words: Sequence[Word], language: str) -> 
         if state.written == len(ours) and state.given == len(theirs) and not state.rest:
             return _ends(state, steps, ours)
         # The likeliest is taken from the end of the list.
-        for following, met in reversed(list(_following(state, ours, theirs))):
+        for following, met in reversed(list(_following(state, ours, theirs, glued))):
             if following not in steps:
                 steps[following] = _Step(state, following.given - 1 if met else steps[state].last)
                 open_states.append(following)
     raise EntryError(Reason.WORD_TIMES, _difference(farthest, written, words))
 
 
+def _letters_of(word: Written) -> tuple[str, ...]:
+    """Readings of a written word as letters; the last is the word as it is, which a given word may repeat."""
+    return tuple(dict.fromkeys([*map(letters, word.readings), *([verbatim(word.text)] if word.spoken else [])]))
+
+
 def _given_letters(text: str, language: str) -> tuple[str, ...]:
     """Readings of a given word as letters; none for an unknown word."""
     if text in _UNKNOWN:
         return ()
-    readings = [letters(reading) for word in spoken_words(text, language)[:1] for reading in word.readings]
+    parts = [tuple((reading,) for reading in _letters_of(word)) for word in spoken_words(text, language)]
+    readings = ["".join(reading) for reading in combined(*parts)] if parts else []
     return tuple(dict.fromkeys([*readings, *([""] if text in _SILENCE or not readings else [])]))
 
 
 def _following(
-    state: _State, ours: Sequence[tuple[str, ...]], theirs: Sequence[tuple[str, ...]]
+    state: _State, ours: Sequence[tuple[str, ...]], theirs: Sequence[tuple[str, ...]], glued: Sequence[bool]
 ) -> Iterator[tuple[_State, bool]]:
     """States after one more word of the side with fewer letters, and whether a given word has met letters by it."""
     written, given, rest = state.written, state.given, state.rest
@@ -126,6 +145,8 @@ def _following(
     if written < len(ours):
         for reading in ours[written]:
             yield _State(written + 1, given, reading), False
+    if written < len(ours) and given and not theirs[given - 1] and glued[written]:
+        yield _State(written + 1, given), False  # an unknown word of several characters
     if given < len(theirs):
         if not theirs[given] and written < len(ours):
             yield _State(written + 1, given + 1), True

@@ -1,52 +1,27 @@
 """From text as it is written to words as they are spoken, each written word keeping its own.
 
-Rules are word by word, with a glance at the next word ("$5 million", "No. 7", "St. Paul"). They are fullest for
-English; in other languages numbers and amounts of money are spelled out by num2words, and a few signs have names. Not
-read: Roman numerals, and acronyms as letters unless they have periods or "&" or no vowel. A word is what is between
-blanks, so that scripts without blanks must be cut into words beforehand.
+Rules are word by word, with a glance at the words around ("$5 million", "No. 7", "May 3", "Henry VIII"). They are
+fullest for English (`English`); in other languages numbers and amounts of money are spelled out by num2words, and a few
+signs have names. There are libraries that read a text aloud, but they give one reading for a sentence; here each word
+needs its own, and the other usual ones, to be compared with what was said. Acronyms are read as letters if they have
+periods or "&" or no vowel. A word is what is between blanks; in scripts without blanks, a character.
 """
 
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, product, zip_longest
 
+from tolktrain.prepare.recordings.align.english import Context, English, Readings, Rule, combined, distinct
+from tolktrain.prepare.recordings.align.scripts import (
+    blank_between,
+    is_punctuation,
+    is_unspaced,
+    unspaced_pieces,
+    without_marks,
+)
 from tolktrain.prepare.recordings.align.spoken_numbers import CURRENCY_SIGNS, Numbers, Spoken, is_letter
 
-_MOST_READINGS = 24
-
-# How titles and a few Latin words are spoken, the likeliest first; the second table needs the period.
-_ABBREVIATIONS: dict[str, tuple[str, ...]] = {
-    "mr": ("mister",),
-    "mrs": ("missus", "mistress"),
-    "ms": ("miz", "miss"),
-    "dr": ("doctor", "drive"),
-    "prof": ("professor",),
-    "jr": ("junior",),
-    "sr": ("senior",),
-    "vs": ("versus",),
-    "etc": ("et cetera", "etcetera"),
-}
-_ABBREVIATIONS_WITH_PERIOD: dict[str, tuple[str, ...]] = {
-    "e.g": ("for example", "for instance", "e g"),
-    "i.e": ("that is", "i e"),
-    "st": ("saint", "street"),
-    "no": ("number", "no"),
-}
-_ENGLISH_SIGNS = {
-    "&": "and",
-    "%": "percent",
-    "@": "at",
-    "+": "plus",
-    "=": "equals",
-    "#": "number",
-    "°": "degrees",
-    "×": "times",
-    "§": "section",
-    "²": "squared",
-    "³": "cubed",
-}
 _OTHER_SIGNS = {
     "de": {"&": "und", "%": "prozent", "+": "plus", "=": "gleich", "°": "grad", "²": "quadrat"},
     "fr": {"&": "et", "%": "pour cent", "+": "plus", "=": "égale", "°": "degrés", "²": "au carré"},
@@ -55,37 +30,14 @@ _OTHER_SIGNS = {
     "nl": {"&": "en", "%": "procent", "+": "plus", "°": "graden"},
     "pt": {"&": "e", "%": "por cento", "+": "mais", "=": "igual a", "°": "graus"},
 }
-_MAGNITUDES = {"k": "thousand", "m": "million", "bn": "billion", "b": "billion", "tn": "trillion"}
-_MAGNITUDE_WORDS = frozenset({"hundred", "thousand", "million", "billion", "trillion"})
-_UNITS = {
-    "km": ("kilometer", "kilometers"),
-    "cm": ("centimeter", "centimeters"),
-    "mm": ("millimeter", "millimeters"),
-    "kg": ("kilogram", "kilograms"),
-    "mg": ("milligram", "milligrams"),
-    "mph": ("mile per hour", "miles per hour"),
-}
-_FRACTIONS = dict(zip("½⅓⅔¼¾⅛⅜⅝⅞", ("1/2", "1/3", "2/3", "1/4", "3/4", "1/8", "3/8", "5/8", "7/8"), strict=True))
-_APOSTROPHES = str.maketrans("’ʼ‘`´", "'''''")
-
+_APOSTROPHES = str.maketrans("’ʼ‘`´′", "''''''")
+_FRACTION_SLASH = "\u2044"
+_KEPT_SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _NUMBER = r"\d+(?:[.,]\d+)*"
-_PATTERNS = {
-    "money": re.compile(rf"([{CURRENCY_SIGNS}])({_NUMBER})(?:(k|m|bn|b|tn)(?!\w))?", re.IGNORECASE),
-    "money_after": re.compile(rf"({_NUMBER})([{CURRENCY_SIGNS}])"),
-    "time": re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?(?!\d)"),
-    "half_day": re.compile(r"(?<=\d)([ap])\.?m\b\.?", re.IGNORECASE),
-    "decade": re.compile(r"(\d{2,3}0)'?s\b"),
-    "ordinal": re.compile(r"(\d+)(?:st|nd|rd|th)\b", re.IGNORECASE),
-    "fraction": re.compile(r"(\d{1,2})/(\d{1,2})(?![/\d])"),
-    "span": re.compile(r"(\d{1,4})[-–](?=(\d{1,4})(?![-–\d.,]))"),
-    "minus": re.compile(rf"(?<![^\W_])[-−](?=[{CURRENCY_SIGNS}]?\d)"),
-    "temperature": re.compile(r"°([CF])\b"),
-    "unit": re.compile(r"(?<=\d)(km|cm|mm|kg|mg|mph)\b"),
-    "initials": re.compile(r"(?:[^\W\d_]\.){2,}[^\W\d_]?(?![^\W_])"),
-    "pair": re.compile(r"([^\W\d_]{1,2})&([^\W\d_]{1,2})(?![^\W_])"),
-    "number": re.compile(_NUMBER),
-}
+_INITIALS = re.compile(r"(?:[^\W\d_]\.){2,}[^\W\d_]?(?![^\W_])")
+_PAIR = re.compile(r"([^\W\d_]{1,2})&([^\W\d_]{1,2})(?![^\W_])")
 _PLAIN = re.compile(r"[\"'(\[“”‘’]*([A-Za-z]+(?:['’][A-Za-z]+)*)[\"'.,;:!?)\]“”’]*")
+_OUTER = "\"'“”‘’()[]{}.,;:!?…"
 _VOWELS = frozenset("aeiouy")
 
 
@@ -96,41 +48,54 @@ class Written:
     text: str  # with its punctuation; a lone dash or the like follows after a blank
     spoken: Spoken  # lower-case; empty if nothing is spoken, as for an emoji
     readings: tuple[Spoken, ...]  # all ways to speak it that are considered, `spoken` first
-
-
-def _letters(text: str) -> Spoken:
-    """Each letter; regular expressions take raised digits for letters too."""
-    return tuple(char for char in text.lower() if char.isalpha())
+    spaced: bool = True  # whether a blank precedes it in the text
 
 
 def spoken_words(text: str, language: str) -> list[Written]:
     """The written words of a text, in order, with what is spoken for each.
 
-    The texts joined by blanks are the given text with each stretch of blanks made one. A word of nothing but
-    punctuation belongs to the word before it, at the beginning to the word after it. Raises `UserError` if the
-    language is unknown to num2words, or num2words is missing and the text has digits.
+    The texts, with a blank before each that is `spaced`, are the given text with each stretch of blanks made one; the
+    first is `spaced` unless its script has no blanks. What such scripts write is cut into characters, and the Latin
+    words and numbers between them. A word of nothing but punctuation belongs to the word before it, at the beginning to
+    the word after it. Raises `UserError` if the language is unknown to num2words, or num2words is missing and the text
+    has digits.
     """
-    tokens = _joined(text.split())
+    tokens = list(_tokens(text))
     reader = _Reader(language, any(char.islower() for char in text))
+    cleaned = ["", *(_clean(token) for token, _ in tokens), ""]
+    grouped = reader.groups(cleaned[1:-1])
     written = []
-    owed = ""  # sign of an amount whose magnitude is the next word
-    for token, after in zip_longest(tokens, tokens[1:], fillvalue=""):
-        readings = reader.word(token, after)
+    owed: Readings = ()  # the currency of an amount whose magnitude is the next word
+    for place, (token, spaced) in enumerate(tokens):
+        context = Context(cleaned[place].strip(), cleaned[place + 1], cleaned[place + 2].strip())
+        readings = reader.word(token, context)
         if owed:
-            readings = tuple(reading + reader.numbers.currency_name(owed) for reading in readings)
-        owed = reader.owed(token, after)
+            readings = (*combined(readings, owed), *readings)
+        owed = reader.owed(context)
         if owed:
-            readings = reader.word(token.replace(owed, "", 1), after)
-        written.append(Written(token, readings[0], readings))
+            readings = (*reader.word(token, reader.without_currency(context)), *readings)
+        together, likely = grouped.get(place, ((), False))
+        readings = distinct([*together, *readings] if likely else [*readings, *together])
+        written.append(Written(token, readings[0], readings, spaced))
     return written
 
 
 def letters(reading: Spoken) -> str:
     """A reading without blanks, apostrophes and accents: what two ways to write the same speech have in common."""
-    joined = "".join(reading).replace("'", "")
-    if joined.isascii():
-        return joined
-    return "".join(char for char in unicodedata.normalize("NFD", joined) if not "\u0300" <= char <= "\u036f")
+    return without_marks("".join(reading).replace("'", ""))
+
+
+def verbatim(token: str) -> str:
+    """A word as it is written, for comparison with one that is written the same: digits and signs are kept."""
+    return letters((_clean(token).strip(_OUTER + " -–—").lower(),))
+
+
+def _tokens(text: str) -> Iterator[tuple[str, bool]]:
+    """The words of a text, and whether a blank precedes each."""
+    for place, token in enumerate(_joined(text.split())):
+        pieces = unspaced_pieces(token) if any(map(is_unspaced, token)) else [token]
+        for number, piece in enumerate(pieces):
+            yield piece, number == 0 and (place > 0 or blank_between("", piece))
 
 
 def _joined(tokens: Iterable[str]) -> list[str]:
@@ -147,69 +112,73 @@ def _joined(tokens: Iterable[str]) -> list[str]:
 
 
 def _is_punctuation(token: str) -> bool:
-    return all(unicodedata.category(char)[0] in "PC" and char not in _ENGLISH_SIGNS for char in token)
+    return all(map(is_punctuation, token))
 
 
 class _Reader:
     """Reads single words of one language."""
 
     def __init__(self, language: str, mixed_case: bool) -> None:
-        self.numbers = Numbers(language)
+        self._numbers = Numbers(language)
+        self._english = English(self._numbers) if self._numbers.english else None
         self._mixed_case = mixed_case  # an acronym differs from other words
-        self._signs = _ENGLISH_SIGNS if self.numbers.english else _OTHER_SIGNS.get(language[:2], {})
+        self._signs = _OTHER_SIGNS.get(language[:2], {})
+        self._rules: tuple[Rule, ...] = (
+            (_INITIALS, lambda m: (_letters(m[0]),)),
+            (_PAIR, self._pair),
+            *(self._english.rules if self._english else self._other_rules()),
+        )
 
-    def word(self, token: str, after: str) -> tuple[Spoken, ...]:
-        """Readings of a token that precedes `after`, at least one."""
+    def word(self, token: str, context: Context) -> Readings:
+        """Readings of a word, at least one."""
+        special = self._english.word(context) if self._english else ()
+        if special:
+            return special
         plain = _PLAIN.fullmatch(token)
-        if plain and not self._is_special(plain[1]):
+        if plain and not self._is_acronym(plain[1]):
             return ((plain[1].lower().replace("’", "'"),),)
-        if self.numbers.english and (abbreviated := self._abbreviation(token, after)):
-            return abbreviated
-        return self._pieces(_clean(token))
+        return combined(*(part for part in self._scan(context.word) if part != ((),)))
 
-    def owed(self, token: str, after: str) -> str:
-        """The sign of an amount as in "$5 million", which is spoken after the next word."""
-        money = _PATTERNS["money"].search(_clean(token))
-        core = "".join(re.findall(r"[a-z]+", after.lower()))
-        return money[1] if self.numbers.english and money and not money[3] and core in _MAGNITUDE_WORDS else ""
+    def owed(self, context: Context) -> Readings:
+        """The currency of an amount as in "$5 million", which is spoken after the next word."""
+        found = self._english.owed(context) if self._english else None
+        return self._english.currency(*found) if self._english and found else ()
 
-    def _is_special(self, core: str) -> bool:
-        if self.numbers.english and (core.lower() in _ABBREVIATIONS or core.lower() in _ABBREVIATIONS_WITH_PERIOD):
-            return True
-        return self._is_acronym(core)
+    def without_currency(self, context: Context) -> Context:
+        """The same word as a plain number."""
+        kept = re.sub(rf"(?:[A-Z]+)?[{CURRENCY_SIGNS}]", "", context.word)
+        return Context(context.before, kept, context.after)
+
+    def groups(self, cleaned: list[str]) -> dict[int, tuple[Readings, bool]]:
+        """Readings of numbers as 10 000, and whether they are the likeliest, by place.
+
+        The first group is spoken for all of them, the others are not spoken.
+        """
+        found: dict[int, tuple[Readings, bool]] = {}
+        for place, token in enumerate(cleaned):
+            if place in found or not re.fullmatch(r"[1-9]\d{0,2}", token):
+                continue
+            later: list[str] = []
+            for other in cleaned[place + 1 : place + 5]:
+                later += [other.rstrip(_OUTER)] if re.fullmatch(r"\d{3}", other.rstrip(_OUTER)) else []
+                if not later or later[-1] != other:
+                    break
+            if later:
+                likely = len(later) > 1 or later[0][0] == "0"
+                found[place] = self._numbers.cardinals(int(token + "".join(later))), likely
+                found.update(dict.fromkeys(range(place + 1, place + 1 + len(later)), (((),), likely)))
+        return found
 
     def _is_acronym(self, core: str) -> bool:
         return self._mixed_case and 1 < len(core) <= 5 and core.isupper() and not _VOWELS & set(core.lower())
 
-    def _abbreviation(self, token: str, after: str) -> tuple[Spoken, ...]:
-        found = re.fullmatch(r"\W*?([A-Za-z.]*[A-Za-z])(\.?)\W*", token)
-        if not found:
-            return ()
-        core, period = found[1].lower(), found[2]
-        if core in _ABBREVIATIONS:
-            readings = _ABBREVIATIONS[core]
-        elif period and core in _ABBREVIATIONS_WITH_PERIOD:
-            readings = _ABBREVIATIONS_WITH_PERIOD[core]
-            before_number = after.lstrip("#")[:1].isdigit()
-            before_name = after[:1].isupper()
-            if (core == "no" and not before_number) or (core == "st" and not before_name):
-                readings = readings[::-1]
-        else:
-            return ()
-        return tuple(dict.fromkeys((*(tuple(reading.split()) for reading in readings), (core.replace(".", ""),))))
-
-    def _pieces(self, text: str) -> tuple[Spoken, ...]:
-        """All combinations of the readings of the parts of a word."""
-        parts = [part for part in self._scan(text) if part != ((),)]
-        combined = islice(product(*parts), _MOST_READINGS)
-        return tuple(dict.fromkeys(tuple(word for part in choice for word in part) for choice in combined))
-
-    def _scan(self, text: str) -> Iterator[tuple[Spoken, ...]]:
+    def _scan(self, text: str) -> Iterator[Readings]:
         place = 0
         while place < len(text):
-            for name, pattern in _PATTERNS.items():
-                if found := pattern.match(text, place):
-                    yield self._read(name, found)
+            for pattern, rule in self._rules:
+                found = pattern.match(text, place)
+                if found and found.end() > place:
+                    yield rule(found)
                     place = found.end()
                     break
             else:
@@ -217,92 +186,50 @@ class _Reader:
                 yield self._run(text[place:end]) if end > place else self._sign(text[place])
                 place = max(end, place + 1)
 
-    def _run(self, run: str) -> tuple[Spoken, ...]:
+    def _run(self, run: str) -> Readings:
         lower = run.lower()
         return (tuple(lower), (lower,)) if self._is_acronym(run) else ((lower,),)
 
-    def _sign(self, char: str) -> tuple[Spoken, ...]:
+    def _sign(self, char: str) -> Readings:
+        if self._english:
+            return self._english.sign(char)
         if char in CURRENCY_SIGNS:
-            return (self.numbers.currency_name(char),)
+            return (self._numbers.currency_name(char),)
         return (tuple(self._signs.get(char, "").split()),)
 
-    def _read(self, name: str, found: re.Match[str]) -> tuple[Spoken, ...]:
-        numbers = self.numbers
-        if name == "money":
-            if not found[3]:
-                return numbers.currency(found[1], found[2])
-            end = (_MAGNITUDES[found[3].lower()], *numbers.currency_name(found[1]))
-            return tuple(reading + end for reading in numbers.readings(found[2]))
-        if name == "money_after":
-            return numbers.currency(found[2], found[1])
-        if name == "time":
-            return self._time(found)
-        if name == "half_day":
-            return ((found[1].lower(), "m"),)
-        if name == "ordinal":
-            return numbers.ordinals(found[1])
-        if name == "fraction":
-            return self._fraction(int(found[1]), int(found[2]), mixed=found.string[: found.start()].endswith(" "))
-        if name == "minus":
-            return (("minus",),) if numbers.english else ((),)
-        if name == "initials":
-            return (_letters(found[0]),)
-        if name == "pair":
-            return ((*_letters(found[1]), *self._signs.get("&", "").split(), *_letters(found[2])),)
-        if name == "number":
-            return numbers.readings(found[0])
-        return self._english(name, found)
+    def _pair(self, found: re.Match[str]) -> Readings:
+        sides = _letters(found[1]), _letters(found[2])
+        return tuple((*sides[0], *sign, *sides[1]) for sign in (*self._sign("&"), ()))
 
-    def _english(self, name: str, found: re.Match[str]) -> tuple[Spoken, ...]:
-        """Rules for English only; in other languages the digits or letters alone."""
-        english = self.numbers.english
-        if name == "decade":
-            reading = self.numbers.readings(found[1])[0]
-            return ((*reading[:-1], _plural(reading[-1])) if english else reading,)
-        if name == "span":
-            if (len(found[1]), len(found[2])) == (3, 4):  # a telephone number
-                return (self.numbers.digits(found[1]),)
-            readings = self.numbers.readings(found[1])
-            rising = len(found[2]) >= len(found[1]) and int(found[2]) > int(found[1])
-            return (*(r + ("to",) for r in readings), *readings) if english and rising else readings
-        if name == "temperature":
-            scale = {"C": "celsius", "F": "fahrenheit"}[found[1]]
-            return (("degrees", scale), ("degrees",)) if english else ((*self._sign("°")[0], scale),)
-        assert name == "unit"
-        one = found.string[: found.start()] == "1"
-        return (tuple(_UNITS[found[1]][0 if one else 1].split()) if english else (found[1],),)
+    def _other_rules(self) -> tuple[Rule, ...]:
+        """Rules for languages other than English."""
+        numbers = self._numbers
 
-    def _time(self, found: re.Match[str]) -> tuple[Spoken, ...]:
-        numbers = self.numbers
-        hour, minute = numbers.readings(str(int(found[1])))[0], numbers.readings(str(int(found[2])))[0]
-        second = numbers.readings(str(int(found[3])))[0] if found[3] else ()
-        if not numbers.english:
-            return (hour + minute + second,)
-        if int(found[2]) == 0 and not second:
-            return hour + ("o'clock",), hour, hour + ("hundred",)
-        if int(found[2]) < 10:
-            return hour + ("oh",) + minute + second, hour + minute + second
-        return (hour + minute + second,)
+        def read(digits: str) -> Spoken:
+            return numbers.readings(str(int(digits)))[0]
 
-    def _fraction(self, above: int, below: int, mixed: bool) -> tuple[Spoken, ...]:
-        top, bottom = self.numbers.readings(str(above))[0], self.numbers.readings(str(below))[0]
-        if not self.numbers.english:
-            return (top + bottom,)
-        if not 0 < above < below <= 20:
-            return top + bottom, top + ("over",) + bottom, top + ("slash",) + bottom
-        parts = {2: ("half",), 4: ("quarter",)}.get(below) or self.numbers.ordinals(str(below))[0]
-        if above > 1:
-            parts = (*parts[:-1], "halves" if below == 2 else _plural(parts[-1]))
-        readings = [top + parts, top + ("over",) + bottom]
-        if above == 1:
-            readings.append(("a", *parts))
-        return tuple(("and", *reading) for reading in readings) if mixed else tuple(readings)
+        return (
+            (re.compile(rf"([{CURRENCY_SIGNS}])({_NUMBER})"), lambda m: numbers.currency(m[1], m[2])),
+            (re.compile(rf"({_NUMBER})([{CURRENCY_SIGNS}])"), lambda m: numbers.currency(m[2], m[1])),
+            (
+                re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?(?!\d)"),
+                lambda m: (read(m[1]) + read(m[2]) + (read(m[3]) if m[3] else ()),),
+            ),
+            (re.compile(r"(\d+)(?:st|nd|rd|th)\b", re.IGNORECASE), lambda m: numbers.ordinals(m[1])),
+            (re.compile(r"(\d{1,2})/(\d{1,2})(?![/\d])"), lambda m: (read(m[1]) + read(m[2]),)),
+            (re.compile(_NUMBER), lambda m: numbers.readings(m[0])),
+        )
+
+
+def _letters(text: str) -> Spoken:
+    """Each letter; regular expressions take raised digits for letters too."""
+    return tuple(char for char in text.lower() if char.isalpha())
 
 
 def _run_end(text: str, place: int) -> int:
     """Where the letters that begin at `place` end; `place` itself if there are none."""
     # A mark alone, such as the one that makes a sign an emoji, is not spoken.
-    if not text[place].isalpha():
+    if not text[place].isalpha() and text[place] != "〇":
         return place
     while place < len(text) and (
         is_letter(text[place]) or (text[place] == "'" and place + 1 < len(text) and is_letter(text[place + 1]))
@@ -311,22 +238,22 @@ def _run_end(text: str, place: int) -> int:
     return place
 
 
-def _plural(word: str) -> str:
-    if word.endswith("y"):
-        return word[:-1] + "ies"
-    return word + ("es" if word.endswith("x") else "s")
-
-
 def _clean(token: str) -> str:
-    """One form for each character: composed letters, ASCII digits, the plain apostrophe; fractions as 1/2."""
+    """One form for each character: composed letters, ASCII digits and apostrophes, no ligatures; fractions as 1/2."""
     chars: list[str] = []
     for char in unicodedata.normalize("NFC", token.translate(_APOSTROPHES)):
-        if char in _FRACTIONS:
-            chars.append((" " if chars and chars[-1].isdigit() else "") + _FRACTIONS[char])
+        category = unicodedata.category(char)
+        if char.isascii() or char in _KEPT_SUPERSCRIPTS:
+            chars.append(char)
         elif char.isdecimal():
             chars.append(str(unicodedata.decimal(char)))
-        elif (unicodedata.category(char) in ("No", "Nl") and char not in "²³") or "\uff01" <= char <= "\uff5e":
-            chars.append(unicodedata.normalize("NFKC", char))
-        elif unicodedata.category(char) != "Cf":  # soft hyphens, joiners
+        elif category == "Cf":  # soft hyphens, joiners
+            continue
+        elif (category[0] in "NLS" and category != "Sk" and char not in "™℠№") or "\uff01" <= char <= "\uff5e":
+            plain = unicodedata.normalize("NFKC", char)
+            if _FRACTION_SLASH in plain:
+                plain = (" " if chars and chars[-1].isdigit() else "") + plain.replace(_FRACTION_SLASH, "/")
+            chars.append(plain if "/" in plain else plain.replace(" ", ""))
+        else:
             chars.append(char)
-    return "".join(chars)
+    return unicodedata.normalize("NFC", "".join(chars))

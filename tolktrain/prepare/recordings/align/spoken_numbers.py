@@ -13,20 +13,25 @@ Spoken = tuple[str, ...]
 _LONGEST_CARDINAL = 15
 # Written 1,234.5 there; everywhere else 1.234,5.
 _POINT_LANGUAGES = frozenset({"en", "he", "ja", "kn", "ko", "te", "th", "bn"})
-_CURRENCIES = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR"}
-_ENGLISH_CURRENCIES = {
-    "$": ("dollar", "dollars", "cent", "cents"),
-    "€": ("euro", "euros", "cent", "cents"),
-    "£": ("pound", "pounds", "penny", "pence"),
-    "¥": ("yen", "yen", "sen", "sen"),
-    "₹": ("rupee", "rupees", "paisa", "paise"),
+CURRENCIES = {
+    "$": "USD",
+    "€": "EUR",
+    "£": "GBP",
+    "¥": "JPY",
+    "₹": "INR",
+    "₩": "KRW",
+    "₽": "RUB",
+    "₺": "TRY",
+    "₪": "ILS",
 }
-CURRENCY_SIGNS = "".join(_CURRENCIES)
+"""The signs of currencies and their names in num2words."""
+
+CURRENCY_SIGNS = "".join(CURRENCIES)
 
 
 def is_letter(char: str) -> bool:
     """Letters, and the marks that belong to the letter before them."""
-    return unicodedata.category(char)[0] in "LM"
+    return unicodedata.category(char)[0] in "LM" or char == "〇"
 
 
 def letters_of(text: str) -> Spoken:
@@ -65,62 +70,99 @@ class Numbers:
             return (self._parts(written),)
         whole, decimals = parsed
         if decimals:
-            return self._both(self._decimal(whole, decimals))
+            return self._decimals(whole, decimals)
         found: list[Spoken] = []
         # Japanese years would be those of an emperor.
         if len(whole) == 4 and whole == written and 1100 <= int(whole) < 2100 and self.language != "ja":
             found += self._both(self._say(int(whole), "year"))
         leading_zero = len(whole) > 1 and whole[0] == "0"
         if len(whole) <= _LONGEST_CARDINAL and not leading_zero:
-            found += self._both(self._say(int(whole), "cardinal"))
-        if len(whole) > 2 or leading_zero:
+            found += self.cardinals(int(whole))
+        if self.english:
+            found += self._grouped(whole)
+        elif len(whole) > 2 or leading_zero:
             found.append(self.digits(whole))
-            if self.english:
-                found.append(tuple("oh" if word == "zero" else word for word in found[-1]))
+        return tuple(dict.fromkeys(found))
+
+    def cardinals(self, number: int) -> tuple[Spoken, ...]:
+        """Ways to say a whole number, as "one hundred and fifty", "a hundred fifty"."""
+        said = self._both(self._say(number, "cardinal"))
+        if not self.english:
+            return said
+        found = [*said, *(("a", *reading[1:]) for reading in said if reading[:1] == ("one",) and len(reading) > 1)]
+        if 1000 < number < 10_000 and number // 100 % 10:
+            hundreds = (*self._say(number // 100, "cardinal"), "hundred")
+            rest = self._say(number % 100, "cardinal") if number % 100 else ()
+            found += [hundreds + rest, *([hundreds + ("and",) + rest] if rest else [])]
         return tuple(dict.fromkeys(found))
 
     def ordinals(self, digits: str) -> tuple[Spoken, ...]:
         """Ways to say 3rd."""
         if len(digits) > _LONGEST_CARDINAL:
             return (self.digits(digits),)
-        return self._both(self._say(int(digits), "ordinal"))
+        said = self._both(self._say(int(digits), "ordinal"))
+        if not self.english:
+            return said
+        bare = [reading[1:] for reading in said if reading[0] == "one" and len(reading) > 1]
+        return (*said, *(("a", *reading) for reading in bare), *bare)
+
+    def spelled(self, digits: str) -> tuple[Spoken, ...]:
+        """Ways to say digits one by one in English: with "zero", "oh", "double oh"."""
+        zero = self.digits(digits)
+        oh = tuple("oh" if word == "zero" else word for word in zero)
+        return tuple(dict.fromkeys((zero, oh, _doubled(oh), _doubled(zero))))
+
+    def pairs(self, digits: str) -> Spoken:
+        """Two digits at a time in English, as in "seven forty seven" and "twenty oh five"; empty if it is not said."""
+        first = len(digits) % 2
+        groups = [digits[:first]] * first + [digits[i : i + 2] for i in range(first, len(digits), 2)]
+        spoken: Spoken = ()
+        for place, group in enumerate(groups):
+            if group == "00":
+                if not place:
+                    return ()
+                spoken += ("hundred",)
+            elif group[0] == "0" and len(group) == 2:
+                spoken += ("oh", *self._say(int(group), "cardinal"))
+            else:
+                spoken += self._say(int(group), "cardinal")
+        return spoken
+
+    def _grouped(self, digits: str) -> list[Spoken]:
+        """English ways to say digits as those of a telephone, a house or a flight."""
+        if digits == "0":
+            return [("oh",), ("o",), ("nought",), ("nil",), ("nothing",)]
+        if len(digits) == 1:
+            return [("a",), ("an",)] if digits == "1" else []
+        spelled = self.spelled(digits)
+        if digits[0] == "0":
+            return [*spelled, *([("oh", *self._say(int(digits), "cardinal"))] if len(digits) == 2 else [])]
+        pairs = self.pairs(digits) if 2 < len(digits) <= 8 else ()
+        found = [*([pairs] if pairs else []), *spelled]
+        if len(digits) == 4 and digits[2] == "0":
+            found.append(tuple(word for word in pairs if word != "oh"))
+        return [reading for reading in found if reading]
 
     def digits(self, digits: str) -> Spoken:
         """Digit by digit."""
         return tuple(word for digit in digits for word in self._say(int(digit), "cardinal"))
 
     def currency(self, sign: str, written: str) -> tuple[Spoken, ...]:
-        """Ways to say an amount of money."""
+        """Ways to say an amount of money, in languages other than English."""
         parsed = self.parse(written)
         if parsed is None or len(parsed[0]) > _LONGEST_CARDINAL or len(parsed[1]) not in (0, 2):
             return tuple(reading + self.currency_name(sign) for reading in self.readings(written))
         whole, decimals = parsed
-        if self.english:
-            return self._english_money(sign, int(whole), int(decimals or 0))
         if not decimals:
             return (self._say(int(whole), "cardinal") + self.currency_name(sign, whole),)
-        return (self._say(float(f"{whole}.{decimals}"), "currency", currency=_CURRENCIES[sign]),)
+        return (self._say(float(f"{whole}.{decimals}"), "currency", currency=CURRENCIES[sign]),)
 
     def currency_name(self, sign: str, amount: str = "2") -> Spoken:
-        """The name of a currency, in the plural unless the amount is 1."""
-        if self.english:
-            one, many = _ENGLISH_CURRENCIES[sign][:2]
-            return (one if amount == "1" else many,)
+        """The name of a currency in a language other than English, in the plural unless the amount is 1."""
         # num2words has no name of a currency alone; the number before it is taken off.
         number = 1.0 if amount == "1" else 2.0
-        words = self._say(number, "currency", currency=_CURRENCIES[sign])
+        words = self._say(number, "currency", currency=CURRENCIES[sign])
         return words[1:2]
-
-    def _english_money(self, sign: str, whole: int, cents: int) -> tuple[Spoken, ...]:
-        one, many, cent, more_cents = _ENGLISH_CURRENCIES[sign]
-        large = self._say(whole, "cardinal") + (one if whole == 1 else many,)
-        small = self._say(cents, "cardinal") + (cent if cents == 1 else more_cents,)
-        if not cents:
-            return self._both(large)
-        if not whole:
-            return (small,)
-        short = self._say(whole, "cardinal") + self._say(cents, "cardinal")
-        return (*self._both(large + small), large + ("and",) + small, short, large + small[:-1])
 
     def _parts(self, written: str) -> Spoken:
         """A token that is no single number: a version, an address, a list."""
@@ -132,12 +174,27 @@ class Numbers:
                 spoken += ("point",)
         return spoken
 
-    def _decimal(self, whole: str, decimals: str) -> Spoken:
+    def _decimals(self, whole: str, decimals: str) -> tuple[Spoken, ...]:
         if len(whole) > _LONGEST_CARDINAL:
-            return self.digits(whole + decimals)
-        if self.english:
-            return self._say(int(whole or 0), "cardinal") + ("point",) + self.digits(decimals)
-        return self._say(float(f"{whole or 0}.{decimals}"), "cardinal")
+            return (self.digits(whole + decimals),)
+        number = int(whole or 0)
+        if not self.english:
+            return (self._say(float(f"{whole or 0}.{decimals}"), "cardinal"),)
+        before = list(self.cardinals(number)) if number else [("zero",), (), ("nought",), ("oh",)]
+        if not whole:
+            before[:2] = before[1::-1]
+        after = list(self.spelled(decimals)[:2])
+        if len(decimals) == 2 and decimals[0] != "0":
+            after.append(self._say(int(decimals), "cardinal"))
+        found = [start + ("point",) + rest for start in before for rest in after]
+        part = _PARTS_OF_ONE.get(decimals)
+        if part and number:
+            found += [start + ("and", *part) for start in before]
+        elif part:
+            found += [part, part[1:], *([("half", "a"), ("half", "an")] if decimals == "5" else [])]
+        if len(decimals) == 2 and number:
+            found.append(before[0] + (self.pairs("1" + decimals)[1:] or ("hundred",)))
+        return tuple(dict.fromkeys(found))
 
     def _both(self, spoken: Spoken) -> tuple[Spoken, ...]:
         """With and without the "and" of "one hundred and one", of which speakers leave out many."""
@@ -158,7 +215,19 @@ class Numbers:
             return ()
 
 
+_PARTS_OF_ONE = {"5": ("a", "half"), "25": ("a", "quarter"), "75": ("three", "quarters")}
 _SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+def _doubled(spoken: Spoken) -> Spoken:
+    """Two equal digits as a double one."""
+    result: list[str] = []
+    for word in spoken:
+        if result and result[-1] == word and (len(result) < 2 or result[-2] != "double"):
+            result[-1:] = ["double", word]
+        else:
+            result.append(word)
+    return tuple(result)
 
 
 def _converter(language: str) -> Callable[..., str]:
