@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tolktrain.config.prepare import AlignmentConfig
 from tolktrain.prepare.recordings.align.ctc_model import CtcModel
 from tolktrain.prepare.recordings.align.normalize import Written, letters, spoken_words
-from tolktrain.prepare.recordings.align.scripts import is_syllable
+from tolktrain.prepare.recordings.align.scripts import is_syllable, modifies_syllable
 from tolktrain.prepare.recordings.align.spelling import Spelled, Tokens, spell
 from tolktrain.prepare.recordings.align.spoken_numbers import Numbers, Spoken
 from tolktrain.prepare.utterances import Aligned, EntryError, Reason
@@ -310,7 +310,8 @@ def _words(written: Sequence[Written], ends: Sequence[float]) -> Iterator[tuple[
     for word, word_end in zip(written, ends, strict=True):
         begins = word.spaced or text.endswith(_ZERO_WIDTH_BLANK)
         if not begins and word.spoken:
-            begins = any(map(is_syllable, text)) or is_syllable(word.text.lstrip(_OPENING)[:1])
+            first = word.text.lstrip(_OPENING)[:1]
+            begins = is_syllable(first) or (any(map(is_syllable, text)) and not modifies_syllable(first))
         if begins and text:
             yield text, spaced, end
             text = ""

@@ -115,6 +115,7 @@ class English:
             ),
             (re.compile(rf"(\d+)(?:¢|p{_END})"), self._cents),
             (re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?(?!\d)"), self._time),
+            (re.compile(r"(?<=\d):(?=\d)"), lambda m: said("to", "")),
             (re.compile(rf"(?<=\d)([ap])\.?m{_END}\.?", re.IGNORECASE), lambda m: ((m[1].lower(), "m"),)),
             (re.compile(r"(1[1-9]\d\d|20\d\d)[-–/](\d\d)(?![\d/-])"), self._years),
             (re.compile(r"(\d{1,2})'(?:(\d{1,2})(?:\"|''|”)?)?(?![\ds])"), self._feet),
@@ -128,6 +129,7 @@ class English:
             (re.compile(rf"°([CF]){_END}"), self._temperature),
             (re.compile(rf"(?<=\d)-?{_UNIT.pattern}"), self._unit),
             (re.compile(rf"(?<=\d)(k|m|mn|bn|b|tn){_END}", re.IGNORECASE), self._magnitude),
+            (re.compile(r"(?<=\d)[x×](?=\d)"), lambda m: said("by", "times", "x")),
             (re.compile(rf"(?<=\d)[x×]{_END}"), lambda m: said("times", "x", "by", "fold")),
             (re.compile(rf"({_NUMBER})'?s{_END}"), self._plural),
             (re.compile(_NUMBER), lambda m: numbers.readings(m[0])),
@@ -142,6 +144,7 @@ class English:
             self._abbreviation(context)
             or self._roman(context)
             or self._day(context)
+            or self._magnitude_word(context)
             or self._unit_word(context)
             or self._code(context)
             or self._fraction_word(context)
@@ -151,7 +154,8 @@ class English:
         """Country and sign of an amount as in "$5 million", of which the currency is spoken after the next word."""
         found = re.search(rf"{_MONEY}(?:{_DASH}{_NUMBER})?\W*$", context.word)
         core = "".join(re.findall(r"[a-z]+", context.after.lower()))
-        return (found[1] or "", found[2]) if found and not found[4] and core in MAGNITUDE_WORDS else None
+        large = core in MAGNITUDE_WORDS or core in MAGNITUDES
+        return (found[1] or "", found[2]) if found and not found[4] and large else None
 
     def currency(self, country: str, sign: str) -> Readings:
         """What is spoken after the magnitude of such an amount."""
@@ -204,7 +208,7 @@ class English:
         cents = combined(self._numbers.cardinals(part)[:1], said(*(names[2:] if part == 1 else names[:1:-1])))
         if not whole:
             return cents
-        amount = self._numbers.cardinals(whole)
+        amount = (*self._numbers.cardinals(whole), *(said("a") if whole == 1 else ()))
         large = combined(amount, self._names(country, names, many=whole != 1))
         if not part:
             return (*large, *amount)
@@ -303,9 +307,7 @@ class English:
             readings += [*combined(past, said("past", "after"), hours)]
         else:
             readings += [*combined(until, said("to", "till", "before", "of"), following)]
-        return distinct(
-            [*readings, *combined(hours, said("to"), say(minute)), *combined(hours, said("verse"), say(minute))]
-        )
+        return distinct([*readings, *combined(hours, said("to", "verse"), say(minute))])
 
     def _years(self, found: re.Match[str]) -> Readings:
         """1914-18."""
@@ -356,7 +358,7 @@ class English:
             named = [[*part[:-1], "halves" if part == ["half"] else plural(part[-1])] for part in named]
         readings = [start + tuple(part) for part in named for start in top[:1]]
         if above == 1:
-            readings += [("a", *part) for part in named if part[0] != "a"]
+            readings += [(article, *part) for part in named if part[0] != "a" for article in ("a", "an")]
             readings += [("half",), ("half", "a"), ("half", "an")] if below == 2 else [tuple(part) for part in named]
         return distinct([*readings, *others])
 
@@ -374,7 +376,7 @@ class English:
         before = re.search(r"(\d+)[^\d]*$", found.string[: found.start()])
         after = re.match(r"\D*(\d+)(?!.*[-–—−])", found.string[found.end() :])
         if before and after and len(after[1]) >= len(before[1]) and int(after[1]) > int(before[1]):
-            return said("to", "", "through", "till", "until", "dash")
+            return said("to", "", "through", "till", "until", "or", "and", "dash")
         return said("", "to", "through", "dash", "minus")
 
     def _telephone(self, found: re.Match[str]) -> Readings:
@@ -435,10 +437,18 @@ class English:
 
     def _temperature(self, found: re.Match[str]) -> Readings:
         scales = {"C": ("celsius", "centigrade", "c"), "F": ("fahrenheit", "f")}[found[1]]
-        return said(*(f"degrees {scale}" for scale in scales), "degrees", *scales, f"degree {scales[0]}", "degree")
+        return said(*(f"degrees {scale}" for scale in scales), "degrees", *scales, f"degree {scales[0]}", "degree", "")
 
     def _magnitude(self, found: re.Match[str]) -> Readings:
         return said(MAGNITUDES[found[1].lower()], found[1].lower())
+
+    def _magnitude_word(self, context: Context) -> Readings:
+        """The bn of "$10 bn"."""
+        core = context.core.lower()
+        money = context.before[:1] in CURRENCY_NAMES or context.before[-1:] in CURRENCY_NAMES
+        if core not in MAGNITUDES or not _QUANTITY.search(context.before) or (context.core in UNITS and not money):
+            return ()
+        return said(MAGNITUDES[core], core)
 
     def _feet(self, found: re.Match[str]) -> Readings:
         """6'2" tall."""

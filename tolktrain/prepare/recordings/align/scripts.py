@@ -8,7 +8,7 @@ from functools import lru_cache
 _SYLLABLES = frozenset({"CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "BOPOMOFO"})
 _UNSPACED = _SYLLABLES | {"KATAKANA-HIRAGANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "JAVANESE", "TAI"}
 # They lengthen or modify the syllable before them.
-_SMALL_KANA = frozenset("ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮ")
+_SMALL_KANA = frozenset("ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮーｰｧｨｩｪｫｬｭｮｯ")
 # Accents of Latin, Greek and Cyrillic letters; points of Hebrew; vowel marks and tatweel of Arabic; points of Syriac.
 _MARKS = re.compile(
     "[\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7"
@@ -37,7 +37,12 @@ def is_unspaced(char: str) -> bool:
 
 def is_syllable(char: str) -> bool:
     """Whether the character alone is spoken as a syllable, as Han characters and kana are."""
-    return not char.isascii() and _script(char) in _SYLLABLES and char not in _SMALL_KANA
+    return not char.isascii() and _script(char) in _SYLLABLES and not modifies_syllable(char)
+
+
+def modifies_syllable(char: str) -> bool:
+    """Whether the character is spoken with the one before it, as small kana and the mark of a long vowel are."""
+    return char in _SMALL_KANA
 
 
 def blank_between(before: str, after: str) -> bool:
