@@ -108,7 +108,7 @@ class English:
             (re.compile(r"(\d{1,2})([/.])(\d{1,2})\2(\d{4}|\d{2})(?![\d.])"), self._slashed_date),
             (_TELEPHONE, self._telephone),
             (re.compile(rf"{_MONEY}{_DASH}{_SECOND_AMOUNT}"), self._money_range),
-            (re.compile(rf"{_MONEY}(?:/([^\W\d_]+))?"), self._money),
+            (re.compile(rf"{_MONEY}(?:/([A-Za-z]+))?"), self._money),
             (
                 re.compile(rf"({_NUMBER})([{CURRENCY_SIGNS}])"),
                 lambda m: self._amount(m[1], "", CURRENCY_NAMES[m[2]]),
@@ -413,7 +413,7 @@ class English:
         if not found:
             return ()
         quantity = _QUANTITY.search(context.before.strip(_OUTER)) is not None
-        literal = (context.core.lower(),)
+        literal = ("".join(filter(str.isalpha, context.core.lower())),)
         if not quantity and not found[3] and not found[2] and (found[1] in AMBIGUOUS_UNITS or len(found[1]) == 1):
             return ()
         names = self._unit_names(found, one=context.before in ("1", "one", "a", "an"))

@@ -188,7 +188,7 @@ class _Reader:
 
     def _run(self, run: str) -> Readings:
         lower = run.lower()
-        return (tuple(lower), (lower,)) if self._is_acronym(run) else ((lower,),)
+        return (_letters(lower), (lower,)) if self._is_acronym(run) else ((lower,),)
 
     def _sign(self, char: str) -> Readings:
         if self._english:

@@ -81,7 +81,7 @@ def clusters(text: str) -> list[str]:
 
 
 def without_marks(text: str) -> str:
-    """The text, lower-case and decomposed, without accents, vowel points and vowel marks; ligatures as plain letters."""
+    """The text, lower-case and decomposed, without accents and vowel marks; ligatures as plain letters."""
     if text.isascii():
         return text.lower()
     return _MARKS.sub("", unicodedata.normalize("NFKD", text.casefold()).translate(_PLAIN))
