@@ -49,6 +49,10 @@ class SpeechSegments:
         """The same segments in page-locked memory, so that copies to a GPU are asynchronous."""
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
+    def share_memory(self) -> None:
+        """Move the tensors to shared memory. Raises RuntimeError."""
+        self._with_tensors(lambda tensor: tensor.share_memory_())
+
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "SpeechSegments":
         return SpeechSegments(
             rows=change(self.rows),

@@ -13,7 +13,7 @@ from tolktrain.cli.generate import generate_samples
 from tolktrain.cli.report import write_report
 from tolktrain.cli.verb import Verb, load
 from tolktrain.cluster.environment import ProcessEnvironment, alone
-from tolktrain.cluster.signals import StopRequest
+from tolktrain.cluster.signals import EXIT_PREEMPTED, StopRaised, StopRequest
 from tolktrain.config import Config
 from tolktrain.errors import UserError
 from tolktrain.files.given import input_argument
@@ -21,6 +21,7 @@ from tolktrain.files.reading import TABLE_BYTES, read_json
 from tolktrain.runs.paths import RunPaths
 
 if TYPE_CHECKING:
+    from tolktrain.cluster.watch.alone import LoneWatch
     from tolktrain.cluster.watch.watchdog import Watch
 
 
@@ -34,16 +35,34 @@ def _run(parsed: argparse.Namespace) -> int:
     stop.install()
     environment = ProcessEnvironment.detect()
     if environment.world_size == 1:
-        config, code = _train_rank(parsed, stop, None)
+        config, code = _train_alone(parsed, stop)
     else:
         config, code = _train_watched(parsed, stop, environment)
-    if code != EXIT_DONE:
+    if config is None or code != EXIT_DONE:
         stop.ignore()
         return code
     stop.release()
     if config.evaluation.after_training and environment.rank == 0:
         return _follow_up(config, environment)
     return code
+
+
+def _train_alone(parsed: argparse.Namespace, stop: StopRequest) -> tuple[Config | None, int]:
+    """Train as the only process. No configuration is returned if it was stopped."""
+    from tolktrain.cluster.watch.alone import LoneWatch
+
+    watch = LoneWatch()
+    watch.start()
+    try:
+        with stop.raised():
+            config, code = _train_rank(parsed, stop, watch)
+            if code == EXIT_PREEMPTED:
+                raise StopRaised
+    except StopRaised:
+        return None, EXIT_PREEMPTED
+    finally:
+        watch.finish()
+    return config, code
 
 
 def _train_watched(
@@ -64,12 +83,11 @@ def _train_watched(
     return config, watch.finish(code)
 
 
-def _train_rank(parsed: argparse.Namespace, stop: StopRequest, watch: "Watch | None") -> tuple[Config, int]:
+def _train_rank(parsed: argparse.Namespace, stop: StopRequest, watch: "Watch | LoneWatch") -> tuple[Config, int]:
     if parsed.skip_health_check:
         parsed.overrides.append("health.enabled=false")
     config = load(parsed)
-    if watch is not None:
-        watch.limit(config.parallel.hang_timeout_seconds)
+    watch.limit(config.parallel.hang_timeout_seconds)
     parsed.run_directory = RunPaths.of(config).root
     if config.evaluation.after_training:
         from tolktrain.generate.inputs import check_inputs
@@ -77,7 +95,7 @@ def _train_rank(parsed: argparse.Namespace, stop: StopRequest, watch: "Watch | N
         check_inputs(config)  # what is missing would end the run hours later
     from tolktrain.train.run import train
 
-    return config, train(config, stop, None if watch is None else watch.progress)
+    return config, train(config, stop, watch.progress)
 
 
 def _follow_up(config: Config, environment: ProcessEnvironment) -> int:

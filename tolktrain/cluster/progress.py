@@ -7,7 +7,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 from tolktrain.cluster.dump import DumpFile
@@ -43,6 +43,7 @@ class Progress:
     def __init__(self) -> None:
         self.mark = Mark()
         self.place = ""  # in the layout: "pipeline 1, tensor 0, data 1"
+        self.hint: Callable[[], str] = lambda: ""  # what the main thread probably waits for, if that is known
         self.on_settled: Callable[[], None] = lambda: None
         self.on_end: Callable[[str], None] = lambda text: None  # called with the reason when the job ends with an error
         self.log: DumpFile | None = None  # of this rank, once it is open
@@ -52,6 +53,10 @@ class Progress:
         """Set what this rank does now. All ranks must set the same marks, at intervals below the hang timeout."""
         self.mark = Mark(doing, self.mark.stage, self.mark.step, self.mark.number + 1)
 
+    def touch(self) -> None:
+        """Note progress inside of the current mark. Unlike marks, this need not be the same on all ranks."""
+        self.mark = replace(self.mark, time=time.time())
+
     def at_step(self, stage: str, step: int, doing: str) -> None:
         """Set that a step begins."""
         self.mark = Mark(doing, stage, step)
@@ -60,6 +65,15 @@ class Progress:
         """Set this rank's place in the layout. It is sent at once, so that it is known if the process is killed."""
         self.place = place
         self.on_settled()
+
+    @contextlib.contextmanager
+    def hinting(self, hint: Callable[[], str]) -> Iterator[None]:
+        """In this context, `hint` says what the main thread probably waits for. It is called by the watchdog."""
+        self.hint = hint
+        try:
+            yield
+        finally:
+            self.hint = lambda: ""
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:

@@ -4,7 +4,8 @@ Interface for the training loop: `train(config, stop)` reads `stop.requested` on
 because the signal reaches them at different steps), writes a checkpoint, and returns `EXIT_PREEMPTED`. Loader processes
 are started inside `signals_held()` and call `ignore_signals_in_worker()` first.
 
-Work that may be interrupted anywhere, because its outputs are atomic, runs inside `stop.raised()`.
+Work that may be interrupted anywhere, because its outputs are atomic, runs inside `stop.raised()`. Parts of it that
+must be finished, such as saving, run inside `stop.noted()`.
 """
 
 import contextlib
@@ -24,6 +25,8 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a checkpoint is written, run the same comman
 _REQUESTS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _GRACE_SECONDS = 10.0  # less than the 30 s after which Slurm and container runtimes kill a process
+_POLL_SECONDS = 0.1
+_NO_SIGNAL = 0  # written to the pipe of signal numbers when its block ends
 
 
 class StopRaised(BaseException):  # noqa: N818 - no error: handlers of errors must not catch it
@@ -41,7 +44,8 @@ class StopRequest:
         """`on_interrupt` is the message after Ctrl-C."""
         self._signal: signal.Signals | None = None
         self._since = 0.0
-        self._raises = False
+        self._raises = False  # a request raises StopRaised in the main thread
+        self._ends = False  # a request ends the process after some seconds
         self._on_interrupt = f"\n{on_interrupt}; press Ctrl-C again to leave at once\n".encode()
 
     @property
@@ -94,21 +98,63 @@ class StopRequest:
         os.set_blocking(write_end, False)
         # Python runs handlers between two instructions of the main thread, but writes to this pipe immediately.
         before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        watcher = guarded("stop", lambda: _end_process(read_end, grace_seconds))
+        watcher = guarded("stop", lambda: self._end_process(read_end, grace_seconds))
         watcher.start()
         try:
-            self._raises = True
             if self.requested:  # before this block
-                os.write(write_end, b"\0")
+                os.write(write_end, bytes([signal.SIGUSR1]))
+            with self._reacting(raises=True, ends=True):
+                yield
+        except StopRaised:
+            self._ends = True  # what is left to do is to exit, which may hang too
+            raise
+        finally:
+            signal.set_wakeup_fd(before)
+            if not self.requested:
+                os.write(write_end, bytes([_NO_SIGNAL]))
+                watcher.join()
+                os.close(write_end)
+                os.close(read_end)
+
+    def noted(self) -> contextlib.AbstractContextManager[None]:
+        """Inside `raised`: in this block, a request is only noted, for work that must be finished."""
+        return self._reacting(raises=False, ends=False)
+
+    def limited(self) -> contextlib.AbstractContextManager[None]:
+        """Inside `raised`: in this block, a request is noted, and ends the process after `grace_seconds`. For work that
+        normally is finished by then, but may wait for something that never comes."""
+        return self._reacting(raises=False, ends=True)
+
+    def raised_again(self, ends: bool) -> contextlib.AbstractContextManager[None]:
+        """Inside `noted`: in this block, a request raises again; with `ends`, the process also ends after
+        `grace_seconds`. Without it, the process has as much time as it needs after the exception."""
+        return self._reacting(raises=True, ends=ends)
+
+    @contextlib.contextmanager
+    def _reacting(self, raises: bool, ends: bool) -> Iterator[None]:
+        before = self._raises, self._ends
+        try:
+            self._raises, self._ends = raises, ends
+            if raises and self.requested:
                 raise StopRaised
             yield
         finally:
-            self._raises = False
-            signal.set_wakeup_fd(before)
-            if not self.requested:
-                os.close(write_end)
-                watcher.join()
-                os.close(read_end)
+            self._raises, self._ends = before
+
+    def _end_process(self, read_end: int, grace_seconds: float) -> None:
+        """Exit `grace_seconds` after a request, unless the block ends without one. Time inside `noted` does not
+        count."""
+        while (number := os.read(read_end, 1)[0]) not in _REQUESTS:  # torch handles SIGCHLD, for example
+            if number == _NO_SIGNAL:
+                return
+        deadline = time.monotonic() + grace_seconds
+        while (now := time.monotonic()) < deadline:
+            time.sleep(min(_POLL_SECONDS, deadline - now))
+            if not self._ends:
+                deadline = time.monotonic() + grace_seconds
+        text = f"still busy {grace_seconds:g} s after it was asked to stop; ended; the same command continues\n"
+        os.write(2, text.encode())
+        os._exit(EXIT_PREEMPTED)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         is_first = not self.requested
@@ -119,14 +165,6 @@ class StopRequest:
             os.write(2, self._on_interrupt)
         if is_first and self._raises:
             raise StopRaised
-
-
-def _end_process(read_end: int, grace_seconds: float) -> None:
-    """Exit `grace_seconds` after a signal, unless the block ends without one."""
-    if os.read(read_end, 1):
-        time.sleep(grace_seconds)
-        os.write(2, f"still busy {grace_seconds:g} s after it was asked to stop; ended\n".encode())
-        os._exit(EXIT_PREEMPTED)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,12 @@ class Batch:
         plain = {name: value for name, value in vars(self).items() if name not in tensors}
         return Batch(**{**plain, **tensors, "segments": self.segments.pin_memory()})
 
+    def share_memory(self) -> None:
+        """Move the tensors to shared memory, from which another process can read them. Raises RuntimeError."""
+        for name in _TENSORS:
+            getattr(self, name).share_memory_()
+        self.segments.share_memory()
+
 
 _TENSORS = ("tokens", "targets", "speech_in", "speech_pred", "text_pred")
 

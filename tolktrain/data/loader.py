@@ -1,5 +1,6 @@
 """Loads the batches of a stage's training steps, and of validation."""
 
+import contextlib
 import math
 import threading
 from collections.abc import Iterator
@@ -9,13 +10,14 @@ from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tolktrain.cluster.signals import ignore_signals_in_worker, signals_held
 from tolktrain.cluster.threads import guarded
 from tolktrain.config import Config
 from tolktrain.config.data import DatasetConfig, InterleavingConfig, Mixture, Strategy
 from tolktrain.data.batch import Batch, collate
+from tolktrain.data.delivery import awaited_process, ended_process, share_batch
 from tolktrain.data.folder import RecordFolder, fetch_descriptions
 from tolktrain.data.mixture import MixturePlan, RecordMixture, Sample, Segment
 from tolktrain.data.sequences import Sequence, sequence_rng
@@ -80,6 +82,8 @@ class StageLoader:
             worker_init_fn=_start_worker if workers else None,
         )
         self._batches: Iterator[Batch | UserError | None] | None = None
+        self._taken = 0  # items that the loader processes have delivered, each in turn
+        self._is_waiting = False
 
     def __iter__(self) -> Iterator[list[Batch]]:
         return self
@@ -91,12 +95,37 @@ class StageLoader:
                 self._batches = iter(self._loader)
         result: list[Batch] = []
         while len(result) < self.accumulation_steps:
+            self._is_waiting = True
             item = next(self._batches)
+            self._is_waiting = False
+            self._taken += 1
             if isinstance(item, UserError):
                 raise item
             if item is not None:
                 result.append(item)
         return result
+
+    @contextlib.contextmanager
+    def naming_ended_processes(self) -> Iterator[None]:
+        """In this context, torch's error about a loader process that has ended names the process and the cause.
+
+        torch raises it anywhere in the main thread, because a signal says that a child process has ended.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            workers = loader_processes(self._batches) or []
+            ended = [number for number, worker in enumerate(workers) if not worker.is_alive()]
+            if not ended:
+                raise
+            raise UserError(ended_process(ended[0], workers), by_machine=True) from error
+
+    def describe_wait(self) -> str:
+        """The loader process that the main thread waits for; empty if it waits for none. For any thread."""
+        workers = loader_processes(self._batches)
+        if not self._is_waiting or not workers:
+            return ""
+        return awaited_process(self._taken % len(workers), workers)
 
     def close(self) -> None:
         """End the loader processes and threads, and free the shared memory. Further calls have no effect."""
@@ -170,9 +199,13 @@ class _MicroBatches(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch | UserError | None]:  # type: ignore[override]
         # An error is passed on as a value: torch would add the loader process's traceback to the message.
+        in_own_process = get_worker_info() is not None
         try:
             for samples in self._records.micro_batches(self._segments):
-                yield None if samples is None else collate([self._sequence(sample) for sample in samples])
+                batch = None if samples is None else collate([self._sequence(sample) for sample in samples])
+                if in_own_process and batch is not None:
+                    share_batch(batch)
+                yield batch
         except UserError as error:
             yield error
 

@@ -1,11 +1,13 @@
 """The training loop of one stage."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tolktrain.cluster.progress import Progress
+from tolktrain.cluster.signals import StopRaised
 from tolktrain.data.batch import Batch
 from tolktrain.model.cost.work import StepCounts
 from tolktrain.model.loss import StepResult
@@ -31,6 +33,7 @@ class StageRun:
     counts: StepCounts = StepCounts()  # of this rank's batches in the last step
     notes: dict[str, Any] = field(default_factory=dict)  # further entries of the last step's line of metrics
     progress: Progress = field(default_factory=Progress)  # of this rank, for its watchdog
+    interrupting: Callable[[], AbstractContextManager[None]] = nullcontext  # in it, a request raises StopRaised
 
     @property
     def step_in_stage(self) -> int:
@@ -57,6 +60,9 @@ class Callback(Protocol):
     def on_step(self, run: StageRun) -> None:
         """Called after each step."""
 
+    def on_interrupt(self, run: StageRun) -> None:
+        """Called when a request to stop has interrupted the run while it waited for the data of the next step."""
+
     def on_rollback(self, step: int) -> None:
         """Called when the run is rolled back to the checkpoint of `step`."""
 
@@ -72,7 +78,13 @@ def run_stage(run: StageRun, batches: Iterator[list[Batch]], callbacks: Sequence
         started = time.perf_counter()
         run.progress.at_step(run.plan.name, run.step + 1, "waiting for data")
         run.learning_rates = learning_rates_at(run.plan.config, run.step_in_stage, run.plan.num_steps)
-        batch = next(batches)
+        try:
+            with run.interrupting():
+                batch = next(batches)
+        except StopRaised:
+            for callback in callbacks:
+                callback.on_interrupt(run)
+            return
         run.progress.at("forward, backward and update")
         run.result = run.engine.train_step(batch, run.learning_rates, must_score=run.step == 0)
         run.seconds = time.perf_counter() - started

@@ -1,5 +1,6 @@
 """Runs a training from its configuration to its exit code."""
 
+import contextlib
 import gc
 import logging
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.health.check import check_health
 from tolktrain.cluster.heartbeat import Heartbeat
 from tolktrain.cluster.progress import Progress
-from tolktrain.cluster.signals import EXIT_PREEMPTED
+from tolktrain.cluster.signals import EXIT_PREEMPTED, StopRaised
 from tolktrain.cluster.watch.watchdog import collective_timeout
 from tolktrain.config import Config
 from tolktrain.data.capacity import check_capacity
@@ -51,7 +52,8 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
 
     Args:
         config: of the run.
-        stop: a request to stop, read after each step and several times before the first one.
+        stop: a request to stop, read after each step and several times before the first one. In a single process, a
+            `StopRequest` also interrupts waiting for data.
         progress: where this rank's progress is reported, for its watchdog.
 
     Returns:
@@ -86,43 +88,55 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
             directory.begin(settings.deepspeed)
             if layout.rank == 0:
                 print(f"{directory.path} is complete: {directory.position.step} steps are done; nothing to train")
-            with copying:  # the last checkpoint, if its copy was interrupted
+            with stopping.noted(), copying:  # the last checkpoint, if its copy was interrupted
                 return EXIT_DONE
         with beating(config, layout, progress, directory) as heartbeat:
-            if stopping.before_training():
+            try:
+                if stopping.before_training():
+                    return _stop_early(stopping, heartbeat)
+                restarts = config.run.restart and directory.position.folder is None
+                space = partial(
+                    needed_space,
+                    count_by_group(architecture),
+                    config,
+                    layout.world_size,
+                    directory.store.folder,
+                    restarts,
+                )
+                machines = check_health(config, layout, directory.path, space, progress)
+                progress.at("checking the data")
+                vocabulary = check_data(config, architecture.text_vocab_size)
+                check_capacity(config, layout.data_rank, layout.data_size)
+                # After the last step, copies of checkpoints are waited for with signals noted, too.
+                with contextlib.ExitStack() as steps, copying as saver:
+                    context = RunContext(
+                        *(config, layout, model_builder, vocabulary, saver, settings, progress, machines, stopping)
+                    )
+                    return _run_stages(context, plans, directory, heartbeat, steps)
+            except StopRaised:
+                stopping.before_training()
                 return _stop_early(stopping, heartbeat)
-            restarts = config.run.restart and directory.position.folder is None
-            space = partial(
-                needed_space,
-                count_by_group(architecture),
-                config,
-                layout.world_size,
-                directory.store.folder,
-                restarts,
-            )
-            machines = check_health(config, layout, directory.path, space, progress)
-            progress.at("checking the data")
-            vocabulary = check_data(config, architecture.text_vocab_size)
-            check_capacity(config, layout.data_rank, layout.data_size)
-            with copying as saver:
-                context = RunContext(config, layout, model_builder, vocabulary, saver, settings, progress, machines)
-                return _run_stages(context, plans, directory, stopping, heartbeat)
 
 
 def _run_stages(
-    context: RunContext, plans: Sequence[StagePlan], directory: OpenRun, stopping: StopOnRequest, heartbeat: Heartbeat
+    context: RunContext,
+    plans: Sequence[StagePlan],
+    directory: OpenRun,
+    heartbeat: Heartbeat,
+    steps: contextlib.ExitStack,
 ) -> int:
-    layout, position = context.layout, directory.position
+    layout, position, stopping = context.layout, directory.position, context.stopping
     context.progress.at("building the model")
     # Raises if the backbone cannot be read. Passed in a list, because any other reference would keep its memory.
     built = [context.model_builder.build(layout, position.folder, context.settings)]
     if stopping.before_training():
         return _stop_early(stopping, heartbeat)
+    steps.enter_context(stopping.noted())
     directory.begin(context.settings.deepspeed)
     utilization = Utilization.of(context.model_builder.architecture, context.config, layout)
     metrics = MetricsLog(context.config, directory.path, position.step, layout.rank, utilization)
     display = Display(context.config, plans, metrics, layout)
-    callbacks = _callbacks(context, directory, metrics, display, heartbeat, stopping)
+    callbacks = _callbacks(context, directory, metrics, display, heartbeat)
     try:
         _show_header(context, display, directory)
         stopped, position = _run_all(context, plans, directory, built, callbacks)
@@ -172,7 +186,6 @@ def _callbacks(
     metrics: MetricsLog,
     display: Display,
     heartbeat: Heartbeat,
-    stopping: StopOnRequest,
 ) -> list[Callback]:
     """The callbacks in order: callbacks that add to a step's line come before the line is written; checkpoints come
     after all lines of their step are written, the ranks have agreed whether to stop, and divergence was checked."""
@@ -182,7 +195,7 @@ def _callbacks(
         Straggler(config.logging.straggler_steps, layout, gathers_parameters=zero_stage == 3),
         metrics,
         HeartbeatNotes(heartbeat, metrics),
-        stopping,
+        context.stopping,
         LearningCheck(config, layout),
         DivergenceGuard(config, directory.path, metrics, context.saver, layout),
         Validation(config, ValidationSource(context), metrics),

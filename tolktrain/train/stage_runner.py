@@ -1,9 +1,11 @@
 """Runs one stage: creates its engine and data loader, and runs its steps."""
 
+import contextlib
 import gc
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ import torch
 from tolktrain.checkpoint.random_states import restore_random_states
 from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.cluster.progress import Progress
+from tolktrain.cluster.signals import StopRaised
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
 from tolktrain.data.batch import Batch
@@ -19,6 +22,8 @@ from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.runs.rollbacks import Rollback, skipped_steps
 from tolktrain.train.batch_consistency import consistent_batches
+from tolktrain.train.callbacks.stopping import StopOnRequest
+from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.loop import Callback, StageRun, run_stage, timed
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.resolved import ResolvedSettings
@@ -40,6 +45,7 @@ class RunContext:
     settings: ResolvedSettings
     progress: Progress
     machines: str  # summary of the health check
+    stopping: StopOnRequest
 
 
 def run_one_stage(
@@ -54,16 +60,49 @@ def run_one_stage(
 
     Returns whether it was stopped, and the incident if training has diverged.
     """
-    config, layout = context.config, context.layout
+    with contextlib.ExitStack() as opened:
+        try:
+            # No step is lost: all that are done are in the checkpoint of `position`.
+            with context.stopping.interrupting(unsaved=False):
+                engine = _start_engine(context, plan, position, built)
+                opened.callback(gc.collect)
+                opened.callback(engine.close)
+                loader = opened.enter_context(_open_loader(context, plan, position, rollbacks))
+        except StopRaised:
+            context.stopping.before_training()
+            return True, None
+        run = StageRun(plan, engine, position.step, progress=context.progress)
+        run.interrupting = partial(context.stopping.interrupting, unsaved=True)
+        with (
+            context.progress.failing(),
+            context.progress.hinting(loader.describe_wait),
+            loader.naming_ended_processes(),
+        ):
+            _set_random_states(context.config, position)
+            batches = timed(loader, run)
+            check_every = context.config.parallel.check_batches
+            run_stage(run, consistent_batches(batches, context.layout, position.step, check_every), callbacks)
+    return run.stop, run.incident
+
+
+def _start_engine(context: RunContext, plan: StagePlan, position: Position, built: list[SmolTolk]) -> Engine:
     if not built:
         context.progress.at("building the model")
-        built.append(context.model_builder.build(layout, position.folder, context.settings))
+        built.append(context.model_builder.build(context.layout, position.folder, context.settings))
     model = built.pop()
+    # A step may have many micro batches.
+    model.register_forward_pre_hook(lambda *_: context.progress.touch())
     context.progress.at(f"setting up the stage {plan.name!r}")
-    engine = context.model_builder.start(
-        model, plan.config, layout, context.settings, position, position.is_inside(plan)
+    return context.model_builder.start(
+        model, plan.config, context.layout, context.settings, position, position.is_inside(plan)
     )
-    loader = StageLoader(
+
+
+def _open_loader(
+    context: RunContext, plan: StagePlan, position: Position, rollbacks: Sequence[Rollback]
+) -> StageLoader:
+    config, layout = context.config, context.layout
+    return StageLoader(
         config,
         plan.config.mixture,
         context.vocabulary,
@@ -74,17 +113,6 @@ def run_one_stage(
         skipped=skipped_steps(rollbacks, plan.name),
         pin_memory=layout.device.type == "cuda",
     )
-    run = StageRun(plan, engine, position.step, progress=context.progress)
-    try:
-        with loader, context.progress.failing():
-            _set_random_states(config, position)
-            batches = consistent_batches(timed(loader, run), layout, position.step, config.parallel.check_batches)
-            run_stage(run, batches, callbacks)
-    finally:
-        engine.close()
-        del engine
-        gc.collect()
-    return run.stop, run.incident
 
 
 def _set_random_states(config: Config, position: Position) -> None:
@@ -118,5 +146,6 @@ class ValidationSource:
                 data_rank=layout.data_rank,
                 data_size=layout.data_size,
             )
-            self._made[dataset, strategy] = list(batches)
+            with self._setting.stopping.limited():
+                self._made[dataset, strategy] = list(batches)
         return self._made[dataset, strategy]

@@ -55,6 +55,7 @@ class RankState:
     line: str = ""  # of code, where its main thread is
     waiting: bool = False  # whether it probably waits for other ranks
     finished: bool = False
+    hint: str = ""  # what it probably waits for, if that is known
 
     def __str__(self) -> str:
         where = ", ".join(part for part in (self.host, self.place) if part)
@@ -139,16 +140,22 @@ def find_hang(states: Collection[RankState], limit: float) -> Cause | None:
     if not suspects:
         return None
     first, *others = sorted(suspects, key=lambda state: state.rank)
-    text = (
-        f"no progress for {first.idle_seconds:.0f} s (parallel.hang_timeout_seconds is {limit:g}) at {first}; it is in"
-        f" {first.line or 'an unknown place'}"
-    )
+    text = no_progress(first, limit)
     if first.waiting:
         text += ", where it waits for other ranks, as all ranks do: they probably execute different collectives"
     if others:
         few = "; ".join(f"rank {state.rank} at {state}, in {state.line}" for state in others[:3])
         text += f"; or the cause is one of {len(others)} more: {few}"
     return Cause(Kind.ENDED, first.rank, text)
+
+
+def no_progress(state: RankState, limit: float) -> str:
+    """The message for a rank that has made no progress for `limit` seconds."""
+    text = (
+        f"no progress for {state.idle_seconds:.0f} s (parallel.hang_timeout_seconds is {limit:g}) at {state}; it is in"
+        f" {state.line or 'an unknown place'}"
+    )
+    return f"{text}; {state.hint}" if state.hint else text
 
 
 def find_missing(

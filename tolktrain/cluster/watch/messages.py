@@ -140,5 +140,6 @@ _STATE = {
     "idle_seconds": _seconds,
     "line": text_of,
     "waiting": _flag,
+    "hint": text_of,
     "finished": _flag,
 }

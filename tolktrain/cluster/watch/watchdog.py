@@ -255,6 +255,7 @@ class Watch:
             idle_seconds=self._clock.now - self._seen[1],
             line=shortened(whereabouts.line),
             waiting=whereabouts.waiting,
+            hint=shortened(self.progress.hint()),
             finished=self._finished,
         )
         if self._wire is not None:

@@ -12,6 +12,9 @@ class NoCallback:
     def on_step(self, run: StageRun) -> None:
         """Nothing."""
 
+    def on_interrupt(self, run: StageRun) -> None:
+        """Nothing."""
+
     def on_rollback(self, step: int) -> None:
         """Nothing."""
 

@@ -51,12 +51,14 @@ class Checkpointing(NoCallback):
         self._zero_stage = zero_stage
         self._measured: Line = dict(measured or {})
         self._memory: Snapshot | None = None  # of this stage's engine, used again
+        self._saved_step = 0
 
     def on_stage_start(self, run: StageRun) -> None:
         """Allocate the memory for saving in the background, because the first allocation is slower than a copy.
 
         This also detects a model that cannot be saved before its first step.
         """
+        self._saved_step = run.step  # a stage begins, or continues, at a checkpoint
         self._memory = None  # that of the last stage's model
         if self._config.checkpoint.background:
             run.progress.at("taking memory for checkpoints")
@@ -68,6 +70,11 @@ class Checkpointing(NoCallback):
             self._measured |= {k: v for k, v in line.items() if _is_loss(k) and v is not None and math.isfinite(v)}
         self._saver.poll()
         if run.step % self._config.checkpoint.every_steps == 0 or run.at_last_step:
+            self._save(run)
+
+    def on_interrupt(self, run: StageRun) -> None:
+        """Save the steps since the last checkpoint."""
+        if run.step > self._saved_step:
             self._save(run)
 
     def on_rollback(self, step: int) -> None:
@@ -91,6 +98,7 @@ class Checkpointing(NoCallback):
         copied = time.perf_counter()
         if not background:
             run.progress.at("saving a checkpoint")
+        self._saved_step = run.step
         self._saver.save(run.step, snapshot, state, background=background, before_publishing=self._metrics.sync)
         if run.at_last_step:
             self._memory = None  # before the next model is built

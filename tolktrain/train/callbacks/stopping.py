@@ -1,5 +1,6 @@
 """Stops training after a signal."""
 
+import contextlib
 import logging
 import signal
 import time
@@ -8,6 +9,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
+from tolktrain.cluster.signals import StopRequest
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.loop import StageRun
@@ -35,11 +37,15 @@ class StopOnRequest(NoCallback):
     """Stops all ranks after the same step, although the signal may reach them at different steps.
 
     A signal before the first step stops them there, without a checkpoint.
+
+    A single process has nobody to agree with. So a signal also interrupts it where it waits for data, which may never
+    come, by the exception `StopRaised`.
     """
 
     def __init__(self, stop: Stop | None, layout: Layout) -> None:
         self._stop = stop
         self._layout = layout
+        self._interrupts = stop if layout.world_size == 1 and isinstance(stop, StopRequest) else None
         self._reason = ""
         self._agreed_at = 0.0
         self._seconds_before = 0.0  # from the signal until all ranks had agreed
@@ -50,6 +56,19 @@ class StopOnRequest(NoCallback):
         age = None if stop is None else stop.age_seconds
         return self._agree(age is not None, "before the next step")
 
+    def noted(self) -> contextlib.AbstractContextManager[None]:
+        """In this context, which begins before the first step, a signal interrupts nothing."""
+        return contextlib.nullcontext() if self._interrupts is None else self._interrupts.noted()
+
+    def interrupting(self, unsaved: bool) -> contextlib.AbstractContextManager[None]:
+        """In this context, a signal raises `StopRaised` in a single process. If nothing is `unsaved`, the process also
+        ends if it does not react to the exception."""
+        return contextlib.nullcontext() if self._interrupts is None else self._interrupts.raised_again(not unsaved)
+
+    def limited(self) -> contextlib.AbstractContextManager[None]:
+        """In this context, a single process ends some seconds after a signal."""
+        return contextlib.nullcontext() if self._interrupts is None else self._interrupts.limited()
+
     def on_stage_start(self, run: StageRun) -> None:
         """Check all ranks before the first step."""
         run.stop = self.before_training()
@@ -58,6 +77,10 @@ class StopOnRequest(NoCallback):
         """Check all ranks after a step."""
         asked = self._stop is not None and self._stop.requested
         run.stop = self._agree(asked, f"after step {run.step} with a checkpoint", in_step=True)
+
+    def on_interrupt(self, run: StageRun) -> None:
+        """Stop after the last step."""
+        run.stop = self._agree(True, f"after step {run.step}", in_step=True)
 
     @property
     def asked_at_terminal(self) -> bool:
