@@ -19,10 +19,13 @@ WITH_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 help:
 	@sed -n '1,/^$$/s/^# \?//p' Makefile
 
+# make gets Ctrl-C too, and ends by itself when the recipe has ended. So an interrupted command is no error of the recipe,
+# which make would report below the command's own last message.
+INTERRUPTIBLY = interrupted=; trap 'interrupted=yes' INT; { $(1); } || { code=$$?; [ "$$interrupted" ] || exit $$code; }
+
 # Rebuilt only when the requirements of the package change.
 $(STAMP): setup.py constraints.txt launch/make_venv.sh
-	@PYTHON="$(PYTHON)" bash launch/make_venv.sh $(VENV)
-	@touch $@
+	@$(call INTERRUPTIBLY,PYTHON="$(PYTHON)" bash launch/make_venv.sh $(VENV) && touch $@)
 
 # This folder precedes the 4.57 of .venv on the path. Everything else is imported from .venv.
 $(TRANSFORMERS_5)/.installed: constraints-transformers-5.txt $(STAMP)
@@ -32,7 +35,7 @@ $(TRANSFORMERS_5)/.installed: constraints-transformers-5.txt $(STAMP)
 	@touch $@
 
 pretrain: $(STAMP)
-	@$(WITH_VENV) bash launch/pretrain.sbatch configs/quickstart.yaml
+	@$(call INTERRUPTIBLY,$(WITH_VENV) bash launch/pretrain.sbatch configs/quickstart.yaml)
 
 # Two test processes, because many tests start further processes. One file each at a time, because the tests of a file
 # share slow fixtures. tests/conftest.py puts the slowest files first.

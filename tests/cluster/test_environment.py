@@ -2,7 +2,7 @@
 
 import pytest
 
-from tolktrain.cluster.environment import ProcessEnvironment, alone, first_host
+from tolktrain.cluster.environment import ProcessEnvironment, alone, first_host, refuse_shell_of_job
 from tolktrain.errors import UserError
 
 TORCHRUN = {
@@ -69,6 +69,10 @@ def test_uneven_nodes(tasks: str, node: str, expected: int) -> None:
         ("n1", "n1"),
         ("rack[1,3]-node", "rack1-node"),
         ("a-b-7", "a-b-7"),
+        ("rack[0-1]n[0-3]", "rack0n0"),
+        ("n[001-003,7]", "n001"),
+        ("n[7,001-003].cluster,login", "n7.cluster"),
+        ("r[2-3]c[0,4]n[08-12]-ib,x", "r2c0n08-ib"),
     ],
 )
 def test_first_host_of_a_node_list(nodes: str, host: str) -> None:
@@ -83,6 +87,9 @@ def test_first_host_of_a_node_list(nodes: str, host: str) -> None:
         ({"RANK": "0"}, "started by torchrun, but WORLD_SIZE is not set; start it with srun or torchrun"),
         ({**TORCHRUN, "MASTER_ADDR": ""}, "started by torchrun, but MASTER_ADDR is not set"),
         ({**SLURM, "SLURM_PROCID": "-1"}, "SLURM_PROCID is '-1'; Slurm should have set a whole number"),
+        ({**SLURM, "SLURM_STEP_NODELIST": "n[1-2"}, "node list 'n[1-2' cannot be read; set MASTER_ADDR"),
+        ({**SLURM, "MASTER_PORT": "many"}, "MASTER_PORT is 'many'; set it to the number of a free port"),
+        ({**TORCHRUN, "MASTER_PORT": "70000"}, "MASTER_PORT is '70000'; set it to the number of a free port"),
         ({**SLURM, "SLURM_STEP_NODELIST": "[1-2]"}, "node list '[1-2]' cannot be read; set MASTER_ADDR"),
     ],
 )
@@ -114,3 +121,36 @@ def test_alone_hides_the_launcher() -> None:
     environ = {**SLURM, **TORCHRUN, "TORCHELASTIC_RUN_ID": "x", "HOME": "/root"}
     assert ProcessEnvironment.detect(alone(environ)).launcher == "single"
     assert alone(environ)["HOME"] == "/root"
+
+
+SHELL = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "2", "SLURM_PROCID": "0"}
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        SHELL,
+        {**SHELL, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2"},
+    ],
+    ids=["a shell", "an interactive step", "tasks per node"],
+)
+def test_the_shell_of_a_job_of_several_tasks_is_referred_to_srun(environ: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"Slurm job 7 has 8 tasks on 2 nodes; start all ranks with srun python -m"):
+        refuse_shell_of_job(environ)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1"},
+        SLURM,
+        {**SLURM, "SLURM_STEP_NUM_TASKS": "8"},
+        {**SHELL, **SLURM, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"},
+        {**SHELL, **TORCHRUN},
+    ],
+    ids=["no job", "a job of one task", "a task", "a task of a known step", "srun --ntasks=1", "torchrun"],
+)
+def test_other_processes_are_not(environ: dict[str, str]) -> None:
+    refuse_shell_of_job(environ)

@@ -86,23 +86,46 @@ def test_on_this_machine(tools: Path) -> None:
     assert calls(tools) == ["python -m tolktrain train a.yaml run.name=b data.sets.x={path: /a b}"]
 
 
+NOTE_RANK = "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR:$MASTER_PORT $OMP_NUM_THREADS $*"
+
+
 def test_several_processes_on_this_machine(tools: Path) -> None:
-    assert launch(tools, "a.yaml", NPROC="2").wait(20) == 0
-    torchrun = "python -m torch.distributed.run --standalone --nproc-per-node 2"
-    assert calls(tools) == [f"{torchrun} -m tolktrain train a.yaml"]
+    write(tools / "python", f'#!/bin/bash\necho "{NOTE_RANK}" >> {tools.parent}/calls\nexit $((RANK * 70 + 2))\n')
+    assert launch(tools, "a.yaml", NPROC="2", MASTER_PORT="12345").wait(20) == 72
+    rest = "2 2 localhost:12345 1 -m tolktrain train a.yaml"
+    assert sorted(calls(tools)) == [f"0 0 {rest}", f"1 1 {rest}"]
 
 
-def test_what_torchrun_leaves_behind_is_removed(tools: Path, tmp_path: Path) -> None:
-    """Also when it is killed: its folder is in one that is removed once no process of it holds its lock."""
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    write(tools / "python", f'#!/bin/bash\ntouch "$TMPDIR/x"; echo "$TMPDIR" >> {tmp_path}/calls; kill -KILL $$\n')
-    assert launch(tools, "a.yaml", NPROC="2", TMPDIR=str(scratch)).wait(20) == -signal.SIGKILL
-    assert Path(calls(tools)[0]).parent == scratch
+def test_several_processes_get_a_port_of_their_own(tools: Path) -> None:
+    write(tools / "python", f'#!/bin/bash\necho "$MASTER_PORT" >> {tools.parent}/calls\n')
+    for _ in range(3):
+        assert launch(tools, "a.yaml", NPROC="2").wait(20) == 0
+    ports = [int(port) for port in calls(tools)]
+    assert len(ports) == 6 and len(set(ports)) > 1 and all(10_000 <= port < 30_000 for port in ports)
+
+
+@pytest.mark.parametrize(("number", "heard"), [(signal.SIGTERM, "TERM"), (signal.SIGUSR1, "USR1")])
+def test_a_signal_reaches_all_processes(tools: Path, tmp_path: Path, number: signal.Signals, heard: str) -> None:
+    write(
+        tools / "python",
+        f'#!/bin/bash\nfor s in TERM USR1; do trap "echo $s >> {tmp_path}/calls; exit 75" $s; done\n'
+        f"touch {tmp_path}/ready-$RANK\nwhile :; do /bin/sleep 0.05; done\n",
+    )
+    process = launch(tools, "a.yaml", NPROC="2")
     deadline = time.monotonic() + 60
-    while list(scratch.iterdir()):
+    while len(list(tmp_path.glob("ready-*"))) < 2:
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(60) == 75
+    assert [call for call in calls(tools) if not call.startswith("sleep")] == [heard] * 2
+
+
+@pytest.mark.parametrize("nodes", ["rack[0-1]n[0-3]", "rack0n[0,2-3],login"])
+def test_the_first_node_without_scontrol(tools: Path, nodes: str) -> None:
+    write(tools / "scontrol", "#!/bin/bash\nexit 127\n")
+    assert launch(tools, "a.yaml", **{**SLURM, "SLURM_JOB_NODELIST": nodes}, MASTER_PORT="12345").wait(20) == 0
+    assert "meet rack0n0:12345" in calls(tools)
 
 
 def test_a_configuration_is_needed(tools: Path) -> None:
@@ -295,6 +318,7 @@ BAD: dict[str, tuple[list[str], dict[str, str], str]] = {
     "no sweep": (["a.yaml"], {"SLURM_ARRAY_TASK_ID": "1"}, "would all train one run; give each its overrides with"),
     "no set-up": (["a.yaml"], {"TOLKTRAIN_SETUP": "there"}, "TOLKTRAIN_SETUP: there cannot be read"),
     "bad set-up": (["a.yaml"], {"TOLKTRAIN_SETUP": "./fails"}, "./fails, which prepares the environment, failed"),
+    "no number": (["a.yaml"], {"NPROC": "two"}, "NPROC is 'two'; set it to the number of processes, such as 2"),
     "image": (["a.yaml"], {"TOLKTRAIN_CONTAINER": "nvcr.io#x"}, "without Slurm only Apptainer's files"),
 }
 

@@ -12,7 +12,7 @@ from tolktrain.cli.failures import EXIT_BAD_INPUT, EXIT_DONE, EXIT_MACHINE, comp
 from tolktrain.cli.generate import generate_samples
 from tolktrain.cli.report import write_report
 from tolktrain.cli.verb import Verb, load
-from tolktrain.cluster.environment import ProcessEnvironment, alone
+from tolktrain.cluster.environment import ProcessEnvironment, alone, refuse_shell_of_job
 from tolktrain.cluster.signals import EXIT_PREEMPTED, StopRaised, StopRequest
 from tolktrain.config import Config
 from tolktrain.errors import UserError
@@ -33,6 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(parsed: argparse.Namespace) -> int:
     stop = StopRequest()
     stop.install()
+    refuse_shell_of_job()
     environment = ProcessEnvironment.detect()
     if environment.world_size == 1:
         config, code = _train_alone(parsed, stop)

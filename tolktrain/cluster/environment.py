@@ -45,7 +45,7 @@ class ProcessEnvironment:
         number = {name: _integer(environ, name, "torchrun") for name in ("RANK", "WORLD_SIZE")}
         local_rank = _integer(environ, "LOCAL_RANK", "torchrun", default=number["RANK"])
         local_size = _integer(environ, "LOCAL_WORLD_SIZE", "torchrun", default=max(local_rank + 1, 1))
-        port = _integer(environ, "MASTER_PORT", "torchrun")
+        port = _port(_text(environ, "MASTER_PORT", "torchrun"))
         address = _text(environ, "MASTER_ADDR", "torchrun")
         return cls("torchrun", number["RANK"], number["WORLD_SIZE"], local_rank, local_size, address, port)._checked()
 
@@ -59,7 +59,7 @@ class ProcessEnvironment:
         local_size = _tasks_on_node(tasks_per_node, int(environ.get("SLURM_NODEID", "0")))
         address = environ.get("MASTER_ADDR") or first_host(nodes)
         # One port per job, so that jobs on one node do not collide; below the range of Linux's ephemeral ports.
-        port = int(environ.get("MASTER_PORT") or 10_000 + _integer(environ, "SLURM_JOB_ID", "Slurm") % 20_000)
+        port = _port(environ.get("MASTER_PORT") or str(10_000 + _integer(environ, "SLURM_JOB_ID", "Slurm") % 20_000))
         return cls("slurm", rank, size, local_rank, local_size, address, port)._checked()
 
     def _checked(self) -> "ProcessEnvironment":
@@ -104,11 +104,12 @@ def alone(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def first_host(nodes: str) -> str:
-    """First host of a Slurm node list: `gpu[003-010,12],login` gives gpu003."""
-    match = re.match(r"([^,\[\]]+)(?:\[(\d+)[^\]]*\]([^,\[\]]*))?", nodes)
-    if match is None:
+    """First host of a Slurm node list: `gpu[003-010,12],login` gives gpu003, `rack[0-1]n[0-3]` gives rack0n0."""
+    # Commas outside of brackets separate the names of hosts.
+    host = re.sub(r"\[(\d+)[^\[\]]*\]", r"\1", nodes).split(",")[0]
+    if nodes.startswith("[") or not re.fullmatch(r"[\w.-]+", host):
         raise UserError(f"Slurm's node list {nodes!r} cannot be read; set MASTER_ADDR to the first node's name")
-    return match[1] + (match[2] or "") + (match[3] or "")
+    return host
 
 
 def _tasks_on_node(tasks_per_node: str, node: int) -> int:
@@ -117,6 +118,35 @@ def _tasks_on_node(tasks_per_node: str, node: int) -> int:
     for count, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node):
         counts += [int(count)] * int(repeat or 1)
     return counts[node] if node < len(counts) else max(counts, default=1)
+
+
+def refuse_shell_of_job(environ: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError if this process is not a task of its Slurm job, but runs in the shell of `salloc`, or of a batch
+    script, of a job of several tasks or nodes: it would train alone, or wait for ranks that nobody has started."""
+    if "RANK" in environ or "SLURM_JOB_ID" not in environ:
+        return
+    nodes = _count(environ, "SLURM_JOB_NUM_NODES") or _count(environ, "SLURM_NNODES") or 1
+    tasks = _count(environ, "SLURM_NTASKS") or nodes * max(_count(environ, "SLURM_NTASKS_PER_NODE"), 1)
+    # With LaunchParameters=use_interactive_step, the shell of salloc is a step of one task.
+    own = _count(environ, "SLURM_STEP_NUM_TASKS") or tasks if "SLURM_STEP_ID" in environ else 1
+    if tasks > own:
+        raise UserError(
+            f"this process was not started by srun, but its Slurm job {environ['SLURM_JOB_ID']} has {tasks} tasks on"
+            f" {nodes} node{'s' * (nodes > 1)}; start all ranks with srun python -m tolktrain train ..., or a single"
+            " one with srun --nodes=1 --ntasks=1 python -m tolktrain train ..."
+        )
+
+
+def _count(environ: Mapping[str, str], name: str) -> int:
+    """A number of Slurm's, 0 if it is not given."""
+    text = environ.get(name, "")
+    return int(text) if text.isdecimal() else 0
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"\d{1,5}", text) or not 0 < int(text) < 1 << 16:
+        raise UserError(f"MASTER_PORT is {text!r}; set it to the number of a free port, between 1024 and 65535")
+    return int(text)
 
 
 def _text(environ: Mapping[str, str], name: str, launcher: str) -> str:
