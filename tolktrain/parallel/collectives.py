@@ -106,7 +106,7 @@ def is_distributed() -> bool:
 def _gather_with_node(value: T) -> tuple[list[T], list[int]]:
     """The values that all ranks pass, and the ranks of this node in order."""
     place = ProcessEnvironment.detect()
-    gathered = all_gather_objects((_machine(), place.local_rank, value))
+    gathered = all_gather_objects((machine(), place.local_rank, value))
     firsts = first_ranks([(machine, local_rank) for machine, local_rank, _ in gathered])
     node = [rank for rank, first in enumerate(firsts) if first == firsts[place.rank]]
     return [value for _, _, value in gathered], node
@@ -134,7 +134,7 @@ def first_ranks(places: Sequence[tuple[str, int]]) -> list[int]:
     return firsts
 
 
-def _machine() -> str:
+def machine() -> str:
     """An identifier of this machine, the same in all its containers."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -2,6 +2,7 @@
 
 import math
 import os
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -12,6 +13,7 @@ from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.open_files import raise_file_limit
 from tolktrain.errors import UserError
 from tolktrain.parallel.cpu import stand_in_for_cuda
+from tolktrain.parallel.devices import check_devices_of_ranks
 from tolktrain.parallel.megatron import parallel_state
 
 
@@ -140,6 +142,8 @@ def _start_distributed(timeout: timedelta | None) -> None:
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group(backend, timeout=timeout)
+        if on_gpu:
+            check_devices_of_ranks(environment, socket.gethostname())
     else:
         # A store in memory opens no port, so two runs on one machine do not conflict.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
