@@ -212,3 +212,4 @@ def test_under_torchrun(tmp_path: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if line.startswith("rank ")]
     assert lines == ["rank 1: error: UserError: of no use"]
     assert done.returncode != 0 and done.stderr.count("Traceback") == 1, "one is torchrun's own"
+    assert done.stderr.splitlines()[-2].endswith("rank 1: error: UserError: of no use"), done.stderr

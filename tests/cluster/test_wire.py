@@ -191,6 +191,7 @@ GOOD_STATE: dict[str, Any] = {
     "line": "",
     "waiting": False,
     "finished": True,
+    "hint": "",
 }
 GOOD_FAILURE: dict[str, Any] = {"kind": 1, "text": "x", "code": 2}
 GOOD_END: dict[str, Any] = {"text": "x", "code": 2}

@@ -24,6 +24,7 @@ from tolktrain.cluster.watch.failures import Cause, Kind, RankState
 from tolktrain.cluster.watch.hub import Hub, Limits, RunningClock, briefly
 from tolktrain.cluster.watch.messages import shortened
 from tolktrain.cluster.watch.rendezvous import Rendezvous
+from tolktrain.cluster.watch.torchrun import report_to_torchrun
 from tolktrain.cluster.watch.wire import Message, Wire, WireError
 from tolktrain.files.printable import printable
 from tolktrain.files.shared import leave_temporary_folder
@@ -78,6 +79,7 @@ class Watch:
         self._deputy = 1
         self._first = "starting"  # the last known state of rank 0
         self._code = failures.EXIT_FAILED
+        self._reason = ""  # of an exit code other than 0
         self._ended = threading.Event()  # the job has ended
         self._left = threading.Event()  # this rank has ended training
         self._dumped = threading.Event()  # this rank's stacks are written
@@ -138,6 +140,7 @@ class Watch:
             self._leave()
         if code:
             self._code = code
+            self._reason = "stopped as it was asked to; the same command continues"
             self._exit()
         self._left.set()
         self._thread.join()
@@ -177,6 +180,7 @@ class Watch:
         self._exit()
 
     def _exit(self) -> NoReturn:
+        briefly("torchrun-report", lambda: report_to_torchrun(self._reason))
         briefly("log-end", logging.shutdown)
         briefly("output-end", sys.stdout.flush)
         briefly("temporary-folder-end", leave_temporary_folder)
@@ -295,7 +299,7 @@ class Watch:
             return
         if prints:
             briefly("watch-print", lambda: print(printable(text), file=sys.stderr, flush=True))
-        self._code = code
+        self._code, self._reason = code, text
         self._ended.set()
         guarded("watch-end", lambda: self._expire(text), self._fail_ending).start()
 
