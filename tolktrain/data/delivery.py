@@ -37,7 +37,7 @@ def ended_process(number: int, workers: Sequence[BaseProcess]) -> str:
     process = workers[number]
     code = process.exitcode or 0
     how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-    causes = {
+    causes: dict[int, str] = {
         signal.SIGKILL: "; probably the machine, the container or the job has run out of memory",
         signal.SIGBUS: f"; probably shared memory is full: {_ENLARGE}",
     }
