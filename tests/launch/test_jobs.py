@@ -154,3 +154,14 @@ def test_what_the_scripts_ask_for_is_granted(cluster: Cluster, name: str) -> Non
     done = cluster.run("sbatch", "--test-only", *VARIANTS[name])
     processors = 16 if name == "prepare" else 128
     assert done.returncode == 0 and f"using {processors} processors on nodes node" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("size", [["--nodes=1", "--ntasks=2"], ["--nodes=2"], ["--nodes=1", "--ntasks-per-node=2"]])
+def test_the_shell_of_salloc_is_referred_to_srun(cluster: Cluster, size: list[str]) -> None:
+    """It would train alone on nodes that are reserved for more."""
+    done = cluster.run("salloc", *size, "python", "-m", "tolktrain", "train", "absent.yaml")
+    assert done.returncode == 2 and "start all ranks with srun python -m tolktrain train" in done.stderr, done.stderr
+    assert "has 2 tasks on" in done.stderr
+    alone = ["srun", "--nodes=1", "--ntasks=1", "python", "-m", "tolktrain", "train", "absent.yaml"]
+    done = cluster.run("salloc", *size, *alone)
+    assert "absent.yaml does not exist" in done.stderr, done.stderr

@@ -67,8 +67,10 @@ def test_a_signal_while_it_waits_for_data(
     """The steps that are done are saved."""
     run = Run(warm, tmp_path, sets, "data", loaders)
     run.wait_for_fault()
-    while read_metrics(run.run_dir)[-1]["step"] < 2:
+    while not any(line["step"] == 2 for line in read_metrics(run.run_dir)):  # loader processes read ahead
+        assert run.process.poll() is None, run.process.errors
         time.sleep(0.01)
+    time.sleep(0.2)
     assert run.end(number) == 75, run.process.errors
     assert "stopped after step 2 with a checkpoint; the same command continues from there" in run.process.output
     assert "Traceback" not in run.process.errors
