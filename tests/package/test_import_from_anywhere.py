@@ -68,15 +68,15 @@ def test_a_command_a_script_and_a_notebook(python: Path, clone: Path, place: str
     assert Path(done.stdout.split()[0]).is_relative_to(home)
 
 
-@pytest.mark.parametrize(("processes", "code"), [("1", 2), pytest.param("2", 1, marks=pytest.mark.slow)])
-def test_the_launch_script(python: Path, clone: Path, processes: str, code: int) -> None:
-    """It reaches tolktrain's own check of the configuration, in the folder that holds the clone."""
+@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_the_launch_script(python: Path, clone: Path, processes: str) -> None:
+    """It reaches tolktrain's own check of the configuration, in the folder that holds the clone, whose message is all
+    that is printed."""
     path = f"{python.parent}:{os.environ['PATH']}"
     environ = {"VIRTUAL_ENV": str(python.parents[1]), "PATH": path, "NPROC": processes}
     done = run("bash", f"{clone.name}/launch/pretrain.sbatch", "missing.yaml", folder=clone.parent, **environ)
-    assert done.returncode == code, done.stderr  # torchrun leaves with 1, whatever its processes leave with
-    assert "missing.yaml" in done.stderr and "ModuleNotFoundError" not in done.stderr, done.stderr
-    assert "TypeError" not in done.stderr, done.stderr
+    assert done.returncode == 2, done.stderr
+    assert "error: missing.yaml does not exist" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_our_folder_does_not_hide_the_library_kernels(python: Path, clone: Path) -> None:
