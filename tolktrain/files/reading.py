@@ -4,6 +4,7 @@ All failures are `OSError` or `ValueError`, as with `open` and `json.loads`, so 
 purpose and the fix to the message.
 """
 
+import codecs
 import errno
 import hashlib
 import json
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO, TypeGuard
 DESCRIPTION_BYTES = 1 << 24  # the largest small file of JSON, YAML or notes that is read whole, unless said otherwise
 TABLE_BYTES = 1 << 26  # the largest table that says which file holds which of many tensors or files
 LONGEST_LINE = 1 << 26  # bytes of one line of a manifest or of documents
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 DEEPEST = 100  # nested lists and objects, so that recursive callers need no limit
 
 
@@ -72,6 +74,21 @@ def file_sha256(path: str | Path) -> str:
 def read_text(path: str | Path, limit: int = DESCRIPTION_BYTES) -> str:
     """The same as UTF-8 text, without a byte order mark. Also raises ValueError if it is not UTF-8."""
     return read_bytes(path, limit).decode("utf-8-sig")
+
+
+def decode_text(content: bytes) -> str:
+    """Text that people or programs wrote, without a byte order mark.
+
+    Raises:
+        UnicodeError: it is not UTF-8. The message says what it is instead, and how to correct it.
+    """
+    if content.startswith(UTF_16_MARKS):
+        raise UnicodeError("is UTF-16 text, not UTF-8; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UnicodeError(f"is not UTF-8 text ({error.reason} in line {line}); save it as UTF-8") from None
 
 
 def read_json(path: str | Path, limit: int = DESCRIPTION_BYTES) -> Any:

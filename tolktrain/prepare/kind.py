@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.records import Record, SpeechInfo, TextInfo
+from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import Failure
 
 
@@ -23,6 +24,7 @@ class Kind(Protocol):
     text: TextInfo | None
     speech: SpeechInfo | None
     aligned: bool  # records have word alignment
+    unused: Unused  # what `parts` and `records` have read over since it was last taken
 
     def parts(self) -> tuple[list[Part], list[Failure]]:
         """All parts in order, and the unusable entries of the manifest.

@@ -15,6 +15,7 @@ from tolktrain.data.records import Record, columns_of
 from tolktrain.prepare.job.shards import Counts, ShardWriter, check_record
 from tolktrain.prepare.job.workers import Report
 from tolktrain.prepare.kind import Kind, Part
+from tolktrain.prepare.unused import UnusedItem
 from tolktrain.prepare.utterances import Failure
 from tolktrain.storage.base import Storage
 
@@ -48,6 +49,7 @@ class PartResult(BaseModel):
     counts: dict[str, Counts] = Field(description="Of each split.")
     shards: dict[str, list[dict[str, Any]]] = Field(description="Entries of each split's index.json.")
     failures: list[FailureEntry] = Field(description="Entries that were not used, in order.")
+    unused: list[UnusedItem] = Field(default=[], description="Fields that were not used, of files of word times.")
 
 
 def part_name(number: int) -> str:
@@ -85,6 +87,7 @@ def do_part(config: PrepareConfig, kind: Kind, place: Workplace, number: int, pa
             counts={split: writers[split].finish() for split in splits},
             shards={split: _upload(writers[split].folder, place.storage, split, number) for split in splits},
             failures=records.failures,
+            unused=kind.unused.take(),
         )
     place.storage.write(part_name(number), result.model_dump_json().encode())
     return result

@@ -34,6 +34,7 @@ from tolktrain.prepare.job.summary import Summary
 from tolktrain.prepare.job.workers import Done, Progress, Report, run_tasks
 from tolktrain.prepare.kind import Kind, Part
 from tolktrain.prepare.kinds import make_kind, preparation_of, tokenizer_files
+from tolktrain.prepare.unused import Unused, UnusedItem
 from tolktrain.prepare.utterances import Failure
 from tolktrain.storage.base import Storage
 from tolktrain.storage.open import open_storage
@@ -74,6 +75,9 @@ def prepare(
     display.print_line(f"reading {preparing.source(config)}")
     kind = make_kind(preparing.without_gpu(config), display.print_line)
     parts, rejected = kind.parts()
+    unused = kind.unused.take()
+    for item in unused:
+        display.print_line(item.line())
     if not parts:
         raise UserError(f"{preparing.source(config)} holds nothing to prepare{_first(rejected)}")
     preparation = _claim(storage, _description(config, kind, parts))
@@ -89,7 +93,7 @@ def prepare(
             " ends last puts the set together. If none is running any more, run their command again"
         )
         return
-    _finish(config, kind, storage, len(parts), preparation, rejected).show(config.output, display.console)
+    _finish(config, kind, storage, len(parts), preparation, rejected, unused).show(config.output, display.console)
 
 
 def _first(rejected: Sequence[Failure]) -> str:
@@ -251,9 +255,12 @@ def _finish(
     num_parts: int,
     preparation: str,
     rejected: Sequence[Failure],
+    listed: Sequence[UnusedItem],
 ) -> Summary:
     """Put the parts together. The same parts give the same files, so several machines may do it at once."""
     failures = [FailureEntry.of(failure) for failure in rejected]
+    unused = Unused()
+    unused.join(listed)
     counts: dict[str, Counts] = {}
     shards: dict[str, list[dict[str, Any]]] = {}
     num_items = len(rejected)
@@ -261,6 +268,7 @@ def _finish(
         part = _read_part(storage, number, preparation)
         num_items += part.num_items
         failures += part.failures
+        unused.join(part.unused)
         for split, count in part.counts.items():
             counts.setdefault(split, Counts()).join(count)
             shards.setdefault(split, []).extend(part.shards[split])
@@ -280,6 +288,6 @@ def _finish(
         )
         storage.write(f"{split}/{INDEX_FILE}", json.dumps({"version": 2, "shards": shards[split]}).encode())
         storage.write(f"{split}/{DATASET_FILE}", info.to_json().encode())
-    summary = Summary(splits=infos, num_items=num_items, failed=dict(sorted(failed.items())))
-    storage.write(SUMMARY_FILE, (summary.model_dump_json(indent=2) + "\n").encode())
+    summary = Summary(splits=infos, num_items=num_items, failed=dict(sorted(failed.items())), unused=unused.take())
+    storage.write(SUMMARY_FILE, summary.to_json().encode())
     return summary

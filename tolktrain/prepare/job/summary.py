@@ -1,4 +1,4 @@
-"""The result of a preparation, and the entries that it left out."""
+"""The result of a preparation, and the entries, fields and files that it left out."""
 
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
@@ -6,6 +6,7 @@ from rich.table import Table
 from tolktrain.data.records import DatasetInfo
 from tolktrain.files.terminal import Console
 from tolktrain.prepare.job.splits import TRAIN
+from tolktrain.prepare.unused import UnusedItem
 
 
 class Summary(BaseModel):
@@ -16,6 +17,13 @@ class Summary(BaseModel):
     num_items: int = Field(ge=0, description="Utterances or documents that were to be prepared.")
     failed: dict[str, int] = Field(description="Entries that were not used, by reason.")
     splits: dict[str, DatasetInfo] = Field(description="Content of dataset.json of each split.")
+    unused: list[UnusedItem] = Field(
+        default=[], description="Fields that no reader uses, and files that belong to no utterance; absent if none."
+    )
+
+    def to_json(self) -> str:
+        """The content of summary.json."""
+        return self.model_dump_json(indent=2, exclude=None if self.unused else {"unused"}) + "\n"
 
     def show(self, output: str, console: Console) -> None:
         """Print the sizes of the splits and the shares of failures; `output` is the address of the set."""
@@ -32,6 +40,8 @@ class Summary(BaseModel):
             console.print(f"  {count:,} ({count / self.num_items:.2%}) {reason}", highlight=False)
         if failed:
             console.print(f"{output}/failures.jsonl names each", highlight=False, soft_wrap=True)
+        for item in self.unused:
+            console.print(item.line(), highlight=False, soft_wrap=True)
         if TRAIN not in self.splits:
             console.print(
                 "nothing is left for training: every source is held out; lower heldout.sources and heldout.speakers"

@@ -29,6 +29,7 @@ from tolktrain.prepare.published.files import (
     words_from,
 )
 from tolktrain.prepare.recordings.align.units import frame_ends, unit_ends
+from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import EntryError, Failure, Reason
 from tolktrain.units.base import collapse, expand
 from tolktrain.units.load import describe_speech_tokenizer
@@ -92,6 +93,7 @@ class PublishedKind:
             self._text_meta = read_text_meta(self._published.text_folder)
             _check_text(self._text_meta, self.text)
         self.aligned = self._is_aligned()
+        self.unused = Unused()
         self._num_units, self._num_codebooks = speech.num_units, speech.num_codebooks
         self._frames_per_second = speech.frames_per_second
 

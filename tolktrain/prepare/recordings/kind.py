@@ -23,6 +23,7 @@ from tolktrain.prepare.recordings.align.word_times import check_words, read_word
 from tolktrain.prepare.recordings.audio import AudioReader, resampled
 from tolktrain.prepare.recordings.fitting import fit_if_missing
 from tolktrain.prepare.recordings.manifest import read_manifest
+from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import Aligned, EntryError, Failure, Reason, Utterance
 from tolktrain.units.base import Frames, Samples, collapse
 from tolktrain.units.load import load_speech_tokenizer
@@ -51,6 +52,7 @@ class RecordingsKind:
         self.speech: SpeechInfo | None = speech_info(self._speech)
         self.text = self._text.info if self._text is not None else None
         self.aligned = method != "none"
+        self.unused = Unused()
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Digests of the tokenizers and the aligner."""
@@ -62,7 +64,12 @@ class RecordingsKind:
 
     def parts(self) -> tuple[list[Part], list[Failure]]:
         """Slices of the manifest, each of one split, cut between sources where these are not too long."""
-        utterances, failures = read_manifest(self._recordings)
+        utterances, failures = read_manifest(self._recordings, self.unused)
+        for utterance in utterances:
+            if self._text is None and utterance.text is not None:
+                self.unused.add("transcripts, because no text_tokenizer is set", utterance.id)
+            if not self._gives_times and (utterance.words is not None or utterance.word_times is not None):
+                self.unused.add("word times, because recordings.alignment.method is not given", utterance.id)
         splits: dict[str, list[Utterance]] = {split: [] for split in SPLITS}
         for utterance in utterances:
             splits[self._split(utterance)].append(utterance)
@@ -154,7 +161,7 @@ class RecordingsKind:
             seconds = [len(waveform) / self._speech.sample_rate for _, waveform in batch]
             language = self._recordings.alignment.language
             return [
-                _attempt(_given, utterance, length, language)
+                _attempt(_given, utterance, length, language, self.unused)
                 for (utterance, _), length in zip(batch, seconds, strict=True)
             ]
         present = [(utterance, waveform) for utterance, waveform in batch if (utterance.text or "").strip()]
@@ -201,10 +208,10 @@ def _attempt(function: Any, *arguments: Any) -> Any:
         return error
 
 
-def _given(utterance: Utterance, seconds: float, language: str) -> Aligned:
+def _given(utterance: Utterance, seconds: float, language: str, unused: Unused) -> Aligned:
     words = utterance.words
     if words is None and utterance.word_times is not None:
-        words = read_word_times(utterance.word_times, utterance.id)
+        words = read_word_times(utterance.word_times, utterance.id, utterance.channel, utterance.speaker, unused)
     if words is None:
         raise EntryError(Reason.WORD_TIMES, "the manifest gives no word times; or set alignment.method to ctc")
     check_words(words, seconds)

@@ -13,6 +13,7 @@ from tolktrain.prepare.job.passages import PassageBuilder, Piece
 from tolktrain.prepare.job.splits import split_of
 from tolktrain.prepare.kind import Kind, Part, Preparation
 from tolktrain.prepare.text.documents import Document, FileRange, find_files, ranges_of, read_documents
+from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import Failure, Reason
 
 _BATCH_CHARACTERS = 1 << 20
@@ -39,6 +40,7 @@ class TextKind:
         self.text: TextInfo | None = tokenizer.info
         self.speech: SpeechInfo | None = None
         self.aligned = False
+        self.unused = Unused()
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Digest of the tokenizer."""

@@ -4,21 +4,22 @@ Praat reads free values - numbers, text in quotes, flags such as <exists> - and 
 long form differs from the short one by such comments alone.
 """
 
-import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tolktrain.files.reading import UTF_16_MARKS, decode_text
+
+_WORD = re.compile(r"[^\s=]+")
 _NUMBER = re.compile(r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?")
 _LONGEST_NUMBER = 40  # characters
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 _Value = float | str | bytes  # bytes: a flag
 
 
 @dataclass(frozen=True)
 class Tier:
-    """A tier, as far as the file has it: one that is cut off has fewer intervals than it declares."""
+    """A tier, with as many intervals as it declares."""
 
     name: str
     has_intervals: bool  # otherwise points, which are left out
@@ -27,34 +28,62 @@ class Tier:
 
 
 def parse_textgrid(content: bytes) -> list[Tier]:
-    """The tiers of a file in UTF-8, or in UTF-16 with its mark. Raises ValueError if it is no TextGrid."""
-    text = content.decode("utf-16" if content.startswith(_UTF_16) else "utf-8-sig")
+    """The tiers of a file in UTF-8, or in UTF-16 with its mark.
+
+    Raises ValueError, with the line, if it is no TextGrid, or does not hold the tiers, intervals and points that it
+    declares. UnicodeError if it is in another encoding.
+    """
+    text = content.decode("utf-16") if content.startswith(UTF_16_MARKS) else decode_text(content)
     values = _Values(text)
-    tiers: list[Tier] = []
     try:
-        if not values.text().startswith("ooTextFile") or values.text() != "TextGrid":
-            raise ValueError("its first lines are those of another kind of file")
-        values.number(), values.number()  # where it begins and ends
-        exists = values.flag() == b"<exists>"
-        num_tiers = values.count() if exists else 0
+        tiers = _tiers(values)
     except EOFError:
         raise ValueError("it ends before its tiers begin") from None
-    try:
-        for _ in range(num_tiers):
-            kind, name = values.text(), values.text()
-            if kind not in ("IntervalTier", "TextTier"):
-                raise ValueError(f"{kind!r:.80} is no kind of tier")
-            _, end = values.number(), values.number()
-            tiers.append(Tier(name, kind == "IntervalTier", end))
-            for _ in range(values.count()):
-                start = values.number()
-                stop = values.number() if kind == "IntervalTier" else start
-                label = values.text()
-                if kind == "IntervalTier":
-                    tiers[-1].intervals.append((start, stop, label))
-    except EOFError:
-        pass  # the caller sees where the intervals end
+    except ValueError as error:
+        raise ValueError(f"line {values.line}: {error}") from None
     return tiers
+
+
+def _tiers(values: "_Values") -> list[Tier]:
+    if not values.text().startswith("ooTextFile") or values.text() != "TextGrid":
+        raise ValueError("its first lines are those of another kind of file")
+    values.number(), values.number()  # where it begins and ends
+    exists = values.flag() == b"<exists>"
+    num_tiers = values.count() if exists else 0
+    tiers: list[Tier] = []
+    while len(tiers) < num_tiers:
+        try:
+            tiers.append(_tier(values))
+        except EOFError:
+            raise ValueError(
+                f"it declares {num_tiers:.15g} tiers and holds {len(tiers)}; the file is cut off, or was edited by hand"
+            ) from None
+    if values.more():
+        last = f"its last tier {tiers[-1].name!r:.80} declares" if tiers else "it declares"
+        raise ValueError(f"{last} fewer intervals than the file holds, or it declares too few tiers ({num_tiers:.15g})")
+    return tiers
+
+
+def _tier(values: "_Values") -> Tier:
+    kind, name = values.text(), values.text()
+    if kind not in ("IntervalTier", "TextTier"):
+        raise ValueError(f"{kind!r:.80} is no kind of tier")
+    _, end = values.number(), values.number()
+    tier = Tier(name, kind == "IntervalTier", end)
+    declared, held = values.count(), 0
+    try:
+        while held < declared:
+            start = values.number()
+            stop = values.number() if tier.has_intervals else start
+            label = values.text()
+            if tier.has_intervals:
+                tier.intervals.append((start, stop, label))
+            held += 1
+    except (EOFError, ValueError) as error:
+        problem = f" ({error})" if str(error) else "; the file is cut off, or was edited by hand"
+        what = "intervals" if tier.has_intervals else "points"
+        raise ValueError(f"the tier {name!r:.80} declares {declared:.15g} {what} and holds {held}{problem}") from None
+    return tier
 
 
 class _Values:
@@ -62,18 +91,25 @@ class _Values:
     EOFError at the end."""
 
     def __init__(self, text: str) -> None:
+        self._text = text
         self._values = _values_of(text)
+        self._place = 0  # of the last value
+
+    @property
+    def line(self) -> int:
+        """Line of the last value, from 1 on."""
+        return self._text.count("\n", 0, self._place) + 1
 
     def text(self) -> str:
         value = self._next()
         if not isinstance(value, str):
-            raise ValueError(f"expected text in quotes, got {value!r:.80}")
+            raise ValueError(f"expected text in quotes, got {_shown(value)}")
         return value
 
     def number(self) -> float:
         value = self._next()
         if not isinstance(value, float):
-            raise ValueError(f"expected a number, got {value!r:.80}")
+            raise ValueError(f"expected a number, got {_shown(value)}")
         return value
 
     def count(self) -> int:
@@ -85,37 +121,56 @@ class _Values:
     def flag(self) -> bytes:
         value = self._next()
         if not isinstance(value, bytes):
-            raise ValueError(f"expected <exists>, got {value!r:.80}")
+            raise ValueError(f"expected <exists>, got {_shown(value)}")
         return value
+
+    def more(self) -> bool:
+        """Whether there is another value, which is passed over."""
+        try:
+            self._next()
+        except EOFError:
+            return False
+        return True
 
     def _next(self) -> _Value:
-        value = next(self._values, None)
-        if value is None:
+        found = next(self._values, None)
+        if found is None:
+            self._place = len(self._text)
             raise EOFError
+        value, self._place = found
         return value
 
 
-def _values_of(text: str) -> Iterator[_Value]:
+def _shown(value: _Value) -> str:
+    return f"{value.decode() if isinstance(value, bytes) else value!r:.80}"
+
+
+def _values_of(text: str) -> Iterator[tuple[_Value, int]]:
+    """Each value and its place in the text."""
     pieces = text.split('"')  # quoted text has the odd places
-    place = 0
+    number = place = 0
     while True:
-        yield from _unquoted(pieces[place])
-        place += 1
-        if place == len(pieces):
+        yield from _unquoted(pieces[number], place)
+        place += len(pieces[number]) + 1
+        number += 1
+        if number == len(pieces):
             return
-        quoted = [pieces[place]]
-        while place + 2 < len(pieces) and not pieces[place + 1]:  # two quotes inside mean one
-            place += 2
-            quoted.append(pieces[place])
-        place += 1
-        if place == len(pieces):
+        begin, quoted = place, [pieces[number]]
+        place += len(pieces[number]) + 1
+        while number + 2 < len(pieces) and not pieces[number + 1]:  # two quotes inside mean one
+            number += 2
+            quoted.append(pieces[number])
+            place += len(pieces[number]) + 2
+        number += 1
+        if number == len(pieces):
             return  # the file ends inside
-        yield '"'.join(quoted)
+        yield '"'.join(quoted), begin
 
 
-def _unquoted(piece: str) -> Iterator[_Value]:
-    for word in piece.replace("=", " ").split():
+def _unquoted(piece: str, place: int) -> Iterator[tuple[_Value, int]]:
+    for found in _WORD.finditer(piece):
+        word = found[0]
         if word.startswith("<") and word.endswith(">"):
-            yield word.encode()
+            yield word.encode(), place + found.start()
         elif len(word) <= _LONGEST_NUMBER and _NUMBER.fullmatch(word):
-            yield float(word)
+            yield float(word), place + found.start()

@@ -6,12 +6,25 @@ the utterance, in seconds.
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO
 
-from tolktrain.files.reading import DESCRIPTION_BYTES, bounded_lines, open_regular, parse_json, read_bytes, read_text
-from tolktrain.prepare.recordings.align.textgrid import Tier, parse_textgrid
+from tolktrain.files.reading import (
+    DESCRIPTION_BYTES,
+    UTF_16_MARKS,
+    bounded_lines,
+    decode_text,
+    open_regular,
+    parse_json,
+    read_bytes,
+)
+from tolktrain.prepare.recordings.align.ctm import CtmLines, ctm_words
+from tolktrain.prepare.recordings.align.textgrid import parse_textgrid
+from tolktrain.prepare.recordings.align.word import number, word, wrong
+from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import EntryError, Reason, Word
 
 TOLERANCE_SECONDS = 0.1
@@ -21,39 +34,50 @@ ALIGNMENTS_SUFFIX = ".alignment.txt"
 """Of LibriSpeech-Alignments: a line has an utterance, its words and their ends."""
 
 _TEXTGRID_SILENCE = frozenset(("<eps>", "sil", "sp", "<sil>", "SIL"))
-_CTM_SILENCE = frozenset(("<eps>", "<sil>", "sil", "SIL", "!SIL"))
 _CUT_OFF_SECONDS = 0.01
 _LONGEST_LINE = 1 << 22  # bytes, of CTM and .alignment.txt
+_MOST_CHANNELS = 64
+_UTF_8_MARK = b"\xef\xbb\xbf"
+_WORD_LISTS = frozenset(("words", "word_segments", "segments", "tiers"))  # keys of JSON files, of which one is used
+_WORD_KEYS = frozenset(("word", "text", "start", "end"))
 
 
-def read_word_times(path: str, utterance_id: str) -> tuple[Word, ...]:
+def read_word_times(
+    path: str, utterance_id: str, channel: int | None = None, speaker: str = "", unused: Unused | None = None
+) -> tuple[Word, ...]:
     """The words of an utterance in a TextGrid, CTM, JSON or .alignment.txt file.
 
     TextGrid: the interval tier named word or words (also "speaker - words"), an interval per word. CTM and
     .alignment.txt may hold many utterances; the lines are those that begin with `utterance_id` or with the name of the
     file without its suffix. JSON: a list of {word or text, start, end} or [word, start, end], or an object with such a
-    list under `words` or `word_segments`, as aligners write.
+    list under `words` or `word_segments`, or in its `segments`, as aligners write, or tiers as the Montreal Forced
+    Aligner does. `channel` and `speaker` choose among those of the file. What is not used is counted in `unused`.
 
-    Raises `EntryError` when the file is missing or malformed, or holds nothing of the utterance. Whether the times are
-    possible is checked by `check_words`.
+    Raises `EntryError` when the file is missing or malformed, or holds nothing of the utterance, or of several channels
+    or speakers of which none is the utterance's. Whether the times are possible is checked by `check_words`.
     """
     name = path.lower()
+    noted = Unused() if unused is None else unused
+
+    def note(what: str) -> None:
+        noted.add(what, path)
+
     try:
         if name.endswith(".textgrid"):
-            return _textgrid_words(path)
+            return _textgrid_words(path, speaker, note)
         if name.endswith(".ctm"):
-            return _ctm_words(_lines_of(path, utterance_id, ".ctm"))
+            return ctm_words(_lines_of(path, utterance_id, ".ctm"), channel, speaker, note)
         if name.endswith(ALIGNMENTS_SUFFIX):
-            return _alignment_words(_lines_of(path, utterance_id, ALIGNMENTS_SUFFIX))
+            return _alignment_words(_lines_of(path, utterance_id, ALIGNMENTS_SUFFIX).lines)
         if name.endswith(".json"):
-            return _json_words(path)
+            return _json_words(path, speaker, note)
     except OSError as error:
         raise EntryError(Reason.WORD_TIMES, f"{path} cannot be read ({error.strerror or error})") from None
-    except UnicodeError:
-        raise EntryError(Reason.WORD_TIMES, f"{path} is not UTF-8 text") from None
+    except UnicodeError as error:
+        raise EntryError(Reason.WORD_TIMES, f"{path} {error}") from None
     except EntryError as error:
         raise EntryError(Reason.WORD_TIMES, f"{path}: {error.detail}") from None
-    raise _wrong(f"{path} has no known suffix; word times are read from .TextGrid, .ctm, .json and {ALIGNMENTS_SUFFIX}")
+    raise wrong(f"{path} has no known suffix; word times are read from .TextGrid, .ctm, .json and {ALIGNMENTS_SUFFIX}")
 
 
 def check_words(words: Sequence[Word], duration: float | None) -> None:
@@ -62,188 +86,238 @@ def check_words(words: Sequence[Word], duration: float | None) -> None:
     `duration` is the audio's in seconds; None where it is not known.
     """
     if not words:
-        raise _wrong("there are no words")
+        raise wrong("there are no words")
     before = Word("", 0.0, 0.0)
-    for word in words:
-        if not (math.isfinite(word.start) and math.isfinite(word.end)):
-            raise _wrong(f"the times of {word.text!r} are not finite: {word.start} to {word.end}")
-        if word.start < 0:
-            raise _wrong(f"{word.text!r} begins before the audio, at {word.start} s")
-        if word.end < word.start:
-            raise _wrong(f"{word.text!r} ends before it begins: {word.start} to {word.end} s")
-        if word.start < before.start or word.end < before.end:
-            raise _wrong(
+    for item in words:
+        if not (math.isfinite(item.start) and math.isfinite(item.end)):
+            raise wrong(f"the times of {item.text!r} are not finite: {item.start} to {item.end}")
+        if item.start < 0:
+            raise wrong(f"{item.text!r} begins before the audio, at {item.start} s")
+        if item.end < item.start:
+            raise wrong(f"{item.text!r} ends before it begins: {item.start} to {item.end} s")
+        if item.start < before.start or item.end < before.end:
+            raise wrong(
                 f"times fall from {before.text!r} ({before.start} to {before.end} s)"
-                f" to {word.text!r} ({word.start} to {word.end} s)"
+                f" to {item.text!r} ({item.start} to {item.end} s)"
             )
-        before = word
+        before = item
     if duration is not None and before.end > duration + TOLERANCE_SECONDS:
-        raise _wrong(f"{before.text!r} ends at {before.end} s, after the audio of {duration:.2f} s")
+        raise wrong(f"{before.text!r} ends at {before.end} s, after the audio of {duration:.2f} s")
 
 
-def words_of(value: Any) -> tuple[Word, ...]:
-    """Words from a list of {word or text, start, end} or [word, start, end]. Raises `EntryError`."""
+def words_of(value: Any, note: Callable[[str], None]) -> tuple[Word, ...]:
+    """Words from a list of {word or text, start, end} or [word, start, end]. Raises `EntryError`.
+
+    `note` is called with each kind of key that is not used.
+    """
     if not isinstance(value, list):
-        raise _wrong(f"words must be a list, got {type(value).__name__}")
+        raise wrong(f"words must be a list, got {type(value).__name__}")
+    others = dict.fromkeys(key for item in value if isinstance(item, dict) for key in item if key not in _WORD_KEYS)
+    for key in others:
+        note(f"the key {key!r:.80} of words")
     return tuple(map(_word_of, value))
 
 
-def word(text: Any, start: Any, end: Any) -> Word:
-    """A word whose parts may be of any type. Raises `EntryError` unless they are a text without blanks and numbers."""
-    if not isinstance(text, str) or len(text.split()) != 1:
-        raise _wrong(f"expected one word without blanks, got {text!r:.80}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _wrong(f"{text!r:.80} is not text: half of a surrogate pair") from None
-    return Word(text.strip(), _seconds(start, text), _seconds(end, text))
+def is_word_times(value: Any) -> bool:
+    """Whether the content of a JSON file is what an aligner such as WhisperX writes."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, dict) and item.keys() & {"word", "text"} for item in value)
+    if not isinstance(value, dict) or value.keys() & {"words", "word_times"}:
+        return False
+    segments = value.get("segments")
+    return (
+        isinstance(value.get("word_segments"), list)
+        or (isinstance(segments, list) and all(isinstance(segment, dict) for segment in segments))
+        or _json_tiers(value) is not None
+    )
 
 
 def _word_of(item: Any) -> Word:
     if isinstance(item, dict):
         text = item.get("word", item.get("text"))
         if "start" not in item or "end" not in item:
-            raise _wrong(f"the word {text!r:.80} has no times; the aligner did not find it")
+            raise wrong(f"the word {text!r:.80} has no times; the aligner did not find it")
         return word(text, item["start"], item["end"])
     if isinstance(item, list) and len(item) == 3:
         return word(*item)
-    raise _wrong(f"expected {{word, start, end}} or [word, start, end], got {item!r:.80}")
+    raise wrong(f"expected {{word, start, end}} or [word, start, end], got {item!r:.80}")
 
 
-def _seconds(value: Any, text: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _wrong(f"the times of {text!r:.80} must be numbers, got {value!r:.80}")
-    try:
-        seconds = float(value)
-    except OverflowError:
-        seconds = math.inf
-    if not math.isfinite(seconds):
-        raise _wrong(f"the times of {text!r:.80} must be finite, got {value!r:.80}")
-    return seconds
-
-
-def _number(text: str, of: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise _wrong(f"the times of {of!r:.80} must be numbers, got {text!r:.80}") from None
-    return _seconds(value, of)
-
-
-def _wrong(detail: str) -> EntryError:
-    return EntryError(Reason.WORD_TIMES, detail)
-
-
-def _textgrid_words(path: str) -> tuple[Word, ...]:
+def _textgrid_words(path: str, speaker: str, note: Callable[[str], None]) -> tuple[Word, ...]:
     content = read_bytes(path)
     try:
         found = parse_textgrid(content)
     except ValueError as error:
-        raise _wrong(f"it is not a TextGrid ({error})") from None
-    tiers: dict[str, Tier] = {}
-    for tier in found:
-        tiers.setdefault(tier.name, tier)
-    named = [name for name in tiers if name.lower() in ("word", "words")]
-    named = named or [name for name in tiers if name.lower().endswith(" - words")]
-    if len(named) != 1 or not tiers[named[0]].has_intervals:
-        names = ", ".join(map(repr, tiers)) or "none"
-        raise _wrong(f"expected one interval tier named words; found the tiers {names:.200}")
-    tier = tiers[named[0]]
+        raise wrong(f"it is not a TextGrid, or damaged ({error})") from None
+    tier = found[_word_tier([tier.name for tier in found], speaker, note)]
+    if not tier.has_intervals:
+        raise wrong(f"the tier {tier.name!r:.80} has points; words need intervals")
     # Praat's intervals fill a tier to its end.
     if not tier.intervals or tier.intervals[-1][1] < tier.end - _CUT_OFF_SECONDS:
-        raise _wrong("the words end before their tier does; the file is cut off")
-    labelled = ((label.strip(), start, end) for start, end, label in tier.intervals)
+        raise wrong("the words end before their tier does; the file is cut off")
+    return _interval_words(tier.intervals)
+
+
+def _word_tier(names: Sequence[str], speaker: str, note: Callable[[str], None]) -> int:
+    """Which of the tiers holds the words: word or words, or "speaker - words"."""
+    chosen = [place for place, name in enumerate(names) if name.lower() in ("word", "words")]
+    of_speakers = [place for place, name in enumerate(names) if name.lower().endswith(" - words")]
+    own = [place for place in of_speakers if names[place][: -len(" - words")] == speaker]
+    chosen = chosen or (own if len(of_speakers) > 1 else of_speakers)
+    if len(chosen) != 1:
+        several = "; the utterance's speaker chooses among tiers of several" if len(of_speakers) > 1 else ""
+        shown = ", ".join(map(repr, names)) or "none"
+        raise wrong(f"expected one interval tier named words; found the tiers {shown:.200}{several}")
+    for place, name in enumerate(names):
+        if place != chosen[0]:
+            kind = name.rpartition(" - ")[2]  # of speakers there may be any number
+            note(f"tiers {kind!r:.80}")
+    return chosen[0]
+
+
+def _interval_words(intervals: Iterable[tuple[float, float, str]]) -> tuple[Word, ...]:
+    labelled = ((label.strip(), start, end) for start, end, label in intervals)
     return tuple(word(label, start, end) for label, start, end in labelled if label and label not in _TEXTGRID_SILENCE)
 
 
-def _lines_of(path: str, utterance_id: str, suffix: str) -> list[str]:
+@dataclass(frozen=True)
+class _Index:
+    """Where the lines of each utterance are in a file that may cover a whole corpus."""
+
+    places: dict[bytes, list[tuple[int, int, int]]]  # begin and end in bytes, number of the first line
+    channels: frozenset[str]  # second columns of the file, as far as they are few
+
+
+def _lines_of(path: str, utterance_id: str, suffix: str) -> CtmLines:
     """The lines of an utterance in a file that may hold many."""
     status = os.stat(path)
-    places = _index(path, status.st_mtime_ns, status.st_size)
-    own_name = os.path.basename(path)[: -len(suffix)]
-    found = places.get(utterance_id.encode()) or places.get(own_name.encode("utf-8", "surrogateescape"))
+    index = _index(path, status.st_mtime_ns, status.st_size)
+    found = _places_of(index, utterance_id)
+    of_utterance = found is not None
+    found = found or _places_of(index, os.path.basename(path)[: -len(suffix)])
     if found is None:
-        raise _wrong(f"it has no line of {utterance_id}")
-    lines = []
-    if sum(end - begin for begin, end in found) > DESCRIPTION_BYTES:
-        raise _wrong(f"the lines of {utterance_id!r:.80} have more than {DESCRIPTION_BYTES} bytes")
+        raise wrong(f"it has no line of {utterance_id}")
+    lines: list[tuple[int, str]] = []
+    if sum(end - begin for begin, end, _ in found) > DESCRIPTION_BYTES:
+        raise wrong(f"the lines of {utterance_id!r:.80} have more than {DESCRIPTION_BYTES} bytes")
     with open_regular(path) as file:
-        for begin, end in found:
+        for begin, end, first in found:
             file.seek(begin)
-            lines += file.read(end - begin).decode().split("\n")
-    return [line for line in lines if line.strip()]
+            content = file.read(end - begin)
+            try:
+                lines += enumerate(content.decode().split("\n"), first)
+            except UnicodeDecodeError as error:
+                place = first + content.count(b"\n", 0, error.start)
+                raise wrong(f"line {place} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    return CtmLines([(place, line) for place, line in lines if line.strip()], of_utterance, index.channels)
+
+
+def _places_of(index: _Index, name: str) -> list[tuple[int, int, int]] | None:
+    """An accent may be written within its letter or after it, and differently in the names of files."""
+    forms = dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))))
+    keys = (form.encode("utf-8", "surrogateescape") for form in forms)
+    return next((index.places[key] for key in keys if key in index.places), None)
 
 
 def _own_lines(file: BinaryIO) -> Iterator[bytes]:
     try:
         yield from bounded_lines(file, _LONGEST_LINE)
     except ValueError as error:
-        raise _wrong(str(error)) from None
+        raise wrong(str(error)) from None
 
 
 @lru_cache(maxsize=2)
-def _index(path: str, modified: int, size: int) -> dict[bytes, list[tuple[int, int]]]:
-    """Where the lines of each utterance are: such a file may cover a whole corpus, and each utterance looks into it."""
-    places: dict[bytes, list[tuple[int, int]]] = {}
+def _index(path: str, modified: int, size: int) -> _Index:
+    """The index of a file, kept because each of its utterances looks into it."""
+    places: dict[bytes, list[tuple[int, int, int]]] = {}
+    channels: set[str] = set()
     position = 0
     with open_regular(path) as file:
-        for line in _own_lines(file):
+        for place, line in enumerate(_own_lines(file), 1):
             begin, position = position, position + len(line)
-            columns = line.split(None, 1)
+            if place == 1 and line.startswith(UTF_16_MARKS):
+                raise UnicodeError("is UTF-16 text, not UTF-8; save it as UTF-8")
+            if place == 1 and line.startswith(_UTF_8_MARK):
+                begin, line = begin + len(_UTF_8_MARK), line.removeprefix(_UTF_8_MARK)
+            columns = line.split(None, 2)
             if not columns or columns[0].startswith(b";;"):
                 continue
+            if len(columns) > 1 and len(channels) < _MOST_CHANNELS:
+                channels.add(columns[1].decode(errors="replace"))
             spans = places.setdefault(columns[0], [])
             if spans and spans[-1][1] == begin:
-                spans[-1] = (spans[-1][0], position)
+                spans[-1] = (spans[-1][0], position, spans[-1][2])
             else:
-                spans.append((begin, position))
-    return places
+                spans.append((begin, position, place))
+    return _Index(places, frozenset(channels))
 
 
-def _ctm_words(lines: Iterable[str]) -> tuple[Word, ...]:
-    """Columns: utterance, channel, start, duration, word, and perhaps a confidence."""
-    words = []
-    for line in lines:
-        columns = line.split()
-        if len(columns) not in (5, 6):
-            raise _wrong(f"expected utterance, channel, start, duration and word, got {line.strip()!r:.80}")
-        text = columns[4]
-        if text in _CTM_SILENCE:
-            continue
-        start, duration = _number(columns[2], text), _number(columns[3], text)
-        if duration < 0:
-            raise _wrong(f"{text!r} lasts {duration} s")
-        words.append(word(text, start, round(start + duration, 9)))
-    return tuple(words)
-
-
-def _alignment_words(lines: Iterable[str]) -> tuple[Word, ...]:
+def _alignment_words(numbered: Sequence[tuple[int, str]]) -> tuple[Word, ...]:
     """`utterance ",GO,,DO" "0.490,0.890,1.270,1.300"`: words and ends; a word without letters is silence."""
-    lines = list(lines)
-    columns = lines[0].split()
-    if len(lines) != 1 or len(columns) != 3:
-        raise _wrong(f"expected one line with the utterance, its words and their ends, got {lines[0].strip()!r:.80}")
+    place, line = numbered[-1]
+    columns = line.split()
+    if len(numbered) != 1 or len(columns) != 3:
+        raise wrong(
+            f"line {place}: expected one line with the utterance, its words and their ends, got {line.strip()!r:.80}"
+        )
     texts, ends = (column.strip('"').split(",") for column in columns[1:])
     if len(texts) != len(ends):
-        raise _wrong(f"{columns[0]} has {len(texts)} words and {len(ends)} times")
-    times = [0.0, *(_number(end, text) for end, text in zip(ends, texts, strict=True))]
+        raise wrong(f"line {place}: {columns[0]} has {len(texts)} words and {len(ends)} times")
+    times = [0.0, *(number(end, text) for end, text in zip(ends, texts, strict=True))]
     return tuple(word(text, *times[i : i + 2]) for i, text in enumerate(texts) if text)
 
 
-def _json_words(path: str) -> tuple[Word, ...]:
-    text = read_text(path)
+def _json_words(path: str, speaker: str, note: Callable[[str], None]) -> tuple[Word, ...]:
+    text = decode_text(read_bytes(path))
     try:
         content = parse_json(text)
     except ValueError as error:
-        raise _wrong(f"it is not JSON ({error})") from None
+        raise wrong(f"it is not JSON ({error})") from None
     if not isinstance(content, dict):
-        return words_of(content)
-    for key in ("words", "word_segments"):
-        if key in content:
-            return words_of(content[key])
-    if isinstance(content.get("segments"), list):
-        segments = content["segments"]
-        if all(isinstance(segment, dict) and isinstance(segment.get("words"), list) for segment in segments):
-            return words_of([item for segment in segments for item in segment["words"]])
+        return words_of(content, note)
+    for key in content:
+        if key not in _WORD_LISTS:
+            note(f"the key {key!r:.80} in .json")
+    if "words" in content:
+        return words_of(content["words"], note)
+    segments = content.get("segments")
+    if isinstance(segments, list) and segments:
+        found_words = _segment_words(segments, note)
+        return words_of(content.get("word_segments", found_words), note)
+    if "word_segments" in content:
+        return words_of(content["word_segments"], note)
+    tiers = _json_tiers(content)
+    if tiers is not None:
+        names = list(tiers)
+        entries = tiers[names[_word_tier(names, speaker, note)]]["entries"]
+        if not all(isinstance(item, list) and len(item) == 3 and isinstance(item[2], str) for item in entries):
+            raise wrong("the entries of the tier of words must be [start, end, word]")
+        return _interval_words(entries)
     found = ", ".join(map(repr, content)) or "nothing"
-    raise _wrong(f"expected a list of words, or an object with words; found {found:.80}")
+    raise wrong(f"expected a list of words, or an object with words; found {found:.80}")
+
+
+def _segment_words(segments: list[Any], note: Callable[[str], None]) -> list[Any]:
+    words: list[Any] = []
+    for place, segment in enumerate(segments, 1):
+        if not isinstance(segment, dict) or not isinstance(segment.get("words"), list):
+            raise wrong(f"segment {place} has no list of words; let an aligner or the recognizer write word times")
+        text = segment.get("text")
+        if not segment["words"] and isinstance(text, str) and text.strip():
+            raise wrong(
+                f"segment {place} has the text {text.strip()[:40]!r} and no words; the aligner did not find them"
+            )
+        words += segment["words"]
+    for key in dict.fromkeys(key for segment in segments for key in segment if key != "words"):
+        note(f"the key {key!r:.80} of segments")
+    return words
+
+
+def _json_tiers(content: dict[str, Any]) -> dict[str, Any] | None:
+    """The tiers that the Montreal Forced Aligner writes, each with `entries` of [start, end, label]."""
+    tiers = content.get("tiers")
+    if not isinstance(tiers, dict) or not tiers:
+        return None
+    return (
+        tiers if all(isinstance(one, dict) and isinstance(one.get("entries"), list) for one in tiers.values()) else None
+    )

@@ -10,18 +10,19 @@ from typing import get_args
 from tolktrain.config.prepare import ManifestFormat, RecordingsConfig
 from tolktrain.errors import UserError
 from tolktrain.prepare.recordings.manifest.entry import KEYS
-from tolktrain.prepare.recordings.manifest.folders import AUDIO_SUFFIXES, walk
+from tolktrain.prepare.recordings.manifest.folders import AUDIO_SUFFIXES, conversion, walk
 from tolktrain.prepare.recordings.manifest.format import Format, Manifest, Seen
+from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import Failure, Reason, Utterance
 
 
-def read_manifest(config: RecordingsConfig) -> tuple[list[Utterance], list[Failure]]:
+def read_manifest(config: RecordingsConfig, unused: Unused | None = None) -> tuple[list[Utterance], list[Failure]]:
     """The utterances of a manifest, those of a source together, and the entries that cannot be used.
 
     Sources are in the order of their first utterance, utterances in that of the manifest. The same manifest gives the
     same lists on every machine. Ids are unique: a later entry with a used id is a failure. Whether audio files and
-    files of word times exist is not looked at. Raises `UserError` if the manifest is missing, empty or of no known
-    format.
+    files of word times exist is not looked at. Fields and files that are not used are counted in `unused`. Raises
+    `UserError` if the manifest is missing, empty or of no known format.
     """
     path = config.manifest
     name = format_of(path) if config.format == "auto" else config.format
@@ -34,7 +35,8 @@ def read_manifest(config: RecordingsConfig) -> tuple[list[Utterance], list[Failu
             f"recordings.manifest: {path} must be {expected} for the format {name}; check recordings.format"
         )
     root = config.audio_root or os.path.dirname(path) or "."
-    manifest = Manifest(path, root, config.audio_root, with_words=config.alignment.method == "given")
+    with_words = config.alignment.method == "given"
+    manifest = Manifest(path, root, config.audio_root, with_words, Unused() if unused is None else unused)
     sources: dict[str, list[Utterance]] = {}
     failures: list[Failure] = []
     used: set[str] = set()
@@ -62,6 +64,8 @@ def format_of(path: str) -> str:
     if seen.is_folder:
         files = [folder.join(file) for folder in walk(path) for file in sorted(folder.files)]
         what = f"no {', '.join(AUDIO_SUFFIXES)} below it, but {', '.join(map(repr, files[:5])) or 'no files at all'}"
+        command = next(filter(None, map(conversion, files)), None)
+        what += f" (audio that is not decoded; convert it with {command})" if command else ""
     elif not seen.is_file:
         raise UserError(f"recordings.manifest: {path} does not exist")
     elif seen.objects:

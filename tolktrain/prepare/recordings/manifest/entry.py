@@ -10,11 +10,13 @@ from typing import Any
 
 from tolktrain.files.reading import is_count
 from tolktrain.prepare.recordings.align.word_times import check_words, words_of
+from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import EntryError, Failure, Reason, Utterance
 
 KEYS = ("id", "audio", "offset", "duration", "text", "speaker", "source", "channel", "words", "word_times")
 
 _KEY_SET = frozenset(KEYS)
+_SPEAKER = "client_id"  # as Common Voice names it
 _LONGEST_SECONDS = 1e8  # three years
 _NEAR = 0.8
 _OTHER_NAMES: Mapping[str, str] = MappingProxyType(
@@ -29,17 +31,23 @@ _OTHER_NAMES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def utterance_of(entry: Any, root: str) -> Utterance:
+def utterance_of(entry: Any, root: str, unused: Unused, place: str) -> Utterance:
     """The utterance of an entry with the keys `KEYS`, of which only `audio` is required.
 
     Relative paths start from `root`. Without `id`, it is the path of the audio as written, with @offset and #channel
-    where they are given; without `source`, the path. Other keys are ignored, unless they are near one of ours that is
-    absent. Raises `EntryError` that names the key, the value and what was expected.
+    where they are given; without `source`, the path. Without `speaker`, `client_id` is the speaker. Other keys are
+    counted in `unused`, with the `place` of the entry, unless they are near one of ours that is absent. Raises
+    `EntryError` that names the key, the value and what was expected.
     """
     if not isinstance(entry, dict):
         raise _bad(f"expected an object with the key audio, got {entry!r:.80}")
     if not entry.keys() <= _KEY_SET:
         _refuse_near_keys(entry)
+    speaker, speaker_key = _speaker(entry)
+    if not entry.keys() <= _KEY_SET:
+        for key in entry:
+            if key not in _KEY_SET and key != speaker_key:
+                unused.add(f"the key {key!r:.80}", place)
     audio = _text(entry, "audio")
     if audio is None:
         raise _bad(f"audio is missing; the keys are {', '.join(map(repr, entry)) or 'none':.200}")
@@ -53,14 +61,14 @@ def utterance_of(entry: Any, root: str) -> Utterance:
     given, word_times = entry.get("words"), _path(entry, "word_times")
     if given is not None and word_times is not None:
         raise _bad("both words and word_times are given; leave one of them out")
-    words = None if given is None else words_of(given)
+    words = None if given is None else words_of(given, lambda what: unused.add(what, place))
     if words is not None:
         check_words(words, duration)
     name = audio + (f"@{offset}" if offset else "") + (f"#{channel}" if channel is not None else "")
     return Utterance(
         id=_text(entry, "id", numbers=True) or name,
         source=_text(entry, "source", numbers=True) or audio,
-        speaker=_text(entry, "speaker", numbers=True) or "",
+        speaker=speaker,
         audio=_joined(root, _path(entry, "audio") or audio),
         offset=offset,
         duration=duration,
@@ -69,6 +77,17 @@ def utterance_of(entry: Any, root: str) -> Utterance:
         words=words,
         word_times=None if word_times is None else _joined(root, word_times),
     )
+
+
+def _speaker(entry: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The speaker, empty if unknown, and the key that names it."""
+    given = _text(entry, "speaker", numbers=True)
+    if given is not None:
+        return given, "speaker"
+    other = entry.get(_SPEAKER)
+    if isinstance(other, str | int) and not isinstance(other, bool):
+        return _text(entry, _SPEAKER, numbers=True) or "", _SPEAKER
+    return "", None
 
 
 def failure_of(error: EntryError, entry: Any, place: str) -> Failure:

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from tolktrain.prepare.recordings.manifest.lines import json_of, read_lines
+from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import EntryError, Failure, Utterance
 
 _LINES = 20  # some of the first may be bad
@@ -24,6 +25,7 @@ class Manifest:
     root: str  # folder that relative audio paths start from
     audio_root: str | None  # the same as far as it is configured
     with_words: bool  # whether word times are wanted
+    unused: Unused  # fields and files that a reader does not use are counted here
 
 
 class Seen:

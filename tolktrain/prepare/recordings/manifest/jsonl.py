@@ -14,7 +14,7 @@ def read_jsonl(manifest: Manifest) -> Iterator[Utterance | Failure]:
         entry = None
         try:
             entry = json_of(line)
-            yield utterance_of(entry, manifest.root)
+            yield utterance_of(entry, manifest.root, manifest.unused, f"line {number}")
         except EntryError as error:
             yield failure_of(error, entry, f"line {number}")
 

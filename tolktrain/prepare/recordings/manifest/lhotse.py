@@ -7,9 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tolktrain.errors import UserError
+from tolktrain.prepare.recordings.audio import TOLERANCE_SECONDS
 from tolktrain.prepare.recordings.manifest.entry import failure_of, utterance_of
 from tolktrain.prepare.recordings.manifest.format import Format, Manifest, Seen
-from tolktrain.prepare.recordings.manifest.libriheavy import has_texts, relative_words, source_of
+from tolktrain.prepare.recordings.manifest.libriheavy import (
+    CUT_KEYS,
+    SUPERVISION_KEYS,
+    has_texts,
+    note_unused,
+    relative_words,
+    source_of,
+    within,
+)
 from tolktrain.prepare.recordings.manifest.lines import json_of, read_lines
 from tolktrain.prepare.utterances import EntryError, Failure, Reason, Utterance
 
@@ -17,8 +26,8 @@ if TYPE_CHECKING:
     from lhotse import MonoCut, MultiCut, Recording, SupervisionSegment
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
+_ROUNDING = 1e-6  # seconds, of sums
 _NAMES = ("cuts", "supervisions", "recordings")
-_ROUNDING_SECONDS = 0.001
 
 
 def read_lhotse(manifest: Manifest) -> Iterator[Utterance | Failure]:
@@ -38,23 +47,33 @@ def read_lhotse(manifest: Manifest) -> Iterator[Utterance | Failure]:
     for supervisions in files:
         place = f"{os.path.basename(supervisions)} " if len(files) > 1 else ""
         recordings = _recordings(_partner(supervisions)) if "supervisions" in os.path.basename(supervisions) else None
+        used: set[str] = set()
         for number, line in read_lines(supervisions):
-            yield from _read_line(line, recordings, root, f"{place}line {number}", manifest.with_words)
+            yield from _read_line(line, recordings, root, f"{place}line {number}", manifest, used)
+        for name in sorted((recordings or {}).keys() - used):
+            manifest.unused.add("recordings without supervisions", name)
 
 
 def _read_line(
-    line: bytes, recordings: "dict[str, Recording] | None", root: str, place: str, with_words: bool
+    line: bytes,
+    recordings: "dict[str, Recording] | None",
+    root: str,
+    place: str,
+    manifest: Manifest,
+    used: set[str],
 ) -> Iterator[Utterance | Failure]:
     item = None
     try:
         item = json_of(line)
+        note_unused(item, CUT_KEYS if recordings is None else SUPERVISION_KEYS, manifest.unused, place)
         pieces = _pieces(item, recordings)
     except EntryError as error:
         yield failure_of(error, item, place)
         return
     for piece in pieces:
+        used.add(str(piece.recording.id))
         try:
-            yield utterance_of(_entry(piece, with_words), root)
+            yield utterance_of(_entry(piece, manifest.with_words), root, manifest.unused, place)
         except EntryError as error:
             yield failure_of(error, {"id": piece.id}, place)
 
@@ -89,7 +108,7 @@ def _partner(supervisions: str) -> str:
 def _recordings(path: str) -> "dict[str, Recording]":
     from lhotse import Recording
 
-    recordings = {}
+    recordings: dict[str, Recording] = {}
     for number, line in read_lines(path):
         try:
             recording = _deserialized(json_of(line))
@@ -97,7 +116,8 @@ def _recordings(path: str) -> "dict[str, Recording]":
             raise UserError(f"{path} line {number}: {error.detail}") from None
         if not isinstance(recording, Recording):
             raise UserError(f"{path} line {number} is a {type(recording).__name__}, expected a recording")
-        recordings[recording.id] = recording
+        if recordings.setdefault(str(recording.id), recording) != recording:
+            raise UserError(f"{path} line {number}: the recording {recording.id!r} is described before, differently")
     return recordings
 
 
@@ -158,8 +178,13 @@ def _checked_entry(piece: _Piece, with_words: bool) -> dict[str, Any]:
     supervision, recording, cut = piece.supervision, piece.recording, piece.cut
     begin = supervision.start
     if cut is not None:
-        if begin < -_ROUNDING_SECONDS or begin + supervision.duration > cut.duration + _ROUNDING_SECONDS:
-            raise _bad(f"the supervision {supervision.id!r} reaches out of its cut")
+        # Manifests round, and codecs pad: what is a little too long for its cut is read to its end.
+        beyond = max(-begin, begin + supervision.duration - cut.duration)
+        if not beyond <= TOLERANCE_SECONDS + _ROUNDING:
+            raise _bad(
+                f"the supervision {supervision.id!r} reaches out of its cut by {beyond:.3f} s; at most"
+                f" {TOLERANCE_SECONDS:g} s are taken"
+            )
         begin += cut.start
     if recording.transforms:
         raise _bad("the recording has transforms; save its audio and make a manifest of that")
@@ -168,13 +193,14 @@ def _checked_entry(piece: _Piece, with_words: bool) -> dict[str, Any]:
     if together and sorted(channels) != sorted(recording.channel_ids or ()):
         raise _bad(f"the channels {channels} are some of the recording's; name one or all")
     files = [{"type": one.type, "channels": one.channels, "source": one.source} for one in recording.sources]
+    begin, duration = within(begin, supervision.duration)
     audio, channel = source_of(files, None if together else channels[0])
     alignment = (supervision.alignment or {}).get("word") if with_words else None
     return {
         "id": piece.id,
         "audio": audio,
-        "offset": max(round(begin, 8), 0.0) if begin > -_ROUNDING_SECONDS else begin,
-        "duration": supervision.duration,
+        "offset": round(begin, 8),
+        "duration": duration,
         "text": supervision.text,
         "speaker": supervision.speaker,
         "source": recording.id,

@@ -1,13 +1,25 @@
 """The cuts of Libriheavy as published, read as plain JSON: a line for each utterance, without the Lhotse library."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+from tolktrain.prepare.recordings.audio import TOLERANCE_SECONDS
 from tolktrain.prepare.recordings.manifest.entry import failure_of, utterance_of
 from tolktrain.prepare.recordings.manifest.format import Format, Manifest, Seen
 from tolktrain.prepare.recordings.manifest.lines import json_of, read_lines
+from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import EntryError, Failure, Reason, Utterance
 
+SUPERVISION_KEYS: Mapping[str, Any] = MappingProxyType({
+    **dict.fromkeys(("id", "recording_id", "start", "duration", "channel", "text", "speaker")),
+    "alignment": {"word": None},
+})  # fmt: skip
+CUT_KEYS: Mapping[str, Any] = MappingProxyType({
+    **dict.fromkeys(("id", "start", "duration", "channel", "recording", "type")),
+    "supervisions": SUPERVISION_KEYS,
+})  # fmt: skip
+_KEYS = MappingProxyType({**CUT_KEYS, "supervisions": {**SUPERVISION_KEYS, "custom": {"texts": None}}})
 _SILENCE = ("", "<eps>", "SIL", "<sil>")
 
 
@@ -16,14 +28,17 @@ def read_libriheavy(manifest: Manifest) -> Iterator[Utterance | Failure]:
 
     The text is the first of the supervision's custom.texts, which is cased and punctuated; without any, its `text`. The
     source is the recording. Word times, wanted `with_words`, are the supervision's alignment.word where there is one.
+    Keys that are not used are counted.
     """
     for number, line in read_lines(manifest.path):
         cut = None
+        place = f"line {number}"
         try:
             cut = json_of(line)
-            yield utterance_of(_entry(cut, manifest.with_words), manifest.root)
+            note_unused(cut, _KEYS, manifest.unused, place)
+            yield utterance_of(_entry(cut, manifest.with_words), manifest.root, manifest.unused, place)
         except EntryError as error:
-            yield failure_of(error, cut, f"line {number}")
+            yield failure_of(error, cut, place)
 
 
 def _entry(cut: Any, with_words: bool) -> dict[str, Any]:
@@ -33,12 +48,18 @@ def _entry(cut: Any, with_words: bool) -> dict[str, Any]:
     supervision = supervisions[0]
     begin = _seconds(cut, "start") + _seconds(supervision, "start")
     alignment = value_at(supervision, "alignment", "word", or_none=True)
+    if value_at(cut, "recording", "transforms", or_none=True):
+        raise _bad("the recording has transforms; save its audio and make a manifest of that")
+    own_channel = value_at(supervision, "channel", or_none=True)
+    if own_channel is not None and own_channel != value_at(cut, "channel", or_none=True):
+        raise _bad(f"the supervision is of channel {own_channel!r:.80}, and the cut is not")
+    begin, duration = within(begin, value_at(supervision, "duration"))
     audio, channel = source_of(value_at(cut, "recording", "sources"), value_at(cut, "channel", or_none=True))
     return {
         "id": value_at(cut, "id"),
         "audio": audio,
         "offset": round(begin, 8),
-        "duration": value_at(supervision, "duration"),
+        "duration": duration,
         "text": _transcript(supervision),
         "speaker": value_at(supervision, "speaker", or_none=True),
         "source": value_at(cut, "recording", "id"),
@@ -84,6 +105,27 @@ def source_of(sources: Any, channel: Any) -> tuple[str, int | None]:
     raise _bad(f"no source of the recording has the channel {channel!r:.80}")
 
 
+def note_unused(item: Any, used: Mapping[str, Any], unused: Unused, place: str, path: str = "") -> None:
+    """Count the keys of a cut, supervision or recording that no reader uses, and that have a value.
+
+    `used` has the keys that are used, or that say the same as others, each with those inside of it, or None.
+    """
+    for one in item if isinstance(item, list) else [item]:
+        for key, value in one.items() if isinstance(one, dict) else ():
+            if key in used:
+                if used[key] is not None:
+                    note_unused(value, used[key], unused, place, f"{path}{key}.")
+            elif value not in (None, "", [], {}):
+                unused.add(f"the key {path + str(key)!r:.80}", place)
+
+
+def within(begin: float, duration: Any) -> tuple[float, Any]:
+    """Begin and duration of a piece that begins a little before its recording, without what is not there."""
+    if not -TOLERANCE_SECONDS <= begin < 0 or not _is_number(duration):
+        return begin, duration
+    return 0.0, round(duration + begin, 8)
+
+
 def relative_words(alignment: Any, begin: float) -> list[list[Any]] | None:
     """Words as manifests have them, from [symbol, start, duration, score] with times of the recording.
 
@@ -102,7 +144,9 @@ def relative_words(alignment: Any, begin: float) -> list[list[Any]] | None:
             raise _bad(f"start and duration must be numbers in alignment.word, got {item!r:.80}")
         if text not in _SILENCE:
             # Sums of decimal fractions are off by a little, and would begin before the utterance.
-            words.append([text, round(start - begin, 6) + 0.0, round(start - begin + duration, 6) + 0.0])
+            relative = round(start - begin, 6) + 0.0
+            first = 0.0 if -TOLERANCE_SECONDS <= relative < 0 else relative
+            words.append([text, first, round(start - begin + duration, 6) + 0.0])
     return words or None
 
 

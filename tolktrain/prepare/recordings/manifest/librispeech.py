@@ -6,7 +6,7 @@ from typing import Any
 
 from tolktrain.prepare.recordings.align.word_times import ALIGNMENTS_SUFFIX
 from tolktrain.prepare.recordings.manifest.entry import failure_of, utterance_of
-from tolktrain.prepare.recordings.manifest.folders import Folder, counting, walk
+from tolktrain.prepare.recordings.manifest.folders import Folder, counting, stem_of, walk
 from tolktrain.prepare.recordings.manifest.format import Format, Manifest, Seen
 from tolktrain.prepare.recordings.manifest.lines import read_lines, text_of
 from tolktrain.prepare.utterances import EntryError, Failure, Reason, Utterance
@@ -17,43 +17,68 @@ TRANSCRIPTS_SUFFIX = ".trans.txt"
 def read_librispeech(manifest: Manifest) -> Iterator[Utterance | Failure]:
     """The lines of all SPEAKER-CHAPTER.trans.txt below `root`, each with a FLAC file of the line's name.
 
-    The source is SPEAKER-CHAPTER. Word times are in the utterance's own .TextGrid, or in SPEAKER-CHAPTER.alignment.txt
-    of LibriSpeech-Alignments. A FLAC file without a line is a failure.
+    Without such a FLAC file, the audio file of another suffix with the line's name, if there is one. The source is
+    SPEAKER-CHAPTER. Word times are in the utterance's own .TextGrid, or in SPEAKER-CHAPTER.alignment.txt of
+    LibriSpeech-Alignments. A FLAC file without a line is a failure; other files are counted as unused.
     """
     root = manifest.path
     for folder in walk(root):
+        used: set[str] = set()
         transcribed: set[str] = set()
-        for name in sorted((name for name in folder.files if name.endswith(TRANSCRIPTS_SUFFIX)), key=counting):
+        for name in _transcripts(folder):
+            used.add(name)
             chapter = name[: -len(TRANSCRIPTS_SUFFIX)]
             for number, line in read_lines(os.path.join(root, folder.join(name))):
                 place = f"{folder.join(name)} line {number}"
                 try:
                     stem, _, text = text_of(line).strip().partition(" ")
-                    transcribed.add(f"{stem}.flac")
-                    yield utterance_of(_chapter_entry(folder, chapter, stem, text), root)
+                    transcribed.add(stem_of(f"{stem}.flac"))
+                    entry, files = _chapter_entry(folder, chapter, stem, text)
+                    used.update(files)
+                    yield utterance_of(entry, root, manifest.unused, place)
                 except EntryError as error:
                     yield failure_of(error, None, place)
-        for name in folder.audio_files():
-            if name.endswith(".flac") and name not in transcribed:
+        for name in folder.audio_files:
+            if name.lower().endswith(".flac") and stem_of(name) not in transcribed:
+                used.add(name)
                 place = folder.join(name).encode(errors="backslashreplace").decode()
                 yield Failure(place, Reason.MANIFEST, "no line of a .trans.txt in its folder names it")
+        folder.count_unused(used, manifest.unused)
 
 
-def _chapter_entry(folder: Folder, chapter: str, stem: str, text: str) -> dict[str, Any]:
+def _transcripts(folder: Folder) -> list[str]:
+    return sorted((name for name in folder.files if name.lower().endswith(TRANSCRIPTS_SUFFIX)), key=counting)
+
+
+def _chapter_entry(folder: Folder, chapter: str, stem: str, text: str) -> tuple[dict[str, Any], list[str]]:
+    """The entry of a line, and the files that it names."""
     parts = stem.split("-")
     if len(parts) != 3 or not all(parts) or "-".join(parts[:2]) != chapter or "/" in stem:
         raise EntryError(Reason.MANIFEST, f"expected {chapter}-NUMBER and a transcript, got {stem!r:.80}")
-    word_times = folder.word_times(stem)
+    audio = _audio_file(folder, f"{stem}.flac")
+    word_times = folder.word_times(audio)
     if word_times is None and chapter + ALIGNMENTS_SUFFIX in folder.files:
-        word_times = folder.join(chapter + ALIGNMENTS_SUFFIX)
-    return {
+        word_times = chapter + ALIGNMENTS_SUFFIX
+    entry = {
         "id": stem,
-        "audio": folder.join(f"{stem}.flac"),
+        "audio": folder.join(audio),
         "text": text,
         "speaker": parts[0],
         "source": chapter,
-        "word_times": word_times,
+        "word_times": None if word_times is None else folder.join(word_times),
     }
+    return entry, [audio] if word_times is None else [audio, word_times]
+
+
+def _audio_file(folder: Folder, flac: str) -> str:
+    if flac in folder.files:
+        return flac
+    others = folder.recordings.get(stem_of(flac), [])
+    as_flac = [name for name in others if name.lower().endswith(".flac")]
+    found = as_flac or others
+    if len(found) > 1:
+        raise EntryError(Reason.MANIFEST, f"{flac} does not exist, and several others may be meant: {', '.join(found)}")
+    return found[0] if found else flac  # that it is missing is said when it is read
 
 
 def _recognizes(seen: Seen) -> bool:
@@ -61,9 +86,9 @@ def _recognizes(seen: Seen) -> bool:
     if not seen.is_folder:
         return False
     for folder in walk(seen.path):
-        if any(name.endswith(TRANSCRIPTS_SUFFIX) for name in folder.files):
+        if _transcripts(folder):
             return True
-        if folder.audio_files():
+        if folder.audio_files:
             return False
     return False
 

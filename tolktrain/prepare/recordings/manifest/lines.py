@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from tolktrain.errors import UserError
-from tolktrain.files.reading import bounded_lines, open_regular, parse_json
+from tolktrain.files.reading import UTF_16_MARKS, bounded_lines, open_regular, parse_json
 from tolktrain.prepare.utterances import EntryError, Reason
 
 _GZIP = b"\x1f\x8b"
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _UTF_8_MARK = b"\xef\xbb\xbf"
 _LONGEST_LINE = 1 << 24  # bytes; the words of an hour take one
 
@@ -26,7 +25,7 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
             file = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw
             for number, line in enumerate(bounded_lines(file, _LONGEST_LINE), 1):
                 if number == 1:
-                    if line.startswith(_UTF_16):
+                    if line.startswith(UTF_16_MARKS):
                         raise UserError(f"{path} is UTF-16 text; save it as UTF-8")
                     line = line.removeprefix(_UTF_8_MARK)
                 line = line.rstrip(b"\r\n")
