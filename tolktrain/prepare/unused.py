@@ -20,7 +20,7 @@ class UnusedItem(BaseModel):
 
     def line(self) -> str:
         """One line about it."""
-        return f"not used: {self.what}: {self.count:,} (first: {self.first})"
+        return f"not used ({self.count:,}, first: {self.first}): {self.what}"
 
 
 class Unused:

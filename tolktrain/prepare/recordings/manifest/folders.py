@@ -146,7 +146,7 @@ def _kind_of_file(name: str) -> str:
     suffix = os.path.splitext(name)[1]
     command = conversion(name)
     if command is not None:
-        return f"files {suffix}, a format that is not decoded; convert them with {command}"
+        return f"files {suffix}, which are in a format that is not decoded; convert them: {command}"
     return f"files {suffix.lower():.40}" if suffix else "files without a suffix"
 
 
