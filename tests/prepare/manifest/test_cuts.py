@@ -1,5 +1,6 @@
 """Cuts of Libriheavy, and manifests that the Lhotse library writes."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from manifest_reading import check_all, config_for, read, write_lines
 
 from tolktrain.errors import UserError
 from tolktrain.prepare.recordings.manifest import read_manifest
+from tolktrain.prepare.unused import Unused, UnusedItem
 from tolktrain.prepare.utterances import Reason, Utterance, Word
 
 BOOK = "small/100/sea_fairies_0812_librivox_64kb_mp3/01_baum_sea_fairies_64kb"
@@ -113,6 +115,8 @@ BAD = [
     ("start", -300, "offset must be seconds"),
     ("start", 10**400, "start must be a number"),
     ("supervisions.0.duration", 0, "duration must be above 0"),
+    ("supervisions.0.channel", 1, "the supervision is of channel 1, and the cut is not"),
+    ("recording.transforms", [{"name": "Speed", "factor": 1.1}], "has transforms"),
     ("supervisions.0.custom.texts", [7], "text must be text"),
     ("supervisions.0.alignment", {"word": [["a", 1]]}, "expected [word, start, duration]"),
     ("supervisions.0.alignment", {"word": [["a", "b", 1]]}, "must be numbers"),
@@ -238,6 +242,70 @@ def test_a_bad_supervision_does_not_take_the_others_of_its_cut_along(tmp_path: P
     utterances, failures = read(write_lines(tmp_path / "c.jsonl", [several]), format="lhotse")
     assert [(utterance.id, utterance.offset) for utterance in utterances] == [("a", 243.919), ("c", 248.919)]
     assert [failure.id for failure in failures] == ["b"] and "reaches out" in failures[0].detail
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([0, 5_000]), st.integers(-150, 1_000), st.integers(500, 2_300), st.just(2_000))
+def test_a_supervision_may_reach_out_of_its_cut_as_far_as_audio_may_be_short(
+    tmp_path: Path, cut_start: int, begin: int, duration: int, cut_duration: int
+) -> None:
+    """All in milliseconds, so that nothing is rounded."""
+    pytest.importorskip("lhotse")
+    one = cut(0, text="PLAIN", custom={}, start=begin / 1000, duration=duration / 1000)
+    one |= {"start": cut_start / 1000, "duration": cut_duration / 1000}
+    utterances, failures = read(write_lines(tmp_path / "c.jsonl", [one]), format="lhotse")
+    beyond = max(-begin, begin + duration - cut_duration)
+    if beyond > 100:
+        assert not utterances
+        assert f"reaches out of its cut by {beyond / 1000:.3f} s; at most 0.1 s" in failures[0].detail
+        return
+    assert not failures
+    first, last = max(cut_start + begin, 0), cut_start + begin + duration
+    assert (utterances[0].offset, utterances[0].duration) == (first / 1000, (last - first) / 1000)
+
+
+def test_words_are_counted_from_where_the_utterance_begins(tmp_path: Path) -> None:
+    pytest.importorskip("lhotse")
+    times = [["THE", -0.05, 0.2, 0.9], ["SEA", 0.5, 0.25, 1.0]]
+    one = cut(0, text="THE SEA", custom={}, start=-0.05, duration=2.0, alignment={"word": times})
+    path = write_lines(tmp_path / "c.jsonl", [{**one, "start": 0.0, "duration": 2.0}])
+    for kind in ("lhotse", "libriheavy"):
+        (utterance,), failures = read(path, format=kind)
+        assert not failures and (utterance.offset, utterance.duration) == (0.0, 1.95)
+        assert utterance.words == (Word("THE", 0.0, 0.15), Word("SEA", 0.5, 0.75))
+
+
+def test_keys_that_are_not_used_are_counted(tmp_path: Path) -> None:
+    pytest.importorskip("lhotse")
+    path = write_lines(tmp_path / "c.jsonl", [cut(0), cut(1, gender="f", alignment={"word": TIMES[:1], "phone": []})])
+    unused = Unused()
+    read_manifest(config_for(path, format="libriheavy", alignment={"method": "none"}), unused)
+    assert {item.what.split("'")[1]: item.count for item in unused.take()} == {
+        "supervisions.language": 2,
+        "supervisions.custom.pre_texts": 2,
+        "supervisions.custom.begin_byte": 2,
+        "supervisions.custom.end_byte": 2,
+        "custom": 2,
+        "supervisions.gender": 1,
+    }
+    read_manifest(config_for(path, format="lhotse", alignment={"method": "none"}), unused)
+    keys = {item.what.split("'")[1] for item in unused.take()}
+    assert keys == {"supervisions.language", "supervisions.custom", "custom", "supervisions.gender"}
+
+
+def test_recordings_that_no_supervision_names_are_counted(tmp_path: Path) -> None:
+    pytest.importorskip("lhotse")
+    saved_by_lhotse(tmp_path, "set")
+    recordings, supervisions = (tmp_path / f"set_{kind}_x.jsonl.gz" for kind in ("recordings", "supervisions"))
+    lines = [json.loads(line) for line in gzip.decompress(supervisions.read_bytes()).splitlines()]
+    write_lines(supervisions, [line for line in lines if line["recording_id"] != "talk"])
+    unused = Unused()
+    read_manifest(config_for(tmp_path / "set"), unused)
+    assert UnusedItem(what="recordings without supervisions", count=1, first="talk") in unused.take()
+    described = [json.loads(line) for line in gzip.decompress(recordings.read_bytes()).splitlines()]
+    write_lines(recordings, [*described, described[0], {**described[0], "duration": 11.0}])
+    with pytest.raises(UserError, match="line 4: the recording 'call' is described before, differently"):
+        read_manifest(config_for(tmp_path / "set"))
 
 
 def test_the_library_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
