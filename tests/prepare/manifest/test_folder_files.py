@@ -58,14 +58,15 @@ def test_other_names_of_these_formats(tmp_path: Path, suffix: str) -> None:
     assert [one.id for one in scan(make(tmp_path, f"a{suffix}"))[0]] == [f"a{suffix}"]
 
 
-def test_features_and_drawings_are_not_taken_for_audio(tmp_path: Path) -> None:
+def test_features_and_drawings_are_not_taken_for_audio(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make(tmp_path, "a.wav")
-    for name in ("a.htk", "a.mat", "a.iff", "a.mpc", "a.snd"):
-        (tmp_path / name).write_bytes(bytes(range(200)))
+    for name in ("a.htk", "a.mat", "a.iff", "a.mpc", "a.avr"):
+        (tmp_path / name).write_bytes(bytes(range(200)) if name < "a.m" else b"\xff\xfb\x90" * 90)
+    (tmp_path / "a.snd").write_bytes(b"any bytes")
     os.mkfifo(tmp_path / "b.mat")
     utterances, failures, unused = scan(tmp_path)
     assert [one.id for one in utterances] == ["a.wav"] and not failures
-    assert sum(item.count for item in unused) == 6
+    assert sum(item.count for item in unused) == 7 and capfd.readouterr() == ("", "")
 
 
 def test_what_is_not_used_is_counted_by_suffix(tmp_path: Path) -> None:

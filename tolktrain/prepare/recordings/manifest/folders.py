@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tolktrain.errors import UserError
-from tolktrain.files.reading import require_regular
+from tolktrain.files.reading import open_regular
 from tolktrain.prepare.unused import Unused
 
 AUDIO_SUFFIXES = (
@@ -155,8 +155,10 @@ def _opens(path: str) -> bool:
     try:
         import soundfile
 
-        require_regular(path)
-        soundfile.info(path)
+        with open_regular(path) as file:
+            if file.read(1) == b"\xff":
+                return False  # MPEG, which has none of these names; its decoder would write notes to stderr
+        # A name like .snd is enough for libsndfile to take any bytes for samples without a header.
+        return bool(soundfile.info(path).format != "RAW")
     except (ImportError, OSError, RuntimeError, TypeError, ValueError):  # soundfile's own are RuntimeError
         return False
-    return True
