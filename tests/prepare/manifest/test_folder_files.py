@@ -89,8 +89,9 @@ def test_what_is_not_used_is_counted_by_suffix(tmp_path: Path) -> None:
 
 def test_a_folder_of_audio_that_is_not_decoded_names_the_command(tmp_path: Path) -> None:
     make(tmp_path, "a.m4a", "a.txt")
-    with pytest.raises(UserError, match=r"for f in \*\.m4a; do ffmpeg -i"):
-        read_manifest(config_for(tmp_path))
+    for kind in ("auto", "folder"):
+        with pytest.raises(UserError, match=r"for f in \*\.m4a; do ffmpeg -i"):
+            read_manifest(config_for(tmp_path, format=kind))
     make(tmp_path, "b.wv1")
     (tmp_path / "a.m4a").unlink()
     with pytest.raises(UserError, match=r"sph2pipe -f wav"):

@@ -15,6 +15,8 @@ from tolktrain.prepare.recordings.manifest.format import Format, Manifest, Seen
 from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import Failure, Reason, Utterance
 
+_MOST_SHOWN = 5
+
 
 def read_manifest(config: RecordingsConfig, unused: Unused | None = None) -> tuple[list[Utterance], list[Failure]]:
     """The utterances of a manifest, those of a source together, and the entries that cannot be used.
@@ -49,7 +51,8 @@ def read_manifest(config: RecordingsConfig, unused: Unused | None = None) -> tup
             used.add(item.id)
             sources.setdefault(item.source, []).append(item)
     if not sources and not failures:
-        raise UserError(f"recordings.manifest: {path} names no utterances; it was read as {name}")
+        left = "".join(f"; {item.line()}" for item in manifest.unused.take()[:_MOST_SHOWN])
+        raise UserError(f"recordings.manifest: {path} names no utterances; it was read as {name}{left}")
     return [utterance for utterances in sources.values() for utterance in utterances], failures
 
 
