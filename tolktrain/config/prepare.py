@@ -54,6 +54,33 @@ class AlignmentConfig(StrictModel):
         return self
 
 
+class BoundsConfig(StrictModel):
+    """Limits for utterances, beyond which audio and transcript are not speech and its text. null: no limit."""
+
+    max_words_per_second: float | None = Field(
+        default=20.0, gt=0, description="Most words per second of the audio; the fastest known speakers reach 11."
+    )
+    min_words_per_second: float | None = Field(
+        default=0.02, gt=0, description="Fewest words per second of the audio, pauses included."
+    )
+    max_single_unit_share: float | None = Field(
+        default=0.75,
+        ge=0,
+        le=1,
+        description="Largest share of words with a single unit, in utterances that have two units per word or more.",
+    )
+    min_level_db: float | None = Field(
+        default=-80.0,
+        description="Lowest level of the loudest 50 ms of an utterance, in dB of full scale; -90 is the smallest step"
+        " of 16 bits.",
+    )
+    max_cancellation_db: float | None = Field(
+        default=20.0,
+        gt=0,
+        description="Most that the mean of all channels may be weaker than if they were independent, in dB.",
+    )
+
+
 class RecordingsConfig(StrictModel):
     """Recordings and their transcripts."""
 
@@ -64,6 +91,12 @@ class RecordingsConfig(StrictModel):
     audio_root: Annotated[str | None, InputPath()] = Field(
         default=None, description="Folder of relative audio paths; the manifest's folder if absent."
     )
+    channel: int | None = Field(
+        default=None,
+        ge=0,
+        description="Channel that is read, counted from 0, if the manifest names none; null: the mean of all channels.",
+    )
+    bounds: BoundsConfig = Field(default=BoundsConfig(), description="Limits beyond which an utterance is a failure.")
     speech_tokenizer: SpeechTokenizerConfig = Field(description="The speech tokenizer.")
     alignment: AlignmentConfig = Field(default=AlignmentConfig(), description="The source of word times.")
     device: Literal["auto", "cpu", "cuda"] = Field(

@@ -1,15 +1,21 @@
 """Audio of utterances: the wanted piece of a file, one channel, at the wanted rate."""
 
 import os
-import re
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from tolktrain.config.prepare import BoundsConfig
 from tolktrain.errors import UserError
-from tolktrain.prepare.recordings.audio_stream import UNKNOWN_FRAMES, AudioStream, open_audio
+from tolktrain.files.reading import open_regular
+from tolktrain.prepare.recordings.audio_stream import UNKNOWN_FRAMES, AudioStream, FileRange, open_audio, open_raw
+from tolktrain.prepare.recordings.bounds import Powers, check_channels, check_level
+from tolktrain.prepare.recordings.containers import Content, content_of
+from tolktrain.prepare.recordings.not_audio import HEAD_BYTES, content_instead_of_audio
+from tolktrain.prepare.recordings.notes import named_notes
 from tolktrain.prepare.utterances import EntryError, Reason, Utterance
 from tolktrain.units.base import Samples
 
@@ -25,7 +31,7 @@ _BLOCK_VALUES = 1 << 20
 _SLOWEST_RATE, _FASTEST_RATE = 1_000, 768_000
 _MOST_SAMPLES = 1 << 29  # of an utterance: 2 GiB, 9 hours at 16 kHz; a megabyte of FLAC may hold days of silence
 _LOUDEST = 8.0  # decoders overshoot a little; integers stored as floating point exceed this by far
-_OPEN_DATA_BYTES = 0x7FFF_0000  # programs that write into a pipe declare about the largest size there is
+_LARGEST_SIZE = 0x7FFF_0000  # bytes of a file from which on the sizes in its header may be too small for it
 
 
 class AudioReader:
@@ -34,8 +40,13 @@ class AudioReader:
     MP3 and Ogg are decoded from the beginning, and the file stays open: utterances of one file in order cost one pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channel: int | None = None, bounds: BoundsConfig | None = None) -> None:
+        """`channel` is read of utterances that name none; None: the mean of all. `bounds`: the defaults if None."""
+        self._channel = channel
+        self._bounds = bounds or BoundsConfig()
         self._stream: AudioStream | None = None
+        self._container: tuple[str, str | None] | None = None  # of the last file: path and libsndfile's name
+        self._content: tuple[str, Content] | None = None  # of the file that was examined last
 
     def __enter__(self) -> "AudioReader":
         return self
@@ -54,47 +65,126 @@ class AudioReader:
     def read(self, utterance: Utterance, sample_rate: int) -> Samples:
         """Mono audio of an utterance at `sample_rate`: [n] float32 within -1 and 1, n at least 1.
 
-        Raises `EntryError` if the file is missing, unreadable or cut off, has no such piece or channel, holds values
-        that are no audio, or if the piece is empty; `UserError` if soundfile or soxr is not installed.
+        Raises `EntryError` if the file is missing, unreadable or cut off, contains audio that is not decoded, has no
+        such piece or channel, holds values that are no audio, or if the piece is empty, silent, or of channels that
+        cancel; `UserError` if soundfile or soxr is not installed.
         """
         try:
             import soundfile  # noqa: F401
         except ImportError:
             raise UserError("reading audio needs soundfile; pip install 'tolktrain[audio]'") from None
         path = utterance.audio
+        if utterance.channel is None and self._channel is not None:
+            utterance = replace(utterance, channel=self._channel)
         try:
-            samples, rate = self._piece(utterance, sample_rate)
-        except EntryError:
+            with named_notes(path):
+                piece = self._piece(utterance, sample_rate)
+            self._check_end(piece, utterance)
+        except EntryError as error:
             self.close()
-            raise
+            raise self._explained(error, path) from None
         except (OSError, RuntimeError, ValueError, TypeError) as error:  # soundfile's own are RuntimeError
             self.close()
-            raise EntryError(Reason.AUDIO, f"{path} cannot be read ({_message(error)})") from None
-        if not len(samples):
+            failure = EntryError(Reason.AUDIO, f"{path} cannot be read ({_message(error)})")
+            raise self._explained(failure, path) from None
+        if not len(piece.samples):
             raise EntryError(Reason.EMPTY, f"{path} has no audio between the given times")
-        samples = resampled(samples, rate, sample_rate)
+        samples = resampled(piece.samples, piece.rate, sample_rate)
         if not len(samples):
             raise EntryError(Reason.EMPTY, f"{path}: less than a sample is between the given times")
+        self._check_bounds(piece, samples, sample_rate, path)
         return samples
 
-    def _piece(self, utterance: Utterance, wanted_rate: int) -> tuple[Block, int]:
-        """Mono samples of the piece, and their rate. Resampled to `wanted_rate` they are no more than can be held."""
+    def _piece(self, utterance: Utterance, wanted_rate: int) -> "_Piece":
+        """The piece as it is in the file. Resampled to `wanted_rate` it is no more than can be held."""
         path = utterance.audio
         if not os.path.isfile(path):
             raise EntryError(Reason.AUDIO, f"{path} does not exist or is not a file")
-        if not os.path.getsize(path):
-            raise EntryError(Reason.EMPTY, f"{path} has 0 bytes")
+        size = os.path.getsize(path)
+        if not size:
+            raise EntryError(Reason.EMPTY, f"{path} has 0 bytes; download or copy the audio again")
         stream = self._stream
         same_file = stream is not None and stream.path == path
         if stream is not None and same_file and stream.position <= _count(utterance.offset, stream.sample_rate):
+            self._container = (path, stream.container)
             return _stream_piece(stream, utterance, wanted_rate)
+        self._container = None
+        with open_regular(path) as file:
+            instead = content_instead_of_audio(file.read(HEAD_BYTES))
+        if instead is not None:
+            raise EntryError(Reason.AUDIO, f"{path} {instead}")
+        self._container = (path, None)
         with open_audio(path) as audio:
+            container = str(audio.format)
+            self._container = (path, container)
             if audio.format not in ("MP3", "OGG"):
-                return _file_piece(audio, utterance, wanted_rate)
-            is_mp3 = audio.format == "MP3"
+                raw = self._examined(path).raw if size > _LARGEST_SIZE else None
+                if raw is None:
+                    return _file_piece(audio, utterance, wanted_rate)
+                with FileRange(path, raw.begin, raw.end) as part, open_raw(part, audio, raw.endian) as whole:
+                    return _file_piece(whole, utterance, wanted_rate)
         self.close()
-        self._stream = AudioStream(path, is_mp3)
+        self._stream = AudioStream(path, container)
         return _stream_piece(self._stream, utterance, wanted_rate)
+
+    def _examined(self, path: str) -> Content:
+        """What the file contains, if it may be audio. Examined once while its utterances are read in order."""
+        if self._container is None or self._container[0] != path:
+            return Content()
+        if self._content is None or self._content[0] != path:
+            self._content = (path, content_of(path, self._container[1]))
+        return self._content[1]
+
+    def _check_end(self, piece: "_Piece", utterance: Utterance) -> None:
+        """Raise `EntryError` if the piece reaches the end of what is decoded, and the file contains more audio."""
+        ends_early, total = utterance.duration is not None, piece.total
+        if ends_early and total is not None and piece.end < total - TOLERANCE_SECONDS:
+            return
+        content = self._examined(utterance.audio)
+        least = None if content.seconds is None else content.seconds - content.padding_seconds - TOLERANCE_SECONDS
+        if ends_early and total is None and least is not None and piece.end < least:
+            return
+        problem, decoded = content.problem, piece.end if total is None else total
+        if problem is None and least is not None and decoded < least:
+            problem = (
+                f"more audio follows: decoding ends after {decoded:.2f} s, the file contains {content.seconds:.2f} s;"
+                " encode it again, or separate joined files"
+            )
+        if problem is not None:
+            raise EntryError(Reason.AUDIO, f"{utterance.audio}: {problem}")
+
+    def _explained(self, error: EntryError, path: str) -> EntryError:
+        """The error with what the content of the file says about its cause."""
+        if error.reason not in (Reason.AUDIO, Reason.EMPTY):
+            return error
+        try:
+            problem = self._examined(path).problem
+        except OSError:
+            return error
+        if problem is None or problem in error.detail:
+            return error
+        return EntryError(Reason.AUDIO, f"{error.detail}; {problem}")
+
+    def _check_bounds(self, piece: "_Piece", samples: Samples, sample_rate: int, path: str) -> None:
+        channels = piece.channels
+        try:
+            if channels is not None and piece.mean is not None:
+                check_channels(channels, piece.mean, self._bounds)
+            check_level(samples, sample_rate, channels, self._bounds)
+        except EntryError as error:
+            raise EntryError(error.reason, f"{path}: {error.detail}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A piece of a file."""
+
+    samples: Block  # [n], mono
+    rate: int  # samples per second
+    end: float  # of the piece in the file, in seconds
+    total: float | None  # of what is decoded, in seconds; None: the file does not say
+    channels: Powers | None  # of a file with several
+    mean: float | None  # power of their mean, if that is what was read
 
 
 def resampled(samples: Samples, sample_rate: int, wanted_rate: int) -> Samples:
@@ -114,26 +204,22 @@ def read_audio(utterance: Utterance, sample_rate: int) -> Samples:
         return reader.read(utterance, sample_rate)
 
 
-def _file_piece(audio: "SoundFile", utterance: Utterance, wanted_rate: int) -> tuple[Block, int]:
+def _file_piece(audio: "SoundFile", utterance: Utterance, wanted_rate: int) -> _Piece:
     rate = _plausible_rate(audio, utterance)
     total = audio.frames if audio.frames < UNKNOWN_FRAMES else None
     begin, wanted = _bounds(utterance, rate, total)
     if begin:
         audio.seek(begin)
-    samples = _read(audio, wanted, utterance, _most_samples(rate, wanted_rate))
-    _check_length(len(samples), wanted, rate, audio.extra_info, utterance)
-    return samples, rate
+    return _read(audio, begin, wanted, total, utterance, _most_samples(rate, wanted_rate))
 
 
-def _stream_piece(stream: AudioStream, utterance: Utterance, wanted_rate: int) -> tuple[Block, int]:
+def _stream_piece(stream: AudioStream, utterance: Utterance, wanted_rate: int) -> _Piece:
     rate = _plausible_rate(stream, utterance)
     begin, wanted = _bounds(utterance, rate, stream.frames)
     while stream.position < begin:
         if not len(stream.read(min(begin - stream.position, _BLOCK_VALUES // stream.channels))):
             raise _past_end(utterance, stream.position / rate)
-    samples = _read(stream, wanted, utterance, _most_samples(rate, wanted_rate))
-    _check_length(len(samples), wanted, rate, stream.log, utterance)
-    return samples, rate
+    return _read(stream, begin, wanted, stream.frames, utterance, _most_samples(rate, wanted_rate))
 
 
 def _plausible_rate(audio: "SoundFile | AudioStream", utterance: Utterance) -> int:
@@ -177,11 +263,19 @@ def _most_samples(rate: int, wanted_rate: int) -> int:
     return min(_MOST_SAMPLES, _MOST_SAMPLES * rate // wanted_rate)
 
 
-def _read(audio: "SoundFile | AudioStream", wanted: int | None, utterance: Utterance, most: int) -> Block:
+def _read(
+    audio: "SoundFile | AudioStream",
+    begin: int,
+    wanted: int | None,
+    total: int | None,
+    utterance: Utterance,
+    most: int,
+) -> _Piece:
     """Up to `wanted` mono samples. In blocks, because a damaged header may promise any number of them."""
+    rate = audio.sample_rate if isinstance(audio, AudioStream) else int(audio.samplerate)
     blocks: list[Block] = []
     block_frames = _BLOCK_VALUES // audio.channels
-    got = 0
+    got, channels, mean = 0, np.zeros(audio.channels), 0.0
     while wanted is None or got < wanted:
         frames = block_frames if wanted is None else min(block_frames, wanted - got)
         if isinstance(audio, AudioStream):
@@ -198,7 +292,18 @@ def _read(audio: "SoundFile | AudioStream", wanted: int | None, utterance: Utter
                 " utterance; give offset and duration of shorter ones",
             )
         blocks.append(_mono(block, utterance))
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+        if audio.channels > 1:
+            channels += len(block) * block.var(axis=0, dtype=np.float64)
+            mean += len(block) * float(blocks[-1].var(dtype=np.float64))
+    _check_length(got, wanted, rate, utterance)
+    return _Piece(
+        samples=np.concatenate(blocks) if blocks else np.zeros(0, np.float32),
+        rate=rate,
+        end=(begin + got) / rate,
+        total=None if total is None else total / rate,
+        channels=channels / got if audio.channels > 1 and got else None,
+        mean=mean / got if utterance.channel is None and got else None,
+    )
 
 
 def _mono(block: Block, utterance: Utterance) -> Block:
@@ -212,23 +317,13 @@ def _mono(block: Block, utterance: Utterance) -> Block:
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
 
 
-def _check_length(got: int, wanted: int | None, rate: int, log: str, utterance: Utterance) -> None:
+def _check_length(got: int, wanted: int | None, rate: int, utterance: Utterance) -> None:
     if wanted is not None and wanted - got > TOLERANCE_SECONDS * rate:
         raise EntryError(
             Reason.AUDIO,
             f"{utterance.audio} has {got / rate:.2f} s from {utterance.offset:.2f} s on, expected {wanted / rate:.2f}"
             " s; the file is cut off or the manifest is wrong",
         )
-    if utterance.duration is None and _is_cut_off(log):
-        raise EntryError(Reason.AUDIO, f"{utterance.audio} is cut off: the file ends before its audio does")
-
-
-def _is_cut_off(log: str) -> bool:
-    """Whether libsndfile noticed the missing end of a WAV or Ogg file; it reads these without an error."""
-    declared = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
-    if declared is not None:
-        return int(declared[2]) < int(declared[1]) < _OPEN_DATA_BYTES
-    return "Last page lacks an end-of-stream bit" in log
 
 
 def _message(error: BaseException) -> str:

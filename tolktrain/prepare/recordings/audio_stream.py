@@ -5,6 +5,7 @@ samples off, and after a jump Opus has not settled. And where an MP3 file has no
 the first frame and never reads beyond: such a file is fed through a pipe, whose length it does not estimate.
 """
 
+import io
 import os
 from typing import IO, TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ import numpy.typing as npt
 
 from tolktrain.cluster.threads import guarded
 from tolktrain.files.reading import open_regular
-from tolktrain.prepare.utterances import EntryError, Reason
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -24,8 +24,8 @@ UNKNOWN_FRAMES = 1 << 60
 _CHUNK_BYTES = 1 << 16
 
 
-def open_audio(file: "str | int") -> "SoundFile":
-    """Open a path or a file descriptor, which stays the caller's. Raises what soundfile raises."""
+def open_audio(file: "str | int | FileRange", **options: Any) -> "SoundFile":
+    """Open a path, or a descriptor or range, which stays the caller's; options as of soundfile, and what it raises."""
     import soundfile
 
     class Sequential(soundfile.SoundFile):
@@ -33,20 +33,60 @@ def open_audio(file: "str | int") -> "SoundFile":
             # Otherwise each read ends with a seek to its own end, after which MP3 continues at another place.
             return False
 
-    return Sequential(file, closefd=isinstance(file, str))
+    return Sequential(file, closefd=isinstance(file, str), **options)
+
+
+def open_raw(part: "FileRange", like: "SoundFile", endian: str) -> "SoundFile":
+    """Open bytes of uncompressed audio that has the rate, the channels and the coding of another file."""
+    return open_audio(
+        part, format="RAW", subtype=like.subtype, samplerate=like.samplerate, channels=like.channels, endian=endian
+    )
+
+
+class FileRange(io.RawIOBase):
+    """A part of a file, as a file that soundfile can read."""
+
+    def __init__(self, path: str, begin: int, end: int) -> None:
+        """Bytes `begin` to `end` of a path. Raises OSError."""
+        self._file = open_regular(path)
+        self._begin, self._size = begin, end - begin
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """See `io.IOBase`."""
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        """See `io.IOBase`."""
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """See `io.RawIOBase`."""
+        wanted = max(0, min(len(buffer), self._size - self._position))
+        self._file.seek(self._begin + self._position)
+        got = self._file.readinto(memoryview(buffer)[:wanted])  # type: ignore[attr-defined]
+        self._position += got
+        return int(got)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
 
 
 class AudioStream:
     """The audio of a file in order. `position` counts the samples already read."""
 
-    def __init__(self, path: str, is_mp3: bool) -> None:
-        """Open the file. Raises `EntryError` if MP3 files were joined, and what soundfile and `open` raise."""
+    def __init__(self, path: str, container: str) -> None:
+        """Open a file of a container, MP3 or OGG. Raises what soundfile and `open` raise."""
         self.path = path
+        self.container = container
         self.position = 0
         self.frames: int | None = None  # as the file has it
         self._feed: _Feed | None = None
-        begin, size = _stream_bytes(path) if is_mp3 else (0, None)
-        if is_mp3 and size is None:
+        begin, size = _stream_bytes(path) if container == "MP3" else (0, None)
+        if container == "MP3" and size is None:
             self._feed = _Feed(path, begin)
             self._audio = self._feed.audio
             if self._audio.frames >= UNKNOWN_FRAMES:
@@ -60,11 +100,6 @@ class AudioStream:
     def sample_rate(self) -> int:
         """Samples per second."""
         return int(self._audio.samplerate)
-
-    @property
-    def log(self) -> str:
-        """The messages of libsndfile about the opened file."""
-        return str(self._audio.extra_info)
 
     @property
     def channels(self) -> int:
@@ -138,10 +173,7 @@ class _Feed:
 
 
 def _stream_bytes(path: str) -> tuple[int, int | None]:
-    """Where the first frame begins, and how long the audio is in bytes if a Xing or Info header has it.
-
-    Raises `EntryError` if more audio follows than the header declares: players and libraries stop there.
-    """
+    """Where the first frame begins, and how long the audio is in bytes if a Xing or Info header has it."""
     with open_regular(path) as file:
         begin, frame = _frame(file, 0)
         tag = max(frame.find(b"Xing", 0, 200), frame.find(b"Info", 0, 200))
@@ -150,11 +182,6 @@ def _stream_bytes(path: str) -> tuple[int, int | None]:
             return begin, None
         place = tag + (12 if has_frames else 8)
         size = int.from_bytes(frame[place : place + 4], "big")
-        _, following = _frame(file, begin + size)
-    if size and len(following) > 1 and following[0] == 0xFF and following[1] & 0xE0 == 0xE0:
-        raise EntryError(
-            Reason.AUDIO, f"{path}: more audio follows the {size} bytes that its header declares; encode the file again"
-        )
     return begin, size
 
 

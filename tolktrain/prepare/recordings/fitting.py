@@ -6,10 +6,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tolktrain.config.prepare import PrepareConfig
+from tolktrain.config.prepare import PrepareConfig, RecordingsConfig
 from tolktrain.errors import UserError
 from tolktrain.prepare.job.splits import TRAIN, split_of
-from tolktrain.prepare.recordings.audio import read_audio
+from tolktrain.prepare.recordings.audio import AudioReader
 from tolktrain.prepare.recordings.manifest import read_manifest
 from tolktrain.prepare.utterances import EntryError, Utterance
 from tolktrain.units.base import Samples
@@ -55,14 +55,16 @@ def fit_if_missing(config: PrepareConfig, report: Callable[[str], None]) -> None
         random.Random(fit.seed).shuffle(chosen)
         analysis = LogMelAnalysis()
         tokenizer = LogMelTokenizer.fit_from(
-            _waveforms(chosen, analysis.sample_rate), fit.num_units, fit.seed, fit.hours, analysis
+            _waveforms(recordings, chosen, analysis.sample_rate), fit.num_units, fit.seed, fit.hours, analysis
         )
         tokenizer.save(folder)
 
 
-def _waveforms(utterances: Sequence[Utterance], sample_rate: int) -> Iterator[Samples]:
+def _waveforms(recordings: RecordingsConfig, utterances: Sequence[Utterance], sample_rate: int) -> Iterator[Samples]:
     for utterance in utterances:
         try:
-            yield read_audio(utterance, sample_rate)
+            with AudioReader(recordings.channel, recordings.bounds) as reader:
+                waveform = reader.read(utterance, sample_rate)
         except EntryError:
             continue  # preparing reports it
+        yield waveform

@@ -21,6 +21,7 @@ from tolktrain.prepare.recordings.align.scripts import blank_between
 from tolktrain.prepare.recordings.align.units import frame_ends, unit_ends
 from tolktrain.prepare.recordings.align.word_times import check_words, read_word_times
 from tolktrain.prepare.recordings.audio import AudioReader, resampled
+from tolktrain.prepare.recordings.bounds import check_pace, check_unit_ends
 from tolktrain.prepare.recordings.fitting import fit_if_missing
 from tolktrain.prepare.recordings.manifest import read_manifest
 from tolktrain.prepare.unused import Unused
@@ -120,9 +121,9 @@ class RecordingsKind:
         batch: list[tuple[Utterance, Samples]] = []
         longest = 0
         waiting: list[tuple[Utterance, EntryError | None]] = []
-        with AudioReader() as reader:
+        with AudioReader(self._recordings.channel, self._recordings.bounds) as reader:
             for utterance in utterances:
-                waveform = _attempt(reader.read, utterance, self._speech.sample_rate)
+                waveform = _attempt(self._waveform, reader, utterance)
                 if isinstance(waveform, EntryError):
                     waiting.append((utterance, waveform))
                     continue
@@ -133,6 +134,14 @@ class RecordingsKind:
                 waiting.append((utterance, None))
                 longest = max(longest, len(waveform))
         yield from self._done(waiting, batch)
+
+    def _waveform(self, reader: AudioReader, utterance: Utterance) -> Samples:
+        waveform = reader.read(utterance, self._speech.sample_rate)
+        if self._text is not None:
+            # Before alignment, which fails with a less specific reason.
+            seconds = len(waveform) / self._speech.sample_rate
+            check_pace((utterance.text or "").split(), seconds, self._recordings.bounds)
+        return waveform
 
     @property
     def _batch_samples(self) -> float:
@@ -146,7 +155,7 @@ class RecordingsKind:
         aligned = self._align(batch)
         results = iter(
             [
-                self._piece(utterance, units, words)
+                _attempt(self._piece, utterance, units, words)
                 for (utterance, _), units, words in zip(batch, frames, aligned, strict=True)
             ]
         )
@@ -159,10 +168,8 @@ class RecordingsKind:
             return [Aligned((), np.zeros(0)) for _ in batch]
         if self._gives_times:
             seconds = [len(waveform) / self._speech.sample_rate for _, waveform in batch]
-            language = self._recordings.alignment.language
             return [
-                _attempt(_given, utterance, length, language, self.unused)
-                for (utterance, _), length in zip(batch, seconds, strict=True)
+                _attempt(self._given, utterance, length) for (utterance, _), length in zip(batch, seconds, strict=True)
             ]
         present = [(utterance, waveform) for utterance, waveform in batch if (utterance.text or "").strip()]
         if self._aligner is None:
@@ -171,6 +178,19 @@ class RecordingsKind:
             results = iter(self._forced(self._aligner, present))
         return [next(results) if (utterance.text or "").strip() else _no_text() for utterance, _ in batch]
 
+    def _given(self, utterance: Utterance, seconds: float) -> Aligned:
+        words = utterance.words
+        if words is None and utterance.word_times is not None:
+            words = read_word_times(
+                utterance.word_times, utterance.id, utterance.channel, utterance.speaker, self.unused
+            )
+        if words is None:
+            raise EntryError(Reason.WORD_TIMES, "the manifest gives no word times; or set alignment.method to ctc")
+        check_words(words, seconds)
+        if utterance.text is None:
+            check_pace([word.text for word in words], seconds, self._recordings.bounds)
+        return align_given(utterance.text, words, self._recordings.alignment.language)
+
     def _forced(self, aligner: CtcAligner, batch: Sequence[tuple[Utterance, Samples]]) -> "list[Aligned | EntryError]":
         waveforms = [resampled(waveform, self._speech.sample_rate, aligner.sample_rate) for _, waveform in batch]
         found = aligner.align(waveforms, [utterance.text or "" for utterance, _ in batch])
@@ -178,7 +198,7 @@ class RecordingsKind:
         return [item if isinstance(item, EntryError) else _attempt(checked, item, least) for item in found]
 
     def _piece(self, utterance: Utterance, frames: Frames, aligned: "Aligned | EntryError") -> Outcome:
-        """The utterance as a piece of a passage, or the error."""
+        """The utterance as a piece of a passage, or the error. Raises `EntryError` if it exceeds the bounds."""
         if isinstance(aligned, EntryError):
             return aligned
         if not len(frames):
@@ -197,6 +217,7 @@ class RecordingsKind:
             ends = unit_ends(frame_ends(aligned.ends, 1, rate, len(frames)), run_lengths)
         except UserError as error:
             return EntryError(Reason.ALIGNMENT, str(error))
+        check_unit_ends(ends, len(frames) / rate, self._recordings.bounds)
         return Piece(utterance.id, ids, units, run_lengths, word_text_ends, ends)
 
 
@@ -206,16 +227,6 @@ def _attempt(function: Any, *arguments: Any) -> Any:
         return function(*arguments)
     except EntryError as error:
         return error
-
-
-def _given(utterance: Utterance, seconds: float, language: str, unused: Unused) -> Aligned:
-    words = utterance.words
-    if words is None and utterance.word_times is not None:
-        words = read_word_times(utterance.word_times, utterance.id, utterance.channel, utterance.speaker, unused)
-    if words is None:
-        raise EntryError(Reason.WORD_TIMES, "the manifest gives no word times; or set alignment.method to ctc")
-    check_words(words, seconds)
-    return align_given(utterance.text, words, language)
 
 
 def _unaligned(text: str) -> Aligned | EntryError:
