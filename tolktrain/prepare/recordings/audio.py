@@ -31,7 +31,7 @@ _BLOCK_VALUES = 1 << 20
 _SLOWEST_RATE, _FASTEST_RATE = 1_000, 768_000
 _MOST_SAMPLES = 1 << 29  # of an utterance: 2 GiB, 9 hours at 16 kHz; a megabyte of FLAC may hold days of silence
 _LOUDEST = 8.0  # decoders overshoot a little; integers stored as floating point exceed this by far
-_LARGEST_SIZE = 0x7FFF_0000  # bytes of a file from which on the sizes in its header may be too small for it
+_LARGEST_SIZE = 0x7F00_0000  # bytes of a file from which on the sizes in its header may be too small for it
 
 
 class AudioReader:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
-OPEN_BYTES = 0x7FFF_0000
+OPEN_BYTES = 0x7F00_0000
 """Programs that write into a pipe declare about the largest size there is: any size from here on that is not met."""
 
 _BLOCK_BYTES = 1 << 20
