@@ -57,9 +57,11 @@ SOX_PIPE = {"sox-piped.wav": "wav", "sox-piped.aiff": "aiff"}
 NAMES = (*FFMPEG, *FFMPEG_PIPE, *SOX, *SOX_PIPE)
 
 # Their header says where the audio ends, and libsndfile ends there or at the end of the file.
-DECLARED = ("plain.wav", "24.wav", "float.wav", "alaw.wav", "adpcm.wav", "extensible.wav", "rf64.wav", "bext.wav",
-            "sox.wav", "big-endian.wav", "plain.aiff", "sox.aiff", "little-endian.aiff", "plain.caf", "plain.au",
-            "plain.flac", "sox.flac", "vorbis.ogg", "sox.ogg", "plain.opus", "constant.mp3", "variable.mp3")  # fmt: skip
+DECLARED = (
+    *("plain.wav", "24.wav", "float.wav", "alaw.wav", "adpcm.wav", "extensible.wav", "rf64.wav", "bext.wav"),
+    *("sox.wav", "big-endian.wav", "plain.aiff", "sox.aiff", "little-endian.aiff", "plain.caf", "plain.au"),
+    *("plain.flac", "sox.flac", "vorbis.ogg", "sox.ogg", "plain.opus", "constant.mp3", "variable.mp3"),
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class AudioFiles:
             call = f"sox {source} {SOX[name]} {path}"
         else:
             # From standard input, of which sox does not know the length.
-            call = f"sox {source} -t raw -r 16k -e signed -b 16 -c 1 - | sox -t raw -r 16k -e signed -b 16 -c 1 - -t {SOX_PIPE[name]} - | cat > {path}"
+            raw = "-t raw -r 16k -e signed -b 16 -c 1 -"
+            call = f"sox {source} {raw} | sox {raw} -t {SOX_PIPE[name]} - | cat > {path}"
         subprocess.run(["bash", "-o", "pipefail", "-c", call], check=True)
 
 

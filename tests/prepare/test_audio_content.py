@@ -71,7 +71,7 @@ def unknown_bytes(seed: int, num_bytes: int) -> bytes:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_programs_write_is_read_whole(files: AudioFiles, name: str) -> None:
-    """Streamed, extensible, floating-point, A-law, RF64 and big-endian WAV, MP3 of variable rate without a header, ..."""
+    """Streamed, extensible, floating-point, A-law, RF64, big-endian WAV, MP3 of variable rate without a header, ..."""
     path = files.path(name)
     got = read(path)
     expected = decoded_by_ffmpeg(path)
