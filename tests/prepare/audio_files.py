@@ -27,7 +27,7 @@ FFMPEG = {
     "alaw.wav": "-c:a pcm_alaw",
     "mulaw.wav": "-c:a pcm_mulaw",
     "adpcm.wav": "-c:a adpcm_ms",
-    "extensible.wav": "-c:a pcm_s24le -ac 6",
+    "extensible.wav": "-c:a pcm_s32le",
     "rf64.wav": "-rf64 always",
     "bext.wav": "-write_bext 1 -metadata description=x",
     "plain.w64": "",
