@@ -15,7 +15,6 @@ from audio_files import (
     RATE,
     SECONDS,
     AudioFiles,
-    Waveform,
     audio_failure,
     failure,
     read,
@@ -53,11 +52,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> AudioFiles:
     return AudioFiles(tmp_path_factory.mktemp("audio"), speech_like(SECONDS))
 
 
-def decoded_by_ffmpeg(path: Path) -> Waveform:
-    call = ["ffmpeg", "-v", "error", "-i", str(path), "-ac", "1", "-ar", str(RATE), "-f", "f32le", "-"]
-    return np.frombuffer(subprocess.run(call, check=True, capture_output=True).stdout, np.float32)
-
-
 def changed(files: AudioFiles, name: str, content: bytes) -> Path:
     path = files.folder / f"changed-{name}"
     path.write_bytes(content)
@@ -72,15 +66,12 @@ def unknown_bytes(seed: int, num_bytes: int) -> bytes:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_programs_write_is_read_whole(files: AudioFiles, name: str) -> None:
     """Streamed, extensible, floating-point, A-law, RF64, big-endian WAV, MP3 of variable rate without a header, ..."""
-    path = files.path(name)
-    got = read(path)
-    expected = decoded_by_ffmpeg(path)
-    # Encoders pad; ffmpeg keeps what it adds at the beginning if the file does not say how much that is.
+    got = read(files.path(name))
+    # Encoders may pad.
     assert SAMPLES - RATE // 100 <= len(got) <= SAMPLES + 0.15 * RATE
-    if ".mp3" not in name and ".o" not in name:
-        size = min(len(got), len(expected), SAMPLES)
-        assert size >= SAMPLES - RATE // 100
-        np.testing.assert_allclose(got[:size], expected[:size], atol=2e-4)
+    coarse = {"unsigned.wav": 0.01, "alaw.wav": 0.02, "mulaw.wav": 0.02, "adpcm.wav": 0.1}
+    if not name.endswith((".mp3", ".ogg", ".opus")):
+        np.testing.assert_allclose(got[:SAMPLES], files.waveform[: len(got)], atol=coarse.get(name, 1e-4))
 
 
 @COMMON

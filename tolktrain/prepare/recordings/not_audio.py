@@ -55,7 +55,12 @@ def _text(head: bytes) -> str | None:
     for mark, encoding in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"), (b"", "utf-8-sig")):
         if head.startswith(mark):
             # The last character may be incomplete.
-            text = head[: len(head) // 2 * 2].decode(encoding, "replace").lstrip("\ufeff").removesuffix("\ufffd")
+            text = (
+                head[: len(head) - (len(head) % 2 if mark else 0)]
+                .decode(encoding, "replace")
+                .lstrip("\ufeff")
+                .removesuffix("\ufffd")
+            )
             break
     is_text = text.strip() and _NOT_TEXT.search(text) is None
     return text if is_text and text.count("\ufffd") * _FEWEST_PER_WRONG_CHARACTER <= len(text) else None
