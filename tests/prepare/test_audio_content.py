@@ -6,6 +6,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -342,3 +343,25 @@ def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
     path.touch()
     error = failure(path)
     assert error.reason is Reason.EMPTY and "0 bytes" in error.detail and os.path.getsize(path) == 0
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [chunk(b"XYZ ", b"") * 30_000, (b"3DI" + bytes(17)) * 30_000, bytes(200_000) + b"x" * 99],
+    ids=["chunks", "tags", "zeros"],
+)
+def test_what_follows_the_audio_is_examined_in_bounded_steps(
+    files: AudioFiles, monkeypatch: pytest.MonkeyPatch, tail: bytes
+) -> None:
+    """A file may consist of tags; and zeros after a FLAC frame leave its checksum as it is."""
+    reads = []
+
+    def counted(file: BinaryIO, position: int, num_bytes: int) -> bytes:
+        reads.append(num_bytes)
+        file.seek(position)
+        return file.read(num_bytes)
+
+    monkeypatch.setattr("tolktrain.prepare.recordings.containers.content.read_at", counted)
+    name = "plain.wav" if tail[:1] in b"X3" else "plain.flac"
+    content_of(str(changed(files, name, files.path(name).read_bytes() + tail)), name.split(".")[1].upper())
+    assert len(reads) < 50_000

@@ -176,7 +176,7 @@ def failures_of(folder: Path, entries: list[dict[str, object]], **recordings: ob
 
 def test_each_bound_has_its_reason_in_a_preparation(tmp_path: Path) -> None:
     """And null switches each of them off."""
-    songs = corpus(3, 4)
+    songs = corpus(1, 3)
     manifest = write_corpus(tmp_path, songs)
     write_text_tokenizer(tmp_path / "text_tokenizer")
     entries = [json.loads(line) for line in manifest.read_text().splitlines()]

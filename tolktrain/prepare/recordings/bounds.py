@@ -33,7 +33,7 @@ def check_level(samples: Samples, sample_rate: int, channels: Powers | None, bou
         return
     frame = max(1, sample_rate // _LEVEL_FRAMES_PER_SECOND)
     whole = samples[: len(samples) // frame * frame].reshape(-1, frame) if len(samples) >= frame else samples[None]
-    powers = np.sort(whole.var(axis=1, dtype=np.float64))
+    powers = np.sort(whole.var(axis=1))
     level = decibels(float(powers[-min(_LEVEL_FRAMES, len(powers))]))
     if level < bounds.min_level_db:
         raise EntryError(

@@ -13,7 +13,8 @@ from typing import BinaryIO
 OPEN_BYTES = 0x7F00_0000
 """Programs that write into a pipe declare about the largest size there is: any size from here on that is not met."""
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 16
+_MOST_ITEMS = 10_000  # tags or chunks at the end of a file; a file of others is not worth the time
 _WRAP = 1 << 32  # sizes of 32 bits are counted from 0 again
 
 PastChunk = Callable[[BinaryIO, int, int], int | None]
@@ -104,13 +105,15 @@ def compared(file: BinaryIO, size: int, declared: Declared, past_chunk: PastChun
 def num_bytes_unknown(file: BinaryIO, begin: int, end: int, past_chunk: PastChunk | None = None) -> int:
     """Bytes from `begin` to `end`, without the chunks, tags and zeros at their beginning and the tags at their end."""
     end = before_tags(file, begin, end)
-    while begin < end:
+    for _ in range(_MOST_ITEMS):
+        if begin >= end:
+            return 0
         after = (past_chunk and past_chunk(file, begin, end)) or past_tag(file, begin, end)
         after = after or past_zeros(file, begin, end)
         if after <= begin:
-            return end - begin
+            break
         begin = after
-    return 0
+    return max(0, end - begin)
 
 
 def past_tag(file: BinaryIO, begin: int, end: int) -> int | None:
@@ -129,7 +132,10 @@ def past_tag(file: BinaryIO, begin: int, end: int) -> int | None:
 
 def before_tags(file: BinaryIO, begin: int, end: int) -> int:
     """The position of the first of the tags that end at a position: ID3v1, APE, Lyrics3 and ID3v2 with a footer."""
-    while (num_bytes := _last_tag(file, begin, end)) and num_bytes <= end - begin:
+    for _ in range(_MOST_ITEMS):
+        num_bytes = _last_tag(file, begin, end)
+        if not 0 < num_bytes <= end - begin:
+            break
         end -= num_bytes
     return end
 

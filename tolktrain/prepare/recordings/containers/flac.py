@@ -143,9 +143,10 @@ def _bytes_after(file: BinaryIO, last: FrameHeader, size: int) -> int:
     table, crc = _crc16_table(), 0
     fewest = None
     for place, byte in enumerate(content, 1):
-        crc = (crc << 8 & 0xFF00) ^ table[crc >> 8 ^ byte]
-        # A frame ends with its checksum, so that the sum over all of it is 0; that also occurs by chance.
-        if not crc:
+        before, crc = crc, (crc << 8 & 0xFF00) ^ table[crc >> 8 ^ byte]
+        # A frame ends with its checksum, so that the sum over all of it is 0; that also occurs by chance. Zeros that
+        # follow leave it so.
+        if not crc and before:
             unknown = num_bytes_unknown(file, last.position + place, size)
             if not unknown:
                 return 0

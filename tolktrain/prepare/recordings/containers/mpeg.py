@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 from tolktrain.prepare.recordings.containers.content import Content, before_tags, past_tag, past_zeros, read_at
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 16
 _HEADER_BYTES = 4
 _MASK = 0xFFFF_FE00  # what the length of a frame depends on: sync, version, layer, bit rate, sample rate, padding
 _KIND = 0xFFFE_0C00  # what does not change inside of a stream: sync, version, layer, sample rate
