@@ -205,7 +205,7 @@ def test_an_audio_file_that_cannot_be_read_to_its_end_is_not_taken_for_a_short_o
     monkeypatch.setattr(audio_stream, "_stream_bytes", lambda path: (begin, None))
     monkeypatch.setattr(audio_stream, "open_regular", opened)
     with pytest.raises(OSError, match="a bad block"):
-        stream = audio_stream.AudioStream(str(path), is_mp3=True)
+        stream = audio_stream.AudioStream(str(path), "MP3")
         try:
             while len(stream.read(16_000)):
                 pass

@@ -185,9 +185,9 @@ def readers(folder: Path) -> Iterator[Reader]:
 
     yield Reader("tokenizer.json", tokenizer, load, (("tokenizer_config.json", settings),))
     yield Reader("tokenizer_config.json", settings, load, (("tokenizer.json", tokenizer),))
-    soundfile.write(folder / "a.wav", np.zeros(1_600, np.float32), 16_000)
+    soundfile.write(folder / "a.wav", 0.1 * np.sin(np.arange(1_600) / 9), 16_000)
     yield Reader("a.wav", (folder / "a.wav").read_bytes(), read_waveform)
-    soundfile.write(folder / "a.flac", np.zeros(1_600, np.float32), 16_000)
+    soundfile.write(folder / "a.flac", 0.1 * np.sin(np.arange(1_600) / 9), 16_000)
     yield Reader("a.flac", (folder / "a.flac").read_bytes(), read_waveform)
     yield Reader("a.len", np.arange(1, 9, dtype="<u8").tobytes(), lambda path: detect_lengths(str(path), 36, "ids"))
     yield Reader("metrics.jsonl", as_jsonl(STEP), metrics)

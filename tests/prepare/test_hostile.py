@@ -206,7 +206,7 @@ def test_audio_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(audio, "_MOST_SAMPLES", 40_000)
     monkeypatch.setattr(audio, "_BLOCK_VALUES", 1_000)
     for name in ("a.flac", "a.wav", "a.ogg"):
-        soundfile.write(tmp_path / name, np.zeros(48_000, np.float32), 16_000)
+        soundfile.write(tmp_path / name, 0.1 * np.sin(np.arange(48_000) / 9), 16_000)
         path = str(tmp_path / name)
         for wanted, duration in ((16_000, None), (32_000, 2.0)):
             with pytest.raises(EntryError, match="too many for one utterance; give offset and duration") as caught:
