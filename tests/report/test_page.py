@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -13,6 +14,7 @@ import yaml
 from parsed_page import Page
 from small_disk import MakeDisk
 
+from tolktrain.errors import UserError
 from tolktrain.report.page import count, duration, loss_table, render
 from tolktrain.report.run import report
 from tolktrain.report.rundata import read_run
@@ -148,3 +150,32 @@ def test_a_full_disk_keeps_the_last_page(full_run: Path, make_disk: MakeDisk) ->
     (run_dir / "report.html").write_text("the last page")
     disk.refuses(lambda: report(run_dir), f"'{run_dir}/report.html'", leaving_kib=40)
     assert (run_dir / "report.html").read_text().rstrip().endswith("</html>")
+
+
+def test_changes_of_the_configuration_are_listed(full_run: Path) -> None:
+    assert "Changes of the configuration" not in render(read_run(full_run))
+    old, new = {"speech": {"weight": 1.0, "sets": {"<b>": 1.0}}}, None
+    lines = [
+        {
+            "step": 301,
+            "time": "2026-11-30T01:02:03+00:00",
+            "key": "train.stages.1.learning_rate",
+            "old": 2e-3,
+            "new": 1e-3,
+        },
+        {"step": 601, "time": "2026-11-30T01:02:03+00:00", "key": "train.stages.2.mixture", "old": old, "new": new},
+    ]
+    (full_run / "changes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = Page(render(read_run(full_run))).text
+    assert "301 train.stages.1.learning_rate 2026-11-30T01:02:03+00:00 0.002 0.001" in text
+    assert (
+        "601 train.stages.2.mixture 2026-11-30T01:02:03+00:00 {'speech': {'weight': 1.0, 'sets': {'<b>': 1.0}}} absent"
+        in text
+    )
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"step": 1}', '{"step": -1, "time": "", "key": "", "old": 1, "new": 2}'])
+def test_a_damaged_list_of_changes_is_named(full_run: Path, line: str) -> None:
+    (full_run / "changes.jsonl").write_text(f"{line}\n")
+    with pytest.raises(UserError, match=r"changes.jsonl cannot be read .* or delete it"):
+        read_run(full_run)

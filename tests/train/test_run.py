@@ -131,8 +131,9 @@ def test_another_configuration_is_refused_with_its_differences(uninterrupted: Pa
     with pytest.raises(UserError) as error:
         train(other)
     message = str(error.value)
-    assert "run.seed: 0 there, 3 here" in message and "run.restart=true" in message
-    assert "train.stages[0].learning_rate: 0.01 there, 0.5 here" in message and "max_steps" not in message
+    assert "run.seed: 0 there, 3 here; it determines the data of every step" in message
+    assert "train.stages.0.learning_rate: 0.01 there, 0.5 here; the stage 'text' is complete" in message
+    assert "max_steps" not in message and "run.restart=true" in message
     assert times_of(run_dir) == before
 
 

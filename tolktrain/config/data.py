@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tolktrain.config.base import GivenPath, InputPath, StrictModel
+from tolktrain.config.base import FixedData, Free, GivenPath, InputPath, SteeringUntilBegin, StrictModel
 
 # Each is a file of `tolktrain.data.strategies`. Append new ones: the order determines which strategy a record gets.
 Strategy = Literal["speech", "text", "interleaved", "recognition", "synthesis"]
@@ -13,10 +13,10 @@ Strategy = Literal["speech", "text", "interleaved", "recognition", "synthesis"]
 class DatasetConfig(StrictModel):
     """One set of records in MDS shards."""
 
-    path: Annotated[str, InputPath()] = Field(
+    path: Free[Annotated[str, InputPath()]] = Field(
         description="Folder with index.json and dataset.json; for a remote set its local cache."
     )
-    remote: Annotated[str | None, GivenPath(is_input=True, may_be_address=True)] = Field(
+    remote: Free[Annotated[str | None, GivenPath(is_input=True, may_be_address=True)]] = Field(
         default=None, description="Address the shards are streamed from (s3://..., gs://...), if not local."
     )
 
@@ -24,10 +24,10 @@ class DatasetConfig(StrictModel):
 class InterleavingConfig(StrictModel):
     """Span lengths of interleaved sequences, in words (arXiv 2503.06211, section 4)."""
 
-    text_words: tuple[int, int] = Field(
+    text_words: FixedData[tuple[int, int]] = Field(
         default=(10, 30), strict=False, description="Shortest and longest span of text, in words."
     )
-    speech_words: tuple[int, int] = Field(
+    speech_words: FixedData[tuple[int, int]] = Field(
         default=(5, 15), strict=False, description="Shortest and longest span of speech, in words."
     )
 
@@ -45,36 +45,38 @@ class InterleavingConfig(StrictModel):
 class DataConfig(StrictModel):
     """Data sets by name, and how sequences are made of their records."""
 
-    sets: dict[str, DatasetConfig] = Field(description="Data sets by the name that mixtures use.")
+    sets: Free[dict[str, DatasetConfig]] = Field(description="Data sets by the name that mixtures use.")
     interleaving: InterleavingConfig = Field(
         default=InterleavingConfig(), description="Spans of interleaved sequences."
     )
-    num_workers: int = Field(default=0, ge=0, description="Loader processes per rank; 0 loads in the training process.")
-    shuffle_block_size: int = Field(
+    num_workers: Free[int] = Field(
+        default=0, ge=0, description="Loader processes per rank; 0 loads in the training process."
+    )
+    shuffle_block_size: FixedData[int] = Field(
         default=4096, gt=0, description="Records that are shuffled together; larger needs more cache."
     )
-    num_canonical_nodes: int = Field(
+    num_canonical_nodes: FixedData[int] = Field(
         default=8,
         gt=0,
         description="Virtual nodes for which the order of samples is computed; fixed, so that the order does not depend"
         " on the number of nodes.",
     )
-    cache_limit: str | None = Field(
+    cache_limit: Free[str | None] = Field(
         default=None,
         description="Disk space per node for shards of remote sets, such as 200gb, plus shards being fetched.",
     )
-    download_retries: int = Field(
+    download_retries: Free[int] = Field(
         default=3, ge=0, description="Further attempts to fetch a shard, after 1, 2, 4, ... seconds."
     )
-    download_timeout_seconds: float = Field(
+    download_timeout_seconds: Free[float] = Field(
         default=60.0,
         gt=0,
         description="Timeout of a storage, in seconds; after download_retries + 1 times this, no attempt begins.",
     )
-    text_tokenizer: Annotated[str | None, InputPath()] = Field(
+    text_tokenizer: Free[Annotated[str | None, InputPath()]] = Field(
         default=None, description="Folder of the text tokenizer, for generation and reports."
     )
-    speech_tokenizer: Annotated[str | None, InputPath()] = Field(
+    speech_tokenizer: Free[Annotated[str | None, InputPath()]] = Field(
         default=None, description="Folder of the speech tokenizer, for generation and reports."
     )
 
@@ -85,8 +87,12 @@ Share = Annotated[float, Field(gt=0)]
 class MixtureEntry(StrictModel):
     """One strategy's share of the sequences."""
 
-    weight: float = Field(default=1.0, gt=0, description="Share of this strategy, relative to the other strategies.")
-    sets: dict[str, Share] = Field(min_length=1, description="Share of each data set inside the strategy, relative.")
+    weight: SteeringUntilBegin[float] = Field(
+        default=1.0, gt=0, description="Share of this strategy, relative to the other strategies."
+    )
+    sets: SteeringUntilBegin[dict[str, Share]] = Field(
+        min_length=1, description="Share of each data set inside the strategy, relative."
+    )
 
 
 Mixture = dict[Strategy, MixtureEntry]

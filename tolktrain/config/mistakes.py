@@ -142,7 +142,7 @@ def _add(path: KeyPath, field: FieldInfo | None) -> str:
 
 def _nearest(path: KeyPath, root: type[BaseModel]) -> str:
     name = str(path[-1])
-    model = _model_in(annotation_at(root, path[:-1]))
+    model = model_in(annotation_at(root, path[:-1]))
     siblings = list(model.model_fields) if model is not None else []
     elsewhere = [place for place in known_keys(root) if place.rsplit(".", 1)[-1] == name]
     if elsewhere:
@@ -165,7 +165,7 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
         while get_origin(annotation) in (tuple, dict):
             place += "N." if get_origin(annotation) is tuple else "NAME."
             annotation = get_args(annotation)[0 if get_origin(annotation) is tuple else 1]
-        inner = _model_in(annotation)
+        inner = model_in(annotation)
         if inner is not None:
             keys += known_keys(inner, place)
     return keys
@@ -175,7 +175,7 @@ def annotation_at(root: type[BaseModel], path: KeyPath) -> Any:
     """The type that belongs at `path`; None when the path leads nowhere."""
     annotation: Any = root
     for part in path:
-        model = _model_in(annotation)
+        model = model_in(annotation)
         container = next((a for a in branches(annotation) if get_origin(a) in (tuple, dict)), None)
         if model is not None:
             annotation = model.model_fields[part].annotation if part in model.model_fields else None
@@ -191,11 +191,12 @@ def annotation_at(root: type[BaseModel], path: KeyPath) -> Any:
 
 def field_at(root: type[BaseModel], path: KeyPath) -> FieldInfo | None:
     """The field definition at `path`, if a model (not a list or mapping) holds it."""
-    model = _model_in(annotation_at(root, path[:-1])) if path else None
+    model = model_in(annotation_at(root, path[:-1])) if path else None
     return model.model_fields.get(str(path[-1])) if model is not None else None
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The configuration model that a type accepts."""
     for branch in branches(annotation):
         if isinstance(branch, type) and issubclass(branch, BaseModel):
             return branch
@@ -231,7 +232,7 @@ def _words(annotation: Any, keys: bool) -> str:
         return _words(arguments[0], False) if keys else "a mapping"
     if get_origin(annotation) is tuple:
         if arguments[-1] is Ellipsis:
-            model = _model_in(arguments[0])
+            model = model_in(arguments[0])
             return "a list of mappings" if model else f"a list with items of {_words(arguments[0], False)}"
         return f"a list of {len(arguments)} items, each {_words(arguments[0], False)}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tolktrain.config.base import InputPath, StrictModel
+from tolktrain.config.base import FixedModel, InputPath, Steering, StrictModel
 
 LayerPooling = Literal["none", "static", "dynamic", "both"]
 
@@ -12,18 +12,24 @@ LayerPooling = Literal["none", "static", "dynamic", "both"]
 class BackboneConfig(StrictModel):
     """Shape of a backbone that starts from random weights: a Llama-family decoder."""
 
-    hidden_size: int = Field(gt=0, description="Width of the hidden states.")
-    num_layers: int = Field(gt=0, description="Decoder layers.")
-    num_attention_heads: int = Field(gt=0, description="Query heads.")
-    num_key_value_heads: int = Field(
+    hidden_size: FixedModel[int] = Field(gt=0, description="Width of the hidden states.")
+    num_layers: FixedModel[int] = Field(gt=0, description="Decoder layers.")
+    num_attention_heads: FixedModel[int] = Field(gt=0, description="Query heads.")
+    num_key_value_heads: FixedModel[int] = Field(
         gt=0, description="Key and value heads (grouped queries); must divide the query heads."
     )
-    ffn_hidden_size: int = Field(gt=0, description="Width of the gated feed-forward layer.")
-    text_vocab_size: int = Field(gt=0, description="Text ids, without the three special ids that are appended.")
-    rope_theta: float = Field(default=100_000.0, gt=0, description="Base of the rotary angles.")
-    rms_norm_eps: float = Field(default=1e-5, gt=0, description="Added to the mean square in RMSNorm.")
-    tie_text_embeddings: bool = Field(default=True, description="Whether the text head shares the text table.")
-    initializer_range: float = Field(default=0.02, gt=0, description="Standard deviation of random weights.")
+    ffn_hidden_size: FixedModel[int] = Field(gt=0, description="Width of the gated feed-forward layer.")
+    text_vocab_size: FixedModel[int] = Field(
+        gt=0, description="Text ids, without the three special ids that are appended."
+    )
+    rope_theta: FixedModel[float] = Field(default=100_000.0, gt=0, description="Base of the rotary angles.")
+    rms_norm_eps: FixedModel[float] = Field(default=1e-5, gt=0, description="Added to the mean square in RMSNorm.")
+    tie_text_embeddings: FixedModel[bool] = Field(
+        default=True, description="Whether the text head shares the text table."
+    )
+    initializer_range: FixedModel[float] = Field(
+        default=0.02, gt=0, description="Standard deviation of random weights."
+    )
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "BackboneConfig":
@@ -59,17 +65,23 @@ def head_mistake(hidden_size: int, heads: int, key_value_heads: int, head_dim: i
 class SpeechConfig(StrictModel):
     """The speech side of the model."""
 
-    num_units: int = Field(default=500, gt=0, description="Speech units; EOS and PAD are appended to them.")
-    num_codebooks: int = Field(default=1, gt=0, description="Codebooks per frame; codebook k is delayed by k steps.")
-    input_adapter_layers: int = Field(
+    num_units: FixedModel[int] = Field(default=500, gt=0, description="Speech units; EOS and PAD are appended to them.")
+    num_codebooks: FixedModel[int] = Field(
+        default=1, gt=0, description="Codebooks per frame; codebook k is delayed by k steps."
+    )
+    input_adapter_layers: FixedModel[int] = Field(
         default=2, ge=0, description="Transformer layers over each speech segment, before the backbone."
     )
-    output_adapter_layers: int = Field(default=2, ge=0, description="Causal transformer layers before the speech head.")
-    layer_pooling: LayerPooling = Field(
+    output_adapter_layers: FixedModel[int] = Field(
+        default=2, ge=0, description="Causal transformer layers before the speech head."
+    )
+    layer_pooling: FixedModel[LayerPooling] = Field(
         default="both", description="How backbone layers are averaged for speech prediction."
     )
-    residual: bool = Field(default=True, description="Whether the raw embedding is added to the pooled states.")
-    entropy_weight: float = Field(
+    residual: FixedModel[bool] = Field(
+        default=True, description="Whether the raw embedding is added to the pooled states."
+    )
+    entropy_weight: Steering[float] = Field(
         default=0.01, ge=0, description="Weight of the bonus for the entropy of the layer selector, in nats."
     )
 
@@ -77,7 +89,7 @@ class SpeechConfig(StrictModel):
 class ModelConfig(StrictModel):
     """The text-speech language model."""
 
-    backbone: Annotated[str | BackboneConfig, InputPath(may_be_hub_id=True)] = Field(
+    backbone: FixedModel[Annotated[str | BackboneConfig, InputPath(may_be_hub_id=True)]] = Field(
         description="Folder or hub id of a Llama-family checkpoint, or the shape of a new backbone."
     )
     speech: SpeechConfig = Field(default=SpeechConfig(), description="Adapters, pooling and speech vocabulary.")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tolktrain.config.base import GivenPath, InputPath, StrictModel
+from tolktrain.config.base import FixedData, Free, GivenPath, InputPath, StrictModel
 from tolktrain.config.data import DataConfig
 from tolktrain.config.health import HealthConfig
 from tolktrain.config.model import ModelConfig
@@ -15,10 +15,10 @@ from tolktrain.config.training import TrainConfig
 class RunConfig(StrictModel):
     """Identity of a run."""
 
-    name: str = Field(description="Name of the run, without slashes; the run directory is <dir>/<name>.")
-    dir: Annotated[str, GivenPath()] = Field(default="runs", description="Folder of all run directories.")
-    seed: int = Field(default=0, ge=0, description="Seeds weights and data.")
-    restart: bool = Field(default=False, description="Delete the run directory and start from step 0.")
+    name: Free[str] = Field(description="Name of the run, without slashes; the run directory is <dir>/<name>.")
+    dir: Free[Annotated[str, GivenPath()]] = Field(default="runs", description="Folder of all run directories.")
+    seed: FixedData[int] = Field(default=0, ge=0, description="Seeds weights and data.")
+    restart: Free[bool] = Field(default=False, description="Delete the run directory and start from step 0.")
 
     @model_validator(mode="after")
     def _name_is_a_folder(self) -> "RunConfig":
@@ -30,18 +30,18 @@ class RunConfig(StrictModel):
 class ParallelConfig(StrictModel):
     """The layout of the ranks; the data-parallel size follows from the number of processes."""
 
-    tensor_parallel_size: int = Field(default=1, gt=0, description="Ranks that split each layer.")
-    pipeline_parallel_size: int = Field(default=1, gt=0, description="Pipeline stages that hold the layers.")
-    sequence_parallel: bool = Field(
+    tensor_parallel_size: Free[int] = Field(default=1, gt=0, description="Ranks that split each layer.")
+    pipeline_parallel_size: Free[int] = Field(default=1, gt=0, description="Pipeline stages that hold the layers.")
+    sequence_parallel: Free[bool] = Field(
         default=False, description="Whether tensor ranks also split the sequence between layers."
     )
-    hang_timeout_seconds: float = Field(
+    hang_timeout_seconds: Free[float] = Field(
         default=600.0,
         gt=0,
         description="Seconds without progress or without a message of any rank after which the job ends with an error;"
         " must be longer than the longest single action, such as loading the backbone or a checkpoint.",
     )
-    check_batches: bool = Field(
+    check_batches: Free[bool] = Field(
         default=False,
         description="Whether the ranks of a model replica compare their batches at every step; they always do at the"
         " first step of a start.",
@@ -57,11 +57,11 @@ class ParallelConfig(StrictModel):
 class DeepSpeedConfig(StrictModel):
     """DeepSpeed's settings; batch sizes, precision and clipping are derived, and the file must not contradict them."""
 
-    config: Annotated[str | None, InputPath()] = Field(
+    config: Free[Annotated[str | None, InputPath()]] = Field(
         default=None,
         description="JSON file of DeepSpeed settings; all defaults if absent.",
     )
-    zero_stage: Literal[0, 1, 2, 3] | None = Field(
+    zero_stage: Free[Literal[0, 1, 2, 3] | None] = Field(
         default=None, description="ZeRO stage; overrides the one in the JSON file."
     )
 
@@ -69,27 +69,29 @@ class DeepSpeedConfig(StrictModel):
 class CheckpointConfig(StrictModel):
     """Checkpoints of a run."""
 
-    every_steps: int = Field(default=500, gt=0, description="Steps between checkpoints; each stage also ends with one.")
-    background: bool = Field(
+    every_steps: Free[int] = Field(
+        default=500, gt=0, description="Steps between checkpoints; each stage also ends with one."
+    )
+    background: Free[bool] = Field(
         default=True,
         description="Whether training continues while a checkpoint is written; needs memory for a copy of what a rank"
         " writes.",
     )
-    keep_last: int = Field(default=2, gt=0, description="Latest checkpoints kept.")
-    keep_every_steps: int | None = Field(
+    keep_last: Free[int] = Field(default=2, gt=0, description="Latest checkpoints kept.")
+    keep_every_steps: Free[int | None] = Field(
         default=None, gt=0, description="Checkpoints whose step this divides are never removed."
     )
-    keep_best: int = Field(default=0, ge=0, description="Checkpoints with the lowest best_metric, kept too.")
-    best_metric: str = Field(
+    keep_best: Free[int] = Field(default=0, ge=0, description="Checkpoints with the lowest best_metric, kept too.")
+    best_metric: Free[str] = Field(
         default="loss", description="Key of metrics.jsonl for keep_best, such as validation.text.held.loss."
     )
-    upload: Annotated[str | None, GivenPath(may_be_address=True)] = Field(
+    upload: Free[Annotated[str | None, GivenPath(may_be_address=True)]] = Field(
         default=None,
         description="Address to which checkpoints are copied: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER,"
         " azure://ACCOUNT.blob.core.windows.net/CONTAINER/FOLDER, or a folder on another file system. A start fetches"
         " the latest copy if the run directory has no newer checkpoint.",
     )
-    upload_keep_last: int | None = Field(
+    upload_keep_last: Free[int | None] = Field(
         default=None,
         gt=0,
         description="Latest copies kept there; all if absent, so that rules of the bucket can remove them.",
@@ -99,23 +101,25 @@ class CheckpointConfig(StrictModel):
 class LoggingConfig(StrictModel):
     """Trackers in addition to metrics.jsonl, and monitoring of a run."""
 
-    tensorboard: bool = Field(default=True, description="Write runs/<name>/tensorboard.")
-    wandb_project: str | None = Field(default=None, description="Weights & Biases project; needs the wandb package.")
-    heartbeat_seconds: float = Field(
+    tensorboard: Free[bool] = Field(default=True, description="Write runs/<name>/tensorboard.")
+    wandb_project: Free[str | None] = Field(
+        default=None, description="Weights & Biases project; needs the wandb package."
+    )
+    heartbeat_seconds: Free[float] = Field(
         default=10.0, gt=0, description="Seconds between updates of runs/<name>/heartbeat.json."
     )
-    straggler_steps: int = Field(default=20, gt=0, description="Steps between searches for the slowest rank.")
+    straggler_steps: Free[int] = Field(default=20, gt=0, description="Steps between searches for the slowest rank.")
 
 
 class KernelsConfig(StrictModel):
     """Choice of kernels."""
 
-    backend: Literal["auto", "triton", "torch"] = Field(
+    backend: Free[Literal["auto", "triton", "torch"]] = Field(
         default="auto",
         description="Implementation of pooling, adapters, norms, rotations, activations and losses: triton needs a GPU,"
         " torch runs everywhere; auto uses triton if it can run.",
     )
-    attention: Literal["auto", "flash", "varlen", "padded"] = Field(
+    attention: Free[Literal["auto", "flash", "varlen", "padded"]] = Field(
         default="auto",
         description="Attention inside speech segments: the package flash-attn, PyTorch's own for packed sequences, or"
         " segments padded to the longest; auto uses the first of these that can run.",
@@ -125,26 +129,28 @@ class KernelsConfig(StrictModel):
 class EvaluationConfig(StrictModel):
     """Evaluation, samples and report after training."""
 
-    after_training: bool = Field(
+    after_training: Free[bool] = Field(
         default=False,
         description="Whether train ends with evaluate, generate and report; needs heldout_sets, prompts and"
         " data.speech_tokenizer.",
     )
-    train_set: str | None = Field(default=None, description="Data set the bigram baselines are fitted on.")
-    baseline_records: int = Field(
+    train_set: Free[str | None] = Field(default=None, description="Data set the bigram baselines are fitted on.")
+    baseline_records: Free[int] = Field(
         default=20_000, gt=0, description="First records of train_set that baselines and unit durations are taken from."
     )
-    heldout_sets: tuple[str, ...] = Field(default=(), strict=False, description="Data sets that are evaluated.")
-    sequences: int = Field(default=128, gt=0, description="Sequences per strategy and data set for held-out losses.")
-    choices: int = Field(default=200, gt=0, description="True-against-random choices per direction.")
-    prompt_words: int = Field(default=16, gt=0, description="Words of the prompt of a choice.")
-    continuation_words: int = Field(default=12, gt=0, description="Words of the continuation of a choice.")
-    prompts: Annotated[str | None, InputPath()] = Field(
+    heldout_sets: Free[tuple[str, ...]] = Field(default=(), strict=False, description="Data sets that are evaluated.")
+    sequences: Free[int] = Field(
+        default=128, gt=0, description="Sequences per strategy and data set for held-out losses."
+    )
+    choices: Free[int] = Field(default=200, gt=0, description="True-against-random choices per direction.")
+    prompt_words: Free[int] = Field(default=16, gt=0, description="Words of the prompt of a choice.")
+    continuation_words: Free[int] = Field(default=12, gt=0, description="Words of the continuation of a choice.")
+    prompts: Free[Annotated[str | None, InputPath()]] = Field(
         default=None, description="Folder of WAV prompts for the spoken samples."
     )
-    generated_seconds: float = Field(default=6.0, gt=0, description="Length of each spoken continuation.")
-    temperature: float = Field(default=0.8, gt=0, description="Sampling temperature of generation.")
-    top_k: int = Field(default=50, gt=0, description="Most likely ids that generation samples from.")
+    generated_seconds: Free[float] = Field(default=6.0, gt=0, description="Length of each spoken continuation.")
+    temperature: Free[float] = Field(default=0.8, gt=0, description="Sampling temperature of generation.")
+    top_k: Free[int] = Field(default=50, gt=0, description="Most likely ids that generation samples from.")
 
 
 class Config(StrictModel):

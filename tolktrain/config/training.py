@@ -4,7 +4,15 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tolktrain.config.base import StrictModel
+from tolktrain.config.base import (
+    FixedData,
+    FixedPrecision,
+    Free,
+    Steering,
+    SteeringUntilBegin,
+    SteeringUntilEnd,
+    StrictModel,
+)
 from tolktrain.config.data import Mixture, Strategy
 
 ParameterGroup = Literal["backbone", "pooling", "speech"]
@@ -13,9 +21,13 @@ ParameterGroup = Literal["backbone", "pooling", "speech"]
 class ScheduleConfig(StrictModel):
     """Trapezoidal schedule: linear warm-up, constant, linear decay at the end of the stage."""
 
-    warmup_steps: int = Field(default=100, ge=0, description="Steps from zero to the full learning rate.")
-    decay_steps: int = Field(default=0, ge=0, description="Steps of linear decay at the end of the stage.")
-    final_fraction: float = Field(
+    warmup_steps: SteeringUntilEnd[int] = Field(
+        default=100, ge=0, description="Steps from zero to the full learning rate."
+    )
+    decay_steps: SteeringUntilEnd[int] = Field(
+        default=0, ge=0, description="Steps of linear decay at the end of the stage."
+    )
+    final_fraction: SteeringUntilEnd[float] = Field(
         default=0.1, ge=0, le=1, description="Learning rate at the end of the decay, as a fraction of the full rate."
     )
 
@@ -23,17 +35,21 @@ class ScheduleConfig(StrictModel):
 class StageConfig(StrictModel):
     """One stage of the recipe: trained parameters, mixture, length and learning rates."""
 
-    name: str = Field(description="Name in metrics and reports.")
-    tokens: int = Field(gt=0, description="Positions of the stage, over all ranks; rounded up to whole steps.")
-    trainable: tuple[ParameterGroup, ...] = Field(
+    name: SteeringUntilBegin[str] = Field(description="Name in metrics and reports.")
+    tokens: SteeringUntilEnd[int] = Field(
+        gt=0, description="Positions of the stage, over all ranks; rounded up to whole steps."
+    )
+    trainable: SteeringUntilBegin[tuple[ParameterGroup, ...]] = Field(
         default=("backbone", "pooling", "speech"),
         min_length=1,
         strict=False,
         description="Trained parameter groups; the others are frozen.",
     )
-    mixture: Mixture = Field(min_length=1, description="Strategies and data sets of this stage.")
-    learning_rate: float = Field(gt=0, description="Full learning rate of the backbone, the text tables and pooling.")
-    speech_learning_rate: float | None = Field(
+    mixture: SteeringUntilBegin[Mixture] = Field(min_length=1, description="Strategies and data sets of this stage.")
+    learning_rate: SteeringUntilEnd[float] = Field(
+        gt=0, description="Full learning rate of the backbone, the text tables and pooling."
+    )
+    speech_learning_rate: SteeringUntilEnd[float | None] = Field(
         default=None, gt=0, description="Full learning rate of speech tables and adapters; the same if absent."
     )
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="Schedule of both learning rates.")
@@ -51,25 +67,29 @@ class StageConfig(StrictModel):
 class OptimizerConfig(StrictModel):
     """AdamW (arXiv 1711.05101)."""
 
-    betas: tuple[float, float] = Field(
+    betas: Steering[tuple[float, float]] = Field(
         default=(0.9, 0.95), strict=False, description="Decay of the first and second moment."
     )
-    eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
-    weight_decay: float = Field(
+    eps: Steering[float] = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    weight_decay: Steering[float] = Field(
         default=0.1, ge=0, description="Decoupled decay of matrices; norms, biases and layer weights do not decay."
     )
-    clip_grad_norm: float = Field(default=1.0, gt=0, description="Largest global gradient norm.")
+    clip_grad_norm: Steering[float] = Field(default=1.0, gt=0, description="Largest global gradient norm.")
 
 
 class ValidationConfig(StrictModel):
     """Loss on held-out records, per strategy and data set."""
 
-    every_steps: int = Field(default=500, gt=0, description="Steps between validations; each stage also ends with one.")
-    sequences: int = Field(default=64, gt=0, description="Sequences per strategy and data set, always the same ones.")
-    sets: tuple[str, ...] = Field(
+    every_steps: Free[int] = Field(
+        default=500, gt=0, description="Steps between validations; each stage also ends with one."
+    )
+    sequences: Free[int] = Field(
+        default=64, gt=0, description="Sequences per strategy and data set, always the same ones."
+    )
+    sets: Free[tuple[str, ...]] = Field(
         default=(), strict=False, description="Held-out data sets, by their names under data.sets."
     )
-    strategies: tuple[Strategy, ...] = Field(
+    strategies: Free[tuple[Strategy, ...]] = Field(
         default=("text", "speech", "interleaved"), strict=False, description="Strategies to validate."
     )
 
@@ -77,67 +97,74 @@ class ValidationConfig(StrictModel):
 class GuardConfig(StrictModel):
     """Detection of divergence, and the rollback that skips the data that led to it."""
 
-    max_skipped_in_a_row: int = Field(
+    max_skipped_in_a_row: Free[int] = Field(
         default=20,
         gt=0,
         description="Consecutive steps skipped because of non-finite losses or gradients, after which the run is rolled"
         " back.",
     )
-    spike_sigma: float | None = Field(
+    spike_sigma: Free[float | None] = Field(
         default=8.0,
         gt=0,
         description="Robust standard deviations above the median of the recent losses from which a loss counts as"
         " spiking; null disables the detection of spikes.",
     )
-    spike_window: int = Field(
+    spike_window: Free[int] = Field(
         default=200,
         ge=4,
         description="Number of recent losses of the stage for the median; before there are as many, no loss counts as"
         " spiking.",
     )
-    spike_patience: int = Field(
+    spike_patience: Free[int] = Field(
         default=20,
         gt=0,
         description="Consecutive spiking losses after which the run is rolled back; fewer are outliers.",
     )
-    skip_before: int = Field(
+    skip_before: Free[int] = Field(
         default=10,
         ge=0,
         description="Steps before the first bad one whose data is skipped too, because bad data acts with a delay.",
     )
-    max_rollbacks: int = Field(default=3, ge=0, description="Most rollbacks; after them, a divergence ends the run.")
+    max_rollbacks: Free[int] = Field(
+        default=3, ge=0, description="Most rollbacks; after them, a divergence ends the run."
+    )
 
 
 class TrainConfig(StrictModel):
     """The training run."""
 
-    stages: tuple[StageConfig, ...] = Field(min_length=1, strict=False, description="Stages, in order.")
-    global_batch_size: int = Field(gt=0, description="Sequences per step, over all ranks and micro batches.")
-    micro_batch_size: int = Field(gt=0, description="Sequences per forward pass of one data rank.")
-    sequence_length: int = Field(gt=1, description="Positions per sequence.")
-    precision: Literal["bf16", "fp32"] = Field(
+    stages: Steering[tuple[StageConfig, ...]] = Field(min_length=1, strict=False, description="Stages, in order.")
+    global_batch_size: FixedData[int] = Field(gt=0, description="Sequences per step, over all ranks and micro batches.")
+    micro_batch_size: Free[int] = Field(gt=0, description="Sequences per forward pass of one data rank.")
+    sequence_length: FixedData[int] = Field(gt=1, description="Positions per sequence.")
+    precision: FixedPrecision[Literal["bf16", "fp32"]] = Field(
         default="bf16", description="Precision of weights and activations; master weights are float32."
     )
-    activation_checkpointing: Literal["none", "layers"] = Field(
+    activation_checkpointing: Free[Literal["none", "layers"]] = Field(
         default="none",
         description="Activations that the backward pass recomputes: none, or those of each transformer layer.",
     )
-    compile: Literal["none", "layers"] = Field(
+    compile: Free[Literal["none", "layers"]] = Field(
         default="none",
         description="Modules that torch.compile compiles: none, or each transformer layer. Compilation takes minutes in"
         " the first step.",
     )
-    max_steps: int | None = Field(default=None, gt=0, description="Ends the run early, counted over all stages.")
-    last_stage: str | None = Field(default=None, description="Ends the run after the stage of this name.")
+    max_steps: Free[int | None] = Field(default=None, gt=0, description="Ends the run early, counted over all stages.")
+    last_stage: Free[str | None] = Field(default=None, description="Ends the run after the stage of this name.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimizer settings.")
     guard: GuardConfig = Field(default=GuardConfig(), description="Detection of divergence, and rollback.")
     validation: ValidationConfig = Field(default=ValidationConfig(), description="Validation during training.")
-    log_every_steps: int = Field(
+    log_every_steps: Free[int] = Field(
         default=10, gt=0, description="Steps between progress lines; metrics.jsonl has every step."
     )
-    cpu_threads: int | None = Field(
+    cpu_threads: Free[int | None] = Field(
         default=None, gt=0, description="Threads of a rank without GPU; the machine's cores over its ranks if absent."
     )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions of a step, over all ranks."""
+        return self.global_batch_size * self.sequence_length
 
     @model_validator(mode="after")
     def _batch_and_names(self) -> "TrainConfig":

@@ -38,7 +38,7 @@ class _Use(NamedTuple):
     strategy: Strategy | None
 
 
-def check_data(config: Config, text_vocab_size: int, verify_files: bool = True) -> Vocabulary:
+def check_data(config: Config, text_vocab_size: int, verify_files: bool = True, text_eos: int = 0) -> Vocabulary:
     """Check every data set that training, validation and evaluation use; returns the vocabulary of the sequences.
 
     For remote sets only the descriptions are fetched; their shards are validated when they are downloaded. Collective:
@@ -48,6 +48,7 @@ def check_data(config: Config, text_vocab_size: int, verify_files: bool = True) 
         config: The whole configuration.
         text_vocab_size: Text ids of the model, without specials.
         verify_files: Whether to read the local shards too. Nodes that share a folder split its shards.
+        text_eos: The id that fills short sequences if no set has text.
 
     Raises:
         UserError: with the data set, the file or key, and how to fix it.
@@ -57,7 +58,7 @@ def check_data(config: Config, text_vocab_size: int, verify_files: bool = True) 
     infos = on_each_node(lambda: _check_sets(config, uses, text_vocab_size, shares))
     _check_same_tokenizers(infos)
     _check_named_tokenizers(config, infos)
-    text_eos = next((info.text.eos_id for info in infos.values() if info.text is not None), 0)
+    text_eos = next((info.text.eos_id for info in infos.values() if info.text is not None), text_eos)
     speech = config.model.speech
     return Vocabulary(text_vocab_size, text_eos, speech.num_units, speech.num_codebooks)
 

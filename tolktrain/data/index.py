@@ -3,6 +3,8 @@
 The file is not trusted: names must stay inside the folder, and all numbers are validated.
 """
 
+import hashlib
+import json
 import os
 import stat
 from array import array
@@ -91,6 +93,22 @@ class ShardIndex(Sequence["RecordReader"]):
         """The name of a shard's file and its digests, and the same of its packed file if there is one."""
         begin = int(self._ends[number - 1]) if number else 0
         return bytes(self.texts[begin : int(self._ends[number])]).decode("utf-8", "surrogatepass").split("\0")
+
+    def content_sha256(self) -> str:
+        """Identifies the records and their order, whatever the folder, the names of the files and the compression.
+
+        A digest of the numbers of records, the sizes and the hashes of the unpacked shards. For a shard of which the
+        index has no such hash, that of the packed file takes its place, or else the name.
+        """
+        digest = hashlib.sha256()
+        for number in range(len(self)):
+            kind, (name, *hashes) = self.kind_of(number), self.texts_of(number)
+            of_raw, of_zip = hashes[: len(kind.raw_hashes)], hashes[len(kind.raw_hashes) + 1 :]
+            identity = sorted(zip(kind.raw_hashes, of_raw, strict=True))
+            identity = identity or sorted(zip(kind.zip_hashes, of_zip, strict=True)) or [("name", name)]
+            entry = int(self.samples[number]), int(self.raw_bytes[number]), identity
+            digest.update(f"{json.dumps(entry)}\n".encode())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.table)

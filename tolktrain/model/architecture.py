@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from tolktrain.config.model import LayerPooling, ModelConfig
+from tolktrain.config.model import LayerPooling, ModelConfig, SpeechConfig
 from tolktrain.errors import UserError
 from tolktrain.model.llama import RopeScaling, read_llama_config
 from tolktrain.vocabulary import SpecialIds
@@ -59,20 +59,12 @@ class Architecture(SpecialIds):
         Raises:
             UserError: the named backbone has no readable config.json or is not of the Llama family.
         """
-        speech = config.speech
-        speech_part: dict[str, Any] = {
-            "num_units": speech.num_units,
-            "num_codebooks": speech.num_codebooks,
-            "input_adapter_layers": speech.input_adapter_layers,
-            "output_adapter_layers": speech.output_adapter_layers,
-            "layer_pooling": speech.layer_pooling,
-            "residual": speech.residual,
-        }
+        speech = _speech_part(config.speech)
         if isinstance(config.backbone, str):
-            return cls(**read_llama_config(config.backbone), **speech_part)
+            return cls(**read_llama_config(config.backbone), **speech)
         backbone = config.backbone.model_dump()
         head_dim = config.backbone.hidden_size // config.backbone.num_attention_heads
-        return cls(**backbone, head_dim=head_dim, **speech_part)
+        return cls(**backbone, head_dim=head_dim, **speech)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Architecture":
@@ -90,6 +82,10 @@ class Architecture(SpecialIds):
         scaling = values["rope_scaling"]
         return replace(cls(**values), rope_scaling=RopeScaling(**scaling) if scaling is not None else None)
 
+    def with_speech(self, config: SpeechConfig) -> "Architecture":
+        """The same backbone with the speech parts of a configuration."""
+        return replace(self, **_speech_part(config))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
         return asdict(self)
@@ -98,3 +94,14 @@ class Architecture(SpecialIds):
         """The differences from the other architecture, each as 'name: ours, theirs'; empty if they are equal."""
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return [f"{name}: {ours}, {theirs}" for name, ours, theirs in pairs if ours != theirs]
+
+
+def _speech_part(speech: SpeechConfig) -> dict[str, Any]:
+    return {
+        "num_units": speech.num_units,
+        "num_codebooks": speech.num_codebooks,
+        "input_adapter_layers": speech.input_adapter_layers,
+        "output_adapter_layers": speech.output_adapter_layers,
+        "layer_pooling": speech.layer_pooling,
+        "residual": speech.residual,
+    }

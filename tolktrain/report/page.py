@@ -14,6 +14,7 @@ from tolktrain.files.printable import printable
 from tolktrain.files.reading import read_bytes
 from tolktrain.report import figures
 from tolktrain.report.rundata import Row, RunData
+from tolktrain.runs.changes import shown_value
 from tolktrain.runs.paths import RunPaths
 
 _PARTS = (
@@ -33,7 +34,13 @@ def render(run: RunData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"nats": nats, "percent": percent, "count": count, "duration": duration}
+    environment.filters |= {
+        "nats": nats,
+        "percent": percent,
+        "count": count,
+        "duration": duration,
+        "shown": shown_value,
+    }
     return environment.get_template("template.html").render(
         name=run.name,
         stats=_stats(run),
@@ -44,6 +51,7 @@ def render(run: RunData) -> str:
         sampling=run.samples,
         figures=_figures(run),
         losses=loss_table(run),
+        changes=run.changes,
         run_dir=printable(run.directory),
         config=printable(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)),
     )

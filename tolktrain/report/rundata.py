@@ -4,7 +4,7 @@ A run directory may come from a stranger: text for the terminal and the page is 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tolktrain.data.strategies import STRATEGIES
 from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.reading import bounded_lines, open_regular, parse_json, read_json
+from tolktrain.runs.changes import read_changes
 from tolktrain.runs.paths import RunPaths
 
 Row = dict[str, Any]
@@ -65,6 +66,7 @@ class RunData:
         validations: the validation figures of metrics.jsonl, in order.
         evaluation: evaluation.json, or None.
         samples: samples/samples.json, or None.
+        changes: changes.jsonl, in order.
     """
 
     directory: Path
@@ -73,6 +75,7 @@ class RunData:
     validations: list[Validation]
     evaluation: Row | None
     samples: Row | None
+    changes: list[Row]
 
     @property
     def name(self) -> str:
@@ -138,6 +141,7 @@ def read_run(directory: str | Path) -> RunData:
         validations=[v for line in lines for v in _validations(line)],
         evaluation=_read_optional(paths.evaluation),
         samples=_read_optional(paths.sample_index),
+        changes=[_printable(asdict(change)) for change in read_changes(folder)],
     )
 
 

@@ -5,50 +5,28 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tolktrain.checkpoint.store import CheckpointStore
+from tolktrain.checkpoint.store import CheckpointStore, step_of
 from tolktrain.config import Config
+from tolktrain.config.changes import Difference, differences, with_defaults
 from tolktrain.config.deepspeed import DeepSpeedFile, DeepSpeedSettings, read_deepspeed_file
 from tolktrain.config.document import read_document
 from tolktrain.config.load import dump_config
 from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.writing import replace_file
+from tolktrain.runs.changes import Change, record_changes, shown_value
 from tolktrain.runs.copies import forget_copies, restore_latest
 from tolktrain.runs.deepspeed_entries import is_same_file, read_kept_entries, write_kept_entries
 from tolktrain.runs.lease import Lease, LostLeaseError
 from tolktrain.runs.metrics import last_step
 from tolktrain.runs.paths import RunPaths
-
-# Keys that may change between starts of a run: they affect neither what is learned nor the order of the data.
-FREE_KEYS = (
-    "run.dir",
-    "run.name",
-    "run.restart",
-    "data.num_workers",
-    "data.cache_limit",
-    "data.text_tokenizer",
-    "data.speech_tokenizer",
-    "train.max_steps",
-    "train.last_stage",
-    "train.guard.max_rollbacks",
-    "train.micro_batch_size",
-    "train.activation_checkpointing",
-    "train.log_every_steps",
-    "train.cpu_threads",
-    "parallel",
-    "deepspeed",
-    "checkpoint",
-    "health",
-    "logging",
-    "kernels",
-    "evaluation",
-)
-_MOST_DIFFERENCES_SHOWN = 12
+from tolktrain.runs.rollbacks import Rollback, read_rollbacks
+from tolktrain.runs.steering import steering_differences
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +42,14 @@ class RunDirectory:
         # Configuration of the earlier start that this start continues, None for a new run.
         self.previous: dict[str, Any] | None = None
         self.deepspeed = DeepSpeedFile(None, {})  # from which this start resolves DeepSpeed's settings
-        self.changes: str | None = None  # changes of the entries since the last start; for the log
+        self.deepspeed_changes: str | None = None  # changes of the entries since the last start; for the log
         self._kept_as: str | None = None  # path of the file from which the entries were first read
         self.restarts = config.run.restart and _may_restart()
         self.lease = lease
         self._config = config
+        self._tree = config.model_dump(mode="json")
         self._created = created
+        self._steering: list[Difference] = []  # from the last start
 
     @classmethod
     def open(cls, config: Config, report: Callable[[str], None] | None = None) -> "RunDirectory":
@@ -94,7 +74,14 @@ class RunDirectory:
                 restore_latest(config, path, lease.token)
                 directory.previous = _read_previous(paths)
             if directory.previous is not None:
-                _refuse_other(path, directory.previous, config.model_dump(mode="json"))
+                rollbacks = read_rollbacks(path)
+                directory._steering = steering_differences(
+                    path,
+                    directory.previous,
+                    directory._tree,
+                    _steps_done(paths, rollbacks),
+                    {o.stage for o in rollbacks},
+                )
             directory._find_deepspeed_entries()
         except BaseException:
             directory.discard_unused()
@@ -102,13 +89,19 @@ class RunDirectory:
             raise
         return directory
 
-    def begin(self, resolved: DeepSpeedSettings) -> None:
-        """Empty the directory if the run restarts from step 0, and write config.yaml and deepspeed.json."""
+    def begin(self, resolved: DeepSpeedSettings, step: int) -> list[Change]:
+        """Empty the directory if the run restarts from step 0, and write config.yaml, deepspeed.json and changes.jsonl.
+
+        Returns the changes of the configuration that apply from here, after `step` steps.
+        """
         if self.restarts:
             forget_copies(self._config)
             _clear(self.paths)
         write_kept_entries(self.paths.deepspeed, replace(self.deepspeed, path=self._kept_as), resolved)
+        # Before config.yaml, from which the next start would otherwise derive no change.
+        changes = record_changes(self.paths.root, step, self._tree, self._steering)
         replace_file(self.paths.config, dump_config(self._config))
+        return changes
 
     def _find_deepspeed_entries(self) -> None:
         """Use the kept entries if `deepspeed.config` names the same file; otherwise the entries of the named file."""
@@ -117,15 +110,18 @@ class RunDirectory:
         if kept is None or not is_same_file(kept.path, named):
             self.deepspeed, self._kept_as = read_deepspeed_file(self._config), named
             if kept is not None and (found := _changed_entries(kept.entries, self.deepspeed.entries)):
-                self.changes = f"deepspeed.config is {named} now, {kept.path} before:\n  " + "\n  ".join(found)
+                self.deepspeed_changes = f"deepspeed.config is {named} now, {kept.path} before:\n  " + "\n  ".join(
+                    found
+                )
             return
-        self.deepspeed, self._kept_as = DeepSpeedFile(str(copy), kept.entries), kept.path
+        entries = _without_clipping(kept.entries)
+        self.deepspeed, self._kept_as = DeepSpeedFile(str(copy), entries), kept.path
         try:
-            found = _changed_entries(kept.entries, read_deepspeed_file(self._config).entries)
+            found = _changed_entries(entries, _without_clipping(read_deepspeed_file(self._config).entries))
         except UserError as error:
             found = [str(error)]
         if found:
-            self.changes = (
+            self.deepspeed_changes = (
                 f"the file of deepspeed.config, {named}, has changed since this run read it:\n  "
                 + "\n  ".join(found)
                 + f"\nthe run keeps the entries in {copy}; to take the new ones, give the file another name and set"
@@ -155,28 +151,14 @@ class RunDirectory:
                 parent.rmdir()
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Keys outside FREE_KEYS whose values differ, as "key: value there, value here"."""
-    old, new = _flat(there), _flat(here)
-    keys = [key for key in {**old, **new} if not _is_free(key) and old.get(key) != new.get(key)]
-    return [f"{key}: {_shown(old, key)} there, {_shown(new, key)} here" for key in sorted(keys)]
-
-
-def _refuse_other(path: Path, previous: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    found = differences(previous, current)
-    if found:
-        listed = found[:_MOST_DIFFERENCES_SHOWN] + ["..."] * (len(found) > _MOST_DIFFERENCES_SHOWN)
-        raise UserError(
-            f"{path} holds a run of another configuration:\n  "
-            + "\n  ".join(listed)
-            + "\ngive this one another run.name, or delete that one with run.restart=true"
-        )
+def _without_clipping(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries without the one that restates train.optimizer.clip_grad_norm, which the run may change later."""
+    return {name: value for name, value in entries.items() if name != "gradient_clipping"}
 
 
 def _changed_entries(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    old, new = _flat(before), _flat(after)
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [f"{key}: {_shown(old, key)} before, {_shown(new, key)} now" for key in sorted(keys)]
+    found = sorted(differences(before, after), key=lambda one: one.key)
+    return [f"{one.key}: {shown_value(one.old)} before, {shown_value(one.new)} now" for one in found]
 
 
 def _may_restart() -> bool:
@@ -191,7 +173,8 @@ def _say(line: str) -> None:
 
 
 def _read_previous(paths: RunPaths) -> dict[str, Any] | None:
-    """The configuration of the existing run; None if no start has reached a step."""
+    """The configuration of the existing run, with the defaults of keys that an older release did not have; None if no
+    start has reached a step."""
     file = paths.config
     if not file.exists() or not (_has_begun(paths) or CheckpointStore(paths.checkpoints).was_used()):
         return None
@@ -199,7 +182,15 @@ def _read_previous(paths: RunPaths) -> dict[str, Any] | None:
         content: dict[str, Any] = read_document(file).plain()
     except UserError as error:
         raise UserError(f"{error}; restore the file, or start again from step 0 with run.restart=true") from None
-    return content
+    completed: dict[str, Any] = with_defaults(content)
+    return completed
+
+
+def _steps_done(paths: RunPaths, rollbacks: Sequence[Rollback]) -> int:
+    """The step of the latest checkpoint. A damaged one counts too, because its steps were done."""
+    folder = CheckpointStore(paths.checkpoints).latest()
+    step = 0 if folder is None else step_of(folder)
+    return step if not rollbacks or rollbacks[-1].carried_out else min(step, rollbacks[-1].to_step)
 
 
 def _has_begun(paths: RunPaths) -> bool:
@@ -220,21 +211,3 @@ def _clear(paths: RunPaths) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink(missing_ok=True)  # heartbeat.json may be renamed meanwhile
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, Mapping) and tree:
-        children = {f"{prefix}.{key}" if prefix else str(key): value for key, value in tree.items()}
-    elif isinstance(tree, (list, tuple)) and any(isinstance(value, Mapping) for value in tree):
-        children = {f"{prefix}[{index}]": value for index, value in enumerate(tree)}
-    else:
-        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
-    return {key: value for name, child in children.items() for key, value in _flat(child, name).items()}
-
-
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
-
-
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    return repr(values[key]) if key in values else "absent"

@@ -40,9 +40,14 @@ class RunPaths:
         return self.root / ROLLBACKS_FILE
 
     @property
+    def changes(self) -> Path:
+        """One JSON object per change of the configuration (`runs.changes`)."""
+        return self.root / "changes.jsonl"
+
+    @property
     def needed_to_resume(self) -> tuple[Path, ...]:
         """The files that a resumed run reads in addition to a checkpoint."""
-        return self.config, self.deepspeed, self.metrics, self.rollbacks
+        return self.config, self.deepspeed, self.metrics, self.rollbacks, self.changes
 
     @property
     def heartbeat(self) -> Path:

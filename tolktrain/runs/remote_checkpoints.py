@@ -6,7 +6,7 @@
   step-00000100-1f0c93ab52de/              step, and the beginning of the manifest's SHA-256
     tensors/*.safetensors, ...             the files of the checkpoint
     run/config.yaml, run/deepspeed.json,   of the run at that time
-    run/metrics.jsonl, run/rollbacks.jsonl
+    run/metrics.jsonl, run/rollbacks.jsonl, run/changes.jsonl
     manifest.json                          comes last: a copy is complete if and only if it has one
 ```
 Objects are written atomically. If two trainings write a checkpoint of the same step (because an old job is still

@@ -29,13 +29,13 @@ class ModelBuilder:
     cut: PipelineCut | None  # None without a pipeline
 
     @classmethod
-    def of(cls, config: Config) -> "ModelBuilder":
-        """Read the architecture and check that `parallel` is compatible with it.
+    def of(cls, config: Config, architecture: Architecture | None = None) -> "ModelBuilder":
+        """Check that `parallel` is compatible with the architecture, by default that of the configuration.
 
         Raises:
             UserError: the backbone cannot be read, or cannot be split this way.
         """
-        architecture = Architecture.from_config(config.model)
+        architecture = architecture or Architecture.from_config(config.model)
         check_tensor_parallel(architecture, config.parallel, config.train.sequence_length)
         stages = config.parallel.pipeline_parallel_size
         cut = cut_layers(architecture, config.train.sequence_length, stages) if stages > 1 else None

@@ -19,6 +19,7 @@ from tolktrain.config import Config
 from tolktrain.config.deepspeed import DeepSpeedFile, DeepSpeedSettings
 from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import Layout
+from tolktrain.runs.changes import Change
 from tolktrain.runs.copies import uploads_of
 from tolktrain.runs.folder import RunDirectory
 from tolktrain.runs.paths import RunPaths
@@ -45,8 +46,10 @@ class OpenRun:
     position: Position
     fence: Fence
     deepspeed: DeepSpeedFile  # from which DeepSpeed's settings are resolved
-    # Collective: writes the settings; nothing in the directory was changed before.
-    begin: Callable[[DeepSpeedSettings], None]
+    previous: dict[str, Any] | None  # configuration of the last start
+    # Collective: writes the settings, and returns the changes of the configuration that apply from the position on;
+    # nothing in the directory was changed before.
+    begin: Callable[[DeepSpeedSettings], list[Change]]
 
 
 @contextlib.contextmanager
@@ -65,13 +68,6 @@ def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[Ope
         directories.append(directory)
         return directory.lease.token, directory.restarts, directory.previous, directory.deepspeed
 
-    def begin(settings: DeepSpeedSettings) -> None:
-        def act() -> None:
-            directories[0].begin(settings)
-            store.prepare()
-
-        on_rank_zero(layout.rank, act)
-
     try:
         token, restarts, previous, deepspeed = on_rank_zero(layout.rank, open_directory)
         fence = Fence(token)
@@ -80,12 +76,21 @@ def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[Ope
             fence = Fence(token, lease.check, lambda: lease.lost)
         with logging_to(paths.log(layout.rank), layout.rank), dumping_to(paths.log(layout.rank), progress):
             try:
-                if directories and directories[0].changes is not None:
-                    logger.warning("%s", directories[0].changes)
+                if directories and directories[0].deepspeed_changes is not None:
+                    logger.warning("%s", directories[0].deepspeed_changes)
                 position = Position.shared(
                     None if restarts else find_position(paths.root, store, previous, layout), layout
                 )
-                yield OpenRun(paths.root, store, position, fence, deepspeed, begin)
+
+                def begin(settings: DeepSpeedSettings) -> list[Change]:
+                    def act() -> list[Change]:
+                        changes = directories[0].begin(settings, position.step)
+                        store.prepare()
+                        return changes
+
+                    return on_rank_zero(layout.rank, act)
+
+                yield OpenRun(paths.root, store, position, fence, deepspeed, previous, begin)
             except Exception:
                 logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it
                 raise

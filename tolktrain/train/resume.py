@@ -13,7 +13,6 @@ from tolktrain.checkpoint.manifest import DamagedCheckpointError, FileDigest, re
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.store import CheckpointStore, read_state, step_of
 from tolktrain.errors import UserError
-from tolktrain.model.architecture import Architecture
 from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import Layout
 from tolktrain.runs.metrics import last_step, truncate_metrics
@@ -46,20 +45,9 @@ class Position:
         return int(self.state.get("step", 0))
 
     def is_inside(self, plan: StagePlan) -> bool:
-        """Whether the checkpoint was written during this stage, so that its moments belong to the stage."""
-        return self.folder is not None and self.state["stage"] == plan.index and not self.state["stage_complete"]
-
-    def check_architecture(self, architecture: Architecture) -> None:
-        """Raise UserError with the sizes in which the checkpoint differs from the configuration."""
-        if self.folder is None:
-            return
-        saved = Architecture.from_dict(self.state["architecture"])
-        differing = saved.difference(architecture)
-        if differing:
-            raise UserError(
-                f"{self.folder} holds a model of another architecture (checkpoint, configuration):"
-                f" {'; '.join(differing)}; use the configuration it was trained with, or another run.name"
-            )
+        """Whether the checkpoint was written during this stage, so that its moments belong to the stage. The stage may
+        have been complete then, and longer now."""
+        return self.folder is not None and self.state["stage"] == plan.index
 
 
 def find_position(

@@ -15,10 +15,12 @@ from tolktrain.cluster.watch.watchdog import collective_timeout
 from tolktrain.config import Config
 from tolktrain.data.capacity import check_capacity
 from tolktrain.data.checks import check_data
+from tolktrain.data.identity import DataIdentity
 from tolktrain.model.counts import count_by_group
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import initialize
+from tolktrain.runs.changes import Change
 from tolktrain.runs.rollbacks import read_rollbacks
 from tolktrain.train.callbacks.checkpointing import Checkpointing
 from tolktrain.train.callbacks.guard import DivergenceGuard
@@ -31,6 +33,7 @@ from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.callbacks.validation import Validation
 from tolktrain.train.deepspeed.groups import check_same_groups
 from tolktrain.train.disk_space import needed_space
+from tolktrain.train.identity import architecture_of, check_data_identity, text_eos_of
 from tolktrain.train.loop import Callback
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.open_run import OpenRun, open_run, saving
@@ -39,7 +42,7 @@ from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.train.resume import Position
 from tolktrain.train.rollback.roll_back import roll_back
 from tolktrain.train.stage_runner import RunContext, ValidationSource, run_one_stage
-from tolktrain.train.stages import StagePlan, plan_stages, remaining
+from tolktrain.train.stages import StagePlan, beyond_stages, how_to_extend, plan_stages, remaining
 from tolktrain.train.utilization import Utilization
 
 EXIT_DONE = 0
@@ -65,7 +68,6 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
     plans = plan_stages(config)
     ProcessEnvironment.detect().export()
     progress = progress or Progress()
-    model_builder = ModelBuilder.of(config)
     progress.at("joining the other processes")
     parallel = config.parallel
     layout = initialize(
@@ -78,16 +80,19 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
     progress.at("opening the run directory")
     set_threads(layout, config.train.cpu_threads)
     check_same_groups(layout)
-    architecture = model_builder.architecture
     stopping = StopOnRequest(stop, layout)
     with open_run(config, layout, progress) as directory:
+        if layout.rank == 0 and (message := beyond_stages(config)) is not None:
+            logger.warning("%s", message)
+        architecture = architecture_of(config, directory.position, directory.previous, layout)
+        model_builder = ModelBuilder.of(config, architecture)
         settings = ResolvedSettings.of(config, architecture, layout, directory.deepspeed)
-        directory.position.check_architecture(architecture)
         copying = saving(config, layout, directory, progress, lambda: stopping.must_stop)
         if not remaining(plans, directory.position.step):
-            directory.begin(settings.deepspeed)
+            _log(directory.begin(settings.deepspeed))
             if layout.rank == 0:
-                print(f"{directory.path} is complete: {directory.position.step} steps are done; nothing to train")
+                done = f"{directory.path} is complete: {directory.position.step} steps are done; nothing to train"
+                print(f"{done}; to continue it: {how_to_extend(config)}")
             with stopping.noted(), copying:  # the last checkpoint, if its copy was interrupted
                 return EXIT_DONE
         with beating(config, layout, progress, directory) as heartbeat:
@@ -105,12 +110,25 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
                 )
                 machines = check_health(config, layout, directory.path, space, progress)
                 progress.at("checking the data")
-                vocabulary = check_data(config, architecture.text_vocab_size)
+                vocabulary = check_data(config, architecture.text_vocab_size, text_eos=text_eos_of(directory.position))
+                identity = DataIdentity.of(config, vocabulary.text_eos)
+                check_data_identity(config, identity, directory.position, directory.previous, layout)
                 check_capacity(config, layout.data_rank, layout.data_size)
                 # After the last step, copies of checkpoints are waited for with signals noted, too.
                 with contextlib.ExitStack() as steps, copying as saver:
                     context = RunContext(
-                        *(config, layout, model_builder, vocabulary, saver, settings, progress, machines, stopping)
+                        *(
+                            config,
+                            layout,
+                            model_builder,
+                            vocabulary,
+                            identity,
+                            saver,
+                            settings,
+                            progress,
+                            machines,
+                            stopping,
+                        )
                     )
                     return _run_stages(context, plans, directory, heartbeat, steps)
             except StopRaised:
@@ -132,13 +150,13 @@ def _run_stages(
     if stopping.before_training():
         return _stop_early(stopping, heartbeat)
     steps.enter_context(stopping.noted())
-    directory.begin(context.settings.deepspeed)
+    changes = directory.begin(context.settings.deepspeed)
     utilization = Utilization.of(context.model_builder.architecture, context.config, layout)
     metrics = MetricsLog(context.config, directory.path, position.step, layout.rank, utilization)
     display = Display(context.config, plans, metrics, layout)
     callbacks = _callbacks(context, directory, metrics, display, heartbeat)
     try:
-        _show_header(context, display, directory)
+        _show_header(context, display, directory, changes)
         stopped, position = _run_all(context, plans, directory, built, callbacks)
     finally:
         for callback in reversed(callbacks):
@@ -190,7 +208,7 @@ def _callbacks(
     """The callbacks in order: callbacks that add to a step's line come before the line is written; checkpoints come
     after all lines of their step are written, the ranks have agreed whether to stop, and divergence was checked."""
     config, layout = context.config, context.layout
-    zero_stage, measured = context.settings.deepspeed.zero_stage, directory.position.state.get("metrics")
+    zero_stage = context.settings.deepspeed.zero_stage
     return [
         Straggler(config.logging.straggler_steps, layout, gathers_parameters=zero_stage == 3),
         metrics,
@@ -200,11 +218,11 @@ def _callbacks(
         DivergenceGuard(config, directory.path, metrics, context.saver, layout),
         Validation(config, ValidationSource(context), metrics),
         display,
-        Checkpointing(context.saver, metrics, config, context.model_builder.architecture, layout, zero_stage, measured),
+        Checkpointing(context, metrics, directory.position.state.get("metrics")),
     ]
 
 
-def _show_header(context: RunContext, display: Display, directory: OpenRun) -> None:
+def _show_header(context: RunContext, display: Display, directory: OpenRun, changes: Sequence[Change]) -> None:
     settings = context.settings
     begun = f"continuing after step {directory.position.step}" if directory.position.step else "beginning"
     logger.info("%s: %s; kernels: %s", begun, context.layout.describe(), settings.kernels.description)
@@ -217,6 +235,14 @@ def _show_header(context: RunContext, display: Display, directory: OpenRun) -> N
         context.model_builder.cut,
         context.machines,
     )
+    _log(changes)
+    for change in changes:
+        display.say(f"changed: {change}")
+
+
+def _log(changes: Sequence[Change]) -> None:
+    for change in changes:
+        logger.info("changed: %s", change)
 
 
 def _stop_early(stopping: StopOnRequest, heartbeat: Heartbeat) -> int:

@@ -17,6 +17,7 @@ from tolktrain.cluster.signals import StopRaised
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
 from tolktrain.data.batch import Batch
+from tolktrain.data.identity import DataIdentity
 from tolktrain.data.loader import StageLoader, validation_batches
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
@@ -41,6 +42,7 @@ class RunContext:
     layout: Layout
     model_builder: ModelBuilder
     vocabulary: Vocabulary
+    data_identity: DataIdentity
     saver: CheckpointSaver
     settings: ResolvedSettings
     progress: Progress

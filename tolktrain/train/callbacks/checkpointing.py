@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -12,15 +13,12 @@ import torch
 
 from tolktrain import __version__
 from tolktrain.checkpoint.random_states import capture_random_states
-from tolktrain.checkpoint.saver import CheckpointSaver
 from tolktrain.checkpoint.slices import Snapshot
-from tolktrain.config import Config
-from tolktrain.model.architecture import Architecture
-from tolktrain.parallel.layout import Layout
 from tolktrain.runs.metrics import Line
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.loop import StageRun
+from tolktrain.train.stage_runner import RunContext
 
 logger = logging.getLogger(__name__)
 
@@ -32,23 +30,12 @@ class Checkpointing(NoCallback):
     not written yet.
     """
 
-    def __init__(
-        self,
-        saver: CheckpointSaver,
-        metrics: MetricsLog,
-        config: Config,
-        architecture: Architecture,
-        layout: Layout,
-        zero_stage: int,
-        measured: Line | None = None,
-    ) -> None:
+    def __init__(self, context: RunContext, metrics: MetricsLog, measured: Line | None = None) -> None:
         """`measured` is the last value of each loss, from the checkpoint that training continues from."""
-        self._saver = saver
+        self._context = context
+        self._saver = context.saver
         self._metrics = metrics
-        self._config = config
-        self._architecture = architecture
-        self._layout = layout
-        self._zero_stage = zero_stage
+        self._config = context.config
         self._measured: Line = dict(measured or {})
         self._memory: Snapshot | None = None  # of this stage's engine, used again
         self._saved_step = 0
@@ -112,7 +99,7 @@ class Checkpointing(NoCallback):
         )
 
     def _state(self, run: StageRun) -> dict[str, Any]:
-        train, layout = self._config.train, self._layout
+        train, layout, identity = self._config.train, self._context.layout, self._context.data_identity
         configuration = self._config.model_dump(mode="json")
         return {
             "step": run.step,
@@ -120,20 +107,20 @@ class Checkpointing(NoCallback):
             "stage_name": run.plan.name,
             "step_in_stage": run.step_in_stage,
             "stage_complete": run.stage_complete,
-            "tokens": run.step * train.global_batch_size * train.sequence_length,
+            "tokens": run.step * train.tokens_per_step,
             "adam_updates": run.engine.num_updates,
             # The data position is a function of the step and of rollbacks.jsonl; the count is for readers.
-            "data": {"sequences": run.step_in_stage * train.global_batch_size},
+            "data": {"sequences": run.step_in_stage * train.global_batch_size, "identity": asdict(identity)},
             "metrics": dict(self._measured),
             "random_states": capture_random_states(),
             "layout": {
                 "tensor": layout.tensor_size,
                 "pipeline": layout.pipeline_size,
                 "data": layout.data_size,
-                "zero_stage": self._zero_stage,
+                "zero_stage": self._context.settings.deepspeed.zero_stage,
             },
             "versions": {"tolktrain": __version__, "torch": torch.__version__, "deepspeed": version("deepspeed")},
-            "architecture": self._architecture.to_dict(),
+            "architecture": self._context.model_builder.architecture.to_dict(),
             "configuration_sha256": hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest(),
         }
 

@@ -9,6 +9,7 @@ from tolktrain.config import Config
 from tolktrain.errors import UserError
 from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import Layout
+from tolktrain.runs.changes import record_changes
 from tolktrain.runs.paths import RunPaths
 from tolktrain.runs.rollbacks import (
     Rollback,
@@ -76,6 +77,7 @@ def roll_back(config: Config, run: OpenRun, layout: Layout, plan: StagePlan, inc
         run.fence.check()
         write_rollbacks(run_dir, [*rollbacks, record])
         carry_out(run_dir, store)
+        record_changes(run_dir, to_step, config.model_dump(mode="json"))
 
     on_rank_zero(layout.rank, act)
     return folder
@@ -90,7 +92,7 @@ def _given_up(run_dir: Path, plan: StagePlan, incident: Incident, times: int) ->
     learned = f"the run was rolled back {times} time{'s' * (times > 1)} already (see {RunPaths(run_dir).rollbacks}); "
     return (
         f"training has diverged: in the stage {plan.name!r}, up to step {incident.last_step}, {incident.reason};"
-        f" {learned if times else ''}in a new run lower the stage's learning rate or train.optimizer.clip_grad_norm or"
-        " lengthen its warm-up, or start this one again with a higher train.guard.max_rollbacks, to roll back"
-        " again and skip the data"
+        f" {learned if times else ''}start it again with a higher train.guard.max_rollbacks, to roll back again"
+        " and skip the data; if that is not enough, also with a lower learning rate of the stage, a lower"
+        " train.optimizer.clip_grad_norm or a longer warm-up"
     )
