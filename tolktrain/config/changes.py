@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from tolktrain.config.base import ChangeClass
+from tolktrain.config.corrections import branches
 from tolktrain.config.document import KeyPath
-from tolktrain.config.mistakes import annotation_at, branches, dotted, field_at, known_keys, model_in
+from tolktrain.config.mistakes import annotation_at, dotted, field_at, known_keys, model_in
 from tolktrain.config.root import Config
 
 Tree = Mapping[str, Any]

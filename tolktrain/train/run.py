@@ -19,7 +19,7 @@ from tolktrain.data.identity import DataIdentity
 from tolktrain.model.counts import count_by_group
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.collectives import on_rank_zero
-from tolktrain.parallel.layout import initialize
+from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.runs.changes import Change
 from tolktrain.runs.rollbacks import read_rollbacks
 from tolktrain.train.callbacks.checkpointing import Checkpointing
@@ -68,15 +68,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
     plans = plan_stages(config)
     ProcessEnvironment.detect().export()
     progress = progress or Progress()
-    progress.at("joining the other processes")
-    parallel = config.parallel
-    layout = initialize(
-        parallel.tensor_parallel_size,
-        parallel.pipeline_parallel_size,
-        parallel.sequence_parallel,
-        timeout=collective_timeout(parallel.hang_timeout_seconds),
-    )
-    progress.settle(f"pipeline {layout.pipeline_rank}, tensor {layout.tensor_rank}, data {layout.data_rank}")
+    layout = _join(config, progress)
     progress.at("opening the run directory")
     set_threads(layout, config.train.cpu_threads)
     check_same_groups(layout)
@@ -134,6 +126,20 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
             except StopRaised:
                 stopping.before_training()
                 return _stop_early(stopping, heartbeat)
+
+
+def _join(config: Config, progress: Progress) -> Layout:
+    """Join the other processes."""
+    progress.at("joining the other processes")
+    parallel = config.parallel
+    layout = initialize(
+        parallel.tensor_parallel_size,
+        parallel.pipeline_parallel_size,
+        parallel.sequence_parallel,
+        timeout=collective_timeout(parallel.hang_timeout_seconds),
+    )
+    progress.settle(f"pipeline {layout.pipeline_rank}, tensor {layout.tensor_rank}, data {layout.data_rank}")
+    return layout
 
 
 def _run_stages(
