@@ -65,10 +65,10 @@ def observed(act: Callable[[Engine, int], None] = lambda *_: None) -> Iterator[l
     records: list[list[str]] = []
     train_step = Engine.train_step
 
-    def step(self: Engine, batches: Sequence[Batch], learning_rates: LearningRates) -> StepResult:
+    def step(self: Engine, batches: Sequence[Batch], learning_rates: LearningRates, **options: bool) -> StepResult:
         act(self, len(records))
         records.append([name for batch in batches for name in batch.record_ids])
-        return train_step(self, batches, learning_rates)
+        return train_step(self, batches, learning_rates, **options)
 
     with patch.object(Engine, "train_step", step):
         yield records
