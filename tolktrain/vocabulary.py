@@ -1,6 +1,6 @@
 """The ids of the model: text ids, speech ids, and the special ids that follow them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SPECIAL_TEXT_IDS = 3  # prefix-begin, prefix-end, switch: rows of the text table that are never predicted
 
@@ -55,3 +55,11 @@ class Vocabulary(SpecialIds):
     text_eos: int
     num_units: int
     num_codebooks: int = 1
+    # SHA-256 of the tokenizers that gave the ids their meaning; None where they are not known.
+    text_tokenizer: str | None = field(default=None, compare=False)
+    speech_tokenizer: str | None = field(default=None, compare=False)
+
+    @property
+    def tokenizers(self) -> dict[str, str | None]:
+        """The tokenizers by modality, as checkpoints record them."""
+        return {"text": self.text_tokenizer, "speech": self.speech_tokenizer}

@@ -23,7 +23,7 @@ HERE = "on the command line: "
         (
             "checkpoint.qqqq=3",
             "checkpoint.qqqq is not a known key; known here: every_steps, background, keep_last, keep_every_steps,"
-            " keep_best, best_metric, upload, upload_keep_last",
+            " keep_best, best_metric, upload, upload_keep_last, init_from, init_tables",
         ),
         (
             "train.stages.0.mixture.spech={sets: {stories: 1}}",

@@ -41,6 +41,11 @@ def write_manifest(folder: Path, files: Mapping[str, FileDigest]) -> None:
     write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
+def digest_of(files: Mapping[str, FileDigest]) -> str:
+    """SHA-256 that identifies the content of these files."""
+    return _checksum(files)
+
+
 def verify(folder: Path) -> None:
     """Compare every file of the checkpoint `folder` with its manifest.
 

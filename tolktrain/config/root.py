@@ -66,6 +66,9 @@ class DeepSpeedConfig(StrictModel):
     )
 
 
+InitTables = Literal["auto", "keep", "new"]
+
+
 class CheckpointConfig(StrictModel):
     """Checkpoints of a run."""
 
@@ -95,6 +98,16 @@ class CheckpointConfig(StrictModel):
         default=None,
         gt=0,
         description="Latest copies kept there; all if absent, so that rules of the bucket can remove them.",
+    )
+    init_from: Annotated[str | None, InputPath()] = Field(
+        default=None,
+        description="Run, checkpoint or exported weights from which a new run begins, with fresh optimizer states; the"
+        " model may have other switches. A run that is resumed continues from its own checkpoints.",
+    )
+    init_tables: InitTables = Field(
+        default="auto",
+        description="Rows of the text and speech tables that init_from provides: keep takes those of all ids that both"
+        " vocabularies have, new only those of special ids; auto is new where the tokenizers are known to differ.",
     )
 
 

@@ -60,7 +60,14 @@ def check_data(config: Config, text_vocab_size: int, verify_files: bool = True, 
     _check_named_tokenizers(config, infos)
     text_eos = next((info.text.eos_id for info in infos.values() if info.text is not None), text_eos)
     speech = config.model.speech
-    return Vocabulary(text_vocab_size, text_eos, speech.num_units, speech.num_codebooks)
+    return Vocabulary(
+        text_vocab_size,
+        text_eos,
+        speech.num_units,
+        speech.num_codebooks,
+        text_tokenizer=next((info.text.sha256 for info in infos.values() if info.text is not None), None),
+        speech_tokenizer=next((info.speech.sha256 for info in infos.values() if info.speech is not None), None),
+    )
 
 
 def _shares(config: Config, uses: list[_Use]) -> dict[str, tuple[int, int]]:

@@ -13,34 +13,32 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from tolktrain import __version__
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import PARAMETERS
 from tolktrain.checkpoint.store import read_state
 from tolktrain.errors import UserError
-from tolktrain.files.names import files_inside
-from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, read_json, require_regular
+from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, read_json
 from tolktrain.files.writing import naming, sync_path, write_synced
+from tolktrain.interop.safetensors_folder import INDEX, TensorFolder
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.parameter_layout import Shape, canonical_shapes, check_names_and_shapes, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.runs.listing import choose_checkpoint
 
 ARCHITECTURE = "architecture.json"
-INDEX = "model.safetensors.index.json"
 FORMAT_VERSION = 1
 # A file is assembled in memory before it is written.
 FILE_BYTES = 2 * 1024**3
+
+_REMEDY = "export the weights again"
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -86,60 +84,29 @@ def load_weights(folder: str | Path) -> SmolTolk:
     Raises UserError when files are missing, are not what was written, or belong to another architecture.
     """
     folder = Path(folder)
+    description = read_exported(folder)
+    model = SmolTolk(Architecture.from_dict(description["architecture"]), seed=None)
+    with open_tensors(folder) as tensors:
+        check_names_and_shapes(canonical_shapes(model, with_copies=True), tensors.shapes())
+        copy_canonical(model, tensors)
+    return model
+
+
+def read_exported(folder: Path) -> dict[str, Any]:
+    """architecture.json of exported weights. Raises UserError if it is not what this version writes."""
     description = _json(folder / ARCHITECTURE)
     if description.get("format_version") != FORMAT_VERSION or not isinstance(description.get("architecture"), dict):
         raise UserError(
             f"{folder / ARCHITECTURE}: format {description.get('format_version')!r}, but this version of tolktrain"
             f" reads format {FORMAT_VERSION}; export the weights again"
         )
-    model = SmolTolk(Architecture.from_dict(description["architecture"]), seed=None)
-    with ExitStack() as stack:
-        tensors = _Tensors(folder, stack)
-        check_names_and_shapes(canonical_shapes(model, with_copies=True), tensors.shapes())
-        copy_canonical(model, tensors)
-    return model
+    return description
 
 
-class _Tensors(Mapping[str, Tensor]):
-    """The tensors of a folder by name, read on access."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        weight_map = _json(folder / INDEX, TABLE_BYTES).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise UserError(f"{folder / INDEX}: has no weight_map; export the weights again")
-        self._files: dict[Path, Any] = {}
-        self._paths = files_inside(folder, weight_map, folder / INDEX)
-        for path in self._paths.values():
-            if path not in self._files:
-                try:
-                    require_regular(path)
-                    self._files[path] = stack.enter_context(safe_open(path, "pt"))
-                except (OSError, SafetensorError) as error:
-                    raise _unreadable(path, error) from None
-
-    def shapes(self) -> dict[str, Shape]:
-        """Shape of every tensor."""
-        shapes: dict[str, Shape] = {}
-        for name, path in self._paths.items():
-            try:
-                shapes[name] = tuple(self._files[path].get_slice(name).get_shape())
-            except SafetensorError as error:
-                raise _unreadable(path, error) from None
-        return shapes
-
-    def __getitem__(self, name: str) -> Tensor:
-        path = self._paths[name]
-        try:
-            tensor: Tensor = self._files[path].get_tensor(name)
-        except SafetensorError as error:
-            raise _unreadable(path, error) from None
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
+def open_tensors(folder: Path) -> TensorFolder:
+    """The tensors of exported weights. Raises UserError like `TensorFolder.open`, or if there is no index."""
+    _json(folder / INDEX, TABLE_BYTES)
+    return TensorFolder.open(folder, "", _REMEDY)
 
 
 def _write(
@@ -168,6 +135,7 @@ def _write(
         "format_version": FORMAT_VERSION,
         "architecture": state["architecture"],
         "dtype": dtype,
+        "tokenizers": state.get("tokenizers", {}),
         "source": {"step": state.get("step"), "stage": state.get("stage_name"), "tolktrain": __version__},
     }
     write_synced(aside / INDEX, json.dumps(index, indent=1).encode())
@@ -194,9 +162,5 @@ def _json(path: Path, limit: int = DESCRIPTION_BYTES) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected a folder of exported weights") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not what was written; export the weights again")
+        raise UserError(f"{path} is not what was written; {_REMEDY}")
     return content
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read ({error}); export the weights again")

@@ -42,7 +42,8 @@ def backbone_folder(path: str, weights: bool) -> Path:
         )
     import huggingface_hub  # pulls in an HTTP stack that a local folder never needs
 
-    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json"] if weights else ["config.json"]
+    more = ["*.safetensors", "*.safetensors.index.json", "tokenizer.json"] if weights else []
+    patterns = ["config.json", *more]
     try:
         return Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen unrelated classes, network errors among them
@@ -66,8 +67,10 @@ def read_llama_config(path: str) -> dict[str, Any]:
     try:
         config = read_json(file)
     except FileNotFoundError as error:
+        below = sorted(file.parent.glob("*/config.json"))
+        where = f"; {below[0].parent} has one: name that folder" if below else ""
         raise UserError(
-            f"model.backbone: {file} does not exist; a Hugging Face checkpoint has a config.json"
+            f"model.backbone: {file} does not exist; a Hugging Face checkpoint has a config.json{where}"
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(
@@ -152,12 +155,33 @@ def _refuse_unsupported(config: Mapping[str, Any], file: Path) -> None:
         "mlp_bias": bool(config.get("mlp_bias")),
         "hidden_act": config.get("hidden_act", "silu") != "silu",
         "sliding_window": config.get("sliding_window") is not None,
-        "quantization_config": config.get("quantization_config") is not None,
     }
     for key, refused in unsupported.items():
         if refused:
             raise _unsupported(key, config[key], file)
     _refuse_partial_rotation(config, file)
+    _refuse_quantization(config, file)
+    _refuse_two_types(config, file)
+
+
+def _refuse_quantization(config: Mapping[str, Any], file: Path) -> None:
+    table = config.get("quantization_config")
+    if table is not None:
+        method = table.get("quant_method") if isinstance(table, Mapping) else table
+        raise UserError(
+            f"model.backbone: {file} has a quantization_config ({method!r:.80}): the weights are quantized; training"
+            " needs the weights before quantization; take the original checkpoint in bf16, fp16 or float32"
+        )
+
+
+def _refuse_two_types(config: Mapping[str, Any], file: Path) -> None:
+    """transformers 4.56 renamed `torch_dtype` to `dtype`. Weights are read in the type that their files name."""
+    older, newer = (str(config.get(key) or "").removeprefix("torch.") for key in ("torch_dtype", "dtype"))
+    if older and newer and older != newer:
+        raise UserError(
+            f"model.backbone: {file} sets torch_dtype to {older!r:.80} and dtype to {newer!r:.80}, which mean the same"
+            " setting; remove the wrong one"
+        )
 
 
 def _refuse_partial_rotation(table: Mapping[str, Any], file: Path) -> None:
@@ -197,8 +221,14 @@ def _rope_table(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     Earlier versions write `rope_theta` and `rope_scaling`. A file may hold both layouts; they must agree then, because
     each version of transformers ignores the other's.
     """
-    newer = _rope_entries(config, "rope_parameters", file)
-    older = {"rope_theta": config.get("rope_theta"), **_rope_entries(config, "rope_scaling", file)}
+    newer, scaling = _rope_entries(config, "rope_parameters", file), _rope_entries(config, "rope_scaling", file)
+    theta = config.get("rope_theta")
+    if theta is not None and "rope_theta" in scaling and scaling["rope_theta"] != theta:
+        raise UserError(
+            f"model.backbone: {file} sets rope_theta to {theta!r} and to {scaling['rope_theta']!r} in rope_scaling;"
+            " remove the wrong one"
+        )
+    older = {"rope_theta": theta, **scaling}
     for key, value in older.items():
         if value is not None and key in newer and newer[key] != value:
             raise UserError(
@@ -221,5 +251,10 @@ def _rope_entries(config: Mapping[str, Any], key: str, file: Path) -> dict[str, 
     _refuse_partial_rotation(table, file)
     entries = {name: value for name, value in table.items() if value is not None}
     if "type" in entries:
-        entries.setdefault("rope_type", entries.pop("type"))
+        older = entries.pop("type")
+        if entries.setdefault("rope_type", older) != older:
+            raise UserError(
+                f"model.backbone: {file} sets rope_type to {entries['rope_type']!r} and its older name type to"
+                f" {older!r} in {key}; remove the wrong one"
+            )
     return entries

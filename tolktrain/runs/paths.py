@@ -45,9 +45,14 @@ class RunPaths:
         return self.root / "changes.jsonl"
 
     @property
+    def initial_weights(self) -> Path:
+        """The weights that the run has begun from (`runs.initial_weights`); absent if they were random."""
+        return self.root / "initial_weights.json"
+
+    @property
     def needed_to_resume(self) -> tuple[Path, ...]:
         """The files that a resumed run reads in addition to a checkpoint."""
-        return self.config, self.deepspeed, self.metrics, self.rollbacks, self.changes
+        return self.config, self.deepspeed, self.metrics, self.rollbacks, self.changes, self.initial_weights
 
     @property
     def heartbeat(self) -> Path:

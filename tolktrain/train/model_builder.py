@@ -7,15 +7,18 @@ from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import PARAMETERS
 from tolktrain.config import Config
 from tolktrain.config.training import StageConfig
-from tolktrain.interop.huggingface import load_backbone_into
+from tolktrain.interop.huggingface import backbone_names, load_backbone_into
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.cut import PipelineCut, cut_layers
 from tolktrain.model.divisibility import check_tensor_parallel
+from tolktrain.model.initialization import initialize_parameters
+from tolktrain.model.llama import backbone_folder
 from tolktrain.model.parameter_layout import canonical_shapes, check_names_and_shapes, parameter_views
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.deepspeed.tensors import load_slices
+from tolktrain.train.initial_weights import Beginning
 from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.train.resume import Position, shared_reader
 
@@ -27,6 +30,7 @@ class ModelBuilder:
     config: Config
     architecture: Architecture
     cut: PipelineCut | None  # None without a pipeline
+    beginning: Beginning | None = None  # None for random weights, around a configured backbone
 
     @classmethod
     def of(cls, config: Config, architecture: Architecture | None = None) -> "ModelBuilder":
@@ -42,7 +46,7 @@ class ModelBuilder:
         return cls(config, architecture, cut)
 
     def build(self, layout: Layout, folder: Path | None, settings: ResolvedSettings) -> SmolTolk:
-        """This rank's part of the model: from the checkpoint `folder`, or new, with the configured backbone.
+        """This rank's part of the model: from the checkpoint `folder`, or from what the run begins with; collective.
 
         Under ZeRO 3, the checkpoint's values are not loaded here: `start` fills this rank's partition of each
         parameter. Memory that is never written is never allocated.
@@ -57,10 +61,22 @@ class ModelBuilder:
                 if settings.deepspeed.zero_stage < 3:
                     load_slices(dict(model.named_parameters()), parameter_views(model), model.share, reader)
             return model
+        return self._begin(layout, bounds)
+
+    def _begin(self, layout: Layout, bounds: range | None) -> SmolTolk:
+        """A new model: random weights, those of the configured backbone, and those of `checkpoint.init_from`, each in
+        place of the ones before."""
         backbone, seed = self.config.model.backbone, self.config.run.seed
-        model = SmolTolk(self.architecture, seed, layout, bounds)
-        if isinstance(backbone, str):
+        model = SmolTolk(self.architecture, None, layout, bounds)
+        initial = None if self.beginning is None else self.beginning.weights_for(model, layout)
+        taken = set() if initial is None else initial.own.whole
+        initialize_parameters(model, seed, skip=taken)
+        if isinstance(backbone, str) and not taken.issuperset(backbone_names(model)):
+            if self.beginning is not None and layout.rank == 0:
+                self.beginning.compare_tokenizer(backbone_folder(backbone, weights=True))
             load_backbone_into(model, backbone, seed)
+        if initial is not None:
+            initial.fill(model)
         return model
 
     def start(

@@ -44,6 +44,7 @@ class OpenRun:
     path: Path
     store: CheckpointStore
     position: Position
+    is_new: bool  # whether no earlier start has reached a step, or `begin` deletes what it has written
     fence: Fence
     deepspeed: DeepSpeedFile  # from which DeepSpeed's settings are resolved
     previous: dict[str, Any] | None  # configuration of the last start
@@ -90,7 +91,8 @@ def open_run(config: Config, layout: Layout, progress: Progress) -> Iterator[Ope
 
                     return on_rank_zero(layout.rank, act)
 
-                yield OpenRun(paths.root, store, position, fence, deepspeed, previous, begin)
+                is_new = restarts or previous is None
+                yield OpenRun(paths.root, store, position, is_new, fence, deepspeed, previous, begin)
             except Exception:
                 logger.info("training ends with an error", exc_info=True)  # for the file; the caller reports it
                 raise

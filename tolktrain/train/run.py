@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from tolktrain.cluster.environment import ProcessEnvironment
@@ -34,6 +35,7 @@ from tolktrain.train.callbacks.validation import Validation
 from tolktrain.train.deepspeed.groups import check_same_groups
 from tolktrain.train.disk_space import needed_space
 from tolktrain.train.identity import architecture_of, check_data_identity, text_eos_of
+from tolktrain.train.initial_weights import Beginning, refuse_other_beginning
 from tolktrain.train.loop import Callback
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.open_run import OpenRun, open_run, saving
@@ -79,6 +81,8 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
         architecture = architecture_of(config, directory.position, directory.previous, layout)
         model_builder = ModelBuilder.of(config, architecture)
         settings = ResolvedSettings.of(config, architecture, layout, directory.deepspeed)
+        if directory.position.folder is not None:
+            refuse_other_beginning(config, directory.path, layout)
         copying = saving(config, layout, directory, progress, lambda: stopping.must_stop)
         if not remaining(plans, directory.position.step):
             _log(directory.begin(settings.deepspeed))
@@ -106,6 +110,8 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
                 identity = DataIdentity.of(config, vocabulary.text_eos)
                 check_data_identity(config, identity, directory.position, directory.previous, layout)
                 check_capacity(config, layout.data_rank, layout.data_size)
+                beginning = Beginning(config, directory.path, vocabulary.tokenizers, directory.is_new)
+                model_builder = replace(model_builder, beginning=beginning)
                 # After the last step, copies of checkpoints are waited for with signals noted, too.
                 with contextlib.ExitStack() as steps, copying as saver:
                     context = RunContext(
@@ -157,6 +163,9 @@ def _run_stages(
         return _stop_early(stopping, heartbeat)
     steps.enter_context(stopping.noted())
     changes = directory.begin(context.settings.deepspeed)
+    beginning = context.model_builder.beginning
+    if beginning is not None:
+        on_rank_zero(layout.rank, beginning.write)
     utilization = Utilization.of(context.model_builder.architecture, context.config, layout)
     metrics = MetricsLog(context.config, directory.path, position.step, layout.rank, utilization)
     display = Display(context.config, plans, metrics, layout)
@@ -242,6 +251,8 @@ def _show_header(context: RunContext, display: Display, directory: OpenRun, chan
         context.machines,
     )
     _log(changes)
+    for line in [] if context.model_builder.beginning is None else context.model_builder.beginning.lines:
+        display.say(line)
     for change in changes:
         display.say(f"changed: {change}")
 

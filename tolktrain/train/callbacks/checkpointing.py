@@ -121,6 +121,7 @@ class Checkpointing(NoCallback):
             },
             "versions": {"tolktrain": __version__, "torch": torch.__version__, "deepspeed": version("deepspeed")},
             "architecture": self._context.model_builder.architecture.to_dict(),
+            "tokenizers": dict(self._context.vocabulary.tokenizers),
             "configuration_sha256": hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest(),
         }
 

@@ -1,0 +1,1 @@
+"""Formats of trained weights from which a run can begin."""
