@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tolktrain_kernels.backend import Attention
 from tolktrain_kernels.speech_adapter import SpeechSegments, gather_rows, place_rows
@@ -67,7 +68,10 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments)
     elif num_groups > 1:
         key, value = key.repeat_interleave(num_groups, dim=1), value.repeat_interleave(num_groups, dim=1)
     ends, longest = segments.cu_seqlens, segments.max_segment
-    mixed: Tensor = attend(query, key, value, ends, ends, longest, longest, **options)
+    # cuDNN, which PyTorch 2.15 prefers on Hopper and Blackwell, builds a plan for each number and length of segments,
+    # and these are new in every micro batch.
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        mixed: Tensor = attend(query, key, value, ends, ends, longest, longest, **options)
     return mixed
 
 

@@ -12,8 +12,13 @@ _LOADER = "torch.utils.data.dataloader:_MultiProcessingDataLoaderIter"
 _PLANNER, _STORAGE = "torch.distributed.checkpoint.planner", "torch.distributed.checkpoint.storage"
 _METADATA = "torch.distributed.checkpoint.metadata"
 
-# The flight recorder keeps NCCL's collectives and all others apart. None of it where torch was built without.
-_RECORDERS = ("_dump_fr_trace_json", "_dump_nccl_trace_json")
+# The flight recorder keeps the collectives of each backend apart: of gloo; of NCCL since torch 2.15; of NCCL before.
+# None of it where torch was built without.
+_RECORDERS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("_dump_fr_trace_json", {}),
+    ("_dump_fr_trace_json", {"backend": "nccl2"}),
+    ("_dump_nccl_trace_json", {}),
+)
 
 TORCH = (
     # What `collectives_of_groups` and `ranks_of_groups` read.
@@ -80,15 +85,15 @@ TORCH = (
 
 def recorded_collectives() -> list[Mapping[str, Any]]:
     """Entries of torch's flight recorders, oldest first; empty if this build has no recorder."""
-    return [entry for recorder in _RECORDERS for entry in _recorded(recorder)]
+    return [entry for recorder, options in _RECORDERS for entry in _recorded(recorder, options)]
 
 
-def _recorded(recorder: str) -> Sequence[Mapping[str, Any]]:
+def _recorded(recorder: str, options: Mapping[str, str]) -> Sequence[Mapping[str, Any]]:
     try:
         import torch._C._distributed_c10d as c10d
 
-        entries = json.loads(getattr(c10d, recorder)()).get("entries", [])
-    except (ImportError, AttributeError, RuntimeError, ValueError):
+        entries = json.loads(getattr(c10d, recorder)(**options)).get("entries", [])
+    except (ImportError, AttributeError, RuntimeError, TypeError, ValueError):  # TypeError: no such option
         return []
     return sorted(entries, key=lambda entry: entry.get("record_id", 0))
 

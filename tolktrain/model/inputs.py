@@ -85,10 +85,16 @@ class ModelInputs:
         return self.tokens.shape[2]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "ModelInputs":
-        """The same inputs on another device."""
+        """The same inputs on another device.
 
-        scored = ((f.name, getattr(self.scored, f.name)) for f in fields(self.scored))
-        moved: dict[str, Any] = {n: t.to(device, non_blocking=non_blocking) for n, t in scored if isinstance(t, Tensor)}
+        With `non_blocking`, copies to a GPU are asynchronous if the batch is in page-locked memory.
+        """
+        scored = {f.name: getattr(self.scored, f.name) for f in fields(self.scored)}
+        tensors: dict[str, Tensor] = {name: value for name, value in scored.items() if isinstance(value, Tensor)}
+        if non_blocking and torch.device(device).type == "cuda":
+            # These are no part of the batch. Pageable, their copies would wait for all earlier work of the GPU.
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        moved: dict[str, Any] = {name: t.to(device, non_blocking=non_blocking) for name, t in tensors.items()}
         return ModelInputs(
             tokens=self.tokens.to(device, non_blocking=non_blocking),
             speech_in=self.speech_in.to(device, non_blocking=non_blocking),

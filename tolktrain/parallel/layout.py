@@ -133,15 +133,18 @@ def initialize(
 def _start_distributed(timeout: timedelta | None) -> None:
     environment = ProcessEnvironment.detect()
     raise_file_limit(environment)
-    on_gpu = torch.cuda.is_available()
+    on_gpu, device = torch.cuda.is_available(), None
     if on_gpu:
-        torch.cuda.set_device(environment.device_index(torch.cuda.device_count()))
+        index = environment.device_index(torch.cuda.device_count())
+        torch.cuda.set_device(index)
+        device = torch.device("cuda", index)
     # Otherwise each of some twenty groups would connect all pairs of ranks: 8 (n - 1) sockets a rank with data
     # parallelism alone. With lazy initialization, only pairs that communicate are connected.
     os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group(backend, timeout=timeout)
+        # Without `device_id`, PyTorch guesses the GPU of NCCL's groups from LOCAL_RANK.
+        dist.init_process_group(backend, timeout=timeout, device_id=device)
         if on_gpu:
             check_devices_of_ranks(environment, socket.gethostname())
     else:

@@ -20,7 +20,7 @@ from tolktrain.files.writing import AppendedFile
 from tolktrain.libraries.compiler import compiling_later
 from tolktrain.libraries.imports import deferred
 from tolktrain.parallel.layout import Layout
-from tolktrain.train.deepspeed.compat import forget_modules, without_shared_memory_collectives
+from tolktrain.train.deepspeed.compat import forget_modules, forget_outputs, without_shared_memory_collectives
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +157,7 @@ def quiet_initialize(**arguments: Any) -> Any:
 def forget_engine(engine: Any) -> None:
     """Remove DeepSpeed's hooks from the model, and free its buffers and its other references to the model."""
     engine.destroy()
+    forget_outputs(engine)
     forget_modules(engine.module)
 
 

@@ -25,6 +25,8 @@ _BF16 = "deepspeed.runtime.bf16_optimizer:BF16_Optimizer"
 _ZERO_12 = "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer"
 _ZERO_3 = "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3"
 _PARTITIONED = "deepspeed.runtime.zero.partition_parameters"
+_COORDINATOR = "deepspeed.runtime.zero.partitioned_param_coordinator:PartitionedParameterCoordinator"
+_RELEASES = "_PartitionedParameterCoordinator__params_to_release"
 _UNFUSED = "deepspeed.runtime.fp16.unfused_optimizer:FP16_UnfusedOptimizer"
 _FUSED = "deepspeed.runtime.fp16.fused_optimizer:FP16_Optimizer"
 
@@ -32,6 +34,7 @@ DEEPSPEED = (
     # Import and start.
     Pinned("deepspeed.ops", "__compatible_ops__"),
     Pinned("deepspeed.runtime.zero.parameter_offload", "FWD_MODULE_STACK"),
+    Pinned(_COORDINATOR, _RELEASES, ("args", "kwargs")),
     # A step. `backward` (decorated) divides by the number of micro batches unless `scale_wrt_gas` is false.
     Pinned(_ENGINE, "backward"),
     Pinned(_ENGINE, "get_global_grad_norm", ("self",)),
@@ -47,6 +50,7 @@ DEEPSPEED = (
         ),
     ),
     Pinned(_PIPELINE_ENGINE, "reset_activation_shape", ("self",)),
+    *(Pinned(_PIPELINE_ENGINE, name, "assigned") for name in ("pipe_buffers", "loss", "total_loss")),
     # Optimizers. The engine keeps the one that it was given, and its own around it.
     *(Pinned(_ENGINE, name, "assigned") for name in ("basic_optimizer", "optimizer")),
     Pinned(_FUSED, "fp16_groups", "assigned"),
@@ -139,12 +143,36 @@ def forget_skipped_gradients(engine: Any) -> None:
 
 
 def forget_modules(module: nn.Module) -> None:
-    """Remove a model from ZeRO 3's stack of modules, which would keep its root, parameters and optimizer in memory."""
+    """Remove a model from ZeRO 3's stack of modules and its cache, which would keep all of its states in memory."""
     from deepspeed.runtime.zero import parameter_offload
+
+    forget_releases()
 
     gone = set(map(id, module.modules()))
     stack = parameter_offload.FWD_MODULE_STACK
     stack[:] = [module for module in stack if id(module) not in gone]
+
+
+def forget_outputs(engine: Any) -> None:
+    """Remove the tensors of the last step from a pipeline engine. Their hooks hold the engine in C++, so Python would
+    never free the one or the other."""
+    for tensors in getattr(engine, "pipe_buffers", {}).values():
+        tensors.clear()
+    engine.loss = engine.total_loss = None
+
+
+def forget_releases() -> None:
+    """Clear ZeRO 3's cache of what to release after each module in each step: it is never used in a later step, would
+    grow for as long as the process runs, and holds every engine there was."""
+    release_cache().cache_clear()
+
+
+def release_cache() -> Any:
+    """The cache, a function made by `functools.lru_cache` inside DeepSpeed's decorator."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    cells = getattr(PartitionedParameterCoordinator, _RELEASES).__closure__
+    return next(cell.cell_contents for cell in cells if hasattr(cell.cell_contents, "cache_clear"))
 
 
 def without_shared_memory_collectives(deepspeed: Any) -> None:

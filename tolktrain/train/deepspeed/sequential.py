@@ -12,6 +12,7 @@ from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import LossCounts, loss_to_train
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
+from tolktrain.train.deepspeed.compat import forget_releases
 from tolktrain.train.deepspeed.groups import MegatronGroups
 from tolktrain.train.deepspeed.zero3 import announce_shared_tables, partition_parameters
 from tolktrain.train.process import quiet_initialize
@@ -57,7 +58,8 @@ class SequentialRunner:
         self._layout = layout
         self._clip_grad_norm = clip_grad_norm
         module = LossModule(model, entropy_weight)
-        if settings["zero_optimization"]["stage"] == 3:
+        self._partitions_parameters = settings["zero_optimization"]["stage"] == 3
+        if self._partitions_parameters:
             announce_shared_tables(model)
             partition_parameters(module, settings, layout)
         self.engine = quiet_initialize(
@@ -75,7 +77,10 @@ class SequentialRunner:
             sums += parts
             if number < len(micro_batches):
                 self.engine.step()
-        return Update(sums, *self._update())
+        update = Update(sums, *self._update())
+        if self._partitions_parameters:
+            forget_releases()
+        return update
 
     def evaluate(self, micro_batches: Sequence[ModelInputs]) -> Tensor:
         """Sums of the micro batches, float64 [3], without training."""

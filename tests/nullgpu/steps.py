@@ -1,0 +1,124 @@
+"""Training steps of several cases, one after the other: steps.py CASES
+
+CASES is JSON: a list of objects with the arguments of `Case`. Printed is JSON, a list of the fields of `Done`.
+"""
+
+import gc
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from conformity import conforming
+from rehearsal import Rehearsal
+
+from nullgpu.counters import counters
+from tolktrain.parallel.layout import release_groups
+from tolktrain.train.deepspeed.compat import release_cache
+
+
+@dataclass(frozen=True)
+class Case:
+    """Steps of an engine."""
+
+    overrides: list[str]
+    steps: int = 2
+    batches: int = 2  # different ones, in turn
+    accumulation: int = 1  # micro batches of a step
+    waiting_steps: int = 0  # first ones in whose forward and backward passes the host may wait
+    plant: str = ""  # a fault, of `PLANTS`
+
+
+@dataclass
+class Done:
+    """What has happened in a case."""
+
+    layout: str = ""
+    kernels: dict[str, str] = field(default_factory=dict)
+    num_compared: int = 0  # operators of the first step whose results were compared with what they promise
+    steps: list[dict[str, int]] = field(default_factory=list)  # how each has changed the counters
+    allocated: list[int] = field(default_factory=list)  # bytes that torch has allocated after each step
+    peak: int = 0  # of the steps, bytes
+    num_remembered: int = 0  # entries of ZeRO 3's cache after the last step
+    failure: str = ""  # of a case with a planted fault
+    left: int = 0  # bytes that torch has allocated after the end of the case
+    resident: int = 0  # bytes of this process in the machine's memory
+
+
+def wait_in_forward(rehearsal: Rehearsal) -> None:
+    """The model reads a value from the device."""
+    rehearsal.engine.model.register_forward_hook(lambda *_: torch.zeros(1, device="cuda").item())
+
+
+def wait_in_backward(rehearsal: Rehearsal) -> None:
+    """A gradient is read from the device."""
+    parameter = next(p for p in rehearsal.engine.model.parameters() if p.requires_grad)
+    parameter.register_hook(lambda gradient: gradient * gradient.flatten()[0].item())
+
+
+KEPT: list[torch.Tensor] = []
+
+
+def leak(rehearsal: Rehearsal) -> None:
+    """A kilobyte of each step is kept."""
+    rehearsal.engine.model.register_forward_hook(lambda *_: KEPT.append(torch.zeros(256, device="cuda")))
+
+
+PLANTS: dict[str, Callable[[Rehearsal], None]] = {
+    function.__name__: function for function in (wait_in_forward, wait_in_backward, leak)
+}
+
+
+def run(case: Case, done: Done) -> None:
+    """Build an engine and train."""
+    rehearsal = Rehearsal(*case.overrides, accumulation=case.accumulation)
+    if case.plant:
+        PLANTS[case.plant](rehearsal)
+    done.layout, done.kernels = rehearsal.layout.describe(), asdict(rehearsal.kernels)
+    torch.cuda.reset_peak_memory_stats()
+    batches = [rehearsal.batches(seed) for seed in range(case.batches)]
+    for number in range(case.steps):
+        rehearsal.may_wait = number < case.waiting_steps
+        # The compiler does not work where operators are observed.
+        compares = number == 0 and rehearsal.config.train.compile == "none"
+        with conforming("tolktrain", compares) as compared:
+            done.steps.append(rehearsal.counted_step(batches[number % len(batches)]))
+        done.num_compared += compared.num_calls
+        done.allocated.append(torch.cuda.memory_allocated())
+    done.num_remembered = release_cache().cache_info().currsize
+    done.peak, done.resident = torch.cuda.max_memory_allocated(), resident_bytes()
+    rehearsal.engine.close()
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def main(cases: list[dict[str, Any]]) -> None:
+    """Run the cases."""
+    found = []
+    for given in cases:
+        case, done = Case(**given), Done()
+        try:
+            run(case, done)
+        except RuntimeError as error:
+            if not case.plant:
+                raise
+            done.failure = str(error)
+            counters().faults = 0  # of this case
+        release_groups()  # the next case may have another layout
+        gc.collect()
+        gc.collect()  # what finalizers have freed
+        torch.cuda.empty_cache()
+        done.left = torch.cuda.memory_allocated()
+        found.append(asdict(done))
+    assert not counters().faults
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,79 @@
+"""Two ranks with a null GPU each."""
+
+import json
+from typing import Any
+
+import pytest
+from null_jobs import NullJobs
+
+EVEN_HEADS = [f"model.backbone.{key}" for key in ("hidden_size=512", "num_attention_heads=8", "num_key_value_heads=4")]
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "data 2": {"overrides": []},
+    "data 2, ZeRO 3": {"overrides": ["deepspeed.zero_stage=3"], "waiting_steps": 99},
+    "tensor 2 (sequence parallel)": {
+        "overrides": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true", *EVEN_HEADS]
+    },
+    "pipeline 2": {
+        "overrides": ["parallel.pipeline_parallel_size=2", "deepspeed.config=configs/deepspeed/pipeline.json"]
+    },
+}
+SIZE = ["train.micro_batch_size=8", "model.backbone.num_layers=4"]
+
+
+@pytest.mark.slow
+def test_every_layout_trains(null_jobs: NullJobs) -> None:
+    """Each for three steps of two micro batches; all ranks make the same collectives, of the same sizes."""
+    cases = [{**case, "overrides": [*case["overrides"], *SIZE], "accumulation": 2} for case in LAYOUTS.values()]
+    ranks = null_jobs.run("steps.py", json.dumps(cases), ranks=2).results
+    for rank in ranks:
+        for name, done in zip(LAYOUTS, rank, strict=True):
+            assert len(done["steps"]) == 2 and all(step["collectives"] > 2 for step in done["steps"]), name
+            assert name.partition(",")[0] in done["layout"]
+            assert done["left"] < 2**20, name
+
+
+@pytest.mark.slow
+def test_small_messages_arrive(null_jobs: NullJobs) -> None:
+    """Pipeline stages send the shapes of their tensors."""
+    assert null_jobs.run("collectives.py", "messages", ranks=2).results == [[3, 1, 4, 20], [3, 1, 4, 20]]
+
+
+@pytest.mark.slow
+def test_groups_have_the_sizes_that_torch_asks_for(null_jobs: NullJobs) -> None:
+    """NCCL splits communicators by what all of their ranks say."""
+    assert null_jobs.run("collectives.py", "groups", ranks=2).results == [[1, 2], [1, 2]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("unequal_sizes", "has all-reduce of 5"),
+        ("unequal_kinds", "has broadcast of 4"),
+        ("unequal_message", "rank 0 sends 16 bytes, rank 1 receives 20"),
+    ],
+)
+def test_planted_differences_between_ranks_are_found(null_jobs: NullJobs, name: str, message: str) -> None:
+    """By whichever rank comes second."""
+    outcome = null_jobs.run("collectives.py", name, ranks=2)
+    assert len(outcome.faults) >= 1 and message in outcome.faults[0], outcome
+    assert any(text for text in outcome.last_lines)
+
+
+def test_the_report_of_a_hang_has_the_collectives_of_nccl(null_jobs: NullJobs) -> None:
+    """The one that never ends first."""
+    outcome = null_jobs.run("collectives.py", "hang", environ={"NULLGPU_HANG_AT": "2"})
+    (report,) = outcome.results
+    lines = report.splitlines()
+    first = next(number for number, line in enumerate(lines) if "all_reduce" in line)
+    assert "[1234]" in lines[first] and "NOT left" in lines[first], report
+    assert "[1]" in lines[first + 1] and "NOT" not in lines[first + 1], report
+    assert "values.tolist()" in report
+
+
+@pytest.mark.slow
+def test_two_ranks_on_one_gpu_are_refused(null_jobs: NullJobs) -> None:
+    """NCCL would only name a duplicate. Each rank sees one GPU, as tasks of Slurm may, but it is the same one."""
+    outcome = null_jobs.run("collectives.py", "messages", ranks=2, environ={"NULLGPU_COUNT": "1"})
+    assert any(outcome.codes)
+    assert "both use the GPU 01000000" in "".join(outcome.errors), outcome

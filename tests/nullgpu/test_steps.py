@@ -1,0 +1,101 @@
+"""Training steps of the 150M model on a null GPU: a single process."""
+
+import json
+from typing import Any
+
+import pytest
+from null_jobs import NullJobs, leaks
+
+Done = dict[str, Any]
+GIB = 2**30
+
+# The widths are real; of the 30 layers a few do where nothing depends on their number.
+FEW_LAYERS = ["model.backbone.num_layers=4", "train.micro_batch_size=8"]
+CASES: dict[str, dict[str, Any]] = {
+    "shipped": {"overrides": [], "steps": 3, "batches": 3},
+    "torch": {"overrides": ["kernels.backend=torch"]},
+    "padded": {"overrides": ["kernels.attention=padded", *FEW_LAYERS]},
+    "torch, padded": {"overrides": ["kernels.backend=torch", "kernels.attention=padded", *FEW_LAYERS]},
+    "fp32": {"overrides": ["train.precision=fp32", *FEW_LAYERS]},
+    "recomputed": {"overrides": ["train.activation_checkpointing=layers", *FEW_LAYERS]},
+    # The compiler itself waits.
+    "compiled": {"overrides": ["train.compile=layers", *FEW_LAYERS], "steps": 4, "waiting_steps": 2},
+    "ZeRO 0": {"overrides": ["deepspeed.zero_stage=0", *FEW_LAYERS], "accumulation": 2},
+    "ZeRO 1": {"overrides": ["deepspeed.zero_stage=1", *FEW_LAYERS], "accumulation": 2},
+    "ZeRO 2": {"overrides": ["deepspeed.zero_stage=2", *FEW_LAYERS], "accumulation": 2},
+    # DeepSpeed waits for each group of gathered parameters, and for the gradients that go to the host.
+    "ZeRO 3": {"overrides": ["deepspeed.zero_stage=3", *FEW_LAYERS], "accumulation": 2, "waiting_steps": 99},
+    "offload": {
+        "overrides": ["deepspeed.config=configs/deepspeed/zero3-offload.json", *FEW_LAYERS],
+        "waiting_steps": 99,
+    },
+    "many": {"overrides": ["model.backbone.num_layers=2", "train.micro_batch_size=2"], "steps": 50, "batches": 7},
+    "planted leak": {
+        "overrides": ["model.backbone.num_layers=2", "train.micro_batch_size=2"],
+        "steps": 20,
+        "plant": "leak",
+    },
+    "planted wait in forward": {"overrides": FEW_LAYERS, "plant": "wait_in_forward"},
+    "planted wait in backward": {"overrides": FEW_LAYERS, "plant": "wait_in_backward"},
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def done(null_jobs: NullJobs) -> dict[str, Done]:
+    """All cases, in one process: most of the time would go into starting others."""
+    outcome = null_jobs.run("steps.py", json.dumps(list(CASES.values())))
+    assert outcome.codes == [0], outcome
+    # Only those that are planted.
+    assert len(outcome.faults) == 2, outcome
+    return dict(zip(CASES, outcome.last_lines[0], strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("planted")])
+def test_steps_wait_nowhere_in_forward_and_backward(done: dict[str, Done], name: str) -> None:
+    """The case would have failed. Nothing is left on the GPU after the engine is closed, and in
+    ZeRO 3's cache after a step."""
+    assert len(done[name]["steps"]) == CASES[name].get("steps", 2)
+    assert all(step["launches"] > 300 for step in done[name]["steps"])
+    assert done[name]["left"] < 2**20
+    assert done[name]["num_remembered"] == 0
+
+
+def test_the_shipped_step_takes_the_fast_kernels(done: dict[str, Done]) -> None:
+    """Forward and backward of each operator return what the compiler was promised."""
+    shipped = done["shipped"]
+    assert shipped["kernels"] == {"backend": "triton", "attention": "varlen"}
+    # Norms, activations and rotations of 34 layers, both ways.
+    assert shipped["num_compared"] > 2 * 34 * 4
+    assert done["torch"]["num_compared"] == 0
+    assert shipped["steps"][0]["launches"] < done["torch"]["steps"][0]["launches"]
+
+
+def test_memory_of_the_device_is_not_memory_of_this_machine(done: dict[str, Done]) -> None:
+    """Tens of GiB are allocated there."""
+    assert done["shipped"]["peak"] > 35 * GIB
+    assert done["shipped"]["resident"] < 4 * GIB
+
+
+def test_the_host_waits_only_around_the_optimizer(done: dict[str, Done]) -> None:
+    """For the norm, its check in DeepSpeed, and the sums of the loss."""
+    for name in ("shipped", "torch", "recomputed", "ZeRO 1"):
+        assert all(step["synchronizations"] <= 6 for step in done[name]["steps"]), name
+
+
+def test_no_plan_is_built_for_each_micro_batch(done: dict[str, Done]) -> None:
+    """cuDNN has plans for backbone and output adapter, whose shapes hardly change; segments are new each time."""
+    assert done["shipped"]["steps"][1]["attention_plans"] == done["shipped"]["steps"][2]["attention_plans"] == 0
+
+
+def test_fifty_steps_leak_nothing(done: dict[str, Done]) -> None:
+    """Memory, streams, events, modules; and the same check finds a planted leak of a kilobyte a step."""
+    assert leaks(done["many"]) == []
+    assert leaks(done["planted leak"]) == ["allocated"]
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_planted_wait_is_found(done: dict[str, Done], where: str) -> None:
+    """In the passes of DeepSpeed's engine."""
+    assert "the host waits for the device" in done[f"planted wait in {where}"]["failure"]
