@@ -137,17 +137,17 @@ class ValidationSource:
     def __call__(self, dataset: str, strategy: Strategy) -> list[Batch]:
         if (dataset, strategy) not in self._made:
             config, layout = self._setting.config, self._setting.layout
-            batches = validation_batches(
-                config.data.sets[dataset],
-                strategy,
-                config.train.validation.sequences,
-                vocabulary=self._setting.vocabulary,
-                sequence_length=config.train.sequence_length,
-                interleaving=config.data.interleaving,
-                micro_batch_size=config.train.micro_batch_size,
-                data_rank=layout.data_rank,
-                data_size=layout.data_size,
-            )
             with self._setting.stopping.limited():
+                batches = validation_batches(
+                    config.data.sets[dataset],
+                    strategy,
+                    config.train.validation.sequences,
+                    vocabulary=self._setting.vocabulary,
+                    sequence_length=config.train.sequence_length,
+                    interleaving=config.data.interleaving,
+                    micro_batch_size=config.train.micro_batch_size,
+                    data_rank=layout.data_rank,
+                    data_size=layout.data_size,
+                )
                 self._made[dataset, strategy] = list(batches)
         return self._made[dataset, strategy]
