@@ -145,7 +145,7 @@ def test_train_hands_over_the_configuration_and_an_installed_stop(stub: Stub) ->
 
 
 def test_signals_are_caught_before_anything_heavy_is_imported(tmp_path: Path) -> None:
-    """USR1 during the import of torch must be remembered, not kill: an import hook sends it at that very moment."""
+    """USR1 just before the import of torch must end the start with 75, not kill: an import hook sends it."""
     code = (
         "import os, signal, sys\n"
         "class Hook:\n"
@@ -155,10 +155,10 @@ def test_signals_are_caught_before_anything_heavy_is_imported(tmp_path: Path) ->
         "        if name in ('torch', 'deepspeed', 'megatron'): raise SystemExit(55)\n"
         "sys.meta_path.insert(0, Hook())\n"
         "from tolktrain.cli import main\n"
-        f"main(['train', {QUICKSTART!r}])\n"
+        f"sys.exit(main(['train', {QUICKSTART!r}]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
-    assert done.returncode == 55
+    assert done.returncode == 75
 
 
 def test_after_training_come_evaluation_samples_and_report(stub: Stub) -> None:
