@@ -260,7 +260,7 @@ def test_what_cannot_be_aligned_fails_in_its_place(folders: dict[str, str]) -> N
         (Reason.ALIGNMENT, "the text needs 15 frames; the audio has 5, so it is cut off"),
         (Reason.TEXT, "nothing of the text '...' is spoken"),
         (Reason.TEXT, "nothing of the text '' is spoken"),
-        (Reason.ALIGNMENT, "the model's vocabulary has no letter of '你好'"),
+        (Reason.ALIGNMENT, "the model's vocabulary has no letter of '你'"),
         (Reason.ALIGNMENT, "the model's vocabulary lacks 9 of 19 letters"),
         (Reason.ALIGNMENT, "the model gives no finite probabilities for it"),
         (Reason.ALIGNMENT, "the text needs 3 frames; the audio has 0, so it is cut off"),
