@@ -99,12 +99,12 @@ class CheckpointConfig(StrictModel):
         gt=0,
         description="Latest copies kept there; all if absent, so that rules of the bucket can remove them.",
     )
-    init_from: Annotated[str | None, InputPath()] = Field(
+    init_from: Free[Annotated[str | None, InputPath()]] = Field(
         default=None,
         description="Run, checkpoint or exported weights from which a new run begins, with fresh optimizer states; the"
         " model may have other switches. A run that is resumed continues from its own checkpoints.",
     )
-    init_tables: InitTables = Field(
+    init_tables: Free[InitTables] = Field(
         default="auto",
         description="Rows of the text and speech tables that init_from provides: keep takes those of all ids that both"
         " vocabularies have, new only those of special ids; auto is new where the tokenizers are known to differ.",
