@@ -2,11 +2,13 @@
 
 import contextlib
 import math
+import sys
 import threading
 from collections.abc import Iterator
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -88,11 +90,17 @@ class StageLoader:
     def __iter__(self) -> Iterator[list[Batch]]:
         return self
 
-    def __next__(self) -> list[Batch]:
+    def start(self) -> None:
+        """Start the loader processes, where nothing may raise in between: they would be left behind. Otherwise, the
+        first batch starts them."""
         assert self._loader is not None, "the loader is closed"
         if self._batches is None:
             with signals_held():
                 self._batches = iter(self._loader)
+
+    def __next__(self) -> list[Batch]:
+        self.start()
+        assert self._batches is not None
         result: list[Batch] = []
         while len(result) < self.accumulation_steps:
             self._is_waiting = True
@@ -146,6 +154,14 @@ class StageLoader:
 
 def _start_worker(number: int) -> None:
     ignore_signals_in_worker()
+    # The thread that passes shared memory to the rank loses its connection if a signal interrupts the rank there.
+    before = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, EOFError | ConnectionError):
+            before(kind, error, trace)
+
+    sys.excepthook = show
 
 
 def _shut_down(batches: object, workers: list[BaseProcess]) -> None:

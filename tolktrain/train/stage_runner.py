@@ -81,6 +81,7 @@ def run_one_stage(
             loader.naming_ended_processes(),
         ):
             _set_random_states(context.config, position)
+            loader.start()
             batches = timed(loader, run)
             check_every = context.config.parallel.check_batches
             run_stage(run, consistent_batches(batches, context.layout, position.step, check_every), callbacks)
