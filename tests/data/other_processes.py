@@ -177,7 +177,7 @@ def deal_out(rank: int, port: int, folder: Path, results: Path) -> None:
     outcomes: list[object] = []
     for node, local_rank, local_size in ((rank % 2, rank // 2, 2), (rank // 3, rank % 3, (3, 1)[rank // 3])):
         os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(local_size)}
-        collectives._machine = lambda node=node: f"machine {node}"  # type: ignore[misc]
+        collectives.machine = lambda node=node: f"machine {node}"  # type: ignore[misc]
         outcomes += [on_each_node(lambda: f"rank {rank}"), on_this_node(rank), len(read_indexes([str(folder)])[0])]
         try:
             shared_memory.register([str(folder)], [None], World.detect())

@@ -43,6 +43,7 @@ from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.prepare.job.pipeline import _read_part
 from tolktrain.prepare.recordings.manifest.format import Manifest
 from tolktrain.prepare.recordings.manifest.librispeech import read_librispeech
+from tolktrain.prepare.unused import Unused
 from tolktrain.runs.remote_checkpoints import find_remote, restore, upload_files
 from tolktrain.runs.rollbacks import carry_out
 from tolktrain.storage.errors import StorageError
@@ -304,7 +305,9 @@ def _plant_transcript(folder: Path, name: Name) -> None:
 
 def _read_corpus(folder: Path) -> object:
     used = [
-        item for item in read_librispeech(Manifest(str(folder / "corpus"), ".", None, False)) if hasattr(item, "audio")
+        item
+        for item in read_librispeech(Manifest(str(folder / "corpus"), ".", None, False, Unused()))
+        if hasattr(item, "audio")
     ]
     root = (folder / "corpus").resolve()
     assert all(Path(item.audio).resolve().is_relative_to(root) for item in used)

@@ -61,7 +61,8 @@ class NullJobs:
         if command[0].endswith(".py"):
             command = (sys.executable, str(HERE / command[0]), *command[1:])
         common = {
-            **os.environ,
+            # Training on a CPU in this process sets DeepSpeed's accelerator for child processes too.
+            **{name: value for name, value in os.environ.items() if not name.startswith("DS_")},
             **environment(self._libraries, exchange, ranks),
             "PYTHONPATH": str(ROOT / "tools"),
             "TRITON_DEFAULT_FP_FUSION": "1",  # without it, each process warns

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import small_runs
 import yaml
+from filelock import FileLock
 
 from tolktrain.config import Config
 from tolktrain.config.load import load_config
@@ -34,15 +35,16 @@ Steps = Iterable[tuple[int, int]]
 
 def make_config(folder: Path, sets: Path, *overrides: str) -> Config:
     """Two stages; a run goes back after three skipped steps, and leaves out one step of data more."""
-    path = small_runs.write_config(folder, sets)
-    tree: dict[str, Any] = yaml.safe_load(path.read_text())
-    tree["train"]["stages"] = [stage for stage in tree["train"]["stages"] if stage["name"] != "adapter"]
-    for stage, steps in zip(tree["train"]["stages"], STEPS, strict=True):
-        stage["tokens"] = steps * small_runs.TOKENS_PER_STEP
-    tree["train"]["validation"]["sets"] = []
-    tree["train"]["guard"] = {"max_skipped_in_a_row": 3, "spike_sigma": None, "skip_before": 1, "max_rollbacks": 2}
-    path.write_text(yaml.safe_dump(tree))
-    return load_config(path, overrides)
+    with FileLock(folder / "small.lock"):  # all ranks write the same file
+        path = small_runs.write_config(folder, sets)
+        tree: dict[str, Any] = yaml.safe_load(path.read_text())
+        tree["train"]["stages"] = [stage for stage in tree["train"]["stages"] if stage["name"] != "adapter"]
+        for stage, steps in zip(tree["train"]["stages"], STEPS, strict=True):
+            stage["tokens"] = steps * small_runs.TOKENS_PER_STEP
+        tree["train"]["validation"]["sets"] = []
+        tree["train"]["guard"] = {"max_skipped_in_a_row": 3, "spike_sigma": None, "skip_before": 1, "max_rollbacks": 2}
+        path.write_text(yaml.safe_dump(tree))
+        return load_config(path, overrides)
 
 
 def checksums(config: Config, steps: Steps, data_rank: int = 0, data_size: int = 1) -> set[int]:

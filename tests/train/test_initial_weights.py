@@ -208,6 +208,11 @@ def test_weights_that_are_not_finite_are_refused(value: float, form: str, tmp_pa
             built(small_config(tmp_path, sets, f"checkpoint.init_from={path}"), tmp_path / "new")
 
 
+def test_weights_in_a_bucket_are_refused(tmp_path: Path, sets: Path) -> None:
+    with pytest.raises(UserError, match="checkpoint.init_from: 's3://bucket/run' is an address, but only local paths"):
+        small_config(tmp_path, sets, "checkpoint.init_from=s3://bucket/run")
+
+
 def test_folders_that_hold_no_weights_are_refused(tmp_path: Path, sets: Path) -> None:
     small_backbone.write_backbone(tmp_path / "hf")
     (tmp_path / "empty").mkdir()
@@ -217,7 +222,6 @@ def test_folders_that_hold_no_weights_are_refused(tmp_path: Path, sets: Path) ->
         shard.write_bytes(shard.read_bytes()[:-1] + b"x")
         cases = {
             tmp_path / "absent": "is no folder; give a run, a checkpoint or exported weights",
-            Path("s3://bucket/run"): "is no folder; .*copy it to a folder first",
             tmp_path / "empty": "holds no weights of a known format",
             tmp_path
             / "hf": "is a Hugging Face checkpoint, which has the weights of a backbone only; set model.backbone",
@@ -227,8 +231,7 @@ def test_folders_that_hold_no_weights_are_refused(tmp_path: Path, sets: Path) ->
             shard.parents[1]: "its content has changed since it was written",
         }
         for path, message in cases.items():
-            address = "s3://bucket/run" if "bucket" in str(path) else path
-            config = small_config(tmp_path, sets, f"checkpoint.init_from={address}")
+            config = small_config(tmp_path, sets, f"checkpoint.init_from={path}")
             with pytest.raises(UserError, match=f"(?s)^checkpoint.init_from.*{message}"):
                 built(config, tmp_path / "new")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from tolktrain.files.terminal import Console
 from tolktrain.files.writing import replace_file
 from tolktrain.plan.job import JobEstimate
 from tolktrain.plan.run import Plan, Plans
