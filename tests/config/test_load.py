@@ -152,7 +152,7 @@ def test_keys_given_twice_and_other_oddities(small: Path, mistakes_of: Mistakes)
         ("train.stages.2.tokens=3", "'train.stages.2.tokens=3': '2' is no item of a list; use a number from 0 to 1"),
         ("train.stages.text.tokens=3", "'text' is no item of a list"),
         ("run.name.first=3", "there is no 'first' to set, because the value is 'small', not a mapping"),
-        ("run.name=[a", "not valid YAML"),
+        ("run.name=[a", "'[a' is not valid YAML: expected"),
     ],
 )
 def test_overrides_that_cannot_be_applied(small: Path, mistakes_of: Mistakes, override: str, message: str) -> None:

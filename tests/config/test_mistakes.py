@@ -19,6 +19,7 @@ HERE = "on the command line: "
         ("train.max_stepz=3", "train.max_stepz is not a known key; did you mean max_steps?"),
         ("run.max_steps=3", "run.max_steps is not a known key; did you mean train.max_steps?"),
         ("trian.max_steps=3", "trian is not a known key; did you mean train?"),
+        ("train.stages[0].tokens=3", "train.stages[0] is not a known key; write train.stages.0"),
         ("model.backbone.hiden_size=3", "model.backbone.hiden_size is not a known key; did you mean hidden_size?"),
         (
             "checkpoint.qqqq=3",

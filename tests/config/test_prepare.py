@@ -26,7 +26,10 @@ def load(tmp_path: Path, text: str, *overrides: str) -> PrepareConfig:
         ("text: {files: []}\ntext_tokenizer: t", r"prepare.yaml:3: text.files"),
         ("recordings: {manifest: m.jsonl}", r"recordings.speech_tokenizer is missing"),
         (f"{RECORDINGS}\npassages: {{token: 5}}", r"passages.token is not a known key; did you mean"),
-        (RECORDINGS.replace("units}", "units}, alignment: {method: ctc}"), r"alignment.*give a model for ctc"),
+        (
+            RECORDINGS.replace("units}", "units}, alignment: {method: ctc}"),
+            r"alignment.*method ctc needs a model; set model",
+        ),
         (
             f"{RECORDINGS}\nshards: {{compression: zstd:99}}",
             r"give zstd:1 to zstd:22, gz:1 to gz:9",

@@ -283,7 +283,7 @@ def test_a_quantization_in_config_json_is_called_one(tmp_path: Path) -> None:
         (lambda name: name.replace("model.", "model._fsdp_wrapped_module."), "wrapped by FSDP was saved"),
         (lambda name: f"base_model.model.{name}", "remove 'base_model.model.' from the names"),
         (lambda name: f"language_model.{name}", "holds language_model.model.embed_tokens.weight instead: the text mod"),
-        (lambda name: name.replace("mlp", "ffn"), "calls for; download the checkpoint again"),
+        (lambda name: name.replace("mlp", "ffn"), "calls for; the download is incomplete"),
     ],
 )
 def test_other_names_are_explained(rename: Callable[[str], str], message: str, tmp_path: Path) -> None:

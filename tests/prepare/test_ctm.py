@@ -51,7 +51,7 @@ def test_the_channel_column_selects_the_channel(tmp_path: Path, names: tuple[str
 def test_words_of_one_channel_are_not_given_to_the_other(tmp_path: Path) -> None:
     for name in ("A", "1"):
         detail = refusal(tmp_path / "conv.ctm", f"conv {name} 0 1 word\n", "conv-b", channel=1)
-        assert f"it has the channels {name}, none of which is the utterance's channel 1" in detail
+        assert f"it has the channels {name}, none of which is the utterance's channel 1, written as 2, B, b" in detail
     assert "channels 2, none" in refusal(tmp_path / "conv.ctm", "conv 2 0 1 word\n", "conv", channel=0)
 
 

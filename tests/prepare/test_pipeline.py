@@ -256,7 +256,8 @@ def test_nothing_to_prepare(songs: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text('{"id": "a"}\n')
     with pytest.raises(
-        UserError, match=r"holds nothing to prepare: 1 entries are unusable, the first \(a\): line 1: audio is missing"
+        UserError,
+        match=r"holds nothing to prepare: 1 entries are unusable, the first \(a\): line 1: the key audio is missing",
     ):
         run(configuration(songs, manifest, tmp_path / "output"))
 

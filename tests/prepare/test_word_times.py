@@ -133,7 +133,8 @@ def test_ctm_selects_the_utterance(tmp_path: Path) -> None:
     assert read_word_times(path, "u") == WORDS
     assert read_word_times(path, "a") == (Word("First", 0.1, 0.3),)
     assert read_word_times(path, "b") == (Word("other", 0.1, 0.3),)
-    assert "no line of v" in refusal(tmp_path / "all.ctm", CTM, "v")
+    found = refusal(tmp_path / "all.ctm", CTM, "v")
+    assert "no line of v, the id of the utterance; its lines begin with 'a', 'u', 'b'" in found
     assert read_word_times(write(tmp_path / "u.ctm", CTM), "folder/u.wav") == WORDS, "named as its file is"
 
 

@@ -160,12 +160,19 @@ def parse(text: str, file: Path | None) -> Located:
         mark = getattr(error, "problem_mark", None)
         where = Origin(file, mark.line + 1 if mark else 1)
         problem = getattr(error, "problem", None) or str(error)
-        raise UserError(f"{where}: not valid YAML: {problem}{_hint(text, mark)}") from None
+        raise UserError(f"{where}: {_quoted(text, file)}not valid YAML: {problem}{_hint(text, mark, file)}") from None
     finally:
         loader.dispose()
 
 
-def _hint(text: str, mark: yaml.Mark | None) -> str:
+def _quoted(text: str, file: Path | None) -> str:
+    """The value of the command line that a message is about; a file has its line."""
+    return f"{text[:80]!r} is " if file is None else ""
+
+
+def _hint(text: str, mark: yaml.Mark | None, file: Path | None) -> str:
+    if file is None:
+        return "; put key=value in quotes, so that the shell does not split or change it"
     line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
     return "; indent with spaces, not tabs" if "\t" in line else ""
 

@@ -142,6 +142,9 @@ def _add(path: KeyPath, field: FieldInfo | None) -> str:
 
 def _nearest(path: KeyPath, root: type[BaseModel]) -> str:
     name = str(path[-1])
+    indexed = re.fullmatch(r"(\w+)\[(\d+)\]", name)
+    if indexed is not None:
+        return f"write {dotted((*path[:-1], indexed[1], indexed[2]))}"
     model = model_in(annotation_at(root, path[:-1]))
     siblings = list(model.model_fields) if model is not None else []
     elsewhere = [place for place in known_keys(root) if place.rsplit(".", 1)[-1] == name]

@@ -48,9 +48,9 @@ class AlignmentConfig(StrictModel):
     @model_validator(mode="after")
     def _ctc_needs_a_model(self) -> "AlignmentConfig":
         if (self.method == "ctc") != (self.model is not None):
-            raise ValueError(
-                f"method {self.method} and model {self.model} do not go together; give a model for ctc, and only then"
-            )
+            if self.model is None:
+                raise ValueError("method ctc needs a model; set model, for example to facebook/wav2vec2-base-960h")
+            raise ValueError(f"method {self.method} uses no model; remove model, or set method to ctc")
         return self
 
 

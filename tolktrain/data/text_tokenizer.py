@@ -69,8 +69,8 @@ def tokenizer_folder(path: str | Path) -> Path:
     except Exception as error:  # errors of the hub, the network and invalid names have no common class
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"text tokenizer {str(path)!r} is neither a folder nor a tokenizer of the Hugging Face hub that can be had"
-            f" ({reason}); give a folder with {TOKENIZER_FILE}"
+            f"text tokenizer {str(path)!r} is neither a folder nor a tokenizer of the Hugging Face hub that could be"
+            f" fetched ({reason}); give a folder with {TOKENIZER_FILE}"
         ) from None
 
 

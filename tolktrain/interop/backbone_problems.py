@@ -13,6 +13,7 @@ from tolktrain.model.architecture import Architecture
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _OWNER = "model.backbone: "
+_INCOMPLETE = "the download is incomplete, or config.json belongs to another model; download the checkpoint again"
 # Endings of the tensors that quantization adds or leaves in the place of a weight, and its methods.
 _QUANTIZED = (
     (re.compile(r".*\.(qweight|qzeros|g_idx)"), "GPTQ or AWQ"),
@@ -65,7 +66,7 @@ def refuse_missing(tensors: TensorFolder, wanted: Collection[str]) -> None:
     begin += " that its config.json calls for"
     first = next((name for name in missing if name != HEAD), HEAD)
     explanation = _renamed(first, tensors)
-    raise UserError(f"{begin}; {explanation or 'download the checkpoint again'}")
+    raise UserError(f"{begin}; {explanation or _INCOMPLETE}")
 
 
 def refuse_other_shape(tensors: TensorFolder, name: str, expected: Shape, sizes: Architecture) -> None:

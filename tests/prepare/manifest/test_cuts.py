@@ -117,7 +117,7 @@ BAD = [
     ("supervisions.0.duration", 0, "duration must be above 0"),
     ("supervisions.0.channel", 1, "the supervision is of channel 1, and the cut is not"),
     ("recording.transforms", [{"name": "Speed", "factor": 1.1}], "has transforms"),
-    ("supervisions.0.custom.texts", [7], "text must be text"),
+    ("supervisions.0.custom.texts", [7], "text must be a string"),
     ("supervisions.0.alignment", {"word": [["a", 1]]}, "expected [word, start, duration]"),
     ("supervisions.0.alignment", {"word": [["a", "b", 1]]}, "must be numbers"),
 ]

@@ -110,6 +110,12 @@ def test_several_audio_files_of_one_name_are_refused(tmp_path: Path) -> None:
     assert counted(unused) == {"files .txt": (1, "x/a.txt")}
 
 
+def test_names_that_look_the_same_are_shown_apart(tmp_path: Path) -> None:
+    make(tmp_path, "e\u0301.wav", "\xe9.wav")
+    (failure,) = scan(tmp_path)[1]
+    assert r"'e\u0301.wav', '\xe9.wav' have the same name in Unicode's composed form" in failure.detail
+
+
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
 def test_names_match_in_either_form_of_their_accents(tmp_path: Path, forms: tuple[str, str]) -> None:
     audio, other = (unicodedata.normalize(form, "\u00c5s\u00e9 \u1ec7") for form in forms)

@@ -233,10 +233,13 @@ def _default_processes(config: PrepareConfig) -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _reasons(failed: "Counter[str]") -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in failed.most_common())
+
+
 def _too_many(config: PrepareConfig, failed: "Counter[str]", when: str) -> UserError:
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in failed.most_common())
     return UserError(
-        f"{failed.total():,} entries failed {when} ({reasons}), more than largest_failed_share"
+        f"{failed.total():,} entries failed {when} ({_reasons(failed)}), more than largest_failed_share"
         f" {config.largest_failed_share:g} allows; {config.output}/{PARTS_FOLDER} and, in the end, {FAILURES_FILE} name"
         " each: correct their files and start again with --retry, or raise largest_failed_share"
     )
@@ -278,7 +281,8 @@ def _finish(
         raise _too_many(config, failed, f"of {num_items:,}")
     if not counts:
         raise UserError(
-            f"no record was made of {num_items:,} entries; {config.output}/{FAILURES_FILE} gives the reasons"
+            f"no record was made of {num_items:,} entries ({_reasons(failed)});"
+            f" {config.output}/{FAILURES_FILE} has the details"
         )
     _write_tokenizers(config, storage)
     infos = {}

@@ -28,6 +28,10 @@ TOLERANCE_SECONDS = 0.1
 """Audio may be this much shorter than expected, because manifests round and codecs pad."""
 
 _BLOCK_VALUES = 1 << 20
+_MISSING = (
+    "does not exist or is not a file; correct the path or recordings.audio_root (~ and $NAME are not expanded in a"
+    " manifest)"
+)
 _SLOWEST_RATE, _FASTEST_RATE = 1_000, 768_000
 _MOST_SAMPLES = 1 << 29  # of an utterance: 2 GiB, 9 hours at 16 kHz; a megabyte of FLAC may hold days of silence
 _LOUDEST = 8.0  # decoders overshoot a little; integers stored as floating point exceed this by far
@@ -86,7 +90,10 @@ class AudioReader:
         except (OSError, RuntimeError, ValueError, TypeError) as error:  # soundfile's own are RuntimeError
             self.close()
             failure = EntryError(Reason.AUDIO, f"{path} cannot be read ({_message(error)})")
-            raise self._explained(failure, path) from None
+            explained = self._explained(failure, path)
+            raise EntryError(
+                explained.reason, explained.detail + ("; it is damaged: copy it again" if explained is failure else "")
+            ) from None
         if not len(piece.samples):
             raise EntryError(Reason.EMPTY, f"{path} has no audio between the given times")
         samples = resampled(piece.samples, piece.rate, sample_rate)
@@ -99,7 +106,7 @@ class AudioReader:
         """The piece as it is in the file. Resampled to `wanted_rate` it is no more than can be held."""
         path = utterance.audio
         if not os.path.isfile(path):
-            raise EntryError(Reason.AUDIO, f"{path} does not exist or is not a file")
+            raise EntryError(Reason.AUDIO, f"{path} {_MISSING}")
         size = os.path.getsize(path)
         if not size:
             raise EntryError(Reason.EMPTY, f"{path} has 0 bytes; download or copy the audio again")
@@ -249,7 +256,8 @@ def _bounds(utterance: Utterance, rate: int, total: int | None) -> tuple[int, in
 def _past_end(utterance: Utterance, seconds: float) -> EntryError:
     return EntryError(
         Reason.AUDIO,
-        f"{utterance.audio} lasts {seconds:.2f} s; the manifest has the utterance begin at {utterance.offset:.2f} s",
+        f"{utterance.audio} lasts {seconds:.2f} s; the manifest has the utterance begin at {utterance.offset:.2f} s;"
+        " offset and duration are seconds",
     )
 
 
@@ -312,7 +320,9 @@ def _mono(block: Block, utterance: Utterance) -> Block:
     peak = float(np.abs(block).max())
     if not peak <= _LOUDEST:
         if not np.isfinite(peak):
-            raise EntryError(Reason.AUDIO, f"{utterance.audio} holds values that are not finite")
+            raise EntryError(
+                Reason.AUDIO, f"{utterance.audio} holds values that are not finite (NaN or infinity); export it again"
+            )
         raise EntryError(Reason.AUDIO, f"{utterance.audio} holds values up to {peak:g}; audio must be within -1 and 1")
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
 

@@ -185,8 +185,15 @@ class RecordingsKind:
                 utterance.word_times, utterance.id, utterance.channel, utterance.speaker, self.unused
             )
         if words is None:
-            raise EntryError(Reason.WORD_TIMES, "the manifest gives no word times; or set alignment.method to ctc")
-        check_words(words, seconds)
+            raise EntryError(
+                Reason.WORD_TIMES,
+                "the manifest gives no word times; add words or word_times, or set recordings.alignment.method to ctc",
+            )
+        try:
+            check_words(words, seconds)
+        except EntryError as error:
+            place = f"{utterance.word_times}: " if utterance.words is None else ""
+            raise EntryError(error.reason, place + error.detail) from None
         if utterance.text is None:
             check_pace([word.text for word in words], seconds, self._recordings.bounds)
         return align_given(utterance.text, words, self._recordings.alignment.language)
@@ -236,7 +243,7 @@ def _unaligned(text: str) -> Aligned | EntryError:
 
 
 def _no_text() -> EntryError:
-    return EntryError(Reason.TEXT, "it has no transcript")
+    return EntryError(Reason.TEXT, "its transcript is missing or empty")
 
 
 class _RecordingsKind(Preparation):

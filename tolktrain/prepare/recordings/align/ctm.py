@@ -98,7 +98,10 @@ def _of_channel(
         # Kaldi writes 1 whatever the channel is, because its utterances already are of one.
         note(f"channel (column 2 of .ctm), which is {names[0]} in all lines")
         return rows
-    raise wrong(f"it has the channels {_listed(names)}, none of which is the utterance's channel {channel}, from 0 on")
+    raise wrong(
+        f"it has the channels {_listed(names)}, none of which is the utterance's channel {channel}, written as"
+        f" {_listed(sorted(denoting))}; correct column 2, or the key channel of the entry"
+    )
 
 
 def _of_speaker(rows: list[_Row], speaker: str, note: Callable[[str], None]) -> list[_Row]:

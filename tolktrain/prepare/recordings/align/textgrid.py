@@ -80,7 +80,11 @@ def _tier(values: "_Values") -> Tier:
                 tier.intervals.append((start, stop, label))
             held += 1
     except (EOFError, ValueError) as error:
-        problem = f" ({error})" if str(error) else "; the file is cut off, or was edited by hand"
+        problem = (
+            f" ({error}; a quotation mark in a label is written twice)"
+            if str(error)
+            else "; the file is cut off, or was edited by hand"
+        )
         what = "intervals" if tier.has_intervals else "points"
         raise ValueError(f"the tier {name!r:.80} declares {declared:.15g} {what} and holds {held}{problem}") from None
     return tier

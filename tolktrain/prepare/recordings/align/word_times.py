@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any, BinaryIO
 
 from tolktrain.files.reading import (
@@ -37,6 +38,7 @@ _TEXTGRID_SILENCE = frozenset(("<eps>", "sil", "sp", "<sil>", "SIL"))
 _CUT_OFF_SECONDS = 0.01
 _LONGEST_LINE = 1 << 22  # bytes, of CTM and .alignment.txt
 _MOST_CHANNELS = 64
+_MOST_SHOWN = 3  # ids of a file, in a message
 _UTF_8_MARK = b"\xef\xbb\xbf"
 _WORD_LISTS = frozenset(("words", "word_segments", "segments", "tiers"))  # keys of JSON files, of which one is used
 _WORD_KEYS = frozenset(("word", "text", "start", "end"))
@@ -98,11 +100,14 @@ def check_words(words: Sequence[Word], duration: float | None) -> None:
         if item.start < before.start or item.end < before.end:
             raise wrong(
                 f"times fall from {before.text!r} ({before.start} to {before.end} s)"
-                f" to {item.text!r} ({item.start} to {item.end} s)"
+                f" to {item.text!r} ({item.start} to {item.end} s); words must be in the order of their times"
             )
         before = item
     if duration is not None and before.end > duration + TOLERANCE_SECONDS:
-        raise wrong(f"{before.text!r} ends at {before.end} s, after the audio of {duration:.2f} s")
+        raise wrong(
+            f"{before.text!r} ends at {before.end} s, after the audio of {duration:.2f} s; times must be in seconds"
+            " from the start of the utterance, and a CTM file has durations in column 4, not ends"
+        )
 
 
 def words_of(value: Any, note: Callable[[str], None]) -> tuple[Word, ...]:
@@ -147,8 +152,10 @@ def _textgrid_words(path: str, speaker: str, note: Callable[[str], None]) -> tup
     content = read_bytes(path)
     try:
         found = parse_textgrid(content)
+    except UnicodeError as error:
+        raise wrong(f"it is not a TextGrid in UTF-8 or UTF-16: it {error}") from None
     except ValueError as error:
-        raise wrong(f"it is not a TextGrid, or damaged ({error})") from None
+        raise wrong(f"it is not a TextGrid, or is damaged: {error}") from None
     tier = found[_word_tier([tier.name for tier in found], speaker, note)]
     if not tier.has_intervals:
         raise wrong(f"the tier {tier.name!r:.80} has points; words need intervals")
@@ -196,7 +203,9 @@ def _lines_of(path: str, utterance_id: str, suffix: str) -> CtmLines:
     of_utterance = found is not None
     found = found or _places_of(index, os.path.basename(path)[: -len(suffix)])
     if found is None:
-        raise wrong(f"it has no line of {utterance_id}")
+        ids = [name.decode(errors="replace") for name in islice(index.places, _MOST_SHOWN)]
+        others = f"; its lines begin with {', '.join(map(repr, ids)):.200}" if ids else "; it is empty"
+        raise wrong(f"it has no line of {utterance_id}, the id of the utterance{others}")
     lines: list[tuple[int, str]] = []
     if sum(end - begin for begin, end, _ in found) > DESCRIPTION_BYTES:
         raise wrong(f"the lines of {utterance_id!r:.80} have more than {DESCRIPTION_BYTES} bytes")

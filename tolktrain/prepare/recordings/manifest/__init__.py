@@ -46,7 +46,9 @@ def read_manifest(config: RecordingsConfig, unused: Unused | None = None) -> tup
         if isinstance(item, Failure):
             failures.append(item)
         elif item.id in used:
-            failures.append(Failure(item.id, Reason.MANIFEST, f"the id {item.id!r} is used by an entry before"))
+            failures.append(
+                Failure(item.id, Reason.MANIFEST, f"an earlier entry has the id {item.id!r} too; give each its own")
+            )
         else:
             used.add(item.id)
             sources.setdefault(item.source, []).append(item)

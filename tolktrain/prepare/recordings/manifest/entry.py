@@ -50,7 +50,7 @@ def utterance_of(entry: Any, root: str, unused: Unused, place: str) -> Utterance
                 unused.add(f"the key {key!r:.80}", place)
     audio = _text(entry, "audio")
     if audio is None:
-        raise _bad(f"audio is missing; the keys are {', '.join(map(repr, entry)) or 'none':.200}")
+        raise _bad(f"the key audio is missing; the keys are {', '.join(map(repr, entry)) or 'none':.200}")
     offset = _seconds(entry, "offset") or 0.0
     duration = _seconds(entry, "duration")
     if duration is not None and duration <= 0:
@@ -120,7 +120,7 @@ def _text(entry: Mapping[str, Any], key: str, numbers: bool = False) -> str | No
     if numbers and isinstance(value, int) and not isinstance(value, bool):
         value = f"{value:d}" if abs(value) < 1 << 63 else None
     if not isinstance(value, str):
-        raise _bad(f"{key} must be text, got {entry[key]!r:.80}")
+        raise _bad(f"{key} must be a string, got {entry[key]!r:.80}")
     if not _is_text(value):
         raise _bad(f"{key} holds a character that no file can have: {value!r:.80}")
     return value.strip() or None

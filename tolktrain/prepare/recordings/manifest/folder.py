@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -51,10 +52,12 @@ def read_folder(manifest: Manifest) -> Iterator[Utterance | Failure]:
 
 def _ambiguous(folder: Folder, names: list[str]) -> Failure:
     paths = [_escaped(folder.join(name)) for name in names]
+    composed = {unicodedata.normalize("NFC", name) for name in names}
+    show, common = (ascii, "in Unicode's composed form") if len(composed) < len(names) else (repr, "but for the suffix")
     return Failure(
         paths[0],
         Reason.MANIFEST,
-        f"{', '.join(map(repr, paths))} have the same name but for the suffix, so a transcript or word"
+        f"{', '.join(map(show, paths))} have the same name {common}, so a transcript or word"
         " times would belong to each; keep one of them, or move the others out of the folder",
     )
 

@@ -163,7 +163,10 @@ def _deserialized(item: Any) -> Any:
     try:
         return deserialize_item(dict(item))
     except Exception as error:  # the library lets all kinds escape
-        raise _bad(f"Lhotse does not accept it ({type(error).__name__}: {error})") from None
+        raise _bad(
+            f"Lhotse does not accept it as a cut, recording or supervision ({type(error).__name__}: {error}); check"
+            " recordings.format"
+        ) from None
 
 
 def _entry(piece: _Piece, with_words: bool) -> dict[str, Any]:
