@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tolktrain.prepare.recordings.align.word_times import read_word_times
+from tolktrain.prepare.recordings.align.word_times import check_words, read_word_times
 from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import EntryError, Reason, Word
 
@@ -194,3 +194,22 @@ def test_exactly_the_words_of_a_channel_of_an_utterance(
         assert one_column, "words of another channel"
         return
     assert [(word.text, word.start, word.end) for word in words] == expected
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.0, 0.4), st.floats(0.05, 0.6)), min_size=6, max_size=30),
+    st.floats(0.6, 5.0),
+)
+def test_ends_in_the_column_of_durations_are_refused(
+    gaps_and_durations: list[tuple[float, float]], begin: float
+) -> None:
+    """Whatever the length of the audio. The same words with durations are accepted."""
+    words, swapped, now = [], [], begin
+    for number, (gap, duration) in enumerate(gaps_and_durations):
+        start, end = now + gap, now + gap + duration
+        words.append(Word(f"w{number}", start, end))
+        swapped.append(Word(f"w{number}", start, start + end))
+        now = end
+    check_words(words, 1e6)
+    with pytest.raises(EntryError, match="durations in column 4"):
+        check_words(swapped, 1e6)

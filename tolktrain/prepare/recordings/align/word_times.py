@@ -28,6 +28,7 @@ from tolktrain.prepare.recordings.align.word import number, word, wrong
 from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import EntryError, Reason, Word
 
+_OVERLAP_SECONDS = 0.1  # more than aligners make neighbouring words overlap
 TOLERANCE_SECONDS = 0.1
 """The last word may end this much after the audio."""
 
@@ -85,11 +86,14 @@ def read_word_times(
 def check_words(words: Sequence[Word], duration: float | None) -> None:
     """Raise `EntryError` unless there are words, and their times are finite, not falling, and within the audio.
 
+    If most words begin well before the end of the word before them, what is called the end is something else.
+
     `duration` is the audio's in seconds; None where it is not known.
     """
     if not words:
         raise wrong("there are no words")
     before = Word("", 0.0, 0.0)
+    overlapping: list[Word] = []
     for item in words:
         if not (math.isfinite(item.start) and math.isfinite(item.end)):
             raise wrong(f"the times of {item.text!r} are not finite: {item.start} to {item.end}")
@@ -102,7 +106,15 @@ def check_words(words: Sequence[Word], duration: float | None) -> None:
                 f"times fall from {before.text!r} ({before.start} to {before.end} s)"
                 f" to {item.text!r} ({item.start} to {item.end} s); words must be in the order of their times"
             )
+        if before.start < item.start < before.end - _OVERLAP_SECONDS:  # the same start for all words means none
+            overlapping.append(item)
         before = item
+    if len(words) > 2 and 2 * len(overlapping) > len(words) - 1:
+        raise wrong(
+            f"{len(overlapping)} of {len(words)} words begin before the word before them ends, the first is"
+            f" {overlapping[0].text!r} at {overlapping[0].start} s; a CTM file has durations in column 4, and other"
+            " formats have the start and the end of each word"
+        )
     if duration is not None and before.end > duration + TOLERANCE_SECONDS:
         raise wrong(
             f"{before.text!r} ends at {before.end} s, after the audio of {duration:.2f} s; times must be in seconds"
