@@ -40,13 +40,13 @@ def inside(folder: str | Path, name: object, source: str | Path) -> Path:
         joined = folder / name
         try:
             target = joined.resolve()
-            outside = not any(target.is_relative_to(place) for place in _places(folder.resolve()))
+            outside = not any(place in target.parents for place in _places(folder.resolve()))
         except (OSError, RuntimeError):  # links in a circle; RuntimeError up to Python 3.12
             problem = "leads through links without end"
         else:
             if not outside:
                 return joined
-            problem = f"leads outside of {printable(folder)} through a link"
+            problem = f"leads outside of {printable(folder)}, or to it, through a link"
     raise _refusal(folder, name, source, problem)
 
 
