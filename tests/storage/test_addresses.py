@@ -39,6 +39,7 @@ def keys_of(server: S3Server, bucket: str) -> set[str]:
 @example(folder="a//", name="c")
 @example(folder=" a ", name=" ")
 @example(folder="e\u0301/é", name="語")
+@pytest.mark.slow
 def test_keys_are_those_of_the_address(
     s3_server: S3Server, bucket: str, tmp_path: Path, folder: str, name: str
 ) -> None:

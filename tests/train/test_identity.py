@@ -47,6 +47,7 @@ def moved(sets: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_moved_data_is_the_same_data(halted: Path, tmp_path: Path, sets: Path, uninterrupted: Path) -> None:
     shutil.copytree(halted / "runs", tmp_path / "elsewhere")
     place = moved(sets, tmp_path / "data")

@@ -85,6 +85,7 @@ def scheduled(table: dict[tuple[str, int], LearningRates]) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_learning_rates_and_schedule_of_the_running_stage(tmp_path: Path, sets: Path, uninterrupted: Path) -> None:
     """Compared with a run that had these learning rates from step 10 on, which are written out here. Killed after the
     change was recorded, started again, stopped and started again."""
@@ -155,6 +156,7 @@ def test_a_deepspeed_file_that_restates_the_old_clipping(tmp_path: Path, sets: P
     assert kept["resolved"]["gradient_clipping"] == 0.01 and kept["resolved"]["zero_optimization"]["stage"] == 1
 
 
+@pytest.mark.slow
 def test_a_finished_run_grows_and_gets_another_stage(
     tmp_path: Path, sets: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,6 +282,7 @@ def test_a_rollback_to_before_the_change(
     assert_same(run_dir, other / "runs" / "small", 14)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_moves_the_change(tmp_path: Path, sets: Path) -> None:
     """The run continues from the one before, whose next step is the first one with the new value."""
     assert train(small_config(tmp_path, sets), StopAfter(9)) == 75
