@@ -185,12 +185,7 @@ class Config(StrictModel):
     def _parts_fit(self) -> "Config":
         mistakes = [*_unknown_sets(self), *_nothing_to_train(self), *_missing_for_evaluation(self)]
         mistakes += _unknown_metric(self)
-        tensor_size = self.parallel.tensor_parallel_size
-        if self.train.compile == "layers" and tensor_size > 1:
-            mistakes.append(
-                f"train.compile layers cannot be combined with parallel.tensor_parallel_size {tensor_size}:"
-                " torch.compile stops at every exchange between tensor ranks; set train.compile to none"
-            )
+        mistakes += compile_mistakes(self.train, self.parallel)
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
@@ -202,6 +197,17 @@ class Config(StrictModel):
             "text_tokenizer": self.data.text_tokenizer,
             "speech_tokenizer": self.data.speech_tokenizer,
         }
+
+
+def compile_mistakes(train: TrainConfig, parallel: ParallelConfig) -> list[str]:
+    """Why train.compile cannot be used in a layout; empty if it can."""
+    tensor_size = parallel.tensor_parallel_size
+    if train.compile != "layers" or tensor_size == 1:
+        return []
+    return [
+        f"train.compile layers cannot be combined with parallel.tensor_parallel_size {tensor_size}: torch.compile"
+        " stops at every exchange between tensor ranks; set train.compile to none"
+    ]
 
 
 def set_uses(config: Config) -> list[tuple[str, str]]:

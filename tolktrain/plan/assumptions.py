@@ -63,10 +63,10 @@ class Assumptions:
         part = (width - widths[place - 1]) / (widths[place] - widths[place - 1])
         return fractions[place - 1] + part * (fractions[place] - fractions[place - 1])
 
-    @property
-    def overhead_gib(self) -> float:
-        """Memory outside of torch's allocator, with several GPUs."""
-        return self.context_gib + self.communication_gib + self.workspace_gib
+    def overhead_bytes(self, num_gpus: int) -> float:
+        """Memory outside of torch's allocator."""
+        communication = self.communication_gib if num_gpus > 1 else 0.0
+        return (self.context_gib + self.workspace_gib + communication) * _GIB
 
 
 def read_calibration(path: Path) -> tuple[Assumptions, tuple[str, ...]]:

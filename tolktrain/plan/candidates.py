@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tolktrain.config import Config
 from tolktrain.config.deepspeed import DeepSpeedFile, DeepSpeedSettings, resolve_deepspeed
+from tolktrain.config.root import compile_mistakes
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.cut import PipelineCut, cut_layers
@@ -116,8 +117,8 @@ def candidates(
                 }
             )
             check_tensor_parallel(architecture, parallel, config.train.sequence_length)
-            if tensor > 1 and config.train.compile == "layers":
-                raise UserError("train.compile layers cannot be combined with tensor ranks")
+            for mistake in compile_mistakes(config.train, parallel):
+                raise UserError(mistake)
             cut = cut_layers(architecture, config.train.sequence_length, pipeline) if pipeline > 1 else None
         except UserError as error:
             refused.setdefault(str(error), Refusal(what, str(error)))

@@ -115,9 +115,7 @@ def _rank_memory(
     carriers = _carriers(rank, sequence_length)
     logits = _logits(rank, positions * texts, "backbone" in trainable) if rank.has_heads else 0.0
     forward, step = activations + carriers + logits + buffers, step_only + carriers
-    several = candidate.cluster.num_gpus > 1
-    outside = assumed.context_gib + assumed.workspace_gib + (assumed.communication_gib if several else 0.0)
-    reserve, overhead = assumed.reserve * max(forward, step), outside * 2**30
+    reserve, overhead = assumed.reserve * max(forward, step), assumed.overhead_bytes(candidate.cluster.num_gpus)
     if forward >= step:
         return MemoryEstimate(states, activations, logits, carriers, buffers, reserve, overhead)
     return MemoryEstimate(states, 0.0, 0.0, carriers, step_only, reserve, overhead)
