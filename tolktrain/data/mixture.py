@@ -289,8 +289,7 @@ class RecordMixture(StreamingDataset):
             self._reading.release()
         self._rows = None
         free_shared_memory(self)
-        if self._unique_rank_world.is_local_leader:
-            remove_lock_files(self._shm_prefix_int)
+        remove_lock_files(self._shm_prefix_int)
 
 
 @contextlib.contextmanager

@@ -79,10 +79,10 @@ def own_names() -> Iterator[None]:
 
 
 def remove_lock_files(number: int) -> None:
-    """Remove the lock files of a data set; called by the first rank of a node after closing it.
+    """Remove the lock files of a data set; called by each rank of a node after closing it, so that the last one does.
 
-    If a slower rank is still in the library's last barrier, which opens a lock file by its name each time, the next
-    start removes the files.
+    The others leave them: a slower rank may be in the library's last barrier, which opens a lock file by its name each
+    time.
     """
     folder = _lock_files(number)
     if folder.name.partition("_")[0] not in _users():
