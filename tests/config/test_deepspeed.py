@@ -126,7 +126,10 @@ def test_the_configuration_chooses_the_zero_stage(build: Build) -> None:
         ({"zero_optimization": 1}, "ds.json: zero_optimization must be a JSON object, got 1"),
         ("[1]", "ds.json: expected a JSON object of DeepSpeed settings, got list"),
         ('{\n"a": 1,\n}', "ds.json:3: not valid JSON: "),
-        ('{"fp16": {}, "fp16": {}}', "ds.json: fp16 is given twice; keep one of them"),
+        (
+            '{"fp16": {},\n "fp16": {}}',
+            "ds.json: the key 'fp16' is twice in one object, in lines 1 and 2; leave one of them out",
+        ),
     ],
 )
 def test_refused_entries(refusal: Refusal, settings: object, message: str) -> None:

@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tolktrain.files.reading import (
     DEEPEST,
+    RepeatedKeyError,
     bounded_lines,
     file_sha256,
     is_count,
@@ -114,3 +117,38 @@ def test_counts_are_whole_numbers() -> None:
     assert [value for value in (0, 1, 9, 10**30) if not is_count(value)] == []
     assert [value for value in (-1, True, False, 1.0, "1", None, [1], float("nan")) if is_count(value)] == []
     assert is_count(9, 10) and not is_count(10, 10)
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+VALUES = st.recursive(
+    st.none() | st.integers() | WORDS | st.sampled_from(['"a": 1', "{", "[]", "\\"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(VALUES, st.sampled_from([None, 1]))
+def test_json_without_repeated_keys_is_that_of_the_library(value: object, indent: int | None) -> None:
+    text = json.dumps(value, indent=indent)
+    assert parse_json(text) == parse_json(text.encode()) == json.loads(text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(VALUES, WORDS, VALUES, VALUES, st.lists(VALUES, max_size=3), st.booleans(), st.sampled_from([None, 1]))
+def test_a_key_that_is_twice_in_an_object_is_refused(
+    before: object, key: str, first: object, second: object, after: list[object], encoded: bool, indent: int | None
+) -> None:
+    """At any depth, however it is written; the message has the key and the lines."""
+    mark, other_mark = "first-mark-7f1d", "second-mark-7f1d"
+    tree = [before, {"outer": {mark: first, "between": {key: key, "more": [{key: 1}]}, other_mark: second}}, *after]
+    text = json.dumps(tree, indent=indent)
+    lines = [1 + text[: text.index(name)].count("\n") for name in (mark, other_mark)]
+    escaped = json.dumps(key) if encoded else '"' + "".join(f"\\u{ord(c):04x}" for c in key if ord(c) < 1 << 16) + '"'
+    key = json.loads(escaped)
+    text = text.replace(json.dumps(mark), json.dumps(key)).replace(json.dumps(other_mark), escaped)
+    with pytest.raises(RepeatedKeyError) as caught:
+        parse_json(text.encode() if encoded else text)
+    where = f", in lines {lines[0]} and {lines[1]}" if indent else ""
+    if key not in ("between",):
+        assert str(caught.value) == f"the key {key!r:.80} is twice in one object{where}; leave one of them out"

@@ -243,6 +243,7 @@ def test_unusable_lines_are_reported_and_harm_no_others(tokenizer: Path, tmp_pat
     deep = b"[" * 100_000
     bad: list[tuple[bytes, Reason, str]] = [
         (b"{", Reason.MANIFEST, "not JSON"),
+        (b'{"text": "one", "text": "two"}', Reason.MANIFEST, "the key 'text' is twice in one object"),
         (b"[1]", Reason.MANIFEST, "not a JSON object"),
         (b'{"text": "\xff"}', Reason.MANIFEST, "not UTF-8"),
         (deep, Reason.MANIFEST, "not JSON"),

@@ -190,6 +190,7 @@ def test_json(tmp_path: Path, content: Any) -> None:
     ("content", "message"),
     [
         ("{", "not JSON"),
+        ('{"words": [],\n "words": []}', "the key 'words' is twice in one object, in lines 1 and 2"),
         ("[" * 100_000, "not JSON"),
         (b"\xff\xfe[]", "not UTF-8"),
         ({"text": "The"}, "found 'text'"),

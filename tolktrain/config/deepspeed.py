@@ -19,7 +19,7 @@ from typing import Any
 from tolktrain.config.deepspeed_entries import REFUSED, REFUSED_IN_ZERO, SUPPORTED, ZERO_ENTRIES, Refusal
 from tolktrain.config.root import Config
 from tolktrain.errors import UserError
-from tolktrain.files.reading import parse_json, read_text
+from tolktrain.files.reading import RepeatedKeyError, parse_json, read_text
 
 _LARGEST_BYTES = 1 << 20
 _LARGEST_COUNT = 1 << 63  # DeepSpeed passes counts to C libraries
@@ -292,7 +292,7 @@ def _is_count(value: Any) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        settings = parse_json(read_text(path, _LARGEST_BYTES), object_pairs_hook=_unique)
+        settings = parse_json(read_text(path, _LARGEST_BYTES))
     except FileNotFoundError:
         raise UserError(
             f"deepspeed.config names {path}, which does not exist; configs/deepspeed has examples"
@@ -301,26 +301,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"deepspeed.config names {path}, which cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from None
-    except _DuplicateKeyError as error:
-        raise UserError(f"{path}: {error}; keep one of them") from None
+    except RepeatedKeyError as error:
+        raise UserError(f"{path}: {error}") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected a JSON object of DeepSpeed settings, got {type(settings).__name__}")
     return settings
-
-
-class _DuplicateKeyError(Exception):
-    """A JSON object names a key twice."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in unique:
-            raise _DuplicateKeyError(f"{key} is given twice")
-        unique[key] = value
-    return unique
 
 
 def _either(values: list[int]) -> str:

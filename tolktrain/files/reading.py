@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
@@ -19,6 +20,7 @@ DESCRIPTION_BYTES = 1 << 24  # the largest small file of JSON, YAML or notes tha
 TABLE_BYTES = 1 << 26  # the largest table that says which file holds which of many tensors or files
 LONGEST_LINE = 1 << 26  # bytes of one line of a manifest or of documents
 UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_JSON_TOKEN = re.compile(r'(?P<key>"(?:[^"\\]|\\.)*"(?=\s*:))|"(?:[^"\\]|\\.)*"|(?P<open>[{\[])|(?P<close>[}\]])')
 DEEPEST = 100  # nested lists and objects, so that recursive callers need no limit
 
 
@@ -96,14 +98,26 @@ def read_json(path: str | Path, limit: int = DESCRIPTION_BYTES) -> Any:
     return parse_json(read_bytes(path, limit))
 
 
-def parse_json(content: str | bytes, **options: Any) -> Any:
+class RepeatedKeyError(ValueError):
+    """A JSON object has a key twice. The message names the key and, in text of several lines, both lines."""
+
+
+def parse_json(content: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """`json.loads` for untrusted content.
 
     Raises:
+        RepeatedKeyError: an object has a key twice, of which `json.loads` would use the last value.
         ValueError: it is not JSON, not UTF-8, or nested deeper than `DEEPEST`.
     """
+
+    def unique(pairs: list[tuple[str, Any]]) -> Any:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            raise RepeatedKeyError(_repeated_key(content))
+        return made if object_hook is None else object_hook(made)
+
     try:
-        value = json.loads(content, **options)
+        value = json.loads(content, object_pairs_hook=unique)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if _may_be_deep(content):
@@ -114,6 +128,25 @@ def parse_json(content: str | bytes, **options: Any) -> Any:
 def is_count(value: object, limit: float = math.inf) -> TypeGuard[int]:
     """Whether a value from a file is an integer from 0 to below `limit`. True, an int in Python, is not."""
     return type(value) is int and 0 <= value < limit
+
+
+def _repeated_key(content: str | bytes) -> str:
+    """Says which key of JSON text is twice in one object; the text is valid up to the end of that object."""
+    text = content if isinstance(content, str) else content.decode(json.detect_encoding(content))
+    keys: list[dict[str, int]] = []  # of the objects and lists around a place: each key, and where it is
+    for token in _JSON_TOKEN.finditer(text):
+        if token["open"]:
+            keys.append({})
+        elif token["close"]:
+            keys.pop()
+        elif token["key"]:
+            key = json.loads(token["key"])
+            first = keys[-1].setdefault(key, token.start())
+            if first != token.start():
+                lines = [text.count("\n", 0, place) + 1 for place in (first, token.start())]
+                where = f", in lines {lines[0]} and {lines[1]}" if "\n" in text.strip() else ""
+                return f"the key {key!r:.80} is twice in one object{where}; leave one of them out"
+    return "a key is twice in one object; leave one of them out"
 
 
 def _may_be_deep(content: str | bytes) -> bool:

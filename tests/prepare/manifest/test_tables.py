@@ -74,6 +74,8 @@ A = {"audio": "a.wav"}
     ("line", "message"),
     [
         ("{", "not JSON"),
+        ('{"audio": "a.wav", "text": "a", "audio": "b.wav"}', "the key 'audio' is twice in one object; leave one"),
+        ('{"audio": "a.wav", "words": [{"word": "a", "start": 0, "start": 1, "end": 1}]}', "the key 'start' is twice"),
         ("[" * 100_000, "not JSON"),
         ("3", "expected an object"),
         ({}, "audio is missing; the keys are none"),

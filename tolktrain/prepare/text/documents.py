@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from tolktrain.config.prepare import TextConfig
 from tolktrain.errors import UserError
-from tolktrain.files.reading import bounded_lines, open_regular, parse_json
+from tolktrain.files.reading import RepeatedKeyError, bounded_lines, open_regular, parse_json
 from tolktrain.prepare.utterances import EntryError, Failure, Reason
 
 Format = Literal["lines", "gzip", "zstd", "parquet"]
@@ -203,6 +203,8 @@ def _parse(line: bytes, place: str, config: TextConfig) -> Document:
         content = parse_json(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise EntryError(Reason.MANIFEST, f"not UTF-8 ({error.reason} at byte {error.start} of the line)") from None
+    except RepeatedKeyError as error:
+        raise EntryError(Reason.MANIFEST, str(error)) from None
     except ValueError as error:
         raise EntryError(Reason.MANIFEST, f"not JSON ({error})") from None
     if not isinstance(content, dict):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tolktrain.errors import UserError
-from tolktrain.files.reading import UTF_16_MARKS, bounded_lines, open_regular, parse_json
+from tolktrain.files.reading import UTF_16_MARKS, RepeatedKeyError, bounded_lines, open_regular, parse_json
 from tolktrain.prepare.utterances import EntryError, Reason
 
 _GZIP = b"\x1f\x8b"
@@ -50,8 +50,10 @@ def text_of(line: bytes) -> str:
 
 
 def json_of(line: bytes) -> Any:
-    """The value on the line. Raises `EntryError` if it is not JSON."""
+    """The value on the line. Raises `EntryError` if it is not JSON, or has a key twice in one object."""
     try:
         return parse_json(text_of(line))
+    except RepeatedKeyError as error:
+        raise EntryError(Reason.MANIFEST, str(error)) from None
     except ValueError as error:
         raise EntryError(Reason.MANIFEST, f"the line is not JSON ({error})") from None
