@@ -56,10 +56,11 @@ SOX = {
 SOX_PIPE = {"sox-piped.wav": "wav", "sox-piped.aiff": "aiff"}
 NAMES = (*FFMPEG, *FFMPEG_PIPE, *SOX, *SOX_PIPE)
 
-# Their header says where the audio ends, and libsndfile ends there or at the end of the file.
+# Their header says where the audio ends.
 DECLARED = (
     *("plain.wav", "24.wav", "float.wav", "alaw.wav", "adpcm.wav", "extensible.wav", "rf64.wav", "bext.wav"),
     *("sox.wav", "big-endian.wav", "plain.aiff", "sox.aiff", "little-endian.aiff", "plain.caf", "plain.au"),
+    *("plain.w64", "sox.sph"),
     *("plain.flac", "sox.flac", "vorbis.ogg", "sox.ogg", "plain.opus", "constant.mp3", "variable.mp3"),
 )
 

@@ -101,7 +101,7 @@ def test_unknown_bytes_after_the_audio_are_a_failure_with_both_numbers(
 
 
 @COMMON
-@given(st.sampled_from(sorted({*NAMES} - {"sox.voc"})), st.floats(0.3, 1.0), st.sampled_from([b"", ID3V1, ID3V2]))
+@given(st.sampled_from(sorted(NAMES)), st.floats(0.3, 1.0), st.sampled_from([b"", ID3V1, ID3V2]))
 def test_joined_files_are_read_whole_or_fail(files: AudioFiles, name: str, share: float, between: bytes) -> None:
     """Also where the manifest has the duration that libraries report for such a file."""
     content = files.path(name).read_bytes()
@@ -114,7 +114,13 @@ def test_joined_files_are_read_whole_or_fail(files: AudioFiles, name: str, share
             continue
         if duration is None:
             assert len(got) >= 2 * SAMPLES - RATE // 20
-    if name in DECLARED and name.split(".")[1] not in ("wav", "aiff"):  # of these libsndfile opens no joined ones
+    if name in DECLARED and name.split(".")[1] not in (
+        "wav",
+        "aiff",
+        "voc",
+        "w64",
+        "sph",
+    ):  # of these libsndfile opens no joined ones
         piece = read(path, offset=0.1, duration=share)
         assert np.array_equal(piece, read(files.path(name), offset=0.1, duration=share))
 
@@ -127,10 +133,21 @@ def test_files_that_are_cut_off_fail(files: AudioFiles, name: str, share: float)
 
 
 def with_declared_bytes(content: bytes, num_bytes: int) -> bytes:
-    """A WAV, AIFF or AU file whose header declares another size of the audio."""
+    """A WAV, AIFF, AU, Wave64 or SPHERE file whose header declares another size of the audio."""
     changed_content = bytearray(content)
     if content[:4] == b".snd":
         changed_content[8:12] = struct.pack(">I", num_bytes)
+        return bytes(changed_content)
+    if content[:4] == b"NIST":
+        count = content.index(b"sample_count -i ") + 16
+        changed_content[count : content.index(b"\n", count)] = b""
+        field = b"%d" % (num_bytes // 2)
+        changed_content[count:count] = field
+        end_head = changed_content.index(b"end_head\n") + 9
+        return bytes(changed_content[:end_head].ljust(1024, b"\n") + content[1024:])
+    if content[:4] == b"riff":
+        place = content.index(b"data") + 16
+        changed_content[place : place + 8] = struct.pack("<q", num_bytes + 24)
         return bytes(changed_content)
     name, order, more = (b"SSND", ">", 8) if content[:4] == b"FORM" else (b"data", "<", 0)
     place = content.index(name) + 4
@@ -139,7 +156,10 @@ def with_declared_bytes(content: bytes, num_bytes: int) -> bytes:
 
 
 @COMMON
-@given(st.sampled_from(["plain.wav", "float.wav", "alaw.wav", "sox.aiff", "plain.au"]), st.floats(0.0, 0.95))
+@given(
+    st.sampled_from(["plain.wav", "float.wav", "alaw.wav", "sox.aiff", "plain.au", "plain.w64", "sox.sph"]),
+    st.floats(0.0, 0.95),
+)
 def test_a_header_that_declares_less_is_a_failure(files: AudioFiles, name: str, share: float) -> None:
     content = files.path(name).read_bytes()
     size = (len(content) - 200) * share // 8 * 8
@@ -162,18 +182,66 @@ def test_a_flac_header_that_declares_less_is_a_failure(files: AudioFiles, name: 
     assert f"declares {declared} samples" in message and f"contain {SAMPLES}" in message
 
 
-def test_an_unfinished_recording_names_the_repair(files: AudioFiles) -> None:
+@pytest.mark.parametrize("name", ["plain.wav", "plain.w64", "sox.sph"])
+def test_an_unfinished_recording_names_the_repair(files: AudioFiles, name: str) -> None:
     """The commands of the message give the audio back."""
-    path = changed(files, "plain.wav", with_declared_bytes(files.path("plain.wav").read_bytes(), 0))
+    path = changed(files, name, with_declared_bytes(files.path(name).read_bytes(), 0))
     message = audio_failure(path)
     assert "the recorder did not finish the file" in message
     repaired = files.folder / "repaired.wav"
     for command in re.findall("`([^`]+)`", message):
         files.path("sox.wav")  # skips without sox
         repaired.unlink(missing_ok=True)
-        call = command.replace("IN", str(path)).replace("OUT", str(repaired))
+        call = command.replace("IN", str(path)).replace("OUT.wav", "OUT").replace("OUT", str(repaired))
         subprocess.run(call.split(), check=True, capture_output=True)
         assert np.array_equal(read(repaired), read(files.path("plain.wav")))
+
+
+def test_a_voc_file_of_several_blocks_names_the_conversion(files: AudioFiles) -> None:
+    """ffmpeg writes them; libsndfile takes the headers of the blocks for audio."""
+    path = files.folder / "blocks.voc"
+    path.write_bytes(voc([struct.pack("<IBBH4x", RATE, 16, 1, 4) + ramp(0, 1000), ramp(1000, 2000)]))
+    assert "several blocks" in (message := audio_failure(path))
+    files.path("sox.wav")  # skips without sox
+    (command,) = re.findall("`([^`]+)`", message)
+    converted = files.folder / "blocks.wav"
+    subprocess.run(command.replace("IN", str(path)).replace("OUT.wav", str(converted)).split(), check=True)
+    assert np.array_equal(read(converted), np.arange(2000, dtype=np.float32) / 32768)
+
+
+@pytest.mark.parametrize("tag_name", sorted(TAGS))
+def test_a_voc_file_of_one_block_is_read_without_what_follows(files: AudioFiles, tag_name: str) -> None:
+    tag = TAGS[tag_name]
+    path = files.folder / "block.voc"
+    content = voc([struct.pack("<IBBH4x", RATE, 16, 1, 4) + ramp(0, 1000)])
+    path.write_bytes(content + unknown_bytes(1, 100) + tag)
+    assert f"declares 2000 bytes (0.06 s) of audio, and {101 + len(tag)} bytes" in audio_failure(path)
+    path.write_bytes(content[:-900])
+    assert "cut off" in audio_failure(path)
+    path.write_bytes(content + tag)
+    assert np.array_equal(read(path), np.arange(1000, dtype=np.float32) / 32768)
+
+
+def voc(blocks: list[bytes]) -> bytes:
+    """The first block with the format of the audio, then continuations of it."""
+    head = b"Creative Voice File\x1a" + struct.pack("<HHH", 26, 0x0114, 0x111F)
+    types = [9] + [2] * (len(blocks) - 1)
+    sizes = [struct.pack("<I", len(block))[:3] for block in blocks]
+    return (
+        head
+        + b"".join(bytes([kind]) + size + block for kind, size, block in zip(types, sizes, blocks, strict=True))
+        + b"\0"
+    )
+
+
+def ramp(begin: int, end: int) -> bytes:
+    return np.arange(begin, end, dtype="<i2").tobytes()
+
+
+def test_compressed_sphere_names_the_conversion(files: AudioFiles) -> None:
+    content = files.path("sox.sph").read_bytes()
+    head = content.replace(b"sample_coding -s3 pcm", b"sample_coding -s26 pcm,embedded-shorten-v2.00")[:1024]
+    assert "sph2pipe -f wav" in audio_failure(changed(files, "sox.sph", head + content[1024:9000]))
 
 
 def test_headers_of_unfinished_files_that_libsndfile_knows_are_read(files: AudioFiles) -> None:

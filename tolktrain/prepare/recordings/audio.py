@@ -13,7 +13,7 @@ from tolktrain.errors import UserError
 from tolktrain.files.reading import open_regular
 from tolktrain.prepare.recordings.audio_stream import UNKNOWN_FRAMES, AudioStream, FileRange, open_audio, open_raw
 from tolktrain.prepare.recordings.bounds import Powers, check_channels, check_level
-from tolktrain.prepare.recordings.containers import Content, content_of
+from tolktrain.prepare.recordings.containers import READ_TO_THE_END, Content, content_of
 from tolktrain.prepare.recordings.not_audio import HEAD_BYTES, content_instead_of_audio
 from tolktrain.prepare.recordings.notes import named_notes
 from tolktrain.prepare.utterances import EntryError, Reason, Utterance
@@ -125,7 +125,8 @@ class AudioReader:
             container = str(audio.format)
             self._container = (path, container)
             if audio.format not in ("MP3", "OGG"):
-                raw = self._examined(path).raw if size > _LARGEST_SIZE else None
+                is_delimited = size <= _LARGEST_SIZE and container not in READ_TO_THE_END
+                raw = None if is_delimited else self._examined(path).raw
                 if raw is None:
                     return _file_piece(audio, utterance, wanted_rate)
                 with FileRange(path, raw.begin, raw.end) as part, open_raw(part, audio, raw.endian) as whole:

@@ -7,11 +7,11 @@ from tolktrain.files.reading import open_regular
 from tolktrain.prepare.recordings.containers.chunks import aiff_content, caf_content, w64_content, wav_content
 from tolktrain.prepare.recordings.containers.content import Content, past_tag, read_at
 from tolktrain.prepare.recordings.containers.flac import flac_content
-from tolktrain.prepare.recordings.containers.headers import au_content, sphere_content
+from tolktrain.prepare.recordings.containers.headers import au_content, sphere_content, voc_content
 from tolktrain.prepare.recordings.containers.mpeg import mpeg_content
 from tolktrain.prepare.recordings.containers.ogg import ogg_content
 
-__all__ = ["Content", "content_of"]
+__all__ = ["READ_TO_THE_END", "Content", "content_of"]
 
 _Examine = Callable[[BinaryIO, int, int], Content]  # of a file, where its content begins, and its size
 
@@ -25,11 +25,14 @@ _CONTAINERS: dict[str, _Examine] = {
     "NIST": sphere_content,
     "OGG": ogg_content,
     "RF64": wav_content,
+    "VOC": voc_content,
     "W64": w64_content,
     "WAV": wav_content,
     "WAVEX": wav_content,
 }
 
+READ_TO_THE_END = frozenset(("NIST", "VOC", "W64"))
+"""Containers of which libsndfile may take what follows the audio for audio."""
 
 # Files that libsndfile does not open may have joined contents too.
 _MAGIC = {
@@ -40,6 +43,8 @@ _MAGIC = {
     b"caff": "CAF",
     b"fLaC": "FLAC",
     b"OggS": "OGG",
+    b"NIST": "NIST",
+    b"Crea": "VOC",
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from tolktrain.prepare.recordings.containers.content import Content, Declared, compared, read_at
+from tolktrain.prepare.recordings.containers.content import SOX_CORRECTION, Content, Declared, compared, read_at
 
 # Chunks that describe the audio. If one is cut off, no audio is lost.
 _DESCRIPTIONS = frozenset(
@@ -17,7 +17,6 @@ _DESCRIPTIONS = frozenset(
 # Chunks that contain audio or begin another file.
 _AUDIO = frozenset((b"data", b"fmt ", b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff", b"FORM", b"SSND", b"caff"))
 _MOST_CHUNKS = 10_000
-_W64_RIFF = b"riff\x2e\x91\xcf\x11"  # the beginning of a Wave64 file
 _WAV_CORRECTION = "repair it with `sox --ignore-length IN OUT` or `ffmpeg -ignore_length 1 -i IN -c copy OUT`"
 _WAV_PLAIN = frozenset((1, 3, 6, 7, 0xFFFE))  # codings whose samples have a fixed size
 _LARGE = 0xFFFF_FFFF  # of RF64: the size is in the chunk ds64
@@ -100,7 +99,11 @@ def w64_content(file: BinaryIO, begin: int, size: int) -> Content:
         if name == b"fmt ":
             block_bytes, bytes_per_second = _wav_format(read_at(file, content, 14), "<")
         elif name == b"data":
-            declared = Declared(content, num_bytes, block_bytes, bytes_per_second, next_header=_W64_RIFF)
+            if num_bytes < 0:
+                return Content()  # written into a pipe
+            declared = Declared(
+                content, num_bytes, block_bytes, bytes_per_second, correction=SOX_CORRECTION, delimit="LITTLE"
+            )
             return compared(file, size, declared, chunks.past)
     return Content()
 

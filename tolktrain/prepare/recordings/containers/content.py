@@ -13,6 +13,8 @@ from typing import BinaryIO
 OPEN_BYTES = 0x7F00_0000
 """Programs that write into a pipe declare about the largest size there is: any size from here on that is not met."""
 
+SOX_CORRECTION = "convert it with `sox --ignore-length IN OUT.wav`, which reads to its end"
+
 _BLOCK_BYTES = 1 << 16
 _MOST_ITEMS = 10_000  # tags or chunks at the end of a file; a file of others is not worth the time
 _WRAP = 1 << 32  # sizes of 32 bits are counted from 0 again
@@ -23,7 +25,7 @@ PastChunk = Callable[[BinaryIO, int, int], int | None]
 
 @dataclass(frozen=True)
 class Raw:
-    """Uncompressed audio for which the sizes in the header are too small."""
+    """Uncompressed audio that a decoder of the whole file would not delimit correctly."""
 
     begin: int  # its first byte
     end: int  # the byte after its last
@@ -44,7 +46,7 @@ class Content:
     """At most this much of the duration is not audio but what encoders add, which decoders may leave out."""
 
     raw: Raw | None = None
-    """Where the audio is, if a decoder that follows the header does not find all of it."""
+    """Where the audio is, if a decoder does not find all of it, or takes what follows for audio."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,8 @@ class Declared:
     bytes_per_second: float = 0.0  # 0: unknown
     endian: str | None = None  # as soundfile names it; None: sizes have 64 bits, and never wrap
     correction: str = "correct the size in its header"  # of a wrong size
-    next_header: bytes | None = None
-    """If given, libsndfile reads to the end of the file whatever the size is. Only another file that begins with this
-    header, after the declared audio, is no audio of this one."""
+    delimit: str | None = None
+    """The byte order, as soundfile names it, if libsndfile reads to the end of the file and takes tags for audio."""
 
     def amount(self, num_bytes: int) -> str:
         """A number of bytes and, if known, their duration, to be read by people."""
@@ -93,12 +94,11 @@ def compared(file: BinaryIO, size: int, declared: Declared, past_chunk: PastChun
     if declared.num_bytes > rest:
         return Content() if declared.num_bytes >= OPEN_BYTES else Content(problem=_cut_off(declared, rest))
     if is_end(declared.num_bytes):
-        return Content()
+        end = declared.begin + declared.num_bytes
+        follows = declared.delimit is not None and size > end
+        return Content(raw=Raw(declared.begin, end, declared.delimit)) if follows else Content()
     if declared.num_bytes >= OPEN_BYTES and declared.endian:
         return Content(raw=Raw(declared.begin, size, declared.endian))
-    header = declared.next_header
-    if header is not None and read_at(file, declared.begin + declared.num_bytes, len(header)) != header:
-        return Content()
     return Content(problem=_unused(declared, rest))
 
 
