@@ -21,6 +21,17 @@ HERE = "on the command line: "
         ("trian.max_steps=3", "trian is not a known key; did you mean train?"),
         ("train.stages[0].tokens=3", "train.stages[0] is not a known key; write train.stages.0"),
         ("model.backbone.hiden_size=3", "model.backbone.hiden_size is not a known key; did you mean hidden_size?"),
+        *(
+            (
+                given,
+                "model.backbone.path is not a known key; if model.backbone is to be 'a/b', write model.backbone=a/b",
+            )
+            for given in ("model.backbone={path: a/b}", "model.backbone.path=a/b", "model.backbone={path: a/b, x: 1}")
+        ),
+        (
+            "model.backbone={hub: a/b, revision: main}",
+            "model.backbone.hub is not a known key; if model.backbone is to be 'a/b', write model.backbone=a/b",
+        ),
         (
             "checkpoint.qqqq=3",
             "checkpoint.qqqq is not a known key; known here: every_steps, background, keep_last, keep_every_steps,"
@@ -50,6 +61,18 @@ def test_unknown_key_names_the_line(small: Path, mistakes_of: Mistakes) -> None:
         " add 'micro_batch_size: ...' under train with a whole number greater than 0" in message
     )
     assert message.startswith("small.yaml: 2 mistakes\n")
+
+
+def test_a_path_as_a_key_of_a_file_names_the_line(small: Path, mistakes_of: Mistakes) -> None:
+    content = small.read_text()
+    begin = content.index("  backbone:")
+    end = content.index("\ndata:", begin)
+    small.write_text(content[:begin] + "  backbone: {name_or_path: a/b}" + content[end:])
+    line = content[:begin].count("\n") + 1
+    assert mistakes_of(small) == (
+        f"{small}:{line}: model.backbone.name_or_path is not a known key; if model.backbone is to be 'a/b', write"
+        " backbone: a/b"
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,12 @@ from pydantic_core import ErrorDetails
 from tolktrain.config.corrections import branches, fix_of
 from tolktrain.config.document import KeyPath, Located, in_quotes
 
+# What people name the key for a text, such as a path, that is no key.
+_NAMES_OF_TEXT = frozenset({
+    "path", "name", "name_or_path", "model_name_or_path", "pretrained_model_name_or_path", "pretrained",
+    "from_pretrained", "checkpoint", "model", "model_name", "model_id", "id", "repo", "repo_id", "hub", "hub_id",
+    "huggingface", "hf", "folder", "dir", "directory", "file", "value",
+})  # fmt: skip
 _LONGEST_SHOWN = 200  # characters of a value
 SCALARS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 BOUNDS = {
@@ -29,8 +35,13 @@ def describe(errors: Sequence[ErrorDetails], tree: Located, root: type[BaseModel
     """One message per mistake. `tree` is the document that `root` rejected."""
     messages: dict[str, None] = {}
     paths = [(key_path(error, tree), error) for error in errors]
+    replaced: set[KeyPath] = set()
     for path, error in paths:
-        if path is None or (error["type"] == "too_short" and _is_below(path, paths)):
+        if path is not None and (message := _text_as_mapping(error, path, tree, root)) is not None:
+            messages[message] = None
+            replaced.add(path[:-1])
+    for path, error in paths:
+        if path is None or path[:-1] in replaced or (error["type"] == "too_short" and _is_below(path, paths)):
             continue  # pydantic counts a list with invalid items as empty; the errors of the items are sufficient
         for message in _messages(error, path, tree, root):
             messages[message] = None
@@ -61,6 +72,24 @@ def key_path(error: ErrorDetails, tree: Located) -> KeyPath | None:
 def dotted(path: KeyPath) -> str:
     """The keys as an override spells them: train.stages.0.tokens."""
     return ".".join(str(part) for part in path)
+
+
+def _text_as_mapping(error: ErrorDetails, path: KeyPath, tree: Located, root: type[BaseModel]) -> str | None:
+    """The message if text is given as a key of a mapping, which may be there too: `backbone: {path: FOLDER}`."""
+    if error["type"] != "extra_forbidden" or not isinstance(error["input"], str):
+        return None
+    kinds = branches(annotation_at(root, path[:-1]))
+    others = [key for key in _node(path[:-1], tree).children if key not in known_keys_of(kinds)]
+    if str not in kinds or not known_keys_of(kinds) or (str(path[-1]) not in _NAMES_OF_TEXT and len(others) > 1):
+        return None
+    if str(path[-1]) not in _NAMES_OF_TEXT and _closest(str(path[-1]), known_keys_of(kinds)):
+        return None
+    parent, value = dotted(path[:-1]), error["input"]
+    in_file = _node(path, tree).origin.file is not None
+    correction = f"{path[-2]}: {value}" if in_file else f"{parent}={value}"
+    return (
+        f"{_origin(path, tree)}: {dotted(path)} is not a known key; if {parent} is to be {value!r}, write {correction}"
+    )
 
 
 def _is_below(path: KeyPath, paths: Sequence[tuple[KeyPath | None, ErrorDetails]]) -> bool:
@@ -145,8 +174,7 @@ def _nearest(path: KeyPath, root: type[BaseModel]) -> str:
     indexed = re.fullmatch(r"(\w+)\[(\d+)\]", name)
     if indexed is not None:
         return f"write {dotted((*path[:-1], indexed[1], indexed[2]))}"
-    model = model_in(annotation_at(root, path[:-1]))
-    siblings = list(model.model_fields) if model is not None else []
+    siblings = known_keys_of([annotation_at(root, path[:-1])])
     elsewhere = [place for place in known_keys(root) if place.rsplit(".", 1)[-1] == name]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere[:3])}?"
@@ -172,6 +200,11 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
         if inner is not None:
             keys += known_keys(inner, place)
     return keys
+
+
+def known_keys_of(kinds: Sequence[Any]) -> list[str]:
+    """The keys of the configuration model among some types."""
+    return [key for kind in kinds if (model := model_in(kind)) is not None for key in model.model_fields]
 
 
 def annotation_at(root: type[BaseModel], path: KeyPath) -> Any:
