@@ -82,12 +82,14 @@ def test_the_tokenizers_that_are_named_are_those_of_the_data(tmp_path: Path, mak
 
 def test_missing_folder_and_files(folder: Path, refusal: Callable[..., str]) -> None:
     missing = folder.parent / "nowhere"
-    assert refusal(missing) == f"the data set folder {missing} does not exist; check data.sets.*.path"
+    place = "data.sets.a, used by train.stages[0].mixture.text: "
+    problem = f"the data set folder {missing} does not exist; correct the path, or copy the data set there"
+    assert refusal(missing) == place + problem
     missing.mkdir()
     assert f"the data set folder {missing} is empty; copy the data set again" in refusal(missing)
     index = (folder / "index.json").read_text()
     (folder / "index.json").unlink()
-    assert f"{folder}/index.json does not exist" in refusal(folder)
+    assert f"{place}{folder}/index.json does not exist" in refusal(folder)
     (folder / "index.json").write_text(index[:50])
     assert "index.json is not a readable MDS index" in refusal(folder)
     (folder / "index.json").write_text('{"version": 2, "shards": []}')
@@ -103,7 +105,8 @@ def test_shards(folder: Path, refusal: Callable[..., str]) -> None:
     shard = folder / "shard.00001.mds.zstd"
     content = shard.read_bytes()
     shard.unlink()
-    assert refusal(folder) == f"the shard {shard} is missing, but index.json lists it; copy it again"
+    place = "data.sets.a, used by train.stages[0].mixture.text: "
+    assert refusal(folder) == f"{place}the shard {shard} is missing, but index.json lists it; copy it again"
     shard.write_bytes(content[:-7])
     size = len(content)
     assert f"{shard} is truncated or was changed: it has {size - 7} bytes, index.json says {size}" in refusal(folder)
@@ -155,7 +158,8 @@ def test_units_outside_the_vocabulary(tmp_path: Path, refusal: Callable[..., str
     records[33].units[4] = 50
     folder = write_dataset(tmp_path / "set", records)
     assert refusal(folder) == (
-        f"{folder}: record 'r0033': units holds 50, which is outside the speech vocabulary of 50 ids;"
+        f"data.sets.a, used by train.stages[0].mixture.text: {folder}: record 'r0033': units holds 50, which is"
+        " outside the speech vocabulary of 50 ids;"
         " rebuild the data set with the tokenizer that dataset.json names"
     )
 

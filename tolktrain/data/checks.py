@@ -93,7 +93,13 @@ def _check_sets(
     columns: dict[str, list[str]] = {}
     for key, name, strategy in uses:
         if name not in infos:
-            infos[name], columns[name] = _check_set(config, name, text_vocab_size, shares.get(name))
+            try:
+                infos[name], columns[name] = _check_set(config, name, text_vocab_size, shares.get(name))
+            except UserError as error:
+                if f"data.sets.{name}" in str(error):
+                    raise
+                described = f"data.sets.{name}, used by {key}: {error}"
+                raise UserError(described, by_machine=error.by_machine) from None
         if strategy is not None:
             where = f"data.sets.{name} ({config.data.sets[name].path}), used by {key},"
             info = infos[name]

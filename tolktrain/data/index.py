@@ -312,10 +312,10 @@ def read_index(folder: str | Path) -> ShardIndex:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"the data set folder {folder} does not exist; check data.sets.*.path")
+        raise UserError(f"the data set folder {folder} does not exist; correct the path, or copy the data set there")
     path = folder / INDEX_FILE
     if not any(folder.iterdir()):
-        raise UserError(f"the data set folder {folder} is empty; copy the data set again or check data.sets.*.path")
+        raise UserError(f"the data set folder {folder} is empty; copy the data set again, or correct the path")
     identity = identity_of(path)
     if identity is None:
         raise UserError(f"{path} does not exist; a data set folder needs it next to its shards")
