@@ -37,7 +37,9 @@ class AlignmentConfig(StrictModel):
     model: Annotated[str | None, InputPath(may_be_hub_id=True)] = Field(
         default=None, description="Wav2Vec2-CTC model for ctc: a folder or hub id."
     )
-    language: str = Field(default="en", description="Language in which numbers are spelled out, as named by num2words.")
+    language: str = Field(
+        default="en", description="Language in which numbers are spelled out: a name of num2words, or zh."
+    )
     min_confidence: float = Field(
         default=0.5,
         ge=0,

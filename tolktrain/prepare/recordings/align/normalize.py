@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from tolktrain.prepare.recordings.align.chinese import beside_chinese, is_chinese
+from tolktrain.prepare.recordings.align.chinese import readings as chinese_readings
 from tolktrain.prepare.recordings.align.english import Context, English, Readings, Rule, combined, distinct
 from tolktrain.prepare.recordings.align.scripts import (
     blank_between,
@@ -64,6 +66,7 @@ def spoken_words(text: str, language: str) -> list[Written]:
     reader = _Reader(language, any(char.islower() for char in text))
     cleaned = ["", *(_clean(token) for token, _ in tokens), ""]
     grouped = reader.groups(cleaned[1:-1])
+    chinese = is_chinese(language) or language[:2] == "en"
     written = []
     owed: Readings = ()  # the currency of an amount whose magnitude is the next word
     for place, (token, spaced) in enumerate(tokens):
@@ -74,6 +77,10 @@ def spoken_words(text: str, language: str) -> list[Written]:
         owed = reader.owed(context)
         if owed:
             readings = (*reader.word(token, reader.without_currency(context)), *readings)
+        if chinese and beside_chinese(context.before, context.after):
+            # The digits of Chinese are spoken in Chinese, also if the configuration does not name the language.
+            said = tuple((reading,) for reading in chinese_readings(context.word))
+            readings = (*said, *readings) if is_chinese(language) else (*readings, *said)
         together, likely = grouped.get(place, ((), False))
         readings = distinct([*together, *readings] if likely else [*readings, *together])
         written.append(Written(token, readings[0], readings, spaced))

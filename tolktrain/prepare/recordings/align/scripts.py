@@ -18,7 +18,7 @@ _MARKS = re.compile(
 # Letters that Unicode does not decompose; the Arabic one is alef with wasla.
 _PLAIN = str.maketrans(
     {"œ": "oe", "æ": "ae", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ħ": "h", "ı": "i", "\u0671": "\u0627"}
-    | {"〇": "零"}
+    | {"〇": "零", "萬": "万", "億": "亿", "兩": "两", "點": "点", "負": "负"}
 )
 # Marks of half-width kana, and Thai and Lao vowels that Unicode calls letters though they begin over the one before.
 _MARKS_BY_USE = frozenset("\uff9e\uff9f\u0e33\u0eb3")

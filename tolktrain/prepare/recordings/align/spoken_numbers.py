@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tolktrain.errors import UserError
+from tolktrain.prepare.recordings.align.chinese import is_chinese, readings
 
 Spoken = tuple[str, ...]
 
 # Longer ones are names of things (telephones, cards), and are read digit by digit.
 _LONGEST_CARDINAL = 15
 # Written 1,234.5 there; everywhere else 1.234,5.
-_POINT_LANGUAGES = frozenset({"en", "he", "ja", "kn", "ko", "te", "th", "bn"})
+_POINT_LANGUAGES = frozenset({"en", "he", "ja", "kn", "ko", "te", "th", "bn", "zh"})
 CURRENCIES = {
     "$": "USD",
     "€": "EUR",
@@ -231,10 +232,12 @@ def _doubled(spoken: Spoken) -> Spoken:
 
 
 def _converter(language: str) -> Callable[..., str]:
+    if is_chinese(language):
+        return _chinese
     known = known_languages()
     if language not in known:
         raise UserError(
-            f"alignment.language {language!r} is not a language of num2words; use one of {', '.join(known)}"
+            f"alignment.language {language!r} is not a language of num2words; use one of {', '.join([*known, 'zh'])}"
         )
     import num2words
 
@@ -243,6 +246,15 @@ def _converter(language: str) -> Callable[..., str]:
         return unicodedata.normalize("NFC", text)
 
     return convert
+
+
+def _chinese(number: int | float, to: str, **options: str) -> str:
+    """As `num2words.num2words`."""
+    prefix = "第" if to == "ordinal" else ""
+    said = readings(str(number))
+    if not said or to == "currency":
+        raise NotImplementedError
+    return prefix + said[0]
 
 
 def known_languages() -> list[str]:
