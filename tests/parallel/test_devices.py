@@ -1,11 +1,13 @@
 """Two ranks on one GPU are refused, and the GPU is named."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch.distributed as dist
 
 from tolktrain.errors import UserError
-from tolktrain.parallel.devices import RankDevice, check_own_devices
+from tolktrain.parallel.devices import RankDevice, check_own_devices, check_through
 
 
 def device(rank: int, machine: str, uuid: str, visible: str = "") -> RankDevice:
@@ -25,3 +27,23 @@ def test_two_ranks_with_one() -> None:
     )
     with pytest.raises(UserError, match=re.escape(message)):
         check_own_devices(ranks)
+
+
+@pytest.mark.parametrize("uuids", [["GPU-1", "GPU-2", "GPU-3"], ["GPU-1", "GPU-2", "GPU-1"]])
+def test_all_ranks_hear_of_it_before_there_is_a_process_group(uuids: list[str]) -> None:
+    """Through a store, each rank as a client of its own."""
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+
+    def check(rank: int) -> str:
+        store = dist.TCPStore("localhost", server.port, is_master=False, wait_for_workers=False)
+        try:
+            check_through(store, device(rank, "a", uuids[rank]), len(uuids))
+        except UserError as error:
+            return str(error)
+        return "passed"
+
+    with ThreadPoolExecutor(len(uuids)) as ranks:
+        outcomes = list(ranks.map(check, reversed(range(len(uuids)))))
+    assert not dist.is_initialized() and len(set(outcomes)) == 1
+    expected = "passed" if len(set(uuids)) == 3 else "ranks 0 and 2 both use the GPU GPU-1 (NVIDIA H200) of node-a"
+    assert outcomes[0].startswith(expected)

@@ -1,14 +1,17 @@
 """Whether each rank has a GPU of its own."""
 
+import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.errors import UserError
-from tolktrain.parallel.collectives import all_gather_objects, machine
+from tolktrain.parallel.collectives import machine
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,29 @@ def check_own_devices(devices: Sequence[RankDevice]) -> None:
             )
 
 
-def check_devices_of_ranks(environment: ProcessEnvironment, node: str) -> None:
-    """The same for all ranks of the job; collective."""
-    if environment.world_size > 1:
-        check_own_devices(all_gather_objects(RankDevice.own(environment.rank, node)))
+def check_devices_of_ranks(environment: ProcessEnvironment, node: str, timeout: timedelta | None = None) -> None:
+    """The same for all ranks of the job; collective.
+
+    Through the store of the rendezvous and before any process group exists: NCCL connects the GPUs when its first group
+    is created, and would fail there with a message that names neither the ranks nor the cause.
+    """
+    options = {} if timeout is None else {"timeout": timeout}
+    store, *_ = next(dist.rendezvous("env://", environment.rank, environment.world_size, **options))
+    check_through(store, RankDevice.own(environment.rank, node), environment.world_size)
+
+
+def check_through(store: dist.Store, own: RankDevice, world_size: int) -> None:
+    """The same, each rank with its `own` device and a client of one store. Rank 0 compares; all raise its error."""
+    prefixed = dist.PrefixStore("tolktrain/devices", store)
+    prefixed.set(str(own.rank), json.dumps(asdict(own)))
+    if own.rank == 0:
+        devices = [json.loads(content) for content in prefixed.multi_get([str(rank) for rank in range(world_size)])]
+        problem = ""
+        try:
+            check_own_devices([RankDevice(**device) for device in devices])
+        except UserError as error:
+            problem = str(error)
+        prefixed.set("problem", problem or "none")
+    found = prefixed.get("problem").decode()
+    if found != "none":
+        raise UserError(found)

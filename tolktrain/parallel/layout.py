@@ -143,10 +143,10 @@ def _start_distributed(timeout: timedelta | None) -> None:
     os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if on_gpu:
+            check_devices_of_ranks(environment, socket.gethostname(), timeout)
         # Without `device_id`, PyTorch guesses the GPU of NCCL's groups from LOCAL_RANK.
         dist.init_process_group(backend, timeout=timeout, device_id=device)
-        if on_gpu:
-            check_devices_of_ranks(environment, socket.gethostname())
     else:
         # A store in memory opens no port, so two runs on one machine do not conflict.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
