@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# `make` fails with "wait: No child processes" if its recipe ends before it has handled its own SIGINT: it waits again in
-# the handler, for a child that it has just reaped. A run takes longer than that to save.
+# `make` fails with "wait: No child processes" if its recipe ends before it has handled its own SIGINT: it waits again
+# in the handler, for a child that it has just reaped. A run takes longer than that to save.
 SAVES = """trap 'sleep 0.5; echo "stopped after step 3 with a checkpoint"; exit {code}' INT
 touch ready
 while :; do sleep 0.05; done

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -171,6 +172,18 @@ def test_the_port_is_drawn_at_random_unless_it_is_given(tools: Path) -> None:
     assert launch(tools, "a.yaml", **SLURM, MASTER_PORT="12345").wait(20) == 0
     *drawn, given = [call for call in calls(tools) if call.startswith("meet ")]
     assert given == "meet node7:12345" and len(set(drawn)) > 1
+
+
+def test_a_port_that_is_taken_is_refused_before_a_rank_starts(tools: Path) -> None:
+    write(tools / "scontrol", "#!/bin/bash\necho localhost\n")
+    with socket.create_server(("localhost", 0)) as stranger:
+        port = str(stranger.getsockname()[1])
+        message = (
+            f"MASTER_PORT is {port}, on which another process listens at localhost; set it to a free port, or unset"
+        )
+        for environ in ({"NPROC": "2"}, SLURM):
+            assert message in refusal(tools, "a.yaml", MASTER_PORT=port, **environ)
+    assert "MASTER_PORT is 'x'; set it to the number of a free" in refusal(tools, "a.yaml", MASTER_PORT="x", NPROC="2")
 
 
 def test_a_stopped_job_is_requeued(tools: Path) -> None:

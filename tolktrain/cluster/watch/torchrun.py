@@ -12,4 +12,6 @@ def report_to_torchrun(reason: str) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         with contextlib.suppress(OSError):
-            Path(path).write_text(json.dumps({"message": reason, "timestamp": int(time.time())}))
+            # The form that torch's own handler writes. For others, torchrun prints further warnings.
+            details = {"py_callstack": reason, "timestamp": str(int(time.time()))}
+            Path(path).write_text(json.dumps({"message": {"message": reason, "extraInfo": details}}))
