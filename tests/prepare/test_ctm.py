@@ -1,5 +1,6 @@
 """CTM files: every column is used, counted as not used, or refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tolktrain.prepare.recordings.align.word_times import check_words, read_word_times
+from tolktrain.config.prepare import RecordingsConfig
+from tolktrain.prepare.recordings.align.word_times import Named, check_words, read_word_times
+from tolktrain.prepare.recordings.manifest import read_manifest
 from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import EntryError, Reason, Word
 
@@ -148,6 +151,49 @@ def test_an_utterance_is_found_in_either_form_of_its_accents(tmp_path: Path) -> 
     for in_file, asked in ((composed, decomposed), (decomposed, composed)):
         path = write(tmp_path / f"{ord(in_file[0])}.ctm", f"{in_file} 1 0 1 word\n")
         assert read_word_times(path, asked) == (Word("word", 0.0, 1.0),)
+
+
+ONE, OTHER = (Word("one", 0.0, 0.5),), (Word("other", 0.0, 0.5),)
+
+
+@pytest.mark.parametrize(
+    "name", ["talk", "talk.wav", "day1/talk", "day1/talk.wav", "root/day1/talk", "/root/day1/talk.wav"]
+)
+def test_lines_named_after_the_audio(tmp_path: Path, name: str) -> None:
+    audio = Named("/root/day1/talk.wav")
+    path = write(tmp_path / "all.ctm", f"{name} 1 0 0.5 one\nalk 1 0 0.5 other\nday1 1 0 0.5 other\n")
+    assert read_word_times(path, "t-1", named=audio) == ONE
+    detail = refusal(tmp_path / "all.ctm", f"{name} 1 0 0.5 one\n", "t-1", named=Named(audio.audio, offset=2.5))
+    assert f"its lines are of '{name}', the audio, of which the utterance begins at 2.5 s" in detail
+
+
+def test_the_id_comes_before_the_name_of_the_audio(tmp_path: Path) -> None:
+    path = write(tmp_path / "all.ctm", "talk 1 0 0.5 other\nt-1 1 0 0.5 one\n")
+    assert read_word_times(path, "t-1", named=Named("a/talk.wav", 2.5, "b/talk.wav")) == ONE
+
+
+def test_names_between_which_the_lines_do_not_choose(tmp_path: Path) -> None:
+    audio = Named("day1/talk.wav", namesake="day2/talk.wav")
+    detail = refusal(tmp_path / "all.ctm", "talk 1 0 0.5 one\n", "t-1", named=audio)
+    assert "'talk' may be of day1/talk.wav or of day2/talk.wav; write the id of the utterance, 't-1'" in detail
+    content = "talk 1 0 0.5 one\nall 1 0 0.5 other\n"
+    assert "lines of 'all' and of 'talk', which" in refusal(tmp_path / "all.ctm", content, "t-1", named=audio)
+    path = write(tmp_path / "both.ctm", "day1/talk 1 0 0.5 one\nday2/talk 1 0 0.5 other\n")
+    assert read_word_times(path, "t-1", named=audio) == ONE
+    assert read_word_times(path, "t-2", named=Named("day2/talk.wav", namesake="day1/talk.wav")) == OTHER
+
+
+def test_a_manifest_says_which_audio_has_the_same_name(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    names = ("a/talk.wav", "b/talk.flac", "b/other.wav")
+    lines = [{"audio": name, "id": name[::-1], "word_times": "all.ctm"} for name in names]
+    lines.append({"audio": "c/talk.wav", "word_times": "own.ctm"})
+    manifest.write_text("\n" + "".join(json.dumps(line) + "\n" for line in lines))
+    settings = {"manifest": str(manifest), "speech_tokenizer": {"path": "units"}}
+    utterances, _ = read_manifest(RecordingsConfig.model_validate(settings))
+    found = [None if one.namesake is None else one.namesake[len(str(tmp_path)) + 1 :] for one in utterances]
+    assert found == ["b/talk.flac", "a/talk.wav", None, None]
+    assert [one.place for one in utterances] == [f"{manifest} line {number}" for number in (2, 3, 4, 5)]
 
 
 names = st.sampled_from(["u", "v", "w-1"])

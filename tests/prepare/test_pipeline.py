@@ -171,6 +171,9 @@ def test_one_bad_item_leaves_the_others_as_they_are(songs: Path, whole: Path, tm
     reasons = {failure["id"]: failure["reason"] for failure in failures}
     bad = {SONGS[2].id: "unreadable audio", SONGS[6].id: "unreadable audio", SONGS[9].id: "no sound"}
     assert reasons == {**bad, SONGS[12].id: "bad word times", "line 21": "bad manifest entry"}
+    places = {failure["id"]: failure["place"] for failure in failures}
+    bad_lines = {SONGS[number].id: number + 1 for number in (2, 6, 9, 12)} | {"line 21": 21}
+    assert places == {name: f"{manifest} line {number}" for name, number in bad_lines.items()}
     speech, text = load_speech_tokenizer(songs / "units"), load_tokenizer(songs / "text_tokenizer")
     good = [song for song in SONGS if song.id not in reasons]
     assert records_of(tmp_path / "output" / "train") == plain_records(good, speech, text, tokens=60)

@@ -69,7 +69,7 @@ def test_a_preparation_says_what_it_did_not_use(tmp_path: Path) -> None:
     prepare(parsed(settings), Task(), ProgressDisplay(Console(file=said, width=200)))
     command = 'for f in *.m4a; do ffmpeg -i "$f" "${f%.*}.wav"; done'
     listed = [
-        {"what": "files .lab", "count": 1, "first": "9.lab"},
+        {"what": "files .lab, because no audio file has the same name", "count": 1, "first": "9.lab"},
         {
             "what": f"files .m4a, which are in a format that is not decoded; convert them: {command}",
             "count": 1,
@@ -80,5 +80,6 @@ def test_a_preparation_says_what_it_did_not_use(tmp_path: Path) -> None:
     column = {"what": "confidence (column 6 of .ctm)", "count": 3, "first": f"{folder}/0.ctm"}
     assert unused == [*listed, column]
     assert "3 of 3 entries used" in said.getvalue()
-    assert said.getvalue().count("not used (1, first: 9.lab): files .lab\n") == 2, "before the work, and in the summary"
+    line = "not used (1, first: 9.lab): files .lab, because no audio file has the same name\n"
+    assert said.getvalue().count(line) == 2, "before the work, and in the summary"
     assert f"not used (3, first: {folder}/0.ctm): confidence (column 6 of .ctm)\n" in said.getvalue()

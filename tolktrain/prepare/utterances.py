@@ -1,7 +1,7 @@
 """Utterances as a manifest lists them, and the reasons for which an entry is not used."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
@@ -34,6 +34,8 @@ class Utterance:
     text: str | None = None  # as written
     words: tuple[Word, ...] | None = None  # given times
     word_times: str | None = None  # file of given times (.TextGrid, .ctm, .json), in seconds of the *utterance*
+    place: str = field(default="", compare=False)  # in the manifest; for messages
+    namesake: str | None = field(default=None, compare=False)  # audio of the same name that the CTM file is for too
 
 
 class Reason(str, Enum):
@@ -70,6 +72,7 @@ class Failure:
     id: str  # of the utterance or document; the place in the manifest where it has none
     reason: Reason
     detail: str
+    place: str = ""  # in the manifest
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,6 +83,8 @@ def test_what_is_not_used_is_counted_by_suffix(tmp_path: Path) -> None:
         "files .jpg": (2, "b/cover.JPG"),
         "files .webm": (1, "b/e.webm"),
     }
+    assert "files .txt, because no audio file has the same name" in found
+    assert "files .jpg, which this format does not read" in found
     commands = [what for what in found if "ffmpeg" in what]
     assert len(commands) == 3 and 'for f in *.M4A; do ffmpeg -i "$f" "${f%.*}.wav"; done' in " ".join(commands)
 
@@ -107,7 +109,7 @@ def test_several_audio_files_of_one_name_are_refused(tmp_path: Path) -> None:
         ("y/a.MP3", Reason.MANIFEST),
     ]
     assert "'x/a.flac', 'x/a.wav' have the same name but for the suffix" in failures[0].detail
-    assert counted(unused) == {"files .txt": (1, "x/a.txt")}
+    assert counted(unused) == {"files .txt, because several audio files have the same name": (1, "x/a.txt")}
 
 
 def test_names_that_look_the_same_are_shown_apart(tmp_path: Path) -> None:
@@ -134,12 +136,16 @@ def test_transcripts_and_their_order(tmp_path: Path) -> None:
     make(tmp_path, "lab/u.wav", "UPPER/U.WAV", "both/u.wav", "case/u.wav")
     make(tmp_path, "lab/u.lab", "UPPER/U.TXT", "both/u.txt", "case/u.txt", content="Right.")
     make(tmp_path, "both/u.lab", "case/u.TXT", content="Wrong.")
-    make(tmp_path, "UPPER/U.TEXTGRID", "lab/u.Ctm")
+    make(tmp_path, "UPPER/U.TEXTGRID", "lab/u.Ctm", "both/u.ctm", "both/u.TextGrid")
     utterances, failures, unused = scan(tmp_path)
     assert [one.text for one in utterances] == ["Right."] * 4 and not failures
     named = {one.id: one.word_times for one in utterances}
     assert named["UPPER/U.WAV"] == f"{tmp_path}/UPPER/U.TEXTGRID" and named["lab/u.wav"] == f"{tmp_path}/lab/u.Ctm"
-    assert counted(unused) == {"files .lab": (1, "both/u.lab"), "files .txt": (1, "case/u.TXT")}
+    assert counted(unused) == {
+        "files .lab, because there is a .txt of the same name": (1, "both/u.lab"),
+        "files .txt, because there is a .txt of the same name": (1, "case/u.TXT"),
+        "files .ctm, because there is a .TextGrid of the same name": (1, "both/u.ctm"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -153,12 +159,27 @@ def test_transcripts_and_their_order(tmp_path: Path) -> None:
 def test_labels_with_times_are_no_transcript(tmp_path: Path, labels: str) -> None:
     make(tmp_path, "a.wav", "a.lab", content=labels)
     utterances, _, unused = scan(tmp_path)
-    assert utterances[0].text is None and counted(unused) == {"files .lab": (1, "a.lab")}
+    reason = "because they contain times and labels, not a transcript; word times are read from .TextGrid and .ctm"
+    assert utterances[0].text is None and counted(unused) == {f"files .lab, {reason}": (1, "a.lab")}
 
 
 WORDS = [{"word": "The", "start": 0.25, "end": 0.5, "score": 0.9}, {"word": "sea.", "start": 0.5, "end": 1.125}]
 SEGMENT = {"start": 0.2, "end": 1.2, "text": " The sea.", "words": WORDS}
 EXPECTED = (Word("The", 0.25, 0.5), Word("sea.", 0.5, 1.125))
+
+
+def test_a_json_file_and_a_transcript_say_which_of_their_texts_is_used(tmp_path: Path) -> None:
+    make(tmp_path, "a.wav", "b.wav", "b.TextGrid")
+    make(tmp_path, "a.txt", "b.txt", content="of .txt")
+    (tmp_path / "a.json").write_text(json.dumps({"text": "of .json"}))
+    (tmp_path / "b.json").write_text(json.dumps({"text": "of .json", "segments": [SEGMENT]}))
+    utterances, _, unused = scan(tmp_path)
+    assert [one.text for one in utterances] == ["of .json", "of .txt"]
+    assert counted(unused) == {
+        "transcripts in .txt and .lab, because the .json of the same name has a text": (1, "a.json"),
+        "texts in .json, because there is a .txt or .lab of the same name": (1, "b.json"),
+        "word times in .json, because there is a .TextGrid or .ctm of the same name": (1, "b.json"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -211,9 +232,15 @@ def test_librispeech_with_other_files(tmp_path: Path) -> None:
         ("84-1-1", "84-1-1.WAV"),
     ]
     assert len(failures) == 1 and "84-1-2.mp3, 84-1-2.ogg" in failures[0].detail
-    assert {what.split(",")[0]: count for what, (count, _) in counted(unused).items()} == {
-        "files .txt": 1, "files .wav": 1, "files .mp3": 2, "files .ogg": 1, "files .m4b": 1,
-    }  # fmt: skip
+    command = 'for f in *.m4b; do ffmpeg -i "$f" "${f%.*}.wav"; done'
+    assert {what: count for what, (count, _) in counted(unused).items()} == {
+        "files .txt, because transcripts are read from .trans.txt": 1,
+        "files .wav, because there is another file of the same name": 1,
+        "files .mp3, because there is another file of the same name": 1,
+        "files .ogg, because there is another file of the same name": 1,
+        "files .mp3, because no line of a .trans.txt names them": 1,
+        f"files .m4b, which are in a format that is not decoded; convert them: {command}": 1,
+    }
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".lab", ".json"])
@@ -274,13 +301,8 @@ def test_no_file_is_lost(tmp_path_factory: pytest.TempPathFactory, files: list[t
     assert {one.id for one in utterances} == single
     assert len(failures) == len({key(path) for path in audio - single})
     left = Counter(os.path.splitext(path)[1].lower() for path in paths - used)
-    assert Counter({item.what: item.count for item in unused}) == Counter(
-        {what: sum(left[suffix] for suffix in left if _counted_as(suffix) == what) for what in map(_counted_as, left)}
-    )
-
-
-def _counted_as(suffix: str) -> str:
-    if suffix == ".m4a":
-        command = 'for f in *.m4a; do ffmpeg -i "$f" "${f%.*}.wav"; done'
-        return f"files .m4a, which are in a format that is not decoded; convert them: {command}"
-    return f"files {suffix}" if suffix else "files without a suffix"
+    counts: Counter[str] = Counter()
+    for item in unused:
+        counts[item.what.partition(",")[0].removeprefix("files ").replace("without a suffix", "")] += item.count
+        assert ", which " in item.what or ", because " in item.what
+    assert counts == left

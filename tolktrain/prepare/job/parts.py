@@ -30,13 +30,14 @@ class FailureEntry(BaseModel):
     id: str = Field(description="Utterance or document, or its place in the manifest.")
     reason: str = Field(description="Group that the summary counts.")
     detail: str = Field(description="What was wrong.")
+    place: str | None = Field(default=None, description="File and line of the manifest, or the audio of a folder.")
 
     @classmethod
     def of(cls, failure: Failure) -> "FailureEntry":
         """The line of a failure. Invalid text is escaped."""
-        texts = (failure.id, failure.reason.value, failure.detail)
-        identity, reason, detail = (text.encode("utf-8", "backslashreplace").decode() for text in texts)
-        return cls(id=identity, reason=reason, detail=" ".join(detail.split()))
+        texts = (failure.id, failure.reason.value, failure.detail, failure.place)
+        identity, reason, detail, place = (text.encode("utf-8", "backslashreplace").decode() for text in texts)
+        return cls(id=identity, reason=reason, detail=" ".join(detail.split()), place=place or None)
 
 
 class PartResult(BaseModel):

@@ -99,7 +99,8 @@ def prepare(
 def _first(rejected: Sequence[Failure]) -> str:
     if not rejected:
         return ""
-    return f": {len(rejected)} entries are unusable, the first ({rejected[0].id}): {rejected[0].detail}"
+    first = rejected[0]
+    return f": {len(rejected)} entries are unusable, the first ({first.place or first.id}): {first.detail}"
 
 
 def _description(config: PrepareConfig, kind: Kind, parts: Sequence[Part]) -> dict[str, Any]:
@@ -127,7 +128,8 @@ def _version(library: str) -> str | None:
 
 
 def _plain(item: Any) -> Any:
-    return asdict(item)
+    """What the records depend on: not where an utterance was found, nor where others were."""
+    return {key: value for key, value in asdict(item).items() if key not in ("place", "namesake")}
 
 
 def _claim(storage: Storage, description: dict[str, Any]) -> str:
@@ -275,7 +277,9 @@ def _finish(
         for split, count in part.counts.items():
             counts.setdefault(split, Counts()).join(count)
             shards.setdefault(split, []).extend(part.shards[split])
-    storage.write(FAILURES_FILE, "".join(failure.model_dump_json() + "\n" for failure in failures).encode())
+    storage.write(
+        FAILURES_FILE, "".join(failure.model_dump_json(exclude_none=True) + "\n" for failure in failures).encode()
+    )
     failed = Counter(failure.reason for failure in failures)
     if failed.total() > config.largest_failed_share * num_items:
         raise _too_many(config, failed, f"of {num_items:,}")

@@ -19,7 +19,7 @@ from tolktrain.prepare.recordings.align.ctc import CtcAligner, checked
 from tolktrain.prepare.recordings.align.given_times import align_given
 from tolktrain.prepare.recordings.align.scripts import blank_between
 from tolktrain.prepare.recordings.align.units import frame_ends, unit_ends
-from tolktrain.prepare.recordings.align.word_times import check_words, read_word_times
+from tolktrain.prepare.recordings.align.word_times import Named, check_words, read_word_times
 from tolktrain.prepare.recordings.audio import AudioReader, resampled
 from tolktrain.prepare.recordings.bounds import check_pace, check_unit_ends
 from tolktrain.prepare.recordings.fitting import fit_if_missing
@@ -81,10 +81,12 @@ class RecordingsKind:
         """See `Kind`."""
         for _, outcomes in groupby(self._outcomes(part.inputs), key=lambda item: item[0].source):
             builder: PassageBuilder | None = None
+            places: dict[str, str] = {}
             for utterance, outcome in outcomes:
                 builder = builder or PassageBuilder(self._config.passages, utterance.speaker or utterance.source)
+                places[utterance.id] = utterance.place
                 if isinstance(outcome, EntryError):
-                    yield Failure(utterance.id, outcome.reason, outcome.detail)
+                    yield Failure(utterance.id, outcome.reason, outcome.detail, utterance.place)
                 elif (record := builder.add(outcome)) is not None:
                     yield self._split(utterance), record
                 yield 1
@@ -92,7 +94,12 @@ class RecordingsKind:
             for record in builder.rest():
                 yield self._split(utterance), record
             for identity in builder.dropped:
-                yield Failure(identity, Reason.SHORT, "what remains of its source makes no passage of its own")
+                yield Failure(
+                    identity,
+                    Reason.SHORT,
+                    "what remains of its source makes no passage of its own",
+                    places[identity],
+                )
 
     def _split(self, utterance: Utterance) -> str:
         return split_of(self._config.heldout, utterance.source, utterance.speaker)
@@ -182,7 +189,12 @@ class RecordingsKind:
         words = utterance.words
         if words is None and utterance.word_times is not None:
             words = read_word_times(
-                utterance.word_times, utterance.id, utterance.channel, utterance.speaker, self.unused
+                utterance.word_times,
+                utterance.id,
+                utterance.channel,
+                utterance.speaker,
+                self.unused,
+                Named(utterance.audio, utterance.offset, utterance.namesake),
             )
         if words is None:
             raise EntryError(

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from tolktrain.files.reading import (
     DESCRIPTION_BYTES,
     UTF_16_MARKS,
+    RepeatedKeyError,
     bounded_lines,
     decode_text,
     open_regular,
@@ -45,16 +46,31 @@ _WORD_LISTS = frozenset(("words", "word_segments", "segments", "tiers"))  # keys
 _WORD_KEYS = frozenset(("word", "text", "start", "end"))
 
 
+@dataclass(frozen=True)
+class Named:
+    """Audio that lines of a CTM file may be named after."""
+
+    audio: str  # path
+    offset: float = 0.0  # of the utterance in the audio, in seconds
+    namesake: str | None = None  # other audio of the same name, with the same CTM file
+
+
 def read_word_times(
-    path: str, utterance_id: str, channel: int | None = None, speaker: str = "", unused: Unused | None = None
+    path: str,
+    utterance_id: str,
+    channel: int | None = None,
+    speaker: str = "",
+    unused: Unused | None = None,
+    named: Named | None = None,
 ) -> tuple[Word, ...]:
     """The words of an utterance in a TextGrid, CTM, JSON or .alignment.txt file.
 
     TextGrid: the interval tier named word or words (also "speaker - words"), an interval per word. CTM and
-    .alignment.txt may hold many utterances; the lines are those that begin with `utterance_id` or with the name of the
-    file without its suffix. JSON: a list of {word or text, start, end} or [word, start, end], or an object with such a
-    list under `words` or `word_segments`, or in its `segments`, as aligners write, or tiers as the Montreal Forced
-    Aligner does. `channel` and `speaker` choose among those of the file. What is not used is counted in `unused`.
+    .alignment.txt may hold many utterances; the lines are those that begin with `utterance_id`, or else with the name
+    of the file without its suffix or, in CTM, with the name or path of the audio `named`, with or without its suffix.
+    JSON: a list of {word or text, start, end} or [word, start, end], or an object with such a list under `words` or
+    `word_segments`, or in its `segments`, as aligners write, or tiers as the Montreal Forced Aligner does. `channel`
+    and `speaker` choose among those of the file. What is not used is counted in `unused`.
 
     Raises `EntryError` when the file is missing or malformed, or holds nothing of the utterance, or of several channels
     or speakers of which none is the utterance's. Whether the times are possible is checked by `check_words`.
@@ -69,7 +85,7 @@ def read_word_times(
         if name.endswith(".textgrid"):
             return _textgrid_words(path, speaker, note)
         if name.endswith(".ctm"):
-            return ctm_words(_lines_of(path, utterance_id, ".ctm"), channel, speaker, note)
+            return ctm_words(_lines_of(path, utterance_id, ".ctm", named), channel, speaker, note)
         if name.endswith(ALIGNMENTS_SUFFIX):
             return _alignment_words(_lines_of(path, utterance_id, ALIGNMENTS_SUFFIX).lines)
         if name.endswith(".json"):
@@ -207,13 +223,13 @@ class _Index:
     channels: frozenset[str]  # second columns of the file, as far as they are few
 
 
-def _lines_of(path: str, utterance_id: str, suffix: str) -> CtmLines:
+def _lines_of(path: str, utterance_id: str, suffix: str, named: Named | None = None) -> CtmLines:
     """The lines of an utterance in a file that may hold many."""
     status = os.stat(path)
     index = _index(path, status.st_mtime_ns, status.st_size)
     found = _places_of(index, utterance_id)
     of_utterance = found is not None
-    found = found or _places_of(index, os.path.basename(path)[: -len(suffix)])
+    found = found or _places_by_name(index, os.path.basename(path)[: -len(suffix)], named, utterance_id)
     if found is None:
         ids = [name.decode(errors="replace") for name in islice(index.places, _MOST_SHOWN)]
         others = f"; its lines begin with {', '.join(map(repr, ids)):.200}" if ids else "; it is empty"
@@ -231,6 +247,37 @@ def _lines_of(path: str, utterance_id: str, suffix: str) -> CtmLines:
                 place = first + content.count(b"\n", 0, error.start)
                 raise wrong(f"line {place} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
     return CtmLines([(place, line) for place, line in lines if line.strip()], of_utterance, index.channels)
+
+
+def _places_by_name(
+    index: _Index, file_name: str, named: Named | None, utterance_id: str
+) -> list[tuple[int, int, int]] | None:
+    """Lines that begin with the name of the file or of the audio."""
+    parts = os.path.normpath(named.audio).split("/") if named is not None else []
+    paths = ["/".join(parts[place:]) for place in range(len(parts))]
+    audio_names = [name for path in paths for name in (path, os.path.splitext(path)[0])]
+    found = {name: places for name in (file_name, *audio_names) if (places := _places_of(index, name)) is not None}
+    if not found:
+        return None
+    if len({places[0] for places in found.values()}) > 1:
+        raise wrong(
+            f"it has no line of {utterance_id}, the id of the utterance, but lines of"
+            f" {' and of '.join(map(repr, found)):.200}, which may all be meant; write the id in column 1"
+        )
+    name = next(iter(found))
+    if named is not None and name != file_name:
+        if named.offset:
+            raise wrong(
+                f"its lines are of {name!r:.80}, the audio, of which the utterance begins at {named.offset:g} s; times"
+                f" are counted from the beginning of the utterance: write them so, with the id {utterance_id!r:.80} in"
+                " column 1"
+            )
+        if named.namesake is not None and "/" not in name:
+            raise wrong(
+                f"its lines of {name!r:.80} may be of {named.audio} or of {named.namesake}; write the id of the"
+                f" utterance, {utterance_id!r:.80}, in column 1"
+            )
+    return found[name]
 
 
 def _places_of(index: _Index, name: str) -> list[tuple[int, int, int]] | None:
@@ -292,6 +339,8 @@ def _json_words(path: str, speaker: str, note: Callable[[str], None]) -> tuple[W
     text = decode_text(read_bytes(path))
     try:
         content = parse_json(text)
+    except RepeatedKeyError as error:
+        raise wrong(str(error)) from None
     except ValueError as error:
         raise wrong(f"it is not JSON ({error})") from None
     if not isinstance(content, dict):

@@ -5,12 +5,13 @@ The formats are those of `tolktrain.config.prepare.ManifestFormat`; each is a fi
 
 import importlib
 import os
+from dataclasses import replace
 from typing import get_args
 
 from tolktrain.config.prepare import ManifestFormat, RecordingsConfig
 from tolktrain.errors import UserError
 from tolktrain.prepare.recordings.manifest.entry import KEYS
-from tolktrain.prepare.recordings.manifest.folders import AUDIO_SUFFIXES, conversion, walk
+from tolktrain.prepare.recordings.manifest.folders import AUDIO_SUFFIXES, conversion, stem_of, walk
 from tolktrain.prepare.recordings.manifest.format import Format, Manifest, Seen
 from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import Failure, Reason, Utterance
@@ -47,7 +48,12 @@ def read_manifest(config: RecordingsConfig, unused: Unused | None = None) -> tup
             failures.append(item)
         elif item.id in used:
             failures.append(
-                Failure(item.id, Reason.MANIFEST, f"an earlier entry has the id {item.id!r} too; give each its own")
+                Failure(
+                    item.id,
+                    Reason.MANIFEST,
+                    f"an earlier entry has the id {item.id!r} too; give each its own",
+                    item.place,
+                )
             )
         else:
             used.add(item.id)
@@ -55,7 +61,29 @@ def read_manifest(config: RecordingsConfig, unused: Unused | None = None) -> tup
     if not sources and not failures:
         left = "".join(f"; {item.line()}" for item in manifest.unused.take()[:_MOST_SHOWN])
         raise UserError(f"recordings.manifest: {path} names no utterances; it was read as {name}{left}")
-    return [utterance for utterances in sources.values() for utterance in utterances], failures
+    utterances = [utterance for utterances in sources.values() for utterance in utterances]
+    return _described(utterances, path), [replace(one, place=_where(path, one.place)) for one in failures]
+
+
+def _described(utterances: list[Utterance], manifest: str) -> list[Utterance]:
+    """The same with the file of their place, and with other audio that the lines of a CTM file could be of."""
+    named: dict[tuple[str, str], dict[str, None]] = {}
+    for one in utterances:
+        if one.word_times is not None:
+            named.setdefault((one.word_times, stem_of(os.path.basename(one.audio))), {})[one.audio] = None
+
+    def namesake(one: Utterance) -> str | None:
+        same = named.get((one.word_times or "", stem_of(os.path.basename(one.audio))), {})
+        return next((audio for audio in same if audio != one.audio), None)
+
+    return [replace(one, place=_where(manifest, one.place), namesake=namesake(one)) for one in utterances]
+
+
+def _where(manifest: str, place: str) -> str:
+    """File and line of an entry."""
+    if os.path.isfile(manifest):
+        return f"{manifest} {place}"
+    return os.path.join(manifest if os.path.isdir(manifest) else os.path.dirname(manifest), place)
 
 
 def format_of(path: str) -> str:

@@ -76,6 +76,7 @@ def utterance_of(entry: Any, root: str, unused: Unused, place: str) -> Utterance
         text=_text(entry, "text"),
         words=words,
         word_times=None if word_times is None else _joined(root, word_times),
+        place=place,
     )
 
 
@@ -94,7 +95,8 @@ def failure_of(error: EntryError, entry: Any, place: str) -> Failure:
     """The failure of an entry, under its id where it has a usable one, else under its place in the manifest."""
     name = entry.get("id") if isinstance(entry, dict) else None
     usable = isinstance(name, str) and name.strip() and _is_text(name)
-    return Failure(str(name) if usable else place, error.reason, f"{place}: {error.detail}" if usable else error.detail)
+    identity, detail = (str(name), f"{place}: {error.detail}") if usable else (place, error.detail)
+    return Failure(identity, error.reason, detail, place)
 
 
 def mistaken_key(key: str) -> str | None:

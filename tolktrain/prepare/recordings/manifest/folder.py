@@ -3,15 +3,15 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from tolktrain.files.reading import decode_text, parse_json, read_bytes
+from tolktrain.files.reading import RepeatedKeyError, decode_text, parse_json, read_bytes
 from tolktrain.prepare.recordings.align.word_times import is_word_times
 from tolktrain.prepare.recordings.manifest.entry import KEYS, utterance_of
-from tolktrain.prepare.recordings.manifest.folders import Folder, walk
+from tolktrain.prepare.recordings.manifest.folders import WORD_TIMES_SUFFIXES, Folder, stem_of, walk
 from tolktrain.prepare.recordings.manifest.format import Format, Manifest, Seen
 from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import EntryError, Failure, Reason, Utterance
@@ -47,7 +47,26 @@ def read_folder(manifest: Manifest) -> Iterator[Utterance | Failure]:
                 used.update(files)
                 manifest.unused.join(unused.take())
                 yield item
-            folder.count_unused(used, manifest.unused)
+            folder.count_unused(used, manifest.unused, partial(_why_unused, folder, used))
+
+
+def _why_unused(folder: Folder, used: Collection[str], name: str) -> str | None:
+    """Why a file was not used although its suffix is one of this format."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in (*_TRANSCRIPT_SUFFIXES, ".json", *WORD_TIMES_SUFFIXES):
+        return None
+    audio = folder.recordings.get(stem_of(name), [])
+    if not audio:
+        return "because no audio file has the same name"
+    if len(audio) > 1:
+        return "because several audio files have the same name"
+    same_kind = next((kind for kind in (_TRANSCRIPT_SUFFIXES, WORD_TIMES_SUFFIXES) if suffix in kind), (suffix,))
+    chosen = next((other for other in folder.beside(audio[0], same_kind) if other in used), None)
+    if chosen is None and suffix == ".lab":
+        return "because they contain times and labels, not a transcript; word times are read from .TextGrid and .ctm"
+    if chosen is None:
+        return "because the .json of the same name names another file, or its entry failed"
+    return f"because there is a {os.path.splitext(chosen)[1]} of the same name"
 
 
 def _ambiguous(folder: Folder, names: list[str]) -> Failure:
@@ -59,6 +78,7 @@ def _ambiguous(folder: Folder, names: list[str]) -> Failure:
         Reason.MANIFEST,
         f"{', '.join(map(show, paths))} have the same name {common}, so a transcript or word"
         " times would belong to each; keep one of them, or move the others out of the folder",
+        paths[0],
     )
 
 
@@ -84,7 +104,7 @@ def _read(folder: Folder, several: bool, name: str) -> tuple[Utterance | Failure
                 entry["word_times"] = folder.join(word_times)
         return utterance_of({**entry, "audio": audio}, folder.root, unused, _escaped(audio)), files, unused
     except EntryError as error:
-        return Failure(_escaped(audio), error.reason, error.detail), files, unused
+        return Failure(_escaped(audio), error.reason, error.detail, _escaped(audio)), files, unused
 
 
 def _described(folder: Folder, name: str, entry: dict[str, Any], unused: Unused) -> dict[str, Any]:
@@ -92,12 +112,16 @@ def _described(folder: Folder, name: str, entry: dict[str, Any], unused: Unused)
     path = folder.join(name)
     try:
         described = parse_json(_content(folder, name))
+    except RepeatedKeyError as error:
+        raise EntryError(Reason.MANIFEST, f"{path}: {error}") from None
     except ValueError as error:
         raise EntryError(Reason.MANIFEST, f"{path} is not JSON ({error})") from None
     if is_word_times(described):
         # What a recognizer heard is worth less than a transcript.
-        text = described.get("text") if isinstance(described, dict) and "text" not in entry else None
-        added = {"text": text} if isinstance(text, str) else {}
+        text = described.get("text") if isinstance(described, dict) else None
+        if isinstance(text, str) and entry.get("text") not in (None, " ".join(text.split())):
+            unused.add("texts in .json, because there is a .txt or .lab of the same name", path)
+        added = {"text": text} if isinstance(text, str) and "text" not in entry else {}
         if folder.word_times(name) is None:
             return {"word_times": path, **added}
         unused.add("word times in .json, because there is a .TextGrid or .ctm of the same name", path)
@@ -106,6 +130,8 @@ def _described(folder: Folder, name: str, entry: dict[str, Any], unused: Unused)
         raise EntryError(
             Reason.MANIFEST, f"{path} must hold an object with keys among {', '.join(KEYS)}, but not audio"
         )
+    if described.get("text") is not None and entry.get("text") not in (None, described["text"]):
+        unused.add("transcripts in .txt and .lab, because the .json of the same name has a text", path)
     if isinstance(described.get("word_times"), str):
         return {**described, "word_times": folder.join(described["word_times"])}
     return described

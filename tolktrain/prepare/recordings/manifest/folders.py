@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,7 +29,7 @@ _UNDECODABLE_SUFFIXES = frozenset({
     ".mpeg", ".m4v", ".wmv", ".ogv", ".mts",
 })  # fmt: skip
 _SHORTENED_SUFFIXES = frozenset({".wv1", ".wv2"})  # of NIST, usually compressed by shorten
-_WORD_TIMES_SUFFIXES = (".textgrid", ".ctm")
+WORD_TIMES_SUFFIXES = (".textgrid", ".ctm")
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,18 @@ class Folder:
 
     def word_times(self, name: str) -> str | None:
         """Name of the file of word times of an audio file."""
-        return next(iter(self.beside(name, _WORD_TIMES_SUFFIXES)), None)
+        return next(iter(self.beside(name, WORD_TIMES_SUFFIXES)), None)
 
     def join(self, name: str) -> str:
         """Path of one of the files, from the root."""
         return name if self.path == "." else f"{self.path}/{name}"
 
-    def count_unused(self, used: Collection[str], unused: Unused) -> None:
-        """Count the files that are not `used`, by their suffix."""
+    def count_unused(
+        self, used: Collection[str], unused: Unused, reason: Callable[[str], str | None] = lambda _: None
+    ) -> None:
+        """Count the files that are not `used`, by their suffix and the reason; None: the format has no such files."""
         for name in sorted(self.files.difference(used), key=counting):
-            unused.add(_kind_of_file(name), self.join(name))
+            unused.add(_kind_of_file(name, reason(name) or "which this format does not read"), self.join(name))
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
@@ -142,12 +144,12 @@ def conversion(name: str) -> str | None:
     return f'for f in *{suffix}; do ffmpeg -i "$f" "${{f%.*}}.wav"; done'
 
 
-def _kind_of_file(name: str) -> str:
+def _kind_of_file(name: str, reason: str) -> str:
     suffix = os.path.splitext(name)[1]
     command = conversion(name)
     if command is not None:
         return f"files {suffix}, which are in a format that is not decoded; convert them: {command}"
-    return f"files {suffix.lower():.40}" if suffix else "files without a suffix"
+    return f"files {suffix.lower():.40}, {reason}" if suffix else f"files without a suffix, {reason}"
 
 
 def _opens(path: str) -> bool:

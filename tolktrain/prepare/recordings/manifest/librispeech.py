@@ -1,12 +1,13 @@
 """LibriSpeech as it is distributed: a folder for each chapter, with the transcripts of its utterances in one file."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any
 
 from tolktrain.prepare.recordings.align.word_times import ALIGNMENTS_SUFFIX
 from tolktrain.prepare.recordings.manifest.entry import failure_of, utterance_of
-from tolktrain.prepare.recordings.manifest.folders import Folder, counting, stem_of, walk
+from tolktrain.prepare.recordings.manifest.folders import WORD_TIMES_SUFFIXES, Folder, counting, stem_of, walk
 from tolktrain.prepare.recordings.manifest.format import Format, Manifest, Seen
 from tolktrain.prepare.recordings.manifest.lines import read_lines, text_of
 from tolktrain.prepare.utterances import EntryError, Failure, Reason, Utterance
@@ -42,8 +43,18 @@ def read_librispeech(manifest: Manifest) -> Iterator[Utterance | Failure]:
             if name.lower().endswith(".flac") and stem_of(name) not in transcribed:
                 used.add(name)
                 place = folder.join(name).encode(errors="backslashreplace").decode()
-                yield Failure(place, Reason.MANIFEST, "no line of a .trans.txt in its folder names it")
-        folder.count_unused(used, manifest.unused)
+                yield Failure(place, Reason.MANIFEST, "no line of a .trans.txt in its folder names it", place)
+        folder.count_unused(used, manifest.unused, partial(_why_unused, folder, transcribed))
+
+
+def _why_unused(folder: Folder, transcribed: Collection[str], name: str) -> str | None:
+    """Why a file was not used although its suffix is one of this format."""
+    suffix = os.path.splitext(name)[1].lower()
+    if name in folder.audio_files or suffix in WORD_TIMES_SUFFIXES:
+        if stem_of(name) not in transcribed:
+            return "because no line of a .trans.txt names them"
+        return "because there is another file of the same name"
+    return "because transcripts are read from .trans.txt" if suffix in (".txt", ".lab") else None
 
 
 def _transcripts(folder: Folder) -> list[str]:
