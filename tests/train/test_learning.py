@@ -29,12 +29,14 @@ def test_a_first_step_without_a_scored_position_is_refused(tmp_path: Path, sets:
 
 
 def test_later_steps_are_counted(tmp_path: Path, sets: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The second stage has five steps without a scored position: reported at the first, second, fourth and last."""
+    """The second stage has five steps without a scored position: reported at the first, second, fourth and last. Its
+    validations have none either, which is reported once."""
     nothing = [setting.replace("stages.0", "stages.1") for setting in NOTHING_SCORED]
     overrides = ("train.stages.0.tokens=16", "train.stages.1.tokens=80", "train.last_stage=adapter")
     overrides += ("train.stages.0.schedule.warmup_steps=0", "train.stages.0.schedule.decay_steps=0")
+    overrides += ("train.validation.strategies=[text, recognition]", "train.validation.every_steps=2")
     with caplog.at_level(logging.WARNING):
-        assert train(small_config(tmp_path, sets, *nothing, *overrides, "train.validation.sets=[]")) == 0
+        assert train(small_config(tmp_path, sets, *nothing, *overrides)) == 0
     found = [record.getMessage() for record in caplog.records if "learns nothing" in record.getMessage()]
     assert [message.partition(" of the stage so far: ")[0] for message in found] == [
         "step 2, 1 such steps",
@@ -43,7 +45,16 @@ def test_later_steps_are_counted(tmp_path: Path, sets: Path, caplog: pytest.LogC
         "step 6, 5 such steps",
     ]
     assert all("the stage 'adapter' learns nothing" in message and LENGTH in message for message in found)
-    assert [line["step"] for line in read_metrics(tmp_path / "runs" / "small")] == list(range(1, 7))
+    lines = read_metrics(tmp_path / "runs" / "small")
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 7))
+    unscored = [record.getMessage() for record in caplog.records if "none of the positions" in record.getMessage()]
+    assert unscored == [
+        "validation.recognition.held.loss is 0 because none of the positions is scored; raise train.sequence_length, or"
+        " remove recognition from train.validation.strategies"
+    ]
+    losses = [[line[f"validation.{name}.held.loss"] for line in lines if f"validation.{name}.held.loss" in line]
+              for name in ("recognition", "text")]  # fmt: skip
+    assert len(losses[0]) > 1 and set(losses[0]) == {0.0} and all(loss > 0 for loss in losses[1])
 
 
 @pytest.mark.parametrize("first", [1, 3])
