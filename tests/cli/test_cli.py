@@ -437,3 +437,36 @@ def test_runs_that_cannot_be_evaluated(
     assert cli.main(["evaluate", *arguments]) == 2
     assert capsys.readouterr().err.startswith(f"error: {message}")
     assert calls == []
+
+
+EARLY = """
+import os, signal, sys
+def interrupt(*_):
+    os.kill(os.getpid(), getattr(signal, sys.argv.pop()))
+    return None
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "tolktrain.cli.entry":
+            interrupt()
+sys.meta_path.insert(0, Finder())
+sys.argv[0] = "tolktrain"
+from tolktrain.cli import program
+sys.exit(program())
+"""
+
+
+@pytest.mark.parametrize(("verb", "name"), [("prepare", "SIGTERM"), ("prepare", "SIGINT"), ("train", "SIGUSR1")])
+def test_a_signal_while_the_first_modules_are_imported(tmp_path: Path, verb: str, name: str) -> None:
+    """It is noted, and ends the verb before anything is written."""
+    (tmp_path / "c.yaml").write_text("name: x\noutput: output\n")
+    (tmp_path / "temporary").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, verb, "c.yaml", name],
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 75 and "Traceback" not in done.stderr, done.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["c.yaml", "temporary"]

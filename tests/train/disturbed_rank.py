@@ -15,6 +15,7 @@ from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.progress import Progress
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.train import stage_runner
+from tolktrain.train.callbacks import stopping
 from tolktrain.train.loop import StageRun, timed
 
 DISTURBANCE, *ARGUMENTS = sys.argv[1:]
@@ -33,6 +34,8 @@ def main() -> int:
         _disturb_data()
     if DISTURBANCE == "slow":
         _slow_forward()
+    if DISTURBANCE == "hang with a signal":
+        stopping._UNSAVED_SECONDS = 1.0
     return cli.main(["train", *ARGUMENTS])
 
 
@@ -41,7 +44,7 @@ def _signal_at(place: str) -> None:
 
     def signalled(self: Progress, doing: str) -> None:
         at(self, doing)
-        if doing == place and _rank == 1:
+        if doing == place and (_rank == 1 or doing.startswith("joining")):
             os.kill(os.getpid(), signal.SIGUSR1)
 
     Progress.at = signalled
@@ -55,7 +58,9 @@ def _disturb_data() -> None:
             for batch in batches:
                 if DISTURBANCE == "slow" and _rank == 0 and run.step >= LAST_SLOW_FORWARD:
                     time.sleep(SLOW_SECONDS)
-                if DISTURBANCE == "hang" and _rank == 1 and run.step == 2:
+                if DISTURBANCE.startswith("hang") and _rank == 1 and run.step == 2:
+                    if DISTURBANCE == "hang with a signal":
+                        os.kill(os.getpid(), signal.SIGTERM)
                     time.sleep(10_000)
                 yield batch
 

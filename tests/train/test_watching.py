@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from launched import launch_two
+from s3_server import free_port
 from small_runs import read_metrics, small_config, write_config
 from warm import Warm
 
@@ -46,14 +47,43 @@ def test_a_signal_to_one_rank_while_it_starts(
     config = write_config(tmp_path, sets)
     codes, errors = launch_two(warm, SCRIPT, f"signal at {place}", str(config), *OVERRIDES, folder=tmp_path)
     assert codes == [75, 75], errors
-    assert "warning: SIGUSR1: stopping before the next step" in errors[0]
-    assert not list(run_dir.glob("checkpoints/step-*"))
-    if place != "building the model":  # before that, the folder is not touched
+    assert not list(run_dir.glob("checkpoints/step-*")) and "Traceback" not in errors[0] + errors[1]
+    if place == "building the model":
+        text = "rank 1: SIGUSR1 at building the model: stopped without a new checkpoint; the same command continues\n"
+        assert text in errors[0]
+    else:
+        assert "warning: SIGUSR1: stopping before the next step" in errors[0]
         assert read_metrics(run_dir) == []
         assert re.search(LEFT, log(run_dir, 0))
         assert {"state": "stopped", "step": 0}.items() <= heartbeat(run_dir).items()
     assert train(small_config(tmp_path, sets, "train.max_steps=1")) == 0
     assert [line["step"] for line in read_metrics(run_dir)] == [1]
+
+
+def test_a_signal_while_a_rank_waits_for_data(warm: Warm, tmp_path: Path, sets: Path, run_dir: Path) -> None:
+    """The ranks cannot agree to stop, because one of them waits and the others are in a step."""
+    config = write_config(tmp_path, sets)
+    codes, errors = launch_two(warm, SCRIPT, "hang with a signal", str(config), *OVERRIDES, folder=tmp_path)
+    assert codes == [75, 75], errors
+    assert errors[0].splitlines()[-1] == (
+        "rank 1: SIGTERM at stage 'text', step 3, waiting for data: stopped without a new checkpoint; the same command"
+        " continues"
+    )
+    assert heartbeat(run_dir)["state"] == "stopped" and "Traceback" not in errors[0] + errors[1]
+    assert train(small_config(tmp_path, sets, "train.max_steps=3")) == 0
+    assert [line["step"] for line in read_metrics(run_dir)] == [1, 2, 3]
+
+
+def test_a_signal_while_a_rank_waits_for_the_others_to_start(warm: Warm, tmp_path: Path, sets: Path) -> None:
+    """Rank 1 never starts."""
+    config = write_config(tmp_path, sets)
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    group |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "TOLKTRAIN_JOB_SECRET": "0" * 64}
+    arguments = ["signal at joining the other processes", str(config), *OVERRIDES]
+    rank = warm.start(SCRIPT, *arguments, folder=tmp_path, environ=group)
+    assert rank.wait(240) == 75, rank.errors
+    assert "SIGUSR1 at joining the other processes: stopped without a new checkpoint" in rank.errors
+    assert "Traceback" not in rank.errors and not (tmp_path / "runs").exists()
 
 
 def test_a_hang_in_a_data_read(warm: Warm, tmp_path: Path, sets: Path, run_dir: Path) -> None:

@@ -20,6 +20,7 @@ from tolktrain.cli.failures import (
 from tolktrain.cli.output import print_to_reader
 from tolktrain.cli.verb import Verb
 from tolktrain.cluster.kernel_caches import place_kernel_caches
+from tolktrain.cluster.signals import StopRequest
 from tolktrain.errors import UserError
 from tolktrain.files.printable import PrintableFormatter
 from tolktrain.files.shared import enter_temporary_folder, leave_temporary_folder
@@ -35,7 +36,7 @@ Values of dotted.key=value are YAML, such as train.max_steps=10 or data.sets.min
 """
 
 
-def program() -> int:
+def program(stop: StopRequest | None = None) -> int:
     """The whole process: `main`, with private folders for temporary files and compiled kernels."""
     try:
         place_kernel_caches(enter_temporary_folder())
@@ -45,12 +46,16 @@ def program() -> int:
     # At the very end: multiprocessing, imported later, removes a folder of its own in this one before, and complains if
     # that is gone.
     atexit.register(leave_temporary_folder)
-    return main()
+    return main(stop=stop)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; `arguments` defaults to the process's own. Returns the exit code."""
+def main(arguments: Sequence[str] | None = None, stop: StopRequest | None = None) -> int:
+    """Run one verb; `arguments` defaults to the process's own. Returns the exit code.
+
+    `stop` handles signals already; without it, verbs that can be stopped install one.
+    """
     parsed = _parse(arguments)
+    parsed.stop = stop
     _make_stderr_printable()
     try:
         code = int(parsed.run(parsed))

@@ -51,6 +51,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    stop: StopRequest = parsed.stop or StopRequest.installed("stopping; finished parts are kept")
+    if parsed.schema or parsed.inspect is not None:
+        stop.release()
     if parsed.schema:
         from tolktrain.config.load import schema
         from tolktrain.config.prepare import PrepareConfig
@@ -61,8 +64,6 @@ def _run(parsed: argparse.Namespace) -> int:
         return _inspect(parsed)
     if parsed.config is None:
         raise UserError("name a configuration, such as configs/prepare/folder.yaml, or a data set to --inspect")
-    stop = StopRequest("stopping; finished parts are kept")
-    stop.install()
     try:
         with stop.raised():
             from tolktrain.config.load import load_prepare_config

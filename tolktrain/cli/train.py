@@ -31,8 +31,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    stop = StopRequest()
-    stop.install()
+    stop: StopRequest = parsed.stop or StopRequest.installed()
     refuse_shell_of_job()
     environment = ProcessEnvironment.detect()
     if environment.world_size == 1:
@@ -69,7 +68,8 @@ def _train_alone(parsed: argparse.Namespace, stop: StopRequest) -> tuple[Config 
 def _train_watched(
     parsed: argparse.Namespace, stop: StopRequest, environment: ProcessEnvironment
 ) -> tuple[Config, int]:
-    """Train as one of several ranks. If any of them fails, one reports the error."""
+    """Train as one of several ranks. If any of them fails, one reports the error. If a signal reaches one of them while
+    it starts, or waits for data that does not come, all ranks end."""
     from tolktrain.cluster.watch.watchdog import Watch
 
     def describe(error: BaseException) -> tuple[str, int]:
@@ -78,7 +78,10 @@ def _train_watched(
 
     watch = Watch.start(environment, describe)
     try:
-        config, code = _train_rank(parsed, stop, watch)
+        with stop.raised(expire=lambda: watch.stop(stop.reason)):
+            config, code = _train_rank(parsed, stop, watch)
+    except StopRaised:
+        watch.stop(stop.reason)
     except (Exception, KeyboardInterrupt) as error:
         watch.fail(error)
     return config, watch.finish(code)

@@ -45,7 +45,8 @@ class Progress:
         self.place = ""  # in the layout: "pipeline 1, tensor 0, data 1"
         self.hint: Callable[[], str] = lambda: ""  # what the main thread probably waits for, if that is known
         self.on_settled: Callable[[], None] = lambda: None
-        self.on_end: Callable[[str], None] = lambda text: None  # called with the reason when the job ends with an error
+        # Called when the watchdog ends the job: with the reason, and the exit code.
+        self.on_end: Callable[[str, int], None] = lambda text, code: None
         self.log: DumpFile | None = None  # of this rank, once it is open
         self.failure: Exception | None = None  # ends training, even if cleaning up is not finished
 

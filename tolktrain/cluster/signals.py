@@ -14,12 +14,13 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from types import FrameType
 
 from tolktrain.cluster.threads import guarded
 
+STOPPING_TRAINING = "stopping; a step that is under way is finished and saved"
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a checkpoint is written, run the same command again
 
 _REQUESTS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
@@ -40,12 +41,13 @@ class StopRequest:
     the terminal sends INT. A second INT ends the process at once, without waiting for a checkpoint.
     """
 
-    def __init__(self, on_interrupt: str = "stopping; a step that is under way is finished and saved") -> None:
+    def __init__(self, on_interrupt: str = STOPPING_TRAINING) -> None:
         """`on_interrupt` is the message after Ctrl-C."""
         self._signal: signal.Signals | None = None
         self._since = 0.0
         self._raises = False  # a request raises StopRaised in the main thread
-        self._ends = False  # a request ends the process after some seconds
+        self._grace: float | None = None  # seconds after which a request ends the process; None: it does not
+        self._grace_seconds = _GRACE_SECONDS  # of the outermost block
         self._on_interrupt = f"\n{on_interrupt}; press Ctrl-C again to leave at once\n".encode()
 
     @property
@@ -62,6 +64,13 @@ class StopRequest:
     def age_seconds(self) -> float | None:
         """Time since the first signal arrived, None without one."""
         return None if self._signal is None else time.monotonic() - self._since
+
+    @classmethod
+    def installed(cls, on_interrupt: str = STOPPING_TRAINING) -> "StopRequest":
+        """A new one that handles the signals."""
+        stop = cls(on_interrupt)
+        stop.install()
+        return stop
 
     def install(self) -> None:
         """Handle USR1, TERM and INT. Call it before torch is imported: until then, USR1 kills the process."""
@@ -88,25 +97,29 @@ class StopRequest:
             self._signal = number
 
     @contextlib.contextmanager
-    def raised(self, grace_seconds: float = _GRACE_SECONDS) -> Iterator[None]:
+    def raised(
+        self, grace_seconds: float = _GRACE_SECONDS, expire: Callable[[], object] | None = None
+    ) -> Iterator[None]:
         """In this block, the first request raises `StopRaised` in the main thread.
 
         The main thread may be in a library that does not return or that swallows exceptions. So if the process is still
-        running after `grace_seconds`, it exits with `EXIT_PREEMPTED`. Call it in the main thread, once per process.
+        running after `grace_seconds`, `expire` is called in another thread, or, without it, the process exits with
+        `EXIT_PREEMPTED`. Call it in the main thread, once per process.
         """
+        self._grace_seconds = grace_seconds
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
         # Python runs handlers between two instructions of the main thread, but writes to this pipe immediately.
         before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        watcher = guarded("stop", lambda: self._end_process(read_end, grace_seconds))
+        watcher = guarded("stop", lambda: self._end_process(read_end, expire or self._exit_late))
         watcher.start()
         try:
             if self.requested:  # before this block
                 os.write(write_end, bytes([signal.SIGUSR1]))
-            with self._reacting(raises=True, ends=True):
+            with self._reacting(raises=True, grace=grace_seconds):
                 yield
         except StopRaised:
-            self._ends = True  # what is left to do is to exit, which may hang too
+            self._grace = grace_seconds  # what is left to do is to exit, which may hang too
             raise
         finally:
             signal.set_wakeup_fd(before)
@@ -118,41 +131,44 @@ class StopRequest:
 
     def noted(self) -> contextlib.AbstractContextManager[None]:
         """Inside `raised`: in this block, a request is only noted, for work that must be finished."""
-        return self._reacting(raises=False, ends=False)
+        return self._reacting(raises=False, grace=None)
 
-    def limited(self) -> contextlib.AbstractContextManager[None]:
-        """Inside `raised`: in this block, a request is noted, and ends the process after `grace_seconds`. For work that
-        normally is finished by then, but may wait for something that never comes."""
-        return self._reacting(raises=False, ends=True)
+    def limited(self, grace_seconds: float | None = None) -> contextlib.AbstractContextManager[None]:
+        """Inside `raised`: in this block, a request is noted, and ends the process after `grace_seconds`, by default
+        those of `raised`. For work that normally is finished by then, but may wait for something that never comes."""
+        return self._reacting(raises=False, grace=self._grace_seconds if grace_seconds is None else grace_seconds)
 
     def raised_again(self, ends: bool) -> contextlib.AbstractContextManager[None]:
         """Inside `noted`: in this block, a request raises again; with `ends`, the process also ends after
         `grace_seconds`. Without it, the process has as much time as it needs after the exception."""
-        return self._reacting(raises=True, ends=ends)
+        return self._reacting(raises=True, grace=self._grace_seconds if ends else None)
 
     @contextlib.contextmanager
-    def _reacting(self, raises: bool, ends: bool) -> Iterator[None]:
-        before = self._raises, self._ends
+    def _reacting(self, raises: bool, grace: float | None) -> Iterator[None]:
+        before = self._raises, self._grace
         try:
-            self._raises, self._ends = raises, ends
+            self._raises, self._grace = raises, grace
             if raises and self.requested:
                 raise StopRaised
             yield
         finally:
-            self._raises, self._ends = before
+            self._raises, self._grace = before
 
-    def _end_process(self, read_end: int, grace_seconds: float) -> None:
-        """Exit `grace_seconds` after a request, unless the block ends without one. Time inside `noted` does not
+    def _end_process(self, read_end: int, expire: Callable[[], object]) -> None:
+        """Call `expire` some seconds after a request, unless the block ends without one. Time inside `noted` does not
         count."""
         while (number := os.read(read_end, 1)[0]) not in _REQUESTS:  # torch handles SIGCHLD, for example
             if number == _NO_SIGNAL:
                 return
-        deadline = time.monotonic() + grace_seconds
-        while (now := time.monotonic()) < deadline:
-            time.sleep(min(_POLL_SECONDS, deadline - now))
-            if not self._ends:
-                deadline = time.monotonic() + grace_seconds
-        text = f"still busy {grace_seconds:g} s after it was asked to stop; ended; the same command continues\n"
+        since = time.monotonic()
+        while (grace := self._grace) is None or time.monotonic() - since < grace:
+            if grace is None:
+                since = time.monotonic()
+            time.sleep(_POLL_SECONDS)
+        expire()
+
+    def _exit_late(self) -> None:
+        text = f"still busy {self._grace_seconds:g} s after it was asked to stop; ended; the same command continues\n"
         os.write(2, text.encode())
         os._exit(EXIT_PREEMPTED)
 

@@ -130,6 +130,8 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
                     )
                     return _run_stages(context, plans, directory, heartbeat, steps)
             except StopRaised:
+                if not stopping.is_alone:
+                    raise  # the watchdog ends the other ranks
                 stopping.before_training()
                 return _stop_early(stopping, heartbeat)
 
@@ -231,7 +233,7 @@ def _callbacks(
         context.stopping,
         LearningCheck(config, layout),
         DivergenceGuard(config, directory.path, metrics, context.saver, layout),
-        Validation(config, ValidationSource(context), metrics),
+        Validation(config, ValidationSource(context), metrics, context.stopping),
         display,
         Checkpointing(context, metrics, directory.position.state.get("metrics")),
     ]

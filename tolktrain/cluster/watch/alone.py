@@ -71,6 +71,6 @@ class LoneWatch:
             log.arm_timeout(self._timeouts.forced_seconds, or_exit=True)
             dump = f"the run ends: {text}\n{describe_process(str(self.progress.mark))}"
             briefly("watch-dump", partial(log.write, dump), seconds)
-        briefly("watch-on-end", lambda: self.progress.on_end(text), seconds)
+        briefly("watch-on-end", lambda: self.progress.on_end(text, EXIT_FAILED), seconds)
         briefly("temporary-folder-end", leave_temporary_folder)
         os._exit(EXIT_FAILED)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from tolktrain.cluster.signals import EXIT_PREEMPTED
 from tolktrain.errors import UserError
 
 EXIT_FAILED = 1
@@ -39,7 +40,8 @@ class Cause:
     @property
     def message(self) -> str:
         """The message for the user."""
-        return f"rank {self.rank}: error: {self.text}"
+        kind = "" if self.code == EXIT_PREEMPTED else "error: "  # a signal is none
+        return f"rank {self.rank}: {kind}{self.text}"
 
 
 @dataclass(frozen=True)

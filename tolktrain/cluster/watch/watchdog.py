@@ -18,6 +18,7 @@ from tolktrain.cluster.dump import describe_process, record_collectives
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.open_files import raise_file_limit
 from tolktrain.cluster.progress import Mark, Progress, Whereabouts
+from tolktrain.cluster.signals import EXIT_PREEMPTED
 from tolktrain.cluster.threads import failed_watchdog, guarded, log_failure
 from tolktrain.cluster.watch import failures, messages
 from tolktrain.cluster.watch.failures import Cause, Kind, RankState
@@ -157,6 +158,19 @@ class Watch:
             self._report(error)
             if not self._ended.wait(self._timeouts.detection_seconds):
                 self._end_alone()
+        self._leave()
+
+    def stop(self, signal_name: str) -> NoReturn:
+        """End the job because of a signal, at a point where the ranks cannot agree to stop. Called in any thread; ends
+        this process, and, through the hub, those of all other ranks."""
+        if not self._ended.is_set() and self._failure is None:
+            text = (
+                f"{signal_name} at {self.progress.mark}: stopped without a new checkpoint; the same command continues"
+            )
+            self._failure = {"kind": int(Kind.RAISED), "text": text, "code": EXIT_PREEMPTED}
+            self._send_failure()
+        if not self._ended.wait(self._timeouts.detection_seconds):
+            self._end_alone()
         self._leave()
 
     def _report(self, error: BaseException) -> None:
@@ -310,7 +324,7 @@ class Watch:
         # Each in its own thread, because a disk may hang. Not through `logging`, because a main thread that is stuck
         # while it logs holds the lock.
         briefly("watch-dump", lambda: self._dump(text), self._timeouts.dump_seconds)
-        briefly("watch-on-end", lambda: self.progress.on_end(text), self._timeouts.dump_seconds)
+        briefly("watch-on-end", lambda: self.progress.on_end(text, self._code), self._timeouts.dump_seconds)
         self._dumped.set()
         if not self._left.wait(self._timeouts.unwind_seconds):
             briefly("temporary-folder-end", leave_temporary_folder)

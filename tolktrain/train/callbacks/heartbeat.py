@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from tolktrain.cluster.heartbeat import Heartbeat
 from tolktrain.cluster.progress import Progress
+from tolktrain.cluster.signals import EXIT_PREEMPTED, StopRaised
 from tolktrain.config import Config
 from tolktrain.parallel.layout import Layout
 from tolktrain.runs.paths import RunPaths
@@ -38,11 +39,14 @@ def beating(config: Config, layout: Layout, progress: Progress, directory: OpenR
         RunPaths(directory.path).heartbeat, progress, seconds, facts, lambda: directory.fence.lost() is None
     )
     heartbeat.note(step=directory.position.step)
-    progress.on_end = lambda reason: heartbeat.end("failed", reason)
+    progress.on_end = lambda reason, code: heartbeat.end("stopped" if code == EXIT_PREEMPTED else "failed", reason)
     if layout.rank == 0:
         heartbeat.start()
     try:
         yield heartbeat
+    except StopRaised:
+        heartbeat.end("stopped", "start it again to continue")
+        raise
     except BaseException as error:
         heartbeat.end("failed", f"{type(error).__name__}: {error}")
         raise

@@ -14,6 +14,8 @@ from tolktrain.parallel.layout import Layout
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.loop import StageRun
 
+_UNSAVED_SECONDS = 30.0  # for data that several ranks wait for: if it comes, the steps that are done are saved
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,13 +41,13 @@ class StopOnRequest(NoCallback):
     A signal before the first step stops them there, without a checkpoint.
 
     A single process has nobody to agree with. So a signal also interrupts it where it waits for data, which may never
-    come, by the exception `StopRaised`.
+    come, by the exception `StopRaised`. Several ranks are ended by their watchdog if one of them waits for longer.
     """
 
     def __init__(self, stop: Stop | None, layout: Layout) -> None:
         self._stop = stop
         self._layout = layout
-        self._interrupts = stop if layout.world_size == 1 and isinstance(stop, StopRequest) else None
+        self._interrupts = stop if isinstance(stop, StopRequest) else None
         self._reason = ""
         self._agreed_at = 0.0
         self._seconds_before = 0.0  # from the signal until all ranks had agreed
@@ -62,11 +64,15 @@ class StopOnRequest(NoCallback):
 
     def interrupting(self, unsaved: bool) -> contextlib.AbstractContextManager[None]:
         """In this context, a signal raises `StopRaised` in a single process. If nothing is `unsaved`, the process also
-        ends if it does not react to the exception."""
-        return contextlib.nullcontext() if self._interrupts is None else self._interrupts.raised_again(not unsaved)
+        ends if it does not react to the exception. Of several ranks, a signal ends all that remain in it for long."""
+        if self._interrupts is None:
+            return contextlib.nullcontext()
+        if self.is_alone:
+            return self._interrupts.raised_again(not unsaved)
+        return self._interrupts.limited(_UNSAVED_SECONDS if unsaved else None)
 
     def limited(self) -> contextlib.AbstractContextManager[None]:
-        """In this context, a single process ends some seconds after a signal."""
+        """In this context, the job ends some seconds after a signal."""
         return contextlib.nullcontext() if self._interrupts is None else self._interrupts.limited()
 
     def on_stage_start(self, run: StageRun) -> None:
@@ -81,6 +87,11 @@ class StopOnRequest(NoCallback):
     def on_interrupt(self, run: StageRun) -> None:
         """Stop after the last step."""
         run.stop = self._agree(True, f"after step {run.step}", in_step=True)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this is the only rank."""
+        return self._layout.world_size == 1
 
     @property
     def asked_at_terminal(self) -> bool:

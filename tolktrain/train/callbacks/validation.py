@@ -9,7 +9,7 @@ from tolktrain.data.batch import Batch
 from tolktrain.runs.metrics import Line
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
-from tolktrain.train.loop import StageRun
+from tolktrain.train.loop import Callback, StageRun
 
 logger = logging.getLogger(__name__)
 
@@ -19,11 +19,13 @@ Batches = Callable[[str, Strategy], Sequence[Batch]]
 class Validation(NoCallback):
     """Every `train.validation.every_steps` and at the end of a stage: the loss of each strategy on each data set."""
 
-    def __init__(self, config: Config, batches: Batches, metrics: MetricsLog) -> None:
-        """`batches` gives this rank's batches of a data set in a strategy, always the same ones."""
+    def __init__(self, config: Config, batches: Batches, metrics: MetricsLog, stopping: Callback | None = None) -> None:
+        """`batches` gives this rank's batches of a data set in a strategy, always the same ones. `stopping` is called
+        after a validation too: a signal in it must not wait for another step."""
         self._config = config.train.validation
         self._batches = batches
         self._metrics = metrics
+        self._stopping = stopping
         self._unscored: set[str] = set()  # of which there was a warning
 
     def on_step(self, run: StageRun) -> None:
@@ -37,6 +39,8 @@ class Validation(NoCallback):
                         {"step": run.step, "stage": run.plan.name, **self._losses(run, dataset, strategy)}
                     )
             run.engine.model.train()
+            if self._stopping is not None and not run.stop:
+                self._stopping.on_step(run)
 
     def _losses(self, run: StageRun, dataset: str, strategy: Strategy) -> Line:
         """Nats per scored position, of both modalities apart where both are scored."""
