@@ -102,17 +102,19 @@ class RepeatedKeyError(ValueError):
     """A JSON object has a key twice. The message names the key and, in text of several lines, both lines."""
 
 
-def parse_json(content: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+def parse_json(
+    content: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None, unique_keys: bool = True
+) -> Any:
     """`json.loads` for untrusted content.
 
     Raises:
-        RepeatedKeyError: an object has a key twice, of which `json.loads` would use the last value.
+        RepeatedKeyError: with `unique_keys`, an object has a key twice; otherwise, its last value is used.
         ValueError: it is not JSON, not UTF-8, or nested deeper than `DEEPEST`.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> Any:
         made = dict(pairs)
-        if len(made) < len(pairs):
+        if unique_keys and len(made) < len(pairs):
             raise RepeatedKeyError(_repeated_key(content))
         return made if object_hook is None else object_hook(made)
 

@@ -1,6 +1,7 @@
 """JSONL and TSV manifests."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +243,26 @@ def test_any_bytes_give_valid_utterances_or_failures(tmp_path: Path, data: bytes
         check_all(*read_manifest(config_for(tmp_path / name, format=kind)))
     except UserError as error:
         assert str(tmp_path) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"audio": "a.wav"}, {"audio": "b.wav"}]', "write one object per line: `jq -c"),
+        ('{\n  "audio": "a.wav"\n}\n', "write one object per line: `jq -c"),
+        ("audio,text\na.wav,hi\n", "columns of a table are separated by tabs"),
+        ('"path";"text"\n', "columns of a table are separated by tabs"),
+        ("a.wav hi\n", "its first line is 'a.wav hi'; set recordings.format"),
+    ],
+)
+def test_other_forms_name_the_correction(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "m.data").write_text(content)
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_manifest(config_for(tmp_path / "m.data"))
+
+
+def test_a_format_is_recognized_although_keys_are_twice_in_each_line(tmp_path: Path) -> None:
+    utterances, failures = read(write_lines(tmp_path / "m.data", ['{"audio": "a.wav", "audio": "b.wav"}'] * 3))
+    assert not utterances and [failure.id for failure in failures] == ["line 1", "line 2", "line 3"]
+    assert all("the key 'audio' is twice" in failure.detail for failure in failures)
+    assert failures[2].place == f"{tmp_path}/m.data line 3"

@@ -95,8 +95,9 @@ def compared(file: BinaryIO, size: int, declared: Declared, past_chunk: PastChun
         return Content() if declared.num_bytes >= OPEN_BYTES else Content(problem=_cut_off(declared, rest))
     if is_end(declared.num_bytes):
         end = declared.begin + declared.num_bytes
-        follows = declared.delimit is not None and size > end
-        return Content(raw=Raw(declared.begin, end, declared.delimit)) if follows else Content()
+        if declared.delimit is None or size == end:
+            return Content()
+        return Content(raw=Raw(declared.begin, end, declared.delimit))
     if declared.num_bytes >= OPEN_BYTES and declared.endian:
         return Content(raw=Raw(declared.begin, size, declared.endian))
     return Content(problem=_unused(declared, rest))

@@ -104,11 +104,25 @@ def format_of(path: str) -> str:
     elif seen.objects:
         what = f"its objects have the keys {', '.join(map(repr, seen.objects[0])):.200}"
     else:
-        what = f"its first line is {seen.lines[0].decode(errors='replace')!r:.100}"
+        what = f"its first line is {seen.lines[0].decode(errors='replace')!r:.100}{_other_form(seen.lines[0])}"
     raise UserError(
         f"{path}: the format cannot be recognized: {what}; set recordings.format, or give JSON lines or a table with"
         f" keys among {', '.join(KEYS)}"
     )
+
+
+def _other_form(first_line: bytes) -> str:
+    """What the first line of a file shows that it is instead."""
+    line = first_line.strip()
+    if line[:1] == b"[" or line == b"{":
+        return (
+            ", the beginning of JSON over several objects or lines; write one object per line:"
+            " `jq -c 'if type == \"array\" then .[] else . end' IN > OUT.jsonl`"
+        )
+    names = {name.strip().strip(b'"').lower() for sign in (b",", b";") for name in line.split(sign)}
+    if names & {b"audio", b"path", b"file", b"filename", b"audio_filepath", b"audio_path", b"wav"}:
+        return ", with commas or semicolons; the columns of a table are separated by tabs"
+    return ""
 
 
 def _format(name: str) -> Format:

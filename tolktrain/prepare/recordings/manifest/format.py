@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tolktrain.prepare.recordings.manifest.lines import json_of, read_lines
+from tolktrain.files.reading import parse_json
+from tolktrain.prepare.recordings.manifest.lines import read_lines, text_of
 from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import EntryError, Failure, Utterance
 
@@ -72,7 +73,7 @@ class Format:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        item = json_of(line)
-    except EntryError:
+        item = parse_json(text_of(line), unique_keys=False)  # what is wrong with it is said when it is read
+    except (EntryError, ValueError):
         return None
     return item if isinstance(item, dict) else None
