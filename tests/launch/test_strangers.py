@@ -24,7 +24,7 @@ LOAD_KERNELS = """
 import os, runpy, sys
 from tolktrain.cli import entry
 
-def load_kernels() -> int:
+def load_kernels(stop) -> int:
     for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
         folder = os.environ.get(name, "")
         print(name, folder)
