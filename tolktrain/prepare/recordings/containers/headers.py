@@ -43,7 +43,7 @@ def sphere_content(file: BinaryIO, begin: int, size: int) -> Content:
             rb"^(sample_count|channel_count|sample_n_bytes|sample_rate) -i (\d{1,15})\s*$", header, re.MULTILINE
         )
     }
-    if b"shorten" in header:
+    if re.search(rb"^sample_coding .*shorten", header, re.MULTILINE):
         return Content(problem="its audio is compressed by shorten; convert it with `sph2pipe -f wav IN OUT.wav`")
     block_bytes = numbers.get("sample_n_bytes", 0) * numbers.get("channel_count", 1)
     count = numbers.get("sample_count")
