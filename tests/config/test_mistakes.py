@@ -32,6 +32,22 @@ HERE = "on the command line: "
             "model.backbone={hub: a/b, revision: main}",
             "model.backbone.hub is not a known key; if model.backbone is to be 'a/b', write model.backbone=a/b",
         ),
+        ("run.name={name: x}", "run.name: expected text, got a mapping; write x"),
+        (
+            "checkpoint.init_from={run: runs/a}",
+            "checkpoint.init_from: expected text or null, got a mapping; write runs/a",
+        ),
+        (
+            "data.sets.stories=data/x",
+            "data.sets.stories: expected a mapping with path, got 'data/x'; write \"{path: data/x}\", in quotes for the"
+            " shell",
+        ),
+        (
+            "data.sets.stories=s3://b/c",
+            "data.sets.stories: expected a mapping with path, got 's3://b/c'; write"
+            " \"{remote: 's3://b/c', path: FOLDER}\", in quotes for the shell",
+        ),
+        ("train.stages=3", "train.stages: expected a list of mappings with at least one entry, got 3"),
         (
             "checkpoint.qqqq=3",
             "checkpoint.qqqq is not a known key; known here: every_steps, background, keep_last, keep_every_steps,"

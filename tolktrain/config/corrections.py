@@ -5,6 +5,7 @@ import types
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel
 
 from tolktrain.config.document import NULL_NAMES, Located, in_quotes, parse
 from tolktrain.errors import UserError
@@ -33,13 +34,17 @@ def fix_of(annotation: Any, given: Any, node: Located) -> str:
         node: the place in the document; its `written` is empty if the value is in quotes there.
     """
     kinds = branches(annotation)
+    if isinstance(given, dict) and str in kinds and [type(value) for value in given.values()] == [str]:
+        return f"write {next(iter(given.values()))}"
+    if isinstance(given, str) and len(given) <= _LONGEST and (entries := _as_entries(kinds, given)):
+        return f"write {_for_shell(entries, node)}"
     if isinstance(given, (dict, list, tuple)) or given is None or (isinstance(given, str) and len(given) > _LONGEST):
         return ""
     unquoted = " without quotes" if isinstance(given, str) and not node.written else ""
     if type(None) in kinds and given in NULL_NAMES:
         return f"write null{unquoted}"
     for kind in kinds:
-        if get_origin(kind) is tuple:
+        if get_origin(kind) is tuple and not _models([get_args(kind)[0]]):
             return f"write {_for_shell(_list(given, node.written, get_args(kind)[0]), node)}"
         if get_origin(kind) is dict and branches(get_args(kind)[1]) == [float]:
             entries = ", ".join(f"{_item(part)}: 1" for part in _parts(node.written or str(given)))
@@ -53,6 +58,21 @@ def fix_of(annotation: Any, given: Any, node: Located) -> str:
     if str in kinds and not isinstance(given, str):
         return f"put it in quotes{in_quotes(node.written or str(given), node.origin)}"
     return ""
+
+
+def _as_entries(kinds: list[Any], given: str) -> str:
+    """A text as the only entry that a mapping needs, such as the path of a data set; empty if it needs others."""
+    for model in _models(kinds):
+        required = [name for name, field in model.model_fields.items() if field.is_required()]
+        if len(required) == 1 and str in branches(model.model_fields[required[0]].annotation):
+            if "://" in given and "remote" in model.model_fields:
+                return f"{{remote: {_item(given)}, {required[0]}: FOLDER}}"
+            return f"{{{required[0]}: {_item(given)}}}"
+    return ""
+
+
+def _models(kinds: list[Any]) -> list[type[BaseModel]]:
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def null_name_mistake(annotation: Any, node: Located) -> str | None:
