@@ -74,14 +74,15 @@ class Layer:
         return [self.first_norm, self.qkv, self.output, self.second_norm, self.gate_up, self.down]
 
 
-def rows(plan: Plan) -> list[Row]:
-    """Measure every provider: bf16 on a GPU, float32 on the CPU."""
+def rows(plan: Plan) -> Iterator[Row]:
+    """Measure every provider, one after the other: bf16 on a GPU, float32 on the CPU."""
     on_gpu = plan.device == "cuda"
     shapes: tuple[Shape, ...] = GPU_SHAPES if on_gpu else CPU_SHAPES
     if plan.quick:
         shapes = tuple(Shape(1, 256, *(getattr(s, f) for f in _MODEL_FIELDS)) for s in shapes[:1])
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    return [row for shape in shapes for row in _measure_shape(plan, shape, dtype)]
+    for shape in shapes:
+        yield from _measure_shape(plan, shape, dtype)
 
 
 _MODEL_FIELDS = ("width", "num_heads", "num_groups", "head_dim", "ffn_width")
@@ -94,9 +95,10 @@ def builds() -> list[Build]:
     return builds()
 
 
-def numerics(device: str) -> list[tuple[str, str, float, float, bool]]:
+def numerics(device: str) -> Iterator[tuple[str, str, float, float, bool]]:
     """Errors against float64, as `pooling_check.entries` gives them."""
-    return [entry for case in QUICK_CASES for entry in entries(_name(case), case.dtype, deviations(case, device))]
+    for case in QUICK_CASES:
+        yield from entries(_name(case), case.dtype, deviations(case, device))
 
 
 def _name(case: Case) -> str:

@@ -25,17 +25,14 @@ FFN_WIDTHS = (1536, 2560, 8192)
 HEADS = ((9, 64), (15, 64), (32, 64))  # number and width
 
 
-def rows(plan: Plan) -> list[Row]:
-    """Measure every provider in bf16; nothing without a GPU."""
+def rows(plan: Plan) -> Iterator[Row]:
+    """Measure every provider in bf16, one after the other; nothing without a GPU."""
     if plan.device != "cuda":
-        return []
+        return
     num_tokens = NUM_TOKENS // 16 if plan.quick else NUM_TOKENS
-    return [
-        row
-        for case in cases(num_tokens, BATCH_SIZE)
-        for name, provider in providers(case.kernel, plan.device).items()
-        for row in measure_provider(plan, name, provider, case)
-    ]
+    for case in cases(num_tokens, BATCH_SIZE):
+        for name, provider in providers(case.kernel, plan.device).items():
+            yield from measure_provider(plan, name, provider, case)
 
 
 def cases(num_tokens: int, batch_size: int) -> list[Case]:
@@ -56,9 +53,10 @@ def builds() -> list[Build]:
     return builds()
 
 
-def numerics(device: str) -> list[tuple[str, str, float, float, bool]]:
+def numerics(device: str) -> Iterator[tuple[str, str, float, float, bool]]:
     """Errors against float64, as `pooling_check.entries` gives them."""
-    return [entry for case in QUICK_CASES for entry in entries(_name(case), case.dtype, deviations(case, device))]
+    for case in QUICK_CASES:
+        yield from entries(_name(case), case.dtype, deviations(case, device))
 
 
 def _name(case: Case) -> str:

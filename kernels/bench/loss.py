@@ -27,14 +27,11 @@ CPU_SHAPES = ((4096, 8192, 576), (4096, 502, 576))  # the first in two chunks
 MODES = ("forward", "both")
 
 
-def rows(plan: Plan) -> list[Row]:
-    """Measure every provider: bf16 on a GPU, float32 on the CPU."""
-    return [
-        row
-        for case in cases(plan)
-        for name, provider in providers(plan.device).items()
-        for row in measure_provider(plan, name, provider, case)
-    ]
+def rows(plan: Plan) -> Iterator[Row]:
+    """Measure every provider, one after the other: bf16 on a GPU, float32 on the CPU."""
+    for case in cases(plan):
+        for name, provider in providers(plan.device).items():
+            yield from measure_provider(plan, name, provider, case)
 
 
 def cases(plan: Plan) -> list[Case]:
@@ -50,13 +47,10 @@ def builds() -> list[Build]:
     return builds()
 
 
-def numerics(device: str) -> list[tuple[str, str, float, float, bool]]:
+def numerics(device: str) -> Iterator[tuple[str, str, float, float, bool]]:
     """Errors against float64, as `pooling_check.entries` gives them."""
-    return [
-        entry
-        for case in QUICK_CASES
-        for entry in entries(f"loss {case}", case.dtype, deviations(case, device, "triton"))
-    ]
+    for case in QUICK_CASES:
+        yield from entries(f"loss {case}", case.dtype, deviations(case, device, "triton"))
 
 
 def least_bytes(mode: str, case: Case) -> int:

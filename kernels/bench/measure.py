@@ -18,11 +18,12 @@ class Plan:
     device: str  # "cuda" or "cpu"
     quick: bool  # small shapes, few repetitions
     copy_rate: float  # bytes per second, read and written, of a plain copy; measured in the same run
+    repeat_seconds: float | None = None  # of one measurement, if not as `quick` says
 
     @property
     def seconds(self) -> float:
         """Time to spend on one measurement."""
-        return 0.1 if self.quick else 1.0
+        return self.repeat_seconds or (0.1 if self.quick else 1.0)
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,14 @@ def measure(
 ) -> Row:
     """Time a function, and compare it with the least number of bytes that it must move."""
     peak = _peak_bytes_on_gpu(run) if plan.device == "cuda" else _peak_bytes_on_cpu(run)
-    low, median, high = _times_on_gpu(run, plan) if plan.device == "cuda" else _times_on_cpu(run, plan)
+    low, median, high = times(run, plan)
     share = least / (median / 1e3 * plan.copy_rate)
     return Row(kernel, provider, mode, shape, dtype, low, median, high, least, share, peak)
+
+
+def times(run: Callable[[], object], plan: Plan) -> tuple[float, float, float]:
+    """Milliseconds of a call that 20, 50 and 80 % of the calls stay below."""
+    return _times_on_gpu(run, plan) if plan.device == "cuda" else _times_on_cpu(run, plan)
 
 
 MODES = ("forward", "backward", "both")
@@ -119,9 +125,8 @@ def copy_rate(device: str, quick: bool) -> float:
     mebibytes = 64 if quick else 1024 if device == "cuda" else 256
     source = torch.ones(mebibytes << 18, device=device)
     target = torch.empty_like(source)
-    plan = Plan(device, quick, copy_rate=1.0)
-    times = _times_on_gpu if device == "cuda" else _times_on_cpu
-    return 2 * source.nbytes / (times(lambda: target.copy_(source), plan)[1] / 1e3)
+    milliseconds = times(lambda: target.copy_(source), Plan(device, quick, copy_rate=1.0))[1]
+    return 2 * source.nbytes / (milliseconds / 1e3)
 
 
 def _times_on_gpu(run: Callable[[], object], plan: Plan) -> tuple[float, float, float]:

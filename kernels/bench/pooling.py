@@ -33,18 +33,16 @@ GPU_SHAPES = (Shape(30, 576, 16384), Shape(32, 960, 16384), Shape(24, 2048, 1638
 CPU_SHAPES = (Shape(30, 576, 2048), Shape(32, 960, 1024), Shape(24, 2048, 512))
 
 
-def rows(plan: Plan) -> list[Row]:
-    """Measure every provider: bf16 on a GPU, bf16 and float32 on the CPU."""
+def rows(plan: Plan) -> Iterator[Row]:
+    """Measure every provider, one after the other: bf16 on a GPU, bf16 and float32 on the CPU."""
     shapes: Sequence[Shape] = GPU_SHAPES if plan.device == "cuda" else CPU_SHAPES
     if plan.quick:
         shapes = [Shape(shape.num_layers, shape.width, max(16, shape.num_tokens // 16)) for shape in shapes[:2]]
     dtypes = (torch.bfloat16,) if plan.device == "cuda" else (torch.bfloat16, torch.float32)
-    found: list[Row] = []
     for shape in shapes:
         for dtype in dtypes:
             for name, pool in _providers(plan.device).items():
-                found += measure_provider(plan, name, pool, shape, dtype)
-    return found
+                yield from measure_provider(plan, name, pool, shape, dtype)
 
 
 def builds() -> list[Build]:
@@ -54,9 +52,10 @@ def builds() -> list[Build]:
     return builds()
 
 
-def numerics(device: str) -> list[tuple[str, str, float, float, bool]]:
+def numerics(device: str) -> Iterator[tuple[str, str, float, float, bool]]:
     """Errors against float64, as `pooling_check.entries` gives them."""
-    return [entry for case in QUICK_CASES for entry in entries(_name(case), case.dtype, deviations(case, device))]
+    for case in QUICK_CASES:
+        yield from entries(_name(case), case.dtype, deviations(case, device))
 
 
 def _name(case: Case) -> str:

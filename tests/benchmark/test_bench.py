@@ -157,7 +157,7 @@ def test_the_shapes_are_those_of_the_published_models(name: str, backbone: int) 
 
 
 def report_of(seconds: float, peak: float | None) -> tuple[Report, Measurement]:
-    measured = Measurement((seconds,) * 4, None, 1.0, 0)
+    measured = Measurement((seconds,) * 4, None, None, 1.0, 0)
     flops: StepFlops = step_flops(_sizes(), StepCounts(positions=100), ("backbone",))
     entries = [Entry(OURS, measured), Entry(OURS, None)]
     counts = StepCounts(positions=100, speech_positions=46)

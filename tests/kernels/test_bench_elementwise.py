@@ -40,4 +40,4 @@ def test_the_plain_form_of_every_kernel_is_measured_in_every_mode(tmp_path: Path
 
 
 def test_nothing_is_timed_without_a_gpu() -> None:
-    assert elementwise.rows(QUICK) == []
+    assert list(elementwise.rows(QUICK)) == []

@@ -15,6 +15,11 @@ from conformity import conforming
 from rehearsal import Rehearsal
 
 from nullgpu.counters import counters
+from tolktrain.benchmark.count.result import lines_of
+from tolktrain.benchmark.count.run import count_step
+from tolktrain.cluster.accelerators import ACCELERATORS
+from tolktrain.model.cost.step import step_flops
+from tolktrain.model.cost.work import StepCounts
 from tolktrain.parallel.layout import release_groups
 from tolktrain.train.deepspeed.compat import release_cache
 
@@ -28,6 +33,7 @@ class Case:
     batches: int = 2  # different ones, in turn
     accumulation: int = 1  # micro batches of a step
     waiting_steps: int = 0  # first ones in whose forward and backward passes the host may wait
+    counts: bool = False  # whether one more step is counted, as `tolktrain bench --count` does
     plant: str = ""  # a fault, of `PLANTS`
 
 
@@ -42,6 +48,12 @@ class Done:
     allocated: list[int] = field(default_factory=list)  # bytes that torch has allocated after each step
     peak: int = 0  # of the steps, bytes
     num_remembered: int = 0  # entries of ZeRO 3's cache after the last step
+    counted: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # part, direction, bytes, FLOPs and launches of the step
+    counted_launches: int = 0  # of that step, by the null GPU
+    model_flops: int = 0  # of that step, by the model's formulas
+    counts: dict[str, float] = field(default_factory=dict)  # `StepCounts` of that step
     failure: str = ""  # of a case with a planted fault
     left: int = 0  # bytes that torch has allocated after the end of the case
     resident: int = 0  # bytes of this process in the machine's memory
@@ -89,7 +101,21 @@ def run(case: Case, done: Done) -> None:
         done.allocated.append(torch.cuda.memory_allocated())
     done.num_remembered = release_cache().cache_info().currsize
     done.peak, done.resident = torch.cuda.max_memory_allocated(), resident_bytes()
+    if case.counts:
+        count(rehearsal, done)
     rehearsal.engine.close()
+
+
+def count(rehearsal: Rehearsal, done: Done) -> None:
+    """Count a step."""
+    batches = rehearsal.batches(0)
+    before = counters().launches
+    operations = count_step(rehearsal.step, batches, rehearsal.engine.model, rehearsal.engine.deepspeed)
+    done.counted_launches = counters().launches - before
+    done.counted = [asdict(line) for line in lines_of(operations, ACCELERATORS[0], ())]
+    counts = StepCounts.of(batches)
+    done.counts = asdict(counts)
+    done.model_flops = step_flops(rehearsal.architecture, counts, rehearsal.config.train.stages[-1].trainable).total
 
 
 def resident_bytes() -> int:

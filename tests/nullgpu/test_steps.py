@@ -1,6 +1,7 @@
 """Training steps of the 150M model on a null GPU: a single process."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +9,13 @@ from null_jobs import NullJobs, leaks
 
 Done = dict[str, Any]
 GIB = 2**30
+RECORDED = Path(__file__).with_name("counted-150m.json")
+RECORD = "python tools/nullgpu/run.py -- env PYTHONPATH=tools python tests/nullgpu/record_counts.py"
 
 # The widths are real; of the 30 layers a few do where nothing depends on their number.
 FEW_LAYERS = ["model.backbone.num_layers=4", "train.micro_batch_size=8"]
 CASES: dict[str, dict[str, Any]] = {
-    "shipped": {"overrides": [], "steps": 3, "batches": 3},
+    "shipped": {"overrides": [], "steps": 3, "batches": 3, "counts": True},
     "torch": {"overrides": ["kernels.backend=torch"]},
     "padded": {"overrides": ["kernels.attention=padded", *FEW_LAYERS]},
     "torch, padded": {"overrides": ["kernels.backend=torch", "kernels.attention=padded", *FEW_LAYERS]},
@@ -93,6 +96,42 @@ def test_fifty_steps_leak_nothing(done: dict[str, Done]) -> None:
     """Memory, streams, events, modules; and the same check finds a planted leak of a kilobyte a step."""
     assert leaks(done["many"]) == []
     assert leaks(done["planted leak"]) == ["allocated"]
+
+
+def test_counts_of_a_step_do_not_grow(done: dict[str, Done]) -> None:
+    """Launches and bytes of each part of the shipped step, both ways, are at most 2 % above `counted-150m.json`."""
+    recorded = {(line["part"], line["direction"]): line for line in json.loads(RECORDED.read_text())}
+    grown = []
+    for line in done["shipped"]["counted"]:
+        before = recorded.get((line["part"], line["direction"]), {"launches": 0, "bytes": 0})
+        grown += [
+            f"{line['part']}, {line['direction']}: {name} {before[name]:.0f} -> {line[name]:.0f}"
+            for name in ("launches", "bytes")
+            if line[name] > 1.02 * before[name]
+        ]
+    assert not grown, f"if that is meant: {RECORD}\n" + "\n".join(grown)
+
+
+def test_counts_of_a_step_agree_with_what_else_counts(done: dict[str, Done]) -> None:
+    """Launches with the null GPU's, FLOPs with the model's formulas, bytes with those of one kernel by hand."""
+    shipped = done["shipped"]
+    lines, counts = shipped["counted"], shipped["counts"]
+    assert "unseen" not in {line["part"] for line in lines}
+    # The driver's copies and fills are counted, and are no launches.
+    launches = sum(line["launches"] for line in lines)
+    assert shipped["counted_launches"] <= launches <= shipped["counted_launches"] + 60
+    # Hardware computes five products backward in attention, two of which are those of the forward pass again.
+    attention = sum(
+        line["flops"] for line in lines if line["part"].endswith("attention") and line["direction"] == "forward"
+    )
+    flops = sum(line["flops"] for line in lines) - attention / 2
+    # All but the selector of the pooling, whose products are inside its kernels.
+    assert flops == pytest.approx(shipped["model_flops"], rel=2e-3)
+    # The gated activation reads 2 F and writes F in bf16; backward it reads 3 F and writes 2 F.
+    rows = 30 * counts["positions"] + 2 * counts["predicting_positions"] + 2 * counts["speech_positions"]
+    for direction, passes in (("forward", 3), ("backward", 5)):
+        [line] = [of for of in lines if (of["part"], of["direction"]) == ("gated activation", direction)]
+        assert line["bytes"] == passes * 1536 * 2 * rows
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])

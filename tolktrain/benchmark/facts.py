@@ -5,14 +5,12 @@ import re
 import shlex
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
+from tolktrain.benchmark.versions import versions
 from tolktrain.parallel.layout import Layout
-
-_PACKAGES = ("tolktrain", "torch", "triton", "deepspeed", "megatron-core", "flash-attn")
 
 
 def facts(layout: Layout, kernels: str, command: Sequence[str]) -> dict[str, str]:
@@ -27,7 +25,7 @@ def facts(layout: Layout, kernels: str, command: Sequence[str]) -> dict[str, str
     return {
         **found,
         "kernels": kernels,
-        "versions": ", ".join([f"Python {platform.python_version()}", *_versions()]),
+        "versions": versions(),
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         "command": shlex.join(command),
     }
@@ -40,13 +38,3 @@ def device_name(layout: Layout) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return f"{found[1] if found else platform.machine()} (CPU)"
-
-
-def _versions() -> list[str]:
-    found = []
-    for package in _PACKAGES:
-        try:
-            found.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue  # an optional one
-    return found

@@ -22,6 +22,7 @@ class Measurement:
 
     seconds: tuple[float, ...]  # of each step
     peak_memory_gib: float | None  # of the GPU, or of the process where there is none and the system tells
+    peak_reserved_gib: float | None  # of the GPU: what PyTorch's allocator holds, pieces between tensors included
     first_loss: float  # of the first warm-up step; equal for providers that compute the same
     skipped: int  # steps whose gradients were not finite
 
@@ -46,7 +47,9 @@ def measure(runner: Runner, steps: Sequence[Sequence[Batch]], num_warmup: int, d
         _wait_for(device)
         seconds.append(time.perf_counter() - started)
     skipped = sum(outcome.skipped for outcome in outcomes)
-    return Measurement(tuple(seconds), _peak_gib(device) if is_reset else None, outcomes[0].loss, skipped)
+    reserved = torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else None
+    peak = _peak_gib(device) if is_reset else None
+    return Measurement(tuple(seconds), peak, reserved, outcomes[0].loss, skipped)
 
 
 def _wait_for(device: torch.device) -> None:

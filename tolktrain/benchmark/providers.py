@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from tolktrain.benchmark.count.counter import Operation
+from tolktrain.benchmark.count.run import count_step
 from tolktrain.benchmark.reference import PublishedInputs, PublishedSmolTolk
 from tolktrain.config import Config
 from tolktrain.config.training import ParameterGroup, StageConfig
@@ -74,6 +76,10 @@ class EngineRunner:
         """Train on the micro batches of one step."""
         result = self._engine.train_step(batches, self._setting.learning_rates)
         return StepOutcome(result.loss(self._setting.config.model.speech.entropy_weight), result.skipped)
+
+    def count(self, batches: Sequence[Batch]) -> list[Operation]:
+        """Train on the micro batches of one step; returns its operations."""
+        return count_step(self.step, batches, self._engine.model, self._engine.deepspeed)
 
     def close(self) -> None:
         """Free DeepSpeed's buffers."""

@@ -96,7 +96,7 @@ class Report:
             f"{self.tokens_per_second(measured):,.0f}",
             f"{_digits(median)} ({_digits(low)} - {_digits(high)})",
             UNKNOWN if mfu is None else f"{100 * mfu:.1f} %",
-            "unknown" if peak is None else f"{peak:.2f} GiB",
+            "unknown" if peak is None else f"{peak:.2f} GiB{_reserved(measured)}",
             f"{measured.percentiles[1] / ours.percentiles[1]:.2f}",
         )
 
@@ -141,6 +141,7 @@ class Report:
             "tokens_per_second": self.tokens_per_second(measured),
             "mfu": self.mfu(measured),
             "peak_memory_gib": measured.peak_memory_gib,
+            "peak_reserved_gib": measured.peak_reserved_gib,
             "ours_over_it": median / ours.percentiles[1],
             "first_loss": measured.first_loss if math.isfinite(measured.first_loss) else None,
             "skipped_steps": measured.skipped,
@@ -201,6 +202,10 @@ def _markdown(report: Report) -> str:
 
 def _digits(milliseconds: float) -> str:
     return f"{milliseconds:.0f}" if milliseconds >= 1000 else f"{milliseconds:.4g}"
+
+
+def _reserved(measured: Measurement) -> str:
+    return "" if measured.peak_reserved_gib is None else f" ({measured.peak_reserved_gib:.2f} reserved)"
 
 
 def _timed(report: Report) -> tuple[float, ...]:

@@ -2,18 +2,26 @@
 
 import gc
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich import box
+from rich.table import Table
 
+from tolktrain.benchmark.count.counter import Operation, launch_counter
+from tolktrain.benchmark.count.result import SHORT_HEADINGS, Count, lines_of, sentences, short_rows_of, write_count
+from tolktrain.benchmark.count.run import check_countable, device_of, read_measured
 from tolktrain.benchmark.facts import device_name, facts
 from tolktrain.benchmark.measure import Measurement, measure
-from tolktrain.benchmark.providers import AGAINST, OURS, Provider, Setting, make_provider
+from tolktrain.benchmark.providers import AGAINST, OURS, EngineRunner, Provider, Setting, make_provider
 from tolktrain.benchmark.reference import check_published
 from tolktrain.benchmark.report import Entry, Report, print_report, write_report
 from tolktrain.benchmark.synthetic import Speech, random_batches, units_per_word
+from tolktrain.cluster.accelerators import Accelerator
+from tolktrain.cluster.device_models import BOUND, LIKELY
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.config import Config
 from tolktrain.config.load import load_config
@@ -45,6 +53,9 @@ class Options:
     speech_share: float = 0.46  # of the positions
     against: tuple[str, ...] = ()  # further providers, of `AGAINST`
     compiles: bool = True  # whether the strongest plain form is compiled
+    count: bool = False  # also bytes, FLOPs and launches of our step; on the null GPU nothing is timed
+    device: str | None = None  # whose times are predicted for the counts; the present one if None
+    calibration: Path | None = None  # measured rates for these predictions
     output: Path | None = None  # folder of the result; <run.dir>/bench-<run.name> if None
 
 
@@ -68,6 +79,7 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
     """
     config = load_config(path, overrides)
     _check(config, options)
+    values = read_measured(options.calibration) if options.calibration else {}
     providers = [OURS, *(make_provider(name, options.compiles) for name in dict.fromkeys(options.against))]
     # All configurations are read before anything is measured.
     configs = [_one_step(load_config(path, [*overrides, *item.overrides]), options) for item in providers]
@@ -78,6 +90,9 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
     ProcessEnvironment.detect().export()
     layout = initialize()
     set_threads(layout, config.train.cpu_threads)
+    if options.count:
+        check_countable(config, layout.device.type)
+    kind = device_of(options.device, device_name(layout)) if options.count else None
     console = Console(highlight=False, soft_wrap=True)
     steps = _make_steps(config, architecture, options, pinned=layout.device.type == "cuda")
     report = _empty_report(config, architecture, stage, options, layout, steps[options.warmup :], command)
@@ -87,13 +102,20 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
         console.print(f"measuring {provider.name}: {provider.what}")
         settings = ResolvedSettings.of(own, architecture, layout)
         setting = Setting(own, architecture, stage, layout, learning_rates_at(stage, 0, stage.tokens), settings)
-        measured = _measured(provider, setting, steps, options.warmup)
-        if measured is None and provider is OURS:
+        counted = list[Operation]()
+        measured = _measured(provider, setting, steps, options, counted)
+        if measured is None and provider is OURS and not counted:
             raise UserError(
                 f"the step does not fit into the memory of {device_name(layout)}; lower train.micro_batch_size"
                 f" (now {config.train.micro_batch_size}) or set train.activation_checkpointing=layers"
             )
         _free_memory(layout.device)
+        if counted and kind is not None:
+            count = _count(report, counted, kind, values, measured)
+            files = write_count(count, folder)
+            _print_count(count, files, console)
+        if measured is None and counted:  # on the null GPU
+            return files[0]
         report.entries.append(Entry(provider, measured))
     print_report(report, console)
     files = write_report(report, folder)
@@ -181,20 +203,67 @@ def _empty_report(
 
 
 def _measured(
-    provider: Provider, setting: Setting, steps: Sequence[Sequence[Batch]], num_warmup: int
+    provider: Provider,
+    setting: Setting,
+    steps: Sequence[Sequence[Batch]],
+    options: Options,
+    counted: list[Operation],
 ) -> Measurement | None:
-    """Measure a provider; None if it runs out of memory."""
+    """Measure a provider; None if it runs out of memory, or on the null GPU if it counts.
+
+    The operations of our step are appended to `counted` if they are to be counted.
+    """
+    measured = None
     try:
         runner = provider.start(setting)
         try:
-            return measure(runner, steps, num_warmup, setting.layout.device)
+            if options.count and launch_counter() is not None:
+                runner.step(steps[0])  # compiles
+            else:
+                measured = measure(runner, steps, options.warmup, setting.layout.device)
+            if options.count and isinstance(runner, EngineRunner) and provider is OURS:
+                counted += runner.count(steps[-1])
+            return measured
         finally:
             runner.close()
     except RuntimeError as error:
         # Triton's and cuBLAS's own failures to allocate are of no kind of their own.
         if not isinstance(error, torch.OutOfMemoryError) and not re.search(_OUT_OF_MEMORY, str(error)):
             raise
-        return None
+        return measured
+
+
+def _count(
+    report: Report,
+    operations: Sequence[Operation],
+    device: Accelerator,
+    values: Mapping[str, Any],
+    measured: Measurement | None,
+) -> Count:
+    models = (BOUND, LIKELY.measured(values, device))
+    return Count(
+        name=report.name,
+        description=report.description,
+        device=device,
+        models=models,
+        lines=lines_of(operations, device, models),
+        model_flops=report.flops.total,
+        exact_launches=launch_counter() is not None,
+        facts=report.facts,
+        measured_seconds=None if measured is None else measured.percentiles[1],
+    )
+
+
+def _print_count(count: Count, files: Sequence[Path], console: Console) -> None:
+    table = Table(title=count.name, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(SHORT_HEADINGS):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for row in short_rows_of(count):
+        table.add_row(*row)
+    console.print()
+    console.print(table)
+    for line in (*sentences(count), *map(str, files)):
+        console.print(line)
 
 
 def _free_memory(device: torch.device) -> None:

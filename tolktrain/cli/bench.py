@@ -25,6 +25,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-compile", action="store_true", help="do not compile the strongest plain form")
     parser.add_argument(
+        "--count", action="store_true", help="count bytes, FLOPs and launches of the step, and predict its time by part"
+    )
+    parser.add_argument("--device", metavar="NAME", help="with --count: GPU to predict for, such as h200 (the present)")
+    parser.add_argument(
+        "--calibration", type=path_argument, metavar="FILE", help="with --count: JSON of measured rates, as in `plan`"
+    )
+    parser.add_argument(
         "--output", type=path_argument, metavar="FOLDER", help="for the results (runs/bench-<run.name>)"
     )
 
@@ -40,6 +47,9 @@ def _run(parsed: argparse.Namespace) -> int:
         speech_share=parsed.speech_share,
         against=tuple(name.strip() for name in parsed.against.split(",") if name.strip()),
         compiles=not parsed.no_compile,
+        count=parsed.count,
+        device=parsed.device,
+        calibration=parsed.calibration,
         output=parsed.output,
     )
     bench(parsed.config, parsed.overrides, options, ["tolktrain", *parsed.arguments])

@@ -45,6 +45,10 @@ TORCH = (
         Pinned(f"torch.optim:Optimizer.{name}", "__wrapped__")
         for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
     ),
+    # What `running_node` and `next_node_number` read; the last one is a method of the nodes.
+    Pinned("torch._C", "_current_autograd_node"),
+    Pinned("torch.autograd", "_get_sequence_nr"),
+    Pinned("torch.autograd.graph:Node", "_sequence_nr", ("self",)),
     # Megatron's linear layers add a hook that expects their `_extra_state`.
     Pinned("torch.nn:Module", "_load_state_dict_pre_hooks", "assigned"),
     # Megatron's sequence parallelism asks this for its device; replaced where there is no GPU.
@@ -126,3 +130,23 @@ def forget_compiled_variants(limit: int) -> None:
 
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+
+
+def running_node() -> tuple[str, int] | None:
+    """Name and number of the autograd node that this thread is executing; None outside of a backward pass.
+
+    Nodes are numbered in the order in which the forward pass makes them. Those that add up the gradient of a parameter
+    have a number above all others.
+    """
+    import torch
+
+    node = torch._C._current_autograd_node()
+    return None if node is None else (node.name(), node._sequence_nr())
+
+
+def next_node_number() -> int:
+    """The number that the next autograd node of this thread gets."""
+    import torch
+
+    number: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+    return number

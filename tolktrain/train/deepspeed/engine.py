@@ -118,6 +118,11 @@ class Engine:
         return self._model
 
     @property
+    def deepspeed(self) -> Any:
+        """DeepSpeed's engine."""
+        return self._step_runner.engine
+
+    @property
     def num_updates(self) -> int:
         """Number of updates in this stage, without skipped steps."""
         return self._states.num_updates

@@ -1,0 +1,1 @@
+"""Bytes, FLOPs and launches of a training step, counted: `tolktrain bench --count`."""

@@ -1,0 +1,127 @@
+"""Two models of how long a GPU takes for an operation of known bytes and FLOPs, with their constants."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tolktrain.cluster.accelerators import Accelerator
+
+PRODUCT, VOCABULARY_PRODUCT, ATTENTION, ATTENTION_BACKWARD, MEMORY = (
+    "product",
+    "vocabulary product",  # with a table of the vocabulary: wide, so its tiles fit better
+    "attention",
+    "attention backward",
+    "memory",  # everything else: bound by what it moves
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an operation does."""
+
+    kind: str  # one of the constants above
+    bytes: float  # read and written, each tensor once, nothing taken from a cache
+    flops: float = 0.0
+    width: float = 0.0  # narrowest side of a product
+    launches: float = 1.0  # of kernels, and copies and fills by the driver
+
+
+@dataclass(frozen=True)
+class DeviceModel:
+    """A model of a device. Fractions are of the figures of an `Accelerator`."""
+
+    name: str
+    what: str
+    widths: tuple[float, ...]  # narrowest sides of products, for the next two
+    products: tuple[float, ...]  # fraction of the peak
+    vocabulary_products: tuple[float, ...]
+    attention: float  # of the peak, causal pairs alone
+    attention_backward: float
+    copy: float  # of the memory's bandwidth
+    launch_seconds: float  # added for each launch
+    floor_seconds: float  # least time of a launch
+
+    def seconds(self, work: Work, device: Accelerator) -> float:
+        """Of an operation on a device."""
+        moving = work.bytes / (self.copy * device.memory_bandwidth)
+        computing = work.flops / (self._fraction(work) * device.peak_flops) if work.kind != MEMORY else 0.0
+        return max(max(moving, computing) + self.launch_seconds * work.launches, self.floor_seconds * work.launches)
+
+    def measured(self, values: Mapping[str, Any], device: Accelerator) -> "DeviceModel":
+        """This model with measured rates in place of its own, as `tolktrain plan --calibration` reads them.
+
+        Args:
+            values: by the names that they have there; rates that are not there stay.
+            device: on which they were measured.
+        """
+        scale = device.sustained  # plan's fractions are of this part of the peak
+        found: dict[str, Any] = {}
+        if "product_fractions" in values:
+            widths = tuple(values.get("product_widths", PLAN_WIDTHS))
+            fractions = tuple(scale * fraction for fraction in values["product_fractions"])
+            found |= {"widths": widths, "products": fractions, "vocabulary_products": fractions}
+        for name, theirs in (("attention", "attention_forward"), ("attention_backward", "attention_backward")):
+            if theirs in values:
+                found[name] = scale * values[theirs]
+        if "copy" in values:
+            found["copy"] = values["copy"]
+        if "launch_seconds" in values:
+            found["launch_seconds"] = values["launch_seconds"]
+        return replace(self, name=f"{self.name}, measured rates", **found) if found else self
+
+    def _fraction(self, work: Work) -> float:
+        if work.kind in (ATTENTION, ATTENTION_BACKWARD):
+            return self.attention if work.kind == ATTENTION else self.attention_backward
+        return _interpolated(
+            self.widths, self.vocabulary_products if work.kind == VOCABULARY_PRODUCT else self.products, work.width
+        )
+
+
+PLAN_WIDTHS = (256.0, 576.0, 960.0, 2048.0, 4096.0, 8192.0)  # of the fractions in a calibration
+
+# A copy on an H200 was measured at 4.28 TB/s, 89 % of the data sheet's bandwidth; the same is assumed for others.
+_COPY = 0.892
+
+BOUND = DeviceModel(
+    "bound",
+    "a bound that kernels of these widths hardly reach",
+    widths=(256.0,),
+    products=(0.70,),
+    vocabulary_products=(0.70,),
+    attention=0.70,
+    attention_backward=0.70,
+    copy=_COPY,
+    launch_seconds=0.0,
+    floor_seconds=3e-6,
+)
+
+LIKELY = DeviceModel(
+    "likely",
+    "what kernels of these shapes are expected to reach",
+    # Assumed from the tiles that fit these widths and the length of the sums.
+    widths=(256.0, 576.0, 960.0, 2048.0, 4096.0, 8192.0),
+    products=(0.32, 0.50, 0.58, 0.68, 0.73, 0.76),
+    vocabulary_products=(0.40, 0.58, 0.66, 0.68, 0.73, 0.76),
+    # 330 of 989.4 TFLOP/s forward: cuDNN on an H100, heads of 64, causal, 2048 positions (FlashAttention-3, arXiv
+    # 2407.08608, figure 5); backward is assumed.
+    attention=0.3335,
+    attention_backward=0.2628,
+    copy=0.92 * _COPY,
+    launch_seconds=1e-6,
+    floor_seconds=0.0,
+)
+DEVICE_MODELS = (BOUND, LIKELY)
+
+
+def _interpolated(places: Sequence[float], values: Sequence[float], place: float) -> float:
+    """Piecewise linear; proportional below the first place, constant above the last."""
+    if len(places) == 1:
+        return values[0]
+    if place <= places[0]:
+        return values[0] * max(place, 1.0) / places[0]
+    for (left, low), (right, high) in zip(
+        zip(places, values, strict=True), zip(places[1:], values[1:], strict=True), strict=False
+    ):
+        if place <= right:
+            return low + (place - left) / (right - left) * (high - low)
+    return values[-1]
