@@ -103,8 +103,8 @@ def segment_rates(plan: Plan) -> Iterator[Rate]:
     for batch, heads, groups, width in HEADS[:1] if plan.quick else HEADS:
         batch, length = (2, 64) if plan.quick else (batch, LENGTH)
         mask = random_mask(np.random.default_rng(0), (batch, length), SPEECH_SHARE, MEAN_SEGMENT)
-        segments = pack_segments(mask).to(plan.device)
-        sizes = segments.cu_seqlens.diff().double()
+        packed = pack_segments(mask)
+        sizes, segments = packed.cu_seqlens.diff().double(), packed.to(plan.device)
         flops = 4.0 * heads * width * float((sizes * (sizes + 1) / 2).sum())
         query, key, value = (
             _random(plan, segments.num_positions, number, width).requires_grad_() for number in (heads, groups, groups)

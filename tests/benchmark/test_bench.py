@@ -112,6 +112,11 @@ def _steps(architecture: Architecture) -> list[Any]:
         (["--steps", "0"], "--steps 0 is too small; use 1 or more"),
         (["--accumulation", "0"], "--accumulation 0 is too small; use 1 or more"),
         (["--speech-share", "2"], "--speech-share 2 is no share"),
+        (
+            ["--count"],
+            "--count needs a GPU or the null GPU: python tools/nullgpu/run.py -- tolktrain bench CONFIG --count",
+        ),
+        (["--count", "--calibration", "none.json"], "--calibration none.json: cannot be read as JSON"),
         (["--against", "published", "model.speech.residual=false"], "--against published: the reference has"),
         (["parallel.tensor_parallel_size=2"], "bench measures one process; set parallel.tensor_parallel_size=1"),
     ],

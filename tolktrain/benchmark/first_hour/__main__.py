@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="for the results (docs/benchmarks/<date>-<device>)")
     names = ", ".join(piece.name for piece in (*GPU_PIECES, *CPU_PIECES))
     parser.add_argument("--only", metavar="NAMES", help=f"these pieces, by commas: {names}")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, metavar="X", help="estimates and limits of pieces times X: a slow host (1)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the configurations of training steps")
     # How a piece is started.
     parser.add_argument("--piece", help=argparse.SUPPRESS)
@@ -90,7 +94,7 @@ def _run(options: argparse.Namespace, results: Results, root: Path, end: float) 
         print(f"{piece.name}: {outcome.status} ({outcome.seconds:.0f} s)", flush=True)
 
     finished = {r["piece"] for r in results.read() if r["kind"] == "outcome" and r["status"] == DONE}
-    outcomes = run_pieces([MACHINE], run, record, end, time.monotonic)
+    outcomes = run_pieces([_scaled(MACHINE, options.scale)], run, record, end, time.monotonic)
     kinds = [record["type"] for record in results.read() if record["kind"] == "device"]
     pieces = CPU_PIECES if kinds[-1:] == ["cpu"] else GPU_PIECES
     if options.only is not None:
@@ -100,8 +104,12 @@ def _run(options: argparse.Namespace, results: Results, root: Path, end: float) 
             print(f"error: --only {', '.join(unknown)}: unknown; see --help", file=sys.stderr)
             sys.exit(2)
         pieces = tuple(piece for piece in pieces if piece.name in wanted)
-    todo = [piece for piece in pieces if piece.name not in finished]
+    todo = [_scaled(piece, options.scale) for piece in pieces if piece.name not in finished]
     return outcomes | run_pieces(todo, run, record, end, time.monotonic)
+
+
+def _scaled(piece: Piece, factor: float) -> Piece:
+    return replace(piece, estimate=factor * piece.estimate, limit=factor * piece.limit)
 
 
 def _run_piece(
