@@ -17,6 +17,7 @@ from tolktrain.benchmark.first_hour.results import Results
 from tolktrain.benchmark.first_hour.schedule import DONE, FAILED, NOT_RUN, STOPPED, Outcome, run_pieces
 from tolktrain.benchmark.first_hour.summary import summary
 from tolktrain.cluster.accelerators import accelerator_of
+from tolktrain.errors import UserError
 
 ESSENTIAL = [piece.name for piece in (MACHINE, *GPU_PIECES) if piece.essential]
 
@@ -85,6 +86,26 @@ def test_the_names_of_pieces_have_work() -> None:
     assert set(WORK) == {piece.name for piece in (MACHINE, *GPU_PIECES, *CPU_PIECES)}
 
 
+def test_a_step_that_does_not_fit_is_tried_with_half_the_micro_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    from tolktrain.benchmark.first_hour import measurements
+
+    tried: list[str] = []
+
+    def record_step(context: object, model: str, config: str, overrides: list[str], options: object) -> None:
+        tried.append(overrides[-1])
+        if len(tried) == 1:
+            raise UserError("the step does not fit into the memory of a small GPU")
+
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr(measurements, "_record_step", record_step)
+    context = measurements.Context("step-150m", Results(tmp_path), tmp_path, repository, ("train.micro_batch_size=8",))
+    measurements.work(context)
+    assert tried == ["train.micro_batch_size=8", "train.micro_batch_size=4"]
+    assert [record["kind"] for record in Results(tmp_path).read()] == ["note"]
+
+
 # Stand-ins for the pieces; the second one never ends, and has been ended with its parent.
 PROGRAM = """
 import os, sys
@@ -127,6 +148,7 @@ def wait_for(text: str, path: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_results_and_ends_the_piece(tmp_path: Path) -> None:
     process = start(tmp_path, 60)
     page = tmp_path / "summary.md"

@@ -33,6 +33,7 @@ class Setting:
     layout: Layout
     learning_rates: LearningRates  # of every step
     settings: ResolvedSettings
+    draws_weights: bool = True  # otherwise, weights of ours are undefined: enough where nothing is computed
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class EngineRunner:
     """Our engine as in training, including DeepSpeed."""
 
     def __init__(self, setting: Setting) -> None:
-        model = SmolTolk(setting.architecture, setting.config.run.seed, setting.layout)
+        seed = setting.config.run.seed if setting.draws_weights else None
+        model = SmolTolk(setting.architecture, seed, setting.layout)
         model_builder = ModelBuilder(setting.config, setting.architecture, None)
         self._engine = model_builder.start(model, setting.stage, setting.layout, setting.settings)
         self._setting = setting

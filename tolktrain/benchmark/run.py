@@ -101,7 +101,9 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
     for provider, own in zip(providers, configs, strict=True):
         console.print(f"measuring {provider.name}: {provider.what}")
         settings = ResolvedSettings.of(own, architecture, layout)
-        setting = Setting(own, architecture, stage, layout, learning_rates_at(stage, 0, stage.tokens), settings)
+        rates = learning_rates_at(stage, 0, stage.tokens)
+        only_counts = options.count and launch_counter() is not None  # on the null GPU
+        setting = Setting(own, architecture, stage, layout, rates, settings, draws_weights=not only_counts)
         counted = list[Operation]()
         measured = _measured(provider, setting, steps, options, counted)
         if measured is None and provider is OURS and not counted:
@@ -114,7 +116,7 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
             count = _count(report, counted, kind, values, measured)
             files = write_count(count, folder)
             _print_count(count, files, console)
-        if measured is None and counted:  # on the null GPU
+        if only_counts:
             return files[0]
         report.entries.append(Entry(provider, measured))
     print_report(report, console)
@@ -241,6 +243,8 @@ def _count(
     measured: Measurement | None,
 ) -> Count:
     models = (BOUND, LIKELY.measured(values, device))
+    is_null = launch_counter() is not None
+    facts = {name: value for name, value in report.facts.items() if name != "memory"}
     return Count(
         name=report.name,
         description=report.description,
@@ -248,8 +252,8 @@ def _count(
         models=models,
         lines=lines_of(operations, device, models),
         model_flops=report.flops.total,
-        exact_launches=launch_counter() is not None,
-        facts=report.facts,
+        exact_launches=is_null,
+        facts={**facts, "device": "null GPU"} if is_null else report.facts,
         measured_seconds=None if measured is None else measured.percentiles[1],
     )
 

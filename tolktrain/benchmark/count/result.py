@@ -140,13 +140,13 @@ def rows_of(count: Count) -> list[tuple[str, ...]]:
     return [*(row(part, part) for part in count.parts), row("step", None)]
 
 
-SHORT_HEADINGS = ("part", "GB", "TFLOP", "launches", "ms forward", "backward", "optimizer", "share")
+SHORT_HEADINGS = ("part", "GB", "TFLOP", "launches", "ms fwd", "bwd", "opt", "share")
 
 
 def short_rows_of(count: Count) -> list[tuple[str, ...]]:
     """Cells of the table for a terminal, as in `SHORT_HEADINGS`."""
     return [
-        (name, f"{sum(map(float, moved)):.2f}", flops, launches, forward, backward, update, share)
+        (name, f"{sum(map(float, moved)):.1f}", f"{float(flops):.1f}", launches, forward, backward, update, share)
         for name, *moved, flops, launches, forward, backward, update, _, share, _ in rows_of(count)
     ]
 
@@ -214,5 +214,6 @@ def _draw(count: Count, path: Path) -> None:
     axes.plot(bounds, parts, "k|", markersize=10, label=count.models[0].name)
     axes.set_xlabel(f"predicted ms of a step ({count.models[-1].name}, {count.device.name})")
     axes.set_title(count.name)
-    axes.legend(fontsize=8)
+    axes.margins(x=0.03, y=0.01)
+    axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=130)

@@ -44,14 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     signal.signal(signal.SIGTERM, _terminate)
     end = time.monotonic() + 60 * options.minutes
-    given = ["--minutes", f"{options.minutes:g}", *(["--out", str(options.out)] if options.out else [])]
-    command = [
-        "bash",
-        "launch/benchmark.sh",
-        *given,
-        *(["--only", options.only] if options.only else []),
-        *options.overrides,
-    ]
+    given = sys.argv[1:] if arguments is None else arguments
+    command = ["bash", "launch/benchmark.sh", *given]
     results.add("facts", "", values=_facts(root, command))
     outcomes = _run(options, results, root, end)
     print(f"results: {folder}")

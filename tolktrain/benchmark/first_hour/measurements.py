@@ -1,11 +1,14 @@
-"""What each piece measures, in its own process. Every figure is a record in the results as soon as it is known."""
+"""What each piece measures, in its own process. Every figure is a record in the results as soon as it is known.
+
+What takes seconds to import is imported by the pieces that need it.
+"""
 
 import importlib
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,11 +18,8 @@ from typing import Any
 import torch
 
 from tolktrain.benchmark.first_hour.pieces import KERNELS, MODELS
-from tolktrain.benchmark.first_hour.predictions import calibration, predictions
 from tolktrain.benchmark.first_hour.results import Results
-from tolktrain.benchmark.run import Options, bench
 from tolktrain.cluster.accelerators import accelerator_of
-from tolktrain.config.load import load_config
 from tolktrain.errors import UserError
 from tolktrain_kernels.bench.measure import Plan, copy_rate
 
@@ -125,26 +125,27 @@ def _kernel_rows(name: str, context: Context) -> None:
 
 
 def _step(model: str, context: Context) -> None:
-    _bench(context, model, (), Options(steps=_STEPS, warmup=_WARMUP))
+    _bench(context, model, (), steps=_STEPS, warmup=_WARMUP)
 
 
 def _accumulated(model: str, context: Context) -> None:
-    _bench(context, model, (), Options(steps=4, warmup=1, accumulation=8))
+    _bench(context, model, (), steps=4, warmup=1, accumulation=8)
 
 
 def _against(model: str, context: Context) -> None:
     size = REFERENCE_MICRO_BATCH[model]
     if torch.cuda.get_device_properties(0).total_memory < _SMALL_GPU_GB * 1e9:
         size //= 2
-    options = Options(steps=_STEPS, warmup=_WARMUP, against=("published", "strongest"))
-    _bench(context, model, (f"train.micro_batch_size={size}",), options)
+    against = ("published", "strongest")
+    _bench(context, model, (f"train.micro_batch_size={size}",), steps=_STEPS, warmup=_WARMUP, against=against)
 
 
-def _bench(context: Context, model: str, overrides: Sequence[str], options: Options) -> None:
-    """Time a step; with half the micro batch if it does not fit into memory."""
+def _bench(context: Context, model: str, overrides: Sequence[str], **options: Any) -> None:
+    """Time a step, with `Options` of `bench`; with half the micro batch if it does not fit into memory."""
+    from tolktrain.config.load import load_config
+
     config = f"configs/bench/{'cpu' if model == 'cpu' else f'smoltolk-{model}'}.yaml"  # pieces work in the repository
     given = [*overrides, *context.overrides]
-    options = replace(options, output=context.folder / context.piece)
     try:
         _record_step(context, model, config, given, options)
     except UserError as error:
@@ -155,9 +156,12 @@ def _bench(context: Context, model: str, overrides: Sequence[str], options: Opti
         _record_step(context, model, config, [*given, f"train.micro_batch_size={size // 2}"], options)
 
 
-def _record_step(context: Context, model: str, config: str, overrides: list[str], options: Options) -> None:
+def _record_step(context: Context, model: str, config: str, overrides: list[str], options: Mapping[str, Any]) -> None:
+    from tolktrain.benchmark.run import Options, bench
+
     command = ["tolktrain", "bench", config, *overrides]
-    result = json.loads(bench(config, overrides, options, command).read_text())
+    given = Options(**options, output=context.folder / context.piece)
+    result = json.loads(bench(config, overrides, given, command).read_text())
     shown = ("stage", "precision", "micro_batch_size", "accumulation", "sequence_length", "tokens_per_step")
     for provider in result["providers"]:
         context.add(
@@ -174,6 +178,8 @@ def _record_step(context: Context, model: str, config: str, overrides: list[str]
 
 
 def _count(model: str, context: Context) -> None:
+    from tolktrain.benchmark.run import Options, bench
+
     config, folder = f"configs/bench/smoltolk-{model}.yaml", context.folder / context.piece
     options = Options(steps=5, warmup=2, count=True, output=folder)
     bench(config, context.overrides, options, ["tolktrain", "bench", config, *context.overrides, "--count"])
@@ -182,6 +188,8 @@ def _count(model: str, context: Context) -> None:
 
 
 def _plan(context: Context) -> None:
+    from tolktrain.benchmark.first_hour.predictions import predictions
+
     steps = [record for record in context.results.read() if record["kind"] == "step"]
     mine = [step for step in steps if step["provider"] == "ours" and step["model"] in MODELS]
     kind = accelerator_of(torch.cuda.get_device_name(0))
@@ -204,6 +212,7 @@ def _attention(context: Context) -> None:
 
 
 def _products(context: Context) -> None:
+    from tolktrain.benchmark.first_hour.predictions import calibration
     from tolktrain_kernels.bench.rates import product_rates
 
     for rate in product_rates(replace(Plan("cuda", quick=False, copy_rate=1.0), repeat_seconds=0.2)):
@@ -230,7 +239,7 @@ def _kernels_on_cpu(context: Context) -> None:
 
 
 def _step_on_cpu(context: Context) -> None:
-    _bench(context, "cpu", (), Options(against=("published",)))
+    _bench(context, "cpu", (), against=("published",))
 
 
 WORK: dict[str, Callable[[Context], None]] = {
