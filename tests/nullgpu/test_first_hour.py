@@ -20,7 +20,7 @@ def test_a_device_that_computes_nothing_is_found_and_does_not_end_the_hour(null_
     assert not outcome.faults
     records = Results(tmp_path).read()
     assert {r["piece"]: r["status"] for r in records if r["kind"] == "outcome"} == {
-        "machine": "done",
+        "machine": "failed",
         "numerics-loss": "failed",
         "step-150m": "done",
     }, outcome
@@ -33,5 +33,6 @@ def test_a_device_that_computes_nothing_is_found_and_does_not_end_the_hour(null_
     assert step["tokens_per_second"] > 0
     page = (tmp_path / "summary.md").read_text()
     assert "relative error 1, WRONG" in page
+    assert "the GPU computes wrong values" in page
     assert "| 150m | ours | 1 x 1 |" in page
     assert f"{len(numbers)} of {len(numbers)} errors are above their tolerance" in page

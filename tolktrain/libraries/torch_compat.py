@@ -148,5 +148,5 @@ def next_node_number() -> int:
     """The number that the next autograd node of this thread gets."""
     import torch
 
-    number: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+    number: int = torch.autograd._get_sequence_nr()
     return number
