@@ -79,7 +79,7 @@ class DeviceModel:
 
 PLAN_WIDTHS = (256.0, 576.0, 960.0, 2048.0, 4096.0, 8192.0)  # of the fractions in a calibration
 
-# A copy on an H200 was measured at 4.28 TB/s, 89 % of the data sheet's bandwidth; the same is assumed for others.
+# A copy on an H200 was measured at about 4.3 TB/s, 89 % of the data sheet's bandwidth; the same is assumed for others.
 _COPY = 0.892
 
 BOUND = DeviceModel(
@@ -103,7 +103,7 @@ LIKELY = DeviceModel(
     products=(0.32, 0.50, 0.58, 0.68, 0.73, 0.76),
     vocabulary_products=(0.40, 0.58, 0.66, 0.68, 0.73, 0.76),
     # 330 of 989.4 TFLOP/s forward: cuDNN on an H100, heads of 64, causal, 2048 positions (FlashAttention-3, arXiv
-    # 2407.08608, figure 5); backward is assumed.
+    # 2407.08608); backward is assumed.
     attention=0.3335,
     attention_backward=0.2628,
     copy=0.92 * _COPY,
