@@ -23,7 +23,18 @@ Graph = Mapping[str, frozenset[str]]
 # A part imports parts of its own layer and of those below.
 LAYERS: Layers = {
     "command line": ("__main__", "cli"),
-    "features": ("train", "evaluate", "benchmark", "generate", "inspect", "interop", "plan", "prepare", "report"),
+    "features": (
+        "train",
+        "evaluate",
+        "benchmark",
+        "generate",
+        "inspect",
+        "interop",
+        "plan",
+        "prepare",
+        "report",
+        "tune",
+    ),
     "core": ("model", "data", "runs", "checkpoint"),
     "ground": (
         "parallel",
@@ -47,7 +58,7 @@ FORBIDDEN: Forbidden = {
     ("train", "prepare"): "training reads prepared sets as anybody does",
     **{
         (part, "train"): "runs/ reads the folder of a run"
-        for part in ("evaluate", "generate", "inspect", "interop", "plan", "prepare", "report")
+        for part in ("evaluate", "generate", "inspect", "interop", "plan", "prepare", "report", "tune")
     },
 }
 

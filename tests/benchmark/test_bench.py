@@ -9,16 +9,18 @@ import torch
 from small_disk import MakeDisk
 
 from tolktrain import cli
-from tolktrain.benchmark.measure import Measurement
+from tolktrain.benchmark.measure import Measurement, of_all
 from tolktrain.benchmark.providers import OURS, EngineRunner, PublishedRunner, Setting
 from tolktrain.benchmark.report import Entry, Report, write_report
 from tolktrain.benchmark.run import Options, bench
+from tolktrain.benchmark.steps import StepShape, largest_steps, sequences_of
 from tolktrain.config.load import load_config
+from tolktrain.config.training import StageConfig
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.step import StepFlops, step_flops
 from tolktrain.model.cost.work import StepCounts
-from tolktrain.parallel.layout import initialize
+from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.train.optimizer import LearningRates
 from tolktrain.train.resolved import ResolvedSettings
 
@@ -118,7 +120,9 @@ def _steps(architecture: Architecture) -> list[Any]:
         ),
         (["--count", "--calibration", "none.json"], "--calibration none.json: cannot be read as JSON"),
         (["--against", "published", "model.speech.residual=false"], "--against published: the reference has"),
-        (["parallel.tensor_parallel_size=2"], "bench measures one process; set parallel.tensor_parallel_size=1"),
+        (["parallel.tensor_parallel_size=2"], "parallel: tensor_parallel_size 2 times pipeline_parallel_size 1 needs"),
+        (["--global-batch", "3"], "--global-batch 3 is no multiple of train.micro_batch_size 2"),
+        (["--memory-limit", "0"], "--memory-limit 0: expected GiB of a rank, more than 0"),
     ],
 )
 def test_bad_input_gives_2_and_a_message(
@@ -130,12 +134,46 @@ def test_bad_input_gives_2_and_a_message(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_forms_are_measured_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", "29500")
-    with pytest.raises(UserError, match="bench measures one process, but there are 2"):
-        bench(CONFIGS / "bench" / "cpu.yaml", TINY, Options(), ["tolktrain"])
+    with pytest.raises(UserError, match="--against measures one process, but there are 2"):
+        bench(CONFIGS / "bench" / "cpu.yaml", TINY, Options(against=("published",)), ["tolktrain"])
+
+
+def test_steps_of_several_ranks_count_by_the_slowest_and_fullest() -> None:
+    first = Measurement((1.0, 2.0), 3.0, 5.0, 4.0, 0)
+    second = Measurement((3.0, 1.0), 2.0, None, 4.0, 0)
+    assert of_all([first, second]) == Measurement((3.0, 2.0), 3.0, 5.0, 4.0, 0)
+
+
+def test_every_layout_trains_on_the_same_sequences() -> None:
+    """Of a step, all data ranks and micro batches together have each sequence once."""
+    whole = StepShape(8, 8, _layout(1, 0)).numbers(3)
+    assert [list(numbers) for numbers in whole] == [list(range(24, 32))]
+    for data_size, micro in ((1, 2), (2, 4), (2, 1), (4, 2)):
+        shapes = [StepShape(8, micro, _layout(data_size, rank)) for rank in range(data_size)]
+        assert {shape.accumulation for shape in shapes} == {8 // (data_size * micro)}
+        assert [n for shape in shapes for numbers in shape.numbers(3) for n in numbers] == list(range(24, 32))
+
+
+def _layout(data_size: int, data_rank: int) -> Layout:
+    return Layout(0, data_size, 0, 1, 0, 1, 0, data_size, data_rank, False)
+
+
+@pytest.mark.parametrize(("mixture", "kinds"), [("text", "t"), ("interleaved", "s"), ("text interleaved", "st")])
+def test_the_largest_micro_batches_are_those_of_the_mixture(mixture: str, kinds: str) -> None:
+    config = load_config(CONFIGS / "bench" / "cpu.yaml", TINY)
+    sequences = sequences_of(config, Architecture.from_config(config.model), 0.46)
+    stage = StageConfig.model_construct(mixture=dict.fromkeys(mixture.split()))
+    for micro in (4, 2):  # one micro batch of a step, and two
+        steps = largest_steps(sequences, StepShape(4, micro, _layout(1, 0)), stage)
+        found = ""
+        for batch in (batch for step in steps for batch in step):
+            assert batch.segments.num_positions in (0, batch.tokens.shape[0] * 64) or not batch.num_text_scored
+            found += "s" if batch.num_speech_scored else "t"
+        assert "".join(sorted(set(found))) == kinds and len(found) == max(len(kinds), 4 // micro)
 
 
 @pytest.mark.transformers
@@ -183,6 +221,7 @@ def test_utilization_where_the_peak_is_known() -> None:
 def test_what_does_not_fit_into_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report, _ = report_of(0.5, None)
     assert report.rows[1][1] == "out of memory"
+    assert report.to_json()["providers"][0]["peak_reserved_gib"] is None
     assert report.to_json()["providers"][1] == {
         "name": "ours", "what": OURS.what, "overrides": [], "out_of_memory": True
     }  # fmt: skip
@@ -193,6 +232,7 @@ def test_what_does_not_fit_into_memory_is_said(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("tolktrain.train.deepspeed.engine.Engine.train_step", fail)
     with pytest.raises(UserError, match=r"lower train\.micro_batch_size \(now 2\)"):
         bench(CONFIGS / "bench" / "cpu.yaml", TINY, Options(output=tmp_path), ["tolktrain"])
+    assert json.loads((tmp_path / "out-of-memory.json").read_text())["rank"] == 0
 
 
 def test_a_full_disk_keeps_the_last_results(make_disk: MakeDisk) -> None:

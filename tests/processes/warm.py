@@ -24,7 +24,7 @@ CLIENT = HERE / "client.py"
 START_SECONDS = 300.0  # on a busy machine
 SHIM = """#!/bin/sh
 case "$*" in
-    "-m tolktrain train "*) exec {python} -I -S {client} {address} "$@" ;;
+    "-m tolktrain train "* | "-m tolktrain bench "*) exec {python} -I -S {client} {address} "$@" ;;
     *) exec {python} "$@" ;;
 esac
 """
@@ -164,7 +164,7 @@ class Warm:
         ]
 
     def python_for_launchers(self) -> Path:
-        """A folder with a program `python` that is this interpreter, but that trainings are forked from here."""
+        """A folder with a program `python` that is this interpreter, but that ranks are forked from here."""
         self._connect().close()
         folder = self._folder / "bin"
         if not folder.exists():

@@ -35,6 +35,11 @@ def device_name(layout: Layout) -> str:
     """Name of the GPU, or of the processor without a GPU."""
     if layout.device.type == "cuda":
         return torch.cuda.get_device_name(layout.device)
+    return processor_name()
+
+
+def processor_name() -> str:
+    """Name of the processor: "AMD EPYC (CPU)"."""
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return f"{found[1] if found else platform.machine()} (CPU)"

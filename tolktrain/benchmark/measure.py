@@ -5,20 +5,21 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from tolktrain.benchmark.providers import Runner
 from tolktrain.data.batch import Batch
+from tolktrain.parallel.collectives import all_gather_objects
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Times of one provider's steps."""
+    """Times of one provider's steps; with several processes, of the slowest and the fullest of them."""
 
     seconds: tuple[float, ...]  # of each step
     peak_memory_gib: float | None  # of the GPU, or of the process where there is none and the system tells
@@ -35,10 +36,21 @@ class Measurement:
         return cuts[0], statistics.median(self.seconds), cuts[3]
 
 
-def measure(runner: Runner, steps: Sequence[Sequence[Batch]], num_warmup: int, device: torch.device) -> Measurement:
-    """Run steps and time all except the first `num_warmup`; synchronizes with the device around each step."""
+def measure(
+    runner: Runner,
+    steps: Sequence[Sequence[Batch]],
+    num_warmup: int,
+    device: torch.device,
+    largest: Sequence[Sequence[Batch]] = (),
+) -> Measurement:
+    """Run steps and time all except the first `num_warmup`; synchronizes with the device around each step.
+
+    The steps in `largest`, which need most memory, follow the warm-up. They count for the peak memory and are not
+    timed. Collective if there are several processes.
+    """
     outcomes = [runner.step(batches) for batches in steps[:num_warmup]]
     is_reset = _reset_peak(device)
+    outcomes += [runner.step(batches) for batches in largest]
     seconds = []
     for batches in steps[num_warmup:]:
         _wait_for(device)
@@ -49,7 +61,21 @@ def measure(runner: Runner, steps: Sequence[Sequence[Batch]], num_warmup: int, d
     skipped = sum(outcome.skipped for outcome in outcomes)
     reserved = torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else None
     peak = _peak_gib(device) if is_reset else None
-    return Measurement(tuple(seconds), peak, reserved, outcomes[0].loss, skipped)
+    mine = Measurement(tuple(seconds), peak, reserved, outcomes[0].loss, skipped)
+    return of_all(all_gather_objects(mine))
+
+
+def of_all(ranks: Sequence[Measurement]) -> Measurement:
+    """Each step takes as long as its slowest rank; memory is that of the fullest one."""
+    first = ranks[0]
+    peaks = [rank.peak_memory_gib for rank in ranks if rank.peak_memory_gib is not None]
+    reserved = [rank.peak_reserved_gib for rank in ranks if rank.peak_reserved_gib is not None]
+    return replace(
+        first,
+        seconds=tuple(map(max, zip(*(rank.seconds for rank in ranks), strict=True))),
+        peak_memory_gib=max(peaks, default=None),
+        peak_reserved_gib=max(reserved, default=None),
+    )
 
 
 def _wait_for(device: torch.device) -> None:

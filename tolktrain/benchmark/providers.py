@@ -68,10 +68,14 @@ class EngineRunner:
     """Our engine as in training, including DeepSpeed."""
 
     def __init__(self, setting: Setting) -> None:
+        layout = setting.layout
+        model_builder = ModelBuilder.of(setting.config, setting.architecture)
+        bounds = None
+        if model_builder.cut is not None:
+            bounds = range(*model_builder.cut.bounds[layout.pipeline_rank : layout.pipeline_rank + 2])
         seed = setting.config.run.seed if setting.draws_weights else None
-        model = SmolTolk(setting.architecture, seed, setting.layout)
-        model_builder = ModelBuilder(setting.config, setting.architecture, None)
-        self._engine = model_builder.start(model, setting.stage, setting.layout, setting.settings)
+        model = SmolTolk(setting.architecture, seed, layout, bounds)
+        self._engine = model_builder.start(model, setting.stage, layout, setting.settings)
         self._setting = setting
 
     def step(self, batches: Sequence[Batch]) -> StepOutcome:

@@ -45,11 +45,15 @@ class Report:
     peak: float | None  # FLOP/s of the device, where known
     facts: dict[str, str]
     entries: list[Entry]  # ours first
+    data_size: int = 1  # data ranks, each with `accumulation` micro batches
+    world_size: int = 1  # processes
+    layout: str = "1 process"  # in words
+    start_memory_gib: float | None = None  # of a process before the model is built; 0 on a GPU
 
     @property
     def tokens_per_step(self) -> int:
         """Positions of a step."""
-        return self.micro_batch_size * self.accumulation * self.sequence_length
+        return self.data_size * self.micro_batch_size * self.accumulation * self.sequence_length
 
     @property
     def speech_share(self) -> float:
@@ -61,23 +65,28 @@ class Report:
         return self.tokens_per_step / measured.percentiles[1]
 
     def mfu(self, measured: Measurement) -> float | None:
-        """FLOPs of a step / (median seconds x peak), None where the peak is not known."""
-        return None if self.peak is None else self.flops.total / (measured.percentiles[1] * self.peak)
+        """FLOPs of a step / (median seconds x peak x devices), None where the peak is not known."""
+        if self.peak is None:
+            return None
+        return self.flops.total / (measured.percentiles[1] * self.peak * self.world_size)
 
     @property
     def description(self) -> str:
         """What a step consists of."""
-        parts = f"{self.accumulation} x {self.micro_batch_size} x {self.sequence_length} positions"
+        ranks = f"{self.data_size} x " if self.data_size > 1 else ""
+        parts = f"{ranks}{self.accumulation} x {self.micro_batch_size} x {self.sequence_length} positions"
         share = f"{100 * self.speech_share:.1f} % speech"
         trained = f"trains {', '.join(self.trainable)}"
-        return f"stage {self.stage}: {parts}, {share}, {self.precision}, {trained}"
+        layout = f", {self.layout}" if self.world_size > 1 else ""
+        return f"stage {self.stage}: {parts}, {share}, {self.precision}, {trained}{layout}"
 
     @property
     def formula(self) -> str:
         """The formula of utilization, with the numbers of this run."""
         flops = f"{self.flops.total:.4g} FLOPs (forward {self.flops.forward:.4g}, backward {self.flops.backward:.4g})"
         peak = UNKNOWN if self.peak is None else f"{self.peak:.4g} FLOP/s"
-        return f"MFU = FLOPs of a step / (seconds x peak x devices): {flops}, peak {peak}, 1 device"
+        devices = f"{self.world_size} device{'s' * (self.world_size > 1)}"
+        return f"MFU = FLOPs of a step / (seconds x peak x devices): {flops}, peak {peak}, {devices}"
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
@@ -110,6 +119,8 @@ class Report:
             "micro_batch_size": self.micro_batch_size,
             "accumulation": self.accumulation,
             "sequence_length": self.sequence_length,
+            "world_size": self.world_size,
+            "layout": self.layout,
             "tokens_per_step": self.tokens_per_step,
             "speech_share": self.speech_share,
             "warmup": self.warmup,
@@ -142,6 +153,7 @@ class Report:
             "mfu": self.mfu(measured),
             "peak_memory_gib": measured.peak_memory_gib,
             "peak_reserved_gib": measured.peak_reserved_gib,
+            "start_memory_gib": self.start_memory_gib,
             "ours_over_it": median / ours.percentiles[1],
             "first_loss": measured.first_loss if math.isfinite(measured.first_loss) else None,
             "skipped_steps": measured.skipped,

@@ -1,7 +1,6 @@
 """`tolktrain bench`: the whole training step of a configuration, timed on synthetic data."""
 
 import gc
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,10 +15,24 @@ from tolktrain.benchmark.count.result import SHORT_HEADINGS, Count, lines_of, se
 from tolktrain.benchmark.count.run import check_countable, device_of, read_measured
 from tolktrain.benchmark.facts import device_name, facts
 from tolktrain.benchmark.measure import Measurement, measure
+from tolktrain.benchmark.memory_limit import (
+    OUT_OF_MEMORY,
+    is_out_of_memory,
+    limit_memory,
+    process_memory_gib,
+    report_out_of_memory,
+)
 from tolktrain.benchmark.providers import AGAINST, OURS, EngineRunner, Provider, Setting, make_provider
 from tolktrain.benchmark.reference import check_published
 from tolktrain.benchmark.report import Entry, Report, print_report, write_report
-from tolktrain.benchmark.synthetic import Speech, random_batches, units_per_word
+from tolktrain.benchmark.steps import (
+    StepShape,
+    largest_steps,
+    pinned,
+    sequences_of,
+    timed_steps,
+    with_global_batch,
+)
 from tolktrain.cluster.accelerators import Accelerator
 from tolktrain.cluster.device_models import BOUND, LIKELY
 from tolktrain.cluster.environment import ProcessEnvironment
@@ -33,13 +46,12 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.step import step_flops
 from tolktrain.model.cost.work import StepCounts
 from tolktrain.model.local_backbone import local_architecture
+from tolktrain.parallel.collectives import all_gather_objects
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.train.optimizer import learning_rates_at
 from tolktrain.train.process import set_threads
 from tolktrain.train.resolved import ResolvedSettings, choose_kernels
 from tolktrain.train.utilization import Utilization
-
-_OUT_OF_MEMORY = "out of memory|CUBLAS_STATUS_ALLOC_FAILED"
 
 
 @dataclass(frozen=True)
@@ -49,8 +61,11 @@ class Options:
     stage: str | None = None  # name of the stage whose step is timed; the last if None
     steps: int = 20  # that are timed
     warmup: int = 5  # steps before them
-    accumulation: int = 1  # micro batches of a step
+    accumulation: int = 1  # micro batches of a step on each data rank
+    global_batch: int | None = None  # sequences of a step over all ranks, in place of `accumulation`
     speech_share: float = 0.46  # of the positions
+    largest_batches: bool = False  # whether the peak memory includes steps of speech alone and of text alone
+    memory_limit_gib: float | None = None  # of each rank
     against: tuple[str, ...] = ()  # further providers, of `AGAINST`
     compiles: bool = True  # whether the strongest plain form is compiled
     count: bool = False  # also bytes, FLOPs and launches of our step; on the null GPU nothing is timed
@@ -63,7 +78,8 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
     """Time our step and those of other providers on the same batches; print the result and write it.
 
     Weights are random and data is synthetic: neither the data sets nor the backbone's weights are read, and nothing is
-    downloaded.
+    downloaded. Several processes (torchrun, srun) are measured in the layout of the configuration; every layout trains
+    on the same sequences, so that the first losses of all layouts with the same global batch are equal up to rounding.
 
     Args:
         path: configuration.
@@ -72,40 +88,51 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
         command: for the result.
 
     Returns:
-        The JSON file of the result; a Markdown file of the same name is written next to it.
+        The JSON file of the result; a Markdown file of the same name is written next to it. Rank 0 writes them.
 
     Raises:
-        UserError: bad options or configuration, or our own step does not fit into memory.
+        UserError: bad options or configuration, or our own step does not fit into memory. The rank that ran out leaves
+            `OUT_OF_MEMORY` in the folder; with several processes, the launcher must end the others.
     """
     config = load_config(path, overrides)
-    _check(config, options)
+    environment = ProcessEnvironment.detect()
+    _check(config, options, environment.world_size)
     values = read_measured(options.calibration) if options.calibration else {}
     providers = [OURS, *(make_provider(name, options.compiles) for name in dict.fromkeys(options.against))]
-    # All configurations are read before anything is measured.
-    configs = [_one_step(load_config(path, [*overrides, *item.overrides]), options) for item in providers]
     stage = _stage(config, options.stage)
     architecture = local_architecture(config.model, "bench")
     if "published" in options.against:
         check_published(architecture)
-    ProcessEnvironment.detect().export()
-    layout = initialize()
+    folder = options.output or Path(config.run.dir) / f"bench-{config.run.name}"
+    sequences = sequences_of(config, architecture, options.speech_share)
+    parallel = config.parallel
+    environment.export()
+    layout = initialize(parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.sequence_parallel)
+    # All configurations are read before anything is measured.
+    configs = [_one_step(load_config(path, [*overrides, *item.overrides]), options, layout) for item in providers]
+    settings = [ResolvedSettings.of(own, architecture, layout) for own in configs]
     set_threads(layout, config.train.cpu_threads)
     if options.count:
         check_countable(config, layout.device.type)
     kind = device_of(options.device, device_name(layout)) if options.count else None
-    console = Console(highlight=False, soft_wrap=True)
-    steps = _make_steps(config, architecture, options, pinned=layout.device.type == "cuda")
-    report = _empty_report(config, architecture, stage, options, layout, steps[options.warmup :], command)
-    folder = options.output or Path(config.run.dir) / f"bench-{config.run.name}"
+    console = Console(highlight=False, soft_wrap=True, quiet=layout.rank > 0)
+    shape = StepShape(configs[0].train.global_batch_size, config.train.micro_batch_size, layout)
+    steps = timed_steps(sequences, shape, options.warmup + options.steps)
+    largest = largest_steps(sequences, shape, stage) if options.largest_batches else []
+    if layout.device.type == "cuda":
+        steps, largest = pinned(steps), pinned(largest)
     folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is to be known before, not after
-    for provider, own in zip(providers, configs, strict=True):
+    (folder / OUT_OF_MEMORY).unlink(missing_ok=True)
+    report = _empty_report(configs[0], architecture, stage, options, layout, steps[options.warmup :], command)
+    if options.memory_limit_gib is not None:
+        limit_memory(options.memory_limit_gib, layout.device)
+    for provider, own, resolved in zip(providers, configs, settings, strict=True):
         console.print(f"measuring {provider.name}: {provider.what}")
-        settings = ResolvedSettings.of(own, architecture, layout)
         rates = learning_rates_at(stage, 0, stage.tokens)
         only_counts = options.count and launch_counter() is not None  # on the null GPU
-        setting = Setting(own, architecture, stage, layout, rates, settings, draws_weights=not only_counts)
+        setting = Setting(own, architecture, stage, layout, rates, resolved, draws_weights=not only_counts)
         counted = list[Operation]()
-        measured = _measured(provider, setting, steps, options, counted)
+        measured = _measured(provider, setting, steps, largest, options, folder, counted)
         if measured is None and provider is OURS and not counted:
             raise UserError(
                 f"the step does not fit into the memory of {device_name(layout)}; lower train.micro_batch_size"
@@ -120,13 +147,13 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
             return files[0]
         report.entries.append(Entry(provider, measured))
     print_report(report, console)
-    files = write_report(report, folder)
+    files = write_report(report, folder) if layout.rank == 0 else [folder / f"step-{report.name}.json"]
     for file in files:
         console.print(str(file))
     return files[0]
 
 
-def _check(config: Config, options: Options) -> None:
+def _check(config: Config, options: Options, world_size: int) -> None:
     unknown = [name for name in options.against if name not in AGAINST]
     if unknown:
         raise UserError(f"--against {unknown[0]!r} is unknown; expected one or more of {', '.join(AGAINST)}, by commas")
@@ -134,19 +161,22 @@ def _check(config: Config, options: Options) -> None:
     for name, smallest in least.items():
         if getattr(options, name) < smallest:
             raise UserError(f"--{name} {getattr(options, name)} is too small; use {smallest} or more")
-    world_size = ProcessEnvironment.detect().world_size
-    if world_size > 1:
-        raise UserError(f"bench measures one process, but there are {world_size}; start it without torchrun or srun")
-    parallel = config.parallel
-    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-        if getattr(parallel, name) > 1:
-            raise UserError(f"bench measures one process; set parallel.{name}=1 (it is {getattr(parallel, name)})")
+    if options.memory_limit_gib is not None and options.memory_limit_gib <= 0:
+        raise UserError(f"--memory-limit {options.memory_limit_gib:g}: expected GiB of a rank, more than 0")
+    if options.count and world_size > 1:
+        raise UserError(f"--count counts one process, but there are {world_size}; start it without torchrun or srun")
+    if options.against and world_size > 1:
+        raise UserError(
+            f"--against measures one process, but there are {world_size}; start it without torchrun or srun"
+        )
 
 
-def _one_step(config: Config, options: Options) -> Config:
-    """The configuration with a step of `options.accumulation` micro batches."""
-    size = config.train.micro_batch_size * options.accumulation
-    return config.model_copy(update={"train": config.train.model_copy(update={"global_batch_size": size})})
+def _one_step(config: Config, options: Options, layout: Layout) -> Config:
+    """The configuration with the global batch that is measured."""
+    size = options.global_batch
+    if size is None:
+        size = config.train.micro_batch_size * options.accumulation * layout.data_size
+    return with_global_batch(config, size)
 
 
 def _stage(config: Config, name: str | None) -> StageConfig:
@@ -158,24 +188,6 @@ def _stage(config: Config, name: str | None) -> StageConfig:
     return stages[name]
 
 
-def _make_steps(config: Config, architecture: Architecture, options: Options, pinned: bool) -> list[list[Batch]]:
-    """Micro batches of every step, warm-up included."""
-    interleaving, train = config.data.interleaving, config.train
-    units = units_per_word(options.speech_share, interleaving, architecture.num_codebooks)
-    count = options.accumulation
-    made = random_batches(
-        count * (options.warmup + options.steps),
-        train.micro_batch_size,
-        train.sequence_length,
-        architecture.text_vocab_size,
-        Speech(architecture.num_units, architecture.num_codebooks, units),
-        interleaving,
-        config.run.seed,
-    )
-    batches = [batch.pin_memory() for batch in made] if pinned else made
-    return [batches[first : first + count] for first in range(0, len(batches), count)]
-
-
 def _empty_report(
     config: Config,
     architecture: Architecture,
@@ -185,22 +197,30 @@ def _empty_report(
     timed: Sequence[Sequence[Batch]],
     command: Sequence[str],
 ) -> Report:
-    total = StepCounts.of(batch for batches in timed for batch in batches)
+    """Collective: the counts are those of all data ranks."""
+    own = StepCounts.of(batch for batches in timed for batch in batches)
+    ranks = all_gather_objects((layout.tensor_rank == layout.pipeline_rank == 0, own))
+    total = sum((counts for is_first, counts in ranks if is_first), StepCounts())
     counts = StepCounts(*(round(getattr(total, field.name) / len(timed)) for field in fields(total)))
+    train = config.train
     return Report(
         name=config.run.name,
         stage=stage.name,
         trainable=stage.trainable,
-        precision=config.train.precision,
-        micro_batch_size=config.train.micro_batch_size,
-        accumulation=options.accumulation,
-        sequence_length=config.train.sequence_length,
+        precision=train.precision,
+        micro_batch_size=train.micro_batch_size,
+        accumulation=train.global_batch_size // (train.micro_batch_size * layout.data_size),
+        sequence_length=train.sequence_length,
         warmup=options.warmup,
         counts=counts,
         flops=step_flops(architecture, counts, stage.trainable),
         peak=Utilization.of(architecture, config, layout).peak,
         facts=facts(layout, choose_kernels(config, architecture, layout.device.type).description, command),
         entries=[],
+        data_size=layout.data_size,
+        world_size=layout.world_size,
+        layout=layout.describe(),
+        start_memory_gib=0.0 if layout.device.type == "cuda" else process_memory_gib(),
     )
 
 
@@ -208,10 +228,12 @@ def _measured(
     provider: Provider,
     setting: Setting,
     steps: Sequence[Sequence[Batch]],
+    largest: Sequence[Sequence[Batch]],
     options: Options,
+    folder: Path,
     counted: list[Operation],
 ) -> Measurement | None:
-    """Measure a provider; None if it runs out of memory, or on the null GPU if it counts.
+    """Measure a provider; None if this rank runs out of memory, or on the null GPU if it counts.
 
     The operations of our step are appended to `counted` if they are to be counted.
     """
@@ -222,16 +244,17 @@ def _measured(
             if options.count and launch_counter() is not None:
                 runner.step(steps[0])  # compiles
             else:
-                measured = measure(runner, steps, options.warmup, setting.layout.device)
+                measured = measure(runner, steps, options.warmup, setting.layout.device, largest)
             if options.count and isinstance(runner, EngineRunner) and provider is OURS:
                 counted += runner.count(steps[-1])
             return measured
         finally:
             runner.close()
-    except RuntimeError as error:
-        # Triton's and cuBLAS's own failures to allocate are of no kind of their own.
-        if not isinstance(error, torch.OutOfMemoryError) and not re.search(_OUT_OF_MEMORY, str(error)):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
+        if provider is OURS:
+            report_out_of_memory(folder, setting.layout, error)
         return measured
 
 

@@ -1,11 +1,12 @@
 """Random records for realistic interleaved batches: words, spans, switches and segments of typical lengths."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from tolktrain.config.data import InterleavingConfig
+from tolktrain.config.data import InterleavingConfig, Strategy
 from tolktrain.data.batch import Batch, collate
 from tolktrain.data.records import Array, Record
 from tolktrain.data.sequences import Sequence, sequence_rng
@@ -75,20 +76,33 @@ def random_batches(
         interleaving: lengths of spans in words.
         seed: of ids, words and spans.
     """
-    vocabulary = Vocabulary(text_vocab_size, _TEXT_EOS, speech.num_units, speech.num_codebooks)
-    # Each word is one text id at least, and more than that in speech; the margin lets sequences begin anywhere.
-    words = sequence_length + sequence_length // 2 + _WORDS_PER_UTTERANCE
+    source = RandomSequences(sequence_length, text_vocab_size, speech, interleaving, seed)
+    return [source.batch(range(first, first + batch_size)) for first in range(0, count * batch_size, batch_size)]
 
-    def sequence(number: int) -> Sequence:
+
+@dataclass(frozen=True)
+class RandomSequences:
+    """Numbered sequences of random records. A sequence is a function of its number, whichever rank reads it."""
+
+    sequence_length: int  # positions
+    text_vocab_size: int  # text ids without specials
+    speech: Speech
+    interleaving: InterleavingConfig
+    seed: int
+
+    def batch(self, numbers: Iterable[int], strategy: Strategy = "interleaved") -> Batch:
+        """A micro batch of the sequences with these numbers, built by a strategy that needs no prefix."""
+        return collate([self._sequence(number, strategy) for number in numbers])
+
+    def _sequence(self, number: int, strategy: Strategy) -> Sequence:
+        speech, length = self.speech, self.sequence_length
+        vocabulary = Vocabulary(self.text_vocab_size, _TEXT_EOS, speech.num_units, speech.num_codebooks)
+        # Each word is one text id at least, and more than that in speech; the margin lets sequences begin anywhere.
+        words = length + length // 2 + _WORDS_PER_UTTERANCE
         name = f"random-{number}"
-        record = _record(name, words, text_vocab_size, speech, sequence_rng(seed, name, 0, "record"))
-        rng = sequence_rng(seed, name, 0, "sequence")
-        return build_sequence(record, "interleaved", vocabulary, sequence_length, interleaving, rng)
-
-    return [
-        collate([sequence(number) for number in range(first, first + batch_size)])
-        for first in range(0, count * batch_size, batch_size)
-    ]
+        record = _record(name, words, self.text_vocab_size, speech, sequence_rng(self.seed, name, 0, "record"))
+        rng = sequence_rng(self.seed, name, 0, "sequence")
+        return build_sequence(record, strategy, vocabulary, length, self.interleaving, rng)
 
 
 def _record(name: str, words: int, text_vocab_size: int, speech: Speech, rng: np.random.Generator) -> Record:

@@ -18,8 +18,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--accumulation", type=int, default=1, metavar="N", help="micro batches of a step, in place of the recipe's (1)"
     )
     parser.add_argument(
+        "--global-batch", type=int, metavar="N", help="sequences of a step over all ranks, in place of --accumulation"
+    )
+    parser.add_argument(
         "--speech-share", type=float, default=0.46, metavar="SHARE", help="share of speech in the positions (0.46)"
     )
+    parser.add_argument(
+        "--largest-batches",
+        action="store_true",
+        help="let the peak memory include steps of speech alone and, where the stage has text, of text alone",
+    )
+    parser.add_argument("--memory-limit", type=float, metavar="GIB", help="of each rank, in place of all there is")
     parser.add_argument(
         "--against", default="", metavar="NAMES", help="also time these forms: published, strongest; by commas"
     )
@@ -44,7 +53,10 @@ def _run(parsed: argparse.Namespace) -> int:
         steps=parsed.steps,
         warmup=parsed.warmup,
         accumulation=parsed.accumulation,
+        global_batch=parsed.global_batch,
         speech_share=parsed.speech_share,
+        largest_batches=parsed.largest_batches,
+        memory_limit_gib=parsed.memory_limit,
         against=tuple(name.strip() for name in parsed.against.split(",") if name.strip()),
         compiles=not parsed.no_compile,
         count=parsed.count,

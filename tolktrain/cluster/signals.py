@@ -217,11 +217,21 @@ def ignore_signals_in_worker() -> None:
     """
     for number in _REQUESTS:
         signal.signal(number, signal.SIG_IGN)  # drops those that have been held, too
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent is not None and os.getppid() != parent.pid:  # the parent ended before prctl was called
-        os._exit(1)
+    be_killed_with_parent(None if parent is None else parent.pid)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
+
+
+def be_killed_with_parent(parent: int | None, number: signal.Signals = signal.SIGKILL) -> None:
+    """Let the kernel kill this process when the thread that has started it has ended, however that ended.
+
+    Args:
+        parent: process that started this one; None if it is not known.
+        number: signal that it gets.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    if parent is not None and os.getppid() != parent:  # the parent ended before prctl was called
+        os._exit(1)
 
 
 def _shield_resource_tracker() -> None:

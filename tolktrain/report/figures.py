@@ -1,85 +1,40 @@
 """The pictures of the report: SVG elements that take their colours from the page, for light and dark screens."""
 
-import html
-import io
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from tolktrain.report.drawing import BAND, INK, MUTED, SPEECH, STYLE, TEXT, THIRD, svg_of
 from tolktrain.report.rundata import DIRECTIONS, RunData, Stage
-
-# Each colour is a placeholder of a CSS variable of the page, which replaces it in the finished SVG.
-_INK, _MUTED, _GRID, _BAND = "#1b1c1e", "#6b6e74", "#dcdee2", "#f1f2f4"
-_TEXT, _SPEECH, _THIRD = "#2b6cd4", "#d2571f", "#188a6c"
-_VARIABLES = {
-    _INK: "--ink",
-    _MUTED: "--muted",
-    _GRID: "--line",
-    _BAND: "--band",
-    _TEXT: "--text",
-    _SPEECH: "--speech",
-    _THIRD: "--third",
-}
-_STYLE = {
-    "text.parse_math": False,  # a name with two $ is no formula
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10.5,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlecolor": _INK,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.8,
-    "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "legend.labelcolor": _INK,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-}
 
 
 def loss_curves(run: RunData) -> str:
     """Training loss per step, validation points and the bigram baselines; a panel for text and one for speech."""
-    panels = [(m, c) for m, c in (("text", _TEXT), ("speech", _SPEECH)) if _values(run, f"{m}_loss")[1].size]
-    panels = panels or [("", _INK)]
-    with matplotlib.rc_context(_STYLE):
+    panels = [(m, c) for m, c in (("text", TEXT), ("speech", SPEECH)) if _values(run, f"{m}_loss")[1].size]
+    panels = panels or [("", INK)]
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 2.9 * len(panels) + 0.3), layout="constrained")
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axis, (modality, colour) in zip(axes, panels, strict=True):
             _loss_panel(axis, run, modality, colour)
             _stage_bands(axis, run.stages, names=axis is axes[0])
         axes[-1].set_xlabel("step")
-        return _svg(figure, "Loss curves", "loss")
+        return svg_of(figure, "Loss curves", "loss")
 
 
 def learning_rates(run: RunData) -> str:
     """Learning rates of backbone and speech parts per step."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.5, 2.6), layout="constrained")
         axis = figure.subplots()
         # Both rates are often the same: the upper line is dashed, so that the lower one stays visible.
         curves = (
-            ("learning_rate", "backbone", _TEXT, "-", 2.6),
-            ("speech_learning_rate", "speech", _SPEECH, "--", 1.6),
+            ("learning_rate", "backbone", TEXT, "-", 2.6),
+            ("speech_learning_rate", "speech", SPEECH, "--", 1.6),
         )
         for key, label, colour, line, width in curves:
             steps, values = _values(run, key)
@@ -92,48 +47,48 @@ def learning_rates(run: RunData) -> str:
         axis.ticklabel_format(axis="y", scilimits=(-3, 3))
         if axis.lines:
             axis.legend(loc="best")
-        return _svg(figure, "Learning rates", "rates")
+        return svg_of(figure, "Learning rates", "rates")
 
 
 def throughput(run: RunData) -> str:
     """Tokens per second per step, with the median."""
     steps, values = _values(run, "tokens_per_second")
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.5, 2.6), layout="constrained")
         axis = figure.subplots()
-        axis.plot(steps, values, color=_MUTED, linewidth=0.8, alpha=0.45)
-        axis.plot(steps, _smooth(values), color=_INK)
+        axis.plot(steps, values, color=MUTED, linewidth=0.8, alpha=0.45)
+        axis.plot(steps, _smooth(values), color=INK)
         _stage_bands(axis, run.stages, names=False)
         axis.set_title("tokens per second")
         axis.set_xlabel("step")
         # The first step compiles and warms caches; it must not set the scale.
         axis.set_ylim(0, float(np.percentile(values, 98)) * 1.15 if values.size else 1)
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        return _svg(figure, "Tokens per second", "speed")
+        return svg_of(figure, "Tokens per second", "speed")
 
 
 def choices(rows: Sequence[dict[str, Any]], dataset: str) -> str:
     """Accuracies of the four directions on one data set, with 95 % intervals and the line of chance."""
     kept = [row for name in DIRECTIONS for row in rows if row["set"] == dataset and row["direction"] == name]
-    with matplotlib.rc_context(_STYLE | {"axes.grid.axis": "x"}):
+    with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure = Figure(figsize=(5.4, 0.5 * len(kept) + 0.8), layout="constrained")
         axis = figure.subplots()
         for place, row in enumerate(kept):
-            colour = _SPEECH if row["direction"].endswith("speech") else _TEXT
+            colour = SPEECH if row["direction"].endswith("speech") else TEXT
             accuracy, low, high = (100 * row[key] for key in ("accuracy", "low", "high"))
             axis.barh(place, accuracy, height=0.56, color=colour, alpha=0.85)
-            axis.plot([low, high], [place, place], color=_INK, linewidth=1.4)
-            axis.plot([low, low, high, high], [place] * 4, "|", color=_INK, markersize=7)
+            axis.plot([low, high], [place, place], color=INK, linewidth=1.4)
+            axis.plot([low, low, high, high], [place] * 4, "|", color=INK, markersize=7)
             axis.text(high + 2, place, f"{accuracy:.1f} %", va="center", fontweight="bold")
-        axis.axvline(50, color=_INK, linewidth=1.1, linestyle=(0, (4, 3)))
+        axis.axvline(50, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
         _annotate(axis, "chance", 50, (4, 2))
         axis.set_yticks(range(len(kept)), [DIRECTIONS[row["direction"]] for row in kept])
-        axis.tick_params(axis="y", labelcolor=_INK)
+        axis.tick_params(axis="y", labelcolor=INK)
         axis.invert_yaxis()
         axis.set_xlim(0, 120)
         axis.set_xticks(range(0, 101, 25), [f"{value} %" for value in range(0, 101, 25)])
         axis.spines["left"].set_visible(False)
-        return _svg(figure, f"Accuracy of true against random continuation on {dataset}", f"choices-{dataset}")
+        return svg_of(figure, f"Accuracy of true against random continuation on {dataset}", f"choices-{dataset}")
 
 
 def layer_weights(layers: dict[str, list[float] | None]) -> str:
@@ -142,13 +97,13 @@ def layer_weights(layers: dict[str, list[float] | None]) -> str:
     rows = [(title, layers[key] or []) for key, title in titles.items() if layers.get(key)]
     number = max(len(values) for _, values in rows)
     most = max(max(values) for _, values in rows)
-    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(9.2, 0.52 * len(rows) + 0.75), layout="constrained")
         axis = figure.subplots()
         for place, (_, values) in enumerate(rows):
             for layer, value in enumerate(values):
                 box = matplotlib.patches.Rectangle(
-                    (layer + 0.53, place - 0.46), 0.94, 0.92, facecolor=_SPEECH, alpha=0.04 + 0.7 * value / most
+                    (layer + 0.53, place - 0.46), 0.94, 0.92, facecolor=SPEECH, alpha=0.04 + 0.7 * value / most
                 )
                 axis.add_patch(box)
                 if number <= 16:
@@ -156,12 +111,12 @@ def layer_weights(layers: dict[str, list[float] | None]) -> str:
         axis.set_xlim(0.5, number + 0.5)
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_yticks(range(len(rows)), [title for title, _ in rows])
-        axis.tick_params(axis="y", labelcolor=_INK)
+        axis.tick_params(axis="y", labelcolor=INK)
         axis.set_xticks(range(1, number + 1, 1 if number <= 16 else 4))
         axis.set_xlabel("backbone layer")
         for spine in axis.spines.values():
             spine.set_visible(False)
-        return _svg(figure, "Layer-pooling weights", "layers")
+        return svg_of(figure, "Layer-pooling weights", "layers")
 
 
 def _loss_panel(axis: Axes, run: RunData, modality: str, colour: str) -> None:
@@ -171,7 +126,7 @@ def _loss_panel(axis: Axes, run: RunData, modality: str, colour: str) -> None:
     axis.plot(steps, _smooth(values), color=colour, label="training")
     dataset = run.primary_set
     shown = [values]
-    for strategy, marker, edge in ((modality, "o", _INK), ("interleaved", "D", _THIRD)):
+    for strategy, marker, edge in ((modality, "o", INK), ("interleaved", "D", THIRD)):
         points = [(v.step, getattr(v, key)) for v in run.validations if v.strategy == strategy and v.dataset == dataset]
         points = [(step, value) for step, value in points if value is not None]
         if points:
@@ -182,7 +137,7 @@ def _loss_panel(axis: Axes, run: RunData, modality: str, colour: str) -> None:
     baseline = (run.evaluated(dataset, modality, modality) or {}).get("bigram_loss")
     if baseline is not None:
         axis.axhline(
-            baseline, color=_MUTED, linewidth=1.3, linestyle=(0, (5, 3)), label=f"bigram, held out ({baseline:.2f})"
+            baseline, color=MUTED, linewidth=1.3, linestyle=(0, (5, 3)), label=f"bigram, held out ({baseline:.2f})"
         )
         shown.append(np.array([baseline]))
     low = min(float(part.min()) for part in shown if part.size)
@@ -199,7 +154,7 @@ def _stage_bands(axis: Axes, stages: Sequence[Stage], names: bool) -> None:
     axis.set_xlim(first - margin, last + margin)
     for place, stage in enumerate(stages):
         if place % 2:
-            axis.axvspan(stage.first_step - 0.5, stage.last_step + 0.5, color=_BAND, linewidth=0, zorder=0)
+            axis.axvspan(stage.first_step - 0.5, stage.last_step + 0.5, color=BAND, linewidth=0, zorder=0)
         if names:
             _annotate(axis, stage.name, (stage.first_step + stage.last_step) / 2, (0, 3), ha="center", fontsize=9.5)
 
@@ -207,7 +162,7 @@ def _stage_bands(axis: Axes, stages: Sequence[Stage], names: bool) -> None:
 def _annotate(axis: Axes, text: str, x: float, offset: tuple[float, float], **style: Any) -> None:
     """Text above the axes at the position x, shifted by points."""
     coordinates = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-    axis.annotate(text, (x, 1), offset, **coordinates, color=_MUTED, **style)
+    axis.annotate(text, (x, 1), offset, **coordinates, color=MUTED, **style)
 
 
 def _values(run: RunData, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -224,27 +179,3 @@ def _smooth(values: np.ndarray) -> np.ndarray:
         average, weight = decay * average + (1 - decay) * value, decay * weight + (1 - decay)
         smoothed[index] = average / weight
     return smoothed
-
-
-def _svg(figure: Figure, title: str, salt: str) -> str:
-    """The figure as one <svg> element: colours as CSS variables, no metadata, as wide as the page lets it."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
-        FigureCanvasSVG(figure).print_svg(
-            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    # matplotlib numbers its groups alike in every figure, and a page may use an id once only.
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    # The figure's own background is invisible, so the page shows through.
-    svg = re.sub(r"fill: #ffffff", "fill: none", svg)
-    # Not as a replacement text of re.sub, in which a backslash of a name would have a meaning.
-    head = f'<svg role="img" aria-label="{html.escape(title)}" '
-    return re.sub(r'<svg ([^>]*?)width="[^"]*" ', lambda found: head + found[1], svg, count=1).replace(
-        'height="', 'data-height="', 1
-    )

@@ -25,35 +25,44 @@ _PARTS = (
 _MOST_AUDIO_BYTES = 1 << 28  # audio of a page
 
 
-def render(run: RunData) -> str:
-    """The page of a run as HTML text."""
-    environment = Environment(
+def environment() -> Environment:
+    """Templates of this folder, which escape what they are given, and their filters."""
+    made = Environment(
         loader=PackageLoader("tolktrain.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "nats": nats,
         "percent": percent,
         "count": count,
         "duration": duration,
         "shown": shown_value,
     }
-    return environment.get_template("template.html").render(
-        name=run.name,
-        stats=_stats(run),
-        stages=run.stages,
-        targets=(run.evaluation or {}).get("targets", []),
-        evaluation=run.evaluation,
-        samples=_samples(run),
-        sampling=run.samples,
-        figures=_figures(run),
-        losses=loss_table(run),
-        changes=run.changes,
-        run_dir=printable(run.directory),
-        config=printable(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)),
+    return made
+
+
+def render(run: RunData) -> str:
+    """The page of a run as HTML text."""
+    return (
+        environment()
+        .get_template("template.html")
+        .render(
+            name=run.name,
+            stats=_stats(run),
+            stages=run.stages,
+            targets=(run.evaluation or {}).get("targets", []),
+            evaluation=run.evaluation,
+            samples=_samples(run),
+            sampling=run.samples,
+            figures=_figures(run),
+            losses=loss_table(run),
+            changes=run.changes,
+            run_dir=printable(run.directory),
+            config=printable(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)),
+        )
     )
 
 

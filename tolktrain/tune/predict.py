@@ -1,0 +1,198 @@
+"""Predicted memory and time of a setting, by the formulas of `tolktrain plan`."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from tolktrain.cluster.accelerators import Accelerator, accelerator_of
+from tolktrain.config import Config
+from tolktrain.config.deepspeed import DeepSpeedFile, resolve_deepspeed
+from tolktrain.config.root import compile_mistakes
+from tolktrain.errors import UserError
+from tolktrain.model.architecture import Architecture
+from tolktrain.model.cost.cut import cut_layers
+from tolktrain.model.divisibility import check_tensor_parallel
+from tolktrain.plan.assumptions import Assumptions, gib
+from tolktrain.plan.candidates import Candidate, Cluster
+from tolktrain.plan.memory import MemoryEstimate, estimate_memory
+from tolktrain.plan.time import Shape, estimate_step
+from tolktrain.tune.setting import Setting
+
+_FLOAT32 = 4
+_MOMENTS = 2 * _FLOAT32
+# A process on a CPU: the libraries that it has loaded, GiB.
+_PROCESS_GIB = 0.5
+# A rank on a CPU. It only has to rank layouts; `calibration.json` says how far off it is.
+_CPU = Accelerator("cpu", r"\(CPU\)", 5e10, 8.0, 1e10, 2e9, 1e9)
+_CPU_RATES = Assumptions(
+    product_fractions=(1.0,) * 6,
+    attention_forward=0.5,
+    attention_backward=0.5,
+    links=1.0,
+    message_seconds=2e-4,
+    launch_seconds=1e-6,
+    host_launch_seconds=1e-5,
+    context_gib=_PROCESS_GIB,
+    communication_gib=0.0,
+    workspace_gib=0.0,
+    reserve=0.0,
+)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a trial runs on."""
+
+    name: str
+    kind: str  # "cuda" or "cpu"
+    count: int  # devices of this machine that ranks can use
+    memory_gib: float  # of each, or of this machine without GPUs
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Rates for predictions; an H100's for a GPU that is not known."""
+        if self.kind == "cpu":
+            return _CPU
+        return accelerator_of(self.name) or replace(_known("NVIDIA H100 80GB HBM3"), name=self.name)
+
+    @property
+    def assumed(self) -> Assumptions:
+        """Constants of the predictions."""
+        return _CPU_RATES if self.kind == "cpu" else Assumptions()
+
+
+def _known(name: str) -> Accelerator:
+    found = accelerator_of(name)
+    assert found is not None
+    return found
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Predictions for one stage of the recipe."""
+
+    config: Config
+    shape: Shape
+    cluster: Cluster
+    device: Device
+
+    @property
+    def architecture(self) -> Architecture:
+        """Of the model."""
+        return self.shape.architecture
+
+    def candidate(self, setting: Setting) -> Candidate:
+        """The setting as `plan` has it.
+
+        Raises:
+            UserError: training would refuse it; with the message of training.
+        """
+        config = with_setting(self.config, setting)
+        check_tensor_parallel(self.architecture, config.parallel, config.train.sequence_length)
+        for mistake in compile_mistakes(config.train, config.parallel):
+            raise UserError(mistake)
+        ranks = setting.tensor * setting.pipeline
+        if self.cluster.num_gpus % ranks:
+            raise UserError(f"{self.cluster.num_gpus} processes are no multiple of {ranks}")
+        if setting.pipeline > self.architecture.num_layers:
+            raise UserError(
+                f"{setting.pipeline} pipeline stages are more than the {self.architecture.num_layers} layers"
+            )
+        cut = None
+        if setting.pipeline > 1:
+            cut = cut_layers(self.architecture, config.train.sequence_length, setting.pipeline)
+        file = DeepSpeedFile(None, setting.entries)
+        settings = resolve_deepspeed(config, file, self.cluster.num_gpus // ranks)
+        return Candidate(
+            self.cluster,
+            setting.tensor,
+            setting.pipeline,
+            setting.zero_stage,
+            setting.micro_batch_size,
+            setting.recompute,
+            setting.offload,
+            None,
+            settings,
+            cut,
+        )
+
+    @cached_property
+    def _memories(self) -> dict[Setting, float]:
+        return {}
+
+    def memory_gib(self, setting: Setting) -> float:
+        """Memory of the fullest rank, with the micro batches that need most."""
+        known = self._memories.get(setting)
+        if known is None:
+            known = self._memories[setting] = self._memory_gib(setting)
+        return known
+
+    def _memory_gib(self, setting: Setting) -> float:
+        candidate, assumed = self.candidate(setting), self.device.assumed
+        # `plan` knows ZeRO 1 to 3; without ZeRO, the states are other ones and everything else is the same.
+        known = candidate if candidate.zero_stage else replace(candidate, zero_stage=1)
+        memory = estimate_memory(self.shape, known, assumed)
+        wide = self.config.train.precision == "fp32"
+        if not wide and candidate.zero_stage and self.device.kind == "cuda":
+            return memory.total_gib
+        states, held = self._states(candidate), memory
+        if wide:
+            held = _doubled(memory)
+        if not candidate.zero_stage:
+            held = replace(held, buffers=0.0)
+        if wide or not candidate.zero_stage:
+            held = replace(held, states=states)
+        return held.total_gib + (gib(states) if self._updates_on_host(candidate) else 0.0)
+
+    def _updates_on_host(self, candidate: Candidate) -> bool:
+        """Whether what is offloaded fills the memory that is measured."""
+        return candidate.offload and self.device.kind == "cpu"
+
+    def _states(self, candidate: Candidate) -> float:
+        """Bytes of parameters, gradients, master weights and moments, in the precision of training."""
+        per_rank = candidate.tensor * candidate.pipeline
+        sizes: dict[str, float] = {}
+        for layer in self.shape.layers:
+            for group, size in layer.sizes.items():
+                sizes[group] = sizes.get(group, 0.0) + size / per_rank
+        elements = sum(sizes.values())
+        trained = sum(size for group, size in sizes.items() if group in self.shape.trainable)
+        wide, data = self.config.train.precision == "fp32", candidate.data
+        width = _FLOAT32 if wide else 2
+        if not candidate.zero_stage:
+            return width * elements + (width + _MOMENTS + (0 if wide else _FLOAT32)) * trained
+        updated = (_FLOAT32 + _MOMENTS) * trained / data  # master weights and moments of this rank's partition
+        if candidate.zero_stage == 3:
+            return width * elements / data + (width + _FLOAT32) * trained / data + updated
+        gradients = _FLOAT32 * trained / (data if candidate.zero_stage == 2 else 1)
+        return width * elements + width * trained + gradients + updated
+
+    def seconds(self, setting: Setting) -> float:
+        """Of a step."""
+        step = estimate_step(self.shape, self.candidate(setting), self.device.accelerator, self.device.assumed)
+        return step.seconds
+
+
+def _doubled(memory: MemoryEstimate) -> MemoryEstimate:
+    """What is in bf16 by the formulas, in float32."""
+    parts = ("activations", "logits", "carriers", "buffers")
+    return replace(memory, **{name: 2 * getattr(memory, name) for name in parts})
+
+
+def with_setting(config: Config, setting: Setting) -> Config:
+    """The configuration with a setting's values; DeepSpeed's file is not among them."""
+    parallel = config.parallel.model_copy(
+        update={
+            "tensor_parallel_size": setting.tensor,
+            "pipeline_parallel_size": setting.pipeline,
+            "sequence_parallel": setting.tensor > 1,
+        }
+    )
+    train = config.train.model_copy(
+        update={
+            "micro_batch_size": setting.micro_batch_size,
+            "activation_checkpointing": "layers" if setting.recompute else "none",
+            "compile": "layers" if setting.compile else "none",
+        }
+    )
+    deepspeed = config.deepspeed.model_copy(update={"zero_stage": setting.zero_stage})
+    return config.model_copy(update={"parallel": parallel, "train": train, "deepspeed": deepspeed})
