@@ -35,6 +35,7 @@ class Case:
     waiting_steps: int = 0  # first ones in whose forward and backward passes the host may wait
     counts: bool = False  # whether one more step is counted, as `tolktrain bench --count` does
     plant: str = ""  # a fault, of `PLANTS`
+    allocator: str = "expandable_segments:False"  # as in PYTORCH_ALLOC_CONF
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Done:
     steps: list[dict[str, int]] = field(default_factory=list)  # how each has changed the counters
     allocated: list[int] = field(default_factory=list)  # bytes that torch has allocated after each step
     peak: int = 0  # of the steps, bytes
+    reserved: int = 0  # by the allocator, bytes
     num_remembered: int = 0  # entries of ZeRO 3's cache after the last step
     counted: list[dict[str, Any]] = field(
         default_factory=list
@@ -85,6 +87,7 @@ PLANTS: dict[str, Callable[[Rehearsal], None]] = {
 
 def run(case: Case, done: Done) -> None:
     """Build an engine and train."""
+    torch._C._accelerator_setAllocatorSettings(case.allocator)
     rehearsal = Rehearsal(*case.overrides, accumulation=case.accumulation)
     if case.plant:
         PLANTS[case.plant](rehearsal)
@@ -101,6 +104,7 @@ def run(case: Case, done: Done) -> None:
         done.allocated.append(torch.cuda.memory_allocated())
     done.num_remembered = release_cache().cache_info().currsize
     done.peak, done.resident = torch.cuda.max_memory_allocated(), resident_bytes()
+    done.reserved = torch.cuda.memory_reserved()
     if case.counts:
         count(rehearsal, done)
     rehearsal.engine.close()

@@ -214,6 +214,24 @@ def test_a_step_with_bad_gradients_changes_nothing(make: Make, zero_stage: int, 
     assert not engine.train_step([good[1]], RATES).skipped and engine.num_updates == 2
 
 
+@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (0, "bf16"), (1, "bf16")])
+def test_gradients_of_a_single_rank_are_not_averaged(make: Make, zero_stage: int, precision: str) -> None:
+    """The steps are exactly those with DeepSpeed's average over one rank, which is left out."""
+    updated = []
+    for averages in (False, True):
+        engine, _ = make(f"deepspeed.zero_stage={zero_stage}", f"train.precision={precision}")
+        inner = engine._step_runner.engine
+        assert "_reduce_non_expert_gradients" in vars(inner)
+        if averages:
+            del inner._reduce_non_expert_gradients
+        results = [engine.train_step([make_batch(MIXED, seed)], RATES) for seed in range(2)]
+        updated.append((values(engine), [result.grad_norm for result in results]))
+        engine.close()
+    (without, its_norms), (with_it, norms) = updated
+    assert its_norms == norms
+    assert all(torch.equal(without[name], value) for name, value in with_it.items())
+
+
 def test_validation_does_not_train(make: Make) -> None:
     engine, _ = make()
     before, batches = values(engine), halves(MIXED, 4)

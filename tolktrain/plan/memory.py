@@ -149,9 +149,10 @@ def _states(
     kept = 0.0 if candidate.offload else _MASTER_AND_MOMENTS * partition
     bucket = min(float(zero.get("reduce_bucket_size", 5e8)), trained)
     if candidate.zero_stage == 1:
-        # bf16 gradients stay allocated between steps; the all-reduce flattens one group in float32 and casts it.
+        # bf16 gradients stay allocated between steps; the all-reduce over several ranks flattens one group in float32
+        # and casts it.
         held = _BF16 * elements + (_BF16 + _FLOAT32) * trained + kept
-        return held, 0.0, (_FLOAT32 + _BF16) * largest_group
+        return held, 0.0, (_FLOAT32 + _BF16) * largest_group if data > 1 else 0.0
     buckets = _BF16 * bucket * (2 if zero.get("overlap_comm") else 1)
     if candidate.zero_stage == 2:
         held = _BF16 * elements + _FLOAT32 * partition + kept

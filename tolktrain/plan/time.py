@@ -224,7 +224,8 @@ def _update(
     per_layer = assumed.update_launches if candidate.zero_stage == 1 else assumed.partitioned_update_launches
     launches = per_layer * len(largest) * assumed.host_launch_seconds
     if candidate.zero_stage == 1:
-        passes = (assumed.accumulation_bytes * count + assumed.reduction_bytes) * trained
+        reduction = assumed.reduction_bytes if data > 1 else 0.0
+        passes = (assumed.accumulation_bytes * count + reduction) * trained
         traffic = 2 * gather + gather  # an all-reduce behind the last backward pass, and updated parameters
     elif candidate.zero_stage == 2:
         passes = assumed.accumulation_bytes * trained * count

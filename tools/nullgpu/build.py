@@ -40,6 +40,7 @@ class _Wheels:
 
 
 _OF_CUDA = {"runtime": "cudart", "cublas": "cublas", "cublaslt": "cublasLt"}
+_NVML = "libnvidia-ml.so.1"  # a library of the driver, as libcuda is
 
 
 class Unavailable(Exception):
@@ -132,7 +133,7 @@ def _build(wheels: _Wheels, folder: Path) -> None:
     driver = set(re.findall(r"CUDAAPI\s+(cu[A-Z]\w+)", header)) | set(
         re.findall(r"#define\s+cu\w+\s+(cu[A-Z]\w+)", header)
     )
-    jobs = [("driver", "libcuda.so.1", driver, "")]
+    jobs = [("driver", "libcuda.so.1", driver, ""), ("nvml", _NVML, set(), "")]
     for source, real in wheels.libraries.items():
         # torch asks for the versions of these symbols.
         version = real.name if source not in ("nccl",) else ""

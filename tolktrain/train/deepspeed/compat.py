@@ -40,6 +40,7 @@ DEEPSPEED = (
     Pinned(_ENGINE, "get_global_grad_norm", ("self",)),
     Pinned(_ENGINE, "was_step_applied", ("self",)),
     Pinned(_ENGINE, "destroy", ("self",)),
+    Pinned(_ENGINE, "_reduce_non_expert_gradients", ("self", "grads", "elements_per_buffer")),
     Pinned(_PIPELINE_ENGINE, "train_batch", ("self", "data_iter")),
     Pinned(
         _PIPELINE_ENGINE,
@@ -116,6 +117,17 @@ def adam_parameters(engine: Any, zero_stage: int) -> list[Tensor]:
     if zero_stage == 3:
         return list(engine.optimizer.fp32_partitioned_groups_flat)
     return [parameter for group in engine.basic_optimizer.param_groups for parameter in group["params"]]
+
+
+def without_averaging(engine: Any) -> None:
+    """Let an engine with a single data rank leave gradients as they are. ZeRO 2 and 3, and ZeRO 1 in float32, have other
+    code and are not affected.
+
+    DeepSpeed would flatten, copy and round all gradients in every step for the average over one rank: a buffer of the
+    size of the gradients, which is allocated when memory is most fragmented. A parameter without a gradient still gets
+    one of zeros.
+    """
+    engine._reduce_non_expert_gradients = lambda grads, elements_per_buffer: None
 
 
 def link_moments(engine: Any) -> None:

@@ -21,6 +21,7 @@ from tolktrain.train.deepspeed.compat import (
     mark_replicated,
     set_bounds,
     use_groups,
+    without_averaging,
 )
 from tolktrain.train.deepspeed.groups import deepspeed_topology
 from tolktrain.train.deepspeed.sequential import Update
@@ -121,6 +122,8 @@ class PipelineRunner:
         self._module = module
         self._layout = layout
         self.engine = quiet_initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
+        if layout.data_size == 1:
+            without_averaging(self.engine)
         module.ties_after_averaging = after_averaging(self.engine, self._tie)
 
     def _tie(self) -> None:

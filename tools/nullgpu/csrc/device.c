@@ -103,6 +103,7 @@ typedef struct {
     char* base; /* NULL: a free entry */
     size_t bytes;
     int kind, device;
+    int is_part; /* of an expandable segment: an allocation may extend into the next part */
 } Range;
 static Range ranges[MAX_RANGES];
 static int num_ranges = 0;
@@ -117,13 +118,13 @@ static Range* range_of(const void* pointer) {
 
 static uint64_t* bytes_of(int kind) { return kind == DEVICE ? &null_counters.device_bytes : &null_counters.pinned_bytes; }
 
-void null_note(void* pointer, size_t bytes, int kind) {
+void null_note(void* pointer, size_t bytes, int kind, int is_part) {
     pthread_mutex_lock(&lock);
     int i = 0;
     while (i < num_ranges && ranges[i].base) i++;
     if (i == MAX_RANGES) abort();
     if (i == num_ranges) num_ranges++;
-    ranges[i] = (Range){pointer, bytes, kind, null_device};
+    ranges[i] = (Range){pointer, bytes, kind, null_device, is_part};
     *bytes_of(kind) += bytes;
     if (kind == DEVICE) used[null_device] += bytes;
     pthread_mutex_unlock(&lock);
@@ -150,7 +151,7 @@ static int map(void** pointer, size_t bytes, int kind) {
         *pointer = NULL;
         return NO_MEMORY;
     }
-    null_note(*pointer, bytes, kind);
+    null_note(*pointer, bytes, kind, 0);
     return OK;
 }
 
@@ -181,15 +182,18 @@ int null_kind(const void* pointer, int* device) {
 }
 
 int null_check(const void* pointer, size_t bytes, const char* what) {
+    const char* end = (const char*)pointer + bytes;
     pthread_mutex_lock(&lock);
     Range* range = range_of(pointer);
     Range found = range ? *range : (Range){0};
+    const char* reached = found.base + found.bytes;
+    while (found.is_part && reached < end && (range = range_of(reached)) && range->is_part)
+        reached = range->base + range->bytes;
     pthread_mutex_unlock(&lock);
     if (found.kind != DEVICE) return null_fault(BAD_VALUE, "%s is a host pointer, not one of the device", what);
     if (found.device != null_device)
         return null_fault(BAD_VALUE, "%s is memory of device %d, but device %d is current", what, found.device, null_device);
-    if ((const char*)pointer + bytes > found.base + found.bytes)
-        return null_fault(BAD_VALUE, "%s: %zu bytes go beyond the end of the allocation", what, bytes);
+    if (reached < end) return null_fault(BAD_VALUE, "%s: %zu bytes go beyond the end of the allocation", what, bytes);
     return OK;
 }
 

@@ -77,7 +77,7 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle* handle, size_t bytes, const C
 }
 CUresult cuMemMap(CUdeviceptr pointer, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle,
                   unsigned long long flags) {
-    return null_note((void*)pointer, bytes, DEVICE), OK;
+    return null_note((void*)pointer, bytes, DEVICE, 1), OK;
 }
 CUresult cuMemUnmap(CUdeviceptr pointer, size_t bytes) {
     for (size_t done = 0; done < bytes;) {

@@ -48,7 +48,7 @@ int null_without_effect(const char* name);
 
 int null_reserve(void** pointer, size_t bytes); /* device memory: address space that nobody can read or write */
 int null_pin(void** pointer, size_t bytes);
-void null_note(void* pointer, size_t bytes, int kind); /* memory that others have reserved */
+void null_note(void* pointer, size_t bytes, int kind, int is_part); /* memory that is reserved elsewhere */
 size_t null_forget(void* pointer); /* returns its bytes, 0 if it is not known */
 int null_release(void* pointer, int kind);
 int null_kind(const void* pointer, int* device); /* HOST, PINNED or DEVICE, and whose it is */

@@ -84,7 +84,7 @@ cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned flags) { return
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) { return kept(null_pin(pointer, bytes)); }
 cudaError_t cudaFreeHost(void* pointer) { return kept(null_release(pointer, PINNED)); }
 cudaError_t cudaHostRegister(void* pointer, size_t bytes, unsigned flags) {
-    return null_note(pointer, bytes, PINNED), OK;
+    return null_note(pointer, bytes, PINNED, 0), OK;
 }
 cudaError_t cudaHostUnregister(void* pointer) { return null_forget(pointer), OK; }
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total) {
