@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 
 from tolktrain.cluster.dump import describe_process, record_collectives
+from tolktrain.cluster.health.exchange import measure_exchange
+from tolktrain.cluster.health.probes import Probes
 from tolktrain.parallel.layout import initialize
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -36,12 +38,14 @@ def messages() -> list[int]:
 
 
 def groups() -> list[int]:
-    """Sizes and ranks of communicators are split off as torch asks for them."""
+    """Sizes and ranks of communicators are split off as torch asks for them. The number of elements that the health
+    check finds wrong in the last one."""
     parts = [dist.new_group([rank]) for rank in range(2)]
     whole = dist.new_group([1, 0])
     for group in (parts[RANK], whole):
         dist.all_reduce(torch.zeros(4, device="cuda"), group=group)
-    return [dist.get_world_size(parts[RANK]), dist.get_world_size(whole)]
+    measured = measure_exchange(["node", "node"], torch.device("cuda", RANK), whole, Probes())
+    return [dist.get_world_size(parts[RANK]), dist.get_world_size(whole), measured.num_wrong_sums]
 
 
 def unequal_sizes() -> str:

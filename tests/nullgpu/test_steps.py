@@ -104,8 +104,8 @@ def test_no_plan_is_built_for_each_micro_batch(done: dict[str, Done]) -> None:
 
 
 def test_gradients_are_not_copied_for_an_average_over_one_rank(done: dict[str, Done]) -> None:
-    """DeepSpeed's flat copies of them would be 1.7 GiB more, in pieces of memory between which nothing else fits: the 2B
-    model would be out of memory in its sixth step on 80 GB."""
+    """DeepSpeed's flat copies of them would be 1.7 GiB more, in pieces of memory between which nothing else fits: the
+    2B model would be out of memory in its sixth step on 80 GB."""
     assert done["wide"]["reserved"] - done["wide"]["peak"] < 0.8 * GIB
 
 

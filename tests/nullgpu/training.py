@@ -1,6 +1,6 @@
 """A short run with checkpoints and validation that is interrupted and continued: training.py FOLDER
 
-Prints JSON: the checkpoints of both parts, and the steps of metrics.jsonl.
+Prints JSON: why the health check refuses the device, the checkpoints of both parts, and the steps of metrics.jsonl.
 """
 
 import json
@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))  # for `small_runs`
 
 from small_runs import NUM_STEPS, read_metrics, small_config, write_sets
 
+from tolktrain.errors import UserError
 from tolktrain.model.loss import StepResult
 from tolktrain.train import model_builder
 from tolktrain.train.deepspeed.engine import Engine
@@ -33,12 +34,17 @@ def main(folder: Path) -> None:
     sets = folder / "sets"
     write_sets(sets)
     run_dir = folder / "runs/small"
-    parts = []
+    refusal, parts = "", []
+    try:
+        train(small_config(folder, sets, "train.precision=bf16"))
+    except UserError as error:
+        refusal = str(error)
     for last in (6, NUM_STEPS):
-        train(small_config(folder, sets, "train.precision=bf16", f"train.max_steps={last}"))
+        overrides = ("train.precision=bf16", f"train.max_steps={last}", "health.enabled=false")
+        train(small_config(folder, sets, *overrides))
         parts.append(sorted(path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir()))
     steps = [line["step"] for line in read_metrics(run_dir) if "loss" in line]
-    print(json.dumps({"checkpoints": parts, "steps": steps}))
+    print(json.dumps({"refusal": refusal, "checkpoints": parts, "steps": steps}))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,15 @@ def texts(findings: Sequence[Finding]) -> list[str]:
     return [finding.text for finding in findings]
 
 
+def test_a_gpu_faster_than_its_data_sheet_is_refused() -> None:
+    """A null GPU reaches 28,000 TFLOP/s."""
+    fast = [report(rank, 1300.0 if rank == 3 else 1000.0) for rank in range(4)]
+    (found,) = diagnose_ranks(fast, SPACE, HealthConfig())
+    assert found.serious and found.nodes == ("n1",)
+    assert "rank 3 (GPU 1, GPU-3)" in found.text and "1300 TFLOP/s" in found.text and "989 TFLOP/s" in found.text
+    assert diagnose_ranks([report(0, 1300.0, name="a GPU not yet built")], SPACE, HealthConfig()) == []
+
+
 def test_healthy_machines_give_no_finding() -> None:
     assert diagnose_ranks([report(rank) for rank in range(8)], SPACE, HealthConfig()) == []
     assert diagnose_ranks([report(0)], SPACE, HealthConfig()) == []

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from statistics import median_high, median_low
 from typing import TypeVar
 
+from tolktrain.cluster.accelerators import accelerator_of
 from tolktrain.cluster.health.formatting import bytes_text, flops, nodes_of, ranks_text, span, where
 from tolktrain.cluster.health.reports import ExchangeReport, RankReport, Space
 from tolktrain.cluster.health.schedule import ranks_by_node
 from tolktrain.config.health import HealthConfig
 
 Key = TypeVar("Key")
+
+_IMPOSSIBLE = 1.2  # of the peak; clocks may be a little above those of the data sheet
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ def diagnose_ranks(reports: Sequence[RankReport], space: Space, settings: Health
     """Problems of single machines, and differences between machines. `reports` has one entry per rank, in order."""
     return [
         *wrong_products(reports),
+        *impossible_rates(reports),
         *slow_devices(reports, settings.slow_fraction),
         *different_devices(reports),
         *different_versions(reports),
@@ -46,6 +50,23 @@ def wrong_products(reports: Sequence[RankReport]) -> list[Finding]:
         for report in reports
         if report.product.fault
     ]
+
+
+def impossible_rates(reports: Sequence[RankReport]) -> list[Finding]:
+    """GPUs that seem faster than their data sheet allows: they did not do all of the work, or did not wait for it."""
+    findings = []
+    for report in reports:
+        kind, rate = accelerator_of(report.device.name), report.product.flops_per_second
+        if report.device.kind == "cuda" and kind is not None and rate > _IMPOSSIBLE * kind.peak_flops:
+            findings.append(
+                Finding(
+                    f"{report.node}, rank {report.rank} ({report.device}) seems to multiply matrices at {flops(rate)},"
+                    f" but the peak of {report.device.name} is {flops(kind.peak_flops)}: its driver does not wait for"
+                    " the device, or another device answers under this name",
+                    (report.node,),
+                )
+            )
+    return findings
 
 
 def slow_devices(reports: Sequence[RankReport], fraction: float) -> list[Finding]:

@@ -120,8 +120,8 @@ def adam_parameters(engine: Any, zero_stage: int) -> list[Tensor]:
 
 
 def without_averaging(engine: Any) -> None:
-    """Let an engine with a single data rank leave gradients as they are. ZeRO 2 and 3, and ZeRO 1 in float32, have other
-    code and are not affected.
+    """Let an engine with a single data rank leave gradients as they are. ZeRO 2 and 3, and ZeRO 1 in float32, have
+    other code and are not affected.
 
     DeepSpeed would flatten, copy and round all gradients in every step for the average over one rank: a buffer of the
     size of the gradients, which is allocated when memory is most fragmented. A parameter without a gradient still gets
