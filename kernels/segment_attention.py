@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -53,7 +54,10 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments)
 def _flash(query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments) -> Tensor:
     attend = importlib.import_module("flash_attn").flash_attn_varlen_func
     ends, longest = segments.cu_seqlens, segments.max_segment
-    mixed: Tensor = attend(query, key, value, ends, ends, longest, longest, causal=True)
+    # torch's own attention asks for this by itself; otherwise, the backward pass adds to the queries' gradient in any
+    # order.
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    mixed: Tensor = attend(query, key, value, ends, ends, longest, longest, causal=True, deterministic=deterministic)
     return mixed
 
 

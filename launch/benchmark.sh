@@ -8,6 +8,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit
 # PyTorch loads compiled kernels from a path in /tmp that another user may have created.
 TMPDIR=$(mktemp -d) || exit
 export TMPDIR
+export TRITON_DEFAULT_FP_FUSION=${TRITON_DEFAULT_FP_FUSION:-1} # as tolktrain sets it
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}} # as jobs do
 trap 'rm -rf "$TMPDIR"' EXIT
 [ -d "$root/.venv" ] && PATH="$root/.venv/bin:$PATH"
 export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from two_users import STRANGER, USER, needs_root, run_as, start_as
 
+from tolktrain.cluster.kernel_caches import place_kernel_caches
 from tolktrain.errors import UserError
 from tolktrain.files.shared import create_file, exclusive, is_own_folder
 
@@ -254,6 +255,14 @@ def test_a_path_that_is_too_long_for_sockets_is_not_given_to_libraries(shared: P
     environ = {**os.environ, "TMPDIR": str(base)}
     subprocess.run([sys.executable, "-c", code], env=environ, check=True, timeout=60)
     assert len(list(base.iterdir())) == 1, "that of mkdtemp"
+
+
+def test_the_fusion_of_triton_does_not_depend_on_its_version(tmp_path: Path) -> None:
+    """Its default changes in Triton 3.10. A choice of the user stays."""
+    for given in ({}, {"TRITON_DEFAULT_FP_FUSION": "0"}):
+        environ = dict(given)
+        place_kernel_caches(tmp_path, environ)
+        assert environ["TRITON_DEFAULT_FP_FUSION"] == given.get("TRITON_DEFAULT_FP_FUSION", "1")
 
 
 CACHES = """

@@ -228,13 +228,17 @@ def test_a_signal_before_the_ranks_start_requeues_the_job(tools: Path, tmp_path:
 
 
 def test_the_environment_of_the_ranks(tools: Path, tmp_path: Path) -> None:
-    names = ("MASTER_ADDR", "TRITON_CACHE_DIR", "TMPDIR", "OMP_NUM_THREADS", "SLURM_EXPORT_ENV")
+    names = ("MASTER_ADDR", "TRITON_CACHE_DIR", "TMPDIR", "OMP_NUM_THREADS", "SLURM_EXPORT_ENV", "PYTORCH_ALLOC_CONF")
     shown = " ".join(f"{name}=${name}" for name in names)
     write(tools / "python", f'#!/bin/bash\necho "{shown}" >> {tmp_path}/calls\n')
     assert launch(tools, "a.yaml", **SLURM, TMPDIR="/scratch", TRITON_CACHE_DIR="/mine").wait(20) == 0
     assert calls(tools)[-1] == (
         "MASTER_ADDR=node7 TRITON_CACHE_DIR=/mine TMPDIR=/scratch OMP_NUM_THREADS=1 SLURM_EXPORT_ENV=ALL"
+        " PYTORCH_ALLOC_CONF=expandable_segments:True"
     )
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        assert launch(tools, "a.yaml", **SLURM, **{name: "backend:native"}).wait(20) == 0
+        assert calls(tools)[-1].endswith("PYTORCH_ALLOC_CONF=backend:native")
 
 
 def pack_environment(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from tolktrain.model.loss import StepResult
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.train.deepspeed.engine import Engine
+from tolktrain.train.determinism import set_determinism
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.optimizer import learning_rates_at
 from tolktrain.train.resolved import ResolvedSettings
@@ -29,6 +30,7 @@ class Rehearsal:
     def __init__(self, *overrides: str, accumulation: int = 1) -> None:
         """An engine of the configuration with overrides. `accumulation`: micro batches of a step."""
         config = load_config(CONFIG, overrides)
+        set_determinism(config.train)
         parallel = config.parallel
         self.layout: Layout = initialize(
             parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.sequence_parallel

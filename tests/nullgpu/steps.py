@@ -72,6 +72,12 @@ def wait_in_backward(rehearsal: Rehearsal) -> None:
     parameter.register_hook(lambda gradient: gradient * gradient.flatten()[0].item())
 
 
+def add_in_any_order(rehearsal: Rehearsal) -> None:
+    """An operator that PyTorch has in no deterministic form."""
+    values = torch.zeros(8, device="cuda")
+    rehearsal.engine.model.register_forward_hook(lambda *_: torch.histc(values, bins=4, min=0, max=3))
+
+
 KEPT: list[torch.Tensor] = []
 
 
@@ -81,7 +87,7 @@ def leak(rehearsal: Rehearsal) -> None:
 
 
 PLANTS: dict[str, Callable[[Rehearsal], None]] = {
-    function.__name__: function for function in (wait_in_forward, wait_in_backward, leak)
+    function.__name__: function for function in (wait_in_forward, wait_in_backward, leak, add_in_any_order)
 }
 
 

@@ -27,6 +27,9 @@ CASES: dict[str, dict[str, Any]] = {
     "torch, padded": {"overrides": ["kernels.backend=torch", "kernels.attention=padded", *FEW_LAYERS]},
     "fp32": {"overrides": ["train.precision=fp32", *FEW_LAYERS]},
     "recomputed": {"overrides": ["train.activation_checkpointing=layers", *FEW_LAYERS]},
+    # First step: an operator that has no deterministic implementation raises an exception.
+    "deterministic": {"overrides": ["train.deterministic=true", *FEW_LAYERS]},
+    "deterministic, fp32": {"overrides": ["train.deterministic=true", "train.precision=fp32", *FEW_LAYERS]},
     # The compiler itself waits.
     "compiled": {"overrides": ["train.compile=layers", *FEW_LAYERS], "steps": 4, "waiting_steps": 2},
     "ZeRO 0": {"overrides": ["deepspeed.zero_stage=0", *FEW_LAYERS], "accumulation": 2},
@@ -48,6 +51,10 @@ CASES: dict[str, dict[str, Any]] = {
         "overrides": ["model.backbone.num_layers=2", "train.micro_batch_size=2"],
         "steps": 20,
         "plant": "leak",
+    },
+    "planted indeterminism": {
+        "overrides": ["train.deterministic=true", "model.backbone.num_layers=2", "train.micro_batch_size=2"],
+        "plant": "add_in_any_order",
     },
     "planted wait in forward": {"overrides": FEW_LAYERS, "plant": "wait_in_forward"},
     "planted wait in backward": {"overrides": FEW_LAYERS, "plant": "wait_in_backward"},
@@ -112,6 +119,16 @@ def test_gradients_are_not_copied_for_an_average_over_one_rank(done: dict[str, D
 def test_expandable_segments_leave_little_unused(done: dict[str, Done]) -> None:
     """As launch/pretrain.sbatch sets them. Without them, this case leaves 0.45 GiB unused."""
     assert done["ZeRO 1"]["reserved"] - done["ZeRO 1"]["peak"] < 0.15 * GIB
+
+
+def test_deterministic_steps_enter_no_operator_that_is_not(done: dict[str, Done]) -> None:
+    """PyTorch would raise an exception, except for cuDNN's attention, which it must not choose. A planted operator shows
+    that it does so."""
+    for name in ("deterministic", "deterministic, fp32"):
+        assert len(done[name]["steps"]) == 2
+        assert sum(step["attention_plans"] for step in done[name]["steps"]) == 0
+    assert "does not have a deterministic implementation" in done["planted indeterminism"]["failure"]
+    assert done["shipped"]["steps"][0]["attention_plans"] > 0
 
 
 def test_fifty_steps_leak_nothing(done: dict[str, Done]) -> None:

@@ -1,5 +1,6 @@
 """Two ranks on one GPU are refused, and the GPU is named."""
 
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,6 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from tolktrain.errors import UserError
+from tolktrain.parallel import layout
 from tolktrain.parallel.devices import RankDevice, check_own_devices, check_through
 
 
@@ -47,3 +49,19 @@ def test_all_ranks_hear_of_it_before_there_is_a_process_group(uuids: list[str]) 
     assert not dist.is_initialized() and len(set(outcomes)) == 1
     expected = "passed" if len(set(uuids)) == 3 else "ranks 0 and 2 both use the GPU GPU-1 (NVIDIA H200) of node-a"
     assert outcomes[0].startswith(expected)
+
+
+def test_the_number_of_queues_is_set_before_a_device_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver reads the variable when it starts."""
+    seen: list[str | None] = []
+
+    def first_question() -> None:
+        seen.append(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"))
+        raise InterruptedError
+
+    monkeypatch.setattr(layout, "stand_in_for_cuda", first_question)
+    for tensor in (1, 2):
+        monkeypatch.setattr(os, "environ", {})
+        with pytest.raises(InterruptedError):
+            layout.initialize(tensor=tensor)
+    assert seen == [None, "1"]

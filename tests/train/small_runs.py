@@ -34,7 +34,7 @@ TOKENS_PER_STEP = 8 * SEQUENCE_LENGTH
 STEPS_PER_STAGE = (3, 4, 5)
 NUM_STEPS = sum(STEPS_PER_STAGE)
 SLOWEST_KEYS = [f"slowest_{name}" for name in ("rank", "node", "factor", "part", "data_seconds", "compute_seconds")]
-TIMING_KEYS = ("seconds_per_step", "tokens_per_second", "memory_gib", *SLOWEST_KEYS)
+TIMING_KEYS = ("seconds_per_step", "tokens_per_second", "memory_gib", "memory_reserved_gib", *SLOWEST_KEYS)
 VOCABULARY = Vocabulary(TEXT_VOCAB_SIZE, 0, NUM_UNITS)
 
 RATES = LearningRates(backbone=0.01, speech=0.02)

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from tolktrain.model.parameter_layout import canonical_state, load_canonical
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
 from tolktrain.train.deepspeed.engine import Engine
+from tolktrain.train.determinism import set_determinism
 from tolktrain.train.resolved import ResolvedSettings
 
 SCALE_OF_ENTROPY = 0.5
@@ -230,6 +232,21 @@ def test_gradients_of_a_single_rank_are_not_averaged(make: Make, zero_stage: int
     (without, its_norms), (with_it, norms) = updated
     assert its_norms == norms
     assert all(torch.equal(without[name], value) for name, value in with_it.items())
+
+
+def test_determinism_changes_nothing_on_a_cpu(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Additions there have a fixed order anyway, and no operator of a step is refused."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.delitem(os.environ, "CUBLAS_WORKSPACE_CONFIG", raising=False)
+    updated = []
+    for deterministic in (True, False):
+        engine, config = make("train.precision=bf16", f"train.deterministic={deterministic}")
+        set_determinism(config.train)
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        engine.train_step([make_batch(MIXED)], RATES)
+        updated.append(values(engine))
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert all(torch.equal(updated[0][name], value) for name, value in updated[1].items())
 
 
 def test_validation_does_not_train(make: Make) -> None:

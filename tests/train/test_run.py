@@ -33,7 +33,8 @@ from tolktrain.train.run import train
 
 STEP_KEYS = [
     *("step", "stage", "tokens", "loss", "text_loss", "speech_loss", "layer_entropy", "grad_norm", "learning_rate"),
-    *("speech_learning_rate", "seconds_per_step", "tokens_per_second", "mfu", "memory_gib", "skipped"),
+    *("speech_learning_rate", "seconds_per_step", "tokens_per_second", "mfu", "memory_gib"),
+    *("memory_reserved_gib", "skipped"),
 ]
 
 

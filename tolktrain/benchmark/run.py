@@ -48,6 +48,7 @@ from tolktrain.model.cost.work import StepCounts
 from tolktrain.model.local_backbone import local_architecture
 from tolktrain.parallel.collectives import all_gather_objects
 from tolktrain.parallel.layout import Layout, initialize
+from tolktrain.train.determinism import set_determinism
 from tolktrain.train.optimizer import learning_rates_at
 from tolktrain.train.process import set_threads
 from tolktrain.train.resolved import ResolvedSettings, choose_kernels
@@ -107,6 +108,7 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
     sequences = sequences_of(config, architecture, options.speech_share)
     parallel = config.parallel
     environment.export()
+    set_determinism(config.train)
     layout = initialize(parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.sequence_parallel)
     # All configurations are read before anything is measured.
     configs = [_one_step(load_config(path, [*overrides, *item.overrides]), options, layout) for item in providers]

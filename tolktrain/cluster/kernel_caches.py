@@ -11,7 +11,8 @@ from tolktrain.files.shared import is_own_folder
 
 
 def place_kernel_caches(folder: Path, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set the folders of Triton's, PyTorch's and DeepSpeed's compiled code, unless the user has set them.
+    """Set the folders of Triton's, PyTorch's and DeepSpeed's compiled code, and whether Triton fuses products with sums,
+    unless the user has set them.
 
     They are in the home folder, so that they persist. Under Slurm, kernels are compiled into `folder`, the temporary
     folder of this process on the node: in a home folder on the network, hundreds of ranks wait for each other's locks.
@@ -26,6 +27,8 @@ def place_kernel_caches(folder: Path, environ: MutableMapping[str, str] = os.env
     for name, place in places.items():
         if place is not None and not environ.get(name):
             environ[name] = str(place)
+    # As in Triton 3.9. From 3.10 on, the default is 0: results would depend on the version. Unset, Triton 3.9 warns.
+    environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 
 def _own_home_cache() -> Path | None:

@@ -149,6 +149,11 @@ class TrainConfig(StrictModel):
         description="Modules that torch.compile compiles: none, or each transformer layer. Compilation takes minutes in"
         " the first step.",
     )
+    deterministic: Free[bool] = Field(
+        default=False,
+        description="Whether a GPU adds in a fixed order, so that a run repeats exactly on the same layout and kind of"
+        " GPU. Attention is slower. On CPUs, it always does.",
+    )
     max_steps: Free[int | None] = Field(default=None, gt=0, description="Ends the run early, counted over all stages.")
     last_stage: Free[str | None] = Field(default=None, description="Ends the run after the stage of this name.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimizer settings.")

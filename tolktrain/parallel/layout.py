@@ -97,10 +97,11 @@ def initialize(
     Raises:
         UserError: the number of processes is no multiple of tensor * pipeline, or the limit of open files is too low.
     """
-    stand_in_for_cuda()
     if tensor > 1:
         # megatron-core launches a collective before the product that overlaps it; one hardware queue keeps this order.
+        # The driver reads the variable when it starts, so nothing may ask for a device before.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    stand_in_for_cuda()
     if not dist.is_initialized():
         _start_distributed(timeout)
     world_size = dist.get_world_size()

@@ -33,6 +33,7 @@ from tolktrain.train.callbacks.straggler import Straggler
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.callbacks.validation import Validation
 from tolktrain.train.deepspeed.groups import check_same_groups
+from tolktrain.train.determinism import set_determinism
 from tolktrain.train.disk_space import needed_space
 from tolktrain.train.identity import architecture_of, check_data_identity, text_eos_of
 from tolktrain.train.initial_weights import Beginning, refuse_other_beginning
@@ -69,6 +70,7 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
     """
     plans = plan_stages(config)
     ProcessEnvironment.detect().export()
+    set_determinism(config.train)
     progress = progress or Progress()
     layout = _join(config, progress)
     progress.at("opening the run directory")

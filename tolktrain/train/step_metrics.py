@@ -35,6 +35,7 @@ def step_line(
         "tokens_per_second": tokens_per_step / seconds,
         "mfu": mfu,
         "memory_gib": memory_gib(),
+        "memory_reserved_gib": memory_reserved_gib(),
         "skipped": int(result.skipped),
     }
 
@@ -44,3 +45,11 @@ def memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # given in KiB
+
+
+def memory_reserved_gib() -> float | None:
+    """Most memory of this rank's GPU that torch's allocator has held so far, used or not, in GiB; None without a GPU.
+
+    This, and not what was allocated, must fit into the GPU, together with the CUDA context and NCCL's buffers.
+    """
+    return torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else None
