@@ -339,4 +339,8 @@ def test_collate(seed: int, num_codebooks: int, length: int) -> None:
     assert (batch.num_text_scored, batch.num_speech_scored) == (num_text, num_speech)
     assert batch.num_entropy_positions == num_entropy
     assert batch.segments.num_positions == int(batch.speech_in.sum())
+    width = len(sequences)
+    text = [t * width + b for t in range(length) for b in range(width) if batch.text_pred[b, t]]
+    assert batch.scored.text.tolist() == text and batch.scored.num_speech == num_speech
+    assert batch.scored.text_targets.tolist() == [int(batch.targets[row % width, 0, row // width]) for row in text]
     assert batch.strategies == list(STRATEGIES) and batch.record_ids == [s.record_id for s in sequences]

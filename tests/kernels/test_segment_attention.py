@@ -78,8 +78,13 @@ def flash(calls: Calls) -> Callable[..., Tensor]:
         softmax_scale: float | None = None,
         causal: bool = False,
         window_size: tuple[int, int] = (-1, -1),
+        softcap: float = 0.0,
+        alibi_slopes: Tensor | None = None,
+        deterministic: bool = False,
     ) -> Tensor:
-        assert causal and window_size == (-1, -1) and dropout_p == 0 and softmax_scale is None
+        assert causal and window_size == (-1, -1) and dropout_p == softcap == 0
+        assert softmax_scale is alibi_slopes is None
+        assert deterministic == torch.are_deterministic_algorithms_enabled()
         given = (q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
         return packed_attention(given, calls, takes_groups=True)
 

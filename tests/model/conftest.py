@@ -10,6 +10,7 @@ import torch
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
+from tolktrain_kernels.scored_rows import ScoredRows, index_scored
 from tolktrain_kernels.speech_adapter import pack_segments
 
 SMALL: dict[str, Any] = {
@@ -33,6 +34,15 @@ SMALL: dict[str, Any] = {
 }
 
 
+class MadeBatch(SimpleNamespace):
+    """A batch whose masks and targets tests may change."""
+
+    @property
+    def scored(self) -> ScoredRows:
+        """Of the present masks and targets."""
+        return index_scored(self.targets, self.speech_pred, self.text_pred)
+
+
 def make_batch(kinds: str, length: int = 24, seed: int = 0, codebooks: int = 1) -> SimpleNamespace:
     """Sequences of kind (s)peech, (t)ext or (m)ixed, one letter each; ids of SMALL, a tenth of the targets unscored."""
     rng = np.random.default_rng(seed)
@@ -48,7 +58,7 @@ def make_batch(kinds: str, length: int = 24, seed: int = 0, codebooks: int = 1) 
     is_speech = torch.from_numpy(speech)
     targets = tokens[..., 1:].contiguous()
     scored &= is_speech[:, 1:] | (targets[:, 0] < 40)  # special ids are never scored
-    return SimpleNamespace(
+    return MadeBatch(
         tokens=tokens[..., :-1].contiguous(),
         targets=targets,
         speech_in=is_speech[:, :-1],
@@ -62,7 +72,7 @@ def select(batch: SimpleNamespace, rows: slice) -> SimpleNamespace:
     """Some sequences of a batch."""
     names = ("tokens", "targets", "speech_in", "speech_pred", "text_pred")
     parts = {name: getattr(batch, name)[rows] for name in names}
-    return SimpleNamespace(**parts, segments=pack_segments(parts["speech_in"]))
+    return MadeBatch(**parts, segments=pack_segments(parts["speech_in"]))
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.model.transformer import AttentionContext, rotary_angles
 from tolktrain_kernels.layer_pooling import pool_layers_plain
+from tolktrain_kernels.scored_rows import index_scored
 from tolktrain_kernels.speech_adapter import pack_segments
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "parallelism.md"
@@ -54,13 +55,15 @@ def periodic(num_mixed: int, num_text: int, codebooks: int) -> ModelInputs:
     speech[:num_mixed] = np.arange(LENGTH + 1) // RUN % 2 == 0
     tokens = torch.from_numpy(rng.integers(0, 40, (len(speech), codebooks, LENGTH + 1)))
     is_speech = torch.from_numpy(speech)
+    targets = tokens[..., 1:].contiguous()
     batch = SimpleNamespace(
         tokens=tokens[..., :-1].contiguous(),
-        targets=tokens[..., 1:].contiguous(),
+        targets=targets,
         speech_in=is_speech[:, :-1],
         speech_pred=is_speech[:, 1:],
         text_pred=~is_speech[:, 1:],
         segments=pack_segments(is_speech[:, :-1]),
+        scored=index_scored(targets, is_speech[:, 1:], ~is_speech[:, 1:]),
     )
     return ModelInputs.from_batch(batch)
 

@@ -105,6 +105,11 @@ def test_the_host_waits_only_around_the_optimizer(done: dict[str, Done]) -> None
         assert all(step["synchronizations"] <= 6 for step in done[name]["steps"]), name
 
 
+def test_nothing_is_copied_from_memory_that_is_not_pinned(done: dict[str, Done]) -> None:
+    """Such a copy would wait for all earlier work of the GPU: what is computed of a batch is pinned with it."""
+    assert all(step["pageable_copies"] == 0 for step in done["shipped"]["steps"])
+
+
 def test_no_plan_is_built_for_each_micro_batch(done: dict[str, Done]) -> None:
     """cuDNN has plans for backbone and output adapter, whose shapes hardly change; segments are new each time."""
     assert done["shipped"]["steps"][1]["attention_plans"] == done["shipped"]["steps"][2]["attention_plans"] == 0

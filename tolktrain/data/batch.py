@@ -1,13 +1,15 @@
 """Collates sequences into a micro batch. All counts that the model needs are computed on the host."""
 
+import copy
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tolktrain.data.sequences import Sequence
+from tolktrain_kernels.scored_rows import ScoredRows, index_scored
 from tolktrain_kernels.speech_adapter import SpeechSegments, pack_segments
 
 
@@ -26,21 +28,28 @@ class Batch:
     num_text_scored: int  # positions with a scored text target
     num_speech_scored: int  # positions with a scored speech target
     num_entropy_positions: int  # T times the sequences that score speech
+    scored: ScoredRows = field(init=False)  # of `targets`, `speech_pred` and `text_pred`
+
+    def __post_init__(self) -> None:
+        self.scored = index_scored(self.targets, self.speech_pred, self.text_pred)
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, so that copies to a GPU are asynchronous."""
-        tensors = {name: getattr(self, name).pin_memory() for name in _TENSORS}
-        plain = {name: value for name, value in vars(self).items() if name not in tensors}
-        return Batch(**{**plain, **tensors, "segments": self.segments.pin_memory()})
+        pinned = copy.copy(self)
+        for name in (*_TENSORS, *_INDICES):
+            setattr(pinned, name, getattr(self, name).pin_memory())
+        return pinned
 
     def share_memory(self) -> None:
         """Move the tensors to shared memory, from which another process can read them. Raises RuntimeError."""
         for name in _TENSORS:
             getattr(self, name).share_memory_()
-        self.segments.share_memory()
+        for name in _INDICES:
+            getattr(self, name).share_memory()
 
 
 _TENSORS = ("tokens", "targets", "speech_in", "speech_pred", "text_pred")
+_INDICES = ("segments", "scored")
 
 
 def collate(sequences: AbstractSequence[Sequence]) -> Batch:

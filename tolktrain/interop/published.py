@@ -16,6 +16,7 @@ from tolktrain.model.loss import loss_from_sums
 from tolktrain.model.parameter_layout import load_canonical, parameter_views
 from tolktrain.model.pooling import LayerPooling as LayerPoolingLayer
 from tolktrain.model.smoltolk import SmolTolk
+from tolktrain_kernels.scored_rows import index_scored
 from tolktrain_kernels.speech_adapter import pack_segments
 
 ENTROPY_WEIGHT = 0.01  # of the published training runs
@@ -172,13 +173,16 @@ def _batch(inputs: Mapping[str, Tensor]) -> SimpleNamespace:
     targets = given.get("target", torch.zeros_like(tokens))
     nothing = torch.zeros(tokens.shape[0], tokens.shape[2], dtype=torch.bool)
     speech_in = given.get("speech_in", nothing).bool()
+    targets = (targets.unsqueeze(1) if targets.dim() == 2 else targets).long()
+    speech_pred, text_pred = (given.get(name, nothing).bool() for name in ("speech_pred", "text_pred"))
     return SimpleNamespace(
         tokens=tokens.long(),
-        targets=(targets.unsqueeze(1) if targets.dim() == 2 else targets).long(),
+        targets=targets,
         speech_in=speech_in,
-        speech_pred=given.get("speech_pred", nothing).bool(),
-        text_pred=given.get("text_pred", nothing).bool(),
+        speech_pred=speech_pred,
+        text_pred=text_pred,
         segments=pack_segments(speech_in),
+        scored=index_scored(targets, speech_pred, text_pred),
     )
 
 
