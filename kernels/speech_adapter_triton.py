@@ -115,97 +115,149 @@ def embed(
     tokens: Tensor, segments: SpeechSegments, text_table: Tensor, speech_tables: Sequence[Tensor], num_packed: int
 ) -> tuple[Tensor, Tensor]:
     """`speech_adapter.embed_tokens` in Triton. All tables are of one type."""
-    found: tuple[Tensor, Tensor] = _Embed.apply(tokens, segments, num_packed, text_table, *speech_tables)
+    found: tuple[Tensor, Tensor] = torch.ops.tolktrain.embed_tokens(
+        tokens, segments.places, segments.rows, num_packed, text_table, list(speech_tables)
+    )
     return found
 
 
 def merge(hidden: Tensor, segments: SpeechSegments, packed: Tensor, update: Tensor) -> Tensor:
     """`speech_adapter.merge_speech` in Triton. All states are of one type."""
-    merged: Tensor = _Merge.apply(hidden, segments, packed, update)
+    merged: Tensor = torch.ops.tolktrain.merge_speech(hidden, segments.places, packed, update, segments.num_positions)
     return merged
 
 
-class _Embed(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, tokens: Tensor, segments: SpeechSegments, num_packed: int, text_table: Tensor, *speech_tables: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        tables = [aligned_rows(table) for table in speech_tables]
-        num_rows, width = len(tokens), text_table.shape[1]
-        hidden = text_table.new_empty(num_rows, width)
-        packed = text_table.new_empty(num_packed, width)
-        packed[segments.num_positions :].zero_()
-        if num_rows:
-            with torch.cuda.device_of(hidden):
-                embed_kernel[(num_rows,)](
-                    tokens.contiguous(),
-                    segments.places,
-                    aligned_rows(text_table),
-                    address_table(tables),
-                    hidden,
-                    packed,
-                    CODEBOOKS=len(tables),
-                    **launch_options(width),
-                )
-        ctx.save_for_backward(tokens, segments.places, segments.rows)
-        ctx.sizes = (len(text_table), [len(table) for table in speech_tables])
-        return hidden, packed
+@torch.library.custom_op("tolktrain::embed_tokens", mutates_args=())
+def _embed(
+    tokens: Tensor, places: Tensor, rows: Tensor, num_packed: int, text_table: Tensor, speech_tables: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    tables = [aligned_rows(table) for table in speech_tables]
+    num_rows, width = len(tokens), text_table.shape[1]
+    hidden = text_table.new_empty(num_rows, width)
+    packed = text_table.new_empty(num_packed, width)
+    packed[len(rows) :].zero_()
+    if num_rows:
+        with torch.cuda.device_of(hidden):
+            embed_kernel[(num_rows,)](
+                tokens.contiguous(),
+                places,
+                aligned_rows(text_table),
+                address_table(tables),
+                hidden,
+                packed,
+                CODEBOOKS=len(tables),
+                **launch_options(width),
+            )
+    return hidden, packed
 
-    @staticmethod
-    def backward(ctx: Any, d_hidden: Tensor, d_packed: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, places, rows = ctx.saved_tensors
-        text_size, speech_sizes = ctx.sizes
-        d_hidden, d_packed = aligned_rows(d_hidden), aligned_rows(d_packed)
-        d_text = None
-        if ctx.needs_input_grad[3]:
-            # Speech counts as one more text id, whose row is then left out.
-            ids = tokens[:, 0].where(places < 0, text_size)
-            d_text = torch.ops.aten.embedding_dense_backward(d_hidden, ids, text_size + 1, -1, False)[:text_size]
-        if not any(ctx.needs_input_grad[4:]):
-            return None, None, None, d_text, *(None for _ in speech_sizes)
-        d_speech = d_packed.new_empty(len(rows), d_packed.shape[1])
-        if len(rows):
-            with torch.cuda.device_of(d_speech):
-                launch = launch_options(d_packed.shape[1])
-                collect_kernel[(len(places),)](places, d_hidden, d_packed, d_speech, **launch)
+
+@_embed.register_fake
+def _(
+    tokens: Tensor, places: Tensor, rows: Tensor, num_packed: int, text_table: Tensor, speech_tables: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    width = text_table.shape[1]
+    return text_table.new_empty(len(tokens), width), text_table.new_empty(num_packed, width)
+
+
+@torch.library.custom_op("tolktrain::collect_speech", mutates_args=())
+def _collect(places: Tensor, d_hidden: Tensor, d_packed: Tensor, num_positions: int) -> Tensor:
+    """Gradients of the speech embeddings, [num_positions, D], in packed order."""
+    d_hidden, d_packed = aligned_rows(d_hidden), aligned_rows(d_packed)
+    d_speech = d_packed.new_empty(num_positions, d_packed.shape[1])
+    if num_positions:
+        with torch.cuda.device_of(d_speech):
+            launch = launch_options(d_packed.shape[1])
+            collect_kernel[(len(places),)](places, d_hidden, d_packed, d_speech, **launch)
+    return d_speech
+
+
+@_collect.register_fake
+def _(places: Tensor, d_hidden: Tensor, d_packed: Tensor, num_positions: int) -> Tensor:
+    return d_packed.new_empty(num_positions, d_packed.shape[1])
+
+
+def _keep_for_embed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    tokens, places, rows, _, text_table, speech_tables = inputs
+    ctx.save_for_backward(tokens, places, rows)
+    ctx.sizes = (len(text_table), [len(table) for table in speech_tables])
+    ctx.trains_text, ctx.trains_speech = text_table.requires_grad, any(table.requires_grad for table in speech_tables)
+
+
+def _derive_embed(ctx: Any, d_hidden: Tensor, d_packed: Tensor) -> tuple[Any, ...]:
+    tokens, places, rows = ctx.saved_tensors
+    text_size, speech_sizes = ctx.sizes
+    d_text = None
+    if ctx.trains_text:
+        # Speech counts as one more text id, whose row is then left out.
+        ids = tokens[:, 0].where(places < 0, text_size)
+        d_text = torch.ops.aten.embedding_dense_backward(d_hidden, ids, text_size + 1, -1, False)[:text_size]
+    d_tables: list[Tensor | None] = [None] * len(speech_sizes)
+    if ctx.trains_speech:
+        d_speech = torch.ops.tolktrain.collect_speech(places, d_hidden, d_packed, len(rows))
         ids = tokens.index_select(0, rows)
-        d_tables = (
+        d_tables = [
             torch.ops.aten.embedding_dense_backward(d_speech, ids[:, codebook].contiguous(), size, -1, False)
             for codebook, size in enumerate(speech_sizes)
-        )
-        return None, None, None, d_text, *d_tables
+        ]
+    return None, None, None, None, d_text, d_tables
 
 
-class _Merge(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, segments: SpeechSegments, packed: Tensor, update: Tensor) -> Tensor:
-        merged = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-        if len(hidden):
-            with torch.cuda.device_of(hidden):
-                merge_kernel[(len(hidden),)](
-                    segments.places,
-                    aligned_rows(hidden),
-                    aligned_rows(packed),
-                    aligned_rows(update),
-                    merged,
-                    **launch_options(hidden.shape[1]),
-                )
-        ctx.save_for_backward(segments.places)
-        ctx.num_packed, ctx.num_positions = len(packed), segments.num_positions
-        return merged
+_embed.register_autograd(_derive_embed, setup_context=_keep_for_embed)
 
-    @staticmethod
-    def backward(ctx: Any, d_merged: Tensor) -> tuple[Tensor | None, ...]:
-        (places,) = ctx.saved_tensors
-        d_merged = aligned_rows(d_merged)
-        d_hidden = torch.empty_like(d_merged)
-        d_packed = d_merged.new_empty(ctx.num_packed, d_merged.shape[1])
-        d_packed[ctx.num_positions :].zero_()
-        if len(d_merged):
-            with torch.cuda.device_of(d_merged):
-                launch = launch_options(d_merged.shape[1])
-                split_kernel[(len(d_merged),)](places, d_merged, d_hidden, d_packed, **launch)
-        return d_hidden, None, d_packed, d_packed
+
+@torch.library.custom_op("tolktrain::merge_speech", mutates_args=())
+def _merge(hidden: Tensor, places: Tensor, packed: Tensor, update: Tensor, num_positions: int) -> Tensor:
+    merged = hidden.new_empty(hidden.shape)
+    if len(hidden):
+        with torch.cuda.device_of(hidden):
+            merge_kernel[(len(hidden),)](
+                places,
+                aligned_rows(hidden),
+                aligned_rows(packed),
+                aligned_rows(update),
+                merged,
+                **launch_options(hidden.shape[1]),
+            )
+    return merged
+
+
+@_merge.register_fake
+def _(hidden: Tensor, places: Tensor, packed: Tensor, update: Tensor, num_positions: int) -> Tensor:
+    return hidden.new_empty(hidden.shape)
+
+
+@torch.library.custom_op("tolktrain::split_speech", mutates_args=())
+def _split(places: Tensor, d_merged: Tensor, num_packed: int, num_positions: int) -> tuple[Tensor, Tensor]:
+    """Gradients of `hidden` [M, D] and of the packed states [num_packed, D]."""
+    d_merged = aligned_rows(d_merged)
+    d_hidden = d_merged.new_empty(d_merged.shape)
+    d_packed = d_merged.new_empty(num_packed, d_merged.shape[1])
+    d_packed[num_positions:].zero_()
+    if len(d_merged):
+        with torch.cuda.device_of(d_merged):
+            launch = launch_options(d_merged.shape[1])
+            split_kernel[(len(d_merged),)](places, d_merged, d_hidden, d_packed, **launch)
+    return d_hidden, d_packed
+
+
+@_split.register_fake
+def _(places: Tensor, d_merged: Tensor, num_packed: int, num_positions: int) -> tuple[Tensor, Tensor]:
+    return d_merged.new_empty(d_merged.shape), d_merged.new_empty(num_packed, d_merged.shape[1])
+
+
+def _keep_for_merge(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, places, packed, _, ctx.num_positions = inputs
+    ctx.save_for_backward(places)
+    ctx.num_packed = len(packed)
+
+
+def _derive_merge(ctx: Any, d_merged: Tensor) -> tuple[Tensor | None, ...]:
+    (places,) = ctx.saved_tensors
+    d_hidden, d_packed = torch.ops.tolktrain.split_speech(places, d_merged, ctx.num_packed, ctx.num_positions)
+    return d_hidden, None, d_packed, d_packed, None
+
+
+_merge.register_autograd(_derive_merge, setup_context=_keep_for_merge)
 
 
 def launch_options(width: int) -> dict[str, int]:

@@ -52,3 +52,19 @@ def test_gaps_and_odd_addresses() -> None:
         results.append([merged, *torch.autograd.grad(merged.sin().sum(), (hidden, packed, update))])
     for plain, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain)
+
+
+def test_a_compiled_graph_holds_both() -> None:
+    """Without a break, forward and backward; results are those of eager execution."""
+    segments = pack_segments(torch.tensor([[False, True, True, False]])).to(DEVICE)
+    tokens = torch.tensor([[3], [1], [2], [0]], device=DEVICE)
+    tables = [torch.randn(rows, 8, device=DEVICE, requires_grad=True) for rows in (5, 4)]
+
+    def whole() -> torch.Tensor:
+        hidden, packed = embed_tokens(tokens, segments, tables[0], tables[1:], 2, "triton")
+        return merge_speech(hidden, segments, packed, packed.sin(), "triton").sin().sum()
+
+    compiled = torch.compile(whole, backend="aot_eager", fullgraph=True)
+    results = [torch.autograd.grad(function(), tables) for function in (whole, compiled)]
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain)
