@@ -128,8 +128,8 @@ def test_expandable_segments_leave_little_unused(done: dict[str, Done]) -> None:
 
 
 def test_deterministic_steps_enter_no_operator_that_is_not(done: dict[str, Done]) -> None:
-    """PyTorch would raise an exception, except for cuDNN's attention, which it must not choose. A planted operator shows
-    that it does so."""
+    """PyTorch would raise an exception, except for cuDNN's attention, which it must not choose. A planted operator
+    shows that it does so."""
     for name in ("deterministic", "deterministic, fp32"):
         assert len(done[name]["steps"]) == 2
         assert sum(step["attention_plans"] for step in done[name]["steps"]) == 0

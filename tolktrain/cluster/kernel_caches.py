@@ -11,8 +11,8 @@ from tolktrain.files.shared import is_own_folder
 
 
 def place_kernel_caches(folder: Path, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set the folders of Triton's, PyTorch's and DeepSpeed's compiled code, and whether Triton fuses products with sums,
-    unless the user has set them.
+    """Set the folders of Triton's, PyTorch's and DeepSpeed's compiled code, and whether Triton fuses products with
+    sums, unless the user has set them.
 
     They are in the home folder, so that they persist. Under Slurm, kernels are compiled into `folder`, the temporary
     folder of this process on the node: in a home folder on the network, hundreds of ranks wait for each other's locks.
