@@ -36,8 +36,8 @@ class ModelInputs:
         """Take the tensors of a batch on the host.
 
         Args:
-            batch: tokens and targets int64 [B, K, T]; speech_in, speech_pred and text_pred bool [B, T]; what follows from
-                them.
+            batch: tokens and targets int64 [B, K, T]; speech_in, speech_pred and text_pred bool [B, T]; and what
+                follows from them.
             every_sequence: also pass sequences that predict no speech through the output adapter (for inspection).
         """
         scored = batch.scored

@@ -162,8 +162,8 @@ def forget_engine(engine: Any) -> None:
 
 
 def _concerns_users(record: logging.LogRecord) -> bool:
-    """Drops ZeRO 3's warning that it finds no tensors in our dataclasses. The parameters that a layer needs are gathered
-    all the same: losses under ZeRO 3 equal those of one process (`tests/train/test_layouts.py`)."""
+    """Drops ZeRO 3's warning that it finds no tensors in our dataclasses. The parameters that a layer needs are
+    gathered all the same: losses under ZeRO 3 equal those of one process (`tests/train/test_layouts.py`)."""
     return "unknown inputs or outputs type" not in record.getMessage()
 
 
