@@ -21,6 +21,20 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--price", type=float, metavar="PRICE", help="of a GPU for an hour, in your currency")
     parser.add_argument("--calibration", type=input_argument, metavar="FILE", help="JSON with measured rates")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="layouts that are shown for each size (3)")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--records", type=int, metavar="N", help="records of a stage's sets, if their indexes are elsewhere"
+    )
+    size.add_argument("--tokens-in-data", type=float, metavar="N", help="the same in tokens (30e9)")
+    parser.add_argument(
+        "--rehearse",
+        type=int,
+        nargs="?",
+        const=1,
+        default=0,
+        metavar="N",
+        help="also run the N best layouts (1) of each size on a null GPU, and compare their memory",
+    )
     parser.add_argument("--json", type=path_argument, metavar="FILE", help="also write everything here")
     parser.add_argument(
         "--picture", type=path_argument, metavar="FILE", help="also draw step and memory, as .png or .svg"
@@ -29,6 +43,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(parsed: argparse.Namespace) -> int:
     from tolktrain.files.terminal import Console
+    from tolktrain.plan.rehearse import check_null_gpu, rehearse
     from tolktrain.plan.report import print_plans, write_json
     from tolktrain.plan.run import Options, plan
 
@@ -43,13 +58,23 @@ def _run(parsed: argparse.Namespace) -> int:
         price=parsed.price,
         calibration=None if parsed.calibration is None else Path(parsed.calibration),
         top=parsed.top,
+        records=parsed.records,
+        tokens_in_data=None if parsed.tokens_in_data is None else round(parsed.tokens_in_data),
     )
     if parsed.picture is not None and parsed.picture.suffix not in (".png", ".svg"):
         raise UserError(f"--picture {parsed.picture}: the name must end in .png or .svg")
+    for option, size in (("--records", parsed.records), ("--tokens-in-data", parsed.tokens_in_data)):
+        if size is not None and not 1 <= size < 1e18:
+            raise UserError(f"{option} {size:g}: expected a number, 1 or more")
+    if parsed.rehearse < 0:
+        raise UserError(f"--rehearse {parsed.rehearse}: expected a number of layouts, 1 or more")
+    if parsed.rehearse:
+        check_null_gpu()
     found = plan(parsed.config, parsed.overrides, options)
-    print_plans(found, Console(highlight=False, soft_wrap=True))
+    rehearsals = rehearse(found, parsed.rehearse) if parsed.rehearse else []
+    print_plans(found, Console(highlight=False, soft_wrap=True), rehearsals)
     if parsed.json is not None:
-        write_json(found, parsed.json)
+        write_json(found, parsed.json, rehearsals)
     if parsed.picture is not None:
         from tolktrain.plan.picture import draw
 

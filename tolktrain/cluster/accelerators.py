@@ -33,6 +33,10 @@ ACCELERATORS = (
     Accelerator("b200", r"\bB200\b", 2250e12, 178.4, 7.7 * _TB, 900 * _GB, 50 * _GB, 0.70),
 )
 
+# A rank on processor cores, such as a run of configs/bench/cpu.yaml; its rates only matter in relation to each other,
+# because a calibration of the machine scales them. Not known to `accelerator_of`, since no two processors are alike.
+CPU = Accelerator("cpu", r"\(CPU\)$", 5e10, 64.0, 1e10, 2e9, 1e9)
+
 
 def accelerator_of(device_name: str) -> Accelerator | None:
     """The kind of a device; None if it is not known.

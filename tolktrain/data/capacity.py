@@ -93,11 +93,25 @@ def shared_memory_bytes(config: Config, mixture: Mixture, node: _Node) -> int:
     sizes = [index.num_records for index in shards]
     counts = plan.counts(sizes, epoch_multiple(train.global_batch_size, data.num_canonical_nodes))
     records = sum(counts) // data.num_canonical_nodes * len(node.canonical_nodes)
+    return loader_memory(config, len(node.data_ranks), records, sum(map(len, shards)), sum(sizes))
+
+
+def loader_memory(config: Config, num_ranks: int, records: int, num_shards: int, total_records: int) -> int:
+    """Bytes of shared memory for the loaders of a node.
+
+    Args:
+        config: micro batches, loader processes and codebooks.
+        num_ranks: data ranks on the node.
+        records: of an epoch, whose order the node keeps.
+        num_shards: of all sets.
+        total_records: of all sets.
+    """
+    train, data = config.train, config.data
     position = 16 * config.model.speech.num_codebooks + _BYTES_PER_POSITION
     batch = train.micro_batch_size * train.sequence_length * position
-    batches = len(node.data_ranks) * data.num_workers * (PREFETCHED_BATCHES + 1)
-    states = sum(map(len, shards)) * _BYTES_PER_SHARD + _SMALL_BLOCKS
-    return records * id_type(sum(sizes)).itemsize + states + batches * batch
+    batches = num_ranks * data.num_workers * (PREFETCHED_BATCHES + 1)
+    states = num_shards * _BYTES_PER_SHARD + _SMALL_BLOCKS
+    return records * id_type(total_records).itemsize + states + batches * batch
 
 
 def _check_fetches(config: Config, mixture: Mixture, node: _Node) -> None:

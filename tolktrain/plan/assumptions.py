@@ -4,6 +4,8 @@
 """
 
 import json
+import math
+import statistics
 from bisect import bisect_left
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from tolktrain.files.reading import parse_json, read_text
 
 _LARGEST_BYTES = 1 << 20
 _GIB = float(1 << 30)
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Assumptions:
     links: float = 0.80  # of the link bandwidth, for collectives inside a node
     network: float = 0.85  # of the network cards' bandwidth, for collectives between nodes
     message_seconds: float = 3e-5  # latency of a collective inside a node; between nodes twice that
+    time_factor: float = 1.0  # measured over predicted seconds of a step
     # Bytes that an element or a launch costs, counted on the step's operations.
     layer_ffn_bytes: float = 16.0  # of a transformer layer, forward and backward, for each position and element of F
     layer_hidden_bytes: float = 53.0  # of D: norms, residual additions, copies around attention
@@ -69,11 +73,39 @@ class Assumptions:
         return (self.context_gib + self.workspace_gib + communication) * _GIB
 
 
-def read_calibration(path: Path) -> tuple[Assumptions, tuple[str, ...]]:
-    """The assumptions with measured values in place of some, and the names of these.
+@dataclass(frozen=True)
+class Calibration:
+    """What measurements replace."""
+
+    assumed: Assumptions
+    measured: tuple[str, ...] = ()  # in words: names of assumptions, or where the factor of time comes from
+    device: str | None = None  # name of the measured device, if the file has one
+
+
+def cpu_assumptions() -> Assumptions:
+    """What is assumed of a rank on processor cores in float32."""
+    return Assumptions(
+        product_fractions=(1.0,) * 6,
+        attention_forward=0.5,
+        attention_backward=0.5,
+        links=1.0,
+        message_seconds=2e-4,
+        launch_seconds=1e-6,
+        host_launch_seconds=1e-5,
+        context_gib=0.5,  # of the process: its libraries
+        communication_gib=0.0,
+        workspace_gib=0.0,
+        reserve=0.0,
+    )
+
+
+def read_calibration(path: Path, default: Assumptions) -> Calibration:
+    """The assumptions with measured values in place of some.
 
     Args:
-        path: a JSON object of fields of `Assumptions`.
+        default: what is assumed otherwise.
+        path: a JSON object of fields of `Assumptions`; or measurements of steps, as `tolktrain tune` writes them, whose
+            entry `format` is 1. These give `time_factor`.
 
     Raises:
         UserError: the file cannot be read, or has an unknown name or a value of another kind.
@@ -82,12 +114,42 @@ def read_calibration(path: Path) -> tuple[Assumptions, tuple[str, ...]]:
         values = parse_json(read_text(path, _LARGEST_BYTES))
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise UserError(f"--calibration {path}: cannot be read as JSON: {error}") from None
+    if isinstance(values, dict) and "format" in values:
+        return _of_measurements(path, values, default)
     known = {field.name for field in fields(Assumptions)}
     if not isinstance(values, dict) or not set(values) <= known:
         found = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
         raise UserError(f"--calibration {path}: unknown {found}; expected an object with names of {sorted(known)}")
     numbers: dict[str, Any] = {name: _number(path, name, value) for name, value in values.items()}
-    return replace(Assumptions(), **numbers), tuple(numbers)
+    return Calibration(replace(default, **numbers), tuple(numbers))
+
+
+def _of_measurements(path: Path, values: dict[str, Any], default: Assumptions) -> Calibration:
+    """Measured steps: their seconds over the predicted ones, as a geometric mean."""
+    if values["format"] != _FORMAT:
+        raise UserError(f"--calibration {path}: format {values['format']!r}; this version of plan reads {_FORMAT}")
+    device, entries = values.get("device"), values.get("measurements")
+    if not isinstance(device, str) or not isinstance(entries, list):
+        raise UserError(f"--calibration {path}: expected the name of a device, and a list of measurements")
+    ratios = [_ratio(path, number, entry) for number, entry in enumerate(entries)]
+    factor = math.exp(statistics.fmean(map(math.log, ratios))) if ratios else values.get("time_factor")
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise UserError(f"--calibration {path}: it has no measurements, and time_factor is {factor!r}; expected > 0")
+    spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
+    text = (
+        f"time x {factor:.2f}{spread}, {len(ratios)} measurements of {values.get('world_size', '?')} ranks on {device}"
+    )
+    return Calibration(replace(default, time_factor=float(factor)), (text,), device)
+
+
+def _ratio(path: Path, number: int, entry: Any) -> float:
+    names = ("predicted_tokens_per_second", "tokens_per_second")
+    rates = [entry.get(name) if isinstance(entry, dict) else None for name in names]
+    if any(isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf for rate in rates):
+        raise UserError(
+            f"--calibration {path}: measurements[{number}] needs numbers above 0 for {' and '.join(names)}, not {rates}"
+        )
+    return float(rates[0]) / float(rates[1])  # type: ignore[arg-type]
 
 
 def _number(path: Path, name: str, value: Any) -> float | tuple[float, ...]:

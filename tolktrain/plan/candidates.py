@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from tolktrain.config import Config
-from tolktrain.config.deepspeed import DeepSpeedFile, DeepSpeedSettings, resolve_deepspeed
+from tolktrain.config.deepspeed import DeepSpeedFile, DeepSpeedSettings, read_deepspeed_file, resolve_deepspeed
 from tolktrain.config.root import compile_mistakes
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
@@ -134,6 +134,35 @@ def candidates(
     return found, list(refused.values())
 
 
+def configured_candidate(config: Config, architecture: Architecture, cluster: Cluster) -> Candidate:
+    """The layout that a configuration has itself.
+
+    Raises UserError as training would.
+    """
+    parallel, length = config.parallel, config.train.sequence_length
+    tensor, pipeline = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+    check_tensor_parallel(architecture, parallel, length)
+    cut = cut_layers(architecture, length, pipeline) if pipeline > 1 else None
+    file = read_deepspeed_file(config)
+    settings = resolve_deepspeed(config, file, cluster.num_gpus // (tensor * pipeline))
+    return Candidate(
+        cluster,
+        tensor,
+        pipeline,
+        settings.zero_stage,
+        config.train.micro_batch_size,
+        config.train.activation_checkpointing == "layers",
+        _offloads(settings),
+        file.path,
+        settings,
+        cut,
+    )
+
+
+def _offloads(settings: DeepSpeedSettings) -> bool:
+    return (settings.entries["zero_optimization"].get("offload_optimizer") or {}).get("device", "none") != "none"
+
+
 def _sizes(architecture: Architecture, cluster: Cluster) -> Iterator[tuple[int, int]]:
     """Tensor and pipeline sizes; tensor ranks stay inside a node, pipeline stages are cut as evenly as may be."""
     for tensor in range(1, min(cluster.gpus_per_node, cluster.num_gpus) + 1):
@@ -158,7 +187,6 @@ def _of_batches(
         train = config.train.model_copy(update={"micro_batch_size": micro})
         own = config.model_copy(update={"train": train, "deepspeed": deepspeed})
         settings = resolve_deepspeed(own, file, data)
-        offloads = (settings.entries["zero_optimization"].get("offload_optimizer") or {}).get("device", "none")
         for recompute in (False, True):
             found.append(
                 Candidate(
@@ -168,7 +196,7 @@ def _of_batches(
                     zero_stage,
                     micro,
                     recompute,
-                    offloads != "none",
+                    _offloads(settings),
                     file.path,
                     settings,
                     cut,

@@ -59,9 +59,16 @@ def estimate_memory(
         speech_share: fraction of the positions whose token is speech. If None, the worst micro batches: all of it
             speech for the input adapter, all of it text for the logits.
     """
+    return max(rank_memories(shape, candidate, assumed, speech_share), key=lambda rank: rank.total_gib)
+
+
+def rank_memories(
+    shape: Shape, candidate: Candidate, assumed: Assumptions, speech_share: float | None = None
+) -> list[MemoryEstimate]:
+    """Memory of a rank of each pipeline stage. Arguments as those of `estimate_memory`."""
     layers = shape.layers
     bounds = candidate.cut.bounds if candidate.cut is not None else (0, len(layers))
-    ranks = [
+    return [
         _rank_memory(
             _Rank(shape.architecture, candidate, layers, stage, range(*bounds[stage : stage + 2])),
             shape.sequence_length,
@@ -71,7 +78,6 @@ def estimate_memory(
         )
         for stage in range(len(bounds) - 1)
     ]
-    return max(ranks, key=lambda rank: rank.total_gib)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The answer of `plan` at the terminal, as JSON and as a picture."""
 
 import json
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,43 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from tolktrain.config.deepspeed import read_deepspeed_file
 from tolktrain.files.terminal import Console
 from tolktrain.files.writing import replace_file
 from tolktrain.plan.job import JobEstimate
+from tolktrain.plan.limits import data_limits
+from tolktrain.plan.rehearsal_report import print_rehearsals, rehearsal_json
+from tolktrain.plan.rehearse import Rehearsal
 from tolktrain.plan.run import Plan, Plans
 
 _HEADINGS = ("layout", "ZeRO", "micro", "memory", "step", "tokens/s", "MFU", "time")
+Rehearsals = Sequence[Sequence[Rehearsal]]  # of each number of GPUs
 _ANSWERED = 4  # reasons for layouts that are not shown
 
 
-def print_plans(plans: Plans, console: Console) -> None:
-    """A table for each number of GPUs, what to submit, and why the other layouts are not better."""
-    console.print(_header(plans))
-    for plan in plans.plans:
+def print_plans(plans: Plans, console: Console, rehearsals: Rehearsals = ()) -> None:
+    """A table for each number of GPUs, what to submit, and why the other layouts are not better.
+
+    `rehearsals` are those of each number of GPUs, if there are any.
+    """
+    _say(console, _header(plans))
+    for line in _data_lines(plans):
+        _say(console, line)
+    for number, plan in enumerate(plans.plans):
         _print_plan(plans, plan, console)
-    console.print(_labels(plans))
+        if rehearsals:
+            print_rehearsals(plan, rehearsals[number], console)
+    _say(console, _labels(plans))
+
+
+def _say(console: Console, text: str) -> None:
+    """Print lines, wrapped at a terminal's width: what follows the first line of each is indented."""
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip(" ")))
+        fits = not console.is_terminal or len(line) <= console.width
+        console.print(
+            line if fits else textwrap.fill(line, console.width, initial_indent="", subsequent_indent=f"{indent}    ")
+        )
 
 
 def _header(plans: Plans) -> str:
@@ -37,6 +60,24 @@ def _header(plans: Plans) -> str:
     )
 
 
+def _data_lines(plans: Plans) -> Iterator[str]:
+    for item in plans.data:
+        if item.epochs is None:
+            shown = ", ".join(item.unknown[:3]) + (", ..." if len(item.unknown) > 3 else "")
+            yield (
+                f"data of stage {item.name}: {item.sequences:,} sequences; unknown how many records its sets have"
+                f" (no index.json of {shown} here: --records or --tokens-in-data)"
+            )
+        else:
+            yield (
+                f"data of stage {item.name}: {item.sequences:,} sequences are {item.epochs:,.2f} epochs of"
+                f" {item.epoch:,} ({item.records:,} records, {item.source})"
+            )
+    for limit in data_limits(plans.config, plans.data):
+        if limit.is_met:
+            yield f"limit: {limit.text}"
+
+
 def _print_plan(plans: Plans, plan: Plan, console: Console) -> None:
     cluster, top = plan.cluster, plan.ranked[: plans.options.top]
     console.print(f"\n{cluster.num_gpus} GPUs ({_nodes(cluster.num_nodes)} of {cluster.gpus_per_node})", style="bold")
@@ -47,25 +88,26 @@ def _print_plan(plans: Plans, plan: Plan, console: Console) -> None:
         best = top[0]
         console.print(f"submit: {_command(plans, best)}")
         parts = ", ".join(f"{name} {size:.1f}" for name, size in best.memory.parts().items() if size >= 0.05)
-        console.print(f"  memory of the first, GiB: {parts}")
-        console.print(
+        _say(console, f"  memory of the first, GiB: {parts}")
+        _say(
+            console,
             f"  slowest stage {best.longest.name}; checkpoints of {best.checkpoint_gib:.0f} GiB, training waits"
             f" {_duration(best.checkpoint_seconds)} for them and loses {_duration(best.restart_seconds)} to failures;"
-            f" reads {best.read_mib_per_second():.1f} MiB/s of records"
+            f" reads {best.read_mib_per_second():.1f} MiB/s of records",
         )
     for job in plan.ranked[1 : 1 + _ANSWERED]:
-        console.print(f"  {job.candidate.name}: {_slower(plan, job)}")
+        _say(console, f"  {job.candidate.name}: {_slower(plan, job)}")
     for candidate, needed in plan.too_large[:_ANSWERED]:
-        console.print(f"  {candidate.name}: does not fit, needs {needed:.0f} of {plans.device.memory_gib:.0f} GiB")
+        _say(console, f"  {candidate.name}: does not fit, needs {needed:.0f} of {plans.device.memory_gib:.0f} GiB")
     if len(plan.too_large) > _ANSWERED:
-        console.print(f"  {len(plan.too_large) - _ANSWERED} more layouts do not fit (all of them: --json)")
+        _say(console, f"  {len(plan.too_large) - _ANSWERED} more layouts do not fit (all of them: --json)")
     for refusal in plan.refused[:_ANSWERED]:
-        console.print(f"  {refusal.what}: {refusal.reason}")
+        _say(console, f"  {refusal.what} is refused: {refusal.reason}")
     if len(plan.refused) > _ANSWERED:
-        console.print(f"  {len(plan.refused) - _ANSWERED} more are refused (all of them: --json)")
+        _say(console, f"  {len(plan.refused) - _ANSWERED} more are refused (all of them: --json)")
     for limit in plan.limits:
         if limit.is_met:
-            console.print(f"  limit: {limit.text}")
+            _say(console, f"  limit: {limit.text}")
 
 
 def _table(plans: Plans, jobs: Sequence[JobEstimate]) -> Table:
@@ -101,6 +143,8 @@ def _command(plans: Plans, job: JobEstimate) -> str:
     for key, value in job.candidate.overrides.items():
         branch, name = key.split(".")
         held = getattr(getattr(config, branch), name)
+        if key == "deepspeed.zero_stage" and held is None and job.candidate.file == config.deepspeed.config:
+            held = read_deepspeed_file(config).entries.get("zero_optimization", {}).get("stage")
         if str(held).lower() != value.lower():
             entries.append(f"{key}={_shown(value) if name == 'config' else value}")
     return " ".join([nodes, str(plans.path), *plans.overrides, *entries])
@@ -122,10 +166,15 @@ def _slower(plan: Plan, job: JobEstimate) -> str:
 
 def _labels(plans: Plans) -> str:
     measured = f"; measured: {', '.join(plans.measured)}" if plans.measured else ""
+    wide = (
+        "" if plans.config.train.precision == "bf16" else "\nmemory is that of bf16; float32 needs up to twice as much"
+    )
     return (
         "\nt, p, d: tensor, pipeline and data ranks; micro: sequences of a micro batch x micro batches; *: layers"
-        " recomputed\ncomputed: FLOPs, bytes of states and collectives, layouts; assumed: rates, reserves and failures"
-        f" (tolktrain/plan/assumptions.py, docs/planning.md){measured}"
+        " recomputed; step, tokens/s, MFU: of the slowest stage; time: to the end of the recipe\n"
+        "Layouts within 10 % are equal as far as plan can tell: measure the first two.\n"
+        "computed: FLOPs, bytes of states and collectives, layouts; assumed: rates, reserves and failures"
+        f" (tolktrain/plan/assumptions.py, docs/planning.md){measured}{wide}"
     )
 
 
@@ -141,9 +190,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
-def write_json(plans: Plans, path: Path) -> None:
+def write_json(plans: Plans, path: Path, rehearsals: Rehearsals = ()) -> None:
     """Everything that the tables show, and all layouts."""
-    replace_file(path, json.dumps(to_json(plans), indent=2, allow_nan=False) + "\n")
+    content = to_json(plans)
+    for plan, items in zip(content["plans"], rehearsals, strict=False):
+        plan["rehearsals"] = [rehearsal_json(item) for item in items]
+    replace_file(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def to_json(plans: Plans) -> dict[str, Any]:
@@ -158,6 +210,8 @@ def to_json(plans: Plans) -> dict[str, Any]:
             "measured": list(plans.measured),
         },
         "assumptions": asdict(plans.assumed),
+        "data": [{**asdict(item), "epochs": item.epochs} for item in plans.data],
+        "data_limits": [asdict(limit) for limit in data_limits(plans.config, plans.data)],
         "plans": [
             {
                 "gpus": plan.cluster.num_gpus,

@@ -1,17 +1,19 @@
 """`tolktrain plan`: the layouts of a job, ranked by the time to the end of the recipe."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tolktrain.cluster.accelerators import ACCELERATORS, Accelerator
+from tolktrain.cluster.accelerators import ACCELERATORS, CPU, Accelerator, accelerator_of
 from tolktrain.config import Config
 from tolktrain.config.deepspeed import DeepSpeedFile, read_deepspeed_file
 from tolktrain.config.load import load_config
 from tolktrain.errors import UserError
 from tolktrain.model.local_backbone import local_architecture
-from tolktrain.plan.assumptions import Assumptions, read_calibration
+from tolktrain.plan.assumptions import Assumptions, Calibration, cpu_assumptions, read_calibration
 from tolktrain.plan.candidates import PIPELINE, Candidate, Cluster, Refusal, candidates
+from tolktrain.plan.data_size import StageData, data_of_stages, read_sizes
 from tolktrain.plan.job import JobEstimate, Recipe, estimate_job
 from tolktrain.plan.limits import Limit, limits
 
@@ -30,6 +32,8 @@ class Options:
     price: float | None = None  # of a GPU hour
     calibration: Path | None = None
     top: int = 3  # layouts that are shown for each size
+    records: int | None = None  # of the sets of a stage together, if their indexes are not here
+    tokens_in_data: int | None = None  # the same in positions of sequences
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Plans:
     measured: tuple[str, ...]  # names of the assumptions that a calibration has replaced
     options: Options
     plans: tuple[Plan, ...]
+    data: tuple[StageData, ...]  # of each stage
 
     def cost(self, job: JobEstimate) -> float:
         """Of a whole job, at `options.price` for a GPU hour."""
@@ -83,9 +88,12 @@ def plan(path: str | Path, overrides: Sequence[str], options: Options) -> Plans:
         UserError: bad options or configuration; or the backbone's configuration is not on this machine.
     """
     device = _device(options)
-    assumed, measured = (Assumptions(), ()) if options.calibration is None else read_calibration(options.calibration)
+    default = cpu_assumptions() if device is CPU else Assumptions()
+    known = Calibration(default) if options.calibration is None else read_calibration(options.calibration, default)
+    _check_device(known, options)
+    assumed, measured = known.assumed, known.measured
     config = load_config(path, overrides)
-    if config.train.precision != "bf16":
+    if device is not CPU and config.train.precision != "bf16":
         raise UserError(
             f"train.precision {config.train.precision}: plan predicts GPUs in bf16; set train.precision=bf16"
         )
@@ -95,8 +103,16 @@ def plan(path: str | Path, overrides: Sequence[str], options: Options) -> Plans:
     offload_file = _file(path, overrides, config, "zero3-offload", 3)
     recipe = Recipe.of(config, architecture)
     clusters = (Cluster(count, min(count, options.gpus_per_node)) for count in options.gpus)
-    plans = tuple(_plan(recipe, cluster, device, assumed, files, offload_file) for cluster in clusters)
-    return Plans(path, tuple(overrides), config, recipe, device, assumed, measured, options, plans)
+    data = _data(config, options)
+    plans = tuple(_plan(recipe, cluster, device, assumed, files, offload_file, data) for cluster in clusters)
+    return Plans(path, tuple(overrides), config, recipe, device, assumed, measured, options, plans, data)
+
+
+def _data(config: Config, options: Options) -> tuple[StageData, ...]:
+    records = options.records
+    if options.tokens_in_data is not None:
+        records = options.tokens_in_data // config.train.sequence_length
+    return data_of_stages(config, read_sizes(config) if records is None else {}, records)
 
 
 def _plan(
@@ -106,6 +122,7 @@ def _plan(
     assumed: Assumptions,
     files: Mapping[int, DeepSpeedFile],
     offload_file: DeepSpeedFile,
+    data: Sequence[StageData],
 ) -> Plan:
     config, architecture = recipe.config, recipe.shapes[0].architecture
     found, refused = candidates(config, architecture, cluster, files)
@@ -128,7 +145,7 @@ def _plan(
         tuple(ranked),
         tuple(sorted(smallest.values(), key=lambda item: item[1])),
         tuple(refused),
-        limits(config, cluster, best),
+        limits(config, cluster, best, data),
     )
 
 
@@ -172,6 +189,19 @@ def _file(path: str | Path, overrides: Sequence[str], config: Config, name: str,
         return own
 
 
+def _check_device(calibration: Calibration, options: Options) -> None:
+    """Raise UserError if the measurements are those of another device."""
+    if calibration.device is None:
+        return
+    kind = CPU if re.search(CPU.pattern, calibration.device) else accelerator_of(calibration.device)
+    name = "unknown to plan" if kind is None else kind.name
+    if name != options.device:
+        raise UserError(
+            f"--calibration {options.calibration}: its device, {calibration.device}, is {name}, but --device is"
+            f" {options.device}; measure on the device that is planned for"
+        )
+
+
 def _device(options: Options) -> Accelerator:
     for count in options.gpus:
         if not 1 <= count <= _LARGEST_JOB:
@@ -182,7 +212,7 @@ def _device(options: Options) -> Accelerator:
                 f"--gpus {count} does not fill nodes of {options.gpus_per_node}; use {near} or"
                 f" {near + options.gpus_per_node}, or set --gpus-per-node"
             )
-    known = {device.name: device for device in ACCELERATORS}
+    known = {device.name: device for device in (*ACCELERATORS, CPU)}
     if options.device not in known:
         raise UserError(f"--device {options.device!r} is unknown; use one of {', '.join(known)}")
     return known[options.device]

@@ -16,7 +16,7 @@ from tolktrain.plan.candidates import Candidate
 
 _BF16 = 2
 _MANY = 1 << 20  # positions, so that averages become whole counts
-_INTERLEAVED_SPEECH = 0.46  # of the positions, as in `tolktrain bench`
+INTERLEAVED_SPEECH = 0.46  # of the positions, as in `tolktrain bench`
 _UNITS_PER_WORD = 6.0  # repeats collapsed; only the short attention inside segments depends on it
 
 
@@ -79,7 +79,7 @@ def average_counts(mixture: Mixture, interleaving: InterleavingConfig, sequence_
     parts = (
         (text, StepCounts.average(sequence_length, 0.0, 0.0, segment)),
         (speech, StepCounts.average(sequence_length, 1.0, 1.0)),
-        (mixed, StepCounts.average(sequence_length, _INTERLEAVED_SPEECH, 1.0, segment)),
+        (mixed, StepCounts.average(sequence_length, INTERLEAVED_SPEECH, 1.0, segment)),
     )
     return sum(
         (StepCounts(*(share * value for value in vars(counts).values())) for share, counts in parts), StepCounts()
@@ -103,7 +103,7 @@ def estimate_step(shape: Shape, candidate: Candidate, device: Accelerator, assum
     of_one = compute.seconds + tensor + transfer
     backward = 0.67 * (compute.products + compute.attention + compute.elementwise)
     update, traffic = _update(shape, candidate, device, assumed, backward, compute.seconds)
-    return replace(
+    found = replace(
         StepEstimate(**{name: count * value for name, value in vars(compute).items()}),
         optimizer=update,
         tensor_traffic=count * tensor,
@@ -111,6 +111,7 @@ def estimate_step(shape: Shape, candidate: Candidate, device: Accelerator, assum
         bubble=(candidate.pipeline - 1) * of_one,
         data_traffic=traffic,
     )
+    return StepEstimate(**{name: assumed.time_factor * value for name, value in vars(found).items()})
 
 
 def _micro_batch(

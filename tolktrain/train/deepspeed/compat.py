@@ -52,6 +52,8 @@ DEEPSPEED = (
     ),
     Pinned(_PIPELINE_ENGINE, "reset_activation_shape", ("self",)),
     *(Pinned(_PIPELINE_ENGINE, name, "assigned") for name in ("pipe_buffers", "loss", "total_loss")),
+    Pinned(_PIPELINE_ENGINE, "_recv_tensor_meta", ("self", "send_stage")),
+    Pinned(_PIPELINE_ENGINE, "_allocate_or_extend_buffers", ("self", "idx", "shape", "dtype")),
     # Optimizers. The engine keeps the one that it was given, and its own around it.
     *(Pinned(_ENGINE, name, "assigned") for name in ("basic_optimizer", "optimizer")),
     Pinned(_FUSED, "fp16_groups", "assigned"),
@@ -171,6 +173,11 @@ def forget_outputs(engine: Any) -> None:
     for tensors in getattr(engine, "pipe_buffers", {}).values():
         tensors.clear()
     engine.loss = engine.total_loss = None
+
+
+def expect_shape(engine: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Tell a pipeline stage what it will receive, so that the stage before it need not send the shape."""
+    engine._recv_tensor_meta = lambda _: engine._allocate_or_extend_buffers(0, list(shape), dtype)
 
 
 def forget_releases() -> None:

@@ -1,0 +1,164 @@
+"""`tolktrain plan --rehearse`: the best layouts on a null GPU, computed against rehearsed memory.
+
+The engine needs the code of training, which runs in a process of its own (`tolktrain.benchmark.rehearsal`).
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tolktrain
+from tolktrain.cluster.environment import alone
+from tolktrain.errors import UserError
+from tolktrain.plan.candidates import Candidate
+from tolktrain.plan.job import Recipe
+from tolktrain.plan.memory import MemoryEstimate, rank_memories
+from tolktrain.plan.run import Plans
+from tolktrain.plan.time import INTERLEAVED_SPEECH
+
+_REHEARSAL = "tolktrain.benchmark.rehearsal"
+_MISSING = "error: there is no null GPU here: "
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A rank of a layout on a null GPU. Bytes are those of torch's allocator."""
+
+    candidate: Candidate
+    stage: str  # of the recipe
+    rank: int
+    pipeline_stage: int
+    accumulation: int  # micro batches of the rehearsed step
+    computed: MemoryEstimate  # of the same micro batches
+    allocated: int  # at the peak
+    held: int  # after a step
+    reserved: int
+    collectives: Mapping[str, int]  # of a step, by kind
+    collective_bytes: Mapping[str, int]
+    failure: str  # empty, or why it ran out of memory
+
+    @property
+    def error(self) -> float:
+        """Computed over rehearsed peak, minus 1."""
+        return self.computed.allocated_gib * 2**30 / self.allocated - 1
+
+
+def check_null_gpu() -> None:
+    """Raise UserError unless this machine can rehearse. Builds the stub libraries, if they are not there yet."""
+    tool = _tool()
+    if sys.platform != "linux":
+        raise UserError(f"--rehearse needs Linux, this is {sys.platform}; start it on a login node of the cluster")
+    if not tool.is_file():
+        raise UserError(
+            f"--rehearse needs the null GPU of tolktrain's repository, which the installed package does not contain"
+            f" ({tool} does not exist): clone the repository, install it with pip install -e ., and start plan there"
+        )
+    done = subprocess.run([sys.executable, str(tool), "--", "true"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip().removeprefix(_MISSING)
+        raise UserError(
+            f"--rehearse has no null GPU here: {reason}; it needs gcc, nm, and PyTorch's and Triton's wheels for CUDA"
+            " (docs/null-gpu.md)"
+        )
+
+
+def _tool() -> Path:
+    return Path(tolktrain.__file__).resolve().parents[1] / "tools" / "nullgpu" / "run.py"
+
+
+def rehearse(plans: Plans, count: int) -> list[list[Rehearsal]]:
+    """Rehearse the best `count` layouts of each number of GPUs; the first and the last pipeline stage of each.
+
+    The batches have 46 % speech, as those of `tolktrain bench`, and so has what is computed for them. A step has no
+    more micro batches than memory depends on.
+
+    Raises:
+        UserError: the processes failed.
+    """
+    expected = [
+        [item for job in plan.ranked[:count] for item in expected_ranks(plans.recipe, job.candidate, plans)]
+        for plan in plans.plans
+    ]
+    flat = [item for items in expected for item in items]
+    found = iter(_run(plans, flat))
+    return [[_with(item, next(found)) for item in items] for items in expected]
+
+
+def expected_ranks(recipe: Recipe, candidate: Candidate, plans: Plans) -> list[Rehearsal]:
+    """What is computed for the ranks of a layout, in the stage of the recipe that needs most memory."""
+    stages = recipe.config.train.stages
+    number = max(
+        range(len(stages)),
+        key=lambda index: max(rank.total_gib for rank in rank_memories(recipe.shapes[index], candidate, plans.assumed)),
+    )
+    most = candidate.pipeline + 1
+    accumulation = min(candidate.accumulation, most)
+    settings = replace(
+        candidate.settings, entries={**candidate.settings.entries, "gradient_accumulation_steps": accumulation}
+    )
+    shape = recipe.shapes[number]
+    memories = rank_memories(shape, replace(candidate, settings=settings), plans.assumed, INTERLEAVED_SPEECH)
+    return [
+        Rehearsal(
+            candidate,
+            stages[number].name,
+            pipeline_stage * candidate.data * candidate.tensor,
+            pipeline_stage,
+            accumulation,
+            memories[pipeline_stage],
+            *(0, 0, 0, {}, {}, ""),
+        )
+        for pipeline_stage in sorted({0, candidate.pipeline - 1})
+    ]
+
+
+def _with(expected: Rehearsal, found: Mapping[str, Any]) -> Rehearsal:
+    names = ("allocated", "held", "reserved", "collectives", "collective_bytes", "failure")
+    return replace(expected, **{name: found[name] for name in names})
+
+
+def _run(plans: Plans, items: Sequence[Rehearsal]) -> list[Mapping[str, Any]]:
+    cases = [
+        {
+            "config": str(plans.path),
+            "overrides": [*plans.overrides, *(f"{key}={value}" for key, value in item.candidate.overrides.items())],
+            "rank": item.rank,
+            "world_size": item.candidate.cluster.num_gpus,
+            "accumulation": item.accumulation,
+            "speech_share": INTERLEAVED_SPEECH,
+            "stage": item.stage,
+        }
+        for item in items
+    ]
+    memory = min((plans.device.memory_gib - item.computed.parts()["overhead"] for item in items), default=1.0)
+    return run_cases(cases, memory)
+
+
+def run_cases(cases: Sequence[Mapping[str, Any]], memory_gib: float) -> list[Mapping[str, Any]]:
+    """What `tolktrain.benchmark.rehearsal` finds for its cases, on null GPUs of this size.
+
+    Raises:
+        UserError: the process failed.
+    """
+    environment = {name: value for name, value in alone().items() if not name.startswith("DS_")}
+    with tempfile.TemporaryDirectory(prefix="tolktrain-rehearsal-") as folder:
+        file = Path(folder, "cases.json")
+        file.write_text(json.dumps(cases))
+        command = [sys.executable, str(_tool()), "--memory", f"{memory_gib:.2f}", "--", sys.executable, "-m"]
+        done = subprocess.run(
+            [*command, _REHEARSAL, str(file)],
+            # Without the first, each process warns; threads would only wait for each other.
+            env={**environment, "TRITON_DEFAULT_FP_FUSION": "1", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise UserError(f"--rehearse failed:\n{done.stderr.strip()[-4000:]}")
+    found: list[Mapping[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
