@@ -1,16 +1,11 @@
-"""Memory that `plan` computes for layouts against what a null GPU's allocator gives out, as a table.
+"""Memory that `plan` computes for layouts against what a null GPU's allocator gives out.
 
-    python tests/plan/grid.py CASES.json [FILE.md]
+    PYTHONPATH=tests/plan python tests/plan/grid.py        # the large grid, as a table in Markdown
 
-CASES.json: [{"config": ..., "name": ..., "overrides": [...], "world_size": 8, "stage": null, "accumulation": 2,
-"speech_share": 0.46}].
+The rehearsed ranks are the first and the last pipeline stage's first ranks of a job, in which only this rank exists.
 """
 
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,83 +13,135 @@ from typing import Any
 from tolktrain.config.load import load_config
 from tolktrain.model.cost.work import StepCounts
 from tolktrain.model.local_backbone import local_architecture
-from tolktrain.plan.assumptions import Assumptions
+from tolktrain.plan.assumptions import Assumptions, gib
 from tolktrain.plan.candidates import Cluster, configured_candidate
 from tolktrain.plan.memory import MemoryEstimate, rank_memories
-from tolktrain.plan.time import Shape
+from tolktrain.plan.rehearse import run_cases
+from tolktrain.plan.time import INTERLEAVED_SPEECH, Shape
 
-ROOT = Path(__file__).resolve().parents[2]
+BENCH = Path(__file__).resolve().parents[2] / "configs" / "bench"
+RECOMPUTED = "train.activation_checkpointing=layers"
+PIPELINE = ("parallel.pipeline_parallel_size=2", "deepspeed.config=configs/deepspeed/pipeline.json")
+TENSOR = ("parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true")
+# An even number of heads, for tensor ranks.
+EVEN = tuple(
+    f"model.backbone.{entry}" for entry in ("hidden_size=512", "num_attention_heads=8", "num_key_value_heads=4")
+)
+
+
+def deepspeed(name: str) -> str:
+    """A file of configs/deepspeed."""
+    return f"deepspeed.config=configs/deepspeed/{name}.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout of a configuration."""
+
+    name: str
+    config: str  # in configs/bench
+    overrides: tuple[str, ...]
+    world_size: int = 8
+    accumulation: int = 2
+    stage: str = "joint"
 
 
 @dataclass(frozen=True)
 class Row:
     """One rank of a layout."""
 
-    name: str
+    layout: Layout
     rank: int
     computed: MemoryEstimate
     rehearsed: Mapping[str, Any]
 
     @property
-    def ratio(self) -> float:
-        """Computed over rehearsed peak."""
-        return self.computed.allocated_gib * 2**30 / self.rehearsed["allocated"]
+    def error(self) -> float:
+        """Of the computed peak."""
+        return self.computed.allocated_gib / gib(self.rehearsed["allocated"]) - 1
 
-    def line(self) -> str:
-        c, r = self.computed, self.rehearsed
-        g = 2**30
-        parts = " ".join(f"{k[:5]} {v * 1024:.0f}" for k, v in c.parts().items() if v > 5e-4)
-        return f"{self.name:34} r{self.rank:<3} {self.ratio - 1:+7.1%}  computed {1024 * c.allocated_gib:8.0f} rehearsed {r['allocated'] / 2**20:8.0f} held {r['held'] / 2**20:7.0f} reserved {r['reserved'] / 2**20:8.0f} | {parts} {r['failure']}"
-
-
-def rows(cases: Sequence[Mapping[str, Any]]) -> list[Row]:
-    given, names, computed = [], [], []
-    for case in cases:
-        config = load_config(case["config"], case["overrides"])
-        world, parallel = case["world_size"], config.parallel
-        tensor, pipeline = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
-        data = world // tensor // pipeline
-        size = config.train.micro_batch_size * case["accumulation"] * data
-        config = config.model_copy(update={"train": config.train.model_copy(update={"global_batch_size": size})})
-        architecture = local_architecture(config.model, "plan")
-        candidate = configured_candidate(config, architecture, Cluster(world, min(world, 8)))
-        stage = next((s for s in config.train.stages if s.name == case.get("stage")), config.train.stages[-1])
-        counts = StepCounts.average(config.train.sequence_length, case["speech_share"], 1.0, 60)
-        shape = Shape(architecture, counts, config.train.sequence_length, stage.trainable)
-        memories = rank_memories(shape, candidate, Assumptions(), case["speech_share"])
-        for pipe in sorted({0, pipeline - 1}):
-            rank = pipe * data * tensor
-            given.append(
-                {k: case[k] for k in ("config", "overrides", "world_size", "accumulation", "speech_share")}
-                | {"rank": rank, "stage": stage.name}
-            )
-            names.append(f"{case['name']}")
-            computed.append(memories[pipe])
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "cases.json")
-        file.write_text(json.dumps(given))
-        done = subprocess.run(
-            [
-                sys.executable,
-                str(ROOT / "tools/nullgpu/run.py"),
-                "--memory",
-                "2000",
-                "--",
-                sys.executable,
-                "-m",
-                "tolktrain.benchmark.rehearsal",
-                str(file),
-            ],
-            capture_output=True,
-            text=True,
+    def cells(self) -> str:
+        """A line of the table."""
+        reserved = self.computed.allocated_gib + self.computed.parts()["reserve"]
+        found = {name: gib(self.rehearsed[name]) for name in ("allocated", "held", "reserved")}
+        return (
+            f"| {self.layout.name} | {self.layout.world_size} | {self.rank} | {self.computed.allocated_gib:.2f}"
+            f" | {found['allocated']:.2f} | {self.error:+.1%} | {found['held']:.2f} | {reserved:.2f}"
+            f" | {found['reserved']:.2f} |"
         )
-        if done.returncode:
-            print(done.stdout[-3000:], done.stderr[-6000:])
-            raise SystemExit(1)
-        found = json.loads(done.stdout.strip().splitlines()[-1])
-    return [Row(n, g["rank"], c, r) for n, g, c, r in zip(names, given, computed, found)]
+
+
+def compare(layouts: Sequence[Layout]) -> Iterator[Row]:
+    """The rows of all layouts; one process rehearses them."""
+    ranks = [(layout, *rank) for layout in layouts for rank in _ranks(layout)]
+    cases = [
+        {
+            "config": str(BENCH / layout.config),
+            "overrides": layout.overrides,
+            "rank": rank,
+            "world_size": layout.world_size,
+            "accumulation": layout.accumulation,
+            "speech_share": INTERLEAVED_SPEECH,
+            "stage": layout.stage,
+        }
+        for layout, rank, _ in ranks
+    ]
+    for (layout, rank, computed), found in zip(ranks, run_cases(cases, 2000.0), strict=True):
+        yield Row(layout, rank, computed, found)
+
+
+def _ranks(layout: Layout) -> Iterator[tuple[int, MemoryEstimate]]:
+    config = load_config(BENCH / layout.config, layout.overrides)
+    parallel, train = config.parallel, config.train
+    tensor, pipeline = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+    data = layout.world_size // tensor // pipeline
+    size = train.micro_batch_size * layout.accumulation * data
+    config = config.model_copy(update={"train": train.model_copy(update={"global_batch_size": size})})
+    architecture = local_architecture(config.model, "plan")
+    candidate = configured_candidate(config, architecture, Cluster(layout.world_size, min(layout.world_size, 8)))
+    (stage,) = (stage for stage in train.stages if stage.name == layout.stage)
+    counts = StepCounts.average(train.sequence_length, INTERLEAVED_SPEECH, 1.0, 60)
+    shape = Shape(architecture, counts, train.sequence_length, stage.trainable)
+    memories = rank_memories(shape, candidate, Assumptions(), INTERLEAVED_SPEECH)
+    for pipeline_rank in sorted({0, pipeline - 1}):
+        yield pipeline_rank * data * tensor, memories[pipeline_rank]
+
+
+def grid(config: str, *size: str) -> list[Layout]:
+    """Layouts of a model."""
+    even = EVEN if "150m" in config else ()
+
+    def layout(name: str, *overrides: str, **options: Any) -> Layout:
+        return Layout(name, config, (*size, *overrides), **options)
+
+    one = "train.micro_batch_size=1"
+    return [
+        layout("ZeRO 0", deepspeed("zero0")),
+        *(layout(f"ZeRO {stage}", deepspeed(f"zero{stage}")) for stage in (1, 2, 3)),
+        *(layout(f"ZeRO {stage}, 64 ranks", deepspeed(f"zero{stage}"), world_size=64) for stage in (1, 2, 3)),
+        *(layout(f"ZeRO {stage}, recomputed", deepspeed(f"zero{stage}"), RECOMPUTED) for stage in (1, 2, 3)),
+        *(layout(f"ZeRO {stage}, micro batch 1", deepspeed(f"zero{stage}"), one) for stage in (1, 2, 3)),
+        *(layout(f"adapter, ZeRO {stage}", deepspeed(f"zero{stage}"), stage="adapter") for stage in (1, 2, 3)),
+        layout("adapter, ZeRO 1, recomputed", deepspeed("zero1"), RECOMPUTED, stage="adapter"),
+        layout("ZeRO 3, offload", deepspeed("zero3-offload")),
+        *(layout(f"tensor 2, ZeRO {stage}", *TENSOR, *even, deepspeed(f"zero{stage}")) for stage in (1, 2)),
+        layout("tensor 2, ZeRO 1, recomputed", *TENSOR, *even, deepspeed("zero1"), RECOMPUTED),
+        layout("pipeline 2", *PIPELINE, accumulation=4),
+        layout("pipeline 2, recomputed", *PIPELINE, RECOMPUTED, accumulation=4),
+        layout("pipeline 2, adapter", *PIPELINE, accumulation=4, stage="adapter"),
+        layout("pipeline 2, tensor 2", *PIPELINE, *TENSOR, *even, accumulation=4),
+    ]
+
+
+def main() -> None:
+    """Print the large grid."""
+    print("| layout | GPUs | rank | computed | rehearsed | error | held | reserved, computed | reserved, rehearsed |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    few_layers = ("model.backbone.num_layers=4", "train.micro_batch_size=4")
+    for config, size in (("smoltolk-150m.yaml", few_layers), ("smoltolk-2b.yaml", ("train.micro_batch_size=2",))):
+        for row in compare(grid(config, *size)):
+            print(row.cells(), flush=True)
 
 
 if __name__ == "__main__":
-    for row in rows(json.loads(Path(sys.argv[1]).read_text())):
-        print(row.line(), flush=True)
+    main()

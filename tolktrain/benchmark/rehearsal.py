@@ -2,8 +2,8 @@
 
     python tools/nullgpu/run.py -- python -m tolktrain.benchmark.rehearsal CASES.json
 
-CASES.json is a list of objects with the arguments of `Case`. The last line printed is JSON: a list of the fields of
-`Rehearsed`.
+CASES.json is a list of objects with the arguments of `Case`. Printed is a line for each of them: `MARK`, then JSON with
+the fields of `Rehearsed`.
 
 The other ranks do not exist: torch's fake process group takes the place of theirs. A collective is counted and leaves
 its tensors as they are, and a pipeline stage receives tensors whose shape is computed. Everything else is the code of
@@ -43,6 +43,8 @@ from tolktrain.train.deepspeed.tensors import forget_values
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.optimizer import learning_rates_at
 from tolktrain.train.resolved import ResolvedSettings
+
+MARK = "rehearsed: "
 
 
 @dataclass(frozen=True)
@@ -188,13 +190,12 @@ def _batches(config: Config, architecture: Architecture, case: Case, seed: int) 
 
 def main(cases: list[dict[str, Any]]) -> None:
     """Rehearse the cases, one after the other."""
-    found = []
     for given in cases:
-        found.append(asdict(rehearse(Case(**{**given, "overrides": tuple(given["overrides"])}))))
+        found = rehearse(Case(**{**given, "overrides": tuple(given["overrides"])}))
+        print(f"{MARK}{json.dumps(asdict(found))}", flush=True)
         gc.collect()
         gc.collect()  # what finalizers have freed
         torch.cuda.empty_cache()
-    print(json.dumps(found), flush=True)
     os._exit(0)  # finalizers of groups that never existed
 
 

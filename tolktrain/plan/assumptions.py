@@ -50,7 +50,8 @@ class Assumptions:
     # Memory.
     context_gib: float = 0.5  # the CUDA context
     communication_gib: float = 1.5  # NCCL's buffers, with more than one GPU
-    workspace_gib: float = 0.2  # cuBLAS and cuDNN
+    workspace_gib: float = 0.2  # of cuBLASLt and cuDNN
+    inner_workspace_gib: float = 0.0625  # of cuBLAS in torch's allocator; 0.05 rehearsed
     reserve: float = 0.08  # of what changes during a step: memory that the allocator holds in pieces
     # A job over weeks.
     failure_hours: float = 50_000.0  # of a GPU between failures; 419 in 54 days on 16,384 (Llama 3, arXiv 2407.21783)

@@ -49,8 +49,8 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Memory of the fullest rank in a stage of the recipe.
 
-    The peaks are the end of the last forward pass, when all activations are held, and the reduction of the gradients
-    after the last backward pass, when none are.
+    The peaks are the end of the last forward pass, when all activations are held, the begin of its backward pass, and
+    the reduction of the gradients after it, when none are.
 
     Args:
         shape: model, sequence length and trained groups.
@@ -113,18 +113,25 @@ def _rank_memory(
 ) -> MemoryEstimate:
     candidate = rank.candidate
     sizes = _group_sizes(rank)
-    states, buffers, step_only = _states(candidate, sizes, trainable)
+    states = _states(candidate, sizes, trainable)
     positions = candidate.micro_batch_size * sequence_length
     in_flight = min(candidate.accumulation, candidate.pipeline - rank.stage)
     adapted, texts = (1.0, 1.0) if speech_share is None else (speech_share, 1 - speech_share)
-    activations = in_flight * positions * _activations(rank, adapted)
-    carriers = _carriers(rank, sequence_length)
-    logits = _logits(rank, positions * texts, "backbone" in trainable) if rank.has_heads else 0.0
-    forward, step = activations + carriers + logits + buffers, step_only + carriers
-    reserve, overhead = assumed.reserve * max(forward, step), assumed.overhead_bytes(candidate.cluster.num_gpus)
-    if forward >= step:
-        return MemoryEstimate(states, activations, logits, carriers, buffers, reserve, overhead)
-    return MemoryEstimate(states, 0.0, 0.0, carriers, step_only, reserve, overhead)
+    stored = in_flight * positions * _activations(rank, adapted)
+    layer = positions * activation_bytes(rank.architecture, candidate.tensor, candidate.sequence_parallel)
+    carriers, always = _carriers(rank, sequence_length), assumed.inner_workspace_gib * 2**30 + states.always
+    gradient, chunk = _logits(rank, positions * texts, "backbone" in trainable) if rank.has_heads else (0.0, 0.0)
+    # In the backward pass, the first layer is recomputed, or its activations are no longer needed.
+    left = stored + layer if candidate.recompute else max(0.0, stored - layer)
+    activations, logits, buffers = max(
+        (stored, gradient + chunk, always),
+        (left, gradient, always + states.buckets),
+        (0.0, 0.0, always + states.reduction),
+        key=sum,
+    )
+    reserve = assumed.reserve * (activations + logits + carriers + buffers)
+    overhead = assumed.overhead_bytes(candidate.cluster.num_gpus)
+    return MemoryEstimate(states.held, activations, logits, carriers, buffers, reserve, overhead)
 
 
 def _group_sizes(rank: _Rank) -> dict[ParameterGroup, float]:
@@ -143,10 +150,22 @@ def _group_sizes(rank: _Rank) -> dict[ParameterGroup, float]:
     return sizes
 
 
-def _states(
-    candidate: Candidate, sizes: dict[ParameterGroup, float], trainable: set[ParameterGroup]
-) -> tuple[float, float, float]:
-    """Bytes held all the time; buffers during the passes; and what the reduction needs after them."""
+@dataclass(frozen=True)
+class _States:
+    """Bytes of a rank that do not depend on its micro batches."""
+
+    held: float  # parameters, gradients, master weights and moments
+    always: float = 0.0  # buffers that are never freed
+    buckets: float = 0.0  # of gradients in a backward pass
+    reduction: float = 0.0  # of gradients after the last one
+
+
+def flattens_gradients(data: int) -> bool:
+    """Whether DeepSpeed's ZeRO 1 in bf16 copies all gradients of a group for their average over `data` data ranks."""
+    return data > 1
+
+
+def _states(candidate: Candidate, sizes: dict[ParameterGroup, float], trainable: set[ParameterGroup]) -> _States:
     elements = sum(sizes.values())
     trained = sum(size for group, size in sizes.items() if group in trainable)
     data, zero = candidate.data, candidate.settings.entries["zero_optimization"]
@@ -154,31 +173,32 @@ def _states(
     largest_group = max((size for group, size in sizes.items() if group in trainable), default=0.0)
     kept = 0.0 if candidate.offload else _MASTER_AND_MOMENTS * partition
     bucket = min(float(zero.get("reduce_bucket_size", 5e8)), trained)
+    if candidate.zero_stage == 0:
+        return _States(_BF16 * elements + (_BF16 + _MASTER_AND_MOMENTS) * trained, reduction=_FLOAT32 * trained)
     if candidate.zero_stage == 1:
-        # bf16 gradients stay allocated between steps; the all-reduce over several ranks flattens one group in float32
-        # and casts it.
+        # bf16 gradients stay allocated between steps; the all-reduce flattens one group in float32 and casts it.
         held = _BF16 * elements + (_BF16 + _FLOAT32) * trained + kept
-        return held, 0.0, (_FLOAT32 + _BF16) * largest_group if data > 1 else 0.0
-    buckets = _BF16 * bucket * (2 if zero.get("overlap_comm") else 1)
+        flat = (_FLOAT32 + _BF16) * largest_group if flattens_gradients(data) else 0.0
+        return _States(held, reduction=flat)
     if candidate.zero_stage == 2:
         held = _BF16 * elements + _FLOAT32 * partition + kept
-        return held, buckets + _BF16 * partition, buckets + _FLOAT32 * partition
-    live = min(float(zero.get("stage3_max_live_parameters", 1e9)), elements)
-    prefetched = min(float(zero.get("stage3_prefetch_bucket_size", 5e7)), elements)
+        # With overlap_comm there are two buckets, but no second one yet where activations are most.
+        buckets = _BF16 * bucket * (2 if zero.get("overlap_comm") else 1)
+        return _States(held, buckets=_BF16 * (bucket + partition), reduction=buckets + _FLOAT32 * partition)
+    # Its bucket is one buffer. Gathered parameters are at most all of them.
+    live = float(zero.get("stage3_max_live_parameters", 1e9)) + float(zero.get("stage3_prefetch_bucket_size", 5e7))
     held = _BF16 * elements / data + (_BF16 + _FLOAT32) * partition + kept
-    return held, _BF16 * (live + prefetched) + buckets, buckets + _FLOAT32 * partition
+    return _States(held, _BF16 * (min(live, elements) + bucket), reduction=_FLOAT32 * partition)
 
 
 def _activations(rank: _Rank, adapted: float) -> float:
     """Bytes for each position of a micro batch that the rank's layers keep; `adapted` of them in the input adapter."""
     candidate = rank.candidate
-    whole = activation_bytes(rank.architecture, candidate.tensor, candidate.sequence_parallel)
     kept = activation_bytes(rank.architecture, candidate.tensor, candidate.sequence_parallel, candidate.recompute)
     rows = {"input adapter": adapted, "backbone": 1.0, "output adapter": 1.0}
     counts = [rows[layer.kind] for layer in rank.layers if layer.kind in rows]
     # Embedding, residual, pooled states and the heads' inputs: a few states more.
-    ends = 4 * _BF16 * rank.architecture.hidden_size / rank.slices
-    return sum(counts) * kept + (whole if candidate.recompute and counts else 0.0) + ends
+    return sum(counts) * kept + 4 * _BF16 * rank.architecture.hidden_size / rank.slices
 
 
 def _carriers(rank: _Rank, sequence_length: int) -> float:
@@ -191,13 +211,15 @@ def _carriers(rank: _Rank, sequence_length: int) -> float:
 
     received = size(rank.held.start) if rank.stage else 0.0
     sent = 0.0 if rank.has_heads else size(rank.held.stop)
-    return max(2, candidate.pipeline - rank.stage) * (2 * received + sent)
+    # Buffers of the micro batches in flight, and one for what arrives; the gradient of what was received is put
+    # together from those of its states.
+    return max(2, candidate.pipeline - rank.stage) * (2 * received + sent) + 3 * received + sent
 
 
-def _logits(rank: _Rank, rows: float, is_trained: bool) -> float:
-    """A chunk of logits with the weight's gradient; all logits at once with tensor ranks, which compute them whole."""
+def _logits(rank: _Rank, rows: float, is_trained: bool) -> tuple[float, float]:
+    """The gradient of the head's weight, and logits: a chunk of them, or with tensor ranks all, in both precisions."""
     ids, width, tensor = rank.architecture.text_vocab_size, rank.architecture.hidden_size, rank.candidate.tensor
-    gradient = (_FLOAT32 + _BF16) * ids * width / tensor if is_trained else 0.0
+    weight = ids * width / tensor if is_trained else 0.0
     if tensor > 1:
-        return gradient + rows * ids / tensor * (_BF16 + 2 * _FLOAT32)
-    return gradient + _BF16 * min(CHUNK_LOGITS["cuda"], rows * ids)
+        return _BF16 * weight, rows * ids / tensor * (_BF16 + _FLOAT32)
+    return (_FLOAT32 + _BF16) * weight, _BF16 * min(CHUNK_LOGITS["cuda"], rows * ids)

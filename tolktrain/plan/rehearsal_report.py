@@ -46,13 +46,14 @@ def _table(items: Sequence[Rehearsal]) -> Table:
         reserved = memory.allocated_gib + memory.parts()["reserve"]
         rows = (
             ("  allocated at the peak", memory.allocated_gib, item.allocated),
-            ("  of it held after a step (states)", memory.parts()["states"], item.held),
+            ("  of it held after a step", None, item.held),
             ("  reserved (computed: with an assumed reserve)", reserved, item.reserved),
         )
         for name, computed, rehearsed in rows:
             known = gib(rehearsed)
-            ratio = f"{computed / known - 1:+.1%}" if known and not item.failure else ""
-            table.add_row(name, f"{computed:.2f}", f"{known:.2f}" if known else "", ratio)
+            has_both = computed is not None and known and not item.failure
+            ratio = f"{computed / known - 1:+.1%}" if has_both and computed is not None else ""
+            table.add_row(name, "" if computed is None else f"{computed:.2f}", f"{known:.2f}" if known else "", ratio)
     return table
 
 

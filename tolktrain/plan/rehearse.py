@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tolktrain.plan.run import Plans
 from tolktrain.plan.time import INTERLEAVED_SPEECH
 
 _REHEARSAL = "tolktrain.benchmark.rehearsal"
+_MARK = "rehearsed: "  # before each result that it prints
 _MISSING = "error: there is no null GPU here: "
 
 
@@ -136,29 +137,28 @@ def _run(plans: Plans, items: Sequence[Rehearsal]) -> list[Mapping[str, Any]]:
         for item in items
     ]
     memory = min((plans.device.memory_gib - item.computed.parts()["overhead"] for item in items), default=1.0)
-    return run_cases(cases, memory)
+    return list(run_cases(cases, memory))
 
 
-def run_cases(cases: Sequence[Mapping[str, Any]], memory_gib: float) -> list[Mapping[str, Any]]:
-    """What `tolktrain.benchmark.rehearsal` finds for its cases, on null GPUs of this size.
+def run_cases(cases: Sequence[Mapping[str, Any]], memory_gib: float) -> Iterator[Mapping[str, Any]]:
+    """What `tolktrain.benchmark.rehearsal` finds for its cases, on null GPUs of this size, as soon as it is found.
 
     Raises:
         UserError: the process failed.
     """
     environment = {name: value for name, value in alone().items() if not name.startswith("DS_")}
-    with tempfile.TemporaryDirectory(prefix="tolktrain-rehearsal-") as folder:
+    # Without the first, each process warns; threads would only wait for each other.
+    environment |= {"TRITON_DEFAULT_FP_FUSION": "1", "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory(prefix="tolktrain-rehearsal-") as folder, Path(folder, "log").open("w+") as log:
         file = Path(folder, "cases.json")
         file.write_text(json.dumps(cases))
         command = [sys.executable, str(_tool()), "--memory", f"{memory_gib:.2f}", "--", sys.executable, "-m"]
-        done = subprocess.run(
-            [*command, _REHEARSAL, str(file)],
-            # Without the first, each process warns; threads would only wait for each other.
-            env={**environment, "TRITON_DEFAULT_FP_FUSION": "1", "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
-        raise UserError(f"--rehearse failed:\n{done.stderr.strip()[-4000:]}")
-    found: list[Mapping[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+        command += [_REHEARSAL, str(file)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith(_MARK):
+                    yield json.loads(line.removeprefix(_MARK))
+        if process.returncode:
+            log.seek(0)
+            raise UserError(f"--rehearse failed:\n{log.read().strip()[-4000:]}")
