@@ -121,8 +121,10 @@ def _rank_memory(
     layer = positions * activation_bytes(rank.architecture, candidate.tensor, candidate.sequence_parallel)
     carriers, always = _carriers(rank, sequence_length), assumed.inner_workspace_gib * 2**30 + states.always
     gradient, chunk = _logits(rank, positions * texts, "backbone" in trainable) if rank.has_heads else (0.0, 0.0)
-    # In the backward pass, the first layer is recomputed, or its activations are no longer needed.
-    left = stored + layer if candidate.recompute else max(0.0, stored - layer)
+    # In the backward pass, the first layer is recomputed for the gradient of its output, or its activations are no
+    # longer needed.
+    output = positions * _BF16 * rank.architecture.hidden_size / rank.slices
+    left = stored + layer + output if candidate.recompute else max(0.0, stored - layer)
     activations, logits, buffers = max(
         (stored, gradient + chunk, always),
         (left, gradient, always + states.buckets),
