@@ -35,7 +35,7 @@ ACCELERATORS = (
 
 # A rank on processor cores, such as a run of configs/bench/cpu.yaml; its rates only matter in relation to each other,
 # because a calibration of the machine scales them. Not known to `accelerator_of`, since no two processors are alike.
-CPU = Accelerator("cpu", r"\(CPU\)$", 5e10, 64.0, 1e10, 2e9, 1e9)
+CPU = Accelerator("cpu", r"\(CPU\)$", 5e10, 64.0, 5e9, 2e9, 1e9)
 
 
 def accelerator_of(device_name: str) -> Accelerator | None:

@@ -87,8 +87,8 @@ def cpu_assumptions() -> Assumptions:
     """What is assumed of a rank on processor cores in float32."""
     return Assumptions(
         product_fractions=(1.0,) * 6,
-        attention_forward=0.5,
-        attention_backward=0.5,
+        attention_forward=1.0,
+        attention_backward=1.0,
         links=1.0,
         message_seconds=2e-4,
         launch_seconds=1e-6,
