@@ -145,12 +145,12 @@ def _of_measurements(path: Path, values: dict[str, Any], default: Assumptions) -
 
 def _ratio(path: Path, number: int, entry: Any) -> float:
     names = ("predicted_tokens_per_second", "tokens_per_second")
-    rates = [entry.get(name) if isinstance(entry, dict) else None for name in names]
+    rates: list[Any] = [entry.get(name) if isinstance(entry, dict) else None for name in names]
     if any(isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf for rate in rates):
         raise UserError(
             f"--calibration {path}: measurements[{number}] needs numbers above 0 for {' and '.join(names)}, not {rates}"
         )
-    return float(rates[0]) / float(rates[1])  # type: ignore[arg-type]
+    return float(rates[0]) / float(rates[1])
 
 
 def _number(path: Path, name: str, value: Any) -> float | tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Memory of a rank: what torch's allocator gives out at the step's two peaks, and what lies outside of it."""
+"""Memory of a rank: what torch's allocator gives out at the step's three peaks, and what lies outside of it."""
 
 from dataclasses import dataclass
 
@@ -129,7 +129,7 @@ def _rank_memory(
         (stored, gradient + chunk, always),
         (left, gradient, always + states.buckets),
         (0.0, 0.0, always + states.reduction),
-        key=sum,
+        key=lambda peak: peak[0] + peak[1] + peak[2],
     )
     reserve = assumed.reserve * (activations + logits + carriers + buffers)
     overhead = assumed.overhead_bytes(candidate.cluster.num_gpus)

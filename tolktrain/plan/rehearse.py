@@ -106,13 +106,18 @@ def expected_ranks(recipe: Recipe, candidate: Candidate, plans: Plans) -> list[R
     memories = rank_memories(shape, replace(candidate, settings=settings), plans.assumed, INTERLEAVED_SPEECH)
     return [
         Rehearsal(
-            candidate,
-            stages[number].name,
-            pipeline_stage * candidate.data * candidate.tensor,
-            pipeline_stage,
-            accumulation,
-            memories[pipeline_stage],
-            *(0, 0, 0, {}, {}, ""),
+            candidate=candidate,
+            stage=stages[number].name,
+            rank=pipeline_stage * candidate.data * candidate.tensor,
+            pipeline_stage=pipeline_stage,
+            accumulation=accumulation,
+            computed=memories[pipeline_stage],
+            allocated=0,
+            held=0,
+            reserved=0,
+            collectives={},
+            collective_bytes={},
+            failure="",
         )
         for pipeline_stage in sorted({0, candidate.pipeline - 1})
     ]
