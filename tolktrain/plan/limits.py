@@ -138,11 +138,11 @@ def _shared_memory(config: Config, cluster: Cluster, best: Candidate, data: Sequ
         needed = max(needed, loader_memory(own, ranks, math.ceil(item.epoch * share), item.shards or 0, item.records))
     left = max(0.0, _DOCKER_SHARED_MEMORY - batches) / 4 / share
     met = f"at {left:,.0f} records of an epoch" if left else "by the batches alone"
-    order = "" if known else " and the order of an epoch, whose records are unknown"
+    order = "" if known else ", and room for the order of an epoch, whose records are unknown"
     return Limit(
         needed > _DOCKER_SHARED_MEMORY,
-        f"the loaders of a node need {needed / 2**20:,.0f} MiB{order} in /dev/shm; the 64 MiB of a container"
-        f" without --shm-size are met {met}",
+        f"the loaders of a node need {needed / 2**20:,.0f} MiB in /dev/shm{order}; the 64 MiB of a container without"
+        f" --shm-size are met {met}",
     )
 
 

@@ -43,10 +43,9 @@ def _say(console: Console, text: str) -> None:
     """Print lines, wrapped at a terminal's width: what follows the first line of each is indented."""
     for line in text.split("\n"):
         indent = " " * (len(line) - len(line.lstrip(" ")))
-        fits = not console.is_terminal or len(line) <= console.width
-        console.print(
-            line if fits else textwrap.fill(line, console.width, initial_indent="", subsequent_indent=f"{indent}    ")
-        )
+        if console.is_terminal:
+            line = textwrap.fill(line, console.width, subsequent_indent=f"{indent}    ", break_on_hyphens=False)
+        console.print(line)
 
 
 def _header(plans: Plans) -> str:
