@@ -78,6 +78,6 @@ def _of_stage(config: Config, stage: StageConfig, sizes: Mapping[str, SetSize], 
         return StageData(stage.name, sequences, None, None, None, "unknown", (), unknown)
     held = [sizes[name].records for name in plan.names]
     counts = plan.counts(held, multiple)
-    short = tuple(name for name, size, count in zip(plan.names, held, counts, strict=True) if count > size)
+    repeated = tuple(name for name, size, count in zip(plan.names, held, counts, strict=True) if count > size)
     shards = sum(sizes[name].shards for name in plan.names)
-    return StageData(stage.name, sequences, sum(counts), sum(held), shards, "read from index.json", short)
+    return StageData(stage.name, sequences, sum(counts), sum(held), shards, "read from index.json", repeated)
