@@ -81,6 +81,7 @@ class Calibration:
     assumed: Assumptions
     measured: tuple[str, ...] = ()  # in words: names of assumptions, or where the factor of time comes from
     device: str | None = None  # name of the measured device, if the file has one
+    replaced: tuple[str, ...] = ()  # names of the assumptions
 
 
 def cpu_assumptions() -> Assumptions:
@@ -122,7 +123,7 @@ def read_calibration(path: Path, default: Assumptions) -> Calibration:
         found = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
         raise UserError(f"--calibration {path}: unknown {found}; expected an object with names of {sorted(known)}")
     numbers: dict[str, Any] = {name: _number(path, name, value) for name, value in values.items()}
-    return Calibration(replace(default, **numbers), tuple(numbers))
+    return Calibration(replace(default, **numbers), tuple(numbers), replaced=tuple(numbers))
 
 
 def _of_measurements(path: Path, values: dict[str, Any], default: Assumptions) -> Calibration:
@@ -140,7 +141,7 @@ def _of_measurements(path: Path, values: dict[str, Any], default: Assumptions) -
     text = (
         f"time x {factor:.2f}{spread}, {len(ratios)} measurements of {values.get('world_size', '?')} ranks on {device}"
     )
-    return Calibration(replace(default, time_factor=float(factor)), (text,), device)
+    return Calibration(replace(default, time_factor=float(factor)), (text,), device, ("time_factor",))
 
 
 def _ratio(path: Path, number: int, entry: Any) -> float:

@@ -12,7 +12,7 @@ from tolktrain.config import Config
 from tolktrain.data.batch import Batch
 from tolktrain.errors import UserError
 from tolktrain.model.cost.work import StepCounts
-from tolktrain.plan.assumptions import read_calibration
+from tolktrain.plan.assumptions import Assumptions, read_calibration
 
 
 def check_countable(config: Config, device_type: str) -> None:
@@ -49,8 +49,8 @@ def read_measured(path: Path) -> dict[str, Any]:
 
     Raises UserError if the file cannot be used.
     """
-    assumed, names = read_calibration(path)
-    return {name: getattr(assumed, name) for name in names}
+    known = read_calibration(path, Assumptions())
+    return {name: getattr(known.assumed, name) for name in known.replaced}
 
 
 def count_step(
