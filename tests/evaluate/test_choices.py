@@ -8,16 +8,16 @@ from stub_model import VOCABULARY, random_nll, regular_record
 
 from tolktrain.data.batch import Batch
 from tolktrain.data.records import Record
+from tolktrain.errors import UserError
+from tolktrain.evaluate.baselines import fit_baselines
 from tolktrain.evaluate.choices import (
     DIRECTIONS,
     Trial,
     build_pair,
     choose,
     draw_trials,
-    interval,
-    mean_log_likelihoods,
 )
-from tolktrain.evaluate.losses import TokenNll
+from tolktrain.evaluate.scoring import TokenNll, mean_log_likelihoods
 from tolktrain.vocabulary import Vocabulary
 
 VOICES = ("anna", "ben")
@@ -41,17 +41,17 @@ def test_trials_are_deterministic_and_in_one_voice() -> None:
         assert trial.true.words.record.id != trial.other.words.record.id
 
 
-def test_passages_begin_with_an_utterance_and_stay_inside_the_record() -> None:
+def test_prompts_are_whole_utterances_and_continuations_begin_one() -> None:
     for trial in _trials(count=200):
         for passage in (trial.true, trial.other):
-            assert passage.begin % 4 == 0
-            assert (passage.middle - passage.begin, passage.end - passage.middle) == (6, 5)
+            assert passage.begin % 4 == 0 and passage.middle % 4 == 0
+            assert (passage.middle - passage.begin, passage.end - passage.middle) == (8, 5)  # 6 words need 2 utterances
             assert passage.end <= 40
 
 
 def test_no_passage_is_asked_twice_and_all_are_asked_if_need_be() -> None:
     places = [(trial.true.words.record.id, trial.true.begin) for trial in _trials(count=10_000)]
-    assert len(places) == len(set(places)) == 12 * 8
+    assert len(places) == len(set(places)) == 12 * 7  # continuations begin with the words 8 to 32
 
 
 def test_same_text_in_another_record_is_no_random_continuation() -> None:
@@ -89,7 +89,7 @@ def test_sequence_is_prompt_switch_continuation_and_only_that_is_scored(directio
 def test_words_carry_the_end_of_their_utterance() -> None:
     trial = _trials()[0]
     text = trial.true.words.text_of(trial.true.begin, trial.true.middle)
-    assert len(text) == 7 and text[4] == VOCABULARY.text_eos
+    assert len(text) == 10 and text[4] == text[9] == VOCABULARY.text_eos
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -149,16 +149,62 @@ def test_model_that_knows_is_always_right_and_its_opposite_never(direction: str)
     trials = draw_trials(records, 100, VOCABULARY, 6, 5)
     assert len(trials) >= 4
     for sign, accuracy in ((1.0, 1.0), (-1.0, 0.0)):
-        row = choose(trials, direction, _knows_the_truth(sign), VOCABULARY, 60, 400)
+        row = choose(trials, direction, {"model": _knows_the_truth(sign)}, VOCABULARY, 60, 400)
         assert row is not None and row["accuracy"] == accuracy and row["trials"] == len(trials)
 
 
 def test_guessing_is_right_half_of_the_time() -> None:
-    trials = _trials(count=96)
-    rows = [choose(trials, direction, random_nll, VOCABULARY, 200, 2000) for direction in DIRECTIONS]
+    trials = _trials(count=84)
+    rows = [choose(trials, direction, {"model": random_nll}, VOCABULARY, 200, 2000) for direction in DIRECTIONS]
     right = sum(row["correct"] for row in rows if row)
-    low, high = interval(right, 4 * len(trials))
-    assert low < 0.5 < high
+    assert abs(right / (4 * len(trials)) - 0.5) < 3 * 0.5 / np.sqrt(4 * len(trials))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("constant", [1.0, 0.7, 1e-3])
+def test_constant_model_is_right_exactly_half_of_the_time(direction: str, constant: float) -> None:
+    def constant_nll(batch: Batch) -> np.ndarray:
+        return constant * (batch.text_pred | batch.speech_pred).numpy()
+
+    row = choose(_trials(), direction, {"model": constant_nll}, VOCABULARY, 200, 2000)
+    assert row is not None and (row["accuracy"], row["low"], row["high"], row["correct"]) == (0.5, 0.5, 0.5, 15)
+
+
+def test_score_that_is_no_number_names_the_record() -> None:
+    def broken(batch: Batch) -> np.ndarray:
+        nll = random_nll(batch)
+        nll[[record_id == "r3" for record_id in batch.record_ids]] = np.nan
+        return nll
+
+    with pytest.raises(UserError, match=r"^r3: .* not a finite number"):
+        choose(_trials(), "text_to_text", {"model": broken}, VOCABULARY, 200, 2000)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_n_grams_do_not_see_the_prompt(direction: str) -> None:
+    """Both continuations follow the same token, so an exchange of the prompts changes no n-gram's score."""
+    records = _records()
+    baselines = fit_baselines(records, VOCABULARY)
+    trials = draw_trials(records, 84, VOCABULARY, 6, 5)
+    swapped = [Trial(trial.other, trial.other) for trial in trials]
+    for token_nll in (baselines.token_nll, baselines.unigrams.token_nll):
+        scores = []
+        for own, other in zip(trials, swapped, strict=True):
+            prompts = [build_pair(trial, direction, VOCABULARY, 200) for trial in (own, other)]
+            assert prompts[0] is not None and prompts[1] is not None
+            scores.append([prompts[0][1], prompts[1][1]])
+        for pair in scores:  # the same continuation after two prompts
+            found = mean_log_likelihoods(pair, token_nll, VOCABULARY.text_eos, 2000)
+            assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+def test_others_are_scored_on_the_same_trials() -> None:
+    trials = _trials()
+    scorers = {"model": _knows_the_truth(1.0), "unigram": _knows_the_truth(-1.0), "bigram": random_nll}
+    both = choose(trials, "text_to_text", scorers, VOCABULARY, 200, 2000)
+    alone = choose(trials, "text_to_text", {"model": random_nll}, VOCABULARY, 200, 2000)
+    assert both is not None and alone is not None
+    assert both["bigram"] == alone["accuracy"] and both["unigram"] < both["accuracy"]
 
 
 def test_prompt_blind_model_is_at_chance() -> None:
@@ -169,7 +215,7 @@ def test_prompt_blind_model_is_at_chance() -> None:
         weights = np.random.default_rng(3).normal(size=200)
         return (weights[batch.targets[:, 0].numpy()] + 5) * scored
 
-    row = choose(_trials(count=96), "text_to_text", by_content, VOCABULARY, 200, 2000)
+    row = choose(_trials(count=84), "text_to_text", {"model": by_content}, VOCABULARY, 200, 2000)
     assert row is not None and row["low"] < 0.5 < row["high"]
 
 
@@ -186,13 +232,5 @@ def test_mean_per_token_and_batching_do_not_change_scores() -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_interval_is_clopper_pearson() -> None:
-    from scipy.stats import beta
-
-    low, high = interval(130, 200)
-    assert low == pytest.approx(beta.ppf(0.025, 130, 71)) and high == pytest.approx(beta.ppf(0.975, 131, 70))
-    assert interval(0, 10)[0] == 0.0 and interval(10, 10)[1] == 1.0
-
-
 def test_nothing_fits() -> None:
-    assert choose(_trials(), "speech_to_speech", random_nll, VOCABULARY, 6, 100) is None
+    assert choose(_trials(), "speech_to_speech", {"model": random_nll}, VOCABULARY, 6, 100) is None

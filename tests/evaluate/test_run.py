@@ -37,6 +37,7 @@ def test_evaluation_of_a_run(tiny_run: Path) -> None:
     assert len(found["choices"]) == 8
     for row in found["choices"]:
         assert row["trials"] == 8 and row["low"] <= row["accuracy"] <= row["high"]
+        assert 0 <= row["unigram"] <= 1 and 0 <= row["bigram"] <= 1
     assert found["parameters"]["total"] == sum(found["parameters"][g] for g in ("backbone", "pooling", "speech"))
     assert found["layers"]["static"] == [0.5, 0.5]
     for modality in ("text", "speech"):

@@ -1,5 +1,7 @@
 """What counts as reached."""
 
+import pytest
+
 from tolktrain.evaluate.targets import targets
 
 
@@ -30,6 +32,21 @@ def test_statement_says_what_was_reached_either_way() -> None:
 def test_direction_is_above_chance_only_with_its_whole_interval() -> None:
     row = {"set": "held", "direction": "text_to_speech", "trials": 200, "correct": 110, "accuracy": 0.55, "high": 0.6}
     assert [targets([], [row | {"low": low}])[0]["reached"] for low in (0.499, 0.5, 0.501)] == [False, False, True]
+
+
+@pytest.mark.parametrize("floor", ["unigram", "bigram"])
+def test_direction_must_beat_the_n_grams_on_the_same_trials(floor: str) -> None:
+    row = {"set": "held", "direction": "text_to_text", "trials": 200, "correct": 160, "accuracy": 0.8, "high": 0.85}
+    for low, value, reached in ((0.75, 0.74, True), (0.75, 0.81, False), (0.75, 0.75, False), (0.49, 0.3, False)):
+        found = targets([], [row | {"low": low, "unigram": 0.5, "bigram": 0.5, floor: value}])[0]
+        assert found["reached"] is reached
+        goal = f"above the {floor}'s {100 * value:.1f} %" if value > 0.5 else "above 50 %"
+        assert f"(goal: {goal})" in found["statement"]
+
+
+@pytest.mark.parametrize("loss", [0.0, 5e-321, float("nan")])
+def test_a_loss_of_nothing_is_no_success(loss: float) -> None:
+    assert not any(target["reached"] for target in targets(_losses(speech=loss, text=loss), []))
 
 
 def test_no_target_without_a_baseline() -> None:

@@ -1,8 +1,17 @@
 """`tolktrain evaluate`."""
 
+import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tolktrain.cli.verb import verb_of_run
+from tolktrain.cli.failures import EXIT_DONE
+from tolktrain.cli.verb import Verb, existing_run
+from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.errors import UserError
+from tolktrain.files.given import given_path, input_argument
+
+if TYPE_CHECKING:
+    from tolktrain.config.suite import SuiteConfig
 
 
 def evaluate_run(run_directory: Path) -> None:
@@ -12,4 +21,59 @@ def evaluate_run(run_directory: Path) -> None:
     evaluate(run_directory)
 
 
-VERB = verb_of_run("measure a trained run on its held-out sets", evaluate_run)
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", metavar="CONFIG", type=input_argument, help="configuration that was trained, or the run directory"
+    )
+    suite = parser.add_argument_group("benchmarks, instead of the held-out sets")
+    suite.add_argument(
+        "--benchmarks",
+        nargs="+",
+        metavar="NAME=FOLDER",
+        help="swuggy, sblimp, prosaudit, sstorycloze, tstorycloze or salmon, and its folder as distributed",
+    )
+    suite.add_argument("--suite", type=input_argument, metavar="FILE", help="a YAML file with benchmarks and settings")
+    suite.add_argument(
+        "--allow-incomplete", action="store_true", help="leave out pairs with missing or unreadable items"
+    )
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    suite = _suite(parsed)
+    parsed.run_directory = existing_run(parsed)
+    if suite is None:
+        evaluate_run(parsed.run_directory)
+        return EXIT_DONE
+    from tolktrain.evaluate.benchmark_run import evaluate_benchmarks
+    from tolktrain.evaluate.benchmark_table import print_benchmarks
+
+    result = evaluate_benchmarks(parsed.run_directory, suite)
+    if ProcessEnvironment.detect().rank == 0:
+        print_benchmarks(result)
+    return EXIT_DONE
+
+
+def _suite(parsed: argparse.Namespace) -> "SuiteConfig | None":
+    """The suite that the options describe; None: the held-out sets."""
+    if parsed.suite is None and parsed.benchmarks is None:
+        if parsed.allow_incomplete:
+            raise UserError("--allow-incomplete concerns benchmarks; name some with --benchmarks or --suite")
+        return None
+    if parsed.suite is not None and parsed.benchmarks is not None:
+        raise UserError("--suite and --benchmarks exclude each other; add the benchmarks to the suite's file")
+    from tolktrain.config.load import load_suite
+    from tolktrain.config.suite import BenchmarkConfig, SuiteConfig
+
+    if parsed.suite is not None:
+        suite = load_suite(parsed.suite)
+        return suite.model_copy(update={"allow_incomplete": suite.allow_incomplete or parsed.allow_incomplete})
+    entries = []
+    for text in parsed.benchmarks:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise UserError(f"--benchmarks: {text!r} is not of the form NAME=FOLDER, such as sblimp=data/sLM21-dataset")
+        entries.append(BenchmarkConfig(name=name, folder=given_path(folder, is_input=True)))
+    return SuiteConfig(benchmarks=tuple(entries), allow_incomplete=parsed.allow_incomplete)
+
+
+VERB = Verb("measure a trained run on its held-out sets, or on benchmarks", _add_arguments, _run)

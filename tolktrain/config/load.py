@@ -25,6 +25,7 @@ from tolktrain.config.document import KeyPath, Located, Origin, merge, override,
 from tolktrain.config.mistakes import annotation_at, describe, dotted, field_at
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.config.root import Config, set_uses
+from tolktrain.config.suite import SuiteConfig
 from tolktrain.errors import UserError
 from tolktrain.files.given import given_path
 
@@ -52,10 +53,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def load_prepare_config(path: str | Path, overrides: Sequence[str] = ()) -> PrepareConfig:
     """The configuration of `tolktrain prepare` in the YAML file `path`; otherwise like `load_config`."""
+    return _load(path, overrides, PrepareConfig)
+
+
+def load_suite(path: str | Path) -> SuiteConfig:
+    """The suite of benchmarks in the YAML file `path`. Raises UserError like `load_config`."""
+    return _load(path, (), SuiteConfig)
+
+
+def _load(path: str | Path, overrides: Sequence[str], root: type[Root]) -> Root:
     tree = _with_bases(Path(path), (), iter(range(_MOST_FILES)))
     for text in overrides:
         tree = _override(tree, text)
-    return _validated(Path(path), tree, PrepareConfig)
+    return _validated(Path(path), tree, root)
 
 
 def _validated(path: Path, tree: Located, root: type[Root]) -> Root:

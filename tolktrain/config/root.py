@@ -156,8 +156,12 @@ class EvaluationConfig(StrictModel):
         default=128, gt=0, description="Sequences per strategy and data set for held-out losses."
     )
     choices: Free[int] = Field(default=200, gt=0, description="True-against-random choices per direction.")
-    prompt_words: Free[int] = Field(default=16, gt=0, description="Words of the prompt of a choice.")
-    continuation_words: Free[int] = Field(default=12, gt=0, description="Words of the continuation of a choice.")
+    prompt_words: Free[int] = Field(
+        default=16, gt=0, description="Fewest words of a choice's prompt, which ends with an utterance."
+    )
+    continuation_words: Free[int] = Field(
+        default=12, gt=0, description="Words of a choice's continuation, from an utterance's first on."
+    )
     prompts: Free[Annotated[str | None, InputPath()]] = Field(
         default=None, description="Folder of WAV prompts for the spoken samples."
     )

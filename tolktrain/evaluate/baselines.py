@@ -1,4 +1,4 @@
-"""Bigram baselines of a data set, scored on the same positions as the model."""
+"""Bigram and unigram baselines of a data set, scored on the same positions as the model."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +18,23 @@ class Baselines:
 
     text: Bigram | None
     speech: tuple[Bigram, ...] | None
+
+    @property
+    def unigrams(self) -> "Baselines":
+        """The same without the bigrams' share: unigrams interpolated with the uniform distribution."""
+        return Baselines(
+            text=self.text.without_history() if self.text else None,
+            speech=tuple(bigram.without_history() for bigram in self.speech) if self.speech else None,
+        )
+
+    def can_score(self, text: bool, speech: bool) -> bool:
+        """Whether there is a baseline of each modality that is asked for."""
+        return (self.text is not None or not text) and (self.speech is not None or not speech)
+
+    def token_nll(self, batch: Batch) -> FloatArray:
+        """Text and speech targets together; 0 at those of a modality without a baseline."""
+        parts = [nll for nll in (self.text_nll(batch), self.speech_nll(batch)) if nll is not None]
+        return np.sum(parts, axis=0) if parts else np.zeros(batch.speech_pred.shape)
 
     def text_nll(self, batch: Batch) -> FloatArray | None:
         """Negative log-likelihood in nats, float64 [B, T], of the text targets that are scored; 0 elsewhere.

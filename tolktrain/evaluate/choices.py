@@ -1,36 +1,38 @@
 """How often the model prefers the true continuation of a passage to a random one, in four directions.
 
-A trial takes consecutive words of a held-out record, from the start of an utterance: a prompt and its true
-continuation. The random continuation is the true continuation of another trial, from a record with another text, in
-the same voice if there is one. So both come from the same distribution (same number of words, same distance from the
-start of an utterance), and a model that ignores the prompt is right half of the time. All directions use the same
-trials.
+A trial takes consecutive words of a held-out record: a prompt of whole utterances and, as its true continuation, the
+words that follow, which begin a new utterance. The random continuation is the true continuation of another trial, from
+a record with another text, in the same voice if there is one. So both come from the same distribution (same number of
+words, both begin an utterance), and a model that ignores the prompt is right half of the time. All directions use the
+same trials.
+
+Prompt and continuation meet where an utterance ends. Inside an utterance, the first token of the continuation would
+give the answer away: a bigram then reaches 80 % in text. Here a bigram sees the same token, EOS or switch, before both
+continuations, so it ignores the prompt. Its accuracy is measured on the same trials; a direction is judged against it.
 
 The score is the mean log-likelihood per token of the continuation, given the prompt. The two continuations have the
 same number of words but not of tokens: their sums differ by several nats per surplus token whatever the prompt, which
-would hide the effect of the prompt; the mean does not depend on the length to first order.
-
-The interval takes trials as independent; several of one record are not quite.
+would hide the effect of the prompt; the mean does not depend on the length to first order. Equal scores count as half
+right. Intervals are bootstrapped over texts, because trials of one text depend on each other.
 
 The switch token is between the modalities, as in interleaved sequences; EOS follows the words that end an
 utterance.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from tolktrain.data.batch import collate
 from tolktrain.data.records import Record
 from tolktrain.data.sequences import IntArray, SequenceWriter, part_offsets, sequence_rng, text_with_eos, units_with_eos
 from tolktrain.data.sequences import Sequence as TokenSequence
-from tolktrain.evaluate.losses import TokenNll
+from tolktrain.evaluate.intervals import share_interval
+from tolktrain.evaluate.scoring import TokenNll, mean_log_likelihoods, points
 from tolktrain.vocabulary import Vocabulary
 
 DIRECTIONS = ("text_to_text", "text_to_speech", "speech_to_text", "speech_to_speech")
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +67,17 @@ class RecordWords:
         """Units of the words first..last - 1."""
         return self.units[self.unit_offsets[first] : self.unit_offsets[last]]
 
+    def prompts(self, fewest_words: int, latest_end: int) -> list[tuple[int, int]]:
+        """First word and end of the shortest prompt of whole utterances before each utterance that begins at
+        `latest_end` or earlier, if it has enough words."""
+        starts = self.utterance_starts
+        found = []
+        for end in starts[starts <= latest_end]:
+            begins = starts[starts <= end - fewest_words]
+            if len(begins):
+                found.append((int(begins[-1]), int(end)))
+        return found
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -92,7 +105,16 @@ def draw_trials(
     continuation_words: int,
     seed: int = 0,
 ) -> list[Trial]:
-    """At most `count` trials, always the same ones: records in random order, a new utterance of each in every round."""
+    """At most `count` trials, always the same ones: records in random order, another passage of each in every round.
+
+    Args:
+        records: held-out records; those without word times are passed over.
+        count: most trials.
+        vocabulary: of the model.
+        prompt_words: fewest words of the prompt, which consists of as few whole utterances as hold them.
+        continuation_words: words of the continuation, from the next utterance on.
+        seed: of the draw.
+    """
     passages = list(_draw_passages(records, count, vocabulary, prompt_words, continuation_words, seed))
     trials = []
     for place, passage in enumerate(passages):
@@ -113,30 +135,28 @@ def _draw_passages(
     continuation_words: int,
     seed: int,
 ) -> Iterator[Passage]:
-    starts: dict[int, list[int]] = {}
+    left: dict[int, list[tuple[int, int]]] = {}
     cut = {}
     for index in np.random.default_rng(seed).permutation(len(records)):
         record = records[int(index)]
         if not record.is_aligned:
             continue
         words = RecordWords.of(record, vocabulary)
-        latest = len(record.word_text_ends) - prompt_words - continuation_words
-        possible = words.utterance_starts[words.utterance_starts <= latest]
-        if len(possible):
+        possible = words.prompts(prompt_words, len(record.word_text_ends) - continuation_words)
+        if possible:
             rng = sequence_rng(seed, record.id, 0, "passages")
-            starts[int(index)] = rng.permutation(possible).tolist()
+            left[int(index)] = [possible[place] for place in rng.permutation(len(possible))]
             cut[int(index)] = words
-        if len(starts) >= count:
+        if len(left) >= count:
             break
     drawn = 0
-    while starts and drawn < count:
-        for index in list(starts)[: count - drawn]:
-            begin = starts[index].pop()
-            middle = begin + prompt_words
+    while left and drawn < count:
+        for index in list(left)[: count - drawn]:
+            begin, middle = left[index].pop()
             yield Passage(cut[index], begin, middle, middle + continuation_words)
             drawn += 1
-            if not starts[index]:
-                del starts[index]
+            if not left[index]:
+                del left[index]
 
 
 def _differs(passage: Passage, other: Passage) -> bool:
@@ -191,64 +211,47 @@ def _build(prompt: Passage, begin: int, continuation: Passage, direction: str, v
     return replace(built, tokens=built.tokens[:, :end], is_speech=built.is_speech[:end], scored=built.scored[:end])
 
 
-def mean_log_likelihoods(
-    sequences: Sequence[TokenSequence], token_nll: TokenNll, text_eos: int, batch_tokens: int
-) -> np.ndarray:
-    """Mean log-likelihood per scored position of each sequence, float64 [n]; batched by length."""
-    scores = np.zeros(len(sequences))
-    order = np.argsort([sequence.length for sequence in sequences], kind="stable")[::-1]
-    begin = 0
-    while begin < len(order):
-        longest = sequences[order[begin]].length
-        rows = order[begin : begin + max(1, batch_tokens // longest)]
-        batch = collate([_padded(sequences[row], longest, text_eos) for row in rows])
-        scored = (batch.text_pred | batch.speech_pred).numpy()
-        scores[rows] = -(token_nll(batch) * scored).sum(axis=1) / scored.sum(axis=1)
-        begin += len(rows)
-    return scores
-
-
-def _padded(sequence: TokenSequence, size: int, text_eos: int) -> TokenSequence:
-    missing = size - sequence.length
-    tokens = np.pad(sequence.tokens, ((0, 0), (0, missing)))
-    tokens[0, sequence.length :] = text_eos
-    return replace(
-        sequence,
-        tokens=tokens,
-        is_speech=np.pad(sequence.is_speech, (0, missing)),
-        scored=np.pad(sequence.scored, (0, missing)),
-    )
-
-
 def choose(
     trials: Sequence[Trial],
     direction: str,
-    token_nll: TokenNll,
+    scorers: Mapping[str, TokenNll],
     vocabulary: Vocabulary,
     sequence_length: int,
     batch_tokens: int,
 ) -> dict[str, Any] | None:
     """How often the true continuation is likelier than the random one.
 
+    Args:
+        trials: as `draw_trials` draws them.
+        direction: one of `DIRECTIONS`.
+        scorers: by name: `model`, and those it is judged against.
+        vocabulary: of the model.
+        sequence_length: most positions of a sequence.
+        batch_tokens: positions that are scored at a time.
+
     Returns:
-        `trials`, `correct`, `accuracy`, and `low` and `high` of its 95 % interval; None if no trial fits the sequence
-        length.
+        Of the model `trials`, `correct` (a tie is half a trial), `accuracy`, `low` and `high` of its 95 % interval;
+        of the others, by name, their accuracy on the same trials. None if no trial fits the sequence length.
+
+    Raises:
+        UserError: a score is no finite number; names the record.
     """
-    pairs = [build_pair(trial, direction, vocabulary, sequence_length) for trial in trials]
-    kept = [pair for pair in pairs if pair is not None]
+    pairs = [(trial, build_pair(trial, direction, vocabulary, sequence_length)) for trial in trials]
+    kept = [(trial, pair) for trial, pair in pairs if pair is not None]
     if not kept:
         return None
-    flat = [sequence for pair in kept for sequence in pair]
-    scores = mean_log_likelihoods(flat, token_nll, vocabulary.text_eos, batch_tokens).reshape(-1, 2)
-    correct = int((scores[:, 0] > scores[:, 1]).sum())
-    low, high = interval(correct, len(kept))
-    accuracy = correct / len(kept)
-    return {"trials": len(kept), "correct": correct, "accuracy": accuracy, "low": low, "high": high}
-
-
-def interval(correct: int, trials: int) -> tuple[float, float]:
-    """Exact (Clopper-Pearson) 95 % interval of a proportion."""
-    from scipy.stats import binomtest
-
-    found = binomtest(correct, trials).proportion_ci(CONFIDENCE, method="exact")
-    return float(found.low), float(found.high)
+    flat = [sequence for _, pair in kept for sequence in pair]
+    won = {}
+    for name, token_nll in scorers.items():
+        scores = mean_log_likelihoods(flat, token_nll, vocabulary.text_eos, batch_tokens).reshape(-1, 2)
+        won[name] = points(scores[:, 0], scores[:, 1])
+    model = won.pop("model")
+    low, high = share_interval(model, [trial.true.words.record.text_ids.tobytes() for trial, _ in kept])
+    row = {
+        "trials": len(kept),
+        "correct": float(model.sum()),
+        "accuracy": float(model.mean()),
+        "low": low,
+        "high": high,
+    }
+    return row | {name: float(values.mean()) for name, values in won.items()}

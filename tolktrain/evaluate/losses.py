@@ -1,6 +1,6 @@
 """Held-out losses per strategy and modality, with those of the bigram baselines on the same positions."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,7 @@ import numpy as np
 from tolktrain.data.batch import Batch
 from tolktrain.evaluate.baselines import Baselines
 from tolktrain.evaluate.ngram import FloatArray
-
-TokenNll = Callable[[Batch], FloatArray]
-"""Negative log-likelihood of the targets of a batch in nats, [B, T]; 0 where nothing is scored."""
+from tolktrain.evaluate.scoring import TokenNll
 
 
 def heldout_losses(batches: Iterable[Batch], token_nll: TokenNll, baselines: Baselines | None) -> dict[str, Any]:

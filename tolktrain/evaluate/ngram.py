@@ -64,6 +64,10 @@ class Bigram:
             raise ValueError(f"targets must be in 0..{self.vocab_size - 1}, got {target.min()}..{target.max()}")
         return np.log(np.asarray(self.weights) @ self.components(history, target))
 
+    def without_history(self) -> "Bigram":
+        """The unigram, with the weight that it and the bigram have together."""
+        return replace(self, weights=(0.0, self.weights[0] + self.weights[1], self.weights[2]))
+
     def _counts(self, history: IntArray, target: IntArray) -> FloatArray:
         if len(self.pairs) == 0:
             return np.zeros(len(target))

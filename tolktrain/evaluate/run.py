@@ -21,6 +21,7 @@ from tolktrain.evaluate.baselines import Baselines, fit_baselines
 from tolktrain.evaluate.choices import DIRECTIONS, choose, draw_trials
 from tolktrain.evaluate.losses import heldout_losses
 from tolktrain.evaluate.scorer import Scorer
+from tolktrain.evaluate.scoring import TokenNll
 from tolktrain.evaluate.targets import targets
 from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import replace_file
@@ -93,7 +94,7 @@ class _Evaluation:
             for strategy in self._strategies
             if self._serves(name, strategy)
         ]
-        choices = [row for name in self.config.evaluation.heldout_sets for row in self._choices(name)]
+        choices = [row for name in self.config.evaluation.heldout_sets for row in self._choices(name, baselines)]
         return {
             "bigram": self._describe(baselines),
             "losses": losses,
@@ -127,7 +128,7 @@ class _Evaluation:
             self._batches(name, strategy, self.config.evaluation.sequences), self.scorer.token_nll, baselines
         )
 
-    def _choices(self, name: str) -> list[dict[str, Any]]:
+    def _choices(self, name: str, baselines: Baselines | None) -> list[dict[str, Any]]:
         if not self._serves(name, "interleaved"):
             return []
         settings, train = self.config.evaluation, self.config.train
@@ -140,13 +141,21 @@ class _Evaluation:
             self.config.run.seed,
         )
         if not trials:
-            words = settings.prompt_words + settings.continuation_words
-            logger.warning("%s: no two passages of %d words from the start of an utterance; no choices", name, words)
+            logger.warning(
+                "%s: no two records have whole utterances of %d words (evaluation.prompt_words) with %d more"
+                " (evaluation.continuation_words) after them; no choices",
+                name,
+                settings.prompt_words,
+                settings.continuation_words,
+            )
+        scorers: dict[str, TokenNll] = {"model": self.scorer.token_nll}
+        if baselines is not None and baselines.can_score(text=True, speech=True):
+            scorers |= {"unigram": baselines.unigrams.token_nll, "bigram": baselines.token_nll}
         rows = []
         for direction in DIRECTIONS if trials else ():
             self._say(f"true against random continuation: {direction.replace('_', ' ')} on {name}")
             batch_tokens = train.micro_batch_size * train.sequence_length
-            row = choose(trials, direction, self.scorer.token_nll, self.vocabulary, train.sequence_length, batch_tokens)
+            row = choose(trials, direction, scorers, self.vocabulary, train.sequence_length, batch_tokens)
             if row is not None:
                 rows.append({"set": name, "direction": direction} | row)
         return rows

@@ -68,7 +68,7 @@ def throughput(run: RunData) -> str:
 
 
 def choices(rows: Sequence[dict[str, Any]], dataset: str) -> str:
-    """Accuracies of the four directions on one data set, with 95 % intervals and the line of chance."""
+    """Accuracies of the four directions on one data set, with 95 % intervals, the bigram's, and the line of chance."""
     kept = [row for name in DIRECTIONS for row in rows if row["set"] == dataset and row["direction"] == name]
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure = Figure(figsize=(5.4, 0.5 * len(kept) + 0.8), layout="constrained")
@@ -79,6 +79,8 @@ def choices(rows: Sequence[dict[str, Any]], dataset: str) -> str:
             axis.barh(place, accuracy, height=0.56, color=colour, alpha=0.85)
             axis.plot([low, high], [place, place], color=INK, linewidth=1.4)
             axis.plot([low, low, high, high], [place] * 4, "|", color=INK, markersize=7)
+            if "bigram" in row:
+                axis.plot([100 * row["bigram"]], [place], "D", color=INK, markersize=4, markerfacecolor="white")
             axis.text(high + 2, place, f"{accuracy:.1f} %", va="center", fontweight="bold")
         axis.axvline(50, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
         _annotate(axis, "chance", 50, (4, 2))

@@ -71,7 +71,7 @@ def _print_choices(out: Console, run: RunData) -> None:
     if not rows:
         return
     table = _table("True against random continuation (chance 50 %)", "prompt → continuation")
-    for name in ("accuracy", "95 % interval", "right"):
+    for name in ("accuracy", "95 % interval", "right", "unigram", "bigram"):
         table.add_column(name, justify="right")
     previous = None
     for row in rows:
@@ -80,7 +80,8 @@ def _print_choices(out: Console, run: RunData) -> None:
             previous = row["set"]
         interval = f"{100 * row['low']:.1f} – {100 * row['high']:.1f} %"
         right = f"{row['correct']:g} of {row['trials']}"
-        table.add_row(f"  {DIRECTIONS[row['direction']]}", percent(row["accuracy"]), interval, right)
+        floors = [percent(row[name]) if name in row else "–" for name in ("unigram", "bigram")]
+        table.add_row(f"  {DIRECTIONS[row['direction']]}", percent(row["accuracy"]), interval, right, *floors)
     out.print(table)
 
 

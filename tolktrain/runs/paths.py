@@ -85,6 +85,16 @@ class RunPaths:
         return self.root / "evaluation.json"
 
     @property
+    def benchmarks(self) -> Path:
+        """Result of `tolktrain evaluate --benchmarks`."""
+        return self.root / "benchmarks.json"
+
+    @property
+    def scores(self) -> Path:
+        """Folder of the score files of benchmarks (`evaluate.score_files`)."""
+        return self.root / "scores"
+
+    @property
     def samples(self) -> Path:
         """Folder that `tolktrain generate` writes."""
         return self.root / "samples"

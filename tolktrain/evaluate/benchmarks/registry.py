@@ -1,0 +1,12 @@
+"""The benchmarks that `tolktrain evaluate` knows."""
+
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from tolktrain.evaluate.benchmarks.base import Benchmark
+
+MODULES = ("swuggy", "sblimp", "prosaudit", "sstorycloze", "tstorycloze", "salmon")  # each defines BENCHMARK
+BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
+    {name: importlib.import_module(f"tolktrain.evaluate.benchmarks.{name}").BENCHMARK for name in MODULES}
+)
