@@ -123,7 +123,7 @@ def _speak_stories(replicas: Replicas) -> None:
             speak(whole / file, f"{prompt} {ending}")
             (parts / f"{story}_{side}.txt").write_text(ending)
             speak(parts / f"{story}_{side}.wav", ending)
-            replicas.correct |= {file, f"anna/{story}_correct"}
+            replicas.correct |= {file, f"anna/{story}_correct"} if side == "correct" else set()
 
 
 def _speak_samples(replicas: Replicas) -> None:

@@ -107,12 +107,11 @@ def test_oracles(
     assert {row["accuracy"] for row in rows} == {expected}
 
 
-@pytest.mark.parametrize("dtype", ["<u2", "<u8"])
-def test_authors_rule_in_four_directions(tiny_run: Path, tmp_path: Path, dtype: str) -> None:
+def test_authors_rule_in_four_directions(tiny_run: Path, tmp_path: Path) -> None:
     """Their rule from its definition: only the continuation is scored, without EOS, as a mean per token; a switch
     between modalities; nothing in front. One forward pass per token."""
     folder = tmp_path / "scloze"
-    write_released(folder, dtype)
+    write_released(folder, "<u8")
     entry = BenchmarkConfig(name="tstorycloze", folder=str(folder))
     rows = evaluate_benchmarks(tiny_run, SuiteConfig(benchmarks=(entry,)))["rows"]
     assert len(rows) == 4 and {row["rule"] for row in rows} == {"continuation_mean_no_context"}
@@ -196,7 +195,7 @@ def test_cache_survives_damage_and_keeps_tokenizers_apart(tmp_path: Path) -> Non
         (["--benchmarks", "sblimp=.", "sblimp=."], "two benchmarks named sblimp"),
         (["--allow-incomplete"], "--allow-incomplete concerns benchmarks"),
         (["--suite", "suite.yaml", "--benchmarks", "sblimp=."], "exclude each other"),
-        (["--suite", "suite.yaml"], "suite.yaml, line 1: benchmarks.0.rule"),
+        (["--suite", "suite.yaml"], "suite.yaml:1: benchmarks.0.rule is not a known key; did you mean rules?"),
     ],
 )
 def test_bad_command_lines(

@@ -145,7 +145,7 @@ def _knows_the_truth(sign: float) -> TokenNll:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_model_that_knows_is_always_right_and_its_opposite_never(direction: str) -> None:
-    records = [regular_record(f"r{i}", 8 * i, words=12, source=VOICES[i % 2]) for i in range(4)]
+    records = [regular_record(f"r{i}", 8 * i, words=16, source=VOICES[i % 2]) for i in range(4)]
     trials = draw_trials(records, 100, VOCABULARY, 6, 5)
     assert len(trials) >= 4
     for sign, accuracy in ((1.0, 1.0), (-1.0, 0.0)):

@@ -48,8 +48,13 @@ def _run(parsed: argparse.Namespace) -> int:
     from tolktrain.evaluate.benchmark_table import print_benchmarks
 
     result = evaluate_benchmarks(parsed.run_directory, suite)
-    if ProcessEnvironment.detect().rank == 0:
+    environment = ProcessEnvironment.detect()
+    if environment.rank == 0:
         print_benchmarks(result)
+    if environment.world_size > 1:
+        from tolktrain.parallel.layout import shut_down
+
+        shut_down()
     return EXIT_DONE
 
 

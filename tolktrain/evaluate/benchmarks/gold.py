@@ -99,7 +99,7 @@ def _read_split(folder: Path, split: str, layout: GoldLayout) -> tuple[ItemSet, 
         elif all(row["filename"] in files for row in pair.values()):
             right, wrong = pair[True], pair[False]
             names = (right["filename"], wrong["filename"])
-            pairs.append(Pair("/".join(key[:-1]), *names, voice=key[-1], labels=layout.labels(right)))
+            pairs.append(Pair("/".join(key[:-1]), names[0], names[1], key[-1], layout.labels(right)))
             for name in names:
                 items[name] = (Segment("whole", "speech", AudioFile(folder / files[name])),)
     extra = [f"{split}/{files[name]}" for name in sorted(files.keys() - seen)]

@@ -75,7 +75,7 @@ def _read_files(folder: Path, part: str) -> tuple[ItemSet, Problems]:
     for index, sample in sorted(files.items()):
         if len(sample) == 2:
             names = [f"{part}/{sample[side]}" for side in (0, 1)]
-            pairs.append(Pair(str(index), *names))
+            pairs.append(Pair(str(index), names[0], names[1]))
             for name, file in zip(names, (sample[0], sample[1]), strict=True):
                 items[name] = (Segment("whole", "speech", AudioFile(folder / file)),)
     found = ItemSet(part, items, tuple(pairs), _MEASURES, _RULES)
@@ -98,7 +98,7 @@ def _read_parquet(folder: Path, part: str, names: list[str]) -> ItemSet:
         chosen = [_column(path, columns, words) for words in _SIDES]
         for row in range(rows):
             ids = [f"{part}/{name}/{row}/{side}" for side in (0, 1)]
-            pairs.append(Pair(f"{name}/{row}", *ids))
+            pairs.append(Pair(f"{name}/{row}", ids[0], ids[1]))
             for item, column in zip(ids, chosen, strict=True):
                 items[item] = (Segment("whole", "speech", ParquetAudio(path, row, column)),)
     return ItemSet(part, items, tuple(pairs), _MEASURES, _RULES)

@@ -77,7 +77,7 @@ def _read_whole(folder: Path, files: Mapping[str, list[str]]) -> Found:
             absent = [side for side in _SIDES if side not in sides]
             missing += [f"{speaker}/*_{story}_{side}.wav".lstrip("/") for side in absent]
             if not absent:
-                pairs.append(Pair(story, *(sides[side] for side in _SIDES), voice=speaker))
+                pairs.append(Pair(story, sides["correct"], sides["incorrect"], speaker))
                 items |= {n: (Segment("whole", "speech", AudioFile(folder / n)),) for n in sides.values()}
     found = ItemSet("whole stories", items, tuple(pairs), MEASURES, WHOLE_RULES)
     return Found((found,), Problems(tuple(missing), tuple(doubled), tuple(extra)))
@@ -118,7 +118,7 @@ def _read_parts(folder: Path, files: Mapping[str, list[str]]) -> Found:
             prompt = texts.segment("prompt", source, speaker, f"{story}_mutual")
             for item, side in zip(ids, _SIDES, strict=True):
                 items[item] = (prompt, texts.segment("continuation", target, speaker, f"{story}_{side}"))
-            pairs.append(Pair(story, *ids, voice=speaker))
+            pairs.append(Pair(story, ids[0], ids[1], speaker))
         sets.append(ItemSet(f"{source} to {target}", items, tuple(pairs), MEASURES, PARTS_RULES))
     return Found(tuple(sets), Problems(missing=tuple(missing), extra=tuple(extra)))
 
