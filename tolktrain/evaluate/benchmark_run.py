@@ -91,8 +91,9 @@ def evaluate_benchmarks(run_dir: str | Path, suite: SuiteConfig) -> dict[str, An
     tasks = on_rank_zero(environment.rank, lambda: _read_tasks(suite))
     model, config, state = load_model(run_dir)
     vocabulary = check_data(config, model.architecture.text_vocab_size, verify_files=False)
-    with spinner() as progress:
-        progress.disable = environment.rank != 0
+    progress = spinner()
+    progress.disable = environment.rank != 0
+    with progress:
         run = _Run(config, suite, vocabulary, Scorer(model), environment, progress, RunPaths(Path(run_dir)))
         result: dict[str, Any] = {
             "format": FORMAT,

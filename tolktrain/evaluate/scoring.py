@@ -32,7 +32,7 @@ def points(better: FloatArray, worse: FloatArray) -> FloatArray:
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Indices of sequences in batches of at most `batch_tokens` positions with padding (or one sequence), longest
-    first. Sequences of one length stay in their order."""
+    first."""
     order = np.argsort(lengths, kind="stable")[::-1].tolist()
     batches, begin = [], 0
     while begin < len(order):
