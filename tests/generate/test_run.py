@@ -14,8 +14,8 @@ import yaml
 from small_disk import MakeDisk
 
 from tolktrain.errors import UserError
+from tolktrain.generate.context import Context
 from tolktrain.generate.run import generate
-from tolktrain.generate.sampling import Context
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.runs.load_model import load_model
 from tolktrain.vocabulary import Vocabulary

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from tolktrain.data.sequences import IntArray
-from tolktrain.generate.sampling import Context, Sampling, draw, sample_speech, sample_text
+from tolktrain.generate.context import Context
+from tolktrain.generate.decoding import PlainDecoder
+from tolktrain.generate.sampling import (
+    Sampling,
+    SpeechLimits,
+    TextLimits,
+    draw,
+    sample_speech,
+    sample_text,
+)
 from tolktrain.model.smoltolk import NextLogits
 from tolktrain.vocabulary import Vocabulary
 
@@ -19,7 +28,15 @@ def _vocabulary(num_codebooks: int = 1) -> Vocabulary:
 
 
 def _settings(**changes: float) -> Sampling:
-    return Sampling(**{"temperature": 1.0, "top_k": 50, "sequence_length": 100, "seed": 0} | changes)  # type: ignore[arg-type]
+    return Sampling(**{"temperature": 1.0, "top_k": 50, "seed": 0} | changes)  # type: ignore[arg-type]
+
+
+def _speech(model: "Recorder", window: int = 100) -> PlainDecoder:
+    return PlainDecoder(model, "speech", window)
+
+
+def _text(model: "Recorder") -> PlainDecoder:
+    return PlainDecoder(model, "text", 100)
 
 
 def _seconds(units: IntArray) -> float:
@@ -68,7 +85,7 @@ def test_top_k_and_allowed_ids() -> None:
 def test_speech_is_units_and_eos_only_and_lasts_as_asked() -> None:
     model = Recorder(speech=[0.0] * NUM_UNITS + [2.0, 99.0])
     prompts = [np.array([[1], [2], [EOS]]), np.array([[3]])]
-    said = sample_speech(model, prompts, _vocabulary(), _settings(), _seconds, 5.0, most_units=500)
+    said = sample_speech(_speech(model), prompts, _vocabulary(), _settings(), SpeechLimits(_seconds, 5.0, 500))
     for units in said:
         assert units.max() <= EOS
         assert (units[:, 0] != EOS).sum() == 50
@@ -79,7 +96,7 @@ def test_speech_is_units_and_eos_only_and_lasts_as_asked() -> None:
 
 def test_number_of_units_is_limited() -> None:
     said = sample_speech(
-        Recorder(), [np.array([[1]])], _vocabulary(), _settings(), lambda units: 0.0, 5.0, most_units=7
+        _speech(Recorder()), [np.array([[1]])], _vocabulary(), _settings(), SpeechLimits(lambda units: 0.0, 5.0, 7)
     )
     assert len(said[0]) == 7
 
@@ -87,10 +104,12 @@ def test_number_of_units_is_limited() -> None:
 def test_model_reads_prompt_and_what_it_said() -> None:
     model = Recorder(speech=[0.0] * NUM_UNITS + [-99.0, 0.0])
     prompts = [np.array([[1], [2], [3]]), np.array([[4]])]
-    said = sample_speech(model, prompts, _vocabulary(), _settings(sequence_length=8), _seconds, 1.0, most_units=100)
+    said = sample_speech(_speech(model, 8), prompts, _vocabulary(), _settings(), SpeechLimits(_seconds, 1.0, 100))
     for step, (tokens, speech_in, lengths) in enumerate(model.asked):
         for row, prompt in enumerate(prompts):
-            known = np.concatenate([prompt, said[row]])[: len(prompt) + step, 0][-8:]
+            known = np.concatenate([prompt, said[row]])[: len(prompt) + step, 0]
+            if len(known) > 8:  # of a full window, the last half remains
+                known = known[-(4 + (len(known) - 9) % 5) :]
             assert int(lengths[row]) == len(known)
             assert tokens[row, 0, : len(known)].tolist() == known.tolist()
             assert speech_in[row].tolist() == [True] * len(known) + [False] * (speech_in.shape[1] - len(known))
@@ -98,9 +117,13 @@ def test_model_reads_prompt_and_what_it_said() -> None:
 
 def test_same_seed_same_speech_whatever_the_batch() -> None:
     prompts = [np.array([[1], [2]]), np.array([[4]])]
-    together = sample_speech(Recorder(), prompts, _vocabulary(), _settings(), _seconds, 2.0, 100)
-    alone = sample_speech(Recorder(), prompts[:1], _vocabulary(), _settings(), _seconds, 2.0, 100)
-    other = sample_speech(Recorder(), prompts[:1], _vocabulary(), _settings(seed=1), _seconds, 2.0, 100)
+    together = sample_speech(_speech(Recorder()), prompts, _vocabulary(), _settings(), SpeechLimits(_seconds, 2.0, 100))
+    alone = sample_speech(
+        _speech(Recorder()), prompts[:1], _vocabulary(), _settings(), SpeechLimits(_seconds, 2.0, 100)
+    )
+    other = sample_speech(
+        _speech(Recorder()), prompts[:1], _vocabulary(), _settings(seed=1), SpeechLimits(_seconds, 2.0, 100)
+    )
     assert together[0].tolist() == alone[0].tolist() != other[0].tolist()
     assert together[0].tolist() != together[1].tolist()
 
@@ -110,7 +133,7 @@ def test_codebooks_are_delayed_and_end_together(num_codebooks: int) -> None:
     vocabulary = _vocabulary(num_codebooks)
     model = Recorder(num_codebooks, speech=[0.0] * NUM_UNITS + [1.0, 99.0])
     prompt = np.arange(4 * num_codebooks).reshape(4, num_codebooks) % NUM_UNITS
-    said = sample_speech(model, [prompt], vocabulary, _settings(), _seconds, 3.0, 200)[0]
+    said = sample_speech(_speech(model), [prompt], vocabulary, _settings(), SpeechLimits(_seconds, 3.0, 200))[0]
     assert (said[:, 0] != EOS).sum() == 30 and (said == EOS).any()
     assert ((said == EOS).all(axis=1) == (said == EOS).any(axis=1)).all()
     tokens = model.asked[-1][0][0].numpy()
@@ -128,10 +151,13 @@ def test_text_ends_after_its_utterances_or_its_limit() -> None:
     context = Context.of_speech(np.array([[1], [EOS]]), vocabulary, switch=True)
     assert context.tokens.tolist() == [[1, EOS, vocabulary.switch]]
     assert context.is_speech.tolist() == [True, True, False]
-    for text in sample_text(Recorder(text=[1.0] + [0.0] * 8), [context] * 3, vocabulary, _settings(), 200, 2):
+    ending = _text(Recorder(text=[1.0] + [0.0] * 8))
+    for text in sample_text(ending, [context] * 3, vocabulary, _settings(), TextLimits(200, 2)):
         assert text.count(0) == 2 and text[-1] == 0
     never = Recorder(text=[-99.0] + [0.0] * 8)
-    assert [len(text) for text in sample_text(never, [context], vocabulary, _settings(), 12, 2)] == [12]
+    assert [len(text) for text in sample_text(_text(never), [context], vocabulary, _settings(), TextLimits(12, 2))] == [
+        12
+    ]
     tokens, speech_in, _ = never.asked[-1]
     assert speech_in[0].tolist() == [True, True] + [False] * 12
     assert tokens[0, 0, :3].tolist() == [1, EOS, vocabulary.switch]

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tolktrain.config import Config
 from tolktrain.data.checks import check_data
@@ -18,12 +16,13 @@ from tolktrain.data.sequences import IntArray
 from tolktrain.errors import UserError
 from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import write_synced, write_wav
+from tolktrain.generate.context import Context
+from tolktrain.generate.decoding import make_decoder, use_accelerator
 from tolktrain.generate.durations import DurationTable, fit_durations
 from tolktrain.generate.inputs import TEXT_TOKENIZER_FILE
 from tolktrain.generate.prompts import Prompt, read_prompts
-from tolktrain.generate.sampling import Context, Sampling, sample_speech, sample_text
-from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.smoltolk import NextLogits, SmolTolk
+from tolktrain.generate.sampling import Sampling, SpeechLimits, TextLimits, sample_speech, sample_text
+from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.runs.load_model import load_model
 from tolktrain.runs.paths import RunPaths
 from tolktrain.units.base import SpeechDecoder, collapse, expand
@@ -94,22 +93,21 @@ class _Tools:
             )
         vocabulary = check_data(config, model.architecture.text_vocab_size, verify_files=False)
         tokenizer = load_speech_decoder(config.data.speech_tokenizer)
-        records = _training_records(config)
+        records = training_records(config)
         _check_tokenizer(config, tokenizer, records, vocabulary)
         number = min(len(records), settings.baseline_records)
         durations = fit_durations(
             (records[index] for index in range(number)), vocabulary.num_units, tokenizer.frames_per_second
         )
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return cls(
-            model=model.to(device),
+            model=use_accelerator(model),
             config=config,
             vocabulary=vocabulary,
             tokenizer=tokenizer,
             text_tokenizer=_text_tokenizer(config, vocabulary),
             durations=durations,
             prompts=read_prompts(settings.prompts, tokenizer.sample_rate),
-            sampling=Sampling(settings.temperature, settings.top_k, config.train.sequence_length, config.run.seed),
+            sampling=Sampling(settings.temperature, settings.top_k, config.run.seed),
         )
 
     def encode(self, prompt: Prompt) -> IntArray:
@@ -123,9 +121,9 @@ class _Tools:
         """Units [m, K] that the model predicts after each prompt, EOS left out."""
         seconds = self.config.evaluation.generated_seconds
         most = 2 * int(np.ceil(seconds * self.tokenizer.frames_per_second))
-        drawn = sample_speech(
-            self._next_logits, prompts, self.vocabulary, self.sampling, self.durations.seconds, seconds, most
-        )
+        decoder = make_decoder(self.model, "speech", self.config.train.sequence_length)
+        limits = SpeechLimits(self.durations.seconds, seconds, most)
+        drawn = sample_speech(decoder, prompts, self.vocabulary, self.sampling, limits)
         return [units[units[:, 0] != self.vocabulary.speech_eos] for units in drawn]
 
     def write(self, prompts: list[IntArray]) -> list[str | None]:
@@ -133,9 +131,9 @@ class _Tools:
         if self.text_tokenizer is None:
             return [None] * len(prompts)
         contexts = [Context.of_speech(units, self.vocabulary, switch=True) for units in prompts]
-        texts = sample_text(
-            self._next_logits, contexts, self.vocabulary, self.sampling, _MOST_TEXT_TOKENS, _TEXT_UTTERANCES
-        )
+        decoder = make_decoder(self.model, "text", self.config.train.sequence_length)
+        limits = TextLimits(_MOST_TEXT_TOKENS, _TEXT_UTTERANCES)
+        texts = sample_text(decoder, contexts, self.vocabulary, self.sampling, limits)
         return [self._decode(ids) for ids in texts]
 
     def save(self, folder: Path, prompt: Prompt, predicted: IntArray, text: str | None) -> dict[str, Any]:
@@ -183,10 +181,6 @@ class _Tools:
                 pieces[-1].append(token)
         return " ".join(text for piece in pieces if (text := self.text_tokenizer.decode(piece).strip()))
 
-    def _next_logits(self, tokens: Tensor, speech_in: Tensor, lengths: Tensor) -> NextLogits:
-        inputs = ModelInputs.for_next(tokens, speech_in, lengths)
-        return self.model.next_logits(inputs.to(next(self.model.parameters()).device))
-
 
 def _replace_folder(folder: Path, new: Path, old: Path) -> None:
     """Put the folder `new` in the place of `folder`, and what was there at `old`; all or nothing."""
@@ -201,8 +195,11 @@ def _replace_folder(folder: Path, new: Path, old: Path) -> None:
         raise
 
 
-def _training_records(config: Config) -> RecordFolder:
-    """The records that durations are taken from: evaluation.train_set, or the first set of the mixtures with speech."""
+def training_records(config: Config) -> RecordFolder:
+    """The records that durations are taken from: evaluation.train_set, or the first set of the mixtures with speech.
+
+    Raises UserError if no set has speech.
+    """
     names = [config.evaluation.train_set] if config.evaluation.train_set else []
     names += [name for stage in config.train.stages for entry in stage.mixture.values() for name in entry.sets]
     for name in names:

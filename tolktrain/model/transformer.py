@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tolktrain.config.training import ParameterGroup
 from tolktrain.model.architecture import Architecture
+from tolktrain.model.cache import CacheAccess
 from tolktrain.model.cost.work import LayerCost
 from tolktrain.model.parameter_layout import Initial, ParameterView
 from tolktrain.parallel.megatron import (
@@ -40,6 +41,7 @@ class AttentionContext:
     sin: Tensor  # the same; the first half of each head negated
     segments: SpeechSegments | None = None  # attention inside these; if None, causal over the whole sequence
     mask: Tensor | None = None  # bool [B, 1, T, T], instead of both
+    cached: CacheAccess | None = None  # of generation: keys and values are kept, and perhaps read
 
 
 def rotary_angles(architecture: Architecture, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -85,11 +87,17 @@ class CoreAttention(nn.Module):
             num_padding = query.shape[0] - segments.num_positions
             query, key, value = (heads[: segments.num_positions] for heads in (query, key, value))
             query, key = rotate(query, cos, sin, backend), rotate(key, cos, sin, backend)
+            if context.cached is not None:
+                context.cached.store(key, value)
             mixed = segment_attention(
                 query.squeeze(1), key.squeeze(1), value.squeeze(1), segments, self.kernels.attention
             )
             return functional.pad(mixed.flatten(1), (0, 0, 0, num_padding)).unsqueeze(1)
         query, key = rotate(query, cos, sin, backend), rotate(key, cos, sin, backend)
+        if context.cached is not None:
+            context.cached.store(key, value)
+            if context.cached.num_read is not None:
+                return context.cached.attend(query)
         queries, keys, values = (heads.permute(1, 2, 0, 3) for heads in (query, key, value))
         grouped = query.shape[2] != key.shape[2]
         mask = context.mask
