@@ -317,7 +317,7 @@ class _Run:
                 ]
                 row = {"benchmark": task.config.shown, "set": found.name, "measure": measure.name, "rule": rule.name}
                 row |= {"ties": 0.5} | model
-                row |= {scorer: floors[scorer]["accuracy"] for scorer in ("unigram", "bigram") if floors.get(scorer)}
+                row |= {name: floor["accuracy"] for name in ("unigram", "bigram") if (floor := floors.get(name))}
                 rows.append(row | {"published": published})
         return rows
 

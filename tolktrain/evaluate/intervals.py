@@ -14,7 +14,8 @@ def group_sums(values: FloatArray, groups: Sequence[Hashable]) -> tuple[FloatArr
     """Sum and number of the values of each group, in the order of their first appearance: two float64 [G]."""
     places = {name: place for place, name in enumerate(dict.fromkeys(groups))}
     index = np.fromiter((places[name] for name in groups), np.int64, len(groups))
-    return np.bincount(index, values, len(places)), np.bincount(index, minlength=len(places)).astype(np.float64)
+    sums = np.bincount(index, values, len(places)).astype(np.float64)
+    return sums, np.bincount(index, minlength=len(places)).astype(np.float64)
 
 
 def share_interval(values: FloatArray, groups: Sequence[Hashable]) -> tuple[float, float]:

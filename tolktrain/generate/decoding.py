@@ -107,6 +107,7 @@ class CachedDecoder(Decoder):
             self._layers = [x for x in self._layers if not isinstance(x, (LayerPooling, OutputAdapterLayer))]
         self._adapts = any(isinstance(layer, InputAdapterLayer) for layer in self._layers)
         self._cos, self._sin = rotary_angles(model.architecture, window, self._device)
+        self._segment_lengths: IntArray = np.zeros(0, np.int64)
 
     def begin(self, contexts: Sequence[Context]) -> Tensor:
         """As `Decoder.begin`."""

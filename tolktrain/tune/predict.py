@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from tolktrain.cluster.accelerators import Accelerator, accelerator_of
+from tolktrain.cluster.accelerators import CPU, Accelerator, accelerator_of
 from tolktrain.config import Config
 from tolktrain.config.deepspeed import DeepSpeedFile, resolve_deepspeed
 from tolktrain.config.root import compile_mistakes
@@ -11,7 +11,7 @@ from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.cut import cut_layers
 from tolktrain.model.divisibility import check_tensor_parallel
-from tolktrain.plan.assumptions import Assumptions, gib
+from tolktrain.plan.assumptions import Assumptions, cpu_assumptions, gib
 from tolktrain.plan.candidates import Candidate, Cluster
 from tolktrain.plan.memory import MemoryEstimate, estimate_memory
 from tolktrain.plan.time import Shape, estimate_step
@@ -19,23 +19,6 @@ from tolktrain.tune.setting import Setting
 
 _FLOAT32 = 4
 _MOMENTS = 2 * _FLOAT32
-# A process on a CPU: the libraries that it has loaded, GiB.
-_PROCESS_GIB = 0.5
-# A rank on a CPU. It only has to rank layouts; `calibration.json` says how far off it is.
-_CPU = Accelerator("cpu", r"\(CPU\)", 5e10, 8.0, 1e10, 2e9, 1e9)
-_CPU_RATES = Assumptions(
-    product_fractions=(1.0,) * 6,
-    attention_forward=0.5,
-    attention_backward=0.5,
-    links=1.0,
-    message_seconds=2e-4,
-    launch_seconds=1e-6,
-    host_launch_seconds=1e-5,
-    context_gib=_PROCESS_GIB,
-    communication_gib=0.0,
-    workspace_gib=0.0,
-    reserve=0.0,
-)
 
 
 @dataclass(frozen=True)
@@ -51,13 +34,13 @@ class Device:
     def accelerator(self) -> Accelerator:
         """Rates for predictions; an H100's for a GPU that is not known."""
         if self.kind == "cpu":
-            return _CPU
+            return CPU
         return accelerator_of(self.name) or replace(_known("NVIDIA H100 80GB HBM3"), name=self.name)
 
     @property
     def assumed(self) -> Assumptions:
         """Constants of the predictions."""
-        return _CPU_RATES if self.kind == "cpu" else Assumptions()
+        return cpu_assumptions() if self.kind == "cpu" else Assumptions()
 
 
 def _known(name: str) -> Accelerator:

@@ -128,4 +128,4 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> list[Row]:
         row["filename"] = row["filename"].removesuffix(".wav")
         if row["correct"] not in _CORRECT:
             raise UserError(f"{path}, line {number}: correct is {row['correct']!r}; expected 1 or 0")
-    return rows
+    return list[Row](rows)
