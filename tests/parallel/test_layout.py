@@ -14,11 +14,16 @@ from tolktrain.parallel.layout import initialize
 
 ALONE = """
 import sys
-from tolktrain.parallel.layout import initialize, shut_down
+from tolktrain.libraries.torch_compat import ranks_of_groups
+from tolktrain.parallel.layout import initialize, release_groups, shut_down
 layout = initialize()
 assert initialize() == layout
 assert (layout.rank, layout.world_size, layout.data_size, layout.tensor_size) == (0, 1, 1, 1)
 assert layout.data_group.size() == 1
+assert len(ranks_of_groups()) > 1
+release_groups()
+assert list(ranks_of_groups().values()) == [[0]], "only the default group is left"
+assert initialize() == layout
 shut_down()
 assert initialize() == layout
 """

@@ -95,7 +95,6 @@ def outcomes(warm: Warm, tmp_path_factory: pytest.TempPathFactory, sets: Path) -
                 for other in (*TWO, *THREE, *FOUR, *ROUNDED, *TRAPS, DIFFERENT_ORDERS, THREE_REPLICAS)
                 if other.num_processes == size
             ]
-            # Groups of ended cases live on, and gloo keeps a thread for each that wakes a hundred times a second.
             for begin in range(0, len(cases), CASES_OF_A_PROCESS):
                 listed = folder / f"cases-{size}-{begin}.pkl"
                 listed.write_bytes(pickle.dumps(cases[begin : begin + CASES_OF_A_PROCESS]))

@@ -15,6 +15,7 @@ from tolktrain.errors import UserError
 from tolktrain.parallel.cpu import stand_in_for_cuda
 from tolktrain.parallel.devices import check_devices_of_ranks
 from tolktrain.parallel.megatron import parallel_state
+from tolktrain.parallel.megatron_compat import created_groups
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,12 @@ def _indivisible(world_size: int, tensor: int, pipeline: int) -> str:
 def release_groups() -> None:
     """Destroy megatron-core's groups, so that the same processes can initialize another layout."""
     if parallel_state.model_parallel_is_initialized():
+        groups = created_groups()
         parallel_state.destroy_model_parallel()
+        # megatron-core only drops its references. A gloo group that still exists keeps its sockets and its threads,
+        # of which one wakes a hundred times a second.
+        for group in groups:
+            dist.destroy_process_group(group)
 
 
 def shut_down() -> None:

@@ -1,7 +1,12 @@
 """What we use of megatron-core beyond its documented layers: names, parameters and attributes that a release may
 change. `parallel.megatron` is the way in; this is what a test compares with the installed version."""
 
+from typing import TYPE_CHECKING
+
 from tolktrain.libraries.pinned import Pinned
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _STATE = "megatron.core.parallel_state"
 _REGIONS = "megatron.core.tensor_parallel"
@@ -25,6 +30,7 @@ MEGATRON = (
     ),
     Pinned(_STATE, "model_parallel_is_initialized", ()),
     Pinned(_STATE, "destroy_model_parallel", ()),
+    Pinned(_STATE, "_global_process_group_list"),  # what `created_groups` reads
     # Exchanges between tensor ranks.
     Pinned(_REGIONS, "copy_to_tensor_model_parallel_region", ("input_", "group")),
     Pinned(_REGIONS, "reduce_from_tensor_model_parallel_region", ("input_", "group")),
@@ -67,3 +73,10 @@ MEGATRON = (
         for name in ("gradient_accumulation_fusion", "use_cpu_initialization", "perform_initialization")
     ),
 )
+
+
+def created_groups() -> "list[ProcessGroup]":
+    """This rank's groups that megatron-core has created and not forgotten. The default group is not one of them."""
+    from tolktrain.parallel.megatron import parallel_state
+
+    return [group for group in parallel_state._global_process_group_list or [] if group is not None]
