@@ -62,7 +62,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 # Of the files with slow tests those that take minutes, longest first.
-_LONGEST = ("test_survival.py", "test_layouts.py", "test_zombie.py", "test_layout_runs.py", "test_soak.py")
+_LONGEST = (
+    *("launch/test_survival.py", "train/test_layouts.py", "launch/test_zombie.py", "train/test_layout_runs.py"),
+    *("nullgpu/test_steps.py", "model/test_compile.py", "nullgpu/test_ranks.py", "prepare/test_pipeline.py"),
+    "soak/test_soak.py",
+)
 _SLOW_SECONDS = 10.0  # from which on a test should be marked
 
 
@@ -70,16 +74,55 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that take longest first, so that none of them runs on alone at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     places = {name: place for place, name in enumerate(_LONGEST)}
-    items.sort(key=lambda item: (places.get(item.path.name, len(_LONGEST)), item.path not in slow))
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        return places.get("/".join(item.path.parts[-2:]), len(_LONGEST)), item.path not in slow
+
+    items.sort(key=place)
+
+
+_CPU_SECONDS = pytest.StashKey[float]()  # up to the end of the last file
+_NUM_FILES_SHOWN = 10
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What importing the tests takes is not a cost of the first file."""
+    from cpu_time import cpu_seconds
+
+    session.config.stash[_CPU_SECONDS] = cpu_seconds()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Note in the last report of a file what the file has cost, fixtures that it was the first to ask for included."""
+    from cpu_time import cpu_seconds
+
+    try:
+        yield
+    finally:
+        if nextitem is None or nextitem.path != item.path:
+            total = cpu_seconds()
+            item.user_properties.append(("cpu_seconds", total - item.config.stash[_CPU_SECONDS]))
+            item.config.stash[_CPU_SECONDS] = total
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Name the tests that should be marked as slow. They do not fail: a machine may be busy."""
+    """Name the files that cost most, and the tests that should be marked as slow. None fails: a machine may be busy."""
     seconds: dict[str, float] = {}
+    costs: dict[str, float] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
-            if isinstance(report, pytest.TestReport) and "slow" not in report.keywords:
+            if not isinstance(report, pytest.TestReport):
+                continue
+            if "slow" not in report.keywords:
                 seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
+            if report.when == "teardown":
+                file = report.nodeid.partition("::")[0]
+                costs[file] = costs.get(file, 0.0) + dict(report.user_properties).get("cpu_seconds", 0.0)
+    if costs:
+        terminalreporter.write_line(f"{sum(costs.values()):.0f} CPU seconds, of which")
+    for name, cost in sorted(costs.items(), key=lambda entry: -entry[1])[:_NUM_FILES_SHOWN]:
+        terminalreporter.write_line(f"{cost:7.1f} {name}")
     for name, total in sorted(seconds.items(), key=lambda entry: -entry[1]):
         if total > _SLOW_SECONDS:
             terminalreporter.write_line(f"not marked slow, but took {total:.0f} s: {name}")

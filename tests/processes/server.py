@@ -72,6 +72,9 @@ def serve(listener: socket.socket, given: Environ) -> Callable[[], object]:
     while True:
         ready = readable(listener, 0)
         if 0 in ready:
+            with contextlib.suppress(ChildProcessError):  # they end too; waited for, their CPU time is not lost
+                while True:
+                    os.wait()
             os._exit(0)
         connection, _ = listener.accept()
         with contextlib.suppress(ChildProcessError):
