@@ -49,15 +49,17 @@ def check_own_devices(devices: Sequence[RankDevice]) -> None:
             )
 
 
-def check_devices_of_ranks(environment: ProcessEnvironment, node: str, timeout: timedelta | None = None) -> None:
-    """The same for all ranks of the job; collective.
+def check_devices_of_ranks(environment: ProcessEnvironment, node: str, timeout: timedelta | None = None) -> dist.Store:
+    """The same for all ranks of the job; collective. Returns the store of the rendezvous, for the process group.
 
     Through the store of the rendezvous and before any process group exists: NCCL connects the GPUs when its first group
-    is created, and would fail there with a message that names neither the ranks nor the cause.
+    is created, and would fail there with a message that names neither the ranks nor the cause. Rank 0 must keep the
+    store, which ends with its last reference: other ranks may not have read the result.
     """
     options = {} if timeout is None else {"timeout": timeout}
     store, *_ = next(dist.rendezvous("env://", environment.rank, environment.world_size, **options))
     check_through(store, RankDevice.own(environment.rank, node), environment.world_size)
+    return store
 
 
 def check_through(store: dist.Store, own: RankDevice, world_size: int) -> None:

@@ -5,6 +5,7 @@ import os
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -145,10 +146,13 @@ def _start_distributed(timeout: timedelta | None) -> None:
     os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        place: dict[str, Any] = {}
         if on_gpu:
-            check_devices_of_ranks(environment, socket.gethostname(), timeout)
+            store = check_devices_of_ranks(environment, socket.gethostname(), timeout)
+            place = {"rank": environment.rank, "world_size": environment.world_size}
+            place["store"] = dist.PrefixStore("default_pg", store)
         # Without `device_id`, PyTorch guesses the GPU of NCCL's groups from LOCAL_RANK.
-        dist.init_process_group(backend, timeout=timeout, device_id=device)
+        dist.init_process_group(backend, timeout=timeout, device_id=device, **place)
     else:
         # A store in memory opens no port, so two runs on one machine do not conflict.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
