@@ -115,10 +115,10 @@ from tolktrain.benchmark.first_hour.pieces import Piece
 CHILD = '''
 import os, sys, time
 from pathlib import Path
-from tolktrain.benchmark.first_hour.process import end_with_parent
 from tolktrain.benchmark.first_hour.results import Results
+from tolktrain.cluster.signals import be_killed_with_parent
 name, folder, parent = sys.argv[1:]
-end_with_parent(int(parent))
+be_killed_with_parent(int(parent))
 results = Results(Path(folder))
 if name == "machine":
     results.add("device", name, type="cuda", name="a stand-in")
@@ -126,8 +126,8 @@ elif name == "broken":
     print("the reason")
     sys.exit(3)
 else:
-    results.add("numeric", name, case=f"case of {name}", tensor="w", ours=float("nan"), eager=1e-7, is_within=False)
     Path(folder, "pid").write_text(str(os.getpid()))
+    results.add("numeric", name, case=f"case of {name}", tensor="w", ours=float("nan"), eager=1e-7, is_within=False)
     time.sleep(600 if name == "endless" else 0)
 '''
 hour.piece_command = lambda piece, folder, _: [sys.executable, "-c", CHILD, piece.name, str(folder), str(os.getpid())]
@@ -178,7 +178,6 @@ def test_a_kill_leaves_results_and_ends_the_piece(tmp_path: Path) -> None:
 def test_a_request_to_end_ends_the_piece(tmp_path: Path) -> None:
     process = start(tmp_path, 60)
     wait_for("case of endless", tmp_path / "results.jsonl")
-    wait_for("", tmp_path / "pid")
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
     with pytest.raises(ProcessLookupError):
@@ -237,7 +236,8 @@ def test_measured_rates_are_a_calibration(tmp_path: Path) -> None:
     values = calibration(records, device)
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(values))
-    assumed, names = read_calibration(path)
-    assert set(names) == {"product_fractions", "attention_forward", "copy"}
+    known = read_calibration(path, Assumptions())
+    assumed = known.assumed
+    assert set(known.replaced) == {"product_fractions", "attention_forward", "copy"}
     assert (assumed.product_fraction(576), assumed.attention_forward, assumed.copy) == (0.5, 0.3, 0.9)
     assert assumed.product_fraction(2048) == Assumptions().product_fraction(2048)

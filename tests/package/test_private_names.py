@@ -15,6 +15,7 @@ USERS = (
     "libraries/compiler.py",
     "libraries/streaming_compat.py",
     "libraries/torch_compat.py",
+    "parallel/megatron_compat.py",
     "train/deepspeed/compat.py",
 )
 TABLE = (*DEEPSPEED, *MEGATRON, *STREAMING, *TORCH)

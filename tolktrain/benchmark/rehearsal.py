@@ -37,14 +37,13 @@ from tolktrain.model.cost.cut import carried_slices
 from tolktrain.model.local_backbone import local_architecture
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout, initialize, shut_down
+from tolktrain.plan.rehearse import MARK
 from tolktrain.train.deepspeed.compat import expect_shape
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.deepspeed.tensors import forget_values
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.optimizer import learning_rates_at
 from tolktrain.train.resolved import ResolvedSettings
-
-MARK = "rehearsed: "
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class _Counted(TorchDispatchMode):
         if func.namespace == "c10d":
             sides = [[item for item in tree_leaves(arg) if isinstance(item, Tensor) and item.is_cuda] for arg in args]
             if any(sides):
-                name = func._schema.name.partition("::")[2].strip("_")
+                name = func.name().partition("::")[2].strip("_")
                 self.calls[name] += 1
                 self.bytes[name] += max(sum(tensor.nbytes for tensor in side) for side in sides)
         return func(*args, **(kwargs or {}))

@@ -49,6 +49,10 @@ TORCH = (
     Pinned("torch._C", "_current_autograd_node"),
     Pinned("torch.autograd", "_get_sequence_nr"),
     Pinned("torch.autograd.graph:Node", "_sequence_nr", ("self",)),
+    # By which `tolktrain bench --count` and `tolktrain plan --rehearse` see operators, and ranks that do not exist.
+    Pinned("torch.utils._python_dispatch", "TorchDispatchMode"),
+    Pinned("torch.utils._pytree", "tree_leaves"),
+    Pinned("torch.testing._internal.distributed.fake_pg", "FakeStore"),
     # Megatron's linear layers add a hook that expects their `_extra_state`.
     Pinned("torch.nn:Module", "_load_state_dict_pre_hooks", "assigned"),
     # Megatron's sequence parallelism asks this for its device; replaced where there is no GPU.

@@ -22,7 +22,7 @@ from tolktrain.plan.run import Plans
 from tolktrain.plan.time import INTERLEAVED_SPEECH
 
 _REHEARSAL = "tolktrain.benchmark.rehearsal"
-_MARK = "rehearsed: "  # before each result that it prints
+MARK = "rehearsed: "  # before each result that it prints
 _MISSING = "error: there is no null GPU here: "
 
 
@@ -162,8 +162,8 @@ def run_cases(cases: Sequence[Mapping[str, Any]], memory_gib: float) -> Iterator
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
-                if line.startswith(_MARK):
-                    yield json.loads(line.removeprefix(_MARK))
+                if line.startswith(MARK):
+                    yield json.loads(line.removeprefix(MARK))
         if process.returncode:
             log.seek(0)
             raise UserError(f"--rehearse failed:\n{log.read().strip()[-4000:]}")

@@ -117,18 +117,8 @@ def train(config: Config, stop: Stop | None = None, progress: Progress | None = 
                 # After the last step, copies of checkpoints are waited for with signals noted, too.
                 with contextlib.ExitStack() as steps, copying as saver:
                     context = RunContext(
-                        *(
-                            config,
-                            layout,
-                            model_builder,
-                            vocabulary,
-                            identity,
-                            saver,
-                            settings,
-                            progress,
-                            machines,
-                            stopping,
-                        )
+                        *(config, layout, model_builder, vocabulary, identity),
+                        *(saver, settings, progress, machines, stopping),
                     )
                     return _run_stages(context, plans, directory, heartbeat, steps)
             except StopRaised:

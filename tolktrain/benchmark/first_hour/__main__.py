@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from tolktrain.benchmark.first_hour.pieces import CPU_PIECES, GPU_PIECES, MACHINE, Piece
-from tolktrain.benchmark.first_hour.process import end_with_parent, run_process
+from tolktrain.benchmark.first_hour.process import run_process
 from tolktrain.benchmark.first_hour.results import Results
 from tolktrain.benchmark.first_hour.schedule import DONE, Outcome, run_pieces
 from tolktrain.benchmark.first_hour.summary import summary
 from tolktrain.benchmark.versions import versions
+from tolktrain.cluster.signals import be_killed_with_parent
 
 ROOT = Path(__file__).resolve().parents[3]  # of the repository: its configurations and tests are used
 _MODULE = "tolktrain.benchmark.first_hour"
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _do(options: argparse.Namespace, results: Results, folder: Path, root: Path) -> None:
     if options.parent is not None:
-        end_with_parent(options.parent)
+        be_killed_with_parent(options.parent)  # it would keep the GPU
     from tolktrain.benchmark.first_hour.measurements import Context, work  # imports torch
 
     work(Context(options.piece, results, folder, root, tuple(options.overrides)))

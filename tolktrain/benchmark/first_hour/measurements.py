@@ -21,6 +21,7 @@ from tolktrain.benchmark.first_hour.pieces import KERNELS, MODELS
 from tolktrain.benchmark.first_hour.results import Results
 from tolktrain.cluster.accelerators import accelerator_of
 from tolktrain.errors import UserError
+from tolktrain.files.writing import replace_file
 from tolktrain_kernels.bench.measure import Plan, copy_rate
 
 REFERENCE_MICRO_BATCH = {"150m": 16, "400m": 8, "2b": 4}  # the reference implementation needs far more memory
@@ -223,7 +224,7 @@ def _products(context: Context) -> None:
     kind = accelerator_of(torch.cuda.get_device_name(0))
     if kind is not None:
         values = calibration(context.results.read(), kind)
-        (context.folder / "calibration.json").write_text(json.dumps(values, indent=2) + "\n")
+        replace_file(context.folder / "calibration.json", json.dumps(values, indent=2) + "\n")
 
 
 def _tune(context: Context) -> None:

@@ -1,11 +1,9 @@
 """Runs a piece in a process, with a limit of time."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +12,6 @@ from tolktrain.benchmark.first_hour.schedule import DONE, FAILED, STOPPED, Outco
 
 _TAIL = 1500  # characters of the log that are kept with a failure
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 2.0
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def run_process(command: Sequence[str], folder: Path, log: Path, limit: float, tick: Callable[[], None]) -> Outcome:
@@ -65,11 +62,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _tail(log: Path) -> str:
     return log.read_text(errors="replace").strip()[-_TAIL:]
-
-
-def end_with_parent(parent: int) -> None:
-    """Let the kernel end this process when the one that started it has ended: it would keep the GPU."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
