@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from tolktrain.benchmark.count.run import read_measured
 from tolktrain.cli import main
+from tolktrain.errors import UserError
 from tolktrain.plan.assumptions import Assumptions, cpu_assumptions, read_calibration
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "bench"
@@ -83,3 +85,13 @@ def test_damaged_files_are_refused(changes: dict[str, Any], tmp_path: Path, caps
     file.write_text(json.dumps({**measurements(H100, (200.0, 100.0)), **changes}))
     assert main(["plan", str(CONFIGS / "smoltolk-150m.yaml"), f"--calibration={file}"]) == 2
     assert str(file) in capsys.readouterr().err
+
+
+def test_counts_need_rates(tmp_path: Path) -> None:
+    """A factor of the whole step says nothing of its parts."""
+    file = tmp_path / "calibration.json"
+    file.write_text(json.dumps(measurements(H100, (200.0, 100.0))))
+    with pytest.raises(UserError, match="measured steps.*--count needs measured rates"):
+        read_measured(file)
+    file.write_text(json.dumps({"copy": 0.8}))
+    assert read_measured(file) == {"copy": 0.8}

@@ -84,6 +84,7 @@ def test_remarks_and_tables(result: StageResult) -> None:
         (["--stage", "middle"], "--stage 'middle' is no stage of the configuration; it has adapter, joint"),
         (["--steps", "0"], "--steps 0 is too small; use 1 or more"),
         (["--trials", "0"], "--trials 0 is too small; use 1 or more"),
+        (["--processes", "0"], "--processes 0 is too small; use 1 or more"),
         (["--memory", "-1"], "--warmup must not be negative, and --limit and --memory must be above 0"),
     ],
 )

@@ -1,6 +1,7 @@
 """The space, its predictions and the answer, on real configurations."""
 
 import json
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -168,3 +169,28 @@ def test_the_calibration_compares_with_the_prediction(tmp_path: Path) -> None:
 def test_tune_is_started_once() -> None:
     with pytest.raises(UserError, match="start it once, without torchrun or srun"):
         find_ground(Options(), {"RANK": "0", "WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    ("processes", "environ", "expected"),
+    [
+        (None, {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "16"}, Cluster(16, 8)),
+        (None, {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}, Cluster(16, 8)),
+        (4, {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}, Cluster(4, 2)),
+        (1, {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}, "1 ranks do not divide evenly over the 2 nodes"),
+        (18, {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}, "each of the 2 nodes has 8; use 16 at most"),
+        (None, {}, Cluster(8, 8)),
+        (9, {}, "this machine has 8; use 8 at most"),
+    ],
+)
+def test_the_ranks_of_an_allocation(
+    monkeypatch: pytest.MonkeyPatch, processes: int | None, environ: dict[str, str], expected: Cluster | str
+) -> None:
+    found = {"name": H100.name, "kind": H100.kind, "count": 8, "memory_gib": H100.memory_gib, "versions": {}}
+    done = subprocess.CompletedProcess([], 0, stdout=json.dumps(found))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            find_ground(Options(processes=processes), environ)
+    else:
+        assert find_ground(Options(processes=processes), environ).cluster == expected

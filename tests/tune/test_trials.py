@@ -6,17 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from predictors import CPU, predictor_of
 from warm import Warm
 
 from tolktrain.benchmark.memory_limit import OUT_OF_MEMORY
 from tolktrain.errors import UserError
+from tolktrain.plan.candidates import Cluster
 from tolktrain.tune.journal import Journal
 from tolktrain.tune.launch import Ended, Launcher
-from tolktrain.tune.setting import Outcome
-from tolktrain.tune.trials import read_outcome
+from tolktrain.tune.setting import Outcome, Setting
+from tolktrain.tune.trials import BenchMachine, TrialOptions, read_outcome
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OK = Outcome("ok", 64, (0.5, 0.25), 2.5, 1.0, None, 0.5, trial_seconds=3.0, date="2026-11-30")
@@ -65,7 +68,7 @@ def test_a_single_process_is_alone(
 
 def test_after_the_limit_all_are_killed_with_what_they_have_started(tmp_path: Path) -> None:
     command = ["sh", "-c", f"sleep 600 & echo $! > {tmp_path}/$RANK.child; sleep 600"]
-    ended = Launcher(2).run(command, tmp_path, 2.0)
+    ended = Launcher(2).run(command, tmp_path, 5.0)
     assert ended.is_late and ended.codes == (None, None)
     wait_until_gone([int((tmp_path / f"{rank}.child").read_text()) for rank in range(2)])
     assert read_outcome(tmp_path, ended, "").status == "time-out"
@@ -74,7 +77,7 @@ def test_after_the_limit_all_are_killed_with_what_they_have_started(tmp_path: Pa
 def test_what_does_not_end_when_asked_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tolktrain.tune.launch._ENDING_SECONDS", 0.3)
     command = ["sh", "-c", f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 1; done"]
-    assert Launcher(1).run(command, tmp_path, 2.0).is_late
+    assert Launcher(1).run(command, tmp_path, 5.0).is_late
     wait_until_gone([int((tmp_path / "pid").read_text())])
 
 
@@ -85,7 +88,7 @@ def test_srun_is_asked_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert Launcher(2, by_slurm=True).run(["true"], tmp_path, 2.0).is_late
+    assert Launcher(2, by_slurm=True).run(["true"], tmp_path, 5.0).is_late
     assert (tmp_path / "asked").read_text() == "asked\n"
 
 
@@ -163,6 +166,43 @@ def test_the_journal_keeps_outcomes_and_drops_a_torn_line(tmp_path: Path) -> Non
     assert len(path.read_text().splitlines()) == 3
     with pytest.raises(UserError, match="another search writes to it"):
         Journal(path)
+    journal.close()
+
+
+class Late(Launcher):
+    """Ends every trial at its limit."""
+
+    def run(self, command: Sequence[str], folder: Path, limit_seconds: float, number: int = 0) -> Ended:
+        """The end of it."""
+        return Ended((None,), True, limit_seconds + 0.1)
+
+
+def test_a_time_out_is_known_for_its_limit_only(tmp_path: Path) -> None:
+    """With a higher limit, the trial is made again; its last outcome is the one that is kept."""
+    journal, told = Journal(tmp_path / "tune.jsonl"), list[tuple[float, bool]]()
+
+    def measure(limit: float) -> None:
+        options = TrialOptions("cpu.yaml", (), "joint", 1, 0.46, limit, None)
+        machine = BenchMachine(
+            options,
+            predictor_of("cpu", Cluster(1, 1), CPU),
+            Late(1),
+            journal,
+            tmp_path / "trials",
+            {},
+            5,
+            1.0,
+            lambda setting, steps, outcome, was_known: told.append((outcome.trial_seconds, was_known)),
+        )
+        setting = Setting(tensor=1, pipeline=1, zero_stage=1, micro_batch_size=1)
+        assert machine.measure(setting, 2, 0).status == "time-out"
+
+    for limit in (60.0, 60.0, 90.0, 30.0):
+        measure(limit)
+    journal.close()
+    assert told == [(60.1, False), (60.1, True), (90.1, False), (90.1, True)]
+    journal = Journal(tmp_path / "tune.jsonl")
+    assert len(journal) == 1
     journal.close()
 
 

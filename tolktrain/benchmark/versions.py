@@ -6,12 +6,17 @@ from importlib import metadata
 _PACKAGES = ("tolktrain", "torch", "triton", "deepspeed", "megatron-core", "transformers", "flash-attn")
 
 
-def versions() -> str:
-    """Python's and those of the installed packages, by commas."""
-    found = [f"Python {platform.python_version()}"]
+def installed() -> dict[str, str]:
+    """Of Python and of the installed packages, by name."""
+    found = {"Python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found.append(f"{package} {metadata.version(package)}")
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue  # an optional one
-    return ", ".join(found)
+    return found
+
+
+def versions() -> str:
+    """The same, by commas."""
+    return ", ".join(f"{name} {version}" for name, version in installed().items())

@@ -16,7 +16,7 @@ from tolktrain.files.reading import parse_json, read_text
 
 _LARGEST_BYTES = 1 << 20
 _GIB = float(1 << 30)
-_FORMAT = 1
+CALIBRATION_FORMAT = 1  # of measurements of steps, as `tolktrain tune` writes them
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,10 @@ def read_calibration(path: Path, default: Assumptions) -> Calibration:
 
 def _of_measurements(path: Path, values: dict[str, Any], default: Assumptions) -> Calibration:
     """Measured steps: their seconds over the predicted ones, as a geometric mean."""
-    if values["format"] != _FORMAT:
-        raise UserError(f"--calibration {path}: format {values['format']!r}; this version of plan reads {_FORMAT}")
+    if values["format"] != CALIBRATION_FORMAT:
+        raise UserError(
+            f"--calibration {path}: format {values['format']!r}; this version of plan reads {CALIBRATION_FORMAT}"
+        )
     device, entries = values.get("device"), values.get("measurements")
     if not isinstance(device, str) or not isinstance(entries, list):
         raise UserError(f"--calibration {path}: expected the name of a device, and a list of measurements")

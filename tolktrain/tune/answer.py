@@ -9,13 +9,13 @@ from typing import Any
 
 from tolktrain.config.document import parse, write_document
 from tolktrain.files.writing import replace_file
+from tolktrain.plan.assumptions import CALIBRATION_FORMAT
 from tolktrain.tune.predict import Device, Predictor
 from tolktrain.tune.search import Found
 from tolktrain.tune.setting import Setting
 from tolktrain.tune.trials import DEEPSPEED
 
 OVERRIDE = "override.yaml"
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def calibration(
     factors = [entry["predicted_tokens_per_second"] / entry["tokens_per_second"] for entry in measurements]
     factor = math.exp(math.fsum(map(math.log, factors)) / len(factors)) if factors else 1.0
     return {
-        "format": _FORMAT,
+        "format": CALIBRATION_FORMAT,
         "device": device.name,
         "world_size": world_size,
         "versions": dict(versions),

@@ -5,22 +5,15 @@ A process of its own, because a process that has asked a GPU for its name holds 
 
 import json
 import os
-import platform
-from importlib import metadata
 
 import torch
 
-_PACKAGES = ("tolktrain", "torch", "triton", "deepspeed", "megatron-core", "flash-attn")
+from tolktrain.benchmark.versions import installed
 
 
 def probe() -> dict[str, object]:
     """Name, kind, number and memory (GiB) of the devices, and the versions of what computes on them."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue  # an optional one
+    versions = installed()
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         found = {"name": torch.cuda.get_device_name(0), "kind": "cuda", "count": torch.cuda.device_count()}

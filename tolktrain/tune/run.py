@@ -245,6 +245,8 @@ def _stages(config: Config, options: Options) -> list[StageConfig]:
     for name, value in (("trials", options.trials), ("steps", options.steps)):
         if value < 1:
             raise UserError(f"--{name} {value} is too small; use 1 or more")
+    if options.processes is not None and options.processes < 1:
+        raise UserError(f"--processes {options.processes} is too small; use 1 or more")
     if options.warmup < 0 or options.limit_seconds <= 0 or (options.memory_gib or 1.0) <= 0:
         raise UserError("--warmup must not be negative, and --limit and --memory must be above 0")
     return [known[name] for name in dict.fromkeys(options.stages or known)]
@@ -265,14 +267,24 @@ def find_ground(options: Options, environ: Mapping[str, str] = os.environ) -> Gr
     found = json.loads(done.stdout.splitlines()[-1])
     device = Device(found["name"], found["kind"], found["count"], found["memory_gib"])
     nodes = int(environ.get("SLURM_JOB_NUM_NODES", "1")) if "SLURM_JOB_ID" in environ else 1
-    if "SLURM_JOB_ID" in environ:
-        tasks = int(environ.get("SLURM_NTASKS", "0")) or nodes * device.count
-        return Ground(device, Launcher(options.processes or tasks, nodes, by_slurm=True), found["versions"])
-    usual = device.count if device.kind == "cuda" else min(_CPU_PROCESSES, device.count)
-    processes = options.processes or usual
-    if processes < 1 or (device.kind == "cuda" and processes > device.count):
-        raise UserError(f"--processes {processes}: this machine has {device.count} GPUs; use as many at most")
-    return Ground(device, Launcher(processes), found["versions"])
+    by_slurm = "SLURM_JOB_ID" in environ
+    if by_slurm:
+        usual = int(environ.get("SLURM_NTASKS", "0")) or nodes * device.count
+    else:
+        usual = device.count if device.kind == "cuda" else min(_CPU_PROCESSES, device.count)
+    processes = usual if options.processes is None else options.processes
+    if processes % nodes:
+        raise UserError(
+            f"--processes: {processes} ranks do not divide evenly over the {nodes} nodes of this allocation; use a"
+            f" multiple of {nodes}"
+        )
+    if device.kind == "cuda" and processes > nodes * device.count:
+        where = f"each of the {nodes} nodes has" if nodes > 1 else "this machine has"
+        raise UserError(
+            f"--processes: {processes} ranks need a GPU each, but {where} {device.count}; use {nodes * device.count} at"
+            " most"
+        )
+    return Ground(device, Launcher(processes, nodes, by_slurm), found["versions"])
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from tolktrain.tune.search import Spent
 from tolktrain.tune.setting import Outcome, Setting, digest
 
 DEEPSPEED = "deepspeed.json"
+LATE = "time-out"  # status of a trial that was ended at the limit
 _KILLED = (-9, 128 + 9)  # the second of srun
 _LOG_BYTES = 1 << 16
 
@@ -92,6 +93,8 @@ class BenchMachine:
         }
         key = digest({**self._identity, **what, "document": setting.document})
         outcome = self._journal.get(key)
+        if outcome is not None and outcome.status == LATE and outcome.trial_seconds < self._options.limit_seconds:
+            outcome = None  # the limit was lower
         was_known = outcome is not None
         if outcome is None:
             outcome = self._run(self._folder / key, setting, steps)
@@ -133,7 +136,7 @@ def read_outcome(folder: Path, ended: Ended, date: str) -> Outcome:
         found = read_json(folder / OUT_OF_MEMORY)
         return Outcome("out of memory", message=f"rank {found['rank']}: {printable(str(found['message']))}", **common)
     if ended.is_late:
-        return Outcome("time-out", message=f"not finished after {ended.seconds:.0f} s", **common)
+        return Outcome(LATE, message=f"not finished after {ended.seconds:.0f} s", **common)
     if any(code in _KILLED for code in ended.codes):
         return Outcome("out of memory", message="a rank was killed, as when the machine's memory runs out", **common)
     results = sorted(folder.glob("step-*.json"))

@@ -50,6 +50,11 @@ def read_measured(path: Path) -> dict[str, Any]:
     Raises UserError if the file cannot be used.
     """
     known = read_calibration(path, Assumptions())
+    if known.device is not None:
+        raise UserError(
+            f"--calibration {path}: it has measured steps, which correct the time of a step as a whole; --count needs"
+            " measured rates, as launch/benchmark.sh writes them"
+        )
     return {name: getattr(known.assumed, name) for name in known.replaced}
 
 
