@@ -98,6 +98,12 @@ def test_the_best_layouts_are_rehearsed(
     assert recorded.memory_gib == pytest.approx(79.2 - 2.2)
 
 
+def test_a_key_is_no_number_of_layouts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(BENCH / "smoltolk-150m.yaml"), "--rehearse", "train.micro_batch_size=1"])
+    assert ended.value.code == 2 and "write --rehearse=1 before key=value" in capsys.readouterr().err
+
+
 def test_a_layout_that_does_not_fit_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,7 +28,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--tokens-in-data", type=float, metavar="N", help="the same in tokens (30e9)")
     parser.add_argument(
         "--rehearse",
-        type=int,
+        type=_layouts,
         nargs="?",
         const=1,
         default=0,
@@ -39,6 +39,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--picture", type=path_argument, metavar="FILE", help="also draw step and memory, as .png or .svg"
     )
+
+
+def _layouts(text: str) -> int:
+    """The number of layouts after --rehearse, which may be left out at the end only."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.100} is no number of layouts; write --rehearse=1 before key=value"
+        ) from None
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -86,7 +86,7 @@ def rehearse(plans: Plans, count: int) -> list[list[Rehearsal]]:
         for plan in plans.plans
     ]
     flat = [item for items in expected for item in items]
-    found = iter(_run(plans, flat))
+    found = iter(_run(plans, flat) if flat else ())  # no layout fits: there is nothing to run
     return [[_with(item, next(found)) for item in items] for items in expected]
 
 
@@ -141,7 +141,7 @@ def _run(plans: Plans, items: Sequence[Rehearsal]) -> list[Mapping[str, Any]]:
         }
         for item in items
     ]
-    memory = min((plans.device.memory_gib - item.computed.parts()["overhead"] for item in items), default=1.0)
+    memory = min(plans.device.memory_gib - item.computed.parts()["overhead"] for item in items)
     return list(run_cases(cases, memory))
 
 

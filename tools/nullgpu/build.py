@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterable
@@ -75,7 +76,7 @@ def build() -> Path:
     """The folder of the stub libraries; built if it is not there yet.
 
     Raises:
-        Unavailable: gcc, nm, or the CUDA wheels are missing.
+        Unavailable: gcc, nm, or the CUDA wheels are missing; or another user can write to the folder.
     """
     if missing := [tool for tool in ("gcc", "nm") if shutil.which(tool) is None]:
         raise Unavailable(f"{' and '.join(missing)} is not installed")
@@ -91,6 +92,10 @@ def build() -> Path:
                 raise
         finally:
             shutil.rmtree(made, ignore_errors=True)
+    status = folder.lstat()
+    # Its name can be guessed, and processes load what it contains.
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise Unavailable(f"{folder} can be written by others; set TMPDIR to a folder of your own")
     return folder
 
 
