@@ -1,4 +1,4 @@
-"""The commands that the documentation shows name configurations and keys that there are."""
+"""The commands that the documentation shows name options, configurations and keys that there are."""
 
 import re
 import shlex
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tolktrain.cli.entry import VERBS as ALL_VERBS
+from tolktrain.cli.entry import _parse
 from tolktrain.config.load import load_config, load_prepare_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +39,51 @@ def configurations(markdown: str) -> list[list[str]]:
                 arguments = [word for word in words[places[0] :] if not word.startswith("-")]
                 found.append([PREPARE, *arguments] if prepares else arguments)
     return found
+
+
+def command_lines(markdown: str) -> list[list[str]]:
+    """The words after `tolktrain` of every command in a fenced bash block."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", markdown, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            try:
+                words = shlex.split(line, comments=True)
+            except ValueError:
+                continue  # a line of a script
+            places = [i for i, pair in enumerate(zip(words, words[1:], strict=False)) if _calls(*pair)]
+            if places:
+                after = words[places[0] + 1 :]
+                end = next((i for i, word in enumerate(after) if word in {"|", ">", "&&", "||", "&", ";"}), len(after))
+                found.append(after[:end])
+    return found
+
+
+def _calls(word: str, after: str) -> bool:
+    return word == "tolktrain" and after in ALL_VERBS
+
+
+LINES = [
+    pytest.param(words, id=f"{file.relative_to(ROOT)}: {' '.join(words)}")
+    for file in DOCUMENTS
+    for words in command_lines(file.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize("words", LINES)
+def test_the_documented_command_has_options_that_there_are(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsed as by the command line. What `plan` and `tune` read is loaded; their options take values without `=`."""
+    monkeypatch.chdir(ROOT)
+    parsed = _parse(words)
+    if parsed.verb in {"plan", "tune"} and str(parsed.config).endswith(".yaml"):
+        assert load_config(parsed.config, parsed.overrides).run.name
+
+
+def test_unknown_options_of_documented_commands_are_found(capsys: pytest.CaptureFixture[str]) -> None:
+    (words,) = command_lines("```bash\npython -m tolktrain plan a.yaml \\\n    --gpu-count 8 > file\n```\n")
+    assert words == ["plan", "a.yaml", "--gpu-count", "8"]
+    with pytest.raises(SystemExit):
+        _parse(words)
+    assert "unrecognized arguments: --gpu-count" in capsys.readouterr().err
 
 
 COMMANDS = [

@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         of_verb.set_defaults(run=verb.run, verb=name)
         verb.add_arguments(of_verb)
-        of_verb.add_argument("overrides", metavar="key=value", nargs="*", help="dotted key and new value")
+        of_verb.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="dotted key and new value")
     return parser
 
 
