@@ -69,7 +69,7 @@ def test_shared_memory_is_what_training_asks_for(config: Config) -> None:
 
     assert not limit(1_000_000).is_met
     assert limit(8 * (64 << 20) // 4).is_met
-    met = int(limit(1_000_000).text.rpartition(" met at ")[2].split(" ")[0].replace(",", ""))
+    met = int(limit(1_000_000).text.rpartition(" exceed at ")[2].split(" ")[0].replace(",", ""))
     assert not limit(met * 99 // 100).is_met and limit(met * 101 // 100).is_met
 
 

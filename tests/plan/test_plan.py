@@ -1,6 +1,7 @@
 """The verb `plan` from the command line to its files."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ def test_the_verb_answers_and_writes(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["plan", BENCH, "--gpus", "8,64", "--price", "2", *files]) == 0
     shown = capsys.readouterr().out
     assert "8 GPUs (1 node of 8)" in shown and "64 GPUs (8 nodes of 8)" in shown
-    assert "submit: sbatch --nodes=8 --gpus-per-node=8 launch/pretrain.sbatch" in shown
+    assert "submit: sbatch --nodes=8 --ntasks-per-node=8 --gpus-per-node=8 launch/pretrain.sbatch" in shown
+    assert "would freeze random ones" in shown  # configs/bench has shapes instead of weights
     assert "% slower:" in shown and "assumed:" in shown
     written = json.loads((tmp_path / "plan.json").read_text())
     assert [item["gpus"] for item in written["plans"]] == [8, 64]
@@ -45,6 +47,25 @@ def test_measured_rates_replace_assumed_ones(tmp_path: Path, capsys: pytest.Capt
     )
     assert after["elementwise"] == pytest.approx(2 * before["elementwise"])
     assert after["products"] == pytest.approx(2 * before["products"], rel=0.05)
+
+
+def test_the_command_starts_a_rank_for_each_gpu_and_survives_a_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nodes of 4; the header of the script has 8 tasks on a node."""
+    weights, sets = "checkpoint.init_from=runs/other", "data.sets.libriheavy={path: /data/a b}"
+    assert main(["plan", BENCH, "--gpus=4", "--gpus-per-node=4", weights, sets]) == 0
+    shown = capsys.readouterr().out
+    (line,) = (line for line in shown.splitlines() if line.startswith("submit: "))
+    words = shlex.split(line)
+    assert words[2:5] == ["--nodes=1", "--ntasks-per-node=4", "--gpus-per-node=4"]
+    assert words[7:9] == [weights, sets]
+    assert "would freeze random ones" not in shown
+
+
+def test_sizes_without_a_layout_say_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", BENCH, "--gpus=7"]) == 0
+    shown = capsys.readouterr().out
+    assert "no layout is accepted:\n  t 1, p 1, ZeRO 1 is refused:" in shown
+    assert "submit: " not in shown and "measure the first two" not in shown
 
 
 @pytest.mark.parametrize(

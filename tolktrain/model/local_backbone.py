@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
+from tolktrain.config import Config
 from tolktrain.config.model import ModelConfig
 from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
+
+RANDOM_BACKBONE = (
+    "this configuration has the shape of a backbone and no weights, so its first stage would freeze random ones; train"
+    " with the same entries and a configuration whose model.backbone names a checkpoint"
+)
 
 
 def local_architecture(config: ModelConfig, verb: str) -> Architecture:
@@ -26,6 +32,12 @@ def local_architecture(config: ModelConfig, verb: str) -> Architecture:
     if not isinstance(cached, str):
         raise UserError(
             f"model.backbone: {backbone} is not on this machine, and {verb} downloads nothing; give the backbone's"
-            " shape in its place, as configs/bench/smoltolk-150m.yaml, -400m and -2b do for the published models"
+            " shape in its place, as configs/bench/smoltolk-150m.yaml, -400m, -2b and -8b do for the published models"
         )
     return Architecture.from_config(config.model_copy(update={"backbone": str(Path(cached).parent)}))
+
+
+def freezes_random_backbone(config: Config) -> bool:
+    """Whether the first stage freezes a backbone that has a shape and no weights, as in configs/bench."""
+    has_weights = isinstance(config.model.backbone, str) or config.checkpoint.init_from is not None
+    return not has_weights and "backbone" not in config.train.stages[0].trainable

@@ -137,12 +137,12 @@ def _shared_memory(config: Config, cluster: Cluster, best: Candidate, data: Sequ
         assert item.epoch is not None and item.records is not None
         needed = max(needed, loader_memory(own, ranks, math.ceil(item.epoch * share), item.shards or 0, item.records))
     left = max(0.0, _DOCKER_SHARED_MEMORY - batches) / 4 / share
-    met = f"at {left:,.0f} records of an epoch" if left else "by the batches alone"
-    order = "" if known else ", and room for the order of an epoch, whose records are unknown"
+    met = f"the loaders exceed at {left:,.0f} records of an epoch" if left else "the batches alone exceed"
+    order = "" if known else ", plus the order of an epoch (number of records unknown)"
     return Limit(
         needed > _DOCKER_SHARED_MEMORY,
-        f"the loaders of a node need {needed / 2**20:,.0f} MiB in /dev/shm{order}; the 64 MiB of a container without"
-        f" --shm-size are met {met}",
+        f"the loaders of a node need {needed / 2**20:,.0f} MiB in /dev/shm{order}; a container without"
+        f" --shm-size has 64 MiB, which {met}",
     )
 
 

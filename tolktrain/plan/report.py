@@ -1,6 +1,7 @@
 """The answer of `plan` at the terminal, as JSON and as a picture."""
 
 import json
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -10,9 +11,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from tolktrain.cluster.accelerators import CPU
 from tolktrain.config.deepspeed import read_deepspeed_file
 from tolktrain.files.terminal import Console
 from tolktrain.files.writing import replace_file
+from tolktrain.model.local_backbone import RANDOM_BACKBONE, freezes_random_backbone
 from tolktrain.plan.job import JobEstimate
 from tolktrain.plan.limits import data_limits
 from tolktrain.plan.rehearsal_report import print_rehearsals, rehearsal_json
@@ -20,6 +23,11 @@ from tolktrain.plan.rehearse import Rehearsal
 from tolktrain.plan.run import Plan, Plans
 
 _HEADINGS = ("layout", "ZeRO", "micro", "memory", "step", "tokens/s", "MFU", "time")
+_COLUMNS = (
+    "t, p, d: tensor, pipeline and data ranks; micro: sequences of a micro batch x micro batches; *: layers recomputed;"
+    " memory: of the fullest rank; step, tokens/s, MFU: of the slowest stage; time: to the end of the recipe\n"
+    "Layouts within 10 % are equal as far as plan can tell: measure the first two.\n"
+)
 Rehearsals = Sequence[Sequence[Rehearsal]]  # of each number of GPUs
 _ANSWERED = 4  # reasons for layouts that are not shown
 
@@ -81,11 +89,13 @@ def _print_plan(plans: Plans, plan: Plan, console: Console) -> None:
     cluster, top = plan.cluster, plan.ranked[: plans.options.top]
     console.print(f"\n{cluster.num_gpus} GPUs ({_nodes(cluster.num_nodes)} of {cluster.gpus_per_node})", style="bold")
     if not top:
-        console.print("no layout fits:")
+        console.print("no layout fits:" if plan.too_large else "no layout is accepted:")
     else:
         console.print(_table(plans, top))
         best = top[0]
         console.print(f"submit: {_command(plans, best)}")
+        if freezes_random_backbone(plans.config):
+            _say(console, f"  note: {RANDOM_BACKBONE}")
         parts = ", ".join(f"{name} {size:.1f}" for name, size in best.memory.parts().items() if size >= 0.05)
         _say(console, f"  memory of the first, GiB: {parts}")
         _say(
@@ -137,7 +147,11 @@ def _cells(job: JobEstimate) -> tuple[str, ...]:
 def _command(plans: Plans, job: JobEstimate) -> str:
     """The job's command, with those entries of the layout that the configuration does not have already."""
     cluster, config = job.candidate.cluster, plans.config
-    nodes = f"sbatch --nodes={cluster.num_nodes} --gpus-per-node={cluster.gpus_per_node} launch/pretrain.sbatch"
+    ranks = cluster.gpus_per_node  # the script's header has those of nodes of 8
+    gpus = 0 if plans.device is CPU else ranks
+    nodes = (
+        f"sbatch --nodes={cluster.num_nodes} --ntasks-per-node={ranks} --gpus-per-node={gpus} launch/pretrain.sbatch"
+    )
     entries = []
     for key, value in job.candidate.overrides.items():
         branch, name = key.split(".")
@@ -146,7 +160,7 @@ def _command(plans: Plans, job: JobEstimate) -> str:
             held = read_deepspeed_file(config).entries.get("zero_optimization", {}).get("stage")
         if str(held).lower() != value.lower():
             entries.append(f"{key}={_shown(value) if name == 'config' else value}")
-    return " ".join([nodes, str(plans.path), *plans.overrides, *entries])
+    return f"{nodes} {shlex.join([str(plans.path), *plans.overrides, *entries])}"
 
 
 def _shown(path: str) -> str:
@@ -169,11 +183,10 @@ def _labels(plans: Plans) -> str:
         "" if plans.config.train.precision == "bf16" else "\nmemory is that of bf16; float32 needs up to twice as much"
     )
     return (
-        "\nt, p, d: tensor, pipeline and data ranks; micro: sequences of a micro batch x micro batches; *: layers"
-        " recomputed; step, tokens/s, MFU: of the slowest stage; time: to the end of the recipe\n"
-        "Layouts within 10 % are equal as far as plan can tell: measure the first two.\n"
-        "computed: FLOPs, bytes of states and collectives, layouts; assumed: rates, reserves and failures"
-        f" (tolktrain/plan/assumptions.py, docs/planning.md){measured}{wide}"
+        f"\n{_COLUMNS if any(plan.ranked for plan in plans.plans) else ''}"
+        "computed: FLOPs, bytes of collectives, memory without reserve and overhead; assumed: rates, reserve, overhead,"
+        f" failures (tolktrain/plan/assumptions.py, docs/planning.md){measured}; predicted from both: step, tokens/s,"
+        f" MFU, time, cost{wide}"
     )
 
 

@@ -16,7 +16,7 @@ from tolktrain.config.load import load_config
 from tolktrain.config.training import StageConfig
 from tolktrain.errors import UserError
 from tolktrain.files.terminal import Console
-from tolktrain.model.local_backbone import local_architecture
+from tolktrain.model.local_backbone import RANDOM_BACKBONE, freezes_random_backbone, local_architecture
 from tolktrain.plan.candidates import Cluster
 from tolktrain.plan.job import Recipe
 from tolktrain.tune.answer import StageResult, calibration, write_answer, write_calibration
@@ -235,6 +235,8 @@ class Tuning:
             self.folder / REPORT, self.config, ground.device, ground.versions, results, together, content, command
         )
         print_answer(results, together, override, self.folder, self.console)
+        if freezes_random_backbone(self.config):
+            self.console.print(f"note: {RANDOM_BACKBONE}")
 
 
 def _stages(config: Config, options: Options) -> list[StageConfig]:
