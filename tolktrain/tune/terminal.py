@@ -28,7 +28,8 @@ def print_trial(
         result = f"{outcome.status}: {outcome.message}" if outcome.status == "failed" else outcome.status
     label = f" ({setting.label})" if setting.label else ""
     known = ", measured before" if was_known else f", {outcome.trial_seconds:.0f} s"
-    console.print(f"{stage}: {setting.name}{label}, {steps} steps: {result}{known}")
+    length = "1 step" if steps == 1 else f"{steps} steps"
+    console.print(f"{stage}: {setting.name}{label}, {length}: {result}{known}")
 
 
 def print_stage(result: StageResult, console: Console) -> None:
