@@ -117,13 +117,15 @@ def test_only_what_stands_under_shards_is_a_shard(tmp_path: Path) -> None:
         '{"version": 2, "shards": [0]}',
         f'{{"version": 2, "other": {shard}, "shards": [0]}}',
         f'{{"version": 2, "other": {shard}, "shards": [{shard}]}}',
-        f'{{"version": 2, "shards": [{shard}], "shards": [{shard}]}}',
         f'{{"version": 2, "shards": [[{shard}]]}}',
         f'{{"version": 2, "shards": {shard}}}',
     ):
         (tmp_path / "index.json").write_text(content)
         with pytest.raises(UserError, match="lists a shard that cannot be read"):
             read_index(tmp_path)
+    (tmp_path / "index.json").write_text(f'{{"version": 2, "shards": [{shard}], "shards": [{shard}]}}')
+    with pytest.raises(UserError, match="the key 'shards' is twice in one object"):
+        read_index(tmp_path)
 
 
 @pytest.mark.parametrize("visible", [True, False])

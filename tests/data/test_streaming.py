@@ -31,6 +31,7 @@ from tolktrain.storage.retries import RetryPolicy
 MakeConfig = Callable[..., Config]
 
 NUM_SHARDS = 11
+USED = "data.sets.a, used by train.stages[0].mixture.text: "
 
 
 @pytest.fixture(scope="module")
@@ -173,14 +174,15 @@ def test_records_by_number(stories: Path, stored_stories: str, tmp_path: Path, f
 def test_credentials_bucket_and_endpoint(
     make_streaming: MakeConfig, stored_stories: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index = f"{stored_stories}/index.json cannot be fetched: "
+    index = f"{USED}{stored_stories}/index.json cannot be fetched: "
     with s3_server.checked_credentials():
         assert refusal(make_streaming()).startswith(
             index + "access is refused (403 Forbidden); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    assert refusal(make_streaming("s3://nobody-made-this/set")).startswith(
+    absent = (
         "s3://nobody-made-this/set/index.json cannot be fetched: it does not exist (404 Not Found); check the bucket"
     )
+    assert refusal(make_streaming("s3://nobody-made-this/set")).startswith(USED + absent)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     message = refusal(make_streaming(download_retries=1))
@@ -196,13 +198,12 @@ def test_broken_descriptions(make_streaming: MakeConfig, own_stories: Storage, e
     index = own_stories.read("index.json") or b""
     own_stories.write("index.json", index[:100])
     assert refusal(config) == (
-        f"{own_stories.address}/index.json cannot be fetched: it arrived damaged 1 times (it is not a JSON object);"
-        " upload it again, or remove the cache folder if the data set was rebuilt"
+        f"{USED}{own_stories.address}/index.json cannot be fetched: it arrived damaged 1 times (it is not a JSON"
+        " object); upload it again, or remove the cache folder if the data set was rebuilt"
     )
     own_stories.write("index.json", b'{"version": 2}')
-    assert (
-        refusal(config) == f"{cache}/index.json is not a readable MDS index (KeyError('shards')); rebuild the data set"
-    )
+    unreadable = f"{cache}/index.json is not a readable MDS index (KeyError('shards')); rebuild the data set"
+    assert refusal(config) == USED + unreadable
     own_stories.write("index.json", index)
     check_data(config, 100)
     assert global_batches(config, 2) == expected[:2]
@@ -225,8 +226,8 @@ def test_a_rebuilt_set_is_noticed(make_streaming: MakeConfig, own_stories: Stora
         own_stories.upload(path, path.name)
     cache = config.data.sets["a"].path
     assert refusal(config) == (
-        f"{cache}/index.json differs from {own_stories.address}/index.json: the data set was rebuilt since the cache"
-        f" folder {cache} was filled; remove {cache}, so that it is filled again"
+        f"{USED}{cache}/index.json differs from {own_stories.address}/index.json: the data set was rebuilt since the"
+        f" cache folder {cache} was filled; remove {cache}, so that it is filled again"
     )
 
 

@@ -1,5 +1,7 @@
 """The same training under many layouts: what is run, in one process and in several."""
 
+import json
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +26,14 @@ from tolktrain.train.optimizer import LearningRates
 from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.vocabulary import Vocabulary
 
-NUM_STEPS = 10
+NUM_STEPS = 7
+ZERO_3 = {
+    "stage": 3,
+    "stage3_param_persistence_threshold": 100,
+    "stage3_prefetch_bucket_size": 2000,
+    "stage3_max_live_parameters": 10_000,
+    "stage3_max_reuse_distance": 2000,
+}
 VALIDATED_STEP = 4  # after which the pipeline sees batches of another shape
 RATES = LearningRates(backbone=0.002, speech=0.004)
 
@@ -102,8 +111,17 @@ class Case:
             "train.optimizer.clip_grad_norm=0.5",
             *VARIANTS[self.variant],
             *([f"data.sets.train.path={sets / 'codebooks'}"] if self.variant == "codebooks" else []),
+            *([f"deepspeed.config={_released_parameters(folder)}"] if self.zero_stage == 3 else []),
             *self.overrides,
         )
+
+
+def _released_parameters(folder: Path) -> Path:
+    """Settings of ZeRO 3 under which this small model's parameters are gathered and released, and its vectors kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"zero3-{os.getpid()}.json"
+    path.write_text(json.dumps({"zero_optimization": ZERO_3}))
+    return path
 
 
 Slices = dict[str, Slice]

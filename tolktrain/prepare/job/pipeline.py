@@ -100,7 +100,7 @@ def _first(rejected: Sequence[Failure]) -> str:
     if not rejected:
         return ""
     first = rejected[0]
-    return f": {len(rejected)} entries are unusable, the first ({first.place or first.id}): {first.detail}"
+    return f": {len(rejected)} entries are unusable, the first ({first.id}): {first.detail}"
 
 
 def _description(config: PrepareConfig, kind: Kind, parts: Sequence[Part]) -> dict[str, Any]:
