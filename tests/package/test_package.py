@@ -90,7 +90,8 @@ def _imported() -> dict[str, str]:
 
 def test_everything_that_is_imported_is_required() -> None:
     declared, distributions = _declared(), metadata.packages_distributions()
-    optional = {"wandb", "lhotse"}  # asked for by configuration; a message says how to install it
+    # The first are asked for by configuration; a message says how to install them. The last runs tests of a checkout.
+    optional = {"wandb", "lhotse", "pytest"}
     missing = {
         name: file
         for name, file in _imported().items()

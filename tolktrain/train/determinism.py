@@ -18,4 +18,5 @@ def set_determinism(config: TrainConfig) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         # What is not initialized is not read; to fill it would take a pass over the memory.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic or torch.are_deterministic_algorithms_enabled():  # it imports torch's compiler
+        torch.use_deterministic_algorithms(config.deterministic)

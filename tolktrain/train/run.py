@@ -225,7 +225,7 @@ def _callbacks(
         context.stopping,
         LearningCheck(config, layout),
         DivergenceGuard(config, directory.path, metrics, context.saver, layout),
-        Validation(config, ValidationSource(context), metrics, context.stopping),
+        Validation(config, ValidationSource(context), metrics, context.stopping.after_validation),
         display,
         Checkpointing(context, metrics, directory.position.state.get("metrics")),
     ]

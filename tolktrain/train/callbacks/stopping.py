@@ -84,6 +84,11 @@ class StopOnRequest(NoCallback):
         asked = self._stop is not None and self._stop.requested
         run.stop = self._agree(asked, f"after step {run.step} with a checkpoint", in_step=True)
 
+    def after_validation(self, run: StageRun) -> None:
+        """Check all ranks again: a signal during a validation must not wait for another step."""
+        if self._interrupts is not None:
+            self.on_step(run)
+
     def on_interrupt(self, run: StageRun) -> None:
         """Stop after the last step."""
         run.stop = self._agree(True, f"after step {run.step}", in_step=True)

@@ -9,23 +9,26 @@ from tolktrain.data.batch import Batch
 from tolktrain.runs.metrics import Line
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
-from tolktrain.train.loop import Callback, StageRun
+from tolktrain.train.loop import StageRun
 
 logger = logging.getLogger(__name__)
 
 Batches = Callable[[str, Strategy], Sequence[Batch]]
+AfterValidation = Callable[[StageRun], None]
 
 
 class Validation(NoCallback):
     """Every `train.validation.every_steps` and at the end of a stage: the loss of each strategy on each data set."""
 
-    def __init__(self, config: Config, batches: Batches, metrics: MetricsLog, stopping: Callback | None = None) -> None:
-        """`batches` gives this rank's batches of a data set in a strategy, always the same ones. `stopping` is called
-        after a validation too: a signal in it must not wait for another step."""
+    def __init__(
+        self, config: Config, batches: Batches, metrics: MetricsLog, after: AfterValidation | None = None
+    ) -> None:
+        """`batches` gives this rank's batches of a data set in a strategy, always the same ones. `after` is called
+        after a validation of a run that is to go on."""
         self._config = config.train.validation
         self._batches = batches
         self._metrics = metrics
-        self._stopping = stopping
+        self._after = after
         self._unscored: set[str] = set()  # of which there was a warning
 
     def on_step(self, run: StageRun) -> None:
@@ -39,8 +42,8 @@ class Validation(NoCallback):
                         {"step": run.step, "stage": run.plan.name, **self._losses(run, dataset, strategy)}
                     )
             run.engine.model.train()
-            if self._stopping is not None and not run.stop:
-                self._stopping.on_step(run)
+            if self._after is not None and not run.stop:
+                self._after(run)
 
     def _losses(self, run: StageRun, dataset: str, strategy: Strategy) -> Line:
         """Nats per scored position, of both modalities apart where both are scored."""
