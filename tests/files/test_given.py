@@ -150,6 +150,7 @@ def test_inputs_whose_names_hold_a_dollar_or_a_tilde(home: Path) -> None:
         (["prepare", "--inspect", "set", "--text-tokenizer", "$SCRATCH/x"], "--text-tokenizer"),
         (["prepare", "--inspect", "set", "--speech-tokenizer", "$SCRATCH/x"], "--speech-tokenizer"),
         (["checkpoints", "run", "--weights-only", "$SCRATCH/x"], "--weights-only"),
+        *((["generate", "run", option, "$SCRATCH/x"], option) for option in ("--audio", "--prompts", "--into")),
         *((["plan", "a.yaml", option, "$SCRATCH/x"], option) for option in ("--calibration", "--json", "--picture")),
         (["bench", "a.yaml", "--output", "$SCRATCH/x"], "--output"),
         *(

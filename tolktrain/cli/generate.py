@@ -1,16 +1,143 @@
 """`tolktrain generate`."""
 
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tolktrain.cli.verb import verb_of_run
+from tolktrain.cli.failures import EXIT_DONE
+from tolktrain.cli.output import print_to_reader
+from tolktrain.cli.verb import Verb, existing_run
+from tolktrain.errors import UserError
+from tolktrain.files.given import input_argument, path_argument
 from tolktrain.runs.paths import RunPaths
+
+if TYPE_CHECKING:
+    from tolktrain.generate.requests import Request
+
+_PROMPTS = ("text", "audio", "units", "prompts")
+# Options that have an effect only with a prompt, and the least and most value of numbers.
+_NUMBERS = {
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 1 << 30),
+    "top_p": (1e-6, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+    "seed": (0, 1 << 62),
+    "samples": (1, 1 << 16),
+    "batch": (1, 1 << 16),
+    "length": (1, 1 << 30),
+    "seconds": (0.0, 1e6),
+    "utterances": (1, 1 << 30),
+    "step": (0, 1 << 62),
+}
+_OTHERS = ("to", "ends_utterance", "stop", "into")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", metavar="CONFIG", type=input_argument, help="configuration that was trained, or the run directory"
+    )
+    prompts = parser.add_argument_group("prompts, in place of the spoken ones of evaluation.prompts")
+    prompts.add_argument("--text", metavar="TEXT", action="append", help="text; may be given several times")
+    prompts.add_argument(
+        "--audio", metavar="FILE", type=input_argument, action="append", help="WAV, FLAC or MP3; several times"
+    )
+    prompts.add_argument("--units", metavar="UNITS", action="append", help="units such as '12 7 480'; several times")
+    prompts.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=input_argument,
+        help="JSON lines with text, audio or units; - for standard input",
+    )
+    prompts.add_argument("--to", choices=("text", "speech"), help="what follows (the modality of the prompt)")
+    prompts.add_argument(
+        "--ends-utterance", action="store_true", default=None, help="the prompt is a whole utterance: EOS follows it"
+    )
+    drawing = parser.add_argument_group("sampling of these prompts")
+    drawing.add_argument("--step", metavar="N", type=int, help="step of the checkpoint (the latest valid one)")
+    drawing.add_argument("--temperature", metavar="T", type=float, help="0: the likeliest (evaluation.temperature)")
+    drawing.add_argument("--top-k", metavar="K", type=int, help="likeliest ids that are drawn from; 0: all")
+    drawing.add_argument("--top-p", metavar="P", type=float, help="share of probability that is drawn from (1)")
+    drawing.add_argument("--repetition-penalty", metavar="R", type=float, help="above 1: repeats are less likely (1)")
+    drawing.add_argument("--seed", metavar="N", type=int, help="of the random numbers (run.seed)")
+    drawing.add_argument("--samples", metavar="N", type=int, help="continuations of each prompt (1)")
+    drawing.add_argument("--batch", metavar="N", type=int, help="prompts that are computed together (1)")
+    ends = parser.add_argument_group("end of a continuation, at the first limit that is reached")
+    ends.add_argument("--length", metavar="N", type=int, help="text ids or units (300)")
+    ends.add_argument("--utterances", metavar="N", type=int, help="ends of utterances (1)")
+    ends.add_argument("--seconds", metavar="S", type=float, help="of speech")
+    ends.add_argument("--stop", metavar="TEXT", action="append", help="text that ends a text; several times")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--into", metavar="DIR", type=path_argument, help="new folder for WAV files, texts, units and timings"
+    )
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    run_directory = existing_run(parsed)
+    if any(getattr(parsed, name) is not None for name in _PROMPTS):
+        return _answer(run_directory, parsed)
+    without_effect = [name for name in (*_NUMBERS, *_OTHERS) if getattr(parsed, name) is not None]
+    if without_effect:
+        option = without_effect[0].replace("_", "-")
+        raise UserError(
+            f"--{option} belongs to prompts that are given by --text, --audio, --units or --prompts; the spoken prompts"
+            " of evaluation.prompts are continued as the section evaluation of the run's configuration says"
+        )
+    generate_samples(run_directory)
+    return EXIT_DONE
 
 
 def generate_samples(run_directory: Path) -> None:
-    """Write the folder of samples."""
+    """Continue the prompts of the configuration."""
     from tolktrain.generate.run import generate
 
     print(f"{len(generate(run_directory))} files in {RunPaths(run_directory).samples}")
 
 
-VERB = verb_of_run("continue spoken prompts with a trained model; write WAV files", generate_samples)
+def _answer(run_directory: Path, parsed: argparse.Namespace) -> int:
+    for name, (least, most) in _NUMBERS.items():
+        value = getattr(parsed, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; expected {least} to {most}")
+    from tolktrain.generate.answer import Answering, answer
+    from tolktrain.generate.continuation import Limits
+
+    limits = Limits(parsed.length or 300, parsed.seconds, parsed.utterances or 1, tuple(parsed.stop or ()))
+    options = Answering(
+        step=parsed.step,
+        temperature=parsed.temperature,
+        top_k=parsed.top_k,
+        top_p=1.0 if parsed.top_p is None else parsed.top_p,
+        repetition_penalty=1.0 if parsed.repetition_penalty is None else parsed.repetition_penalty,
+        seed=parsed.seed,
+        num_samples=parsed.samples or 1,
+        batch_size=parsed.batch or 1,
+        limits=limits,
+        into=parsed.into,
+    )
+    answer(run_directory, _requests(parsed), options, print_to_reader)
+    return EXIT_DONE
+
+
+def _requests(parsed: argparse.Namespace) -> Iterator["Request"]:
+    from tolktrain.generate.requests import read_requests, request
+
+    ends, taken = bool(parsed.ends_utterance), []
+    for kind in ("text", "audio", "units"):
+        for number, given in enumerate(getattr(parsed, kind) or [], start=1):
+            content: Any = _numbers(given) if kind == "units" else given
+            taken.append(f"{kind}-{number}")
+            yield request(kind, content, parsed.to, ends, taken[-1], f"--{kind} {given!r:.40}")
+    if parsed.prompts is not None:
+        yield from read_requests(parsed.prompts, parsed.to, ends, taken)
+
+
+def _numbers(given: str) -> list[int]:
+    try:
+        return [int(number) for number in given.replace(",", " ").split()]
+    except ValueError:
+        raise UserError(f"--units {given!r:.60} is no list of units; expected numbers such as '12 7 480'") from None
+
+
+VERB = Verb("continue prompts of text or speech with a trained model", _add_arguments, _run)

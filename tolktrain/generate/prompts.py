@@ -54,7 +54,7 @@ def read_waveform(path: Path, sample_rate: int) -> Samples:
             most = min(int(_LONGEST_SECONDS * rate), _MOST_VALUES // int(opened.channels))
             waveform = opened.read(min(int(opened.frames), most + 1), dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} is not a readable audio file ({error}); expected a WAV file") from None
+        raise UserError(f"{path} is not a readable audio file ({error}); expected WAV, FLAC or MP3") from None
     if not len(waveform):
         raise UserError(f"{path} holds no audio; expected a spoken prompt")
     if len(waveform) > most:

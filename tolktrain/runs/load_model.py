@@ -17,18 +17,18 @@ from tolktrain.runs.paths import RunPaths
 logger = logging.getLogger(__name__)
 
 
-def load_model(run_dir: str | Path) -> tuple[SmolTolk, Config, dict[str, Any]]:
-    """The model of the latest valid checkpoint (float32, on the CPU, in evaluation mode), the run's configuration, and
-    the checkpoint's state.json.
+def load_model(run_dir: str | Path, step: int | None = None) -> tuple[SmolTolk, Config, dict[str, Any]]:
+    """The model of the latest valid checkpoint, or of that of `step` (float32, on the CPU, in evaluation mode), the
+    run's configuration, and the checkpoint's state.json.
 
-    Raises UserError if `run_dir` is not a run directory or has no valid checkpoint.
+    Raises UserError if `run_dir` is not a run directory or has no such valid checkpoint.
     """
     run_dir = Path(run_dir)
     file = RunPaths(run_dir).config
     if not file.is_file():
         raise UserError(f"{run_dir} is not a run directory: it has no {file.name}; train first")
     config = load_config(file)
-    folder = choose_checkpoint(run_dir, warn=logger.warning)
+    folder = choose_checkpoint(run_dir, step, warn=logger.warning)
     state = read_state(folder)
     # The checkpoint contains the architecture; the backbone folder in the configuration may not exist any more.
     model = SmolTolk(Architecture.from_dict(state["architecture"]), seed=None)

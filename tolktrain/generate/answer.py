@@ -1,0 +1,235 @@
+"""`tolktrain generate` with prompts of the command line or of a file: streams continuations, and writes them."""
+
+import itertools
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tolktrain.data.folder import RecordFolder
+from tolktrain.data.sequences import IntArray
+from tolktrain.errors import UserError
+from tolktrain.files.printable import printable
+from tolktrain.files.writing import AppendedFile, replace_file, write_wav
+from tolktrain.generate.continuation import Continuation, Continuer, Limits
+from tolktrain.generate.decoding import use_accelerator
+from tolktrain.generate.durations import DurationTable, fit_durations
+from tolktrain.generate.requests import Request
+from tolktrain.generate.run import training_records
+from tolktrain.generate.sampling import Sampling
+from tolktrain.runs.load_model import load_model
+from tolktrain.units.base import SpeechDecoder, expand
+
+SETTINGS_FILE = "settings.json"
+LINES_FILE = "continuations.jsonl"
+_DECODED_AGAIN = 64
+_ALL_IDS = 1 << 30
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How prompts are continued; None for what the run's configuration says."""
+
+    step: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    num_samples: int = 1
+    batch_size: int = 1  # prompts that are continued together
+    limits: Limits = Limits(300, utterances=1)
+    into: Path | None = None
+
+
+def answer(run_dir: Path, requests: Iterable[Request], options: Answering, show: Callable[[str], None]) -> None:
+    """Continue prompts with a checkpoint of a run, and show the continuations.
+
+    A single prompt with a single continuation is shown as it is drawn, others when they are complete.
+
+    With `options.into`, a new or empty folder, it gets settings.json and continuations.jsonl, to which each
+    continuation is appended with its text or units and timings, after its WAV file NAME-SAMPLE.wav was written. Speech
+    is written as audio if the run's speech tokenizer gives audio back; each unit lasts the median of its durations in
+    the training records.
+
+    Raises UserError when the run has no such checkpoint, a tokenizer is missing or another one, or a prompt cannot be
+    used (`Continuer.run`).
+    """
+    if options.into is not None:
+        _require_empty(options.into)
+    model, config, state = load_model(run_dir, options.step)
+    continuer = Continuer(use_accelerator(model), config, state.get("tokenizers", {}))
+    settings = Sampling(
+        config.evaluation.temperature if options.temperature is None else options.temperature,
+        config.evaluation.top_k if options.top_k is None else options.top_k or _ALL_IDS,
+        config.run.seed if options.seed is None else options.seed,
+        options.top_p,
+        options.repetition_penalty,
+    )
+    output = None
+    if options.into is not None:
+        header = {"run": str(run_dir), "step": state.get("step"), **asdict(settings), "limits": asdict(options.limits)}
+        output = _Output(options.into, continuer, header)
+    if options.limits.seconds is not None and continuer.durations is None:
+        continuer.durations = _durations(continuer)
+    numbers = itertools.count()
+    for batch in _batched(requests, options.batch_size):
+        chosen = [next(numbers) for _ in batch]
+        live = _Live(continuer, batch[0], show) if len(batch) == 1 and options.num_samples == 1 else None
+        on_position = _ignore if live is None else live.add
+        for found in continuer.run(batch, chosen, options.num_samples, settings, options.limits, on_position):
+            if live is not None:
+                live.end()
+            else:
+                text = found.text if found.text is not None else " ".join(str(frame[0]) for frame in found.ids)
+                show(printable(f"{found.request.name}, sample {found.sample}: {text}\n"))
+            if output is not None:
+                output.add(found)
+
+
+def _ignore(place: int, sample: int, column: IntArray) -> None:
+    """Show nothing."""
+
+
+class _Live:
+    """Shows the continuation of one prompt as it grows: its text, or its units of the first codebook."""
+
+    def __init__(self, continuer: Continuer, request: Request, show: Callable[[str], None]) -> None:
+        sizes = continuer.model.architecture
+        self._show = show
+        self._num_units = sizes.num_units
+        self._delay = sizes.num_codebooks - 1
+        self._waiting: deque[int] = deque()  # units of frames that lack codebooks
+        self._text = _TextStream(continuer) if request.to == "text" else None
+        show(f"{printable(request.name)}: ")
+
+    def add(self, place: int, sample: int, column: IntArray) -> None:
+        """Show what a position [K] completes."""
+        if self._text is not None:
+            self._show(printable(self._text.piece(int(column[0]))))
+            return
+        self._waiting.append(int(column[0]))
+        if len(self._waiting) > self._delay:
+            unit = self._waiting.popleft()
+            if unit < self._num_units:  # not EOS
+                self._show(f"{unit} ")
+
+    def end(self) -> None:
+        """Show the rest of the text, and end the line."""
+        rest = "" if self._text is None else self._text.rest()
+        self._show(f"{printable(rest)}\n")
+
+
+class _TextStream:
+    """Text as it grows; a character whose bytes are spread over several ids is given when it is complete."""
+
+    def __init__(self, continuer: Continuer) -> None:
+        self._tokenizer = continuer.text.tokenizer
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def piece(self, token: int) -> str:
+        """What an id adds; nothing for EOS."""
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids)
+        if text.endswith("\ufffd"):
+            return ""
+        added = text[len(self._shown) :]
+        self._shown = text
+        if len(self._ids) > _DECODED_AGAIN:
+            # All ids again at each step would take quadratic time. What follows depends on the last ones.
+            self._ids = self._ids[-_DECODED_AGAIN // 2 :]
+            self._shown = self._tokenizer.decode(self._ids)
+        return str(added)
+
+    def rest(self) -> str:
+        """What is left of a character that is not complete."""
+        return str(self._tokenizer.decode(self._ids)[len(self._shown) :])
+
+
+def _require_empty(folder: Path) -> None:
+    """Raise UserError unless a folder is new or empty."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder; name a new one")
+
+
+class _Output:
+    """The folder that continuations are written into; made with the first one."""
+
+    def __init__(self, folder: Path, continuer: Continuer, settings: dict[str, Any]) -> None:
+        self._folder, self._continuer, self._settings = folder, continuer, settings
+        self._lines: AppendedFile | None = None
+        self._decoder: SpeechDecoder | None = None
+        self._checked = False
+
+    def _make(self) -> AppendedFile:
+        if self._lines is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            replace_file(self._folder / SETTINGS_FILE, json.dumps(self._settings, indent=1) + "\n")
+            self._lines = AppendedFile(self._folder / LINES_FILE)
+        return self._lines
+
+    def add(self, found: Continuation) -> None:
+        """Write the audio of a continuation, then its line."""
+        lines = self._make()
+        line: dict[str, Any] = {
+            "name": found.request.name,
+            "sample": found.sample,
+            "prompt": {found.request.kind: found.request.content},
+            "ends_utterance": found.request.ends_utterance,
+            "to": found.request.to,
+        }
+        if found.text is None:
+            units = np.array(found.ids, np.int64).reshape(-1, self._continuer.model.architecture.num_codebooks)
+            line["units"] = units.tolist()
+            line |= self._write_audio(f"{found.request.name}-{found.sample}.wav", units)
+        else:
+            line["text"], line["ids"] = found.text, found.ids
+        timing = found.timing
+        line["timing"] = {
+            "prompt_positions": found.prompt_positions,
+            "positions": timing.num_positions,
+            "first_position_seconds": round(timing.first_position, 4),
+            "seconds": round(timing.total, 4),
+            "ms_per_position": None if timing.ms_per_position is None else round(timing.ms_per_position, 3),
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _write_audio(self, name: str, units: IntArray) -> dict[str, Any]:
+        decoder = self._speech_decoder()
+        if decoder is None or not len(units):
+            return {"file": None}
+        assert self._continuer.durations is not None
+        samples = decoder.decode(expand(units, self._continuer.durations.run_lengths(units)))
+        write_wav(self._folder / name, samples, decoder.sample_rate)
+        return {"file": name, "audio_seconds": round(len(samples) / decoder.sample_rate, 3)}
+
+    def _speech_decoder(self) -> SpeechDecoder | None:
+        """None if the units cannot be turned into audio."""
+        if not self._checked:
+            self._checked = True
+            if self._continuer.config.data.speech_tokenizer is not None:
+                tokenizer = self._continuer.speech
+                self._decoder = tokenizer if isinstance(tokenizer, SpeechDecoder) else None
+            if self._decoder is not None and self._continuer.durations is None:
+                self._continuer.durations = _durations(self._continuer)
+        return self._decoder
+
+
+def _durations(continuer: Continuer) -> DurationTable:
+    """Durations of units in the training records. Raises UserError if there are no such records."""
+    config, tokenizer = continuer.config, continuer.speech
+    records: RecordFolder = training_records(config)
+    number = min(len(records), config.evaluation.baseline_records)
+    sizes = continuer.model.architecture
+    return fit_durations((records[index] for index in range(number)), sizes.num_units, tokenizer.frames_per_second)
+
+
+def _batched(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
+    remaining = iter(requests)
+    while batch := list(itertools.islice(remaining, size)):
+        yield batch
