@@ -149,8 +149,8 @@ def test_inputs_whose_names_hold_a_dollar_or_a_tilde(home: Path) -> None:
         (["prepare", "--inspect", "$SCRATCH/x"], "--inspect"),
         (["prepare", "--inspect", "set", "--text-tokenizer", "$SCRATCH/x"], "--text-tokenizer"),
         (["prepare", "--inspect", "set", "--speech-tokenizer", "$SCRATCH/x"], "--speech-tokenizer"),
-        (["checkpoints", "run", "--weights-only", "$SCRATCH/x"], "--weights-only"),
         *((["generate", "run", option, "$SCRATCH/x"], option) for option in ("--audio", "--prompts", "--into")),
+        (["export", "run", "$SCRATCH/x"], "INTO"),
         *((["plan", "a.yaml", option, "$SCRATCH/x"], option) for option in ("--calibration", "--json", "--picture")),
         (["bench", "a.yaml", "--output", "$SCRATCH/x"], "--output"),
         *(
@@ -158,6 +158,7 @@ def test_inputs_whose_names_hold_a_dollar_or_a_tilde(home: Path) -> None:
             for verb in ("train", "evaluate", "generate", "report", "config", "prepare")
         ),
         (["checkpoints", "$SCRATCH/x"], "RUN"),
+        (["export", "$SCRATCH/x", "new"], "RUN"),
     ],
 )
 def test_options_of_the_command_line(

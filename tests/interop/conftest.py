@@ -1,6 +1,17 @@
-"""Where the reference files are read from."""
+"""Where helpers are imported from, and a run with tokenizers."""
 
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))  # for `published_files`
+sys.path.insert(0, str(Path(__file__).parents[1] / "evaluate"))  # for `tiny_run`
+
+from tiny_run import tiny_tree, write_run
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path, repository: Path) -> Path:
+    """Folder of a run with a random model."""
+    return write_run(tmp_path, tiny_tree(tmp_path, repository))

@@ -13,7 +13,8 @@ from small_disk import MakeDisk
 from tolktrain import cli
 from tolktrain.checkpoint.manifest import digest_files, write_manifest
 from tolktrain.errors import UserError
-from tolktrain.interop.weights import DTYPES, export_weights, load_weights
+from tolktrain.interop.tensor_writer import DTYPES
+from tolktrain.interop.weights import export_weights, load_weights
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.parameter_layout import canonical_state
 from tolktrain.model.smoltolk import SmolTolk
@@ -58,7 +59,7 @@ def write_checkpoint(run_dir: Path, step: int, model: SmolTolk) -> Path:
             entry["slices"].append({"file": file, "offsets": offsets, "sizes": list(tensor.shape)})
     (folder / "tensors.json").write_text(json.dumps({"parameters": index}))
     (folder / "state.json").write_text(
-        json.dumps({"step": step, "stage_name": "joint", "architecture": ARCHITECTURE.to_dict()})
+        json.dumps({"step": step, "stage_name": "joint", "architecture": model.architecture.to_dict()})
     )
     files = ["parameters/shard-0.safetensors", "parameters/shard-1.safetensors", "state.json", "tensors.json"]
     write_manifest(folder, digest_files(folder, files))
@@ -80,15 +81,18 @@ def run_dir(tmp_path: Path, model: SmolTolk) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_what_is_exported_is_the_model(
     run_dir: Path, model: SmolTolk, tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     into = tmp_path / "new" / "weights"
-    assert cli.main(["checkpoints", str(run_dir), "--weights-only", str(into), "--dtype", dtype]) == 0
+    checkpoint = run_dir / "checkpoints" / "step-00000007"
+    (run_dir / "config.yaml").unlink()
+    assert cli.main(["export", str(checkpoint), str(into), "--dtype", dtype]) == 0
     assert f"step-00000007 in {into}" in capsys.readouterr().out
     assert sorted(os.listdir(into)) == [
-        *("architecture.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json"),
+        *("README.md", "architecture.json", "config.json", "generation_config.json"),
+        *("model-00001-of-00001.safetensors", "model.safetensors.index.json", "modeling_smoltolk.py"),
     ]
     expected = {name: tensor.to(DTYPES[dtype]) for name, tensor in canonical_state(model).items()}
     plain = load_file(into / "model-00001-of-00001.safetensors")
@@ -148,7 +152,7 @@ def test_an_export_that_fails_leaves_nothing(run_dir: Path, tmp_path: Path, monk
     def fail(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("tolktrain.interop.weights.write_synced", fail)
+    monkeypatch.setattr("tolktrain.interop.tensor_writer.write_synced", fail)
     with pytest.raises(OSError, match="No space"):
         export_weights(run_dir, tmp_path / "weights", report=lambda _: None)
     assert os.listdir(tmp_path) == ["run"]

@@ -21,6 +21,7 @@ from initial_cases import source_run
 
 from tolktrain.config import Config
 from tolktrain.errors import UserError
+from tolktrain.interop.tensor_writer import DType
 from tolktrain.interop.weights import export_weights
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.parameter_layout import canonical_state
@@ -113,14 +114,18 @@ def test_any_switches_after_any_others(
     assert_equal(found, expected(fresh, canonical_state(model), keeps["text"], keeps["speech"]))
 
 
-@pytest.mark.parametrize("form", ["run", "checkpoints", "checkpoint", "float32", "bf16"])
+@pytest.mark.parametrize("form", ["run", "checkpoints", "checkpoint", "fp32", "bf16", "earlier"])
 def test_every_form_of_weights(form: str, tmp_path: Path, sets: Path) -> None:
     with source_run(tmp_path, small_config(tmp_path, sets)) as (run_dir, model):
         path = {"run": run_dir, "checkpoints": run_dir / "checkpoints"}.get(form, tmp_path / "weights")
         if form == "checkpoint":
             path = run_dir / "checkpoints" / "step-00000007"
-        elif form in ("float32", "bf16"):
-            export_weights(run_dir, path, dtype=form, report=lambda _: None)  # type: ignore[arg-type]
+        elif form in ("fp32", "bf16", "earlier"):
+            dtype: DType = "bf16" if form == "bf16" else "fp32"
+            export_weights(run_dir, path, dtype=dtype, report=lambda _: None)
+        if form == "earlier":  # version 0.1 wrote the same files, with other names of data types
+            description = path / "architecture.json"
+            description.write_text(description.read_text().replace('"fp32"', '"float32"'))
         found = canonical_state(built(small_config(tmp_path, sets, f"checkpoint.init_from={path}"), tmp_path / "new"))
     old = canonical_state(model)
     assert_equal(found, {name: t.bfloat16().float() if form == "bf16" else t for name, t in old.items()})

@@ -178,7 +178,7 @@ def test_the_form_of_the_last_release_is_read_everywhere(
     assert all(map(same_tensors, found, expected))
     assert cli.main(["checkpoints", str(run_dir), "--verify"]) == 0
     assert "verified" in capsys.readouterr().out
-    assert cli.main(["checkpoints", str(run_dir), "--weights-only", str(tmp_path / "weights")]) == 0
+    assert cli.main(["export", str(run_dir), str(tmp_path / "weights")]) == 0
     assert same_tensors(canonical_state(load_weights(tmp_path / "weights")), expected[0])
     with_copies = small_config(tmp_path, sets, f"checkpoint.upload={tmp_path / 'copies'}")
     uploads = uploads_of(with_copies)

@@ -26,7 +26,10 @@ from tolktrain.files.printable import PrintableFormatter
 from tolktrain.files.shared import enter_temporary_folder, leave_temporary_folder
 
 # In the order of --help; each is a file here that defines VERB.
-VERBS = ("train", "evaluate", "generate", "report", "checkpoints", "prepare", "plan", "tune", "bench", "config")
+VERBS = (
+    *("train", "evaluate", "generate", "report", "checkpoints", "export"),
+    *("prepare", "plan", "tune", "bench", "config"),
+)
 
 EPILOG = """\
 exit codes: 0 done; 1 the machine failed (disk full, no permission, a rank killed or hanging: one message, details in

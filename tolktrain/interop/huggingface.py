@@ -24,7 +24,7 @@ from tolktrain.model.parameter_layout import Shape, canonical_shapes, copy_canon
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.vocabulary import SPECIAL_TEXT_IDS
 
-_TEXT_TABLE, _TEXT_HEAD = "text_embedding.weight", "text_head.weight"
+TEXT_TABLE, _TEXT_HEAD = "text_embedding.weight", "text_head.weight"
 # Some exporters keep these; they follow from config.json and are computed again.
 _IGNORED_ENDINGS = ("rotary_emb.inv_freq",)
 
@@ -46,7 +46,7 @@ def load_backbone(path: str) -> SmolTolk:
 
 def backbone_names(model: SmolTolk) -> list[str]:
     """Canonical names of the tensors of a model that a backbone provides, copies on this rank included."""
-    return [name for name in canonical_shapes(model, with_copies=True) if _is_backbone(name)]
+    return [name for name in canonical_shapes(model, with_copies=True) if is_backbone(name)]
 
 
 def load_backbone_into(model: SmolTolk, path: str, seed: int = 0) -> None:
@@ -65,27 +65,27 @@ def load_backbone_into(model: SmolTolk, path: str, seed: int = 0) -> None:
     """
     folder = backbone_folder(path, weights=True)
     shapes = canonical_shapes(model, with_copies=True)
-    expected = {name: shape for name, shape in shapes.items() if _is_backbone(name)}
-    if _TEXT_TABLE in expected:
-        rows, width = expected[_TEXT_TABLE]
-        expected[_TEXT_TABLE] = (rows - SPECIAL_TEXT_IDS, width)
+    expected = {name: shape for name, shape in shapes.items() if is_backbone(name)}
+    if TEXT_TABLE in expected:
+        rows, width = expected[TEXT_TABLE]
+        expected[TEXT_TABLE] = (rows - SPECIAL_TEXT_IDS, width)
     sizes = model.architecture
     found = _read(folder, expected, sizes)
-    if _TEXT_TABLE in found:
-        fresh = initial_value(
-            _TEXT_TABLE, shapes[_TEXT_TABLE], "normal", seed, sizes.initializer_range, sizes.num_layers
-        )
-        table = found[_TEXT_TABLE].to(fresh.dtype)
-        found[_TEXT_TABLE] = torch.cat((table, fresh[-SPECIAL_TEXT_IDS:]))
+    if TEXT_TABLE in found:
+        fresh = initial_value(TEXT_TABLE, shapes[TEXT_TABLE], "normal", seed, sizes.initializer_range, sizes.num_layers)
+        table = found[TEXT_TABLE].to(fresh.dtype)
+        found[TEXT_TABLE] = torch.cat((table, fresh[-SPECIAL_TEXT_IDS:]))
     copy_canonical(model, found)
 
 
-def _is_backbone(name: str) -> bool:
-    return name.startswith("backbone.") or name in (_TEXT_TABLE, _TEXT_HEAD)
+def is_backbone(name: str) -> bool:
+    """Whether a canonical tensor is one that a backbone provides."""
+    return name.startswith("backbone.") or name in (TEXT_TABLE, _TEXT_HEAD)
 
 
-def _checkpoint_name(canonical: str) -> str:
-    if canonical == _TEXT_TABLE:
+def checkpoint_name(canonical: str) -> str:
+    """Name of a backbone's tensor in a Hugging Face checkpoint, from its canonical name."""
+    if canonical == TEXT_TABLE:
         return "model.embed_tokens.weight"
     if canonical == _TEXT_HEAD:
         return "lm_head.weight"
@@ -94,7 +94,7 @@ def _checkpoint_name(canonical: str) -> str:
 
 def _read(folder: Path, expected: Mapping[str, Shape], sizes: Architecture) -> dict[str, Tensor]:
     """The tensors of a checkpoint by canonical name; all are checked before the first one is read."""
-    names = {canonical: _checkpoint_name(canonical) for canonical in expected}
+    names = {canonical: checkpoint_name(canonical) for canonical in expected}
     with TensorFolder.open(folder, "model.backbone: ", "download the checkpoint again") as tensors:
         refuse_quantized(tensors)
         refuse_missing(tensors, names.values())
@@ -106,7 +106,7 @@ def _read(folder: Path, expected: Mapping[str, Shape], sizes: Architecture) -> d
             )
         for canonical, name in names.items():
             refuse_other_shape(tensors, name, expected[canonical], sizes)
-        if sizes.tie_text_embeddings and _TEXT_TABLE in expected:
+        if sizes.tie_text_embeddings and TEXT_TABLE in expected:
             refuse_other_head(tensors)
         note_adapter(folder)
         return {canonical: tensors[name] for canonical, name in names.items()}

@@ -7,75 +7,98 @@ DIR/
   model.safetensors.index.json       which file holds which, as Hugging Face writes it
   architecture.json                  sizes and switches of the model, and where the weights come from
 ```
+
+`interop.export` adds what other programs need to read them.
 """
 
 import json
-import math
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from safetensors.torch import save_file
+from typing import Any
 
 from tolktrain import __version__
+from tolktrain.checkpoint.manifest import MANIFEST, verify
 from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import PARAMETERS
-from tolktrain.checkpoint.store import read_state
+from tolktrain.checkpoint.store import STATE, read_state
 from tolktrain.errors import UserError
 from tolktrain.files.reading import DESCRIPTION_BYTES, TABLE_BYTES, read_json
-from tolktrain.files.writing import naming, sync_path, write_synced
+from tolktrain.files.writing import write_synced
 from tolktrain.interop.safetensors_folder import INDEX, TensorFolder
+from tolktrain.interop.tensor_writer import FILE_BYTES, DType, new_folder, require_new, write_tensors
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.parameter_layout import Shape, canonical_shapes, check_names_and_shapes, copy_canonical
+from tolktrain.model.parameter_layout import canonical_shapes, check_names_and_shapes, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.runs.listing import choose_checkpoint
 
 ARCHITECTURE = "architecture.json"
 FORMAT_VERSION = 1
-# A file is assembled in memory before it is written.
-FILE_BYTES = 2 * 1024**3
-
 _REMEDY = "export the weights again"
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+Addition = Callable[[Path, Mapping[str, Any]], None]
+"""Adds files to a folder of weights, from the state of the checkpoint."""
 
 
 def export_weights(
-    run_dir: Path,
+    source: Path,
     into: Path,
     step: int | None = None,
-    dtype: Literal["float32", "bf16"] = "float32",
+    dtype: DType = "fp32",
     report: Callable[[str], None] = print,
     file_bytes: int = FILE_BYTES,
+    add: Addition = lambda folder, state: None,
 ) -> Path:
-    """Write the parameters of a run's checkpoint into the new or empty folder `into`; returns the checkpoint.
+    """Write the parameters of a checkpoint into the new or empty folder `into`; returns the checkpoint.
 
-    Takes the latest valid checkpoint, or that of `step`, after verifying its checksums. The folder appears
-    complete or not at all. Memory: about two files of `file_bytes`, or the largest tensor.
+    The folder appears complete or not at all. Memory: about two files of `file_bytes`, or the largest tensor.
 
-    Raises UserError when `into` is not empty or the present folder, which would be replaced, or there is no such valid
-    checkpoint.
+    Args:
+        source: a run, of which the latest valid checkpoint is taken, or that of `step`; or a checkpoint. Checksums are
+            verified.
+        into: the new folder.
+        step: of the checkpoint of a run.
+        dtype: of the tensors.
+        report: gets lines about damaged checkpoints and written files.
+        file_bytes: of each file.
+        add: adds further files.
+
+    Raises:
+        UserError: `into` is not empty or the present folder, which would be replaced, or there is no such valid
+            checkpoint.
     """
-    into = into.resolve()
-    if into == Path.cwd() or (into.exists() and not (into.is_dir() and not any(into.iterdir()))):
-        raise UserError(f"{into} exists and is not an empty folder, or the present one; name a new one")
-    folder = choose_checkpoint(run_dir, step, report)
-    into.parent.mkdir(parents=True, exist_ok=True)
-    aside = into.with_name(f".tmp-{into.name}-{os.getpid()}")
-    aside.mkdir()
-    try:
+    require_new(into)
+    folder = checkpoint_of(source, step, report)
+    state = read_state(folder)
+    with new_folder(into) as aside:
         with CheckpointReader(folder) as reader:
-            _write(reader, read_state(folder), aside, dtype, report, file_bytes)
-        sync_path(aside)
-        aside.rename(into)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    sync_path(into.parent)
+            shapes = reader.shapes(PARAMETERS)
+            write_tensors(aside, shapes, lambda name: reader.read_whole(PARAMETERS, name), dtype, report, file_bytes)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "architecture": state["architecture"],
+            "dtype": dtype,
+            "tokenizers": state.get("tokenizers", {}),
+            "source": {"step": state.get("step"), "stage": state.get("stage_name"), "tolktrain": __version__},
+        }
+        write_synced(aside / ARCHITECTURE, json.dumps(description, indent=1).encode())
+        add(aside, state)
     return folder
+
+
+def checkpoint_of(source: Path, step: int | None, report: Callable[[str], None]) -> Path:
+    """The folder of the checkpoint that a run or a checkpoint names, verified. Raises UserError if there is none."""
+    if is_checkpoint(source):
+        if step is not None:
+            raise UserError(f"{source} is a checkpoint; give --step with a run directory only")
+        verify(source)
+        return source
+    return choose_checkpoint(source, step, report)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, and not a run."""
+    return (folder / MANIFEST).is_file() or (folder / STATE).is_file()
 
 
 def load_weights(folder: str | Path) -> SmolTolk:
@@ -107,53 +130,6 @@ def open_tensors(folder: Path) -> TensorFolder:
     """The tensors of exported weights. Raises UserError like `TensorFolder.open`, or if there is no index."""
     _json(folder / INDEX, TABLE_BYTES)
     return TensorFolder.open(folder, "", _REMEDY)
-
-
-def _write(
-    reader: CheckpointReader,
-    state: Mapping[str, Any],
-    aside: Path,
-    dtype: Literal["float32", "bf16"],
-    report: Callable[[str], None],
-    file_bytes: int,
-) -> None:
-    shapes = reader.shapes(PARAMETERS)
-    itemsize = DTYPES[dtype].itemsize
-    groups = _groups(shapes, itemsize, file_bytes)
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(groups, start=1):
-        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        tensors = {name: reader.read_whole(PARAMETERS, name).to(DTYPES[dtype]) for name in names}
-        with naming(aside / file):
-            save_file(tensors, aside / file, metadata={"format": "pt"})
-        sync_path(aside / file)
-        weight_map.update(dict.fromkeys(names, file))
-        report(f"{file}: {len(names)} tensors")
-    total = sum(itemsize * math.prod(shape) for shape in shapes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    description = {
-        "format_version": FORMAT_VERSION,
-        "architecture": state["architecture"],
-        "dtype": dtype,
-        "tokenizers": state.get("tokenizers", {}),
-        "source": {"step": state.get("step"), "stage": state.get("stage_name"), "tolktrain": __version__},
-    }
-    write_synced(aside / INDEX, json.dumps(index, indent=1).encode())
-    write_synced(aside / ARCHITECTURE, json.dumps(description, indent=1).encode())
-
-
-def _groups(shapes: Mapping[str, Shape], itemsize: int, file_bytes: int) -> Sequence[list[str]]:
-    """Names by file, in order, each file as full as `file_bytes` allows; a larger tensor has a file of its own."""
-    groups: list[list[str]] = []
-    room = 0
-    for name in sorted(shapes):
-        size = itemsize * math.prod(shapes[name])
-        if not groups or size > room:
-            groups.append([])
-            room = file_bytes
-        groups[-1].append(name)
-        room -= size
-    return groups
 
 
 def _json(path: Path, limit: int = DESCRIPTION_BYTES) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def describe_weights(path: Path, key: str) -> Weights:
         )
     raise UserError(
         f"{key}: {path} holds no weights of a known format ({', '.join(FORMATS)}); give a run, a checkpoint of it"
-        " (step-...), or a folder that `tolktrain checkpoints RUN --weights-only` has written"
+        " (step-...), or a folder that `tolktrain export RUN` has written"
     )
 
 

@@ -1,0 +1,60 @@
+"""Runs exported models with transformers alone; started by a test in a process in which tolktrain cannot be imported.
+
+`python exported_models.py FOLDER` reads FOLDER/NAME/model and FOLDER/NAME/inputs.pt, and saves FOLDER/NAME/MAJOR.pt.
+"""
+
+import sys
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HIDDEN = ("tolktrain", "tolktrain_kernels", "megatron", "deepspeed", "streaming")
+
+
+class Hide(MetaPathFinder):
+    """Refuses what the machine of a user does not have."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        """Raise ImportError for the hidden packages."""
+        if fullname.split(".")[0] in HIDDEN:
+            raise ImportError(f"{fullname} is hidden")
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Logits, log-likelihoods and greedy generations of the model in a folder."""
+    from transformers import AutoModelForCausalLM
+
+    inputs = torch.load(folder / "inputs.pt", weights_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", trust_remote_code=True).eval()
+    with torch.no_grad():
+        out = model(inputs["tokens"], inputs["speech_mask"])
+    text, units = inputs["text"], inputs["units"]
+    found: dict[str, Any] = {
+        "logits": out.logits,
+        "speech_logits": out.speech_logits,
+        "log_likelihood": model.log_likelihood(inputs["tokens"], inputs["speech_mask"]),
+        "text > text": model.generate(text, max_new_tokens=20, eos_token_id=0),
+        "text > speech": model.generate(text, to="speech", max_new_tokens=20),
+        "speech > text": model.generate(units=units, to="text", max_new_tokens=20, eos_token_id=0),
+        "speech > speech": model.generate(units=units, max_new_tokens=20),
+    }
+    model.save_pretrained(folder / "again")
+    reloaded = AutoModelForCausalLM.from_pretrained(folder / "again", trust_remote_code=True)
+    found["saved again"] = all(map(torch.equal, model.state_dict().values(), reloaded.state_dict().values()))
+    return found
+
+
+def main(folder: Path) -> None:
+    """All models of a folder."""
+    sys.meta_path.insert(0, Hide())
+    import transformers
+
+    major = transformers.__version__.split(".")[0]
+    for inputs in sorted(folder.glob("*/inputs.pt")):
+        torch.save(results(inputs.parent), inputs.parent / f"{major}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,222 @@
+"""Exported models compute what tolktrain computes, with transformers alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import exported_models
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_weights import ARCHITECTURE, write_checkpoint
+
+from tolktrain import cli
+from tolktrain.errors import UserError
+from tolktrain.generate.context import Context
+from tolktrain.generate.decoding import CachedDecoder
+from tolktrain.generate.sampling import Sampling, SpeechLimits, TextLimits, sample_speech, sample_text
+from tolktrain.interop.export.hf import export_hf
+from tolktrain.interop.export.source import ExportSource
+from tolktrain.interop.huggingface import load_backbone
+from tolktrain.interop.published import trace
+from tolktrain.interop.weights import load_weights
+from tolktrain.model.architecture import Architecture
+from tolktrain.model.llama import RopeScaling
+from tolktrain.model.parameter_layout import canonical_state, copy_canonical
+from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.vocabulary import Vocabulary
+
+pytestmark = pytest.mark.transformers
+
+GREEDY = Sampling(temperature=0.0, top_k=1, seed=0)
+DIRECTIONS = ("text > text", "text > speech", "speech > text", "speech > speech")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "everything": {"tie_text_embeddings": True, "input_adapter_layers": 2},
+    "codebooks": {"num_codebooks": 3, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 16)},
+    "early-fusion": {
+        "input_adapter_layers": 0,
+        "output_adapter_layers": 0,
+        "layer_pooling": "none",
+        "residual": False,
+        "tie_text_embeddings": True,
+    },
+    "static": {"layer_pooling": "static", "input_adapter_layers": 0, "num_codebooks": 3},
+    "dynamic": {"layer_pooling": "dynamic", "residual": False, "output_adapter_layers": 0},
+}
+
+
+def _architecture(**changes: Any) -> Architecture:
+    return Architecture(**{**ARCHITECTURE.to_dict(), "initializer_range": 0.2, **changes})
+
+
+def _model(name: str) -> SmolTolk:
+    """Random weights; layers add enough to what they read that the model does not repeat its last token."""
+    model = SmolTolk(_architecture(**VARIANTS[name]), seed=4).eval()
+    tensors = {key: tensor.clone() for key, tensor in canonical_state(model).items()}
+    for key, tensor in tensors.items():
+        if ".o_proj." in key or ".down_proj." in key:
+            tensor *= 4
+    copy_canonical(model, tensors)
+    return model
+
+
+def _inputs(architecture: Architecture) -> dict[str, torch.Tensor]:
+    """Two sequences of 40 positions with text and speech in turn, and prompts."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, architecture.num_codebooks, 40)
+    speech = torch.zeros(2, 40, dtype=torch.bool)
+    speech[0, 5:17] = speech[0, 30:] = speech[1, :21] = True
+    units = torch.randint(0, architecture.speech_vocab_size, shape, generator=generator)
+    words = torch.randint(0, architecture.text_table_size, shape, generator=generator)
+    words[:, 1:] = 0
+    return {
+        "tokens": torch.where(speech.unsqueeze(1), units, words),
+        "speech_mask": speech,
+        "text": torch.randint(1, architecture.text_vocab_size, (9,), generator=generator),
+        "units": torch.randint(0, architecture.num_units, (7, architecture.num_codebooks), generator=generator),
+    }
+
+
+def _expected(model: SmolTolk, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Of tolktrain."""
+    sizes, tokens, speech = model.architecture, inputs["tokens"], inputs["speech_mask"]
+    targets, after = tokens[:, :, 1:], speech[:, 1:]
+    predicted = {"speech_pred": after, "text_pred": ~after & (targets[:, 0] < sizes.text_vocab_size)}
+    shorter = {"input": tokens[:, :, :-1], "target": targets, "speech_in": speech[:, :-1], **predicted}
+    with torch.no_grad():
+        found = trace(model, shorter)
+        nll = model.token_nll(_batch(shorter))
+    vocabulary = Vocabulary(sizes.text_vocab_size, 0, sizes.num_units, sizes.num_codebooks)
+    text, units = inputs["text"].tolist(), inputs["units"].numpy()
+    write, speak = CachedDecoder(model, "text", 100), CachedDecoder(model, "speech", 100)
+    texts, speeches = TextLimits(20, 1), SpeechLimits(lambda units: 0.0, 1.0, 20, 1)
+    contexts = {
+        "text > text": Context.of_text(text, vocabulary),
+        "speech > text": Context.of_speech(units, vocabulary, switch=True),
+    }
+    result: dict[str, Any] = {"logits": found["text_logits"], "speech_logits": found["speech_logits"]}
+    result["log_likelihood"] = -nll.sum(dim=1)
+    for direction, context in contexts.items():
+        result[direction] = sample_text(write, [context], vocabulary, GREEDY, texts)[0]
+    before = [Context.of_text(text, vocabulary, switch=True)]
+    result["text > speech"] = sample_speech(speak, [units[:0]], vocabulary, GREEDY, speeches, before)[0].tolist()
+    result["speech > speech"] = sample_speech(speak, [units], vocabulary, GREEDY, speeches)[0].tolist()
+    return result
+
+
+def _batch(inputs: dict[str, torch.Tensor]) -> Any:
+    from tolktrain.model.inputs import ModelInputs
+    from tolktrain_kernels.scored_rows import index_scored
+    from tolktrain_kernels.speech_adapter import pack_segments
+
+    scored = index_scored(inputs["target"], inputs["speech_pred"], inputs["text_pred"])
+    return ModelInputs(inputs["input"], inputs["speech_in"], pack_segments(inputs["speech_in"]), scored)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """Exported models of all variants, and what tolktrain computes with them."""
+    folder, expected = tmp_path_factory.mktemp("exported"), {}
+    for name in VARIANTS:
+        model = _model(name)
+        checkpoint = write_checkpoint(folder / name / "run", 7, model)
+        (folder / name / "run" / "config.yaml").unlink()
+        assert cli.main(["export", str(checkpoint), str(folder / name / "model")]) == 0
+        inputs = _inputs(model.architecture)
+        torch.save(inputs, folder / name / "inputs.pt")
+        expected[name] = _expected(model, inputs)
+    return folder, expected
+
+
+@pytest.mark.slow
+def test_transformers_alone_computes_the_same(exported: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    """Logits, likelihoods and greedy generations in four directions, in a process that has no tolktrain."""
+    folder, expected = exported
+    environ = {**os.environ, "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, exported_models.__file__, str(folder)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr[-5000:]
+    for name, wanted in expected.items():
+        (file,) = folder.glob(f"{name}/[0-9].pt")
+        found = torch.load(file, weights_only=True)
+        file.unlink()
+        assert found.pop("saved again")
+        for key, value in wanted.items():
+            if isinstance(value, torch.Tensor):
+                positions = value.shape[-2] if value.dim() > 2 else None
+                theirs = found[key] if positions is None else found[key][..., :positions, :]
+                np.testing.assert_allclose(theirs, value, rtol=1e-5, atol=1e-5, err_msg=f"{name} {key}")
+            else:
+                assert found[key].tolist() == value, f"{name} {key}"
+    for key in DIRECTIONS:
+        varied = [len({str(token) for token in wanted[key]}) > 3 for wanted in expected.values()]
+        assert varied.count(True) >= 2, f"{key}: repeats of one token prove less"
+
+
+def test_an_exported_folder_is_read_again(exported: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, _ = exported
+    for name in VARIANTS:
+        expected = canonical_state(_model(name))
+        found = canonical_state(load_weights(folder / name / "model"))
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
+
+
+@pytest.mark.parametrize("name", ["everything", "codebooks"])
+def test_text_half_as_llama(exported: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path, name: str) -> None:
+    """LlamaForCausalLM computes the logits of text; the folder is a backbone again."""
+    from transformers import AutoModelForCausalLM
+
+    (checkpoint,) = (exported[0] / name / "run" / "checkpoints").iterdir()
+    assert cli.main(["export", str(checkpoint), str(tmp_path / "llama"), "--format", "llama"]) == 0
+    model = _model(name)
+    llama = AutoModelForCausalLM.from_pretrained(tmp_path / "llama").eval()
+    assert type(llama).__name__ == "LlamaForCausalLM"
+    tokens = torch.arange(1, 40).unsqueeze(0)
+    with torch.no_grad():
+        found = llama(tokens).logits
+    columns = torch.zeros(1, model.architecture.num_codebooks, tokens.shape[1], dtype=torch.int64)
+    columns[:, 0] = tokens
+    wanted = trace(model, {"input": columns})["text_logits"].detach()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    again = canonical_state(load_backbone(str(tmp_path / "llama")))
+    for key, tensor in canonical_state(model).items():
+        if key.startswith("backbone.") or key == "text_head.weight":
+            assert torch.equal(again[key], tensor)
+    vocabulary = model.architecture.text_vocab_size
+    table = canonical_state(model)["text_embedding.weight"]
+    assert torch.equal(again["text_embedding.weight"][:vocabulary], table[:vocabulary])
+
+
+def test_bf16_and_what_is_refused(exported: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    checkpoint = write_checkpoint(run, 7, SmolTolk(_architecture(adapter_attention="published"), seed=4))
+    (run / "config.yaml").unlink()
+    with pytest.raises(UserError, match="attends as the reference implementation does"):
+        export_hf(ExportSource.of(checkpoint), tmp_path / "hf", "fp32", print)
+    with pytest.raises(UserError, match="is a checkpoint; give --step with a run"):
+        export_hf(ExportSource.of(checkpoint, 7), tmp_path / "hf", "fp32", print)
+    assert not (tmp_path / "hf").exists() and not list(tmp_path.glob(".tmp*"))
+    (checkpoint,) = (exported[0] / "everything" / "run" / "checkpoints").iterdir()
+    export_hf(ExportSource.of(checkpoint), tmp_path / "hf", "bf16", print)
+    tensors = load_file(next((tmp_path / "hf").glob("*.safetensors")))
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_a_run_with_tokenizers(tiny_run: Path, tmp_path: Path) -> None:
+    """Text that the exported tokenizer reads is text that the run's tokenizer reads; the card names the data."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    assert cli.main(["export", str(tiny_run), str(tmp_path / "hf"), "--step", "2"]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    own = Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
+    assert tokenizer("the little bird").input_ids == own.encode("the little bird").ids
+    assert tokenizer.eos_token_id == 0
+    assert sorted(path.name for path in (tmp_path / "hf" / "speech_tokenizer").iterdir()) == [
+        *("centroids.safetensors", "speech_tokenizer.json"),
+    ]
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "| joint | 768 | recognition, speech | stories |" in card and "step 2" in card

@@ -1,0 +1,44 @@
+"""`tolktrain export`."""
+
+import argparse
+from pathlib import Path
+
+from tolktrain.cli.failures import EXIT_DONE
+from tolktrain.cli.verb import Verb, existing_run
+from tolktrain.files.given import input_argument, path_argument
+
+FORMATS = ("hf", "llama")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", metavar="RUN", type=input_argument, help="run directory, a checkpoint in it, or the configuration"
+    )
+    parser.add_argument("into", metavar="INTO", type=path_argument, help="new or empty folder")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="hf",
+        help="hf: the whole model, for transformers with trust_remote_code and for tolktrain; llama: the text half as a"
+        " plain LlamaForCausalLM (hf)",
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (the latest valid one)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="data type of the weights (fp32)")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from tolktrain.interop.export.hf import export_hf
+    from tolktrain.interop.export.llama import export_llama
+    from tolktrain.interop.export.source import ExportSource
+    from tolktrain.interop.weights import is_checkpoint
+
+    folder = Path(parsed.config)
+    if not is_checkpoint(folder):
+        folder = existing_run(parsed)
+    export = {"hf": export_hf, "llama": export_llama}[parsed.format]
+    checkpoint = export(ExportSource.of(folder, parsed.step), parsed.into, parsed.dtype, print)
+    print(f"weights of {checkpoint} in {parsed.into}")
+    return EXIT_DONE
+
+
+VERB = Verb("write the weights of a run for other programs, without optimizer states", _add_arguments, _run)
