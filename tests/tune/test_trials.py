@@ -169,41 +169,61 @@ def test_the_journal_keeps_outcomes_and_drops_a_torn_line(tmp_path: Path) -> Non
     journal.close()
 
 
-class Late(Launcher):
-    """Ends every trial at its limit."""
+SMALLEST = Setting(tensor=1, pipeline=1, zero_stage=1, micro_batch_size=1)
+
+
+class Ends(Launcher):
+    """Ends every trial at its limit, or with a code."""
+
+    def __init__(self, code: int | None) -> None:
+        super().__init__(1)
+        self._code = code
 
     def run(self, command: Sequence[str], folder: Path, limit_seconds: float, number: int = 0) -> Ended:
         """The end of it."""
-        return Ended((None,), True, limit_seconds + 0.1)
+        return Ended((self._code,), self._code is None, limit_seconds + 0.1)
+
+
+Told = list[tuple[str, float, bool]]
+
+
+def machine_of(code: int | None, limit: float, journal: Journal, folder: Path, told: Told) -> BenchMachine:
+    """A machine whose trials end in that way."""
+    return BenchMachine(
+        TrialOptions("cpu.yaml", (), "joint", 1, 0.46, limit, None),
+        predictor_of("cpu", Cluster(1, 1), CPU),
+        Ends(code),
+        journal,
+        folder / "trials",
+        {},
+        5,
+        1.0,
+        lambda setting, steps, outcome, known: told.append((outcome.status, outcome.trial_seconds, known)),
+    )
 
 
 def test_a_time_out_is_known_for_its_limit_only(tmp_path: Path) -> None:
     """With a higher limit, the trial is made again; its last outcome is the one that is kept."""
-    journal, told = Journal(tmp_path / "tune.jsonl"), list[tuple[float, bool]]()
-
-    def measure(limit: float) -> None:
-        options = TrialOptions("cpu.yaml", (), "joint", 1, 0.46, limit, None)
-        machine = BenchMachine(
-            options,
-            predictor_of("cpu", Cluster(1, 1), CPU),
-            Late(1),
-            journal,
-            tmp_path / "trials",
-            {},
-            5,
-            1.0,
-            lambda setting, steps, outcome, was_known: told.append((outcome.trial_seconds, was_known)),
-        )
-        setting = Setting(tensor=1, pipeline=1, zero_stage=1, micro_batch_size=1)
-        assert machine.measure(setting, 2, 0).status == "time-out"
-
+    journal, told = Journal(tmp_path / "tune.jsonl"), Told()
     for limit in (60.0, 60.0, 90.0, 30.0):
-        measure(limit)
+        machine_of(None, limit, journal, tmp_path, told).measure(SMALLEST, 2, 0)
     journal.close()
-    assert told == [(60.1, False), (60.1, True), (90.1, False), (90.1, True)]
+    late = "time-out"
+    assert told == [(late, 60.1, False), (late, 60.1, True), (late, 90.1, False), (late, 90.1, True)]
     journal = Journal(tmp_path / "tune.jsonl")
     assert len(journal) == 1
     journal.close()
+
+
+def test_a_failed_trial_is_made_again_once_per_start(tmp_path: Path) -> None:
+    """A port that was taken meanwhile must not rule a setting out for ever."""
+    journal, told = Journal(tmp_path / "tune.jsonl"), Told()
+    for _ in range(2):
+        machine = machine_of(1, 60.0, journal, tmp_path, told)
+        for _ in range(2):
+            machine.measure(SMALLEST, 2, 0)
+    journal.close()
+    assert [(status, known) for status, _, known in told] == [("failed", False), ("failed", True)] * 2
 
 
 @pytest.mark.parametrize("damaged", ["{}", "[]", "3", '{"key": "a", "outcome": {"seconds": 3}}', "\x00"])

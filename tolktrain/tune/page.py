@@ -113,15 +113,17 @@ def _rates(result: StageResult) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.5, 3.2), layout="constrained")
         axis = figure.subplots()
-        for setting in found.ranked(full_only=False):
+        shown = found.ranked(full_only=False)
+        for setting in shown:
             peaks = [trial.outcome.peak_memory_gib for trial in found.of(setting)]
             memory, rate = max((peak or 0.0 for peak in peaks), default=0.0), found.rate(setting)
             is_full = bool(found.of(setting, found.full))
             colour = _COLOURS[setting.zero_stage - 1]
             axis.plot([memory], [rate], "o", color=colour, fillstyle="full" if is_full else "none", label=None)
-        for stage, colour in zip((1, 2, 3, 0), _COLOURS, strict=True):
-            axis.plot([], [], "o", color=colour, label=f"ZeRO {stage}")
-        axis.set(title="tokens per second", xlabel="peak memory of a rank, GiB", ylim=(0, None))
+        for stage in sorted({setting.zero_stage for setting in shown}):
+            axis.plot([], [], "o", color=_COLOURS[stage - 1], label=f"ZeRO {stage}")
+        top = 1.1 * max((found.rate(setting) or 0.0 for setting in shown), default=1.0)
+        axis.set(title="tokens per second", xlabel="peak memory of a rank, GiB", ylim=(0, top))
         axis.legend(loc="lower right")
         return svg_of(figure, "Tokens per second against memory", f"rates-{result.name}")
 

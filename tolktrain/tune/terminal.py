@@ -146,7 +146,10 @@ def print_answer(
     console.print(f"fastest: {together.name}", style="bold")
     for result in results:
         rate, own = result.found.rate(together), result.found.rate(result.found.trials[0].setting)
-        gain = "" if own is None or rate is None else f", {rate / own:.2f}x {result.found.trials[0].setting.label}"
+        gain = ""
+        if own is not None and rate is not None:
+            within = max(rate / own, own / rate) - 1 <= (result.found.noise or 0.0)
+            gain = f", {rate / own:.2f}x {result.found.trials[0].setting.label}{' (within noise)' if within else ''}"
         console.print(f"  stage {result.name}: {rate:,.0f} tokens/s{gain}")
         best = result.found.best
         if best is not None and best != together:

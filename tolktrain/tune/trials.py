@@ -20,6 +20,7 @@ from tolktrain.tune.setting import Outcome, Setting, digest
 
 DEEPSPEED = "deepspeed.json"
 LATE = "time-out"  # status of a trial that was ended at the limit
+FAILED = "failed"
 _KILLED = (-9, 128 + 9)  # the second of srun
 _LOG_BYTES = 1 << 16
 
@@ -69,6 +70,7 @@ class BenchMachine:
         self._options, self._predictor, self._launcher, self._journal = options, predictor, launcher, journal
         self._folder, self._identity, self._tell = folder, identity, tell
         self._left, self._count = most_trials, 0
+        self._failed: set[str] = set()  # keys of trials that have failed since this start
 
     def predicted_gib(self, setting: Setting) -> float:
         """Memory of the fullest rank."""
@@ -93,14 +95,20 @@ class BenchMachine:
         }
         key = digest({**self._identity, **what, "document": setting.document})
         outcome = self._journal.get(key)
-        if outcome is not None and outcome.status == LATE and outcome.trial_seconds < self._options.limit_seconds:
-            outcome = None  # the limit was lower
-        was_known = outcome is not None
-        if outcome is None:
+        was_known = outcome is not None and self._is_final(key, outcome)
+        if outcome is None or not was_known:
             outcome = self._run(self._folder / key, setting, steps)
             self._journal.add(key, {"name": setting.name, **what}, outcome)
+            if outcome.status == FAILED:
+                self._failed.add(key)
         self._tell(setting, steps, outcome, was_known)
         return outcome
+
+    def _is_final(self, key: str, outcome: Outcome) -> bool:
+        """Whether a trial need not be made again: its limit was not lower, and it did not fail before this start."""
+        if outcome.status == LATE:
+            return outcome.trial_seconds >= self._options.limit_seconds
+        return outcome.status != FAILED or key in self._failed
 
     def _run(self, folder: Path, setting: Setting, steps: int) -> Outcome:
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +149,7 @@ def read_outcome(folder: Path, ended: Ended, date: str) -> Outcome:
         return Outcome("out of memory", message="a rank was killed, as when the machine's memory runs out", **common)
     results = sorted(folder.glob("step-*.json"))
     if any(ended.codes) or None in ended.codes or len(results) != 1:
-        return Outcome("failed", message=_last_words(folder), **common)
+        return Outcome(FAILED, message=_last_words(folder), **common)
     result = read_json(results[0])
     [ours] = result["providers"]
     return Outcome(
