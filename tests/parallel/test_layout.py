@@ -117,7 +117,7 @@ def test_a_rank_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     bound: list[torch.device] = []  # to the groups of NCCL
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, device_id, **__: bound.append(device_id))
-    monkeypatch.setattr(layout, "check_devices_of_ranks", lambda *_: None)
+    monkeypatch.setattr(layout, "check_devices_of_ranks", lambda *_: torch.distributed.HashStore())
     for visible, device in ((1, 0), (4, 3)):
         monkeypatch.setattr(torch.cuda, "device_count", lambda visible=visible: visible)
         layout._start_distributed(None)

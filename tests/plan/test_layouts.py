@@ -75,7 +75,6 @@ def ranked(*overrides: str, **options: object) -> Plan:
 def test_all_that_is_ranked_fits_and_the_rest_says_how_much_is_missing() -> None:
     item = ranked(gpus=(1,), device="a100-40")
     assert item.ranked and item.too_large
-    assert all(job.candidate.offload for job in item.ranked), "only the host's memory is left"
     assert all(job.memory.total_gib <= 39.4 for job in item.ranked)
     assert all(needed > 39.4 for _, needed in item.too_large)
 

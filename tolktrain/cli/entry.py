@@ -1,12 +1,12 @@
 """The entry point: parses the command line, runs one verb, and turns errors into exit codes."""
 
 import argparse
-import atexit
 import contextlib
 import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from multiprocessing.util import Finalize
 
 from tolktrain import __version__
 from tolktrain.cli.failures import (
@@ -46,9 +46,9 @@ def program(stop: StopRequest | None = None) -> int:
     except OSError as error:
         complain(f"no folder for temporary files can be used: {error}; set TMPDIR to one with free space")
         return EXIT_MACHINE
-    # At the very end: multiprocessing, imported later, removes a folder of its own in this one before, and complains if
-    # that is gone.
-    atexit.register(leave_temporary_folder)
+    # At the very end: multiprocessing removes a folder of its own in this one, with priority -100, and complains if it
+    # is gone.
+    Finalize(None, leave_temporary_folder, exitpriority=-1000)
     return main(stop=stop)
 
 
