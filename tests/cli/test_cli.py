@@ -470,3 +470,21 @@ def test_a_signal_while_the_first_modules_are_imported(tmp_path: Path, verb: str
     )
     assert done.returncode == 75 and "Traceback" not in done.stderr, done.stderr
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["c.yaml", "temporary"]
+
+
+LATE = """
+import os, signal, sys
+class Late:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGTERM):
+        kill(process, number)
+kept = Late()
+sys.argv = ["tolktrain", "prepare", "--schema"]
+from tolktrain.cli import program
+sys.exit(program())
+"""
+
+
+def test_a_signal_while_python_shuts_down() -> None:
+    """The work is done, and the exit code says so. Python restores handlers before it takes modules down."""
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, check=False)
+    assert done.returncode == 0 and not done.stderr

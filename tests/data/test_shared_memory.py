@@ -26,9 +26,10 @@ time.sleep(600)
 
 @pytest.fixture
 def name() -> Iterator[str]:
-    """A block name far from those that running programs take."""
+    """A block name far from those that running programs take. None of them removes stale blocks meanwhile."""
     name = f"{900_000 + os.getpid() % 99_999:06}_barrier"
-    yield name
+    with _exclusive():
+        yield name
     Path("/dev/shm", name).unlink(missing_ok=True)
 
 

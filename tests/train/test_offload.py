@@ -29,17 +29,26 @@ BY_PRECISION = pytest.mark.parametrize("precision", ["fp32", "bf16"])
 
 @pytest.fixture
 def make(tmp_path: Path, sets: Path) -> Make:
-    """Makes an engine with four micro batches of 2, for the last stage (everything trained) unless given."""
+    """Makes an engine for the last stage (everything trained) and four micro batches unless given."""
 
     def make(
-        zero_stage: int, precision: str, offload: bool = True, stage: int = 2, model: SmolTolk | None = None
+        zero_stage: int,
+        precision: str,
+        offload: bool = True,
+        stage: int = 2,
+        model: SmolTolk | None = None,
+        number: int = 4,
     ) -> Engine:
         zero: dict[str, Any] = {"stage": zero_stage}
         if offload:
             zero["offload_optimizer"] = {"device": "cpu"}
         file = tmp_path / "deepspeed.json"
         file.write_text(json.dumps({"zero_optimization": zero}))
-        overrides = ("train.micro_batch_size=2", f"train.precision={precision}", "deepspeed.zero_stage=null")
+        overrides = (
+            f"train.micro_batch_size={8 // number}",
+            f"train.precision={precision}",
+            "deepspeed.zero_stage=null",
+        )
         config = small_config(tmp_path, sets, *overrides, f"deepspeed.config={file}")
         model = SmolTolk(Architecture.from_config(config.model), seed=0) if model is None else model
         settings = ResolvedSettings.of(config, model.architecture, initialize())
@@ -48,8 +57,8 @@ def make(tmp_path: Path, sets: Path) -> Make:
     return make
 
 
-def micro_batches(seed: int, strategies: list[Strategy] = MIXED) -> list[Batch]:
-    return cut_batch(make_batch(strategies, seed), 4)
+def micro_batches(seed: int, strategies: list[Strategy] = MIXED, number: int = 4) -> list[Batch]:
+    return cut_batch(make_batch(strategies, seed), number)
 
 
 def assert_equal(one: Snapshot, other: Snapshot, tolerance: float = 0.0) -> None:
@@ -61,24 +70,27 @@ def assert_equal(one: Snapshot, other: Snapshot, tolerance: float = 0.0) -> None
             assert (tensor - expected[name]).norm() <= tolerance * max(expected[name].norm(), 1e-8), (kind, name)
 
 
-def tolerance_of(zero_stage: int, precision: str) -> float:
-    """Without offload, ZeRO 1 in bf16 does not round the sum of the micro batches' gradients on a single data rank,
-    which are off by 2^-9 of their size; Adam enlarges that where they nearly cancel."""
-    return 2e-2 if (zero_stage, precision) == (1, "bf16") else 1e-5
+def comparable(zero_stage: int, precision: str) -> int:
+    """Number of micro batches in a step that is the same with and without offload.
+
+    Without offload, ZeRO 1 in bf16 does not round the sum of the micro batches' gradients on a single data rank. Adam
+    enlarges that where gradients nearly cancel, more on one processor than on another; so there, nothing is summed.
+    """
+    return 1 if (zero_stage, precision) == (1, "bf16") else 4
 
 
 @BY_PRECISION
 @BY_STAGE
 def test_training_is_the_same_as_on_the_device(make: Make, zero_stage: int, precision: str) -> None:
     """In bf16 too, where gradients are added up in float32 with and without offload."""
-    tolerance = tolerance_of(zero_stage, precision)
-    engines = [make(zero_stage, precision, offload) for offload in (False, True)]
+    number = comparable(zero_stage, precision)
+    engines = [make(zero_stage, precision, offload, number=number) for offload in (False, True)]
     for seed in range(3):
-        here, there = [engine.train_step(micro_batches(seed), RATES) for engine in engines]
+        here, there = [engine.train_step(micro_batches(seed, number=number), RATES) for engine in engines]
         assert there.counts == here.counts
         for key in ("text_nll", "speech_nll", "entropy", "grad_norm"):
-            assert getattr(there, key) == pytest.approx(getattr(here, key), rel=tolerance), (seed, key)
-    assert_equal(engines[1].snapshot(), engines[0].snapshot(), tolerance)
+            assert getattr(there, key) == pytest.approx(getattr(here, key), rel=1e-5), (seed, key)
+    assert_equal(engines[1].snapshot(), engines[0].snapshot(), 1e-5)
     assert engines[1].num_updates == 3
 
 
@@ -103,17 +115,18 @@ def test_restored_engines_go_on_the_same(make: Make, zero_stage: int, precision:
 
 @BY_STAGE
 def test_a_checkpoint_without_offload_is_continued_with_it(make: Make, zero_stage: int) -> None:
-    engine = make(zero_stage, "bf16", offload=False)
-    engine.train_step(micro_batches(0), RATES)
+    number = comparable(zero_stage, "bf16")
+    engine = make(zero_stage, "bf16", offload=False, number=number)
+    engine.train_step(micro_batches(0, number=number), RATES)
     saved = engine.snapshot()
     model = SmolTolk(engine.model.architecture, seed=None)
     load_canonical(model, assembled([saved.parameters]))
-    other = make(zero_stage, "bf16", model=model)
+    other = make(zero_stage, "bf16", model=model, number=number)
     other.restore_moments(Memory(tensors_of(saved)), engine.num_updates)
     assert_equal(other.snapshot(), saved)
-    engine.train_step(micro_batches(1), RATES)
-    other.train_step(micro_batches(1), RATES)
-    assert_equal(other.snapshot(), engine.snapshot(), tolerance_of(zero_stage, "bf16"))
+    for one in (engine, other):
+        one.train_step(micro_batches(1, number=number), RATES)
+    assert_equal(other.snapshot(), engine.snapshot(), 1e-5)
 
 
 @BY_STAGE
@@ -154,3 +167,9 @@ def test_frozen_parameters_stay(make: Make, zero_stage: int) -> None:
     assert_equal(after, plain.snapshot(), 1e-5)
     for name, value in assembled([after.parameters]).items():
         assert torch.equal(value, before[name]) == name.startswith(("backbone", "text_")), name
+
+
+def test_summed_gradients_differ_by_a_rounding_only(make: Make) -> None:
+    """The case that `comparable` leaves out, before the first update of Adam."""
+    norms = [make(1, "bf16", offload).train_step(micro_batches(0), RATES).grad_norm for offload in (False, True)]
+    assert norms[1] == pytest.approx(norms[0], rel=2**-8)

@@ -49,7 +49,9 @@ def program(stop: StopRequest | None = None) -> int:
     # At the very end: multiprocessing removes a folder of its own in this one, with priority -100, and complains if it
     # is gone.
     Finalize(None, leave_temporary_folder, exitpriority=-1000)
-    return main(stop=stop)
+    code = main(stop=stop)
+    StopRequest.ignore_at_exit()
+    return code
 
 
 def main(arguments: Sequence[str] | None = None, stop: StopRequest | None = None) -> int:

@@ -90,6 +90,12 @@ class StopRequest:
         for number in _REQUESTS:
             signal.signal(number, signal.SIG_IGN)
 
+    @staticmethod
+    def ignore_at_exit() -> None:
+        """As `ignore`, for a process that has done its work; but INT still ends one whose exit hangs."""
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
     def request(self, number: signal.Signals = signal.SIGUSR1) -> None:
         """Request a stop as the signal `number` would."""
         if self._signal is None:  # the first signal counts; TERM follows USR1 at the time limit
