@@ -1,6 +1,7 @@
 # make pretrain   train, evaluate and sample the quickstart model
 # make test       run every test that needs no GPU
 # make test-fast  run the tests that are not marked slow: a few minutes
+# make test-failed   run the tests that failed in the last run, one at a time
 # make test-transformers-5   run the tests that use transformers, with version 5
 # make lint       formatting, lint, layers of imports, and types
 # make clean      remove .venv and caches; runs/ stays
@@ -9,7 +10,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help pretrain test test-fast test-transformers-5 lint format clean
+.PHONY: help pretrain test test-fast test-failed test-transformers-5 lint format clean
 
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -46,6 +47,9 @@ test: $(STAMP) $(TRANSFORMERS_5)/.installed
 
 test-fast: $(STAMP)
 	@$(WITH_VENV) $(PYTEST) -m "not slow"
+
+test-failed: $(STAMP)
+	@$(WITH_VENV) pytest -q -rs --last-failed --last-failed-no-failures none
 
 # Only files with the mark are named, so that others are not imported. If no file has it, pytest fails.
 test-transformers-5: $(TRANSFORMERS_5)/.installed
