@@ -36,7 +36,7 @@ setup(
         *(f"{KERNELS}.{name}" for name in find_packages(str(HERE / SOURCE / KERNELS))),
     ],
     package_dir={"": SOURCE},
-    package_data={"tolktrain": ["py.typed", "report/*.html"]},
+    package_data={"tolktrain": ["py.typed", "report/*.html", "demo/page.*"]},
     python_requires=">=3.10",
     install_requires=[
         "annotated-types>=0.7",
@@ -84,6 +84,7 @@ setup(
             "threadpoolctl>=3.2",
             "transformers>=4.57",
         ],
+        "demo": ["aiohttp>=3.10"],
         # Preparing text of Parquet and .zst files.
         "text": ["pyarrow>=14"],
         "dev": [

@@ -27,6 +27,7 @@ LAYERS: Layers = {
         "train",
         "evaluate",
         "benchmark",
+        "demo",
         "generate",
         "inspect",
         "interop",
@@ -58,7 +59,7 @@ FORBIDDEN: Forbidden = {
     ("train", "prepare"): "training reads prepared sets as anybody does",
     **{
         (part, "train"): "runs/ reads the folder of a run"
-        for part in ("evaluate", "generate", "inspect", "interop", "plan", "prepare", "report", "tune")
+        for part in ("demo", "evaluate", "generate", "inspect", "interop", "plan", "prepare", "report", "tune")
     },
 }
 

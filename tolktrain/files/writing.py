@@ -131,9 +131,14 @@ class AppendedFile:
 
 def write_wav(path: Path, samples: Any, sample_rate: int) -> None:
     """Write mono audio, an array [n] of floats in [-1, 1], in 16 bit. Raises OSError with the name of the file."""
+    # In memory first, because the library does not report a full disk.
+    write_synced(path, wav_bytes(samples, sample_rate))
+
+
+def wav_bytes(samples: Any, sample_rate: int) -> bytes:
+    """A WAV file of mono audio, an array [n] of floats in [-1, 1], in 16 bit."""
     import soundfile
 
-    # In memory first, because the library does not report a full disk.
     content = io.BytesIO()
     soundfile.write(content, samples, sample_rate, format="WAV", subtype="PCM_16")
-    write_synced(path, content.getvalue())
+    return content.getvalue()

@@ -104,7 +104,7 @@ class _Live:
         self._num_units = sizes.num_units
         self._delay = sizes.num_codebooks - 1
         self._waiting: deque[int] = deque()  # units of frames that lack codebooks
-        self._text = _TextStream(continuer) if request.to == "text" else None
+        self._text = TextStream(continuer) if request.to == "text" else None
         show(f"{printable(request.name)}: ")
 
     def add(self, place: int, sample: int, column: IntArray) -> None:
@@ -124,7 +124,7 @@ class _Live:
         self._show(f"{printable(rest)}\n")
 
 
-class _TextStream:
+class TextStream:
     """Text as it grows; a character whose bytes are spread over several ids is given when it is complete."""
 
     def __init__(self, continuer: Continuer) -> None:
@@ -209,15 +209,22 @@ class _Output:
         return {"file": name, "audio_seconds": round(len(samples) / decoder.sample_rate, 3)}
 
     def _speech_decoder(self) -> SpeechDecoder | None:
-        """None if the units cannot be turned into audio."""
         if not self._checked:
             self._checked = True
-            if self._continuer.config.data.speech_tokenizer is not None:
-                tokenizer = self._continuer.speech
-                self._decoder = tokenizer if isinstance(tokenizer, SpeechDecoder) else None
-            if self._decoder is not None and self._continuer.durations is None:
-                self._continuer.durations = _durations(self._continuer)
+            self._decoder = speech_decoder(self._continuer)
         return self._decoder
+
+
+def speech_decoder(continuer: Continuer) -> SpeechDecoder | None:
+    """What turns units into audio, None if nothing does. Sets the durations of units, too."""
+    if continuer.config.data.speech_tokenizer is None:
+        return None
+    tokenizer = continuer.speech
+    if not isinstance(tokenizer, SpeechDecoder):
+        return None
+    if continuer.durations is None:
+        continuer.durations = _durations(continuer)
+    return tokenizer
 
 
 def _durations(continuer: Continuer) -> DurationTable:

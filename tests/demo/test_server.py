@@ -1,0 +1,243 @@
+"""The server of the demo: what it answers, to whom, and that a continuation is that of `tolktrain generate`."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import threading
+import urllib.request
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from aiohttp import FormData
+from aiohttp.test_utils import TestClient, TestServer
+
+from tolktrain.demo.server import make_app, serve
+from tolktrain.demo.session import Session
+from tolktrain.demo.streaming import GrowingSpeech
+from tolktrain.errors import UserError
+from tolktrain.generate.answer import Answering, answer
+from tolktrain.generate.continuation import Limits
+from tolktrain.generate.requests import request
+
+SECRET = "s3cret"
+SETTINGS = {"to": "speech", "temperature": 1.0, "top_k": 50, "top_p": 1.0, "seed": 7, "seconds": 2.5, "length": 12}
+
+
+def ask(session: Session, act: Callable[[TestClient[Any, Any]], Awaitable[None]]) -> None:
+    """Do something with a client of the server."""
+
+    async def run() -> None:
+        async with TestClient(TestServer(make_app(session, SECRET))) as client:
+            await act(client)
+
+    asyncio.run(run())
+
+
+def form(prompt: Any, **settings: Any) -> FormData:
+    """A prompt as the page sends it."""
+    found = FormData()
+    if isinstance(prompt, bytes):
+        found.add_field("prompt", prompt, filename="a.wav", content_type="audio/wav")
+    else:
+        found.add_field("prompt", prompt)
+    found.add_field("settings", json.dumps(SETTINGS | settings))
+    return found
+
+
+async def events_of(client: TestClient[Any, Any], prompt: Any, **settings: Any) -> list[dict[str, Any]]:
+    """All events of a continuation."""
+    response = await client.post(f"/{SECRET}/continue", data=form(prompt, **settings))
+    assert response.status == 200
+    return [json.loads(line) for line in (await response.text()).splitlines()]
+
+
+@pytest.fixture(scope="module")
+def spoken(repository: Path) -> bytes:
+    """A WAV file of a prompt."""
+    return next((repository / "data" / "sample" / "prompts").glob("*.wav")).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_four_directions_are_those_of_generate(session: Session, spoken: bytes, tmp_path: Path) -> None:
+    """The same text, units and audio; what came piece by piece adds up to it."""
+    audio = tmp_path / "a.wav"
+    audio.write_bytes(spoken)
+    prompts = [("text", "the little bird", "speech"), ("text", "the little bird", "text")]
+    prompts += [("audio", str(audio), "speech"), ("audio", str(audio), "text")]
+    found: list[list[dict[str, Any]]] = []
+
+    async def act(client: TestClient[Any, Any]) -> None:
+        for kind, content, to in prompts:
+            found.append(await events_of(client, spoken if kind == "audio" else content, to=to))
+
+    ask(session, act)
+    for number, ((kind, content, to), events) in enumerate(zip(prompts, found, strict=True)):
+        limits = Limits(1_000, 2.5) if to == "speech" else Limits(12, utterances=1)
+        options = Answering(None, 1.0, 50, 1.0, 1.0, 7, 1, 1, limits, tmp_path / str(number))
+        answer(session.run, [request(kind, content, to, False, "p", "p")], options, lambda text: None)  # type: ignore[arg-type]
+        (line,) = (tmp_path / str(number) / "continuations.jsonl").read_text().splitlines()
+        expected, done = json.loads(line), events[-1]
+        assert done["kind"] == "done" and done["prompt_positions"] == expected["timing"]["prompt_positions"]
+        positions = [event for event in events if event["kind"] == "position"]
+        if to == "text":
+            assert done["text"] == expected["text"] == "".join(event["text"] for event in positions)
+            continue
+        assert [event["unit"] for event in positions] == [frame[0] for frame in expected["units"]]
+        assert all(sum(event["layers"]) == pytest.approx(1, abs=1e-3) for event in positions)
+        wav = base64.b64decode(done["wav"])
+        assert wav == (tmp_path / str(number) / expected["file"]).read_bytes()
+        pieces = [np.frombuffer(base64.b64decode(e["pcm"]), "<i2") for e in events if e["kind"] == "audio"]
+        assert len(pieces) >= 3 and sum(map(len, pieces)) == soundfile.info(io.BytesIO(wav)).frames
+
+
+def test_layers_are_those_of_the_pooling(session: Session) -> None:
+    """The weights that come with a unit are those with which it is predicted from the whole context."""
+    import torch
+
+    from tolktrain.generate.context import Context
+    from tolktrain.model.inputs import ModelInputs
+
+    found: list[dict[str, Any]] = []
+
+    async def act(client: TestClient[Any, Any]) -> None:
+        found.extend(await events_of(client, "the little bird"))
+
+    ask(session, act)
+    positions = [event for event in found if event["kind"] == "position"][:6]
+    vocabulary = session.continuer.vocabulary
+    ids = session.continuer.text.tokenizer.encode("the little bird", add_special_tokens=False).ids
+    before = Context.of_text(ids, vocabulary, switch=True)
+    for count, event in enumerate(positions):
+        units = np.array([[earlier["unit"]] for earlier in positions[:count]], np.int64).reshape(-1, 1)
+        speech = Context.of_speech(units, vocabulary)
+        tokens = torch.from_numpy(np.concatenate([before.tokens, speech.tokens], axis=1))[None]
+        is_speech = torch.from_numpy(np.concatenate([before.is_speech, speech.is_speech]))[None]
+        probs: list[Any] = []
+        module = next(m for m in session.continuer.model.modules() if type(m).__name__ == "WeightedAverage")
+        handle = module.register_forward_hook(lambda module, inputs, output, keep=probs.append: keep(output.probs))
+        with torch.inference_mode():
+            session.continuer.model.next_logits(
+                ModelInputs.for_next(tokens, is_speech, torch.tensor([tokens.shape[2]]))
+            )
+        handle.remove()
+        assert event["layers"] == pytest.approx(probs[0].flatten(0, -2)[-1].tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        ("", {}, "the prompt: text is empty"),
+        (b"", {}, "is not a readable audio file"),
+        (b"<html>not found</html>", {}, "is not a readable audio file"),
+        ("bird", {"to": "song"}, "to is 'song'; expected text or speech"),
+        ("bird", {"temperature": None}, "temperature is None; expected 0 to 100"),
+        ("bird", {"top_k": "many"}, "top_k is 'many'"),
+        ("bird", {"seconds": 1e9}, "seconds is 1000000000.0; expected 0.1 to 60"),
+        ("bird " * 400, {}, "shorten the prompt"),
+    ],
+)
+def test_prompts_that_cannot_be_used(session: Session, prompt: Any, settings: dict[str, Any], message: str) -> None:
+    """The message comes as an event, and the next prompt is continued."""
+
+    async def act(client: TestClient[Any, Any]) -> None:
+        (event,) = await events_of(client, prompt, **settings)
+        assert event["kind"] == "error" and message in event["message"]
+        assert "/tmp" not in event["message"]
+        assert (await events_of(client, "bird", to="text"))[-1]["kind"] == "done"
+
+    ask(session, act)
+
+
+def test_other_sites_are_refused(session: Session) -> None:
+    """By another name of this machine, or from a page of another origin."""
+
+    async def act(client: TestClient[Any, Any]) -> None:
+        port = client.port
+        for headers in ({"Host": "evil.example"}, {"Host": f"evil.example:{port}"}, {"Origin": "http://evil.example"}):
+            for path in ("", "about"):
+                assert (await client.get(f"/{SECRET}/{path}", headers=headers)).status == 403
+            assert (await client.post(f"/{SECRET}/continue", headers=headers, data=form("bird"))).status == 403
+        own = {"Host": f"localhost:{port}", "Origin": f"http://localhost:{port}"}
+        assert (await client.get(f"/{SECRET}/about", headers=own)).status == 200
+
+    ask(session, act)
+
+
+def test_only_the_page_is_served(session: Session) -> None:
+    async def act(client: TestClient[Any, Any]) -> None:
+        for path, kind in (("", "text/html"), ("page.js", "text/javascript"), ("page.css", "text/css")):
+            response = await client.get(f"/{SECRET}/{path}")
+            assert response.status == 200 and response.content_type == kind
+            assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+        for path in ("server.py", "../server.py", "%2e%2e/server.py", "page.html", "/etc/passwd"):
+            assert (await client.get(f"/{SECRET}/{path}")).status == 404
+        for path in ("/", "/about", "/page.js", "/other/", "/other/about"):
+            assert (await client.get(path)).status == 404
+        for data in (b"", b"{}", FormData({"prompt": "bird"}), FormData({"prompt": "bird", "settings": "[1"})):
+            assert (await client.post(f"/{SECRET}/continue", data=data)).status == 400
+
+    ask(session, act)
+
+
+def test_a_page_that_is_closed_gives_up_its_continuation(session: Session) -> None:
+    """The next one does not wait for what nobody hears."""
+    before = {thread.name for thread in threading.enumerate()}
+
+    async def act(client: TestClient[Any, Any]) -> None:
+        response = await client.post(f"/{SECRET}/continue", data=form("bird", seconds=60.0, temperature=1.5))
+        await response.content.readline()
+        response.close()
+        events = await events_of(client, "bird", to="text")
+        assert events[-1]["kind"] == "done"
+
+    ask(session, act)
+    assert "continuation" not in {thread.name for thread in threading.enumerate()} - before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server(session: Session, number: signal.Signals) -> None:
+    addresses: list[str] = []
+
+    def on_ready(address: str) -> None:
+        addresses.append(address)
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), number)
+
+    asyncio.run(serve(session, 0, on_ready))
+    (address,) = addresses
+    with pytest.raises(OSError):
+        urllib.request.urlopen(address, timeout=30)
+
+
+def test_a_port_that_is_taken(session: Session) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port {port} cannot be used .*; choose another one"):
+            asyncio.run(serve(session, port, lambda address: None))
+
+
+@pytest.mark.parametrize("frames_per_unit", [1, 3, 60])
+def test_pieces_of_growing_speech_add_up(frames_per_unit: int) -> None:
+    """With a decoder whose samples depend on their own frame only, the pieces are the whole."""
+
+    class Plain:
+        sample_rate, frames_per_second = 16_000, 50.0
+
+        def decode(self, frames: Any) -> Any:
+            return np.repeat(frames[:, 0].astype(np.float32) / 100, 320)
+
+    units = np.random.default_rng(0).integers(0, 100, (40, 1))
+    run_lengths = lambda units: np.full(len(units), frames_per_unit)  # noqa: E731
+    growing = GrowingSpeech(Plain(), run_lengths)  # type: ignore[arg-type]
+    pieces = [piece for unit in units if (piece := growing.add(unit)) is not None]
+    pieces.append(growing.rest())
+    expected = np.repeat(units[:, 0].astype(np.float32) / 100, 320 * frames_per_unit)
+    np.testing.assert_allclose(np.concatenate(pieces), expected, atol=1e-6)
+    assert len(pieces) > 1 or frames_per_unit == 1
