@@ -92,7 +92,15 @@ DEEPSPEED = (
     Pinned(f"{_TOPOLOGY}:ProcessTopology", "get_coord", ("self", "rank")),
     Pinned(_PIPELINE_ENGINE, "_bf16_reduce_grads", ("self",)),
     Pinned(_PIPELINE_ENGINE, "using_bf16_optimizer", "assigned"),
-    Pinned(_BF16, "_hp_grad", "assigned"),
+    *(
+        Pinned(_BF16, name, "assigned")
+        for name in (
+            *("_hp_grad", "bf16_groups", "fp32_groups_gradients", "fp32_groups_has_gradients"),
+            "immediate_grad_update",
+        )
+    ),
+    Pinned(_BF16, "update_hp_grads", ("self", "clear_lp_grads")),
+    Pinned(_BF16, "clear_hp_grads", ("self",)),
     # Parameters that all tensor ranks have, or several stages, count once in the gradient norm.
     Pinned("deepspeed.runtime.utils", "is_model_parallel_parameter", ("p",)),
     Pinned("deepspeed.runtime.constants", "PIPE_REPLICATED"),
@@ -130,6 +138,48 @@ def without_averaging(engine: Any) -> None:
     one of zeros.
     """
     engine._reduce_non_expert_gradients = lambda grads, elements_per_buffer: None
+
+
+def accumulate_in_few_passes(engine: Any) -> None:
+    """Let ZeRO 1 in bf16 copy the gradients of the first micro batch to float32, add later ones, and clear nothing.
+
+    The sums are the same. DeepSpeed converts, adds and clears every gradient by itself in each micro batch, and clears
+    the sums twice in each step: 26 bytes more for each parameter (`tests/train/test_accumulation.py`).
+    """
+    optimizer = engine.optimizer
+    if not hasattr(optimizer, "update_hp_grads") or optimizer.immediate_grad_update:
+        return
+    valid = [[False] * len(group) for group in optimizer.bf16_groups]  # whether a sum is that of this step
+
+    @torch.no_grad()
+    def add(clear_lp_grads: bool = False) -> None:
+        copied: tuple[list[Tensor], list[Tensor]] = ([], [])
+        added: tuple[list[Tensor], list[Tensor]] = ([], [])
+        absent: list[Tensor] = []
+        for group, parameters in enumerate(optimizer.bf16_groups):
+            sums, present = optimizer.fp32_groups_gradients[group], optimizer.fp32_groups_has_gradients[group]
+            for place, (parameter, total) in enumerate(zip(parameters, sums, strict=True)):
+                if parameter.grad is not None:
+                    totals, gradients = added if valid[group][place] else copied
+                    totals.append(total)
+                    gradients.append(parameter.grad.reshape(-1))
+                    parameter.grad, parameter._hp_grad, present[place] = None, total, True
+                elif not valid[group][place]:
+                    absent.append(total)
+                valid[group][place] = True
+        if copied[0]:
+            torch._foreach_copy_(*copied)
+        if added[0]:
+            torch._foreach_add_(*added)
+        if absent:
+            torch._foreach_zero_(absent)
+
+    def forget() -> None:
+        for flags in (valid, optimizer.fp32_groups_has_gradients):
+            for group in flags:
+                group[:] = [False] * len(group)
+
+    optimizer.update_hp_grads, optimizer.clear_hp_grads = add, forget
 
 
 def link_moments(engine: Any) -> None:

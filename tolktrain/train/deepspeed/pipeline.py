@@ -16,6 +16,7 @@ from tolktrain.model.parameter_layout import parameter_views
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.compat import (
+    accumulate_in_few_passes,
     accumulated_gradient,
     after_averaging,
     mark_replicated,
@@ -124,6 +125,7 @@ class PipelineRunner:
         self.engine = quiet_initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
         if layout.data_size == 1:
             without_averaging(self.engine)
+        accumulate_in_few_passes(self.engine)
         module.ties_after_averaging = after_averaging(self.engine, self._tie)
 
     def _tie(self) -> None:

@@ -12,7 +12,7 @@ from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import LossCounts, loss_to_train
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
-from tolktrain.train.deepspeed.compat import forget_releases, without_averaging
+from tolktrain.train.deepspeed.compat import accumulate_in_few_passes, forget_releases, without_averaging
 from tolktrain.train.deepspeed.groups import MegatronGroups
 from tolktrain.train.deepspeed.zero3 import announce_shared_tables, partition_parameters
 from tolktrain.train.process import quiet_initialize
@@ -67,6 +67,7 @@ class SequentialRunner:
         )
         if layout.data_size == 1:
             without_averaging(self.engine)
+        accumulate_in_few_passes(self.engine)
 
     def step(self, micro_batches: Sequence[ModelInputs], counts: LossCounts) -> Update:
         """Forward and backward of each micro batch, then the optimizer's step."""
