@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tolktrain_kernels.backend import Backend
 
-CHUNK_LOGITS = {"cuda": 1 << 26, "cpu": 1 << 24}  # logits at a time: 134 MB in bf16; 67 MB in float32
+CHUNK_LOGITS = {"cuda": 1 << 28, "cpu": 1 << 24}  # logits at a time: 537 MB in bf16; 67 MB in float32
 ROW_MULTIPLE = 128  # a chunk has a multiple of these rows, if possible: the height of a tile of a matrix product
 
 
@@ -29,7 +29,7 @@ def linear_cross_entropy(
 
     Products are computed in the type of `hidden`, everything after them in float32 (float64 if the states are). Peak
     memory beyond inputs and gradients: `CHUNK_LOGITS` logits (with backend torch also in float32) and, if the weight is
-    trained, its gradient in float32 and that of a chunk in the type of `hidden`.
+    trained, its gradient in float32; on a CPU also that of a chunk in the type of `hidden`.
 
     Args:
         hidden: [N, D].
@@ -140,6 +140,9 @@ def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor, is_first: bool)
     """total [V, D] += gradient.T [V, n] @ hidden [n, D], where `total` may be of a more accurate type."""
     if total.dtype == hidden.dtype:
         total.addmm_(gradient.t(), hidden, beta=0 if is_first else 1)
+    elif total.is_cuda and hidden.dtype != torch.float32:
+        # cuBLAS adds up in float32 anyway, and need not round the chunk's share. On a CPU, PyTorch has no such product.
+        torch.addmm(total, gradient.t(), hidden, out_dtype=total.dtype, beta=0 if is_first else 1, out=total)
     elif is_first:
         total.copy_(gradient.t() @ hidden)
     else:

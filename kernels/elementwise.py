@@ -1,4 +1,4 @@
-"""The memory-bound operations of a transformer layer: norm, norm after a residual, gated activation, rotation.
+"""The memory-bound operations of a transformer layer: norm, norm after a residual, gated activation, rotated heads.
 
 Each exists in Triton for GPUs (`elementwise_triton`, `elementwise_op`), which reads and writes every tensor once and
 keeps only its input for the backward pass, and in plain PyTorch, with which tests compare Triton. Both take bf16, fp16
@@ -65,22 +65,31 @@ def swiglu(gate_up: Tensor, backend: Backend = "torch") -> Tensor:
     return _SwiGLU.apply(gate_up)
 
 
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor, backend: Backend = "torch") -> Tensor:
-    """Rotate each head by its position's angles; element i pairs with i + d / 2 (Llama's convention).
+def split_heads(product: Tensor, cos: Tensor, sin: Tensor, backend: Backend = "torch") -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of the fused product; queries and keys rotated by their position's angles.
 
     Args:
-        heads: [T, B, H, d], any strides: a part of the fused product of queries, keys and values need not be copied.
+        product: [T, B, G, (r + 2) d]: of each group, r queries, a key and a value.
         cos: [T or more, 1, 1, d] float32; both halves of the last dimension are equal. No gradient.
         sin: the same, the first half negated.
         backend: as in `rms_norm`.
 
     Returns:
-        [T, B, H, d] of heads' type; without gaps from Triton.
+        Queries [T, B, G r, d], keys and values [T, B, G, d], of the product's type; without gaps from Triton.
     """
     if _is_triton(backend):
-        from tolktrain_kernels.elementwise_op import turn
+        from tolktrain_kernels.elementwise_op import split
 
-        return turn(heads, cos, sin)
+        return split(product, cos, sin)
+    *outer, groups, total = product.shape
+    width = cos.shape[-1]
+    queries, keys, values = product.split((total - 2 * width, width, width), dim=-1)
+    queries = queries.reshape(*outer, groups * (total // width - 2), width)
+    return rotate(queries, cos, sin), rotate(keys, cos, sin), values
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate heads [T, B, H, d]: element i pairs with i + d / 2 (Llama's convention). See `split_heads`."""
     swapped = torch.roll(heads, heads.shape[-1] // 2, dims=-1)
     return (heads * cos[: len(heads)] + swapped * sin[: len(heads)]).to(heads.dtype)
 

@@ -5,11 +5,12 @@ import torch
 from tolktrain_kernels.compilation import Build
 from tolktrain_kernels.elementwise_triton import (
     gate_setting,
+    join_heads_kernel,
     norm_backward_kernel,
     norm_kernel,
     norm_setting,
-    rotate_kernel,
     rotation_setting,
+    split_heads_kernel,
     swiglu_backward_kernel,
     swiglu_kernel,
 )
@@ -17,7 +18,7 @@ from tolktrain_kernels.elementwise_triton import (
 # The models' first, then odd and other widths.
 NORM_WIDTHS = (576, 960, 2048, 72, 96, 4096, 6144, 8192)
 GATE_WIDTHS = (1536, 2560, 8192, 36, 100)
-HEADS = ((9, 64), (32, 64), (8, 128), (4, 72), (2, 16))  # number and width
+HEADS = ((3, 3, 64), (32, 1, 64), (2, 4, 128), (1, 4, 72), (2, 1, 16))  # groups, queries of each, width
 _TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 _MODELS = 3
 
@@ -30,8 +31,8 @@ def builds() -> list[Build]:
             found += _norm(width, dtype, residual=True)
         for width in GATE_WIDTHS:
             found += _gate(width, dtype)
-        for num_heads, width in HEADS:
-            found += _rotation(num_heads, width, dtype)
+        for shape in HEADS:
+            found += _heads(*shape, dtype)
     for width in NORM_WIDTHS[:_MODELS]:
         found += _norm(width, torch.bfloat16, residual=False)
     return found
@@ -68,25 +69,28 @@ def _gate(width: int, dtype: torch.dtype) -> list[Build]:
     ]
 
 
-def _rotation(num_heads: int, width: int, dtype: torch.dtype) -> list[Build]:
+def _heads(groups: int, queries: int, width: int, dtype: torch.dtype) -> list[Build]:
     rows = f"*{_TYPES[dtype]}"
-    types = {"heads": rows, "cos": "*fp32", "sin": "*fp32", "output": rows}
-    types |= dict.fromkeys(("num_rows", "batch_size", "position_stride", "batch_stride", "head_stride"), "i32")
+    types = {"product": rows, "cos": "*fp32", "sin": "*fp32", "queries": rows, "keys": rows, "values": rows}
+    back = {"d_queries": rows, "d_keys": rows, "d_values": rows, "cos": "*fp32", "sin": "*fp32", "d_product": rows}
+    sizes = ("num_rows", "batch_size")
+    strides = tuple(f"{tensor}_{dimension}" for tensor in "qkv" for dimension in ("position", "batch", "head"))
     setting = rotation_setting(width // 2)
     constants: dict[str, int | str] = {
-        "HEADS": num_heads,
+        "GROUPS": groups,
+        "QUERIES": queries,
         "HALF": width // 2,
-        "VECTOR": 16 // dtype.itemsize,
         "BLOCK_HALF": setting.block_width,
         "BLOCK_ROWS": setting.block_rows,
     }
+    name = f"heads {groups} x {queries} x {width} {_TYPES[dtype]}"
     return [
+        Build(f"forward {name}", split_heads_kernel, types | dict.fromkeys(sizes, "i32"), constants, setting.num_warps),
         Build(
-            f"{direction} rotation {num_heads} x {width} {_TYPES[dtype]}",
-            rotate_kernel,
-            types,
-            {**constants, "INVERSE": direction == "backward"},
+            f"backward {name}",
+            join_heads_kernel,
+            back | dict.fromkeys((*sizes, *strides), "i32"),
+            {**constants, "VECTOR": 16 // dtype.itemsize},
             setting.num_warps,
-        )
-        for direction in ("forward", "backward")
+        ),
     ]

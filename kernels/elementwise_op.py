@@ -7,9 +7,10 @@ from torch import Tensor
 
 from tolktrain_kernels.elementwise_triton import (
     MAX_NORM_WIDTH,
+    run_join_heads,
     run_norm,
     run_norm_backward,
-    run_rotate,
+    run_split_heads,
     run_swiglu,
 )
 from tolktrain_kernels.rows import DTYPES
@@ -46,21 +47,22 @@ def gate(gate_up: Tensor) -> Tensor:
     return torch.ops.tolktrain.swiglu(gate_up)
 
 
-def turn(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`elementwise.rotate` in Triton.
+def split(product: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`elementwise.split_heads` in Triton.
 
     Raises:
         ValueError: another type than of 16 or 32 bits, or shapes that do not fit.
     """
-    _check_type("rotation", heads)
-    length, width = heads.shape[0], heads.shape[-1]
-    fits = heads.ndim == 4 and width % 2 == 0 and cos.shape == sin.shape == (cos.shape[0], 1, 1, width)
-    if not fits or cos.shape[0] < length:
-        shapes = [tuple(tensor.shape) for tensor in (heads, cos, sin)]
+    _check_type("rotation", product)
+    length, width = product.shape[0], cos.shape[-1]
+    fits = product.ndim == 4 and width % 2 == 0 and cos.shape == sin.shape == (cos.shape[0], 1, 1, width)
+    if not fits or cos.shape[0] < length or product.shape[-1] % width or product.shape[-1] < 3 * width:
+        shapes = [tuple(tensor.shape) for tensor in (product, cos, sin)]
         raise ValueError(
-            f"the rotation takes heads [T, B, H, d], d even, and angles [T or more, 1, 1, d], not {shapes}"
+            "the rotation takes groups of heads [T, B, G, (r + 2) d], d even, and angles [T or more, 1, 1, d], not"
+            f" {shapes}"
         )
-    return torch.ops.tolktrain.rotate(heads, cos, sin, False)
+    return torch.ops.tolktrain.split_heads(product, cos, sin)
 
 
 def _check_type(name: str, tensor: Tensor) -> None:
@@ -161,23 +163,41 @@ def _derive_swiglu(ctx: Any, gradient: Tensor) -> Tensor:
 _swiglu.register_autograd(_derive_swiglu, setup_context=_keep_for_swiglu)
 
 
-@torch.library.custom_op("tolktrain::rotate", mutates_args=())
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
-    return run_rotate(heads, cos, sin, inverse)
+@torch.library.custom_op("tolktrain::split_heads", mutates_args=())
+def _split_heads(product: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return run_split_heads(product, cos, sin)
 
 
-@_rotate.register_fake
-def _(heads: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
-    return heads.new_empty(heads.shape)
+@_split_heads.register_fake
+def _(product: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    *outer, groups, total = product.shape
+    width = cos.shape[-1]
+    shared = (*outer, groups, width)
+    return (
+        product.new_empty(*outer, groups * (total // width - 2), width),
+        product.new_empty(shared),
+        product.new_empty(shared),
+    )
 
 
-def _keep_for_rotation(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, cos, sin, ctx.inverse = inputs
+@torch.library.custom_op("tolktrain::join_heads", mutates_args=())
+def _join_heads(d_queries: Tensor, d_keys: Tensor, d_values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return run_join_heads(d_queries, d_keys, d_values, cos, sin)
+
+
+@_join_heads.register_fake
+def _(d_queries: Tensor, d_keys: Tensor, d_values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    *outer, groups, width = d_keys.shape
+    return d_queries.new_empty(*outer, groups, (d_queries.shape[2] // groups + 2) * width)
+
+
+def _keep_angles(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, cos, sin = inputs
     ctx.save_for_backward(cos, sin)
 
 
-def _derive_rotation(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-    return torch.ops.tolktrain.rotate(gradient, *ctx.saved_tensors, not ctx.inverse), None, None, None
+def _derive_split_heads(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    return torch.ops.tolktrain.join_heads(*gradients, *ctx.saved_tensors), None, None
 
 
-_rotate.register_autograd(_derive_rotation, setup_context=_keep_for_rotation)
+_split_heads.register_autograd(_derive_split_heads, setup_context=_keep_angles)

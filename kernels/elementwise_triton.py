@@ -1,8 +1,8 @@
-"""Norm, gated activation and rotation in Triton: one pass over memory each way, arithmetic in float32.
+"""Norm, gated activation and rotated heads in Triton: one pass over memory each way, arithmetic in float32.
 
 A norm takes whole rows into registers. Its backward pass runs few programs over many rows each, so that a program sums
 its share of the weight's gradient in registers; the shares are added by a second reduction, never atomically: results
-are the same from run to run. Gated activation and rotation go in tiles.
+are the same from run to run. Gated activation and heads go in tiles.
 """
 
 import math
@@ -142,43 +142,128 @@ def swiglu_backward_kernel(
     tl.store(d_gate_up + offsets + WIDTH, gradient * gate * open_, mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_rows", "batch_size", "position_stride", "batch_stride", "head_stride"])
-def rotate_kernel(
-    heads: tl.tensor,  # [T, batch_size, HEADS, 2 HALF]; strides are in units of VECTOR elements, the last is 1
+@triton.jit
+def _heads_tile(
+    num_rows: tl.tensor,
+    batch_size: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    GROUPS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+) -> tuple[tl.tensor, ...]:
+    """Of the heads of a program: rows, groups of all positions, places in the group, positions, columns, which elements
+    exist, and the angles' cosines and sines: 1 and 0 for values, which are not rotated."""
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = tl.arange(0, BLOCK_HALF)[None, :]
+    inside = (rows < num_rows)[:, None] & (columns < HALF)
+    groups = (rows // (QUERIES + 2)).to(tl.int64)
+    places = rows % (QUERIES + 2)
+    positions = groups // GROUPS // batch_size
+    turned = inside & (places <= QUERIES)[:, None]
+    angles = positions[:, None] * (2 * HALF) + columns
+    along = tl.load(cos + angles, mask=turned, other=1.0).to(tl.float32)
+    across = tl.load(sin + angles, mask=turned, other=0.0).to(tl.float32)
+    return rows.to(tl.int64), groups, places, positions, columns, inside, along, across
+
+
+@triton.jit(do_not_specialize=["num_rows", "batch_size"])
+def split_heads_kernel(
+    product: tl.tensor,  # [T, batch_size, GROUPS, QUERIES + 2, 2 HALF]: queries, key and value of each group
     cos: tl.tensor,  # [T or more, 2 HALF] float32; the first half of each row is read
     sin: tl.tensor,  # [T or more, 2 HALF] float32, the first half negated
-    output: tl.tensor,  # [num_rows, 2 HALF]
-    num_rows: tl.tensor,  # T batch_size HEADS
+    queries: tl.tensor,  # [T, batch_size, GROUPS QUERIES, 2 HALF]
+    keys: tl.tensor,  # [T, batch_size, GROUPS, 2 HALF]
+    values: tl.tensor,  # the same
+    num_rows: tl.tensor,  # T batch_size GROUPS (QUERIES + 2)
     batch_size: tl.tensor,
-    position_stride: tl.tensor,
-    batch_stride: tl.tensor,
-    head_stride: tl.tensor,
-    HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    QUERIES: tl.constexpr,
     HALF: tl.constexpr,
-    VECTOR: tl.constexpr,
-    INVERSE: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ) -> None:
-    """(x, y) to (x cos - y sin, y cos + x sin), or back."""
-    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    columns = tl.arange(0, BLOCK_HALF)
-    inside = (rows < num_rows)[:, None] & (columns < HALF)[None, :]
-    position = (rows // HEADS // batch_size).to(tl.int64)
-    offsets = position * position_stride + (rows // HEADS % batch_size).to(tl.int64) * batch_stride
-    offsets += (rows % HEADS).to(tl.int64) * head_stride
-    # Neither the strides nor their products are known to be even: the factor is what lets vectors be loaded.
-    pointers = heads + offsets[:, None] * VECTOR + columns[None, :]
+    """(x, y) to (x cos - y sin, y cos + x sin) for queries and keys."""
+    rows, groups, places, _, columns, inside, along, across = _heads_tile(
+        num_rows, batch_size, cos, sin, GROUPS, QUERIES, HALF, BLOCK_HALF, BLOCK_ROWS
+    )
+    pointers = product + rows[:, None] * (2 * HALF) + columns
     first = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(pointers + HALF, mask=inside, other=0.0).to(tl.float32)
-    angles = position[:, None] * (2 * HALF) + columns[None, :]
-    along = tl.load(cos + angles, mask=inside, other=0.0).to(tl.float32)
-    across = tl.load(sin + angles, mask=inside, other=0.0).to(tl.float32)
-    if INVERSE:
-        across = -across
-    targets = output + rows.to(tl.int64)[:, None] * (2 * HALF) + columns[None, :]
-    tl.store(targets, first * along + second * across, mask=inside)
-    tl.store(targets + HALF, second * along - first * across, mask=inside)
+    is_query, is_key = (places < QUERIES)[:, None], (places == QUERIES)[:, None]
+    is_value = (places > QUERIES)[:, None]
+    # Not by the angles of values: zero times an infinity is no number.
+    left = tl.where(is_value, first, first * along + second * across)
+    right = tl.where(is_value, second, second * along - first * across)
+    own = queries + (groups * QUERIES + places)[:, None] * (2 * HALF) + columns
+    shared = groups[:, None] * (2 * HALF) + columns
+    tl.store(own, left, mask=inside & is_query)
+    tl.store(own + HALF, right, mask=inside & is_query)
+    tl.store(keys + shared, left, mask=inside & is_key)
+    tl.store(keys + shared + HALF, right, mask=inside & is_key)
+    tl.store(values + shared, left, mask=inside & is_value)
+    tl.store(values + shared + HALF, right, mask=inside & is_value)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("num_rows", "batch_size", "q_position", "q_batch", "q_head", "k_position", "k_batch", "k_head"),
+        *("v_position", "v_batch", "v_head"),
+    ]
+)
+def join_heads_kernel(
+    d_queries: tl.tensor,  # [T, batch_size, GROUPS QUERIES, 2 HALF]; strides in units of VECTOR elements, the last is 1
+    d_keys: tl.tensor,  # [T, batch_size, GROUPS, 2 HALF]
+    d_values: tl.tensor,  # the same
+    cos: tl.tensor,
+    sin: tl.tensor,
+    d_product: tl.tensor,  # [T, batch_size, GROUPS, QUERIES + 2, 2 HALF]
+    num_rows: tl.tensor,
+    batch_size: tl.tensor,
+    q_position: tl.tensor,
+    q_batch: tl.tensor,
+    q_head: tl.tensor,
+    k_position: tl.tensor,
+    k_batch: tl.tensor,
+    k_head: tl.tensor,
+    v_position: tl.tensor,
+    v_batch: tl.tensor,
+    v_head: tl.tensor,
+    GROUPS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    HALF: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+) -> None:
+    """The gradients of `split_heads_kernel`, turned back, in the places of the product."""
+    rows, groups, places, positions, columns, inside, along, across = _heads_tile(
+        num_rows, batch_size, cos, sin, GROUPS, QUERIES, HALF, BLOCK_HALF, BLOCK_ROWS
+    )
+    sequences, group = groups // GROUPS % batch_size, groups % GROUPS
+    is_query, is_key = (places < QUERIES)[:, None], (places == QUERIES)[:, None]
+    is_value = (places > QUERIES)[:, None]
+    # Neither the strides nor their products are known to be even: the factor is what lets vectors be loaded.
+    q_offsets = positions * q_position + sequences * q_batch + (group * QUERIES + places) * q_head
+    k_offsets = positions * k_position + sequences * k_batch + group * k_head
+    v_offsets = positions * v_position + sequences * v_batch + group * v_head
+    q_pointers = d_queries + q_offsets[:, None] * VECTOR + columns
+    k_pointers = d_keys + k_offsets[:, None] * VECTOR + columns
+    v_pointers = d_values + v_offsets[:, None] * VECTOR + columns
+    # Each row is in one of the three.
+    first = tl.load(q_pointers, mask=inside & is_query, other=0.0).to(tl.float32)
+    first += tl.load(k_pointers, mask=inside & is_key, other=0.0).to(tl.float32)
+    first += tl.load(v_pointers, mask=inside & is_value, other=0.0).to(tl.float32)
+    second = tl.load(q_pointers + HALF, mask=inside & is_query, other=0.0).to(tl.float32)
+    second += tl.load(k_pointers + HALF, mask=inside & is_key, other=0.0).to(tl.float32)
+    second += tl.load(v_pointers + HALF, mask=inside & is_value, other=0.0).to(tl.float32)
+    targets = d_product + rows[:, None] * (2 * HALF) + columns
+    left = tl.where(is_value, first, first * along - second * across)
+    right = tl.where(is_value, second, second * along + first * across)
+    tl.store(targets, left, mask=inside)
+    tl.store(targets + HALF, right, mask=inside)
 
 
 @dataclass(frozen=True)
@@ -323,45 +408,87 @@ def run_swiglu(gate_up: Tensor, d_output: Tensor | None = None) -> Tensor:
     return result
 
 
-def run_rotate(heads: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
-    """Launch `rotate_kernel`.
+def run_split_heads(product: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch `split_heads_kernel`.
 
     Args:
-        heads: [T, B, H, d].
+        product: [T, B, G, (r + 2) d].
         cos, sin: [T or more, 1, 1, d].
-        inverse: turn the other way.
 
     Returns:
-        [T, B, H, d] without gaps.
+        Rotated queries [T, B, G r, d] and keys [T, B, G, d], and values of the same shape, without gaps.
     """
-    output = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
-    if heads.numel():
-        num_positions, batch_size, num_heads, width = heads.shape
-        if heads.stride(-1) != 1 or heads.data_ptr() % ALIGNMENT:
-            heads = heads.clone(memory_format=torch.contiguous_format)
-        strides = heads.stride()[:3]
-        vector = math.gcd(*strides, ALIGNMENT // heads.element_size())
+    *outer, groups, total = product.shape
+    width = cos.shape[-1]
+    num_queries = total // width - 2
+    queries = product.new_empty(*outer, groups * num_queries, width)
+    keys, values = product.new_empty(*outer, groups, width), product.new_empty(*outer, groups, width)
+    if product.numel():
         setting = rotation_setting(width // 2)
-        num_rows = num_positions * batch_size * num_heads
-        with torch.cuda.device_of(heads):
-            rotate_kernel[(triton.cdiv(num_rows, setting.block_rows),)](
-                heads,
+        num_rows = product.numel() // width
+        with torch.cuda.device_of(product):
+            split_heads_kernel[(triton.cdiv(num_rows, setting.block_rows),)](
+                aligned_rows(product),
                 aligned_rows(cos),
                 aligned_rows(sin),
-                output,
+                queries,
+                keys,
+                values,
                 num_rows,
-                batch_size,
-                *(stride // vector for stride in strides),
-                HEADS=num_heads,
+                outer[1],
+                GROUPS=groups,
+                QUERIES=num_queries,
                 HALF=width // 2,
-                VECTOR=vector,
-                INVERSE=inverse,
                 BLOCK_HALF=setting.block_width,
                 BLOCK_ROWS=setting.block_rows,
                 num_warps=setting.num_warps,
                 enable_fp_fusion=True,
             )
-    return output
+    return queries, keys, values
+
+
+def run_join_heads(d_queries: Tensor, d_keys: Tensor, d_values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Launch `join_heads_kernel`; arguments are of the shapes that `run_split_heads` returns, any strides.
+
+    Returns:
+        [T, B, G, (r + 2) d] without gaps.
+    """
+    num_positions, batch_size, num_heads, width = d_queries.shape
+    groups = d_keys.shape[2]
+    num_queries = num_heads // groups
+    d_product = d_queries.new_empty(num_positions, batch_size, groups, (num_queries + 2) * width)
+    if d_product.numel():
+        gradients = [_plain_heads(gradient) for gradient in (d_queries, d_keys, d_values)]
+        strides = [stride for gradient in gradients for stride in gradient.stride()[:3]]
+        vector = math.gcd(*strides, ALIGNMENT // d_product.element_size())
+        setting = rotation_setting(width // 2)
+        num_rows = d_product.numel() // width
+        with torch.cuda.device_of(d_product):
+            join_heads_kernel[(triton.cdiv(num_rows, setting.block_rows),)](
+                *gradients,
+                aligned_rows(cos),
+                aligned_rows(sin),
+                d_product,
+                num_rows,
+                batch_size,
+                *(stride // vector for stride in strides),
+                GROUPS=groups,
+                QUERIES=num_queries,
+                HALF=width // 2,
+                VECTOR=vector,
+                BLOCK_HALF=setting.block_width,
+                BLOCK_ROWS=setting.block_rows,
+                num_warps=setting.num_warps,
+                enable_fp_fusion=True,
+            )
+    return d_product
+
+
+def _plain_heads(heads: Tensor) -> Tensor:
+    """Heads [T, B, H, d] whose elements follow each other, at an aligned address; a copy only if necessary."""
+    if heads.stride(-1) != 1 or heads.data_ptr() % ALIGNMENT:
+        return heads.clone(memory_format=torch.contiguous_format)
+    return heads
 
 
 def _num_programs(setting: Setting, rows: Tensor) -> int:

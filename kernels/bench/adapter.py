@@ -19,7 +19,7 @@ from tolktrain_kernels.bench.measure import Plan, Row, measure_modes
 from tolktrain_kernels.bench.pooling_check import entries
 from tolktrain_kernels.bench.reference_adapter import dense_mask
 from tolktrain_kernels.compilation import Build
-from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, rotate, swiglu
+from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, split_heads, swiglu
 from tolktrain_kernels.segment_attention import segment_attention
 from tolktrain_kernels.speech_adapter import SpeechSegments, gather_rows, merge_speech, pack_segments
 
@@ -171,10 +171,8 @@ def published_adapter(shape: Shape, speech_in: Tensor, hidden: Tensor, layers: l
     cos, sin = make_angles(shape.length, shape.head_dim, hidden.device)
     states = hidden.view(shape.length, shape.batch_size, shape.width)
     for layer in layers:
-        query, key, value = _heads(shape, functional.linear(rms_norm(states, layer.first_norm, EPS), layer.qkv))
-        queries, keys, values = (
-            heads.permute(1, 2, 0, 3) for heads in (rotate(query, cos, sin), rotate(key, cos, sin), value)
-        )
+        product = _groups(shape, functional.linear(rms_norm(states, layer.first_norm, EPS), layer.qkv))
+        queries, keys, values = (heads.permute(1, 2, 0, 3) for heads in split_heads(product, cos, sin))
         grouped = shape.num_heads != shape.num_groups
         mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=grouped)
         states = states + functional.linear(mixed.permute(2, 0, 1, 3).flatten(2), layer.output)
@@ -199,8 +197,7 @@ def packed_adapter(
             normed = rms_norm(states, layer.first_norm, EPS, backend)
         else:
             states, normed = add_rms_norm(states, update, layer.first_norm, EPS, backend)
-        query, key, value = _heads(shape, functional.linear(normed, layer.qkv))
-        query, key = rotate(query, cos, sin, backend), rotate(key, cos, sin, backend)
+        query, key, value = split_heads(_groups(shape, functional.linear(normed, layer.qkv)), cos, sin, backend)
         mixed = segment_attention(query.squeeze(1), key.squeeze(1), value.squeeze(1), segments, kernels.attention)
         update = functional.linear(mixed.flatten(1), layer.output).unsqueeze(1)
         states, normed = add_rms_norm(states, update, layer.second_norm, EPS, backend)
@@ -209,8 +206,6 @@ def packed_adapter(
     return merge_speech(hidden, segments, states.squeeze(1), update.squeeze(1), backend)
 
 
-def _heads(shape: Shape, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[T, B, (H + 2 G) d] to queries [T, B, H, d], keys and values [T, B, G, d]."""
-    counts = (shape.num_heads, shape.num_groups, shape.num_groups)
-    query, key, value = qkv.unflatten(-1, (sum(counts), shape.head_dim)).split(counts, dim=-2)
-    return query, key, value
+def _groups(shape: Shape, qkv: Tensor) -> Tensor:
+    """[T, B, (H + 2 G) d] to [T, B, G, (H / G + 2) d]."""
+    return qkv.unflatten(-1, (shape.num_groups, -1))

@@ -22,7 +22,7 @@ NUM_TOKENS, BATCH_SIZE = 16384, 8
 # Of the models of 150M, 400M and 2B parameters.
 HIDDEN_WIDTHS = (576, 960, 2048)
 FFN_WIDTHS = (1536, 2560, 8192)
-HEADS = ((9, 64), (15, 64), (32, 64))  # number and width
+HEADS = ((3, 3, 64), (5, 3, 64), (32, 1, 64))  # groups, queries of each, width
 
 
 def rows(plan: Plan) -> Iterator[Row]:
@@ -41,7 +41,7 @@ def cases(num_tokens: int, batch_size: int) -> list[Case]:
         "norm": [(num_tokens, width) for width in HIDDEN_WIDTHS],
         "norm and residual": [(num_tokens, width) for width in HIDDEN_WIDTHS],
         "swiglu": [(num_tokens, width) for width in FFN_WIDTHS],
-        "rotation": [(num_tokens // batch_size, batch_size, *heads) for heads in HEADS],
+        "heads": [(num_tokens // batch_size, batch_size, *heads) for heads in HEADS],
     }
     return [Case(kernel, shape, torch.bfloat16) for kernel in KERNELS for shape in shapes[kernel]]
 
@@ -68,12 +68,14 @@ def least_bytes(mode: str, case: Case) -> int:
 
     The norm's weight, the numbers of one row and the angles, which all heads share, are not counted.
     """
+    if case.kernel == "heads":
+        product = torch.Size(case.input_shapes()["product"]).numel() * case.dtype.itemsize
+        return {"forward": 2, "backward": 2, "both": 4}[mode] * product
     # Tensors of an output's size.
     forward, backward = {
         "norm": (2, 3),  # states and norm; states, gradient in and out
         "norm and residual": (4, 4),  # states, update, sum and norm; sum, two gradients in, one out for both
         "swiglu": (3, 5),  # gate, up and output; gate, up, gradient in, two out
-        "rotation": (2, 2),  # heads; gradients
     }[case.kernel]
     count = {"forward": forward, "backward": backward, "both": forward + backward}[mode]
     return count * torch.Size(case.shape).numel() * case.dtype.itemsize
@@ -87,8 +89,8 @@ def measure_provider(plan: Plan, name: str, provider: Provider, case: Case) -> I
         return torch.randn(shape, dtype=case.dtype, device=plan.device, generator=generator)
 
     leaves = [random(shape).requires_grad_() for shape in case.input_shapes().values()]
-    gradients = [random(case.shape) for _ in case.output_names()]
-    angles = make_angles(case.shape[0], case.shape[-1], plan.device) if case.kernel == "rotation" else []
+    gradients = [random(shape) for shape in case.output_shapes().values()]
+    angles = make_angles(case.shape[0], case.shape[-1], plan.device) if case.kernel == "heads" else []
 
     return measure_modes(
         plan,
@@ -113,7 +115,7 @@ def providers(kernel: str, device: str) -> dict[str, Provider]:
         "compiled": compiled(eager),
         "triton": partial(compute, kernel, backend="triton"),
     }
-    if kernel != "rotation" and importlib.util.find_spec("liger_kernel") is not None:
+    if kernel != "heads" and importlib.util.find_spec("liger_kernel") is not None:
         found["liger"] = partial(_liger, kernel)
     return found
 

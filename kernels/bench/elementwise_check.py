@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tolktrain_kernels.bench.pooling_check import TOLERANCES, Deviation
-from tolktrain_kernels.elementwise import Backend, add_rms_norm, rms_norm, rotate, swiglu
+from tolktrain_kernels.elementwise import Backend, add_rms_norm, rms_norm, split_heads, swiglu
 
-KERNELS = ("norm", "norm and residual", "swiglu", "rotation")
+KERNELS = ("norm", "norm and residual", "swiglu", "heads")
 EPS = 1e-5
 
 
@@ -18,21 +18,27 @@ class Case:
     """What is computed."""
 
     kernel: str  # of `KERNELS`
-    shape: tuple[int, ...]  # of an output: [..., D]; heads [T, B, H, d] for the rotation
+    shape: tuple[int, ...]  # of an output: [..., D]; of heads [T, B, G, r, d] (groups, queries of each)
     dtype: torch.dtype
 
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
         """Everything that has a gradient."""
         if self.kernel == "swiglu":
             return {"gate_up": (*self.shape[:-1], 2 * self.shape[-1])}
-        if self.kernel == "rotation":
-            return {"heads": self.shape}
+        if self.kernel == "heads":
+            *outer, queries, width = self.shape
+            return {"product": (*outer, (queries + 2) * width)}
         update = {"update": self.shape} if self.kernel == "norm and residual" else {}
         return {"hidden": self.shape, **update, "weight": self.shape[-1:]}
 
-    def output_names(self) -> tuple[str, ...]:
-        """Each output is of `shape`."""
-        return ("sum", "normed") if self.kernel == "norm and residual" else ("output",)
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Everything that is computed."""
+        if self.kernel == "heads":
+            *outer, groups, queries, width = self.shape
+            shared = (*outer, groups, width)
+            return {"queries": (*outer, groups * queries, width), "keys": shared, "values": shared}
+        names = ("sum", "normed") if self.kernel == "norm and residual" else ("output",)
+        return dict.fromkeys(names, self.shape)
 
 
 QUICK_CASES = tuple(
@@ -41,8 +47,8 @@ QUICK_CASES = tuple(
         ("norm", (5, 576)),
         ("norm and residual", (5, 960)),
         ("swiglu", (5, 1536)),
-        ("rotation", (5, 2, 9, 64)),
-        ("rotation", (3, 1, 2, 72)),
+        ("heads", (5, 2, 3, 3, 64)),
+        ("heads", (3, 1, 2, 1, 72)),
     )
     for dtype in TOLERANCES
 )
@@ -54,7 +60,7 @@ def compute(kernel: str, inputs: Sequence[Tensor], angles: Sequence[Tensor], bac
     Args:
         kernel: of `KERNELS`.
         inputs: in the order of `Case.input_shapes`.
-        angles: cos and sin, for the rotation.
+        angles: cos and sin, for the heads.
         backend: as in `elementwise`.
     """
     if kernel == "norm":
@@ -66,7 +72,7 @@ def compute(kernel: str, inputs: Sequence[Tensor], angles: Sequence[Tensor], bac
     if kernel == "swiglu":
         return (swiglu(inputs[0], backend),)
     cos, sin = angles
-    return (rotate(inputs[0], cos, sin, backend),)
+    return split_heads(inputs[0], cos, sin, backend)
 
 
 def make_angles(length: int, width: int, device: str | torch.device) -> list[Tensor]:
@@ -84,10 +90,10 @@ def deviations(case: Case, device: str) -> list[Deviation]:
     def random(shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, dtype=torch.float64, generator=generator).to(case.dtype).double()
 
-    shapes, outputs = case.input_shapes(), case.output_names()
-    inputs, gradients = [random(shape) for shape in shapes.values()], [random(case.shape) for _ in outputs]
+    shapes, outputs = case.input_shapes(), case.output_shapes()
+    inputs, gradients = [random(shape) for shape in shapes.values()], [random(shape) for shape in outputs.values()]
     # One position more than there are heads for.
-    angles = make_angles(case.shape[0] + 1, case.shape[-1], "cpu") if case.kernel == "rotation" else []
+    angles = make_angles(case.shape[0] + 1, case.shape[-1], "cpu") if case.kernel == "heads" else []
 
     def run(backend: Backend, dtype: torch.dtype, place: str) -> list[Tensor]:
         leaves = [tensor.to(place, dtype).requires_grad_() for tensor in inputs]

@@ -15,13 +15,25 @@ QUICK = Plan("cpu", quick=True, copy_rate=1e9)
 
 @pytest.mark.parametrize(
     ("kernel", "forward", "backward"),
-    [("norm", 2, 3), ("norm and residual", 4, 4), ("swiglu", 3, 5), ("rotation", 2, 2)],
+    [("norm", 2, 3), ("norm and residual", 4, 4), ("swiglu", 3, 5)],
 )
 def test_least_bytes_are_those_of_inputs_and_outputs(kernel: str, forward: int, backward: int) -> None:
     case = Case(kernel, (4, 1, 2, 8), torch.bfloat16)
     assert elementwise.least_bytes("forward", case) == forward * 64 * 2
     assert elementwise.least_bytes("backward", case) == backward * 64 * 2
     assert elementwise.least_bytes("both", case) == (forward + backward) * 64 * 2
+
+
+def test_heads_are_read_and_written_once() -> None:
+    """The product of 4 x 1 x 2 groups of 3 queries, a key and a value of width 8, and as much of outputs."""
+    case = Case("heads", (4, 1, 2, 3, 8), torch.bfloat16)
+    outputs = sum(torch.Size(shape).numel() for shape in case.output_shapes().values())
+    assert outputs == 4 * 1 * 2 * (3 + 2) * 8
+    assert [elementwise.least_bytes(mode, case) for mode in ("forward", "backward", "both")] == [
+        2 * 2 * outputs,
+        2 * 2 * outputs,
+        4 * 2 * outputs,
+    ]
 
 
 def test_the_plain_form_of_every_kernel_is_measured_in_every_mode(tmp_path: Path) -> None:

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from tolktrain_kernels.bench.elementwise_check import EPS, KERNELS, Case, compute, deviations, make_angles
-from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, rotate, swiglu
+from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, split_heads, swiglu
 from tolktrain_kernels.elementwise_triton import rotation_setting
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 WIDE = [(1, 576), (7, 960), (2, 3, 2048), (1, 4096), (2, 6144), (7, 72), (199, 96), (1, 8192), (0, 576), (3, 6)]
-HEADS = [(7, 1, 9, 64), (199, 1, 1, 16), (3, 2, 3, 72), (2, 3, 5, 128), (33, 2, 2, 64), (0, 2, 3, 64), (1, 1, 1, 2)]
-CASES = [(kernel, shape) for kernel in KERNELS for shape in (HEADS if kernel == "rotation" else WIDE)]
+HEADS = [
+    *((7, 1, 3, 3, 64), (199, 1, 1, 1, 16), (3, 2, 3, 1, 72), (2, 3, 5, 2, 128), (33, 2, 2, 4, 64), (0, 2, 3, 1, 64)),
+    (1, 1, 1, 1, 2),
+]
+CASES = [(kernel, shape) for kernel in KERNELS for shape in (HEADS if kernel == "heads" else WIDE)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -29,13 +32,13 @@ def test_equals_float64(kernel: str, shape: tuple[int, ...], dtype: torch.dtype)
 
 def inputs_of(kernel: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs that want gradients, and angles."""
-    case = Case(kernel, (5, 2, 3, 16) if kernel == "rotation" else (5, 3, 72), dtype)
+    case = Case(kernel, (5, 2, 3, 2, 16) if kernel == "heads" else (5, 3, 72), dtype)
     generator = torch.Generator().manual_seed(0)
     leaves = [
         torch.randn(shape, generator=generator).to(DEVICE, dtype).requires_grad_()
         for shape in case.input_shapes().values()
     ]
-    return leaves, make_angles(7, 16, DEVICE) if kernel == "rotation" else []
+    return leaves, make_angles(7, 16, DEVICE) if kernel == "heads" else []
 
 
 def results_of(kernel: str, leaves: list[Tensor], angles: list[Tensor], backend: str) -> list[Tensor]:
@@ -51,7 +54,7 @@ def assert_same(one: list[Tensor], other: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_half_precision(kernel: str) -> None:
-    found = deviations(Case(kernel, (5, 2, 3, 16) if kernel == "rotation" else (15, 72), torch.float16), DEVICE)
+    found = deviations(Case(kernel, (5, 2, 3, 2, 16) if kernel == "heads" else (15, 72), torch.float16), DEVICE)
     assert not [deviation for deviation in found if deviation.ours > min(1e-3, 2 * deviation.eager)]
 
 
@@ -75,36 +78,35 @@ def test_inputs_out_of_line_or_misaligned(kernel: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("width", [64, 72, 6])
-def test_heads_are_read_from_a_fused_product(width: int) -> None:
-    product = torch.randn(5, 2, 3, 4 * width, device=DEVICE).requires_grad_()  # two queries, a key and a value
+def test_gradients_of_other_layouts(width: int) -> None:
+    """As attention gives them back: with the heads first, or a part of a larger tensor."""
+    product = torch.randn(5, 2, 3, 4 * width, device=DEVICE).requires_grad_()
     angles = make_angles(5, width, DEVICE)
 
     def results(backend: str) -> list[Tensor]:
-        query = product[..., : 2 * width].unflatten(-1, (2, width))[:, :, :, 1]
-        key = product[..., 2 * width : 3 * width]
-        assert not key.is_contiguous()
-        found = [rotate(heads, *angles, backend) for heads in (query, key)]
+        queries, keys, values = found = split_heads(product, *angles, backend)
         assert backend == "torch" or all(heads.is_contiguous() for heads in found)
-        # As attention gives its gradients back: of another layout.
-        total = sum(heads.permute(1, 2, 0, 3).sin().sum() for heads in found)
+        room = torch.cat((keys.permute(1, 2, 0, 3), values.permute(1, 2, 0, 3)), dim=-1)
+        total = queries.permute(1, 2, 0, 3).sin().sum() + room.sin().sum()
         return [*found, *torch.autograd.grad(total, product)]
 
     assert_same(results("triton"), results("torch"))
 
 
-def test_a_gradient_of_another_layout() -> None:
-    (heads,), angles = inputs_of("rotation")
-    gradient = torch.randn(2, 3, 5, 16, device=DEVICE).permute(2, 0, 1, 3)
-    one, other = (torch.autograd.grad(rotate(heads, *angles, b), heads, gradient) for b in ("triton", "torch"))
-    assert_same(list(one), list(other))
+def test_values_are_not_rotated_and_only_copied() -> None:
+    """An infinite half leaves the other half as it is."""
+    (product,), angles = inputs_of("heads")
+    with torch.no_grad():
+        product[..., -16:-8] = torch.inf
+    _, _, values = split_heads(product, *angles, "triton")
+    assert torch.equal(values, product[..., -16:])
 
 
 def test_a_rotation_and_its_inverse_cancel() -> None:
-    (heads,), angles = inputs_of("rotation")
-    turned = rotate(heads, *angles, "triton")
-    back = torch.ops.tolktrain.rotate(turned, *angles, True)
-    torch.testing.assert_close(back, heads)
-    assert not torch.allclose(turned[1:], heads[1:])
+    (product,), angles = inputs_of("heads")
+    heads = split_heads(product, *angles, "triton")
+    torch.testing.assert_close(torch.ops.tolktrain.join_heads(*heads, *angles), product)
+    assert not torch.allclose(heads[1][1:], product[1:, ..., -32:-16])
 
 
 @pytest.mark.parametrize("output", ["sum", "normed"])
@@ -184,8 +186,8 @@ def test_opcheck(kernel: str) -> None:
     ops = torch.ops.tolktrain
     if kernel == "swiglu":
         torch.library.opcheck(ops.swiglu.default, leaves)
-    elif kernel == "rotation":
-        torch.library.opcheck(ops.rotate.default, (*leaves, *angles, False))
+    elif kernel == "heads":
+        torch.library.opcheck(ops.split_heads.default, (*leaves, *angles))
     else:
         update = leaves[1] if kernel == "norm and residual" else None
         torch.library.opcheck(ops.rms_norm.default, (leaves[0], update, leaves[-1], EPS))
@@ -217,14 +219,14 @@ def test_what_cannot_be_computed_is_refused() -> None:
         add_rms_norm(row, row[:1], row[0], EPS, "triton")
     with pytest.raises(ValueError, match="two halves .*7"):
         swiglu(row[:, :7], "triton")
-    heads = torch.zeros(4, 1, 1, 8, device=DEVICE)
-    for angles in (make_angles(3, 8, DEVICE), make_angles(4, 6, DEVICE)):
-        with pytest.raises(ValueError, match="heads .T, B, H, d., d even, and angles .T or more, 1, 1, d."):
-            rotate(heads, *angles, "triton")
+    product = torch.zeros(4, 1, 1, 24, device=DEVICE)
+    for angles in (make_angles(3, 8, DEVICE), make_angles(4, 10, DEVICE), make_angles(4, 12, DEVICE)):
+        with pytest.raises(ValueError, match="heads .T, B, G, .r . 2. d., d even, and angles .T or more, 1, 1, d."):
+            split_heads(product, *angles, "triton")
 
 
 def test_the_last_tile_may_be_partly_filled() -> None:
     rows = rotation_setting(32).block_rows
-    heads = torch.randn(rows + 1, 1, 1, 64, device=DEVICE)
-    angles = make_angles(rows + 1, 64, DEVICE)
-    torch.testing.assert_close(rotate(heads, *angles, "triton"), rotate(heads, *angles))
+    product = torch.randn(rows // 3 + 1, 1, 1, 3 * 64, device=DEVICE)
+    angles = make_angles(rows // 3 + 1, 64, DEVICE)
+    assert_same(list(split_heads(product, *angles, "triton")), list(split_heads(product, *angles)))

@@ -28,7 +28,7 @@ from tolktrain.parallel.megatron import (
     TransformerLayerSubmodules,
 )
 from tolktrain_kernels.backend import Kernels
-from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, rotate, swiglu
+from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, split_heads, swiglu
 from tolktrain_kernels.segment_attention import segment_attention
 from tolktrain_kernels.speech_adapter import SpeechSegments
 
@@ -73,31 +73,22 @@ class CoreAttention(nn.Module):
         assert attn_mask_type == AttnMaskType.causal
         self.kernels = Kernels()
 
-    def forward(
-        self,
-        query: Tensor,  # [T, B, H, d]
-        key: Tensor,  # [T, B, G, d]
-        value: Tensor,
-        context: AttentionContext,
-    ) -> Tensor:
-        """Returns [T, B, H * d]."""
-        segments, backend, cos, sin = context.segments, self.kernels.backend, context.cos, context.sin
-        if segments is not None:
-            # Rows after the packed speech pad it to a multiple of the tensor ranks.
-            num_padding = query.shape[0] - segments.num_positions
-            query, key, value = (heads[: segments.num_positions] for heads in (query, key, value))
-            query, key = rotate(query, cos, sin, backend), rotate(key, cos, sin, backend)
-            if context.cached is not None:
-                context.cached.store(key, value)
-            mixed = segment_attention(
-                query.squeeze(1), key.squeeze(1), value.squeeze(1), segments, self.kernels.attention
-            )
-            return functional.pad(mixed.flatten(1), (0, 0, 0, num_padding)).unsqueeze(1)
-        query, key = rotate(query, cos, sin, backend), rotate(key, cos, sin, backend)
+    def forward(self, product: Tensor, context: AttentionContext) -> Tensor:
+        """[T, B, G, (H / G + 2) d], queries, key and value of each group, to [T, B, H d]."""
+        segments, backend = context.segments, self.kernels.backend
+        # Rows after the packed speech pad it to a multiple of the tensor ranks.
+        num_padding = 0 if segments is None else product.shape[0] - segments.num_positions
+        if num_padding:
+            product = product[:-num_padding]
+        query, key, value = split_heads(product, context.cos, context.sin, backend)
         if context.cached is not None:
             context.cached.store(key, value)
-            if context.cached.num_read is not None:
-                return context.cached.attend(query)
+        if segments is not None:
+            heads = (query.squeeze(1), key.squeeze(1), value.squeeze(1))
+            mixed = segment_attention(*heads, segments, self.kernels.attention).flatten(1)
+            return (functional.pad(mixed, (0, 0, 0, num_padding)) if num_padding else mixed).unsqueeze(1)
+        if context.cached is not None and context.cached.num_read is not None:
+            return context.cached.attend(query)
         queries, keys, values = (heads.permute(1, 2, 0, 3) for heads in (query, key, value))
         grouped = query.shape[2] != key.shape[2]
         mask = context.mask
@@ -210,8 +201,8 @@ class Attention(SelfAttention):
 
     def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
         """[T, B, D] to [T, B, D]."""
-        query, key, value = self.get_query_key_value_tensors(hidden)
-        mixed, _ = self.linear_proj(self.core_attention(query, key, value, context))
+        product, _ = self.get_query_key_value_tensors(hidden, split_qkv=False)
+        mixed, _ = self.linear_proj(self.core_attention(product, context))
         return mixed
 
 
