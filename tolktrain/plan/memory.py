@@ -120,13 +120,13 @@ def _rank_memory(
     stored = in_flight * positions * _activations(rank, adapted)
     layer = positions * activation_bytes(rank.architecture, candidate.tensor, candidate.sequence_parallel)
     carriers, always = _carriers(rank, sequence_length), assumed.inner_workspace_gib * 2**30 + states.always
-    gradient, chunk = _logits(rank, positions * texts, "backbone" in trainable) if rank.has_heads else (0.0, 0.0)
+    loss, gradient = _logits(rank, positions * texts, "backbone" in trainable) if rank.has_heads else (0.0, 0.0)
     # In the backward pass, the first layer is recomputed for the gradient of its output, or its activations are no
     # longer needed.
     output = positions * _BF16 * rank.architecture.hidden_size / rank.slices
     left = stored + layer + output if candidate.recompute else max(0.0, stored - layer)
     activations, logits, buffers = max(
-        (stored, gradient + chunk, always),
+        (stored, loss, always),
         (left, gradient, always + states.buckets),
         (0.0, 0.0, always + states.reduction),
         key=lambda peak: peak[0] + peak[1] + peak[2],
@@ -178,10 +178,11 @@ def _states(candidate: Candidate, sizes: dict[ParameterGroup, float], trainable:
     if candidate.zero_stage == 0:
         return _States(_BF16 * elements + (_BF16 + _MASTER_AND_MOMENTS) * trained, reduction=_FLOAT32 * trained)
     if candidate.zero_stage == 1:
-        # bf16 gradients stay allocated between steps; the all-reduce flattens one group in float32 and casts it.
-        held = _BF16 * elements + (_BF16 + _FLOAT32) * trained + kept
+        # bf16 gradients are there at the end of a backward pass only, when activations are not; then the all-reduce
+        # flattens one group in float32 and casts it.
+        held = _BF16 * elements + _FLOAT32 * trained + kept
         flat = (_FLOAT32 + _BF16) * largest_group if flattens_gradients(data) else 0.0
-        return _States(held, reduction=flat)
+        return _States(held, reduction=max(flat, _BF16 * trained))
     if candidate.zero_stage == 2:
         held = _BF16 * elements + _FLOAT32 * partition + kept
         # With overlap_comm there are two buckets, but no second one yet where activations are most.
@@ -219,9 +220,10 @@ def _carriers(rank: _Rank, sequence_length: int) -> float:
 
 
 def _logits(rank: _Rank, rows: float, is_trained: bool) -> tuple[float, float]:
-    """The gradient of the head's weight, and logits: a chunk of them, or with tensor ranks all, in both precisions."""
+    """What the text head needs for the loss and for the backward pass: the gradient of its weight, and for the loss
+    logits: a chunk of them, or with tensor ranks all, in both precisions."""
     ids, width, tensor = rank.architecture.text_vocab_size, rank.architecture.hidden_size, rank.candidate.tensor
     weight = ids * width / tensor if is_trained else 0.0
     if tensor > 1:
-        return _BF16 * weight, rows * ids / tensor * (_BF16 + _FLOAT32)
-    return (_FLOAT32 + _BF16) * weight, _BF16 * min(CHUNK_LOGITS["cuda"], rows * ids)
+        return _BF16 * weight + rows * ids / tensor * (_BF16 + _FLOAT32), _BF16 * weight
+    return _FLOAT32 * weight + _BF16 * min(CHUNK_LOGITS["cuda"], rows * ids), (_FLOAT32 + _BF16) * weight

@@ -11,12 +11,12 @@ def activation_bytes(
     With q and g the widths of queries and keys, and F that of the feed-forward layer, these are (2 bytes each)
 
         4 D                  inputs of both norms, and what both give to the matrices
-        3 q + 3 g            the product q, k, v, of which v is a part; q and k rotated; attention's result
+        2 q + 2 g            q and k rotated, v; attention's result
         3 F                  gate and up, and what goes into down
         2 H                  logarithms of attention's sums (float32)
 
-    for a norm that keeps only its input, as on CUDA. PyTorch's norm on a CPU keeps float32 copies, 12 D bytes more. A
-    recomputed layer keeps only its input, which is the state that the pooling reads.
+    for Triton's kernels. Those of PyTorch keep more: norms on a CPU float32 copies, 12 D bytes, and a view of v the whole
+    product of q, k and v, 2 q + 2 g bytes. A recomputed layer keeps only its input, which is the state that the pooling reads.
 
     Args:
         architecture: sizes and switches.
@@ -27,5 +27,5 @@ def activation_bytes(
     slices = tensor_size if sequence_parallel else 1
     if recompute:
         return 2 * architecture.hidden_size / slices
-    widths = architecture.query_width + architecture.key_width + architecture.ffn_hidden_size
-    return 8 * architecture.hidden_size / slices + (6 * widths + 4 * architecture.num_attention_heads) / tensor_size
+    heads = 4 * (architecture.query_width + architecture.key_width + architecture.num_attention_heads)
+    return 8 * architecture.hidden_size / slices + (heads + 6 * architecture.ffn_hidden_size) / tensor_size
