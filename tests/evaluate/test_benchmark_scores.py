@@ -187,7 +187,8 @@ def _item(name: str, total: float = -2.0) -> ItemScore:
 
 def test_scores_are_read_as_written_and_say_what_is_wrong(tmp_path: Path) -> None:
     path, pairs = tmp_path / "scores" / "x.jsonl", [Pair("1", "a", "b", "anna", {"type": "npi"})]
-    written = collect(pairs, [_item("a"), _item("b", -0.1 - 0.2)])
+    measures = [Measure("all"), Measure("npi", where=("type", frozenset({"npi"}))), Measure("types", by="type")]
+    written = collect(pairs, [_item("a"), _item("b", -0.1 - 0.2)], measures, ["whole_mean", "whole_sum"])
     write_scores(path, {"benchmark": "x"}, {"dev": written})
     assert read_scores(path) == {"dev": written}
     lines = path.read_text().splitlines()
@@ -196,7 +197,8 @@ def test_scores_are_read_as_written_and_say_what_is_wrong(tmp_path: Path) -> Non
         "b is scored twice": [*lines, lines[-1]],
         "c has a score but is in no pair": [*lines, lines[-1].replace('"b"', '"c"')],
         "the score of b is not a finite": [*lines[:-1], lines[-1].replace("-0.30000000000000004", "NaN")],
-        "line 4 is no line of a score file": [*lines[:-1], json.dumps({"kind": "item", "set": "dev"})],
+        "has the format 1, and this version of tolktrain reads": [lines[0].replace('"format": 2', '"format": 1')],
+        "line 5 is no line of a score file": [*lines[:-1], json.dumps({"kind": "item", "set": "dev"})],
     }
     for message, content in broken.items():
         path.write_text("\n".join(content) + "\n")

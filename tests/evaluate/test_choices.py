@@ -1,6 +1,7 @@
 """True against random continuation: what is asked, what is scored, and what known models answer."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +15,19 @@ from tolktrain.evaluate.choices import (
     DIRECTIONS,
     Trial,
     build_pair,
-    choose,
     draw_trials,
+    score_trials,
 )
 from tolktrain.evaluate.scoring import TokenNll, mean_log_likelihoods
 from tolktrain.vocabulary import Vocabulary
 
 VOICES = ("anna", "ben")
+
+
+def choose(*arguments: Any) -> dict[str, Any] | None:
+    """How often the true continuation is likelier."""
+    found = score_trials(*arguments)
+    return None if found is None else found.summary()
 
 
 def _records(count: int = 12, num_codebooks: int = 1) -> list[Record]:

@@ -14,6 +14,7 @@ from tiny_run import tiny_tree, write_run
 from tolktrain.data.folder import open_records
 from tolktrain.data.loader import validation_batches
 from tolktrain.errors import UserError
+from tolktrain.evaluate.choice_file import read_choices
 from tolktrain.evaluate.run import evaluate
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.runs.load_model import load_model
@@ -44,6 +45,13 @@ def test_evaluation_of_a_run(tiny_run: Path) -> None:
         assert sum(found["layers"][modality]) == pytest.approx(1.0)
     assert found["settings"] == load_model(tiny_run)[1].follow_up_settings()
     assert len(found["targets"]) == 2 * (2 + 4)
+    header, trials = read_choices(tiny_run / "choices.jsonl")
+    assert (header["run"], header["step"]) == ("tiny", 2)
+    assert list(trials) == [(row["set"], row["direction"]) for row in found["choices"]]
+    for row, scored in zip(found["choices"], trials.values(), strict=True):
+        for scorer, accuracy in (("model", row["accuracy"]), ("bigram", row["bigram"])):
+            values = [trial.scores[scorer] for trial in scored.values()]
+            assert np.mean([0.5 if true == other else true > other for true, other in values]) == accuracy
     again = evaluate(tiny_run)
     for key in ("losses", "choices", "layers", "bigram"):
         assert again[key] == found[key]
@@ -134,5 +142,5 @@ def test_a_full_disk_keeps_the_last_evaluation(repository: Path, make_disk: Make
     disk = make_disk(4 << 10)
     run_dir = write_run(disk.path, tiny_tree(disk.path, repository))
     (run_dir / "evaluation.json").write_text("{}")
-    disk.refuses(lambda: evaluate(run_dir), f"'{run_dir}/evaluation.json'", leaving_kib=4)
+    disk.refuses(lambda: evaluate(run_dir), f"'{run_dir}/choices.jsonl'", leaving_kib=4)
     assert json.loads((run_dir / "evaluation.json").read_text())["losses"]

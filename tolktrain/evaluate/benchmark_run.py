@@ -268,7 +268,9 @@ class _Run:
                     progress,
                 )
                 scores.setdefault(scorer, []).extend(scored)
-        return {scorer: collect(found.pairs, scored) for scorer, scored in scores.items()}, len(longer)
+        rules = [rule.name for rule in task.rules(found)]
+        collected = {scorer: collect(found.pairs, scored, found.measures, rules) for scorer, scored in scores.items()}
+        return collected, len(longer)
 
     def _scorers(self, items: Sequence[ItemSequence]) -> dict[str, TokenNll]:
         found: dict[str, TokenNll] = {"model": self.scorer.token_nll}

@@ -19,6 +19,7 @@ The switch token is between the modalities, as in interleaved sequences; EOS fol
 utterance.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,7 @@ from tolktrain.data.records import Record
 from tolktrain.data.sequences import IntArray, SequenceWriter, part_offsets, sequence_rng, text_with_eos, units_with_eos
 from tolktrain.data.sequences import Sequence as TokenSequence
 from tolktrain.evaluate.intervals import share_interval
+from tolktrain.evaluate.ngram import FloatArray
 from tolktrain.evaluate.scoring import TokenNll, mean_log_likelihoods, points
 from tolktrain.vocabulary import Vocabulary
 
@@ -96,6 +98,19 @@ class Trial:
     true: Passage
     other: Passage
 
+    @property
+    def id(self) -> str:
+        """The records and the places of both passages, the same in every run with these held-out records."""
+        return " | ".join(
+            f"{passage.words.record.id} {passage.begin}-{passage.middle}-{passage.end}"
+            for passage in (self.true, self.other)
+        )
+
+    @property
+    def text_key(self) -> str:
+        """Equal for trials whose true continuation is of the same text, in whatever voice."""
+        return hashlib.sha256(self.true.words.record.text_ids.tobytes()).hexdigest()[:16]
+
 
 def draw_trials(
     records: Sequence[Record],
@@ -113,7 +128,7 @@ def draw_trials(
         vocabulary: of the model.
         prompt_words: fewest words of the prompt, which consists of as few whole utterances as hold them.
         continuation_words: words of the continuation, from the next utterance on.
-        seed: of the draw.
+        seed: of the draw; not the run's, so that runs can be compared trial by trial.
     """
     passages = list(_draw_passages(records, count, vocabulary, prompt_words, continuation_words, seed))
     trials = []
@@ -211,15 +226,38 @@ def _build(prompt: Passage, begin: int, continuation: Passage, direction: str, v
     return replace(built, tokens=built.tokens[:, :end], is_speech=built.is_speech[:end], scored=built.scored[:end])
 
 
-def choose(
+@dataclass(frozen=True, eq=False)
+class TrialScores:
+    """The trials of a direction that fit the sequence length, and their scores."""
+
+    trials: tuple[Trial, ...]
+    scores: Mapping[str, FloatArray]  # by scorer: [n, 2], of the true and of the random continuation
+
+    def summary(self) -> dict[str, Any]:
+        """Of the model `trials`, `correct` (a tie is half a trial), `accuracy`, `low` and `high` of its 95 % interval;
+        of the other scorers, by name, their accuracy on the same trials."""
+        won = {name: points(scores[:, 0], scores[:, 1]) for name, scores in self.scores.items()}
+        model = won.pop("model")
+        low, high = share_interval(model, [trial.text_key for trial in self.trials])
+        row = {
+            "trials": len(self.trials),
+            "correct": float(model.sum()),
+            "accuracy": float(model.mean()),
+            "low": low,
+            "high": high,
+        }
+        return row | {name: float(values.mean()) for name, values in won.items()}
+
+
+def score_trials(
     trials: Sequence[Trial],
     direction: str,
     scorers: Mapping[str, TokenNll],
     vocabulary: Vocabulary,
     sequence_length: int,
     batch_tokens: int,
-) -> dict[str, Any] | None:
-    """How often the true continuation is likelier than the random one.
+) -> TrialScores | None:
+    """The mean log-likelihoods per token of true and random continuations; None if no trial fits the sequence length.
 
     Args:
         trials: as `draw_trials` draws them.
@@ -229,10 +267,6 @@ def choose(
         sequence_length: most positions of a sequence.
         batch_tokens: positions that are scored at a time.
 
-    Returns:
-        Of the model `trials`, `correct` (a tie is half a trial), `accuracy`, `low` and `high` of its 95 % interval;
-        of the others, by name, their accuracy on the same trials. None if no trial fits the sequence length.
-
     Raises:
         UserError: a score is no finite number; names the record.
     """
@@ -241,17 +275,8 @@ def choose(
     if not kept:
         return None
     flat = [sequence for _, pair in kept for sequence in pair]
-    won = {}
-    for name, token_nll in scorers.items():
-        scores = mean_log_likelihoods(flat, token_nll, vocabulary.text_eos, batch_tokens).reshape(-1, 2)
-        won[name] = points(scores[:, 0], scores[:, 1])
-    model = won.pop("model")
-    low, high = share_interval(model, [trial.true.words.record.text_ids.tobytes() for trial, _ in kept])
-    row = {
-        "trials": len(kept),
-        "correct": float(model.sum()),
-        "accuracy": float(model.mean()),
-        "low": low,
-        "high": high,
+    scores = {
+        name: mean_log_likelihoods(flat, token_nll, vocabulary.text_eos, batch_tokens).reshape(-1, 2)
+        for name, token_nll in scorers.items()
     }
-    return row | {name: float(values.mean()) for name, values in won.items()}
+    return TrialScores(tuple(trial for trial, _ in kept), scores)

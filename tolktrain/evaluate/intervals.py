@@ -1,4 +1,4 @@
-"""Intervals of shares, by bootstrap over groups of choices that depend on each other."""
+"""Intervals of shares and of their differences, by bootstrap over groups of choices that depend on each other."""
 
 from collections.abc import Hashable, Sequence
 
@@ -40,6 +40,36 @@ def macro_interval(strata: Sequence[FloatArray]) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     means = [_resampled(values[:, None], rng)[:, 0] / len(values) for values in strata]
     return _quantiles(np.mean(means, axis=0))
+
+
+def difference_interval(values: FloatArray, groups: Sequence[Hashable]) -> tuple[float, float]:
+    """95 % interval of the mean of paired differences in [-1, 1], by percentile bootstrap over whole groups.
+
+    A difference is that of two models on the same choice, so both models are resampled together. If all groups have the
+    same mean, resampling shows no spread; the interval then assumes that among as many independent groups at most the
+    share u has another mean, where 1 - (1 - u)^groups = 97.5 %.
+    """
+    sums, counts = group_sums(values, groups)
+    if np.ptp(sums / counts) == 0.0:
+        return _without_spread(float(values.mean()), len(sums))
+    drawn = _resampled(np.stack([sums, counts], axis=1), np.random.default_rng(0))
+    return _quantiles(drawn[:, 0] / drawn[:, 1])
+
+
+def macro_difference_interval(strata: Sequence[FloatArray]) -> tuple[float, float]:
+    """The same of the unweighted mean of the strata's means [values each]; values are resampled within each."""
+    if all(np.ptp(values) == 0.0 for values in strata):
+        return _without_spread(
+            float(np.mean([values.mean() for values in strata])), min(len(values) for values in strata)
+        )
+    rng = np.random.default_rng(0)
+    means = [_resampled(values[:, None], rng)[:, 0] / len(values) for values in strata]
+    return _quantiles(np.mean(means, axis=0))
+
+
+def _without_spread(mean: float, count: int) -> tuple[float, float]:
+    share = 1 - ((1 - CONFIDENCE) / 2) ** (1 / count)
+    return max(-1.0, (1 - share) * mean - share), min(1.0, (1 - share) * mean + share)
 
 
 def _exact(mean: float, count: int) -> tuple[float, float]:

@@ -18,7 +18,8 @@ from tolktrain.data.loader import validation_batches
 from tolktrain.data.strategies import DISPLAY_ORDER, STRATEGIES, require_modalities
 from tolktrain.errors import UserError
 from tolktrain.evaluate.baselines import Baselines, fit_baselines
-from tolktrain.evaluate.choices import DIRECTIONS, choose, draw_trials
+from tolktrain.evaluate.choice_file import write_choices
+from tolktrain.evaluate.choices import DIRECTIONS, TrialScores, draw_trials, score_trials
 from tolktrain.evaluate.losses import heldout_losses
 from tolktrain.evaluate.scorer import Scorer
 from tolktrain.evaluate.scoring import TokenNll
@@ -38,12 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(run_dir: str | Path) -> dict[str, Any]:
-    """Evaluate a run and write evaluation.json into its folder, whole or not at all; returns its content.
+    """Evaluate a run and write evaluation.json and choices.jsonl into its folder; returns the content of the first.
 
     Keys: `format`, `run`, `step`, `stage`, `tokens`, `settings` (see `Config.follow_up_settings`), `device`,
     `parameters` (per group and `total`), `bigram` (training set and weights), `losses` (a row per held-out set and
-    strategy, see `heldout_losses`), `choices` (a row per set and direction, see `choose`), `layers` (pooling weights,
-    see `Scorer.layers`), `targets`, `seconds`.
+    strategy, see `heldout_losses`), `choices` (a row per set and direction, see `TrialScores.summary`), `layers`
+    (pooling weights, see `Scorer.layers`), `targets`, `seconds`.
 
     Raises UserError when the run has no checkpoint, a data set is missing, or no held-out set is configured.
     """
@@ -69,7 +70,10 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
         }
     result["targets"] = targets(result["losses"], result["choices"])
     result["seconds"] = round(time.monotonic() - begin, 2)
-    replace_file(RunPaths(Path(run_dir)).evaluation, json.dumps(result, indent=2) + "\n")
+    paths = RunPaths(Path(run_dir))
+    header = {name: result[name] for name in ("run", "step")}
+    write_choices(paths.choices, header | {"tokenizers": vocabulary.tokenizers}, evaluation.scored)
+    replace_file(paths.evaluation, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -80,6 +84,7 @@ class _Evaluation:
         self.config = config
         self.vocabulary = vocabulary
         self.scorer = scorer
+        self.scored: list[tuple[str, str, TrialScores]] = []  # data set, direction, trials
         self._progress = progress
         self._task = progress.add_task("starting", total=None)
         trained = {strategy for stage in config.train.stages for strategy in stage.mixture}
@@ -138,7 +143,6 @@ class _Evaluation:
             self.vocabulary,
             settings.prompt_words,
             settings.continuation_words,
-            self.config.run.seed,
         )
         if not trials:
             logger.warning(
@@ -155,9 +159,10 @@ class _Evaluation:
         for direction in DIRECTIONS if trials else ():
             self._say(f"true against random continuation: {direction.replace('_', ' ')} on {name}")
             batch_tokens = train.micro_batch_size * train.sequence_length
-            row = choose(trials, direction, scorers, self.vocabulary, train.sequence_length, batch_tokens)
-            if row is not None:
-                rows.append({"set": name, "direction": direction} | row)
+            scored = score_trials(trials, direction, scorers, self.vocabulary, train.sequence_length, batch_tokens)
+            if scored is not None:
+                self.scored.append((name, direction, scored))
+                rows.append({"set": name, "direction": direction} | scored.summary())
         return rows
 
     def _layers(self) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Score files: what a scorer gave to each item of a benchmark, from which every rule is recomputed.
 
-`scores/NAME.jsonl` has a header, a line per pair, and a line per item and context. NAME is that of the benchmark for
+`scores/NAME.jsonl` has a header, and for each set a line with its measures and rules, a line per pair, and a line per
+item and context. NAME is that of the benchmark for
 the model, and BENCHMARK.unigram and BENCHMARK.bigram for the n-grams.
 """
 
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tolktrain.errors import UserError
-from tolktrain.evaluate.benchmarks.base import ItemSet, Pair
+from tolktrain.evaluate.benchmarks.base import ItemSet, Measure, Pair
 from tolktrain.evaluate.rules import Context, ItemScore, Rule, SegmentScore
 from tolktrain.files.reading import bounded_lines, open_regular, parse_json
 from tolktrain.files.writing import replace_file
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class SetScores:
 
     pairs: tuple[Pair, ...]
     items: Mapping[Context, Mapping[str, ItemScore]]  # by context, then by id
+    measures: tuple[Measure, ...] = ()
+    rules: tuple[str, ...] = ()  # that were asked for, the main one first
 
     def by_rule(self, rule: Rule) -> dict[str, float]:
         """The score of each item that a pair names.
@@ -47,7 +50,9 @@ def _matched(pairs: Iterable[Pair], scores: Mapping[str, ItemScore]) -> Mapping[
     return scores
 
 
-def collect(pairs: Iterable[Pair], scores: Iterable[ItemScore]) -> SetScores:
+def collect(
+    pairs: Iterable[Pair], scores: Iterable[ItemScore], measures: Sequence[Measure] = (), rules: Sequence[str] = ()
+) -> SetScores:
     """Scores of a set. Raises `UserError` naming the item that is scored twice, or whose score is not finite."""
     items: dict[Context, dict[str, ItemScore]] = {}
     for score in scores:
@@ -56,13 +61,15 @@ def collect(pairs: Iterable[Pair], scores: Iterable[ItemScore]) -> SetScores:
         if score.id in there:
             raise UserError(f"{score.id} is scored twice; evaluate the benchmark again")
         there[score.id] = score
-    return SetScores(tuple(pairs), items)
+    return SetScores(tuple(pairs), items, tuple(measures), tuple(rules))
 
 
 def write_scores(path: Path, header: Mapping[str, Any], sets: Mapping[str, SetScores]) -> None:
     """Write a score file, whole or not at all. Raises OSError with its name."""
     lines = [{"kind": "header", "format": FORMAT} | dict(header)]
     for name, scores in sets.items():
+        measures = [_measure_line(measure) for measure in scores.measures]
+        lines.append({"kind": "set", "set": name, "rules": list(scores.rules), "measures": measures})
         lines += [{"kind": "pair", "set": name} | vars(pair) for pair in scores.pairs]
         for items in scores.items.values():
             lines += [{"kind": "item", "set": name} | _item(score) for score in items.values()]
@@ -70,25 +77,41 @@ def write_scores(path: Path, header: Mapping[str, Any], sets: Mapping[str, SetSc
     replace_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """The first line of a score file: `benchmark`, `run`, `step`, `scorer`, `tokenizers`. Raises as `read_scores`."""
+    for _, line in lines_of(path):
+        if line.get("kind") == "header" and line.get("format") == FORMAT:
+            return line
+        break
+    raise UserError(f"{path} is no score file of this version of tolktrain; evaluate the benchmark again")
+
+
 def read_scores(path: Path) -> dict[str, SetScores]:
     """The sets of a score file. Raises `UserError` naming the file and the line, or the item, that is wrong."""
     pairs: dict[str, list[Pair]] = {}
     scores: dict[str, list[ItemScore]] = {}
-    for number, line in _lines(path):
+    described: dict[str, tuple[list[Measure], list[str]]] = {}
+    for number, line in lines_of(path):
         try:
-            if line["kind"] == "pair":
+            if line["kind"] == "set":
+                described[line["set"]] = ([_measure(entry) for entry in line["measures"]], line["rules"])
+            elif line["kind"] == "pair":
                 pair = {key: value for key, value in line.items() if key not in ("kind", "set")}
                 pairs.setdefault(line["set"], []).append(Pair(**pair))
             elif line["kind"] == "item":
                 scores.setdefault(line["set"], []).append(_score(line))
             elif line["format"] != FORMAT:
-                raise UserError(f"{path} has the format {line['format']!r}; this version of tolktrain reads {FORMAT}")
+                raise UserError(
+                    f"{path} has the format {line['format']!r}, and this version of tolktrain reads {FORMAT}; evaluate"
+                    " the benchmark again"
+                )
         except (KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number} is no line of a score file ({error}); evaluate again") from None
-    return {name: collect(pairs[name], scores.get(name, ())) for name in pairs}
+    return {name: collect(pairs[name], scores.get(name, ()), *described.get(name, ((), ()))) for name in pairs}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def lines_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and content of each line of a file of JSON objects. Raises `UserError` naming it if it cannot be read."""
     try:
         with open_regular(path) as file:
             for number, content in enumerate(bounded_lines(file), start=1):
@@ -99,7 +122,17 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); evaluate the benchmark again") from None
+        raise UserError(f"{path} cannot be read ({error}); evaluate again") from None
+
+
+def _measure_line(measure: Measure) -> dict[str, Any]:
+    where = None if measure.where is None else [measure.where[0], sorted(measure.where[1])]
+    return {"name": measure.name, "where": where, "by": measure.by}
+
+
+def _measure(entry: Mapping[str, Any]) -> Measure:
+    where = entry["where"]
+    return Measure(entry["name"], None if where is None else (where[0], frozenset(where[1])), entry["by"])
 
 
 def _item(score: ItemScore) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From scores to the numbers of a benchmark."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,31 +19,48 @@ def pair_points(pairs: Sequence[Pair], scores: Mapping[str, float]) -> FloatArra
     return points(right, wrong)
 
 
+@dataclass(frozen=True)
+class IdMeans:
+    """The pairs of a measure by their ids, which the bootstrap resamples."""
+
+    num_pairs: int
+    ids: tuple[str, ...]
+    means: FloatArray  # of the values of an id's pairs: [ids]; each voice counts once, as in the ZeroSpeech toolbox
+    strata: tuple[FloatArray, ...] | None  # the same by the label over whose values the measure averages
+
+    @property
+    def mean(self) -> float:
+        """The measure."""
+        parts = (self.means,) if self.strata is None else self.strata
+        return float(np.mean([part.mean() for part in parts]))
+
+
+def id_means(measure: Measure, pairs: Sequence[Pair], values: FloatArray) -> IdMeans | None:
+    """The values [pairs] of the pairs that the measure takes, averaged for each id. None if it takes none."""
+    by_id: dict[str, list[float]] = {}
+    label: dict[str, str] = {}
+    for pair, value in zip(pairs, values, strict=True):
+        if measure.takes(pair):
+            by_id.setdefault(pair.id, []).append(float(value))
+            label[pair.id] = pair.labels.get(measure.by, "") if measure.by is not None else ""
+    if not by_id:
+        return None
+    means = np.array([np.mean(own) for own in by_id.values()])
+    strata = None
+    if measure.by is not None:
+        own_labels = np.array([label[name] for name in by_id])
+        strata = tuple(means[own_labels == name] for name in sorted(set(label.values())))
+    return IdMeans(sum(map(len, by_id.values())), tuple(by_id), means, strata)
+
+
 def measured(measure: Measure, pairs: Sequence[Pair], won: FloatArray) -> dict[str, Any] | None:
     """A measure of pairs whose points are `won` [pairs]: `pairs` and `ids` that count, `accuracy`, and `low` and `high`
     of its 95 % bootstrap interval over ids. None if no pair counts."""
-    kept = [place for place, pair in enumerate(pairs) if measure.takes(pair)]
-    if not kept:
+    found = id_means(measure, pairs, won)
+    if found is None:
         return None
-    chosen = [pairs[place] for place in kept]
-    ids, means = _means(chosen, won[kept])
-    if measure.by is None:
-        accuracy = float(means.mean())
-        low, high = share_interval(means, range(len(means)))
+    if found.strata is None:
+        low, high = share_interval(found.means, range(len(found.means)))
     else:
-        label = {pair.id: pair.labels.get(measure.by, "") for pair in chosen}
-        strata: dict[str, list[float]] = {}
-        for name, mean in zip(ids, means, strict=True):
-            strata.setdefault(label[name], []).append(float(mean))
-        groups = [np.array(values) for _, values in sorted(strata.items())]
-        accuracy = float(np.mean([values.mean() for values in groups]))
-        low, high = macro_interval(groups)
-    return {"pairs": len(kept), "ids": len(ids), "accuracy": accuracy, "low": low, "high": high}
-
-
-def _means(pairs: Sequence[Pair], won: FloatArray) -> tuple[list[str], FloatArray]:
-    """The ids, and the mean over the voices of each: [ids]. Each voice counts once, as in the ZeroSpeech toolbox."""
-    by_id: dict[str, list[float]] = {}
-    for pair, value in zip(pairs, won, strict=True):
-        by_id.setdefault(pair.id, []).append(float(value))
-    return list(by_id), np.array([np.mean(values) for values in by_id.values()])
+        low, high = macro_interval(found.strata)
+    return {"pairs": found.num_pairs, "ids": len(found.ids), "accuracy": found.mean, "low": low, "high": high}

@@ -85,6 +85,11 @@ class RunPaths:
         return self.root / "evaluation.json"
 
     @property
+    def choices(self) -> Path:
+        """Scores of the trials of the choice between continuations (`evaluate.choice_file`)."""
+        return self.root / "choices.jsonl"
+
+    @property
     def benchmarks(self) -> Path:
         """Result of `tolktrain evaluate --benchmarks`."""
         return self.root / "benchmarks.json"
