@@ -27,6 +27,7 @@ LAYERS: Layers = {
         "train",
         "evaluate",
         "benchmark",
+        "compare",
         "demo",
         "generate",
         "inspect",
@@ -59,7 +60,9 @@ FORBIDDEN: Forbidden = {
     ("train", "prepare"): "training reads prepared sets as anybody does",
     **{
         (part, "train"): "runs/ reads the folder of a run"
-        for part in ("demo", "evaluate", "generate", "inspect", "interop", "plan", "prepare", "report", "tune")
+        for part in (
+            *("compare", "demo", "evaluate", "generate", "inspect", "interop", "plan", "prepare", "report", "tune"),
+        )
     },
 }
 

@@ -139,9 +139,9 @@ def read_run(directory: str | Path) -> RunData:
         config=config,
         steps=steps,
         validations=[v for line in lines for v in _validations(line)],
-        evaluation=_read_optional(paths.evaluation),
-        samples=_read_optional(paths.sample_index),
-        changes=[_printable(asdict(change)) for change in read_changes(folder)],
+        evaluation=read_product(paths.evaluation),
+        samples=read_product(paths.sample_index),
+        changes=[printable_tree(asdict(change)) for change in read_changes(folder)],
     )
 
 
@@ -179,17 +179,21 @@ def _read_lines(path: Path) -> Iterator[Row]:
 def _row(line: bytes) -> Row | None:
     """A line of metrics, or None if it is no JSON object."""
     try:
-        row = _printable(parse_json(line))
+        row = printable_tree(parse_json(line))
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
 
 
-def _read_optional(path: Path) -> Row | None:
+def read_product(path: Path) -> Row | None:
+    """A JSON object that a verb has written, its text made printable; None if there is no file.
+
+    Raises `UserError` if it is damaged.
+    """
     if not path.exists():
         return None
     try:
-        content = _printable(read_json(path, _LARGEST_PRODUCT))
+        content = printable_tree(read_json(path, _LARGEST_PRODUCT))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); delete it and make it again") from None
     if not isinstance(content, dict):
@@ -197,12 +201,12 @@ def _read_optional(path: Path) -> Row | None:
     return content
 
 
-def _printable(value: Any) -> Any:
-    """The value with all its text as `printable` shows it."""
+def printable_tree(value: Any) -> Any:
+    """The plain value with all its text as `printable` shows it."""
     if isinstance(value, dict):
-        return {_printable(key): _printable(item) for key, item in value.items()}
+        return {printable_tree(key): printable_tree(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_printable(item) for item in value]
+        return [printable_tree(item) for item in value]
     return printable(value) if isinstance(value, str) else value
 
 

@@ -1,0 +1,1 @@
+"""`tolktrain compare`: evaluated runs side by side, and paired tests of their scores."""
