@@ -78,6 +78,21 @@ def evaluation() -> dict:
     }  # fmt: skip
 
 
+def benchmarks() -> dict:
+    row = {"benchmark": "sblimp", "set": "dev", "measure": "mean over pairs", "rule": "whole_mean_closing_eos"}
+    row |= {"ties": 0.5, "pairs": 40, "ids": 20, "accuracy": 0.625, "low": 0.41, "high": 0.8375}
+    published = [{"model": "Slam", "percent": 58.86, "source": "slamkit"}]
+    return {
+        "format": 1, "run": "synthetic", "step": 1200, "device": "cpu",
+        "rows": [
+            row | {"unigram": 0.5, "bigram": 0.5125, "published": published},
+            row | {"rule": "whole_mean", "accuracy": 0.6, "published": []},
+        ],
+        "problems": {"sblimp": {"missing": 2, "doubled": 0, "extra": 0, "unreadable": 0}},
+        "longer_than_training": {"sblimp": 3}, "notes": ["test: gold.csv is missing"], "seconds": 1.0,
+    }  # fmt: skip
+
+
 def write_samples(folder: Path) -> None:
     samples = folder / "samples"
     samples.mkdir()

@@ -13,6 +13,7 @@ import soundfile
 import yaml
 from parsed_page import Page
 from small_disk import MakeDisk
+from synthetic_run import benchmarks
 
 from tolktrain.errors import UserError
 from tolktrain.report.page import count, duration, loss_table, render
@@ -76,6 +77,27 @@ def test_figures_and_statements_are_on_the_page(full_run: Path) -> None:
         "93.0 %", "chance", "selector, speech", "after adapter",
     ):  # fmt: skip
         assert expected in page.text, expected
+
+
+def test_benchmarks_have_a_table(full_run: Path) -> None:
+    assert "Benchmarks" not in render(read_run(full_run))
+    (full_run / "benchmarks.json").write_text(json.dumps(benchmarks() | {"rows": []}))
+    assert "Benchmarks" not in render(read_run(full_run))
+    (full_run / "benchmarks.json").write_text(json.dumps(benchmarks()).replace("gold.csv", "<i>gold</i>"))
+    text = render(read_run(full_run))
+    table = text[text.index("<h2>Benchmarks</h2>") : text.index("<h2>Losses</h2>")]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
+    names = ["sblimp", "dev", "mean over pairs"]
+    assert rows == [
+        ["benchmark", "split", "aggregation", "rule", "accuracy", "95 % interval", "ties", "ids", "unigram", "bigram"],
+        [*names, "whole_mean_closing_eos", "62.5", "41.0 – 83.8", "0.5", "20", "50.0", "51.2"],
+        ["", "", "Slam (slamkit)", "the same", "58.86", "", "", "", "", ""],
+        [*names, "whole_mean", "60.0", "41.0 – 83.8", "0.5", "20", "–", "–"],
+    ]
+    page = Page(text)
+    assert page.open == [] and "at step 1200" in page.text
+    for remark in ("sblimp: 2 missing", "sblimp: 3 items are longer", "test: <i>gold</i> is missing"):
+        assert remark in page.text
 
 
 def test_text_of_a_model_cannot_become_markup(full_run: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from parsed_page import Page
-from synthetic_run import evaluation, write_samples
+from synthetic_run import benchmarks, evaluation, write_samples
 
 from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
@@ -53,6 +53,9 @@ def write_run(folder: Path, names: dict[str, str]) -> Path:
     for row in measured["targets"]:
         row["statement"] = names["target"]
     (folder / "evaluation.json").write_text(json.dumps(measured))
+    scored = benchmarks() | {"notes": [names["target"]]}
+    scored["rows"][0] |= {"set": names["set"], "rule": names["strategy"], "measure": names["device"]}
+    (folder / "benchmarks.json").write_text(json.dumps(scored))
     write_samples(folder)
     samples = json.loads((folder / "samples" / "samples.json").read_text())
     for prompt in samples["prompts"]:

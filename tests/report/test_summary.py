@@ -1,9 +1,11 @@
 """What the terminal shows."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
+from synthetic_run import benchmarks
 
 from tolktrain.files.terminal import Console
 from tolktrain.report.summary import print_summary
@@ -23,6 +25,14 @@ def test_losses_choices_targets_and_files(full_run: Path) -> None:
     assert "Targets: 6 of 8 reached" in text and "✗ speech → speech: 52.0 %" in text
     for name in ("evaluation.json", "metrics.jsonl", "samples"):
         assert any(line.rstrip().endswith(str(full_run / name)) for line in lines)
+
+
+def test_benchmarks(full_run: Path) -> None:
+    assert "Benchmarks" not in _summary(full_run)
+    (full_run / "benchmarks.json").write_text(json.dumps(benchmarks()))
+    text = _summary(full_run, 140)
+    assert "whole_mean_closing_eos" in text and "41.0 – 83.8" in text and "sblimp: 2 missing" in text
+    assert str(full_run / "benchmarks.json") in text
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -4,13 +4,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tolktrain.cli.failures import EXIT_DONE
+from tolktrain.cli.failures import EXIT_DONE, described_at
 from tolktrain.cli.verb import Verb, existing_run
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.errors import UserError
 from tolktrain.files.given import given_path, input_argument
+from tolktrain.runs.paths import RunPaths
 
 if TYPE_CHECKING:
+    from tolktrain.cluster.progress import Progress
     from tolktrain.config.suite import SuiteConfig
 
 
@@ -39,23 +41,47 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    environment = ProcessEnvironment.detect()
+    if environment.world_size > 1:
+        return _run_watched(parsed, environment)
+    from tolktrain.cluster.progress import Progress
+
+    _evaluate(parsed, environment, Progress())
+    return EXIT_DONE
+
+
+def _run_watched(parsed: argparse.Namespace, environment: ProcessEnvironment) -> int:
+    """Evaluate as one of several ranks. If any of them fails, all end, and one reports the error."""
+    from tolktrain.cluster.watch.watchdog import Watch
+    from tolktrain.config.load import load_config
+    from tolktrain.parallel.layout import shut_down
+
+    def describe(error: BaseException) -> tuple[str, int]:
+        return described_at(error, watch.progress.mark, parsed)
+
+    watch = Watch.start(environment, describe)
+    try:
+        config = load_config(RunPaths(existing_run(parsed)).config)
+        watch.limit(config.parallel.hang_timeout_seconds)
+        _evaluate(parsed, environment, watch.progress)
+        shut_down()
+    except (Exception, KeyboardInterrupt) as error:
+        watch.fail(error)
+    return watch.finish(EXIT_DONE)
+
+
+def _evaluate(parsed: argparse.Namespace, environment: ProcessEnvironment, progress: "Progress") -> None:
     suite = _suite(parsed)
     parsed.run_directory = existing_run(parsed)
     if suite is None:
         evaluate_run(parsed.run_directory)
-        return EXIT_DONE
+        return
     from tolktrain.evaluate.benchmark_run import evaluate_benchmarks
     from tolktrain.evaluate.benchmark_table import print_benchmarks
 
-    result = evaluate_benchmarks(parsed.run_directory, suite)
-    environment = ProcessEnvironment.detect()
+    result = evaluate_benchmarks(parsed.run_directory, suite, progress)
     if environment.rank == 0:
         print_benchmarks(result)
-    if environment.world_size > 1:
-        from tolktrain.parallel.layout import shut_down
-
-        shut_down()
-    return EXIT_DONE
 
 
 def _suite(parsed: argparse.Namespace) -> "SuiteConfig | None":

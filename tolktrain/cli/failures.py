@@ -42,6 +42,12 @@ def described(error: BaseException, parsed: argparse.Namespace) -> tuple[str, in
     return printable(_error_line(error, parsed)), EXIT_MACHINE
 
 
+def described_at(error: BaseException, mark: object, parsed: argparse.Namespace) -> tuple[str, int]:
+    """The same for one of several ranks; for a defect, with the point of its progress."""
+    text, code = described(error, parsed)
+    return f"at {mark}\n{text}" if is_defect(error) else text, code
+
+
 def is_defect(error: BaseException) -> bool:
     """Whether an error is a defect: neither bad input, nor a fault of the machine, nor an interruption."""
     return not isinstance(error, (UserError, KeyboardInterrupt, OSError))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tolktrain.cli.evaluate import evaluate_run
-from tolktrain.cli.failures import EXIT_BAD_INPUT, EXIT_DONE, EXIT_MACHINE, complain, described, is_defect
+from tolktrain.cli.failures import EXIT_BAD_INPUT, EXIT_DONE, EXIT_MACHINE, complain, described_at
 from tolktrain.cli.generate import generate_samples
 from tolktrain.cli.report import write_report
 from tolktrain.cli.verb import Verb, load
@@ -73,8 +73,7 @@ def _train_watched(
     from tolktrain.cluster.watch.watchdog import Watch
 
     def describe(error: BaseException) -> tuple[str, int]:
-        text, code = described(error, parsed)
-        return f"at {watch.progress.mark}\n{text}" if is_defect(error) else text, code
+        return described_at(error, watch.progress.mark, parsed)
 
     watch = Watch.start(environment, describe)
     try:

@@ -3,19 +3,22 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
+from rich.progress import Progress as Display
 
 from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.progress import Progress
 from tolktrain.config import Config
 from tolktrain.config.suite import BenchmarkConfig, SuiteConfig
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import open_records
+from tolktrain.data.records import Record
 from tolktrain.data.text_tokenizer import TextTokenizer, encode_words, load_text_tokenizer
 from tolktrain.errors import UserError
 from tolktrain.evaluate.baselines import Baselines, fit_baselines
@@ -52,6 +55,10 @@ from tolktrain.vocabulary import Vocabulary
 FORMAT = 1
 SUBMISSION = "zerospeech"  # folder below that of the scores, with one folder per benchmark
 
+# A rank may wait for as long as another one encodes or scores. The watchdog ends all ranks if one of them fails, or
+# makes no progress.
+_LONGEST_WAIT = timedelta(days=2)
+
 logger = logging.getLogger(__name__)
 
 
@@ -68,11 +75,16 @@ class _Task:
         return [Rule.parse(name) for name in self.config.rules or found.rules]
 
 
-def evaluate_benchmarks(run_dir: str | Path, suite: SuiteConfig) -> dict[str, Any]:
+def evaluate_benchmarks(run_dir: str | Path, suite: SuiteConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Score the benchmarks of a suite, and write benchmarks.json and scores/*.jsonl into the run's folder.
 
     Run by several processes (torchrun, srun), each encodes and scores a part; the first one writes. The result does not
     depend on their number.
+
+    Args:
+        run_dir: of the run.
+        suite: its benchmarks.
+        progress: where this rank's progress is reported, for its watchdog.
 
     Returns:
         The content of benchmarks.json: `format`, `run`, `step`, `device`, `rows` (a row per benchmark, set, measure and
@@ -87,14 +99,18 @@ def evaluate_benchmarks(run_dir: str | Path, suite: SuiteConfig) -> dict[str, An
     begin = time.monotonic()
     environment = ProcessEnvironment.detect()
     environment.export()
-    initialize()
+    progress = progress or Progress()
+    progress.at("joining the other processes")
+    initialize(timeout=_LONGEST_WAIT)
+    progress.at("reading the benchmarks")
     tasks = on_rank_zero(environment.rank, lambda: _read_tasks(suite))
+    progress.at("loading the model")
     model, config, state = load_model(run_dir)
     vocabulary = check_data(config, model.architecture.text_vocab_size, verify_files=False)
-    progress = spinner()
-    progress.disable = environment.rank != 0
-    with progress:
-        run = _Run(config, suite, vocabulary, Scorer(model), environment, progress, RunPaths(Path(run_dir)))
+    display = spinner()
+    display.disable = environment.rank != 0
+    with display:
+        run = _Run(config, suite, vocabulary, Scorer(model), environment, display, progress, RunPaths(Path(run_dir)))
         result: dict[str, Any] = {
             "format": FORMAT,
             "run": config.run.name,
@@ -157,6 +173,7 @@ class _Run:
         vocabulary: Vocabulary,
         scorer: Scorer,
         environment: ProcessEnvironment,
+        display: Display,
         progress: Progress,
         paths: RunPaths,
     ) -> None:
@@ -165,8 +182,9 @@ class _Run:
         self.vocabulary = vocabulary
         self.scorer = scorer
         self._rank, self._world_size = environment.rank, environment.world_size
+        self._display = display
+        self._task = display.add_task("starting", total=None)
         self._progress = progress
-        self._task = progress.add_task("starting", total=None)
         self._paths = paths
         self._batch_tokens = suite.batch_tokens or config.train.micro_batch_size * config.train.sequence_length
         self._text: TextTokenizer | None = None
@@ -235,6 +253,7 @@ class _Run:
         cache = UnitCache(
             Path(self.suite.unit_cache) if self.suite.unit_cache else default_cache(), info.sha256, info.num_codebooks
         )
+        self._progress.at(f"encoding the recordings of {task.config.shown}")
         encoded = encode_recordings(
             sorted(sources, key=repr),
             lambda: load_speech_tokenizer(folder, str(self.scorer.device)),
@@ -256,7 +275,8 @@ class _Run:
             items = [build(name, item, context, self.vocabulary) for name, item in parts.items()]
             longer |= {item.id for item in items if item.sequence.length > self.config.train.sequence_length + 1}
             for scorer, token_nll in self._scorers(items).items():
-                progress = self._counter(f"{task.config.shown}, {found.name}: {scorer}")
+                what = f"{task.config.shown}, {found.name}: {scorer}"
+                self._progress.at(f"scoring {what}")
                 scored = score_items(
                     items,
                     context,
@@ -265,7 +285,7 @@ class _Run:
                     self._batch_tokens,
                     self._rank,
                     self._world_size,
-                    progress,
+                    self._counter(what),
                 )
                 scores.setdefault(scorer, []).extend(scored)
         rules = [rule.name for rule in task.rules(found)]
@@ -283,10 +303,17 @@ class _Run:
     def _fitted(self) -> Baselines | None:
         name = self.config.evaluation.train_set
         if self._baselines is None and name is not None:
-            self._say(f"n-grams of {name}")
+            self._progress.at(f"counting n-grams of {name}")
             records = open_records(self.config.data.sets[name])
             number = min(len(records), self.config.evaluation.baseline_records)
-            self._baselines = fit_baselines((records[index] for index in range(number)), self.vocabulary)
+            say = self._counter(f"n-grams of {name}")
+
+            def counted() -> Iterator[Record]:
+                for index in range(number):
+                    say(index, number)
+                    yield records[index]
+
+            self._baselines = fit_baselines(counted(), self.vocabulary)
         return self._baselines
 
     def _part(self, segment: Segment, units: Mapping[Audio, Frames]) -> Part:
@@ -324,10 +351,11 @@ class _Run:
         return rows
 
     def _counter(self, what: str) -> Callable[[int, int], None]:
-        return lambda done, total: self._say(f"{what}, {done} of {total}")
+        def count(done: int, total: int) -> None:
+            self._progress.touch()
+            self._display.update(self._task, description=f"{what}, {done} of {total}")
 
-    def _say(self, what: str) -> None:
-        self._progress.update(self._task, description=what)
+        return count
 
 
 def _without_unreadable(found: ItemSet, units: Mapping[Audio, Frames]) -> ItemSet:

@@ -18,7 +18,7 @@ from tolktrain.runs.paths import RunPaths
 
 Row = dict[str, Any]
 
-_LARGEST_PRODUCT = 1 << 26  # bytes of evaluation.json and samples.json
+_LARGEST_PRODUCT = 1 << 26  # bytes of evaluation.json, benchmarks.json and samples.json
 
 DIRECTIONS = {
     "text_to_text": "text → text",
@@ -65,6 +65,7 @@ class RunData:
         steps: the training lines of metrics.jsonl, in order.
         validations: the validation figures of metrics.jsonl, in order.
         evaluation: evaluation.json, or None.
+        benchmarks: benchmarks.json, or None.
         samples: samples/samples.json, or None.
         changes: changes.jsonl, in order.
     """
@@ -74,6 +75,7 @@ class RunData:
     steps: list[Row]
     validations: list[Validation]
     evaluation: Row | None
+    benchmarks: Row | None
     samples: Row | None
     changes: list[Row]
 
@@ -140,6 +142,7 @@ def read_run(directory: str | Path) -> RunData:
         steps=steps,
         validations=[v for line in lines for v in _validations(line)],
         evaluation=read_product(paths.evaluation),
+        benchmarks=read_product(paths.benchmarks),
         samples=read_product(paths.sample_index),
         changes=[printable_tree(asdict(change)) for change in read_changes(folder)],
     )

@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from tolktrain.evaluate.benchmark_table import print_benchmarks
 from tolktrain.files.terminal import Console
 from tolktrain.report.page import count, duration, loss_table, nats, percent
 from tolktrain.report.rundata import DIRECTIONS, RunData, read_run
@@ -13,7 +14,8 @@ from tolktrain.runs.paths import RunPaths
 
 
 def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
-    """Print held-out losses per stage, baselines, accuracies with intervals, targets, and where the files are."""
+    """Print held-out losses per stage, baselines, accuracies with intervals, targets, benchmarks, and where the files
+    are."""
     run = read_run(run_dir)
     out = console or Console()
     last = run.steps[-1]
@@ -29,6 +31,8 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
     _print_losses(out, run)
     _print_choices(out, run)
     _print_targets(out, run)
+    if run.benchmarks is not None and run.benchmarks["rows"]:
+        print_benchmarks(run.benchmarks, out)
     if run.evaluation is None:
         out.print("No evaluation yet: `tolktrain evaluate CONFIG` measures baselines, choices and pooling weights.")
     if run.samples is None:
@@ -104,6 +108,7 @@ def _files(run: RunData) -> list[tuple[str, Path]]:
         ("report", paths.report),
         ("samples", paths.samples),
         ("evaluation", paths.evaluation),
+        ("benchmarks", paths.benchmarks),
         ("metrics", paths.metrics),
     ]
     return [(label, path) for label, path in named if path.exists()]
