@@ -39,8 +39,8 @@ def tables(result: Row) -> Iterator[Table]:
             3,
             _accuracy_groups(
                 result["benchmarks"],
-                lambda row: (f"{row['benchmark']}, {row['set']}", f"{row['measure']}, {row['rule']}"),
-                lambda row: ("", f"{row['ids']} ids"),
+                lambda row: (f"{row['benchmark']}, {row['set']}", row["measure"]),
+                lambda row: ("", f"{row['rule']}, {row['ids']} ids"),
             ),
         )
     if result["choices"]:
@@ -90,7 +90,7 @@ def _accuracy(entry: Row) -> tuple[str, ...]:
     paired = entry["against_first"]
     if paired is None:
         return *own, "", "", "", ""
-    interval = f"{100 * paired['low']:+.1f} – {100 * paired['high']:+.1f}"
+    interval = f"{100 * paired['low']:+.1f} to {100 * paired['high']:+.1f}"
     p = "–" if paired["p"] is None else f"{paired['p']:.2g}"
     return *own, f"{100 * paired['difference']:+.1f}", interval, f"{paired['better']} : {paired['worse']}", p
 
