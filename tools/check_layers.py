@@ -51,6 +51,7 @@ LAYERS: Layers = {
         *_MODULES,
     ),
 }
+_READERS = ("compare", "demo", "evaluate", "generate", "inspect", "interop", "plan", "prepare", "report", "tune")
 # What a part must not import although it is in reach, and why.
 FORBIDDEN: Forbidden = {
     ("model", "data"): "the model knows nothing of data files",
@@ -58,12 +59,7 @@ FORBIDDEN: Forbidden = {
     ("model", "checkpoint"): "the model knows nothing of how it is stored",
     ("checkpoint", "data"): "checkpoints know nothing of data files",
     ("train", "prepare"): "training reads prepared sets as anybody does",
-    **{
-        (part, "train"): "runs/ reads the folder of a run"
-        for part in (
-            *("compare", "demo", "evaluate", "generate", "inspect", "interop", "plan", "prepare", "report", "tune"),
-        )
-    },
+    **{(part, "train"): "runs/ reads the folder of a run" for part in _READERS},
 }
 
 

@@ -51,7 +51,7 @@ def tables(result: Row) -> Iterator[Table]:
             3,
             _accuracy_groups(
                 result["choices"],
-                lambda row: (row["set"], DIRECTIONS.get(row["direction"], row["direction"])),
+                lambda row: (row["set"], str(DIRECTIONS.get(row["direction"], row["direction"]))),
                 lambda row: ("", f"{row['trials']} trials, {row['texts']} texts"),
             ),
         )
@@ -105,7 +105,7 @@ def _per_run(result: Row, *kinds: str) -> Iterator[str]:
 def _loss_groups(rows: Sequence[Row]) -> tuple[tuple[tuple[str, ...], ...], ...]:
     groups = []
     for name, own in groupby(rows, key=lambda row: row["set"]):
-        lines = []
+        lines: list[tuple[str, ...]] = []
         for row in own:
             cells = [nats(row["runs"][0]["loss"])]
             for entry in row["runs"][1:]:

@@ -22,7 +22,7 @@ def compare_losses(runs: Sequence[EvaluatedRun]) -> tuple[list[Row], list[str]]:
     """
     found = [_losses(run) for run in runs]
     keys = dict.fromkeys(key for own in found for key in own)
-    order = {name: place for place, name in enumerate(DISPLAY_ORDER)}
+    order = {str(name): place for place, name in enumerate(DISPLAY_ORDER)}
     rows: list[Row] = []
     remarks: list[str] = []
     for name, strategy, modality in sorted(
