@@ -1,6 +1,7 @@
 """Benchmarks of a tiny random model, from recordings to the table."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from replicas import Replicas, write_released
 
 from tolktrain import cli
+from tolktrain.compare.run import compare
 from tolktrain.config.suite import BenchmarkConfig, SuiteConfig
 from tolktrain.data.batch import Batch
 from tolktrain.errors import UserError
@@ -58,6 +60,7 @@ def test_table_files_and_cache(
     assert all(not row["published"] for row in rows if row["rule"] == "whole_mean")
     _check_that_score_files_give_the_table(tiny_run, rows)
     _check_submission(tiny_run)
+    _check_comparison_with_a_copy(tiny_run, rows)
 
     # The second time, no recording is encoded; shuffled batches of another size give the same table.
     monkeypatch.setattr(recordings, "collapse", lambda frames: pytest.fail("a recording was encoded again"))
@@ -76,6 +79,20 @@ def _check_that_score_files_give_the_table(run: Path, rows: list[dict]) -> None:
                 for pair, value in zip(scores.pairs, points, strict=True):
                     by_id.setdefault(pair.id, []).append(value)
                 assert row[scorer] == pytest.approx(np.mean([np.mean(values) for values in by_id.values()]), rel=1e-12)
+
+
+def _check_comparison_with_a_copy(run: Path, rows: list[dict]) -> None:
+    copy = shutil.copytree(run, run.with_name("copy"))
+    compared = {
+        tuple(row[key] for key in ("benchmark", "set", "measure", "rule", "ids")): row
+        for row in compare([run, copy])["benchmarks"]
+    }
+    assert len(compared) == len(rows)
+    for row in rows:
+        mine, its = compared[tuple(row[key] for key in ("benchmark", "set", "measure", "rule", "ids"))]["runs"]
+        for key in ("accuracy", "low", "high"):
+            assert mine[key] == pytest.approx(row[key], rel=1e-12) and its[key] == mine[key]
+        assert its["against_first"]["difference"] == its["against_first"]["better"] == 0
 
 
 def _check_submission(run: Path) -> None:

@@ -11,8 +11,8 @@ _NAMES = ("run.name", "run.dir")  # every run has its own
 
 
 def compare_configurations(runs: Sequence[EvaluatedRun]) -> list[Row]:
-    """`key`, dotted as an override spells it, and `values`, one per run, of the keys whose values differ; None stands
-    for an absent key too. Keys that are absent have their default."""
+    """`key`, dotted as an override spells it, and `values`, one per run, of the keys whose values differ; None also
+    means an absent key. Keys that are absent have their default."""
     flat = [dict(_leaves(with_defaults(run.config))) for run in runs if run.config is not None]
     if len(flat) < len(runs):
         return []
