@@ -25,6 +25,7 @@ LAYERS: Layers = {
     "command line": ("__main__", "cli"),
     "features": (
         "train",
+        "analyze",
         "evaluate",
         "benchmark",
         "compare",
@@ -51,7 +52,10 @@ LAYERS: Layers = {
         *_MODULES,
     ),
 }
-_READERS = ("compare", "demo", "evaluate", "generate", "inspect", "interop", "plan", "prepare", "report", "tune")
+_READERS = (
+    *("analyze", "compare", "demo", "evaluate", "generate", "inspect", "interop"),
+    *("plan", "prepare", "report", "tune"),
+)
 # What a part must not import although it is in reach, and why.
 FORBIDDEN: Forbidden = {
     ("model", "data"): "the model knows nothing of data files",

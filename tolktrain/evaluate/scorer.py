@@ -13,10 +13,11 @@ from tolktrain.model.smoltolk import SmolTolk
 
 
 class Scorer:
-    """Wraps a model for scoring; moves it to the GPU if there is one."""
+    """Wraps a model for scoring, and moves it to a device."""
 
-    def __init__(self, model: SmolTolk) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, model: SmolTolk, device: str | None = None) -> None:
+        """`device`: cpu or cuda; a GPU if there is one, if None."""
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
 
     @property

@@ -53,7 +53,7 @@ def nll_rows(
     """
     for rows in length_batches([sequence.length for sequence in sequences], batch_tokens):
         longest = max(sequences[row].length for row in rows)
-        batch = collate([_padded(sequences[row], longest, text_eos) for row in rows])
+        batch = collate([padded(sequences[row], longest, text_eos) for row in rows])
         nll = token_nll(batch) * (batch.text_pred | batch.speech_pred).numpy()
         for row, values in zip(rows, nll, strict=True):
             kept = values[: sequences[row].length - 1]
@@ -76,7 +76,8 @@ def mean_log_likelihoods(
     return scores
 
 
-def _padded(sequence: TokenSequence, size: int, text_eos: int) -> TokenSequence:
+def padded(sequence: TokenSequence, size: int, text_eos: int) -> TokenSequence:
+    """The sequence with `size` tokens, EOS of text after its own; nothing of the padding is scored."""
     missing = size - sequence.length
     tokens = np.pad(sequence.tokens[:, : sequence.length], ((0, 0), (0, missing)))
     tokens[0, sequence.length :] = text_eos

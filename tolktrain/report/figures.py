@@ -96,10 +96,16 @@ def choices(rows: Sequence[dict[str, Any]], dataset: str) -> str:
 def layer_weights(layers: dict[str, list[float] | None]) -> str:
     """Pooling weights: a column per backbone layer; rows are static weights, text positions and speech positions."""
     titles = {"static": "static weights", "text": "selector, text", "speech": "selector, speech"}
-    rows = [(title, layers[key] or []) for key, title in titles.items() if layers.get(key)]
+    with matplotlib.rc_context(STYLE):
+        figure = weight_rows([(title, layers[key] or []) for key, title in titles.items() if layers.get(key)])
+        return svg_of(figure, "Layer-pooling weights", "layers")
+
+
+def weight_rows(rows: Sequence[tuple[str, Sequence[float]]]) -> Figure:
+    """Weights of the backbone's layers: a row for each name, a column for each layer."""
     number = max(len(values) for _, values in rows)
     most = max(max(values) for _, values in rows)
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context({"axes.grid": False}):
         figure = Figure(figsize=(9.2, 0.52 * len(rows) + 0.75), layout="constrained")
         axis = figure.subplots()
         for place, (_, values) in enumerate(rows):
@@ -118,7 +124,7 @@ def layer_weights(layers: dict[str, list[float] | None]) -> str:
         axis.set_xlabel("backbone layer")
         for spine in axis.spines.values():
             spine.set_visible(False)
-        return svg_of(figure, "Layer-pooling weights", "layers")
+        return figure
 
 
 def _loss_panel(axis: Axes, run: RunData, modality: str, colour: str) -> None:

@@ -14,6 +14,7 @@ from tolktrain.files.names import inside
 from tolktrain.files.printable import printable
 from tolktrain.files.reading import read_bytes
 from tolktrain.report import figures
+from tolktrain.report.analysis import analysis_figures, parse_analysis
 from tolktrain.report.rundata import Row, RunData
 from tolktrain.runs.changes import shown_value
 from tolktrain.runs.paths import RunPaths
@@ -60,6 +61,7 @@ def render(run: RunData) -> str:
             sampling=run.samples,
             figures=_figures(run),
             benchmarks=_benchmarks(run),
+            analysis=_analysis(run),
             losses=loss_table(run),
             changes=run.changes,
             run_dir=printable(run.directory),
@@ -174,6 +176,18 @@ def _benchmarks(run: RunData) -> Row | None:
         return None
     table: Row = {"columns": COLUMNS, "num_left": NUM_LEFT, "step": found["step"]}
     return table | {"lines": list(table_lines(found)), "remarks": list(remarks(found))}
+
+
+def _analysis(run: RunData) -> Row | None:
+    if run.analysis is None:
+        return None
+    content = parse_analysis(run.analysis, RunPaths(run.directory).analysis)
+    return {
+        "step": content.step,
+        "sample": content.sample,
+        "start": content.start,
+        "figures": [(title, Markup(svg)) for title, svg in analysis_figures(content)],
+    }
 
 
 def _samples(run: RunData) -> list[dict[str, Any]] | None:

@@ -18,7 +18,7 @@ from tolktrain.runs.paths import RunPaths
 
 Row = dict[str, Any]
 
-_LARGEST_PRODUCT = 1 << 26  # bytes of evaluation.json, benchmarks.json and samples.json
+_LARGEST_PRODUCT = 1 << 26  # bytes of evaluation.json, benchmarks.json, samples.json and analysis.json
 
 DIRECTIONS = {
     "text_to_text": "text → text",
@@ -68,6 +68,7 @@ class RunData:
         benchmarks: benchmarks.json, or None.
         samples: samples/samples.json, or None.
         changes: changes.jsonl, in order.
+        analysis: analysis/analysis.json, or None.
     """
 
     directory: Path
@@ -78,6 +79,7 @@ class RunData:
     benchmarks: Row | None
     samples: Row | None
     changes: list[Row]
+    analysis: Row | None
 
     @property
     def name(self) -> str:
@@ -145,6 +147,7 @@ def read_run(directory: str | Path) -> RunData:
         benchmarks=read_product(paths.benchmarks),
         samples=read_product(paths.sample_index),
         changes=[printable_tree(asdict(change)) for change in read_changes(folder)],
+        analysis=read_product(paths.analysis),
     )
 
 

@@ -109,6 +109,7 @@ def _files(run: RunData) -> list[tuple[str, Path]]:
         ("samples", paths.samples),
         ("evaluation", paths.evaluation),
         ("benchmarks", paths.benchmarks),
+        ("analysis", paths.analysis),
         ("metrics", paths.metrics),
     ]
     return [(label, path) for label, path in named if path.exists()]

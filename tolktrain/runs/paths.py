@@ -100,6 +100,11 @@ class RunPaths:
         return self.root / "scores"
 
     @property
+    def analysis(self) -> Path:
+        """Result of `tolktrain analyze`; figures are in the same folder."""
+        return self.root / "analysis" / "analysis.json"
+
+    @property
     def samples(self) -> Path:
         """Folder that `tolktrain generate` writes."""
         return self.root / "samples"

@@ -7,11 +7,10 @@ from tolktrain.checkpoint.reader import CheckpointReader
 from tolktrain.checkpoint.slices import PARAMETERS
 from tolktrain.config import Config
 from tolktrain.config.training import StageConfig
-from tolktrain.interop.huggingface import backbone_names, load_backbone_into
+from tolktrain.interop.initial_weights import backbone_to_read, initialize_model
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.cut import PipelineCut, cut_layers
 from tolktrain.model.divisibility import check_tensor_parallel
-from tolktrain.model.initialization import initialize_parameters
 from tolktrain.model.llama import backbone_folder
 from tolktrain.model.parameter_layout import canonical_shapes, check_names_and_shapes, parameter_views
 from tolktrain.model.smoltolk import SmolTolk
@@ -66,17 +65,12 @@ class ModelBuilder:
     def _begin(self, layout: Layout, bounds: range | None) -> SmolTolk:
         """A new model: random weights, those of the configured backbone, and those of `checkpoint.init_from`, each in
         place of the ones before."""
-        backbone, seed = self.config.model.backbone, self.config.run.seed
         model = SmolTolk(self.architecture, None, layout, bounds)
         initial = None if self.beginning is None else self.beginning.weights_for(model, layout)
-        taken = set() if initial is None else initial.own.whole
-        initialize_parameters(model, seed, skip=taken)
-        if isinstance(backbone, str) and not taken.issuperset(backbone_names(model)):
-            if self.beginning is not None and layout.rank == 0:
-                self.beginning.compare_tokenizer(backbone_folder(backbone, weights=True))
-            load_backbone_into(model, backbone, seed)
-        if initial is not None:
-            initial.fill(model)
+        backbone = backbone_to_read(model, self.config, initial)
+        if backbone is not None and self.beginning is not None and layout.rank == 0:
+            self.beginning.compare_tokenizer(backbone_folder(backbone, weights=True))
+        initialize_model(model, self.config, initial)
         return model
 
     def start(
