@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from tolktrain.report.figures import weight_rows
 _COLOURS = {"text": TEXT, "speech": SPEECH, "third": THIRD, "ink": INK, "muted": MUTED}
 _SHORT = {"embedding": "emb", "input adapter": "in", "pooled": "pool", "output adapter": "out"}
 _MOST_TICKS = 14
+_NARROW = 4.6  # width of a panel in inches
 _TRAINED, _START = "trained", "start"
 _WEIGHTS = "pooling"  # the measure without curves
 
@@ -92,10 +94,22 @@ def parse_analysis(content: Any, path: Path) -> Analysis:
         ) from None
 
 
-def analysis_figures(analysis: Analysis) -> list[tuple[str, str]]:
-    """Title and SVG of each measure, with the colours of the page."""
+@dataclass(frozen=True)
+class Picture:
+    """The figure of a measure, with the colours of the page."""
+
+    title: str
+    svg: str
+    is_wide: bool
+
+
+def analysis_figures(analysis: Analysis) -> list[Picture]:
+    """A picture for each measure."""
     with matplotlib.rc_context(STYLE):
-        return [(title, svg_of(figure, title, f"analysis-{name}")) for name, title, figure in _figures(analysis)]
+        return [
+            Picture(title, svg_of(figure, title, f"analysis-{name}"), figure.get_figwidth() > _NARROW)
+            for name, title, figure in _figures(analysis)
+        ]
 
 
 def standalone_figures(analysis: Analysis) -> dict[str, bytes]:
@@ -118,12 +132,9 @@ def _figures(analysis: Analysis) -> Iterator[tuple[str, str, Figure]]:
                 yield name, measure.title, figure
         elif measure.panels:
             count = len(measure.panels)
-            figure = Figure(figsize=(9.2, 3.1), layout="constrained")
-            axes = figure.subplots(1, max(count, 2), squeeze=False)[0]
-            for axis, panel in zip(axes, measure.panels, strict=False):
+            figure = Figure(figsize=(_NARROW * count, 3.7), layout="constrained")
+            for axis, panel in zip(figure.subplots(1, count, squeeze=False)[0], measure.panels, strict=True):
                 _panel(axis, analysis, name, panel)
-            for axis in axes[count:]:
-                axis.set_axis_off()
             yield name, measure.title, figure
 
 
@@ -151,7 +162,9 @@ def _panel(axis: Axes, analysis: Analysis, measure: str, panel: PanelOfAnalysis)
     _layer_ticks(axis, analysis.layers)
     _value_axis(axis, panel.scale)
     if axis.lines:
-        axis.legend(loc="best", fontsize=8.5, handlelength=1.8, labelspacing=0.3)
+        axis.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8.5, handlelength=1.8, labelspacing=0.3
+        )
 
 
 def _layer_ticks(axis: Axes, layers: Sequence[str]) -> None:
@@ -174,13 +187,14 @@ def _value_axis(axis: Axes, scale: str) -> None:
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axis.yaxis.set_minor_formatter(lambda value, _: "")
         return
-    low, high = axis.get_ylim()
     if scale == "degrees":
         axis.set_ylim(0, 92)
         axis.set_yticks(range(0, 91, 30), [f"{value}°" for value in range(0, 91, 30)])
         return
-    axis.set_ylim(min(low, -0.02), max(min(high * 1.08, 1.03), 0.1))
-    axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    low, high = axis.dataLim.intervaly if axis.has_data() else (0.0, 1.0)
+    top = max(1.08 * high, 0.05)
+    axis.set_ylim(min(1.2 * low, -0.03 * top), top)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
 
 
 def _weights(analysis: Analysis) -> Figure | None:

@@ -182,11 +182,13 @@ def _analysis(run: RunData) -> Row | None:
     if run.analysis is None:
         return None
     content = parse_analysis(run.analysis, RunPaths(run.directory).analysis)
+    pictures = analysis_figures(content)
     return {
         "step": content.step,
         "sample": content.sample,
         "start": content.start,
-        "figures": [(title, Markup(svg)) for title, svg in analysis_figures(content)],
+        "wide": [(picture.title, Markup(picture.svg)) for picture in pictures if picture.is_wide],
+        "narrow": [(picture.title, Markup(picture.svg)) for picture in pictures if not picture.is_wide],
     }
 
 
