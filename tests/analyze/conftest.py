@@ -8,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `small_task`
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluate"))  # for `tiny_run`
+sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))  # for `small_backbone`
 
 from tiny_run import tiny_tree, write_run
 

@@ -56,6 +56,8 @@ def write_run(folder: Path, names: dict[str, str]) -> Path:
     scored = benchmarks() | {"notes": [names["target"]]}
     scored["rows"][0] |= {"set": names["set"], "rule": names["strategy"], "measure": names["device"]}
     (folder / "benchmarks.json").write_text(json.dumps(scored))
+    (folder / "analysis").mkdir()
+    (folder / "analysis" / "analysis.json").write_text(json.dumps(analysis(names)))
     write_samples(folder)
     samples = json.loads((folder / "samples" / "samples.json").read_text())
     for prompt in samples["prompts"]:
@@ -64,6 +66,23 @@ def write_run(folder: Path, names: dict[str, str]) -> Path:
     samples["temperature"] = names["device"]
     (folder / "samples" / "samples.json").write_text(json.dumps(samples))
     return folder
+
+
+def analysis(names: dict[str, str]) -> dict[str, Any]:
+    """An analysis with the texts at each place."""
+    layers = [f"{names['stage']}{number}" for number in range(3)]
+    curve = {"key": names["strategy"], "label": names["transcript"], "colour": "text", "is_control": False}
+    panels = [{"title": names["target"], "scale": "share", "curves": [curve]}]
+    numbers = {layer: {names["strategy"]: 0.25 * number} for number, layer in enumerate(layers)}
+    numbers[layers[2]] = {names["strategy"]: names["device"]}  # where a number should be
+    return {
+        "step": 3,
+        "sample": {"words": 100, "set": names["set"]},
+        "layers": layers,
+        "start": names["device"],
+        "measures": {names["voice"]: {"title": names["target"], "panels": panels, "headline": []}},
+        "models": {model: {names["voice"]: {"layers": numbers}} for model in ("trained", "start")},
+    }
 
 
 def _forms(page: str) -> set[tuple[str, tuple[str, ...]]]:

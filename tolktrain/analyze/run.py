@@ -264,5 +264,10 @@ def _measure_described(name: str) -> dict[str, Any]:
 def _write(paths: RunPaths, result: dict[str, Any]) -> None:
     paths.analysis.parent.mkdir(exist_ok=True)
     replace_file(paths.analysis, json.dumps(result, indent=1, allow_nan=False) + "\n")
-    for name, content in standalone_figures(parse_analysis(result, paths.analysis)).items():
-        replace_file(paths.analysis.parent / f"{name}.svg", content)
+    figures = standalone_figures(parse_analysis(result, paths.analysis))
+    for name in MEASURES:
+        file = paths.analysis.parent / f"{name}.svg"
+        if name in figures:
+            replace_file(file, figures[name])
+        else:  # of an earlier analysis
+            file.unlink(missing_ok=True)

@@ -157,8 +157,9 @@ def _windows(
         words = RecordWords.of(record, vocabulary)
         windows = _cut(words, sequence_length - vocabulary.num_codebooks - 1)
         rng = sequence_rng(seed, record.id, 0, "analysis")
-        left.append((words, [windows[place] for place in rng.permutation(len(windows))]))
-        count += max((last - first for first, last in windows), default=0)
+        shuffled = [windows[place] for place in rng.permutation(len(windows))]
+        left.append((words, shuffled))
+        count += sum(last - first for first, last in shuffled[-1:])  # which is used first
         if count >= num_words:
             break
     while left and num_words > 0:

@@ -30,7 +30,8 @@ def starting_model(
     """
     record = read_record(RunPaths(run_dir).initial_weights)
     model = SmolTolk(architecture, None)
-    initial, sources = None, []
+    initial = None
+    sources: list[str] = []
     if record is not None:
         weights = describe_weights(Path(record.folder), KEY)
         if weights.digest != record.digest:
@@ -40,6 +41,5 @@ def starting_model(
     backbone = backbone_to_read(model, config, initial)
     sources += [backbone] if backbone is not None else []
     initialize_model(model, config, initial)
-    return model.eval(), ", ".join(
-        [*sources, f"otherwise random (seed {config.run.seed})" if sources else f"random (seed {config.run.seed})"]
-    )
+    sources.append(f"{'otherwise ' if sources else ''}random weights of seed {config.run.seed}")
+    return model.eval(), ", ".join(sources)

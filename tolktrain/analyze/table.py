@@ -17,7 +17,7 @@ _MOST_ROWS = 12  # of backbone layers
 
 
 def print_analysis(result: Mapping[str, Any], run_dir: Path, console: Console | None = None) -> None:
-    """Print a row per layer with the main numbers, and those before training in parentheses."""
+    """Print a row per layer with the main numbers, and one with those before training."""
     out = console or Console()
     paths = RunPaths(run_dir)
     analysis = parse_analysis(result, paths.analysis)
@@ -25,7 +25,7 @@ def print_analysis(result: Mapping[str, Any], run_dir: Path, console: Console | 
     title = f"Text and speech of {sample['words']} words of {sample['set']}, step {analysis.step}; in percent" + (
         " (before training)" if analysis.start is not None else ""
     )
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("layer", no_wrap=True)
     columns = [(name, column) for name, measure in analysis.measures.items() for column in measure.headline]
     for _, column in columns:
@@ -34,11 +34,8 @@ def print_analysis(result: Mapping[str, Any], run_dir: Path, console: Console | 
         numbers = [[analysis.number(m, name, layer, c.key) for m in (TRAINED, START)] for name, c in columns]
         table.add_row(layer, *(_shown(now, c.scale) for (now, _), (_, c) in zip(numbers, columns, strict=True)))
         if any(before is not None for _, before in numbers):
-            cells = [
-                f"({_shown(old, c.scale)})" if old is not None else ""
-                for (_, old), (_, c) in zip(numbers, columns, strict=True)
-            ]
-            table.add_row("", *cells, style="dim")
+            cells = (_shown(before, c.scale) for (_, before), (_, c) in zip(numbers, columns, strict=True))
+            table.add_row("  before", *cells, style="dim")
     out.print(table)
     problem = result.get("start_problem")
     if problem:

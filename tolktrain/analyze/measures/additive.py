@@ -65,7 +65,7 @@ class Additive(Measure):
     needs = frozenset({"spans"})
     panels = (
         Panel(
-            f"variance of spans of {SPAN_WORDS} words explained by their words",
+            f"spans of {SPAN_WORDS} words, variance explained",
             (
                 Curve("text_explained", "text", "text"),
                 Curve("speech_explained", "speech", "speech"),
