@@ -13,6 +13,7 @@ from tolktrain.analyze.measures.lens import Lens
 from tolktrain.analyze.measures.pooling import Pooling
 from tolktrain.analyze.measures.probes import RIDGE, Probes, RidgeSums, split_by_text
 from tolktrain.analyze.measures.retrieval import Retrieval, candidates
+from tolktrain.analyze.moments import PairMoments
 from tolktrain.analyze.sample import NONE
 from tolktrain.vocabulary import Vocabulary
 
@@ -211,3 +212,45 @@ def test_pooling_weights_are_means_by_kind() -> None:
     assert found["kinds"]["speech EOS"] is None
     first = probs.transpose(0, 1)[:, :5][kinds[:, :5] == 0]
     assert found["parts"]["text"][0] == pytest.approx(first.mean(dim=0).tolist())
+
+
+def _kept(value: object, seen: set[int]) -> int:
+    """Numbers in the tensors and arrays that an object holds."""
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        return value.numel()
+    if isinstance(value, np.ndarray):
+        return value.size
+    parts: list[object] = list(getattr(value, "__dict__", {}).values())
+    parts += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(_kept(part, seen) for part in parts)
+
+
+@pytest.mark.parametrize("kind", [Retrieval, Lens, Probes])
+def test_what_is_kept_does_not_grow_with_the_words(kind: type[Measure]) -> None:
+    rng = np.random.default_rng(0)
+    sample = small_sample(
+        600,
+        types=rng.integers(0, 9, 600),
+        texts=rng.integers(0, 6, 600),
+        units=rng.integers(0, 9, 600),
+        text_ids=rng.integers(0, 12, 600),
+        next_text_ids=rng.integers(0, 12, 600),
+    )
+    measure = kind(small_task(sample, 12))
+    sizes = []
+    for words in np.arange(600).reshape(6, 100):
+        measure.add_words(LAYER, normal(100, 12, 1), normal(100, 12, 2), words)
+        sizes.append(_kept(measure, set()))
+    assert len(set(sizes)) == 1
+
+
+def test_sums_over_pairs_and_spans_do_not_grow() -> None:
+    pairs, spans, sizes = PairMoments(), AdditiveSums(), []
+    for _ in range(4):
+        pairs.add(normal(50, 12, 1), normal(50, 12, 2))
+        spans.add(normal(50, 4 * 12, 3).view(50, 4, 12))
+        sizes.append((_kept(pairs, set()), _kept(spans, set())))
+    assert set(sizes) == {(3 * 12**2 + 8 * 12 + 5, 2 * 4 * 12 + 16)}

@@ -12,7 +12,10 @@ from tolktrain.config.load import load_config, load_prepare_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "launch" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-VERBS = ("train", "evaluate", "generate", "report", "checkpoints", "export", "config", "bench", "prepare", "tune")
+VERBS = (
+    *("train", "evaluate", "analyze", "generate", "report", "checkpoints", "export"),
+    *("config", "bench", "prepare", "tune"),
+)
 
 
 PREPARE = "prepare:"

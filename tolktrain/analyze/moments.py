@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class PairMoments:
-    """Sums over pairs (x, y) of vectors, in float64. Memory: 3 D^2 + 6 D numbers, however many pairs there are.
+    """Sums over pairs (x, y) of vectors, in float64. Memory: 3 D^2 + 8 D + 5 numbers, however many pairs there are.
 
     All sums are of differences from the means of the first batch. No result depends on this point, but sums around the
     origin would lose digits, because states of language models have coordinates with large means.
