@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from tolktrain.analyze.layers import layer_names, text_logits
 from tolktrain.analyze.measures.base import Numbers, Task
@@ -87,7 +87,7 @@ def analyze(run_dir: str | Path, options: Options) -> dict[str, Any]:
         task_id = progress.add_task("drawing words", total=None)
         sample = _sample(config, dataset, vocabulary, options, seed)
         k = _dimensions(options, architecture.hidden_size, sample.num_words)
-        analysis = _Analysis(config, vocabulary, sample, layers, names, k, seed, options, progress, int(task_id))
+        analysis = _Analysis(config, vocabulary, sample, layers, names, k, seed, options, progress, task_id)
         models = {TRAINED: analysis.measure(model, "trained model")}
         device = analysis.device_name
         del model
@@ -133,7 +133,7 @@ class _Analysis:
         seed: int,
         options: Options,
         progress: Progress,
-        task: int,
+        task: TaskID,
     ) -> None:
         self.device_name = ""
         self._vocabulary = vocabulary

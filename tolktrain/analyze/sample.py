@@ -101,9 +101,10 @@ def draw_sample(
             f"{len(table.types)} aligned words were found, but at least {FEWEST_WORDS} are needed; use a held-out set"
             " with word times (--set), or more words (--words)"
         )
-    spans = _spans([(words, first, last) for words, first, last in windows], vocabulary, num_spans, seed)
-    columns = [np.array(column, np.int64) for column in table.columns]
-    return Sample(tuple(found), spans, *columns, num_records=len({words.record.id for words, _, _ in windows}))
+    spans = _spans(windows, vocabulary, num_spans, seed)
+    types, next_types, text_ids, next_text_ids, units, texts = (np.array(c, np.int64) for c in table.columns)
+    num_records = len({words.record.id for words, _, _ in windows})
+    return Sample(tuple(found), spans, types, next_types, text_ids, next_text_ids, units, texts, num_records)
 
 
 class _Table:

@@ -21,6 +21,8 @@ _SHORT = {"embedding": "emb", "input adapter": "in", "pooled": "pool", "output a
 _MOST_TICKS = 14
 _NARROW = 4.6  # width of a panel in inches
 _TRAINED, _START = "trained", "start"
+# Longer texts of a foreign file would leave no room for the axes.
+_LONGEST_TITLE, _LONGEST_LABEL, _LONGEST_TICK = 60, 36, 8
 _WEIGHTS = "pooling"  # the measure without curves
 
 
@@ -153,12 +155,19 @@ def _panel(axis: Axes, analysis: Analysis, measure: str, panel: PanelOfAnalysis)
                 has_start = True
                 axis.plot(places, shown, color=colour, linewidth=1.1, linestyle=(0, (4, 2.5)), alpha=0.7)
             elif curve.is_control:
-                axis.plot(places, shown, color=colour, linewidth=1.3, linestyle=(0, (1, 2)), label=curve.label)
+                axis.plot(
+                    places,
+                    shown,
+                    color=colour,
+                    linewidth=1.3,
+                    linestyle=(0, (1, 2)),
+                    label=_cut(curve.label, _LONGEST_LABEL),
+                )
             else:
-                axis.plot(places, shown, "o-", color=colour, markersize=3.6, label=curve.label)
+                axis.plot(places, shown, "o-", color=colour, markersize=3.6, label=_cut(curve.label, _LONGEST_LABEL))
     if has_start:
         axis.plot([], [], color=MUTED, linewidth=1.1, linestyle=(0, (4, 2.5)), label="before training")
-    axis.set_title(panel.title, fontsize=10)
+    axis.set_title(_cut(panel.title, _LONGEST_TITLE), fontsize=10)
     _layer_ticks(axis, analysis.layers)
     _value_axis(axis, panel.scale)
     if axis.lines:
@@ -167,8 +176,12 @@ def _panel(axis: Axes, analysis: Analysis, measure: str, panel: PanelOfAnalysis)
         )
 
 
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def _layer_ticks(axis: Axes, layers: Sequence[str]) -> None:
-    labels = [_SHORT.get(layer, layer.removeprefix("layer ")) for layer in layers]
+    labels = [_SHORT.get(layer, _cut(layer.removeprefix("layer "), _LONGEST_TICK)) for layer in layers]
     step = 1 if len(layers) <= _MOST_TICKS else math.ceil(len(layers) / 8)
     places = [p for p, layer in enumerate(layers) if layer in _SHORT or step == 1 or (p - 1) % step == 0]
     if step > 1:

@@ -7,6 +7,7 @@ The control is fitted on the same words with their labels shuffled.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -68,13 +69,13 @@ class RidgeSums:
     """Sums for ridge regression of indicators on states. Memory: D^2 + C D numbers in float64."""
 
     def __init__(self, width: int, num_classes: int, device: torch.device) -> None:
-        options = {"dtype": torch.float64, "device": device}
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
         self._count = 0
         self._origin: Tensor | None = None
-        self._sum = torch.zeros(width, **options)
-        self._squares = torch.zeros(width, width, **options)
-        self._by_class = torch.zeros(num_classes, width, **options)
-        self._counts = torch.zeros(num_classes, **options)
+        self._sum = zeros(width)
+        self._squares = zeros(width, width)
+        self._by_class = zeros(num_classes, width)
+        self._counts = zeros(num_classes)
 
     def add(self, states: Tensor, classes: Tensor) -> None:
         """States [n, D], and their classes, of which there may be several in columns; NONE for none: int64 [n, q]."""
