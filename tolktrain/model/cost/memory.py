@@ -15,8 +15,9 @@ def activation_bytes(
         3 F                  gate and up, and what goes into down
         2 H                  logarithms of attention's sums (float32)
 
-    for Triton's kernels. Those of PyTorch keep more: norms on a CPU float32 copies, 12 D bytes, and a view of v the whole
-    product of q, k and v, 2 q + 2 g bytes. A recomputed layer keeps only its input, which is the state that the pooling reads.
+    for Triton's kernels. Those of PyTorch keep more: norms on a CPU float32 copies, 12 D bytes, and a view of v the
+    whole product of q, k and v, 2 q + 2 g bytes. A recomputed layer keeps only its input, which is the state that the
+    pooling reads.
 
     Args:
         architecture: sizes and switches.
