@@ -142,7 +142,7 @@ def start(folder: Path, minutes: float) -> subprocess.Popen[bytes]:
 
 
 def wait_for(text: str, path: Path) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not (path.exists() and text in path.read_text()):
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -156,7 +156,7 @@ def test_a_kill_leaves_results_and_ends_the_piece(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     pid = int((tmp_path / "pid").read_text())
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -167,7 +167,7 @@ def test_a_kill_leaves_results_and_ends_the_piece(tmp_path: Path) -> None:
     assert outcomes == {"machine": DONE, "broken": FAILED, "first": DONE}
     # A second start does not repeat what is done, and stops the endless piece in time.
     again = start(tmp_path, 0.2)
-    assert again.wait(120) == 1
+    assert again.wait(300) == 1
     records = Results(tmp_path).read()
     started = [record["piece"] for record in records if record["kind"] == "start"]
     assert started.count("first") == 1
@@ -179,7 +179,7 @@ def test_a_request_to_end_ends_the_piece(tmp_path: Path) -> None:
     process = start(tmp_path, 60)
     wait_for("case of endless", tmp_path / "results.jsonl")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    assert process.wait(300) == 143
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 

@@ -4,14 +4,16 @@ Usage: file_ranks.py FOLDER RANKS. Checkpoints go to FOLDER/<most files>/checkpo
 """
 
 import os
-import socket
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "processes"))
+
 import torch
 import torch.distributed as dist
+from ports import free_port
 
 from tolktrain.checkpoint import writer
 from tolktrain.checkpoint.retention import Retention
@@ -106,10 +108,9 @@ def main() -> None:
     """Fork the ranks and wait for them."""
     folder, size = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_WORLD_SIZE=str(size))
+    os.environ.update(
+        WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), LOCAL_WORLD_SIZE=str(size)
+    )
     children = []
     for rank in range(size):
         children.append(os.fork())

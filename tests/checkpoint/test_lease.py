@@ -160,7 +160,7 @@ def test_an_owner_notices_by_itself(tmp_path: Path) -> None:
     with take(tmp_path, SHORT) as lease:
         assert lease.lost is None
         leave(tmp_path, 2, host="node7", job_id="55")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while lease.lost is None and time.monotonic() < deadline:
             time.sleep(0.01)
         assert lease.lost is not None and "job 55 on node7" in lease.lost
@@ -310,7 +310,7 @@ def test_a_full_disk_can_be_started_on(
         path = tmp_path / "lease" / "00000001.json"
         assert path.read_bytes() == b""
         lease.check()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while "cannot be renewed" not in caplog.text and time.monotonic() < deadline:
             time.sleep(0.01)
         assert re.search("00000001.json cannot be renewed .*No space left", caplog.text)

@@ -26,7 +26,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def wait_for(folder: Path, **expected: Any) -> dict[str, Any]:
     """The first file that says so."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if (folder / "heartbeat.json").exists() and expected.items() <= read(folder).items():
             return read(folder)
@@ -61,18 +61,18 @@ def test_an_end_in_the_middle_of_a_beat_is_told(tmp_path: Path, monkeypatch: pyt
 
     def slowly(source: Path, target: Path) -> None:
         beating.set()
-        assert ended.wait(30)
+        assert ended.wait(300)
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", slowly)
     heartbeat = Heartbeat(tmp_path / "heartbeat.json", Progress(), 0.02, {})
     heartbeat.start()
-    assert beating.wait(30)
+    assert beating.wait(300)
     ending = threading.Thread(target=heartbeat.end, args=("done",))
     ending.start()
-    assert heartbeat._closed.wait(30)
+    assert heartbeat._closed.wait(300)
     ended.set()
-    ending.join(30)
+    ending.join(300)
     assert read(tmp_path)["state"] == "done"
 
 
@@ -81,7 +81,7 @@ def test_a_process_that_lives_but_is_stuck_shows(tmp_path: Path) -> None:
     heartbeat.note_step(3, "text")
     heartbeat.start()
     stuck = wait_for(tmp_path, step=3)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while read(tmp_path)["time"] == stuck["time"] and time.monotonic() < deadline:
         time.sleep(0.05)
     heartbeat.end("done")

@@ -80,7 +80,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_loader_process_ignores_all_signals_from_its_birth_and_dies_with_its_rank() -> None:
-    done = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, text=True, timeout=300, check=False)
     first, second = done.stdout.splitlines()
     assert first == "False", "the signal was held"
     reason, word, pid = second.split()
@@ -99,7 +99,7 @@ def test_the_first_signal_counts() -> None:
 
 def ended(pid: int) -> bool:
     """Whether a process that is not a child of this one ends soon."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         try:
             if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
@@ -127,7 +127,7 @@ print(stop.reason, flush=True)
 
 def test_a_signal_to_the_whole_group_leaves_the_tracker_of_shared_memory_alone() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", TRACKED], capture_output=True, text=True, timeout=60, start_new_session=True
+        [sys.executable, "-c", TRACKED], capture_output=True, text=True, timeout=300, start_new_session=True
     )
     assert (done.returncode, done.stdout) == (0, "SIGUSR1\n")
     assert done.stderr == ""

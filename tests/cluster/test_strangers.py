@@ -56,7 +56,7 @@ def check_that_it_works(hub: Hub, *crowds: Crowd) -> None:
 
 
 def connect(hub: Hub) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", hub.port), timeout=20)
+    return socket.create_connection(("127.0.0.1", hub.port), timeout=300)
 
 
 def is_closed(stranger: socket.socket) -> bool:
@@ -302,7 +302,7 @@ def test_when_all_ranks_have_come_the_port_is_closed() -> None:
     crowd = Crowd(hub.port, range(2))
     crowd.join()
     assert is_closed(stranger)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     with pytest.raises(ConnectionRefusedError):
         while time.monotonic() < deadline:  # the port is closed after the connections
             with contextlib.suppress(ConnectionResetError):  # closed meanwhile
@@ -415,10 +415,10 @@ def test_who_passes_on_what_both_ends_say_can_add_nothing(hub: Hub) -> None:
                     break
             connection.sendall(END)
             added.set()
-            read.wait(20)
+            read.wait(300)
 
     wire = make_rendezvous(1, NUM_RANKS).greet(Impostor(relay).address, lambda: False)
-    assert isinstance(wire, Wire) and added.wait(20)
+    assert isinstance(wire, Wire) and added.wait(300)
     with pytest.raises(WireError, match="without a valid proof"):
         while True:
             wire.wait(5)

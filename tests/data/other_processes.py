@@ -48,7 +48,7 @@ def run_processes(target: Callable[..., None], arguments: Sequence[tuple[Any, ..
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=300)
     for process in processes:
         if process.is_alive():
             process.kill()

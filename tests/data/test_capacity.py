@@ -121,7 +121,7 @@ create_rows(path, order, 0, [2])
 def test_memory_that_is_full_is_no_fatal_signal(tmp_path: Path) -> None:
     """Writing to a shared memory that is full ends a process with SIGBUS; here it is a refusal."""
     script = f"mount -t tmpfs -o size=2m none {tmp_path} && exec {sys.executable} -c '{SMALL}' {tmp_path}"
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "2 MiB free, but the loaders of this node need 4 MiB there" in done.stdout
 

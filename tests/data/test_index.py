@@ -13,7 +13,7 @@ import pytest
 import torch
 from corpora import random_records, write_dataset
 from other_processes import open_indexes, run_processes
-from s3_server import free_port
+from ports import free_port
 from streaming.base.format.mds.reader import MDSReader
 
 from tolktrain.data import index

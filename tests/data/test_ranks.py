@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 from other_processes import come_and_go, open_used_cache, run_processes, run_rank, server
-from s3_server import S3Server, free_port
+from ports import free_port
+from s3_server import S3Server
 from stages import NUM_CANONICAL_NODES, global_batches, stage_loader
 
 from tolktrain.config import Config
 from tolktrain.data import mixture
+from tolktrain.data.shared_memory import _exclusive
 
 MakeConfig = Callable[..., Config]
 
@@ -156,7 +158,7 @@ def test_a_cache_in_use_is_refused(tmp_path: Path, cached: Config) -> None:
         for rank in ranks:
             rank.start()
         for rank in ranks:
-            rank.join(timeout=60)
+            rank.join(timeout=300)
     outcomes = [(tmp_path / f"outcome-{rank}").read_text() for rank in range(2)]
     assert outcomes[0] == outcomes[1]
     assert re.search(r"process \d+ on this node has \S+cache open, and no other may fill it", outcomes[0])
@@ -164,9 +166,12 @@ def test_a_cache_in_use_is_refused(tmp_path: Path, cached: Config) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_does_not_block_the_next(cached: Config) -> None:
-    with living_run(cached) as block:
-        pass
-    assert block.exists()
+    with contextlib.ExitStack() as held:
+        with living_run(cached) as block:
+            held.enter_context(_exclusive())  # else the next job of another test may remove the block
+            inode = block.stat().st_ino
+        assert block.exists()
     with stage_loader(cached) as loader:
         assert len(next(loader)) == 6
-    assert not block.exists()
+    with contextlib.suppress(FileNotFoundError):
+        assert block.stat().st_ino != inode  # another job may take a name as soon as it is free

@@ -100,4 +100,4 @@ def test_jobs_choose_one_after_the_other() -> None:
     with _exclusive():
         other.start()
         assert not entered.wait(timeout=0.5)
-    assert entered.wait(timeout=60)
+    assert entered.wait(timeout=300)

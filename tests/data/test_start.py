@@ -10,7 +10,8 @@ import torch
 from corpora import random_records, write_dataset
 from fault_proxy import FaultProxy
 from other_processes import check_sets, deal_out, fail_on_a_node, run_processes
-from s3_server import S3Server, free_port
+from ports import free_port
+from s3_server import S3Server
 
 from tolktrain.config import Config
 from tolktrain.data.checks import check_data

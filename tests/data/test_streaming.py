@@ -14,7 +14,8 @@ import pytest
 from corpora import packed_copy, random_records, write_dataset
 from fault_proxy import FaultProxy, Kind
 from other_processes import run_until_killed, server
-from s3_server import S3Server, free_port
+from ports import free_port
+from s3_server import S3Server
 from small_disk import MakeDisk
 from stages import NUM_CANONICAL_NODES, global_batches, stage_loader
 

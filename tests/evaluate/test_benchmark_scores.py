@@ -142,7 +142,7 @@ def test_order_batch_size_and_ranks_change_nothing(monkeypatch: pytest.MonkeyPat
 
 def _on_ranks(world_size: int, items: list[ItemSequence], monkeypatch: pytest.MonkeyPatch) -> list[list[ItemScore]]:
     """The result of every rank; ranks are threads, which exchange their values at a barrier."""
-    barrier, values = threading.Barrier(world_size, timeout=60), {}
+    barrier, values = threading.Barrier(world_size, timeout=300), {}
     rank_of = threading.local()
 
     def gather(value: object) -> list[object]:

@@ -45,7 +45,7 @@ def run_as(
     """Run Python code as a user; one that hangs fails the test."""
     process = start_as(user, code, *arguments, environ=environ)
     try:
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=300)
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

@@ -36,16 +36,16 @@ class Cluster:
 
     def obstacle(self) -> str:
         """Why this machine cannot pretend to be a cluster; empty if it can."""
-        return self._call("check", timeout=60).stdout.strip()
+        return self._call("check", timeout=300).stdout.strip()
 
     def start(self) -> None:
         """Start it; it ends with this process at the latest."""
-        done = self._call("start", timeout=120)
+        done = self._call("start", timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def stop(self) -> None:
         """End it and all that runs on it."""
-        self._call("stop", timeout=60).check_returncode()
+        self._call("stop", timeout=300).check_returncode()
         shutil.rmtree(self.folder)
 
     def run(self, *command: str, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
@@ -60,15 +60,15 @@ class Cluster:
 
     def on(self, node: str, *command: str) -> "subprocess.CompletedProcess[str]":
         """Run a command on a node."""
-        return self._call("on", node, *command, timeout=60)
+        return self._call("on", node, *command, timeout=300)
 
     def crash(self, node: str) -> None:
         """End all that runs on a node, as when its power fails."""
-        self._call("crash", node, timeout=60).check_returncode()
+        self._call("crash", node, timeout=300).check_returncode()
 
     def boot(self, node: str) -> None:
         """Start a node again that has crashed. Slurm learns here that it has lost its jobs."""
-        done = self._call("boot", node, timeout=60)
+        done = self._call("boot", node, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def job(self, number: int) -> Job:

@@ -99,7 +99,7 @@ def test_the_ranks_of_a_node_wait_for_one_of_them(venv: Path, tmp_path: Path, sc
         )
         for _ in range(6)
     ]
-    said = {rank.communicate(timeout=60)[0] for rank in ranks}
+    said = {rank.communicate(timeout=300)[0] for rank in ranks}
     assert said == {f"{unpacked(scratch)[0]}\n"} and [rank.returncode for rank in ranks] == [0] * 6
     assert len((tools / "calls").read_text().splitlines()) == 1
 
@@ -127,7 +127,7 @@ def test_a_new_archive_replaces_the_old_one_when_no_process_uses_that(
         packed(venv, tmp_path)
         assert script(scratch, "run", archive, "true").returncode == 0
         assert len(unpacked(scratch)) == 2 and (first / "pyvenv.cfg").exists()
-        user.communicate(timeout=60)
+        user.communicate(timeout=300)
     packed(venv, tmp_path)
     done = script(scratch, "run", archive, *PREFIX)
     assert [f"{path}\n" for path in unpacked(scratch)] == [done.stdout]
@@ -224,7 +224,7 @@ def test_what_a_stranger_has_prepared_is_not_used(venv: Path, tmp_path: Path, sc
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         said.append(Path(done.stdout.strip()))

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
+
 from nullgpu.build import environment
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
-TIMEOUT_SECONDS = 500  # below the limit of pytest, which would leave the processes behind
+TIMEOUT_SECONDS = 1200  # below the limit of pytest, which would leave the processes behind
 PATIENCE_SECONDS = 3  # after which a rank that outlives another one's failure is killed
 
 
@@ -102,10 +103,7 @@ def _launcher(ranks: int) -> list[dict[str, str]]:
     """The variables that a launcher sets, by rank; none for a single process."""
     if ranks == 1:
         return [{}]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    job = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    job = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [{key: str(value) for key, value in {**job, "RANK": r, "LOCAL_RANK": r}.items()} for r in range(ranks)]
 
 

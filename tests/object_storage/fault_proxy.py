@@ -103,7 +103,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault is not None and fault.kind == "reset" and content:
             self._reset()
             return
-        upstream = http.client.HTTPConnection(self.host, self.port, timeout=60)
+        upstream = http.client.HTTPConnection(self.host, self.port, timeout=300)
         try:
             upstream.request(self.command, self.path, body=content or None, headers=dict(self.headers))
             response = upstream.getresponse()

@@ -8,13 +8,15 @@ FOLDER/<layout>/rank-<n>.json. No rank imports anything: this process has done i
 import json
 import os
 import resource
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "processes"))
+
 import torch
 import torch.distributed as dist
+from ports import free_port
 
 from tolktrain.checkpoint import writer  # noqa: F401  # else imported by the first save of each rank
 from tolktrain.checkpoint.retention import Retention
@@ -46,10 +48,7 @@ def main() -> None:
 
 def run_layout(folder: Path, num_ranks: int, tensor: int, pipeline: int) -> None:
     """Fork the ranks and wait for them. Ends this process if one fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(WORLD_SIZE=str(num_ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(WORLD_SIZE=str(num_ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     os.environ["LOCAL_WORLD_SIZE"] = str(num_ranks)
     children = [fork(lambda rank=rank: rank_of(folder, rank, tensor, pipeline)) for rank in range(num_ranks)]  # type: ignore[misc]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

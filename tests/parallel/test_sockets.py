@@ -1,7 +1,6 @@
 """How many sockets a rank has does not grow with their number, and the limit of open files is seen to."""
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from ports import free_port
 from warm import Warm
 
 from tolktrain.cluster.environment import ProcessEnvironment
@@ -86,7 +86,7 @@ def test_every_rank_needs_no_more_than_is_demanded(counts: dict[str, list[dict[s
 
 
 def test_a_limit_that_cannot_suffice_is_refused_with_the_number() -> None:
-    done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, timeout=300)
     lines = done.stdout.splitlines()
     assert len(lines) == 3, done.stderr
     assert lines[0].startswith("UserError rank 0 of 512 needs 2,304 open files and sockets, but may have 1,024; raise")
@@ -104,8 +104,5 @@ def test_torchruns_agent_keeps_the_rendezvous_itself(monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 def test_a_rank_that_is_late_for_the_first_contact_is_waited_for(warm: Warm) -> None:
     """The connection is made then. A dead one may not be noticed here: that is what the watch is for."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    done = warm.run("-c", FIRST_CONTACT, port)
+    done = warm.run("-c", FIRST_CONTACT, str(free_port()))
     assert done.stdout.splitlines() == ["together: 2.0"] * 2, done.stderr[-3000:]

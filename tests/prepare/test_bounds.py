@@ -1,6 +1,7 @@
 """Utterances that are valid but cannot be speech with its text fail, each with its reason; real speech never does."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def test_silent_files_fail_and_quiet_ones_do_not(tmp_path: Path, subtype: str) -
 @given(st.floats(-1, 1), st.integers(0, 99))
 def test_channels_cancel_if_their_mean_is_weak(share: float, seed: int) -> None:
     """The second channel is a multiple of the first one, from its inverse to the same."""
-    path = Path("/dev/shm") / f"tolktrain-test-{seed}.wav"
+    path = Path("/dev/shm") / f"tolktrain-test-{os.getpid()}-{seed}.wav"
     first = speech_like(0.3, seed)
     try:
         write(path, [first, share * first], "FLOAT")

@@ -18,7 +18,7 @@ from warm import Warm
 pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).with_name("stuck_prepare.py")
-TIMEOUT_SECONDS = 120  # of a test: the process has ten, and machines are slow at times
+TIMEOUT_SECONDS = 300  # of a test: the process has ten, and machines are slow at times
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,7 @@ def test_two_machines_of_which_one_is_killed(
     storage = open_storage(settings["output"])
     machines = [command_of(tmp_path, settings, "--task", f"{number}/2") for number in range(2)]
     first, second = (started(warm, command) for command in machines)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not storage.names("parts/") and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(second.pid, signal.SIGKILL)

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from ports import free_port
+
 HERE = Path(__file__).resolve().parent
 CLIENT = HERE / "client.py"
 START_SECONDS = 300.0  # on a busy machine
@@ -153,10 +155,8 @@ class Warm:
         environ: Mapping[str, str] | None = None,
     ) -> list[WarmProcess]:
         """As many processes that find each other on this machine, as srun would start them."""
-        with socket.create_server(("localhost", 0)) as free:
-            port = free.getsockname()[1]
         group = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
-        group |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        group |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
         shared = {**(os.environ if environ is None else environ), **group}
         return [
             self.start(*arguments, environ={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, folder=folder)

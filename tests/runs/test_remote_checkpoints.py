@@ -98,7 +98,7 @@ def test_an_upload_that_is_killed_is_no_checkpoint(
     script = Path(__file__).with_name("bucket_uploader.py")
     process = warm.start(script, f"{bucket}/run", newer)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not fault_proxy.requested("PUT */first_moments/shard-2.safetensors") > 1:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
@@ -153,7 +153,7 @@ def test_a_failed_upload_is_a_warning_and_the_next_one_is_tried(
     fault_proxy.add("403", path="*/step-00000005-*", method="PUT")
     for step in (5, 10):
         uploads.submit(write(tmp_path / "run", step))
-        assert uploads.wait(60)
+        assert uploads.wait(300)
     gone = write(tmp_path / "run", 15)
     (gone / SHARDS[0]).unlink()  # as when it is the turn of an old one to be deleted
     uploads.submit(gone)
@@ -179,7 +179,7 @@ def test_old_ones_are_removed_and_all_forgotten(storage: Storage, tmp_path: Path
     uploads = Uploads(storage, keep_last=2)
     for step in (5, 10, 15):
         uploads.submit(write(tmp_path / "run", step))
-        assert uploads.wait(60)
+        assert uploads.wait(300)
     assert uploads.close(60)
     assert {name.split("-")[1] for name in storage.names("step-")} == {"00000010", "00000015"}
     forget(storage)
@@ -192,7 +192,7 @@ def test_copies_of_steps_that_the_run_went_back_behind_do_not_count(storage: Sto
     uploads = Uploads(storage, keep_last=2)
     for step in (40, 50, 60):
         uploads.submit(write(run_dir, step))
-        assert uploads.wait(60)
+        assert uploads.wait(300)
     record = json.dumps({"number": 1, "to_step": 50}) + "\n"
     (run_dir / "rollbacks.jsonl").write_text(record)
     assert restore(storage, run_dir, 50) is None

@@ -24,7 +24,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,8 +33,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "train"))  # for `small_runs`
-sys.path.insert(0, str(HERE.parent / "processes"))  # for `warm`
+sys.path.insert(0, str(HERE.parent / "processes"))  # for `ports` and `warm`
 
+from ports import free_port  # noqa: E402
 from small_runs import read_metrics, write_config, write_sets  # noqa: E402
 from warm import Warm, WarmProcess  # noqa: E402
 
@@ -150,13 +150,6 @@ def assert_same(run: Path, expected: Path) -> None:
     for found, wanted in zip(ours, theirs, strict=True):
         assert found.keys() == wanted.keys()
         assert all(found[key].equal(value) for key, value in wanted.items())
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Soak:

@@ -156,10 +156,10 @@ class Training:
 
     def start(self, steps: Sequence[int], sets: Path, *overrides: str) -> None:
         """Start rank 0 of a training of so many steps in each of its three stages."""
+        from ports import free_port
         from small_runs import TOKENS_PER_STEP, write_config
 
-        with socket.create_server(("localhost", 0)) as free:
-            port = str(free.getsockname()[1])
+        port = str(free_port())
         stages = [f"train.stages.{i}.tokens={count * TOKENS_PER_STEP}" for i, count in enumerate(steps)]
         self._environ = {
             **os.environ,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy, Kind
-from s3_server import S3Server, free_port
+from ports import free_port
+from s3_server import S3Server
 from small_disk import MakeDisk
 
 from tolktrain.errors import UserError

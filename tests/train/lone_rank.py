@@ -16,6 +16,7 @@ from torch.utils.data import get_worker_info
 
 from tolktrain import cli
 from tolktrain.checkpoint.saver import CheckpointSaver
+from tolktrain.cluster.watch.alone import LoneWatch
 from tolktrain.data.loader import _MicroBatches
 from tolktrain.runs.metrics import MetricsFile
 from tolktrain.train import run, stage_runner
@@ -24,6 +25,7 @@ FAULT, *ARGUMENTS = sys.argv[1:]
 MARK = Path("fault")
 SHARED_MEMORY_MIB = 8
 FAULTY_STEP = 2  # the data of the steps after it
+HANG_SECONDS = 5.0  # after that step; to start may take longer
 
 
 def main() -> int:
@@ -49,6 +51,23 @@ def _stick_in_data() -> None:
             yield batch
 
     _MicroBatches.__iter__ = batches  # type: ignore[method-assign]
+
+
+def _hang_in_data() -> None:
+    _stick_in_data()
+    start, write, watches = LoneWatch.start, MetricsFile.write, list[LoneWatch]()
+
+    def started(self: LoneWatch) -> None:
+        watches.append(self)
+        start(self)
+
+    def limiting(self: MetricsFile, line: dict[str, Any]) -> None:
+        write(self, line)
+        if line["step"] == FAULTY_STEP:
+            watches[0].limit(HANG_SECONDS)
+
+    LoneWatch.start = started  # type: ignore[method-assign]
+    MetricsFile.write = limiting  # type: ignore[method-assign]
 
 
 def _stick_in_check() -> None:
@@ -106,6 +125,7 @@ def _fill_shared_memory() -> None:
 
 FAULTS: dict[str, Callable[[], None]] = {
     "data": _stick_in_data,
+    "data for long": _hang_in_data,
     "check": _stick_in_check,
     "loader": _stick_in_loader,
     "validation": _stick_in_validation,

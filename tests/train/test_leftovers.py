@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from s3_server import free_port
+from ports import free_port
 from small_runs import write_config, write_sets
 from warm import Warm, WarmProcess
 

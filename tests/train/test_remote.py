@@ -30,7 +30,7 @@ def copy_newest(tmp_path: Path, sets: Path) -> list[str]:
     assert uploads is not None
     for folder in sorted((tmp_path / "runs" / "small" / "checkpoints").glob("step-*")):
         uploads.submit(folder)
-        assert uploads.wait(60)
+        assert uploads.wait(300)
     assert uploads.close(60)
     return overrides
 

@@ -184,7 +184,7 @@ def test_the_form_of_the_last_release_is_read_everywhere(
     uploads = uploads_of(with_copies)
     assert uploads is not None
     uploads.submit(folder)
-    assert uploads.wait(60) and uploads.close(60)
+    assert uploads.wait(300) and uploads.close(60)
     shutil.rmtree(run_dir)
     assert train(with_copies) == 0
     assert_same_run(run_dir, uninterrupted)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from launched import launch_two
-from s3_server import free_port
+from ports import free_port
 from small_runs import read_metrics, small_config, write_config
 from warm import Warm
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("disturbed_rank.py")
 OVERRIDES = ["train.micro_batch_size=2", "train.validation.sets=[]"]
-LEFT = r"left \d+\.\d s after SIG\w+: \d+\.\d s to the end of the step, \d+\.\d s to save"
+LEFT = r"left \d+\.\d s after (SIG\w+): \d+\.\d s to the end of the step, \d+\.\d s to save"
 
 
 def heartbeat(run_dir: Path) -> dict[str, Any]:
@@ -88,8 +88,7 @@ def test_a_signal_while_a_rank_waits_for_the_others_to_start(warm: Warm, tmp_pat
 
 def test_a_hang_in_a_data_read(warm: Warm, tmp_path: Path, sets: Path, run_dir: Path) -> None:
     config = write_config(tmp_path, sets)
-    timeout = "parallel.hang_timeout_seconds=20"  # the start may take long on a busy machine
-    codes, (first, second) = launch_two(warm, SCRIPT, "hang", str(config), *OVERRIDES, timeout, folder=tmp_path)
+    codes, (first, second) = launch_two(warm, SCRIPT, "hang", str(config), *OVERRIDES, folder=tmp_path)
     assert codes == [1, 1], first + second
     assert first.count("error: ") == 1 and "error: " not in second
     assert first.startswith("rank 1: error: no progress for") and "step 3, waiting for data" in first
@@ -140,7 +139,7 @@ class Trained:
 
     def wait_for_loaders(self) -> list[int]:
         """Pids of the loader processes, once they are there."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while self.process.poll() is None and time.monotonic() < deadline:
             found = [pid for pid in children(self.process.pid) if self._is_fork(pid)]
             if len(found) == 2:
@@ -178,12 +177,13 @@ def test_a_storm_of_signals_over_rank_and_loader_processes(
             time.sleep(0.003)
     output = trained.process.output
     assert trained.process.wait() == 75, output
-    assert "Traceback" not in output and re.search(LEFT, output), output
+    left = re.search(LEFT, output)
+    assert "Traceback" not in output and left, output
     done = [int(line["step"]) for line in read_metrics(run_dir)[-1:]]
     assert len(done) >= steps
     latest = run_dir / "checkpoints" / "latest"
     assert [latest.read_text()] == [f"step-{step:08d}\n" for step in done] if done else not latest.exists()
-    assert heartbeat(run_dir)["state"] == "stopped" and heartbeat(run_dir)["leaving"]["signal"] == "SIGUSR1"
+    assert heartbeat(run_dir)["state"] == "stopped" and heartbeat(run_dir)["leaving"]["signal"] == left[1]
     assert train(small_config(tmp_path, sets)) == 0
     assert read_metrics(run_dir) == read_metrics(uninterrupted)
 
@@ -193,8 +193,8 @@ def test_loader_processes_end_with_a_rank_that_is_killed(warm: Warm, tmp_path: P
     loaders = trained.wait_for_loaders()
     time.sleep(0.2)  # past their first lines
     trained.process.kill()
-    trained.process.wait(60)
-    deadline = time.monotonic() + 30
+    trained.process.wait(300)
+    deadline = time.monotonic() + 300
     while any(_lives(pid) for pid in loaders) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not [pid for pid in loaders if _lives(pid)]

@@ -5,6 +5,7 @@ only after it has proved that it knows the job's secret.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -44,6 +45,18 @@ class Rendezvous:
         self._tcp_store = tcp_store
         self._store: Any = None  # rank 0 keeps the store open until it ends
         self._refusals = 0
+
+    @classmethod
+    def refuse_taken_port(cls, environment: ProcessEnvironment) -> None:
+        """Raise UserError if another process listens on the port that rank 0 is about to open. Called before torch is
+        imported, which takes long on a network file system."""
+        if environment.rank != 0 or _agent_serves():
+            return
+        try:  # as torch: if this port of IPv4 is taken, so is one of both versions
+            socket.create_server(("", environment.master_port)).close()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise _cannot_open(environment, "another process listens there") from error
 
     def publish(self, port: int) -> None:
         """Open the store on rank 0 and publish the hub's port. Raises UserError if the store cannot be opened."""
@@ -109,7 +122,7 @@ class Rendezvous:
     def _connect(self) -> Any:
         """The store that torch's process group will use too."""
         host, port = self._environment.master_address, self._environment.master_port
-        serves = self._environment.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        serves = self._environment.rank == 0 and not _agent_serves()
         try:
             return self._tcp_store(
                 host, port, is_master=serves, timeout=timedelta(seconds=30), wait_for_workers=False, multi_tenant=serves
@@ -117,11 +130,19 @@ class Rendezvous:
         except RuntimeError as error:
             if not serves:
                 raise
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"rank 0 cannot open the rendezvous at {host}:{port}: {reason}; set MASTER_PORT to a free port, and"
-                " MASTER_ADDR to rank 0's machine"
-            ) from error
+            raise _cannot_open(self._environment, str(error).splitlines()[0]) from error
+
+
+def _agent_serves() -> bool:
+    """Whether torchrun has opened the store."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _cannot_open(environment: ProcessEnvironment, reason: str) -> UserError:
+    return UserError(
+        f"rank 0 cannot open the rendezvous at {environment.master_address}:{environment.master_port}: {reason}; set"
+        " MASTER_PORT to a free port, and MASTER_ADDR to rank 0's machine"
+    )
 
 
 def _first_message(wire: Wire, seconds: float, has_left: Callable[[], bool]) -> Message:

@@ -105,6 +105,7 @@ class Watch:
                 no job secret.
         """
         raise_file_limit(environment)
+        Rendezvous.refuse_taken_port(environment)
         record_collectives()
         # In the main thread: two threads that import torch at once may see partially imported modules.
         import torch.distributed
