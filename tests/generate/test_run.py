@@ -39,6 +39,7 @@ def two_prompts(tiny_run: Path, repository: Path, tmp_path: Path) -> Path:
     return tiny_run
 
 
+@pytest.mark.slow
 def test_files_of_a_run(two_prompts: Path) -> None:
     files = generate(two_prompts)
     samples = two_prompts / "samples"

@@ -217,6 +217,7 @@ def test_a_step_with_bad_gradients_changes_nothing(make: Make, zero_stage: int, 
 
 
 @pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (0, "bf16"), (1, "bf16")])
+@pytest.mark.slow
 def test_gradients_of_a_single_rank_are_not_averaged(make: Make, zero_stage: int, precision: str) -> None:
     """The steps are exactly those with DeepSpeed's average over one rank, which is left out."""
     updated = []
@@ -234,6 +235,7 @@ def test_gradients_of_a_single_rank_are_not_averaged(make: Make, zero_stage: int
     assert all(torch.equal(without[name], value) for name, value in with_it.items())
 
 
+@pytest.mark.slow
 def test_determinism_changes_nothing_on_a_cpu(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Additions there have a fixed order anyway, and no operator of a step is refused."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
