@@ -26,7 +26,6 @@ from tolktrain.train.optimizer import LearningRates
 from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.vocabulary import Vocabulary
 
-NUM_STEPS = 7
 ZERO_3 = {
     "stage": 3,
     "stage3_param_persistence_threshold": 100,
@@ -34,7 +33,6 @@ ZERO_3 = {
     "stage3_max_live_parameters": 10_000,
     "stage3_max_reuse_distance": 2000,
 }
-VALIDATED_STEP = 4  # after which the pipeline sees batches of another shape
 RATES = LearningRates(backbone=0.002, speech=0.004)
 
 # Of the model and the recipe; each is trained in one process too.
@@ -81,6 +79,16 @@ class Case:
     def num_processes(self) -> int:
         """Ranks that it takes."""
         return self.tensor * self.pipeline * self.data
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that it is trained for. In bf16 more, from which to estimate how far rounding alone leads."""
+        return 5 if self.precision == "fp32" else 7
+
+    @property
+    def validated_step(self) -> int:
+        """The step, counted from 0, after which the pipeline sees batches of another shape; steps follow it."""
+        return self.num_steps - 3
 
     @property
     def reference(self) -> "Case":
@@ -156,7 +164,7 @@ def run(case: Case, folder: Path, sets: Path) -> Outcome:
     loader = StageLoader(config, stage.mixture, vocabulary, seed=order_seed(layout), **ranks)
     with loader:
         agreed = consistent_batches(loader, layout, 0, every_step=True)
-        for step in range(NUM_STEPS):
+        for step in range(case.num_steps):
             batches = next(agreed)
             outcome.batches.append(rows(batches))
             result = engine.train_step(batches, RATES)
@@ -169,7 +177,7 @@ def run(case: Case, folder: Path, sets: Path) -> Outcome:
                 outcome.gradients = {
                     name: replace(moment, tensor=moment.tensor / (1 - first_decay)) for name, moment in moments.items()
                 }
-            if step == VALIDATED_STEP:
+            if step == case.validated_step:
                 outcome.validation = validate(engine, batches)
     outcome.parameters = engine.snapshot().parameters
     if engine.model.tied_tables:

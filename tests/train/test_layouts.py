@@ -75,7 +75,7 @@ TRAPS = [
 THREE_REPLICAS = Case(pipeline=2, data=3, precision="bf16", overrides=("train.global_batch_size=12",))
 DIFFERENT_ORDERS = Case(pipeline=2, without="one order of samples")
 
-CASES_OF_A_PROCESS = 2
+CASES_OF_A_PROCESS = 8
 
 Outcomes = Callable[[Case], list[Outcome]]
 Reference = Callable[[Case], Outcome]
