@@ -35,7 +35,16 @@ def test_the_table_in_the_documentation_is_that_of_the_code() -> None:
 
 
 def test_every_key_that_holds_a_value_has_a_class() -> None:
-    groups = {"run", "model", "model.speech", "data", "data.interleaving", "train", "train.stages.N.schedule"}
+    groups = {
+        "run",
+        "model",
+        "model.speech",
+        "data",
+        "data.interleaving",
+        "data.vocoder",
+        "train",
+        "train.stages.N.schedule",
+    }
     groups |= {"train.optimizer", "train.guard", "train.validation", "parallel", "deepspeed", "checkpoint", "health"}
     assert set(known_keys(Config)) - set(classes_of_keys()) == groups | {"logging", "kernels", "evaluation"}
 

@@ -70,18 +70,20 @@ def read(folder: Path) -> dict[str, Any]:
     from tolktrain.data.text_tokenizer import load_text_tokenizer
     from tolktrain.model.llama import read_llama_config
     from tolktrain.prepare.recordings.align.ctc_model import CtcModel
-    from tolktrain.units.load import load_speech_decoder, load_speech_tokenizer
+    from tolktrain.units.base import decode
+    from tolktrain.units.load import load_speech_tokenizer
+    from tolktrain.units.vocoders.load import load_vocoder
 
     waveform = tones(0, 3.0)  # on which the clusters of HuBERT were found
     text = load_text_tokenizer(folder / "text")
-    mimi = load_speech_decoder(folder / "mimi")
+    mimi = load_speech_tokenizer(folder / "mimi")
     units = mimi.encode(tones(1, 2.0, 24_000))
     found = {
         "config": str(sorted(read_llama_config(str(folder / "llama")).items())),
         "text": np.concatenate([text.tokenizer.encode(line).ids for line in TEXT]),
         "text facts": str(text.info),
         "mimi": units,
-        "mimi audio": mimi.decode(units),
+        "mimi audio": decode(load_vocoder(folder / "mimi"), units),
     }
     for name in ("hubert", "hubert-large"):
         found[name] = load_speech_tokenizer(folder / name).encode(waveform)

@@ -13,11 +13,12 @@ from sklearn.cluster import MiniBatchKMeans
 
 from tolktrain.errors import UserError
 from tolktrain.units.__main__ import main
-from tolktrain.units.base import SpeechDecoder, SpeechTokenizer
+from tolktrain.units.base import SpeechTokenizer
 from tolktrain.units.description import DESCRIPTION_FILE, SpeechTokenizerInfo
 from tolktrain.units.hubert import HubertTokenizer
-from tolktrain.units.load import describe_speech_tokenizer, load_speech_decoder, load_speech_tokenizer
+from tolktrain.units.load import describe_speech_tokenizer, load_speech_tokenizer
 from tolktrain.units.mimi import MimiTokenizer
+from tolktrain.units.vocoders.load import load_vocoder, open_vocoder
 
 
 def _info(tokenizer: SpeechTokenizer) -> SpeechTokenizerInfo:
@@ -59,26 +60,28 @@ def test_description_needs_neither_weights_nor_torch(hubert: Path, mimi: Path, t
     program = (
         "import sys\n"
         "from tolktrain.units.load import describe_speech_tokenizer\n"
-        f"print(describe_speech_tokenizer({str(hubert)!r}).num_units)\n"
+        "from tolktrain.units.vocoders.load import open_vocoder\n"
+        f"print(describe_speech_tokenizer({str(hubert)!r}).num_units, open_vocoder({str(mimi)!r}) is not None)\n"
         "print(sorted({'torch', 'transformers', 'sklearn', 'librosa', 'scipy'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:2] == ["5", "[]"]
+    assert done.stdout.split("\n")[:2] == ["5 True", "[]"]
 
 
-def test_decoders(hubert: Path, mimi: Path, repository: Path) -> None:
-    assert isinstance(load_speech_decoder(mimi), SpeechDecoder)
-    assert isinstance(load_speech_decoder(repository / "data" / "sample" / "speech_tokenizer"), SpeechDecoder)
-    assert not isinstance(load_speech_tokenizer(hubert), SpeechDecoder)
-    with pytest.raises(UserError, match=r"'hubert-kmeans', which cannot turn units into audio.*'mimi'"):
-        load_speech_decoder(hubert)
+def test_vocoders(hubert: Path, mimi: Path, repository: Path) -> None:
+    assert load_vocoder(mimi).name == "mimi"
+    assert load_vocoder(repository / "data" / "sample" / "speech_tokenizer").name == "griffin-lim"
+    assert open_vocoder(hubert) is None
+    message = r"'hubert-kmeans', which cannot turn units into audio, .* convert a vocoder of its units with python -m"
+    with pytest.raises(UserError, match=message):
+        load_vocoder(hubert)
 
 
 def test_unknown_kinds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         describe_speech_tokenizer(tmp_path)
     (tmp_path / DESCRIPTION_FILE).write_text(json.dumps({"name": "encodec"}))
-    for read in (describe_speech_tokenizer, load_speech_tokenizer, load_speech_decoder):
+    for read in (describe_speech_tokenizer, load_speech_tokenizer, load_vocoder):
         with pytest.raises(
             UserError, match="'encodec'; this version knows 'logmel-kmeans', 'hubert-kmeans' and 'mimi'"
         ):

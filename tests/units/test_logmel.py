@@ -11,9 +11,11 @@ from small_disk import MakeDisk
 from small_models import tones
 
 from tolktrain.errors import UserError
+from tolktrain.units.base import decode
 from tolktrain.units.load import load_speech_tokenizer
 from tolktrain.units.logmel import CENTROIDS_FILE, DESCRIPTION_FILE, LogMelTokenizer
 from tolktrain.units.mel import LogMelAnalysis
+from tolktrain.units.vocoders.griffin_lim import GriffinLimVocoder
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +100,17 @@ def test_unreadable_description(tmp_path: Path) -> None:
         load_speech_tokenizer(tmp_path)
 
 
-def test_decode_refuses_what_is_no_unit(tokenizer: LogMelTokenizer) -> None:
+def test_audio_of_units(tokenizer: LogMelTokenizer) -> None:
+    """The inversion of their centroids, and nothing for what is no unit."""
+    vocoder = GriffinLimVocoder(tokenizer)
+    assert (vocoder.name, vocoder.sample_rate, vocoder.duration_predictor) == ("griffin-lim", 16_000, None)
+    units = np.array([[3], [3], [20]])
+    assert np.array_equal(decode(vocoder, units), tokenizer.analysis.invert(tokenizer.centroids[[3, 3, 20]]))
     with pytest.raises(UserError, match="between 0 and 23"):
-        tokenizer.decode(np.array([[24]]))
+        decode(vocoder, np.array([[24]]))
     with pytest.raises(UserError, match="shape"):
-        tokenizer.decode(np.array([1, 2]))
-    assert len(tokenizer.decode(np.zeros((0, 1), np.uint16))) == 0
+        decode(vocoder, np.array([1, 2]))
+    assert len(decode(vocoder, np.zeros((0, 1), np.uint16))) == 0
 
 
 def test_too_little_audio_to_fit() -> None:

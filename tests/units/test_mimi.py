@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from small_models import save_mimi, tones
 
 from tolktrain.errors import UserError
-from tolktrain.units.base import SpeechDecoder, collapse, expand
+from tolktrain.units.base import collapse, decode, expand
 from tolktrain.units.description import DESCRIPTION_FILE
-from tolktrain.units.load import load_speech_decoder, load_speech_tokenizer
+from tolktrain.units.load import load_speech_tokenizer
 from tolktrain.units.mimi import MimiTokenizer
+from tolktrain.units.vocoders.load import load_vocoder
+from tolktrain.units.vocoders.mimi import MimiVocoder, context_frames
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.transformers
@@ -104,26 +106,52 @@ def test_windows_that_see_enough_are_one_pass(mimi_model: Path, tmp_path: Path) 
     assert not np.array_equal(bare.encode(waveform), units)
     batched = MimiTokenizer.load(tmp_path / "cut", batch_seconds=60)
     assert np.array_equal(batched.encode_batch([WAVEFORMS[0], waveform])[1], units)
-    assert np.allclose(cut.decode(units), whole.decode(units), atol=1e-4)
-    assert not np.allclose(bare.decode(units), whole.decode(units), atol=1e-2)
 
 
-def test_decode(mimi_model: Path, tokenizer: MimiTokenizer) -> None:
+def test_audio(folder: Path, mimi_model: Path, tokenizer: MimiTokenizer) -> None:
     import torch
 
     units = expand(*collapse(tokenizer.encode(WAVEFORMS[0])))
-    waveform = tokenizer.decode(units)
+    vocoder = load_vocoder(folder)
+    assert (vocoder.name, vocoder.sample_rate, vocoder.duration_predictor) == ("mimi", RATE, None)
+    waveform = decode(vocoder, units)
     assert waveform.shape == (len(units) * HOP,) and waveform.dtype == np.float32
     with torch.no_grad():
         codes = torch.from_numpy(units.astype(np.int64)).T[None]
         expected = _plain(mimi_model).decode(codes).audio_values[0, 0].numpy()
     assert expected.std() > 0.1 and (np.abs(expected) < 1).mean() > 0.9
     assert np.allclose(waveform, np.clip(expected, -1, 1), atol=1e-5)
-    assert tokenizer.decode(np.zeros((0, 3), np.uint16)).shape == (0,)
+    assert decode(vocoder, np.zeros((0, 3), np.uint16)).shape == (0,)
     with pytest.raises(UserError, match="between 0 and 15"):
-        tokenizer.decode(np.full((2, 3), 16))
+        decode(vocoder, np.full((2, 3), 16))
     with pytest.raises(UserError, match=r"\[frames, 3\]"):
-        tokenizer.decode(np.zeros((2, 1), np.uint16))
+        decode(vocoder, np.zeros((2, 1), np.uint16))
+
+
+def test_audio_in_windows_is_that_of_one_pass(tokenizer: MimiTokenizer) -> None:
+    """The context is what a frame depends on: the audio before it is another one, and after it the same."""
+    config = tokenizer.model.config
+    context = context_frames(config)
+    assert 2 < context < 20
+    units = np.random.default_rng(2).integers(0, 16, (4 * context + 3, 3))
+    whole = decode(MimiVocoder(tokenizer), units)
+    for length in (1, context + 2, len(units)):
+        pieces = list(MimiVocoder(tokenizer, length).stream(units))
+        assert len(pieces) == -(-len(units) // length)
+        assert np.abs(np.concatenate(pieces) - whole).max() < 1e-5
+    other = units.copy()
+    other[context] = (other[context] + 1) % 16
+    differs = np.abs(decode(MimiVocoder(tokenizer), other) - whole).reshape(-1, HOP).max(axis=1) > 1e-5
+    assert not differs[:context].any() and differs[context] and not differs[2 * context + 1 :].any()
+
+
+def test_context_of_the_published_model() -> None:
+    """Eight layers that reach 249 steps of 40 ms back, and convolutions: 80 seconds at 12.5 frames per second."""
+    import transformers
+
+    config = transformers.MimiConfig()
+    assert config.sliding_window == 250 and config.num_hidden_layers == 8
+    assert 996 <= context_frames(config) < 1010
 
 
 def test_attention_reaches_as_far_as_in_training(tokenizer: MimiTokenizer) -> None:
@@ -138,9 +166,8 @@ def test_attention_reaches_as_far_as_in_training(tokenizer: MimiTokenizer) -> No
 def test_load(folder: Path, tokenizer: MimiTokenizer) -> None:
     assert [path.name for path in folder.iterdir()] == [DESCRIPTION_FILE]
     loaded = load_speech_tokenizer(folder)
-    assert isinstance(loaded, MimiTokenizer) and isinstance(loaded, SpeechDecoder)
+    assert isinstance(loaded, MimiTokenizer)
     assert (loaded.name, loaded.version, loaded.sha256) == ("mimi", "1", tokenizer.sha256)
-    assert isinstance(load_speech_decoder(folder), MimiTokenizer)
 
 
 def test_digest_follows_everything(mimi_model: Path, tmp_path: Path, tokenizer: MimiTokenizer) -> None:

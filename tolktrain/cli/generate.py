@@ -30,7 +30,7 @@ _NUMBERS = {
     "utterances": (1, 1 << 30),
     "step": (0, 1 << 62),
 }
-_OTHERS = ("to", "ends_utterance", "stop", "into")
+_OTHERS = ("to", "ends_utterance", "stop", "into", "vocoder", "speaker", "style")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +71,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--into", metavar="DIR", type=path_argument, help="new folder for WAV files, texts, units and timings"
     )
+    output.add_argument(
+        "--vocoder", metavar="DIR", type=input_argument, help="folder with vocoder.json (that of the tokenizer)"
+    )
+    output.add_argument("--speaker", metavar="NAME", help="name or number of the vocoder's speaker (the first)")
+    output.add_argument("--style", metavar="NAME", help="name or number of the vocoder's style (the first)")
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -115,6 +120,9 @@ def _answer(run_directory: Path, parsed: argparse.Namespace) -> int:
         batch_size=parsed.batch or 1,
         limits=limits,
         into=parsed.into,
+        vocoder=parsed.vocoder,
+        speaker=parsed.speaker,
+        style=parsed.style,
     )
     answer(run_directory, _requests(parsed), options, print_to_reader)
     return EXIT_DONE

@@ -42,6 +42,21 @@ class InterleavingConfig(StrictModel):
         return self
 
 
+class VocoderConfig(StrictModel):
+    """The vocoder that generated speech is heard with."""
+
+    path: Free[Annotated[str | None, InputPath()]] = Field(
+        default=None,
+        description="Folder with vocoder.json; if absent, the vocoder in the folder of data.speech_tokenizer.",
+    )
+    speaker: Free[str | None] = Field(
+        default=None, description="Name or number of the speaker, for a vocoder of several; the first if absent."
+    )
+    style: Free[str | None] = Field(
+        default=None, description="Name or number of the style, for a vocoder of several; the first if absent."
+    )
+
+
 class DataConfig(StrictModel):
     """Data sets by name, and how sequences are made of their records."""
 
@@ -79,6 +94,7 @@ class DataConfig(StrictModel):
     speech_tokenizer: Free[Annotated[str | None, InputPath()]] = Field(
         default=None, description="Folder of the speech tokenizer, for generation and reports."
     )
+    vocoder: VocoderConfig = Field(default=VocoderConfig(), description="Vocoder of generated speech.")
 
 
 Share = Annotated[float, Field(gt=0)]

@@ -196,10 +196,12 @@ class Config(StrictModel):
 
     def follow_up_settings(self) -> dict[str, Any]:
         """Plain values on which evaluation and samples depend, except those that a run cannot change."""
+        vocoder = self.data.vocoder.model_dump(mode="json", exclude_defaults=True)
         return {
             "evaluation": self.evaluation.model_dump(mode="json", exclude={"after_training"}),
             "text_tokenizer": self.data.text_tokenizer,
             "speech_tokenizer": self.data.speech_tokenizer,
+            **({"vocoder": vocoder} if vocoder else {}),  # results of older releases have no such key
         }
 
 

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +131,27 @@ class AppendedFile:
 
 def write_wav(path: Path, samples: Any, sample_rate: int) -> None:
     """Write mono audio, an array [n] of floats in [-1, 1], in 16 bit. Raises OSError with the name of the file."""
+    write_wav_pieces(path, [samples], sample_rate)
+
+
+def write_wav_pieces(path: Path, pieces: Iterable[Any], sample_rate: int) -> int:
+    """Write mono audio that comes in pieces, arrays [n] of floats in [-1, 1], in 16 bit; returns the number of samples.
+
+    Raises OSError with the name of the file.
+    """
     # In memory first, because the library does not report a full disk.
-    write_synced(path, wav_bytes(samples, sample_rate))
+    content, num_samples = wav_bytes(pieces, sample_rate)
+    write_synced(path, content)
+    return num_samples
 
 
-def wav_bytes(samples: Any, sample_rate: int) -> bytes:
-    """A WAV file of mono audio, an array [n] of floats in [-1, 1], in 16 bit."""
+def wav_bytes(pieces: Iterable[Any], sample_rate: int) -> tuple[bytes, int]:
+    """A WAV file, in 16 bit, of mono audio that comes in pieces, arrays [n] of floats in [-1, 1]; and its samples."""
     import soundfile
 
-    content = io.BytesIO()
-    soundfile.write(content, samples, sample_rate, format="WAV", subtype="PCM_16")
-    return content.getvalue()
+    content, num_samples = io.BytesIO(), 0
+    with soundfile.SoundFile(content, "w", sample_rate, 1, format="WAV", subtype="PCM_16") as file:
+        for piece in pieces:
+            file.write(piece)
+            num_samples += len(piece)
+    return content.getvalue(), num_samples

@@ -5,6 +5,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from tolktrain.data.folder import RecordFolder
 from tolktrain.data.sequences import IntArray
 from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
-from tolktrain.files.writing import AppendedFile, replace_file, write_wav
+from tolktrain.files.writing import AppendedFile, replace_file, write_wav_pieces
 from tolktrain.generate.continuation import Continuation, Continuer, Limits
 from tolktrain.generate.decoding import use_accelerator
-from tolktrain.generate.durations import DurationTable, fit_durations
+from tolktrain.generate.durations import Durations, PredictedDurations, fit_durations
 from tolktrain.generate.requests import Request
 from tolktrain.generate.run import training_records
 from tolktrain.generate.sampling import Sampling
 from tolktrain.runs.load_model import load_model
-from tolktrain.units.base import SpeechDecoder, expand
+from tolktrain.units.base import Frames, Vocoder, expand
+from tolktrain.units.vocoders.kind import FIRST_VOICE, Voice
+from tolktrain.units.vocoders.load import open_vocoder, require_vocoder
 
 SETTINGS_FILE = "settings.json"
 LINES_FILE = "continuations.jsonl"
@@ -44,6 +47,9 @@ class Answering:
     batch_size: int = 1  # prompts that are continued together
     limits: Limits = Limits(300, utterances=1)
     into: Path | None = None
+    vocoder: Path | None = None  # folder with vocoder.json
+    speaker: str | None = None
+    style: str | None = None
 
 
 def answer(run_dir: Path, requests: Iterable[Request], options: Answering, show: Callable[[str], None]) -> None:
@@ -53,11 +59,12 @@ def answer(run_dir: Path, requests: Iterable[Request], options: Answering, show:
 
     With `options.into`, a new or empty folder, it gets settings.json and continuations.jsonl, to which each
     continuation is appended with its text or units and timings, after its WAV file NAME-SAMPLE.wav was written. Speech
-    is written as audio if the run's speech tokenizer gives audio back; each unit lasts the median of its durations in
-    the training records.
+    is written as audio if there is a vocoder: `options.vocoder`, data.vocoder of the configuration, or that of the
+    run's speech tokenizer. Each unit lasts what the vocoder predicts, or else the median of its durations in the
+    training records.
 
-    Raises UserError when the run has no such checkpoint, a tokenizer is missing or another one, or a prompt cannot be
-    used (`Continuer.run`).
+    Raises UserError when the run has no such checkpoint, a tokenizer is missing or another one, the vocoder is that of
+    another tokenizer, or a prompt cannot be used (`Continuer.run`).
     """
     if options.into is not None:
         _require_empty(options.into)
@@ -71,11 +78,12 @@ def answer(run_dir: Path, requests: Iterable[Request], options: Answering, show:
         options.repetition_penalty,
     )
     output = None
+    speaker = _Speaker(continuer, options)
     if options.into is not None:
         header = {"run": str(run_dir), "step": state.get("step"), **asdict(settings), "limits": asdict(options.limits)}
-        output = _Output(options.into, continuer, header)
-    if options.limits.seconds is not None and continuer.durations is None:
-        continuer.durations = _durations(continuer)
+        output = _Output(options.into, continuer, speaker, header)
+    if options.limits.seconds is not None:
+        continuer.durations = speaker.durations
     numbers = itertools.count()
     for batch in _batched(requests, options.batch_size):
         chosen = [next(numbers) for _ in batch]
@@ -160,11 +168,9 @@ def _require_empty(folder: Path) -> None:
 class _Output:
     """The folder that continuations are written into; made with the first one."""
 
-    def __init__(self, folder: Path, continuer: Continuer, settings: dict[str, Any]) -> None:
-        self._folder, self._continuer, self._settings = folder, continuer, settings
+    def __init__(self, folder: Path, continuer: Continuer, speaker: "_Speaker", settings: dict[str, Any]) -> None:
+        self._folder, self._continuer, self._speaker, self._settings = folder, continuer, speaker, settings
         self._lines: AppendedFile | None = None
-        self._decoder: SpeechDecoder | None = None
-        self._checked = False
 
     def _make(self) -> AppendedFile:
         if self._lines is None:
@@ -175,6 +181,9 @@ class _Output:
 
     def add(self, found: Continuation) -> None:
         """Write the audio of a continuation, then its line."""
+        units = np.array(found.ids if found.text is None else [], np.int64)
+        units = units.reshape(-1, self._continuer.model.architecture.num_codebooks)
+        heard = self._speaker.frames(units) if len(units) else None  # before the folder is made: it may be refused
         lines = self._make()
         line: dict[str, Any] = {
             "name": found.request.name,
@@ -184,9 +193,8 @@ class _Output:
             "to": found.request.to,
         }
         if found.text is None:
-            units = np.array(found.ids, np.int64).reshape(-1, self._continuer.model.architecture.num_codebooks)
             line["units"] = units.tolist()
-            line |= self._write_audio(f"{found.request.name}-{found.sample}.wav", units)
+            line |= self._write_audio(f"{found.request.name}-{found.sample}.wav", heard)
         else:
             line["text"], line["ids"] = found.text, found.ids
         timing = found.timing
@@ -199,41 +207,57 @@ class _Output:
         }
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def _write_audio(self, name: str, units: IntArray) -> dict[str, Any]:
-        decoder = self._speech_decoder()
-        if decoder is None or not len(units):
+    def _write_audio(self, name: str, heard: tuple[Vocoder, Frames] | None) -> dict[str, Any]:
+        if heard is None:
             return {"file": None}
-        assert self._continuer.durations is not None
-        samples = decoder.decode(expand(units, self._continuer.durations.run_lengths(units)))
-        write_wav(self._folder / name, samples, decoder.sample_rate)
-        return {"file": name, "audio_seconds": round(len(samples) / decoder.sample_rate, 3)}
-
-    def _speech_decoder(self) -> SpeechDecoder | None:
-        if not self._checked:
-            self._checked = True
-            self._decoder = speech_decoder(self._continuer)
-        return self._decoder
+        vocoder, frames = heard
+        samples = write_wav_pieces(self._folder / name, vocoder.stream(frames), vocoder.sample_rate)
+        return {"file": name, "audio_seconds": round(samples / vocoder.sample_rate, 3)}
 
 
-def speech_decoder(continuer: Continuer) -> SpeechDecoder | None:
-    """What turns units into audio, None if nothing does. Sets the durations of units, too."""
-    if continuer.config.data.speech_tokenizer is None:
-        return None
-    tokenizer = continuer.speech
-    if not isinstance(tokenizer, SpeechDecoder):
-        return None
-    if continuer.durations is None:
-        continuer.durations = _durations(continuer)
-    return tokenizer
+class _Speaker:
+    """The vocoder of a run and the durations of units, which are loaded when they are first needed."""
 
+    def __init__(self, continuer: Continuer, options: Answering) -> None:
+        """Raises UserError if there is a vocoder, and it does not fit the speech tokenizer or lacks the voice."""
+        self._continuer = continuer
+        chosen = continuer.config.data.vocoder
+        if options.vocoder is not None:
+            self._path: str | Path | None = options.vocoder
+            self._voice = Voice(options.speaker, options.style)  # those of the configuration are of its vocoder
+        else:
+            self._path = chosen.path
+            self._voice = Voice(options.speaker or chosen.speaker, options.style or chosen.style)
+        self._load: Callable[[], Vocoder] | None = None
+        if self._path is not None or self._voice != FIRST_VOICE:
+            folder = continuer.describe_speech()[1]
+            self._load = require_vocoder(folder, self._path, self._voice, lambda: continuer.speech)
 
-def _durations(continuer: Continuer) -> DurationTable:
-    """Durations of units in the training records. Raises UserError if there are no such records."""
-    config, tokenizer = continuer.config, continuer.speech
-    records: RecordFolder = training_records(config)
-    number = min(len(records), config.evaluation.baseline_records)
-    sizes = continuer.model.architecture
-    return fit_durations((records[index] for index in range(number)), sizes.num_units, tokenizer.frames_per_second)
+    @cached_property
+    def vocoder(self) -> Vocoder | None:
+        """None if the units cannot be turned into audio."""
+        if self._load is None and self._continuer.config.data.speech_tokenizer is not None:
+            folder = self._continuer.describe_speech()[1]
+            self._load = open_vocoder(folder, load_tokenizer=lambda: self._continuer.speech)
+        return None if self._load is None else self._load()
+
+    @cached_property
+    def durations(self) -> Durations:
+        """As the vocoder predicts them, or else of the training records. Raises UserError if there are no records."""
+        vocoder = self.vocoder
+        config, (info, _) = self._continuer.config, self._continuer.describe_speech()
+        if vocoder is not None and vocoder.duration_predictor is not None:
+            return PredictedDurations(vocoder.duration_predictor, info.frames_per_second)
+        records: RecordFolder = training_records(config)
+        number = min(len(records), config.evaluation.baseline_records)
+        first = (records[index] for index in range(number))
+        return fit_durations(first, self._continuer.model.architecture.num_units, info.frames_per_second)
+
+    def frames(self, units: IntArray) -> tuple[Vocoder, Frames] | None:
+        """The vocoder, and the frames of units [n, K]; None if there is no vocoder. Raises UserError like both."""
+        if self.vocoder is None:
+            return None
+        return self.vocoder, expand(units, self.durations.run_lengths(units))
 
 
 def _batched(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:

@@ -15,13 +15,14 @@ from tolktrain.data.text_tokenizer import TextTokenizer, load_text_tokenizer
 from tolktrain.errors import UserError
 from tolktrain.generate.context import Context
 from tolktrain.generate.decoding import make_decoder
-from tolktrain.generate.durations import DurationTable
+from tolktrain.generate.durations import Durations
 from tolktrain.generate.prompts import read_waveform
 from tolktrain.generate.requests import Request
 from tolktrain.generate.sampling import Sampling, SpeechLimits, TextLimits, sample_speech, sample_text
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.units.base import SpeechTokenizer, collapse
-from tolktrain.units.load import load_speech_tokenizer
+from tolktrain.units.description import SpeechTokenizerInfo
+from tolktrain.units.load import describe_speech_tokenizer, load_speech_tokenizer
 from tolktrain.vocabulary import Vocabulary
 
 
@@ -69,7 +70,7 @@ class Continuer:
     model: SmolTolk
     config: Config
     tokenizers: dict[str, str | None]  # SHA-256 by modality, as the checkpoint records them
-    durations: DurationTable | None = None
+    durations: Durations | None = None
     _text: TextTokenizer | None = field(default=None, init=False)
     _speech: SpeechTokenizer | None = field(default=None, init=False)
 
@@ -102,22 +103,27 @@ class Continuer:
     def speech(self) -> SpeechTokenizer:
         """The speech tokenizer. Raises UserError like `text`."""
         if self._speech is None:
-            folder = self.config.data.speech_tokenizer
-            if folder is None:
-                raise UserError(
-                    "data.speech_tokenizer is not set in the run's configuration, so audio cannot be read or written;"
-                    " name the tokenizer's folder in config.yaml of the run"
-                )
-            found = load_speech_tokenizer(folder)
-            sizes = self.model.architecture
-            if (found.num_units, found.num_codebooks) != (sizes.num_units, sizes.num_codebooks):
-                raise UserError(
-                    f"{folder} has {found.num_units} units and {found.num_codebooks} codebooks, the model"
-                    f" {sizes.num_units} and {sizes.num_codebooks}; name the tokenizer of the data sets"
-                )
-            self._check("speech", folder, found.sha256)
-            self._speech = found
+            _, folder = self.describe_speech()
+            self._speech = load_speech_tokenizer(folder)
         return self._speech
+
+    def describe_speech(self) -> tuple[SpeechTokenizerInfo, str]:
+        """The description of the speech tokenizer, and its folder. Raises UserError like `text`."""
+        folder = self.config.data.speech_tokenizer
+        if folder is None:
+            raise UserError(
+                "data.speech_tokenizer is not set in the run's configuration, so audio cannot be read or written;"
+                " name the tokenizer's folder in config.yaml of the run"
+            )
+        found = describe_speech_tokenizer(folder)
+        sizes = self.model.architecture
+        if (found.num_units, found.num_codebooks) != (sizes.num_units, sizes.num_codebooks):
+            raise UserError(
+                f"{folder} has {found.num_units} units and {found.num_codebooks} codebooks, the model"
+                f" {sizes.num_units} and {sizes.num_codebooks}; name the tokenizer of the data sets"
+            )
+        self._check("speech", folder, found.sha256)
+        return found, folder
 
     def _check(self, modality: Modality, folder: str, digest: str) -> None:
         trained_with = self.tokenizers.get(modality)

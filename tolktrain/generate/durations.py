@@ -2,11 +2,41 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from tolktrain.data.records import Record
 from tolktrain.data.sequences import IntArray
+from tolktrain.units.base import DurationPredictor
+
+
+class Durations(Protocol):
+    """Durations of units."""
+
+    def run_lengths(self, units: IntArray) -> IntArray:
+        """Frames of each row of units [n, K]: [n]."""
+        ...
+
+    def seconds(self, units: IntArray) -> float:
+        """Duration of units [n, K]."""
+        ...
+
+
+@dataclass(frozen=True)
+class PredictedDurations:
+    """Frames that each unit lasts after and before its neighbours, as a vocoder predicts them."""
+
+    predict: DurationPredictor
+    frames_per_second: float
+
+    def run_lengths(self, units: IntArray) -> IntArray:
+        """Frames of each row of units [n, K]: [n]. Raises `UserError` as the vocoder does."""
+        return self.predict(units).astype(np.int64)
+
+    def seconds(self, units: IntArray) -> float:
+        """Duration of units [n, K]."""
+        return float(self.run_lengths(units).sum()) / self.frames_per_second
 
 
 @dataclass(frozen=True)

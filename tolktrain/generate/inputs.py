@@ -17,7 +17,8 @@ SPEECH_TOKENIZER_FILE = "speech_tokenizer.json"
 def check_inputs(config: Config) -> None:
     """Check that the prompts and tokenizers of the configuration exist; absent entries are not checked.
 
-    Raises UserError when a file is missing, or prompts.json is not as `read_entries` expects it.
+    Raises UserError when a file is missing, prompts.json is not as `read_entries` expects it, or the speech tokenizer
+    has no vocoder.
     """
     if config.evaluation.prompts is not None:
         folder = Path(config.evaluation.prompts)
@@ -34,6 +35,12 @@ def check_inputs(config: Config) -> None:
     for key, (name, file) in tokenizers.items():
         if name is not None and not (Path(name) / file).is_file():
             raise UserError(f"{Path(name) / file} does not exist; {key} must name a folder with {file}")
+    vocoder = config.data.vocoder
+    if config.data.speech_tokenizer is not None:
+        from tolktrain.units.vocoders.kind import Voice
+        from tolktrain.units.vocoders.load import require_vocoder
+
+        require_vocoder(config.data.speech_tokenizer, vocoder.path, Voice(vocoder.speaker, vocoder.style))
 
 
 def read_entries(folder: Path) -> list[dict[str, Any]]:

@@ -15,18 +15,20 @@ from tolktrain.data.folder import RecordFolder, open_records
 from tolktrain.data.sequences import IntArray
 from tolktrain.errors import UserError
 from tolktrain.files.terminal import spinner
-from tolktrain.files.writing import write_synced, write_wav
+from tolktrain.files.writing import write_synced, write_wav, write_wav_pieces
 from tolktrain.generate.context import Context
 from tolktrain.generate.decoding import make_decoder, use_accelerator
-from tolktrain.generate.durations import DurationTable, fit_durations
+from tolktrain.generate.durations import Durations, PredictedDurations, fit_durations
 from tolktrain.generate.inputs import TEXT_TOKENIZER_FILE
 from tolktrain.generate.prompts import Prompt, read_prompts
 from tolktrain.generate.sampling import Sampling, SpeechLimits, TextLimits, sample_speech, sample_text
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.runs.load_model import load_model
 from tolktrain.runs.paths import RunPaths
-from tolktrain.units.base import SpeechDecoder, collapse, expand
-from tolktrain.units.load import load_speech_decoder
+from tolktrain.units.base import Frames, SpeechTokenizer, Vocoder, collapse, expand
+from tolktrain.units.load import load_speech_tokenizer
+from tolktrain.units.vocoders.kind import Voice
+from tolktrain.units.vocoders.load import require_vocoder
 from tolktrain.vocabulary import Vocabulary
 
 _MOST_TEXT_TOKENS = 60
@@ -37,10 +39,11 @@ def generate(run_dir: str | Path) -> list[Path]:
     """Continue every prompt of `evaluation.prompts`; returns the files, all of them new, in <run>/samples.
 
     For a prompt NAME: NAME-prompt.wav, NAME-resynthesis.wav (the prompt from its units, with its own durations) and
-    NAME-continuation.wav (the predicted speech, without the prompt; each unit lasts the median of its durations in
-    the training records). samples.json lists texts, units and seconds, and the text that the model writes after hearing
-    the prompt, and under `settings` what they were made with (`Config.follow_up_settings`). The same checkpoint,
-    settings and seed give the same files. The folder is replaced as a whole.
+    NAME-continuation.wav (the predicted speech, without the prompt; each unit lasts what the vocoder predicts, or else
+    the median of its durations in the training records). samples.json lists texts, units and seconds, and the text that
+    the model writes after hearing the prompt, and under `settings` what they were made with
+    (`Config.follow_up_settings`). The same checkpoint, settings and seed give the same files. The folder is replaced as
+    a whole.
 
     Raises UserError when the run has no checkpoint, or prompts or tokenizers are missing or do not fit the model.
     """
@@ -76,9 +79,10 @@ class _Tools:
     model: SmolTolk
     config: Config
     vocabulary: Vocabulary
-    tokenizer: SpeechDecoder
+    tokenizer: SpeechTokenizer
+    vocoder: Vocoder
     text_tokenizer: Any  # tokenizers.Tokenizer, None where the configuration names none
-    durations: DurationTable
+    durations: Durations
     prompts: list[Prompt]
     sampling: Sampling
 
@@ -92,18 +96,26 @@ class _Tools:
                 "data.speech_tokenizer is not set; name the folder of the tokenizer that the data sets were made with"
             )
         vocabulary = check_data(config, model.architecture.text_vocab_size, verify_files=False)
-        tokenizer = load_speech_decoder(config.data.speech_tokenizer)
+        chosen = config.data.vocoder
+        folder, voice = config.data.speech_tokenizer, Voice(chosen.speaker, chosen.style)
+        load_vocoder = require_vocoder(folder, chosen.path, voice, lambda: tokenizer)
+        tokenizer = load_speech_tokenizer(folder)
         records = training_records(config)
         _check_tokenizer(config, tokenizer, records, vocabulary)
-        number = min(len(records), settings.baseline_records)
-        durations = fit_durations(
-            (records[index] for index in range(number)), vocabulary.num_units, tokenizer.frames_per_second
-        )
+        vocoder = load_vocoder()
+        durations: Durations
+        if vocoder.duration_predictor is not None:
+            durations = PredictedDurations(vocoder.duration_predictor, tokenizer.frames_per_second)
+        else:
+            number = min(len(records), settings.baseline_records)
+            first = (records[index] for index in range(number))
+            durations = fit_durations(first, vocabulary.num_units, tokenizer.frames_per_second)
         return cls(
             model=use_accelerator(model),
             config=config,
             vocabulary=vocabulary,
             tokenizer=tokenizer,
+            vocoder=vocoder,
             text_tokenizer=_text_tokenizer(config, vocabulary),
             durations=durations,
             prompts=read_prompts(settings.prompts, tokenizer.sample_rate),
@@ -139,14 +151,11 @@ class _Tools:
     def save(self, folder: Path, prompt: Prompt, predicted: IntArray, text: str | None) -> dict[str, Any]:
         """Write the three WAV files of a prompt; its entry of samples.json."""
         units, run_lengths = collapse(self.tokenizer.encode(prompt.samples))
-        waveforms = {
-            "prompt": prompt.samples,
-            "resynthesis": self.tokenizer.decode(expand(units, run_lengths)),
-            "continuation": self.tokenizer.decode(expand(predicted, self.durations.run_lengths(predicted))),
-        }
-        files = {part: f"{prompt.name}-{part}.wav" for part in waveforms}
-        for part, samples in waveforms.items():
-            write_wav(folder / files[part], samples, self.tokenizer.sample_rate)
+        files = {part: f"{prompt.name}-{part}.wav" for part in ("prompt", "resynthesis", "continuation")}
+        write_wav(folder / files["prompt"], prompt.samples, self.tokenizer.sample_rate)
+        self._speak(folder / files["resynthesis"], expand(units, run_lengths))
+        frames = expand(predicted, self.durations.run_lengths(predicted))
+        spoken = self._speak(folder / files["continuation"], frames)
         return {
             "name": prompt.name,
             "voice": prompt.voice,
@@ -156,8 +165,12 @@ class _Tools:
             "prompt_units": units.tolist(),
             "continuation_units": predicted.tolist(),
             "prompt_seconds": round(len(prompt.samples) / self.tokenizer.sample_rate, 3),
-            "continuation_seconds": round(len(waveforms["continuation"]) / self.tokenizer.sample_rate, 3),
+            "continuation_seconds": round(spoken / self.vocoder.sample_rate, 3),
         }
+
+    def _speak(self, path: Path, frames: Frames) -> int:
+        """Write the audio of units [frames, K]; returns the number of samples."""
+        return write_wav_pieces(path, self.vocoder.stream(frames), self.vocoder.sample_rate)
 
     def describe(self, step: int) -> dict[str, Any]:
         """The content of samples.json except the prompts."""
@@ -168,7 +181,8 @@ class _Tools:
             "temperature": settings.temperature,
             "top_k": settings.top_k,
             "seed": self.config.run.seed,
-            "sample_rate": self.tokenizer.sample_rate,
+            "sample_rate": self.vocoder.sample_rate,
+            "vocoder": self.vocoder.name,
         }
 
     def _decode(self, ids: list[int]) -> str:
@@ -211,7 +225,7 @@ def training_records(config: Config) -> RecordFolder:
     )
 
 
-def _check_tokenizer(config: Config, tokenizer: SpeechDecoder, records: RecordFolder, vocabulary: Vocabulary) -> None:
+def _check_tokenizer(config: Config, tokenizer: SpeechTokenizer, records: RecordFolder, vocabulary: Vocabulary) -> None:
     made_with = records.info.speech
     assert made_with is not None
     if made_with.sha256 != tokenizer.sha256 or tokenizer.num_units != vocabulary.num_units:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tolktrain.inspect.spans import TakenApart
-from tolktrain.units.base import Frames, Samples, SpeechDecoder, expand
+from tolktrain.units.base import Frames, Samples, Vocoder, decode, expand
 
 PAUSE_SECONDS = 0.3
 
@@ -28,10 +28,10 @@ def speech_frames(apart: TakenApart, most_frames: int) -> list[Frames]:
     return stretches
 
 
-def waveform_of(stretches: Sequence[Frames], tokenizer: SpeechDecoder) -> Samples:
+def waveform_of(stretches: Sequence[Frames], vocoder: Vocoder) -> Samples:
     """The stretches one after the other, with a short pause where the sequence has text."""
-    pause = np.zeros(round(PAUSE_SECONDS * tokenizer.sample_rate), np.float32)
+    pause = np.zeros(round(PAUSE_SECONDS * vocoder.sample_rate), np.float32)
     pieces: list[Samples] = []
     for frames in stretches:
-        pieces += ([pause] if pieces else []) + [tokenizer.decode(frames)]
+        pieces += ([pause] if pieces else []) + [decode(vocoder, frames)]
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)

@@ -190,7 +190,8 @@ def _write_files(
         aside = Path(temporary)
         with naming(aside / PICTURE_FILE):
             save_picture(statistics, aside / PICTURE_FILE)
-        seconds = _write_audio(aside, shown, tokenizers, options, console)
+        rate = info.speech.frames_per_second if info.speech is not None else 1.0
+        seconds = _write_audio(aside, shown, tokenizers, rate, options, console)
         content = {
             "data_set": options.path,
             "strategy": strategy,
@@ -223,26 +224,31 @@ def _default_output(info: DatasetInfo, options: InspectOptions) -> Path:
 def _why_silent(info: DatasetInfo, tokenizers: Tokenizers) -> str:
     if info.speech is None:
         return "the set has no speech"
-    if tokenizers.speech is None:
+    if tokenizers.vocoder is None:
         return f"speech tokenizer {tokenizers.speech_note}"
     return "the sequences hold no speech"
 
 
 def _write_audio(
-    folder: Path, shown: dict[int, TakenApart], tokenizers: Tokenizers, options: InspectOptions, console: Console
+    folder: Path,
+    shown: dict[int, TakenApart],
+    tokenizers: Tokenizers,
+    frames_per_second: float,
+    options: InspectOptions,
+    console: Console,
 ) -> dict[str, float]:
     """Write the audio of the shown sequences; their files and lengths in seconds, pauses left out."""
-    tokenizer = tokenizers.speech
-    if tokenizer is None:
+    vocoder = tokenizers.vocoder
+    if vocoder is None:
         return {}
     lengths = {}
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for number, apart in progress.track(shown.items(), description="turning units into audio"):
-            stretches = speech_frames(apart, int(options.audio_seconds * tokenizer.frames_per_second))
+            stretches = speech_frames(apart, int(options.audio_seconds * frames_per_second))
             if stretches:
                 name = f"record-{number:05}.wav"
-                write_wav(folder / name, waveform_of(stretches, tokenizer), tokenizer.sample_rate)
-                lengths[name] = sum(map(len, stretches)) / tokenizer.frames_per_second
+                write_wav(folder / name, waveform_of(stretches, vocoder), vocoder.sample_rate)
+                lengths[name] = sum(map(len, stretches)) / frames_per_second
     return lengths
 
 

@@ -11,7 +11,7 @@ from tolktrain.files.names import inside
 from tolktrain.files.reading import file_sha256
 from tolktrain.files.writing import write_synced
 from tolktrain.storage.open import open_storage
-from tolktrain.units.base import SpeechDecoder
+from tolktrain.units.base import Vocoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,7 +45,7 @@ class Tokenizers:
     """The tokenizers of a data set, if they were found."""
 
     text: TextReader
-    speech: SpeechDecoder | None
+    vocoder: Vocoder | None  # of the speech tokenizer
     text_note: str  # where the tokenizer is, or why there is none
     speech_note: str
 
@@ -112,7 +112,7 @@ def _text(info: DatasetInfo, folder: Path | None) -> tuple["Tokenizer | None", s
     return tokenizer, str(folder)
 
 
-def _found_speech(info: DatasetInfo, folder: Path | None) -> tuple[SpeechDecoder | None, str]:
+def _found_speech(info: DatasetInfo, folder: Path | None) -> tuple[Vocoder | None, str]:
     if folder is None:
         return None, "none found next to the data; name its folder with --speech-tokenizer to make audio"
     try:
@@ -123,13 +123,14 @@ def _found_speech(info: DatasetInfo, folder: Path | None) -> tuple[SpeechDecoder
         return None, f"not usable: {error}"
 
 
-def _speech(info: DatasetInfo, folder: Path) -> tuple[SpeechDecoder | None, str]:
+def _speech(info: DatasetInfo, folder: Path) -> tuple[Vocoder | None, str]:
     if info.speech is None:
         return None, "the set has no speech"
-    from tolktrain.units.load import describe_speech_tokenizer, load_speech_decoder
+    from tolktrain.units.load import describe_speech_tokenizer
+    from tolktrain.units.vocoders.load import load_vocoder
 
     _check_digest(folder, describe_speech_tokenizer(folder).sha256, info.speech.sha256, info, "--speech-tokenizer")
-    return load_speech_decoder(folder), str(folder)
+    return load_vocoder(folder), str(folder)
 
 
 def _check_digest(path: Path, found: str, expected: str, info: DatasetInfo, option: str) -> None:

@@ -1,7 +1,9 @@
-"""The interface of speech tokenizers, from audio to frames of discrete units; and the collapsing of repeated frames."""
+"""The interfaces of speech tokenizers, from audio to frames of discrete units, and of vocoders, from units to audio.
+Also the collapsing of repeated frames.
+"""
 
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,12 @@ from tolktrain.errors import UserError
 Samples = npt.NDArray[np.float32]  # [n], mono, within -1 and 1
 Frames = npt.NDArray[np.uint16]  # [frames, K]
 RunLengths = npt.NDArray[np.uint16]  # [n], frames each row of units lasts
+
+DurationPredictor = Callable[[npt.NDArray[Any]], RunLengths]
+"""Gives the frames [n] that units [n, K] last, of which none repeats.
+
+Raises `UserError` for ids outside the vocabulary, and for a duration that no unit can have.
+"""
 
 LONGEST_RUN = np.iinfo(np.uint16).max
 
@@ -62,13 +70,36 @@ class SpeechTokenizer(Protocol):
         ...
 
 
-@runtime_checkable
-class SpeechDecoder(SpeechTokenizer, Protocol):
-    """A speech tokenizer that also turns units back into audio."""
+class Vocoder(Protocol):
+    """Turns the units of one speech tokenizer into audio."""
 
-    def decode(self, frames: npt.NDArray[Any]) -> Samples:
-        """Audio of the units [frames, K]."""
+    @property
+    def name(self) -> str:
+        """Kind of vocoder."""
         ...
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the audio."""
+        ...
+
+    @property
+    def duration_predictor(self) -> DurationPredictor | None:
+        """Predicts durations of units; None if the vocoder does not."""
+        ...
+
+    def stream(self, frames: npt.NDArray[Any]) -> Iterator[Samples]:
+        """Audio of the units [frames, K], repeats included, in pieces whose memory does not grow with the number of
+        frames, if the method allows it.
+
+        Raises `UserError`, before the first piece, for ids outside the vocabulary.
+        """
+        ...
+
+
+def decode(vocoder: Vocoder, frames: npt.NDArray[Any]) -> Samples:
+    """Audio of the units [frames, K] in one array; raises like `Vocoder.stream`."""
+    return np.concatenate([np.zeros(0, np.float32), *vocoder.stream(frames)])
 
 
 def check_mono(samples: Samples) -> None:

@@ -108,10 +108,11 @@ def checked(kind: type[_Description], **values: Any) -> _Description:
     try:
         return kind(**values)
     except ValidationError as error:
-        raise UserError(_problems(error)) from None
+        raise UserError(problems(error)) from None
 
 
-def _problems(error: ValidationError) -> str:
+def problems(error: ValidationError) -> str:
+    """The keys that do not fit, and why."""
     return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
 
 
@@ -126,7 +127,7 @@ def read_description(folder: str | Path, kind: type[_Description], name: str, ve
         ) from None
     except ValidationError as error:
         raise UserError(
-            f"{path} does not describe a {name} tokenizer of version {version} ({_problems(error)})"
+            f"{path} does not describe a {name} tokenizer of version {version} ({problems(error)})"
         ) from None
 
 

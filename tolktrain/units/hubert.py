@@ -355,7 +355,7 @@ KIND = TokenizerKind(
     VERSION,
     HubertDescription,
     load=HubertTokenizer.load,
-    decodes=False,
+    vocoder=None,
     is_neural=True,
     maker=Maker("HuBERT and k-means", _add_arguments, _create),
 )

@@ -27,6 +27,6 @@ class TokenizerKind:
     description: type[Any]  # strict model of speech_tokenizer.json
     # Folder, device and seconds of audio that a neural model computes at a time.
     load: Callable[[str | Path, str, float | None], SpeechTokenizer]
-    decodes: bool  # whether units become audio again
+    vocoder: str | None  # the vocoder that needs nothing but the folder of such a tokenizer (tolktrain.units.vocoders)
     is_neural: bool  # whether it computes with a model that a GPU makes faster
     maker: Maker | None = None

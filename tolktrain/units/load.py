@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tolktrain.errors import UserError
-from tolktrain.units.base import SpeechDecoder, SpeechTokenizer
+from tolktrain.units.base import SpeechTokenizer
 from tolktrain.units.description import DESCRIPTION_FILE, SpeechTokenizerInfo, read_description, read_name
 from tolktrain.units.kind import TokenizerKind
 
@@ -32,20 +32,6 @@ def load_speech_tokenizer(
             installed.
     """
     return kind_of(folder).load(folder, device, batch_seconds)
-
-
-def load_speech_decoder(folder: str | Path, device: str = "cpu") -> SpeechDecoder:
-    """As `load_speech_tokenizer`, for a tokenizer that gives audio back. Raises `UserError` for one that does not."""
-    kind = kind_of(folder)
-    if not kind.decodes:
-        decoders = " or ".join(repr(other.name) for other in KINDS.values() if other.decodes)
-        raise UserError(
-            f"{folder} holds a tokenizer of the kind {kind.name!r}, which cannot turn units into audio; this needs"
-            f" one of {decoders}, and a model trained on its units"
-        )
-    tokenizer = load_speech_tokenizer(folder, device)
-    assert isinstance(tokenizer, SpeechDecoder)
-    return tokenizer
 
 
 def describe_speech_tokenizer(folder: str | Path) -> SpeechTokenizerInfo:

@@ -7,7 +7,7 @@ is a spectrum that Griffin-Lim can make audible.
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 
 from tolktrain.config.base import StrictModel
 from tolktrain.errors import UserError
-from tolktrain.units.base import Frames, Samples, check_units
+from tolktrain.units.base import Frames, Samples
 from tolktrain.units.description import (
     CENTROIDS_FILE,
     DESCRIPTION_FILE,
@@ -65,7 +65,7 @@ class LogMelTokenizer(Described):
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second that `encode` expects and `decode` gives."""
+        """Samples per second that `encode` expects."""
         return self.analysis.sample_rate
 
     @property
@@ -120,11 +120,6 @@ class LogMelTokenizer(Described):
         """Nearest centroid of each frame: [frames, 1]. In double precision, so that no tie depends on the machine."""
         return self._nearest(features)
 
-    def decode(self, frames: npt.NDArray[Any]) -> Samples:
-        """Audio of the units [frames, 1]: [frames * hop] samples. Raises `UserError` for ids outside the vocabulary."""
-        check_units(frames, self.num_units, 1)
-        return self.analysis.invert(self._centroids[frames[:, 0].astype(np.int64)])
-
     def save(self, folder: str | Path) -> None:
         """Write speech_tokenizer.json and centroids.safetensors into a folder, the description last."""
         write_folder(folder, self._description, self._centroids)
@@ -157,6 +152,6 @@ KIND = TokenizerKind(
     VERSION,
     LogMelDescription,
     load=lambda folder, device, batch_seconds: LogMelTokenizer.load(folder),
-    decodes=True,
+    vocoder="griffin-lim",
     is_neural=False,
 )

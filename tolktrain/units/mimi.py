@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 
 from tolktrain.config.base import StrictModel
 from tolktrain.errors import UserError
-from tolktrain.units.base import Frames, Samples, check_mono, check_units
+from tolktrain.units.base import Frames, Samples, check_mono
 from tolktrain.units.description import DESCRIPTION_FILE, Described, checked, digest, read_description, write_folder
 from tolktrain.units.kind import Maker, TokenizerKind
 from tolktrain.units.pretrained import PretrainedModel, checked_device, inference, load_model, model_folder
@@ -89,7 +89,7 @@ class MimiTokenizer(Described):
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second that `encode` expects and `decode` gives."""
+        """Samples per second that `encode` expects."""
         return self._description.sample_rate
 
     def encode(self, samples: Samples) -> Frames:
@@ -118,24 +118,15 @@ class MimiTokenizer(Described):
         frames = codes.transpose(1, 2).cpu().numpy().astype(np.uint16)  # [pieces, frames, K]
         return [found[: self._grid.num_frames(len(piece))] for found, piece in zip(frames, pieces, strict=True)]
 
-    def decode(self, frames: npt.NDArray[Any]) -> Samples:
-        """Audio of the units [frames, num_codebooks]: [frames * hop] samples, within -1 and 1.
+    @property
+    def model(self) -> Any:
+        """The Mimi model of transformers, in float32, whose attention reaches as far as in training."""
+        return self._model
 
-        Raises `UserError` for ids outside the vocabulary.
-        """
-        import torch
-
-        check_units(frames, self.num_units, self.num_codebooks)
-        parts = [np.zeros(0, np.float32)]
-        hop = self._grid.hop
-        with inference():
-            for window in self._windowing.windows(len(frames)):
-                codes = torch.from_numpy(frames[window.start : window.end].T.astype(np.int64))[None].to(self._device)
-                waveform = self._model.decode(codes, return_dict=True).audio_values[0, 0]
-                assert len(waveform) == (window.end - window.start) * hop
-                used = slice((window.first - window.start) * hop, (window.last - window.start) * hop)
-                parts.append(waveform[used].clamp(-1, 1).cpu().numpy())
-        return np.concatenate(parts)
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return self._device
 
     @classmethod
     def create(
@@ -251,7 +242,7 @@ KIND = TokenizerKind(
     VERSION,
     MimiDescription,
     load=MimiTokenizer.load,
-    decodes=True,
+    vocoder="mimi",
     is_neural=True,
     maker=Maker("Mimi", _add_arguments, _create),
 )

@@ -1,6 +1,6 @@
 """Long audio in windows that overlap, and windows of like length in batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,13 @@ class Windowing:
         starts = [*range(0, num_frames - self.length, self.length - self.overlap), num_frames - self.length]
         edges = [0, *((b + a + self.length) // 2 for a, b in zip(starts, starts[1:], strict=False)), num_frames]
         return [Window(s, s + self.length, edges[i], edges[i + 1]) for i, s in enumerate(starts)]
+
+
+def windows_with_context(num_frames: int, length: int, before: int, after: int) -> Iterator[Window]:
+    """Windows of which `length` frames are used, each computed with the frames around them that these depend on."""
+    for first in range(0, num_frames, length):
+        last = min(first + length, num_frames)
+        yield Window(max(0, first - before), min(num_frames, last + after), first, last)
 
 
 def batches(lengths: Sequence[int], most: int) -> list[list[int]]:

@@ -1,0 +1,1 @@
+"""Vocoders: from the units of a speech tokenizer to audio."""
