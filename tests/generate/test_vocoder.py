@@ -1,0 +1,152 @@
+"""Runs that speak with a converted vocoder: chosen by folder, option or configuration, with its rate and durations."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "units"))  # for `hifigan_twin`
+
+from hifigan_twin import SEVERAL, Twin, make_twin, save_published
+
+from tolktrain import cli
+from tolktrain.config.load import load_config
+from tolktrain.errors import UserError
+from tolktrain.generate.answer import Answering, answer
+from tolktrain.generate.continuation import Limits
+from tolktrain.generate.inputs import check_inputs
+from tolktrain.generate.requests import request
+from tolktrain.generate.run import generate
+from tolktrain.units.logmel import LogMelTokenizer
+from tolktrain.units.vocoders.unit_hifigan import convert
+
+SHORT = Answering(limits=Limits(12, utterances=9))
+# 48 kHz: another rate than the tokenizer's.
+FINE = {"upsample_rates": [8, 5, 8, 6], "upsample_kernel_sizes": [16, 11, 16, 12], "code_hop_size": 1920}
+FINE |= {"sampling_rate": 48_000}
+
+
+def _vocoder(folder: Path, tokenizer: Path, **changes: Any) -> Twin:
+    twin = make_twin(4, **changes)
+    convert(folder, *save_published(folder.with_name(f"{folder.name}-published"), twin), tokenizer)
+    return twin
+
+
+def _configure(run: Path, **data: Any) -> None:
+    path = run / "config.yaml"
+    tree = yaml.safe_load(path.read_text())
+    tree["data"] |= data
+    path.write_text(yaml.safe_dump(tree))
+
+
+@pytest.fixture
+def tokenizer(tiny_run: Path, repository: Path, tmp_path: Path) -> Path:
+    """The run's speech tokenizer, in a folder of its own."""
+    folder = shutil.copytree(repository / "data" / "sample" / "speech_tokenizer", tmp_path / "tokenizer")
+    _configure(tiny_run, speech_tokenizer=str(folder))
+    return folder
+
+
+def _spoken(run: Path, options: Answering) -> tuple[list[int], np.ndarray, int]:
+    """Units, samples and rate of one continuation."""
+    assert options.into is not None
+    answer(run, [request("units", [3, 141, 59], None, False, "x", "--units")], options, lambda text: None)
+    (line,) = (json.loads(text) for text in (options.into / "continuations.jsonl").read_text().splitlines())
+    samples, rate = soundfile.read(options.into / line["file"])
+    assert len(samples) / rate == pytest.approx(line["audio_seconds"], abs=1e-3)
+    return [unit for (unit,) in line["units"]], samples, rate
+
+
+def _heard(twin: Twin, units: list[int], speaker: int = 0, style: int = 0) -> np.ndarray:
+    with torch.no_grad():
+        return twin(units, speaker, style, True).numpy()
+
+
+def test_a_vocoder_in_the_folder_of_the_tokenizer(tiny_run: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """Used without being named; its rate and its durations are those of the file."""
+    twin = _vocoder(tokenizer, tokenizer, **FINE)
+    units, samples, rate = _spoken(tiny_run, replace(SHORT, into=tmp_path / "a"))
+    expected = _heard(twin, units)
+    assert rate == 48_000 and samples.shape == expected.shape
+    assert np.abs(samples - expected).max() < 1e-4, "16 bits"
+    limits = Limits(60, seconds=1.0, utterances=9)
+    _, samples, rate = _spoken(tiny_run, replace(SHORT, limits=limits, into=tmp_path / "b"))
+    assert len(samples) / rate >= 1.0, "a limit in seconds counts the durations that are heard"
+
+
+def test_a_vocoder_that_is_named(tiny_run: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """By configuration; options replace it, and its speaker."""
+    twin = _vocoder(tmp_path / "several", tokenizer, **SEVERAL)
+    other = _vocoder(tmp_path / "other", tokenizer)
+    _configure(tiny_run, vocoder={"path": str(tmp_path / "several"), "speaker": "2"})
+    options = {
+        "a": ({}, twin, (2, 0)),
+        "b": ({"speaker": "1", "style": "1"}, twin, (1, 1)),
+        "c": ({"vocoder": tmp_path / "other"}, other, (0, 0)),
+    }
+    for name, (changes, expected, voice) in options.items():
+        units, samples, rate = _spoken(tiny_run, replace(SHORT, into=tmp_path / name, **changes))  # type: ignore[arg-type]
+        assert rate == 16_000 and np.abs(samples - _heard(expected, units, *voice)).max() < 1e-4
+
+
+def test_samples_of_the_run(tiny_run: Path, tokenizer: Path, repository: Path, tmp_path: Path) -> None:
+    prompts = shutil.copytree(repository / "data" / "sample" / "prompts", tmp_path / "prompts")
+    entries = json.loads((prompts / "prompts.json").read_text())[:1]
+    (prompts / "prompts.json").write_text(json.dumps(entries))
+    twin = _vocoder(tmp_path / "vocoder", tokenizer, **FINE)
+    _configure(tiny_run, vocoder={"path": str(tmp_path / "vocoder")})
+    tree = yaml.safe_load((tiny_run / "config.yaml").read_text())
+    tree["evaluation"]["prompts"] = str(prompts)
+    (tiny_run / "config.yaml").write_text(yaml.safe_dump(tree))
+    generate(tiny_run)
+    content = json.loads((tiny_run / "samples" / "samples.json").read_text())
+    assert (content["sample_rate"], content["vocoder"]) == (48_000, "unit-hifigan")
+    assert content["settings"]["vocoder"] == {"path": str(tmp_path / "vocoder")}
+    (entry,) = content["prompts"]
+    rates = {part: soundfile.info(tiny_run / "samples" / name).samplerate for part, name in entry["files"].items()}
+    assert rates == {"prompt": 16_000, "resynthesis": 48_000, "continuation": 48_000}
+    samples, _ = soundfile.read(tiny_run / "samples" / entry["files"]["continuation"])
+    expected = _heard(twin, [unit for (unit,) in entry["continuation_units"]])
+    assert len(samples) / 48_000 == pytest.approx(entry["continuation_seconds"], abs=1e-3)
+    assert np.abs(samples - expected).max() < 1e-4
+    resynthesis = soundfile.info(tiny_run / "samples" / entry["files"]["resynthesis"])
+    assert resynthesis.duration == pytest.approx(entry["prompt_seconds"], abs=0.04), "the prompt's own durations"
+
+
+def test_a_vocoder_of_another_tokenizer(
+    tiny_run: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before anything is drawn or written, and before training if its samples follow."""
+    made = LogMelTokenizer.load(tokenizer)
+    LogMelTokenizer(made.centroids + 1, made.analysis).save(tmp_path / "else")
+    _vocoder(tmp_path / "vocoder", tmp_path / "else")
+    arguments = ["generate", str(tiny_run), "--units", "1 2", "--into", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--vocoder", str(tmp_path / "vocoder")]) == 2
+    caught = capsys.readouterr()
+    assert "the units of one would be noise to the other" in caught.err and "units-1" not in caught.out
+    assert cli.main([*arguments, "--speaker", "ann"]) == 2
+    assert "Griffin-Lim has no choice of a speaker" in capsys.readouterr().err
+    assert cli.main(["generate", str(tiny_run), "--speaker", "ann"]) == 2
+    assert "--speaker belongs to prompts" in capsys.readouterr().err
+    _configure(tiny_run, vocoder={"path": str(tmp_path / "vocoder")})
+    with pytest.raises(UserError, match="would be noise"):
+        check_inputs(load_config(tiny_run / "config.yaml"))
+    with pytest.raises(UserError, match="would be noise"):
+        generate(tiny_run)
+    assert not (tmp_path / "out").exists() and not (tiny_run / "samples").exists()
+
+
+def test_a_damaged_vocoder_leaves_nothing(tiny_run: Path, tokenizer: Path, tmp_path: Path) -> None:
+    _vocoder(tokenizer, tokenizer)
+    (tokenizer / "vocoder.safetensors").unlink()
+    with pytest.raises(UserError, match=r"vocoder\.safetensors cannot be read"):
+        _spoken(tiny_run, replace(SHORT, into=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
