@@ -156,10 +156,26 @@ class TestWindows:
             assert [len(piece) for piece in pieces[:-1]] == [length * HOP] * (-(-83 // length) - 1)
             assert np.abs(np.concatenate(pieces) - whole).max() < 1e-6
 
+    def test_kernels_that_add_samples(self, tmp_path: Path, tokenizer: Path) -> None:
+        """Odd differences of kernel and rate: the samples after the last frame are left out."""
+        twin = make_twin(3, upsample_kernel_sizes=[16, 10, 7, 5])
+        _converted(tmp_path, tokenizer, twin)
+        description = json.loads((tmp_path / "vocoder" / VOCODER_FILE).read_text())
+        sizes = HiFiGanSizes.model_validate_json(json.dumps(description["sizes"]))
+        frames = np.random.default_rng(1).integers(0, 500, (40, 1))
+        whole = _expected(twin, frames, predict=False)
+        assert len(whole) > 40 * HOP
+        vocoder = load_vocoder(tokenizer, tmp_path / "vocoder")
+        assert isinstance(vocoder, UnitHiFiGanVocoder)
+        windowed = UnitHiFiGanVocoder(sizes, vocoder._generator, 25.0, window_frames=7)
+        for waveform in (decode(vocoder, frames), decode(windowed, frames)):
+            assert len(waveform) == 40 * HOP and np.abs(waveform - whole[: 40 * HOP]).max() < 1e-6
+
     @pytest.mark.parametrize(
         "changes",
         [
             {},
+            {"upsample_rates": (5, 4), "upsample_kernel_sizes": (10, 7)},
             {"upsample_rates": (5, 4), "upsample_kernel_sizes": (11, 4)},
             {"upsample_rates": (2, 7), "upsample_kernel_sizes": (12, 9), "resblock_kernel_sizes": (5, 3)},
             {"upsample_rates": (3,), "upsample_kernel_sizes": (3,), "resblock_dilation_sizes": ((1,), (2,), (1, 1))},
@@ -323,7 +339,7 @@ class TestConversion:
             ({"sampling_rate": 32_000}, "32000 samples per second are 50 frames per second.*have 25"),
             ({"code_hop_size": 320}, "code_hop_size is 320, .* 640 samples"),
             ({"model_in_dim": 24}, "model_in_dim is 24, .* 12 together"),
-            ({"upsample_kernel_sizes": [16, 10, 8, 8]}, "do not exceed upsample_rates .* by even"),
+            ({"upsample_kernel_sizes": [16, 4, 8, 8]}, "leave gaps, since upsample_rates are"),
             ({"upsample_kernel_sizes": [16, 11, 8]}, "4 upsample_rates and 3 upsample_kernel_sizes"),
             ({"upsample_initial_channel": 24}, "24 channels cannot be halved 4 times"),
             ({"resblock_kernel_sizes": [3, 7, 10]}, "are not odd"),

@@ -19,6 +19,7 @@ class UnitHiFiGan(nn.Module):
     def __init__(self, sizes: HiFiGanSizes) -> None:
         """A generator with random weights."""
         super().__init__()
+        self._hop = sizes.hop
         self.dict = nn.Embedding(sizes.num_units, sizes.embedding_dim)
         self.spkr = _optional_embedding(sizes.num_speakers, sizes.embedding_dim)
         self.style = _optional_embedding(sizes.num_styles, sizes.embedding_dim)
@@ -37,7 +38,10 @@ class UnitHiFiGan(nn.Module):
         self.conv_post = nn.Conv1d(channels, 1, EDGE_KERNEL, padding=EDGE_KERNEL // 2)
 
     def forward(self, units: Tensor, speaker: int = 0, style: int = 0) -> Tensor:
-        """Waveform [T * hop] within -1 and 1 of units [T], one for each frame."""
+        """Waveform [T * hop] within -1 and 1 of units [T], one for each frame.
+
+        Upsampling whose kernel exceeds its rate by an odd number adds a sample at the end; these are left out.
+        """
         parts = [self.dict(units)]
         for table, number in ((self.spkr, speaker), (self.style, style)):
             if table is not None:
@@ -51,7 +55,7 @@ class UnitHiFiGan(nn.Module):
             for block in blocks[1:]:
                 total += block(hidden)
             hidden = total / count
-        return torch.tanh(self.conv_post(F.leaky_relu(hidden)))[0]
+        return torch.tanh(self.conv_post(F.leaky_relu(hidden)))[0, : len(units) * self._hop]
 
     def log_durations(self, units: Tensor) -> Tensor:
         """What the duration predictor gives for units [n], of which none repeats: the log of frames + 1, [n]."""

@@ -43,11 +43,8 @@ class HiFiGanSizes(StrictModel):
         rates, kernels = self.upsample_rates, self.upsample_kernel_sizes
         if len(rates) != len(kernels):
             raise ValueError(f"{len(rates)} upsample_rates and {len(kernels)} upsample_kernel_sizes; expected as many")
-        if any(kernel < rate or (kernel - rate) % 2 for rate, kernel in zip(rates, kernels, strict=True)):
-            raise ValueError(
-                f"upsample_kernel_sizes {kernels} do not exceed upsample_rates {rates} by even numbers, so frames do"
-                " not become whole samples"
-            )
+        if any(kernel < rate for rate, kernel in zip(rates, kernels, strict=True)):
+            raise ValueError(f"upsample_kernel_sizes {kernels} leave gaps, since upsample_rates are {rates}")
         if self.channels % 2 ** len(rates):
             raise ValueError(f"{self.channels} channels cannot be halved {len(rates)} times")
         if len(self.resblock_kernel_sizes) != len(self.resblock_dilation_sizes):
