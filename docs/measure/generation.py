@@ -5,8 +5,8 @@ Usage, from the root of the repository:
 
 A model with random weights continues a prompt of speech with caches, up to `--units` units. Then the same process
 continues the same prompt by computing the whole context at every step, and must draw the same units. The likeliest unit
-is taken, so that no random numbers are needed. Shown is the median of the CPU milliseconds of this process per unit over
-the steps before each length, and the sum over all units; other programs hardly matter with one thread.
+is taken, so that no random numbers are needed. Shown is the median of the CPU milliseconds of this process per unit
+over the steps before each length, and the sum over all units; other programs hardly matter with one thread.
 """
 
 import argparse
