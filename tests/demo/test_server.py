@@ -224,20 +224,30 @@ def test_a_port_that_is_taken(session: Session) -> None:
 
 
 @pytest.mark.parametrize("frames_per_unit", [1, 3, 60])
-def test_pieces_of_growing_speech_add_up(frames_per_unit: int) -> None:
-    """With a decoder whose samples depend on their own frame only, the pieces are the whole."""
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_pieces_of_growing_speech_add_up(frames_per_unit: int, neighbours: int) -> None:
+    """With a vocoder whose samples depend on their own frame only, the pieces are the whole, also if the durations
+    depend on the units around."""
 
     class Plain:
-        sample_rate, frames_per_second = 16_000, 50.0
+        sample_rate = 16_000
 
-        def decode(self, frames: Any) -> Any:
-            return np.repeat(frames[:, 0].astype(np.float32) / 100, 320)
+        def stream(self, frames: Any) -> Any:
+            yield np.repeat(frames[:, 0].astype(np.float32) / 100, 320)
+
+    class Around:
+        def __init__(self) -> None:
+            self.neighbours = neighbours
+
+        def run_lengths(self, units: Any) -> Any:
+            padded = np.pad(units[:, 0], neighbours)
+            windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * neighbours + 1)
+            return frames_per_unit + windows.sum(axis=1) % 3 * (neighbours > 0)
 
     units = np.random.default_rng(0).integers(0, 100, (40, 1))
-    run_lengths = lambda units: np.full(len(units), frames_per_unit)  # noqa: E731
-    growing = GrowingSpeech(Plain(), run_lengths)  # type: ignore[arg-type]
+    growing = GrowingSpeech(Plain(), Around(), 50.0)  # type: ignore[arg-type]
     pieces = [piece for unit in units if (piece := growing.add(unit)) is not None]
     pieces.append(growing.rest())
-    expected = np.repeat(units[:, 0].astype(np.float32) / 100, 320 * frames_per_unit)
+    expected = np.repeat(units[:, 0].astype(np.float32) / 100, 320 * Around().run_lengths(units))
     np.testing.assert_allclose(np.concatenate(pieces), expected, atol=1e-6)
     assert len(pieces) > 1 or frames_per_unit == 1

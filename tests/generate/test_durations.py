@@ -3,7 +3,8 @@
 import numpy as np
 
 from tolktrain.data.records import Record
-from tolktrain.generate.durations import fit_durations
+from tolktrain.generate.durations import PredictedDurations, fit_durations
+from tolktrain.units.base import DurationPredictor
 
 
 def _record(units: list[int], runs: list[int]) -> Record:
@@ -33,3 +34,28 @@ def test_lengths_and_seconds() -> None:
 
 def test_no_speech_at_all() -> None:
     assert fit_durations([], 4, 25.0).frames.tolist() == [1, 1, 1, 1]
+
+
+def test_predicted_seconds_of_growing_units() -> None:
+    """The sum of the durations at every length; few units are predicted again."""
+    predicted = []
+
+    def predict(units: np.ndarray) -> np.ndarray:
+        predicted.append(len(units))
+        padded = np.pad(units[:, 0], 2)
+        return (1 + np.lib.stride_tricks.sliding_window_view(padded, 5).sum(axis=1) % 7).astype(np.uint16)
+
+    durations = PredictedDurations(DurationPredictor(predict, 2), 25.0)
+    units = np.random.default_rng(0).integers(0, 500, (400, 1))
+    for length in range(1, 401):
+        assert durations.seconds(units[:length]) == predict(units[:length]).sum() / 25
+    assert durations.seconds(units[:0]) == 0
+    assert durations.run_lengths(units).tolist() == predict(units).tolist()
+    del predicted[:]
+    for length in range(1, 401):
+        durations.seconds(units[:length])
+    assert not predicted, "known from the first time"
+    fresh = PredictedDurations(durations.predictor, 25.0)
+    for length in range(1, 401):
+        fresh.seconds(units[:length])
+    assert sum(predicted) < 80 * 400 < sum(range(401))

@@ -72,7 +72,7 @@ def _expected(twin: Twin, units: np.ndarray, speaker: int = 0, style: int = 0, p
 
 def test_audio_and_durations_are_those_of_the_definition(vocoder: Vocoder, twin: Twin) -> None:
     assert vocoder.duration_predictor is not None
-    lengths = vocoder.duration_predictor(UNITS)
+    lengths = vocoder.duration_predictor.predict(UNITS)
     assert lengths.tolist() == twin.durations(UNITS[:, 0].tolist()).tolist()
     assert lengths.dtype == np.uint16 and len(set(lengths.tolist())) > 2 and min(lengths) == 1
     waveform = decode(vocoder, expand(UNITS, lengths))
@@ -209,7 +209,7 @@ class TestWindows:
 def test_nothing_and_what_is_no_unit(vocoder: Vocoder) -> None:
     assert vocoder.duration_predictor is not None
     nothing = np.zeros((0, 1), np.uint16)
-    assert decode(vocoder, nothing).shape == (0,) and vocoder.duration_predictor(nothing).shape == (0,)
+    assert decode(vocoder, nothing).shape == (0,) and vocoder.duration_predictor.predict(nothing).shape == (0,)
     assert decode(vocoder, UNITS[:1]).shape == (HOP,)
     for wrong, message in (
         (np.array([[500]]), "between 0 and 499"),
@@ -217,7 +217,7 @@ def test_nothing_and_what_is_no_unit(vocoder: Vocoder) -> None:
         (np.array([1, 2]), r"\[frames, 1\]"),
         (np.zeros((2, 2), int), r"\[frames, 1\]"),
     ):
-        for act in (lambda units: next(iter(vocoder.stream(units))), vocoder.duration_predictor):
+        for act in (lambda units: next(iter(vocoder.stream(units))), vocoder.duration_predictor.predict):
             with pytest.raises(UserError, match=message):
                 act(wrong)
 

@@ -193,7 +193,7 @@ class _Form:
             seed=int(self._number("seed", 0, 1 << 53)),
             top_p=self._number("top_p", 1e-6, 1.0),
         )
-        seconds = self._number("seconds", 0.1, _MOST_SECONDS) if to == "speech" and session.decoder else None
+        seconds = self._number("seconds", 0.1, _MOST_SECONDS) if to == "speech" and session.speaks else None
         most = int(self._number("length", 1, _MOST_POSITIONS)) if seconds is None else _MOST_POSITIONS
         limits = Limits(most, seconds, None if to == "speech" else 1)
         if isinstance(self.prompt, str):

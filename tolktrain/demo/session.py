@@ -15,14 +15,14 @@ from tolktrain.data.sequences import IntArray
 from tolktrain.demo.streaming import GrowingSpeech
 from tolktrain.errors import UserError
 from tolktrain.files.writing import wav_bytes
-from tolktrain.generate.answer import TextStream, speech_decoder
+from tolktrain.generate.answer import TextStream
 from tolktrain.generate.continuation import Continuation, Continuer, Limits
 from tolktrain.generate.decoding import use_accelerator
 from tolktrain.generate.requests import Request
 from tolktrain.generate.sampling import Sampling
+from tolktrain.generate.speaker import Speaker
 from tolktrain.model.pooling import WeightedAverage
 from tolktrain.runs.load_model import load_model
-from tolktrain.units.base import SpeechDecoder, expand
 from tolktrain_kernels.layer_pooling import PooledLayers
 
 Event = dict[str, Any]
@@ -40,7 +40,7 @@ class Session:
     run: Path
     step: int | None
     continuer: Continuer
-    decoder: SpeechDecoder | None  # None if units cannot be turned into audio
+    speaker: Speaker
 
     @classmethod
     def load(cls, run: Path, step: int | None = None) -> "Session":
@@ -52,7 +52,15 @@ class Session:
         continuer = Continuer(use_accelerator(model), config, state.get("tokenizers", {}))
         if config.data.text_tokenizer is None and config.data.speech_tokenizer is None:
             raise UserError(f"{run}: the configuration names no tokenizer, so nothing can be typed or heard")
-        return cls(run, state.get("step"), continuer, speech_decoder(continuer))
+        speaker = Speaker(continuer)
+        if speaker.vocoder is not None:
+            continuer.durations = speaker.durations
+        return cls(run, state.get("step"), continuer, speaker)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether units can be turned into audio."""
+        return self.speaker.vocoder is not None
 
     def describe(self) -> Event:
         """What the page shows of the model."""
@@ -64,8 +72,8 @@ class Session:
             "step": self.step,
             "reads_text": config.data.text_tokenizer is not None,
             "hears": config.data.speech_tokenizer is not None,
-            "speaks": self.decoder is not None,
-            "sample_rate": None if self.decoder is None else self.decoder.sample_rate,
+            "speaks": self.speaks,
+            "sample_rate": None if self.speaker.vocoder is None else self.speaker.vocoder.sample_rate,
             "num_layers": sizes.num_layers,
             "layer_pooling": sizes.layer_pooling,
             "static_weights": None if static is None else _rounded(torch.softmax(static.detach().float(), dim=0)),
@@ -82,7 +90,9 @@ class Session:
 
         Raises UserError when the prompt cannot be used.
         """
-        speech = None if self.decoder is None else GrowingSpeech(self.decoder, self._durations)
+        speech = None
+        if self.speaker.vocoder is not None:
+            speech = GrowingSpeech(self.speaker.vocoder, self.speaker.durations, self.speaker.frames_per_second)
         text = TextStream(self.continuer) if request.to == "text" else None
         num_units, delay = (
             self.continuer.model.architecture.num_units,
@@ -117,10 +127,6 @@ class Session:
             emit({"kind": "audio", "pcm": _pcm(piece)})
         emit(self._done(found))
 
-    def _durations(self, units: IntArray) -> IntArray:
-        assert self.continuer.durations is not None
-        return self.continuer.durations.run_lengths(units)
-
     def _done(self, found: Continuation) -> Event:
         timing = found.timing
         event: Event = {
@@ -131,11 +137,12 @@ class Session:
             "seconds": round(timing.total, 3),
             "ms_per_position": None if timing.ms_per_position is None else round(timing.ms_per_position, 1),
         }
-        if found.text is None and self.decoder is not None and found.ids:
-            units = np.array(found.ids, np.int64)
-            samples = self.decoder.decode(expand(units, self._durations(units)))
-            event["audio_seconds"] = round(len(samples) / self.decoder.sample_rate, 2)
-            event["wav"] = base64.b64encode(wav_bytes(samples, self.decoder.sample_rate)).decode()
+        heard = self.speaker.frames(np.array(found.ids, np.int64)) if found.text is None and found.ids else None
+        if heard is not None:
+            vocoder, frames = heard
+            wav, num_samples = wav_bytes(vocoder.stream(frames), vocoder.sample_rate)
+            event["audio_seconds"] = round(num_samples / vocoder.sample_rate, 2)
+            event["wav"] = base64.b64encode(wav).decode()
         return event
 
 

@@ -5,27 +5,23 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tolktrain.data.folder import RecordFolder
 from tolktrain.data.sequences import IntArray
 from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.writing import AppendedFile, replace_file, write_wav_pieces
 from tolktrain.generate.continuation import Continuation, Continuer, Limits
 from tolktrain.generate.decoding import use_accelerator
-from tolktrain.generate.durations import Durations, PredictedDurations, fit_durations
 from tolktrain.generate.requests import Request
-from tolktrain.generate.run import training_records
 from tolktrain.generate.sampling import Sampling
+from tolktrain.generate.speaker import Speaker
 from tolktrain.runs.load_model import load_model
-from tolktrain.units.base import Frames, Vocoder, expand
-from tolktrain.units.vocoders.kind import FIRST_VOICE, Voice
-from tolktrain.units.vocoders.load import open_vocoder, require_vocoder
+from tolktrain.units.base import Frames, Vocoder
+from tolktrain.units.vocoders.kind import Voice
 
 SETTINGS_FILE = "settings.json"
 LINES_FILE = "continuations.jsonl"
@@ -78,7 +74,7 @@ def answer(run_dir: Path, requests: Iterable[Request], options: Answering, show:
         options.repetition_penalty,
     )
     output = None
-    speaker = _Speaker(continuer, options)
+    speaker = Speaker(continuer, options.vocoder, Voice(options.speaker, options.style))
     if options.into is not None:
         header = {"run": str(run_dir), "step": state.get("step"), **asdict(settings), "limits": asdict(options.limits)}
         output = _Output(options.into, continuer, speaker, header)
@@ -168,7 +164,7 @@ def _require_empty(folder: Path) -> None:
 class _Output:
     """The folder that continuations are written into; made with the first one."""
 
-    def __init__(self, folder: Path, continuer: Continuer, speaker: "_Speaker", settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, continuer: Continuer, speaker: Speaker, settings: dict[str, Any]) -> None:
         self._folder, self._continuer, self._speaker, self._settings = folder, continuer, speaker, settings
         self._lines: AppendedFile | None = None
 
@@ -213,51 +209,6 @@ class _Output:
         vocoder, frames = heard
         samples = write_wav_pieces(self._folder / name, vocoder.stream(frames), vocoder.sample_rate)
         return {"file": name, "audio_seconds": round(samples / vocoder.sample_rate, 3)}
-
-
-class _Speaker:
-    """The vocoder of a run and the durations of units, which are loaded when they are first needed."""
-
-    def __init__(self, continuer: Continuer, options: Answering) -> None:
-        """Raises UserError if there is a vocoder, and it does not fit the speech tokenizer or lacks the voice."""
-        self._continuer = continuer
-        chosen = continuer.config.data.vocoder
-        if options.vocoder is not None:
-            self._path: str | Path | None = options.vocoder
-            self._voice = Voice(options.speaker, options.style)  # those of the configuration are of its vocoder
-        else:
-            self._path = chosen.path
-            self._voice = Voice(options.speaker or chosen.speaker, options.style or chosen.style)
-        self._load: Callable[[], Vocoder] | None = None
-        if self._path is not None or self._voice != FIRST_VOICE:
-            folder = continuer.describe_speech()[1]
-            self._load = require_vocoder(folder, self._path, self._voice, lambda: continuer.speech)
-
-    @cached_property
-    def vocoder(self) -> Vocoder | None:
-        """None if the units cannot be turned into audio."""
-        if self._load is None and self._continuer.config.data.speech_tokenizer is not None:
-            folder = self._continuer.describe_speech()[1]
-            self._load = open_vocoder(folder, load_tokenizer=lambda: self._continuer.speech)
-        return None if self._load is None else self._load()
-
-    @cached_property
-    def durations(self) -> Durations:
-        """As the vocoder predicts them, or else of the training records. Raises UserError if there are no records."""
-        vocoder = self.vocoder
-        config, (info, _) = self._continuer.config, self._continuer.describe_speech()
-        if vocoder is not None and vocoder.duration_predictor is not None:
-            return PredictedDurations(vocoder.duration_predictor, info.frames_per_second)
-        records: RecordFolder = training_records(config)
-        number = min(len(records), config.evaluation.baseline_records)
-        first = (records[index] for index in range(number))
-        return fit_durations(first, self._continuer.model.architecture.num_units, info.frames_per_second)
-
-    def frames(self, units: IntArray) -> tuple[Vocoder, Frames] | None:
-        """The vocoder, and the frames of units [n, K]; None if there is no vocoder. Raises UserError like both."""
-        if self.vocoder is None:
-            return None
-        return self.vocoder, expand(units, self.durations.run_lengths(units))
 
 
 def _batched(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:

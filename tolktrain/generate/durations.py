@@ -1,7 +1,8 @@
 """Durations of predicted units. The model predicts units with repeats collapsed, so it predicts no durations."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -9,10 +10,18 @@ import numpy as np
 from tolktrain.data.records import Record
 from tolktrain.data.sequences import IntArray
 from tolktrain.units.base import DurationPredictor
+from tolktrain.units.windows import windows_with_context
+
+_CACHED_UNITS = 64
 
 
 class Durations(Protocol):
     """Durations of units."""
+
+    @property
+    def neighbours(self) -> int:
+        """Units on either side of a unit on which its duration depends."""
+        ...
 
     def run_lengths(self, units: IntArray) -> IntArray:
         """Frames of each row of units [n, K]: [n]."""
@@ -25,18 +34,36 @@ class Durations(Protocol):
 
 @dataclass(frozen=True)
 class PredictedDurations:
-    """Frames that each unit lasts after and before its neighbours, as a vocoder predicts them."""
+    """Frames that each unit lasts between its neighbours, as a vocoder predicts them."""
 
-    predict: DurationPredictor
+    predictor: DurationPredictor
     frames_per_second: float
+
+    @property
+    def neighbours(self) -> int:
+        """Units on either side of a unit on which its duration depends."""
+        return self.predictor.neighbours
 
     def run_lengths(self, units: IntArray) -> IntArray:
         """Frames of each row of units [n, K]: [n]. Raises `UserError` as the vocoder does."""
-        return self.predict(units).astype(np.int64)
+        return self.predictor.predict(units).astype(np.int64)
 
     def seconds(self, units: IntArray) -> float:
-        """Duration of units [n, K]."""
-        return float(self.run_lengths(units).sum()) / self.frames_per_second
+        """Duration of units [n, K]. Units that grow by one from call to call are not predicted again."""
+        frames = 0
+        for window in windows_with_context(len(units), _CACHED_UNITS, self.neighbours, self.neighbours):
+            part = np.ascontiguousarray(units[window.start : window.end], np.int64)
+            frames += self._frames(part.tobytes(), len(part), window.first - window.start, window.last - window.start)
+        return frames / self.frames_per_second
+
+    @cached_property
+    def _frames(self) -> Callable[[bytes, int, int, int], int]:
+        @lru_cache(maxsize=1024)
+        def frames(content: bytes, count: int, first: int, last: int) -> int:
+            units = np.frombuffer(content, np.int64).reshape(count, -1)
+            return int(self.run_lengths(units)[first:last].sum())
+
+        return frames
 
 
 @dataclass(frozen=True)
@@ -45,6 +72,7 @@ class DurationTable:
 
     frames: IntArray  # [num_units], of the units of the first codebook
     frames_per_second: float
+    neighbours = 0  # units on either side of a unit on which its duration depends
 
     def run_lengths(self, units: IntArray) -> IntArray:
         """Frames of each row of units [n, K]: [n]."""

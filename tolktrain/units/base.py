@@ -3,6 +3,7 @@ Also the collapsing of repeated frames.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,12 +14,6 @@ from tolktrain.errors import UserError
 Samples = npt.NDArray[np.float32]  # [n], mono, within -1 and 1
 Frames = npt.NDArray[np.uint16]  # [frames, K]
 RunLengths = npt.NDArray[np.uint16]  # [n], frames each row of units lasts
-
-DurationPredictor = Callable[[npt.NDArray[Any]], RunLengths]
-"""Gives the frames [n] that units [n, K] last, of which none repeats.
-
-Raises `UserError` for ids outside the vocabulary, and for a duration that no unit can have.
-"""
 
 LONGEST_RUN = np.iinfo(np.uint16).max
 
@@ -68,6 +63,16 @@ class SpeechTokenizer(Protocol):
     def encode_batch(self, waveforms: Sequence[Samples]) -> list[Frames]:
         """Units of several waveforms, in order: what `encode` gives for each of them alone."""
         ...
+
+
+@dataclass(frozen=True)
+class DurationPredictor:
+    """Predicts how long units last."""
+
+    # Frames [n] of units [n, K], of which none repeats. Raises `UserError` for ids outside the vocabulary, and for a
+    # duration that no unit can have.
+    predict: Callable[[npt.NDArray[Any]], RunLengths]
+    neighbours: int  # units on either side of a unit on which its duration depends
 
 
 class Vocoder(Protocol):

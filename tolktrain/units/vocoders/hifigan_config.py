@@ -13,6 +13,7 @@ from tolktrain.units.description import problems
 
 EDGE_KERNEL = 7  # of the first and the last convolution
 DURATION_KERNEL = 3  # the published predictor pads its second convolution for this one only
+DURATION_NEIGHBOURS = 2 * (DURATION_KERNEL // 2)  # of its two convolutions
 # What published programs assume if the configuration does not say it.
 _USUAL_SPEAKERS, _USUAL_STYLES, _USUAL_RATE, _USUAL_INPUT = 200, 100, 16_000, 80
 

@@ -28,7 +28,7 @@ from tolktrain.units.vocoders.description import (
     description_bytes,
     read_vocoder_description,
 )
-from tolktrain.units.vocoders.hifigan_config import HiFiGanSizes, read_published_config
+from tolktrain.units.vocoders.hifigan_config import DURATION_NEIGHBOURS, HiFiGanSizes, read_published_config
 from tolktrain.units.vocoders.kind import VocoderKind, VocoderMaker, VocoderSource
 from tolktrain.units.vocoders.voices import choose
 from tolktrain.units.windows import windows_with_context
@@ -96,7 +96,9 @@ class UnitHiFiGanVocoder:
     @property
     def duration_predictor(self) -> DurationPredictor | None:
         """`run_lengths` if the generator has a duration predictor."""
-        return None if self._sizes.duration_channels is None else self.run_lengths
+        if self._sizes.duration_channels is None:
+            return None
+        return DurationPredictor(self.run_lengths, DURATION_NEIGHBOURS)
 
     def run_lengths(self, units: npt.NDArray[Any]) -> RunLengths:
         """Predicted frames of units [n, 1], of which none repeats: [n]. At least one, and halves rounded to even.

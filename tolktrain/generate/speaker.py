@@ -1,0 +1,62 @@
+"""What turns the units of a run into audio: its vocoder, and how long units last."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from tolktrain.data.folder import RecordFolder
+from tolktrain.data.sequences import IntArray
+from tolktrain.generate.continuation import Continuer
+from tolktrain.generate.durations import Durations, PredictedDurations, fit_durations
+from tolktrain.generate.run import training_records
+from tolktrain.units.base import Frames, Vocoder, expand
+from tolktrain.units.vocoders.kind import FIRST_VOICE, Voice
+from tolktrain.units.vocoders.load import open_vocoder, require_vocoder
+
+
+class Speaker:
+    """The vocoder of a run and the durations of units, which are loaded when they are first needed."""
+
+    def __init__(self, continuer: Continuer, folder: str | Path | None = None, voice: Voice = FIRST_VOICE) -> None:
+        """Choose the vocoder: in `folder`, as data.vocoder of the configuration says, or that of the tokenizer.
+
+        Raises UserError if one is named, and it does not fit the speech tokenizer or lacks the voice.
+        """
+        self._continuer = continuer
+        chosen = continuer.config.data.vocoder
+        if folder is None:  # otherwise, the voice of the configuration is one of another vocoder
+            folder, voice = chosen.path, Voice(voice.speaker or chosen.speaker, voice.style or chosen.style)
+        self._load: Callable[[], Vocoder] | None = None
+        if folder is not None or voice != FIRST_VOICE:
+            tokenizer = continuer.describe_speech()[1]
+            self._load = require_vocoder(tokenizer, folder, voice, lambda: continuer.speech)
+
+    @cached_property
+    def vocoder(self) -> Vocoder | None:
+        """None if the units cannot be turned into audio."""
+        if self._load is None and self._continuer.config.data.speech_tokenizer is not None:
+            tokenizer = self._continuer.describe_speech()[1]
+            self._load = open_vocoder(tokenizer, load_tokenizer=lambda: self._continuer.speech)
+        return None if self._load is None else self._load()
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames of the speech tokenizer."""
+        return self._continuer.describe_speech()[0].frames_per_second
+
+    @cached_property
+    def durations(self) -> Durations:
+        """As the vocoder predicts them, or else of the training records. Raises UserError if there are no records."""
+        vocoder, config = self.vocoder, self._continuer.config
+        if vocoder is not None and vocoder.duration_predictor is not None:
+            return PredictedDurations(vocoder.duration_predictor, self.frames_per_second)
+        records: RecordFolder = training_records(config)
+        number = min(len(records), config.evaluation.baseline_records)
+        first = (records[index] for index in range(number))
+        return fit_durations(first, self._continuer.model.architecture.num_units, self.frames_per_second)
+
+    def frames(self, units: IntArray) -> tuple[Vocoder, Frames] | None:
+        """The vocoder, and the frames of units [n, K]; None if there is no vocoder. Raises UserError like both."""
+        if self.vocoder is None:
+            return None
+        return self.vocoder, expand(units, self.durations.run_lengths(units))
