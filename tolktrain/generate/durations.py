@@ -7,9 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
+from tolktrain.data.folder import RecordFolder
 from tolktrain.data.records import Record
 from tolktrain.data.sequences import IntArray
-from tolktrain.units.base import DurationPredictor
+from tolktrain.units.base import DurationPredictor, Vocoder
 from tolktrain.units.windows import windows_with_context
 
 _CACHED_UNITS = 64
@@ -100,3 +101,18 @@ def fit_durations(records: Iterable[Record], num_units: int, frames_per_second: 
     seen = counts > 0
     frames[seen] = run[begins[seen] + counts[seen] // 2]
     return DurationTable(frames, frames_per_second)
+
+
+def choose_durations(
+    vocoder: Vocoder | None,
+    open_records: Callable[[], RecordFolder],
+    most_records: int,
+    num_units: int,
+    frames_per_second: float,
+) -> Durations:
+    """Durations as the vocoder predicts them, or else of the first training records, which are opened only then."""
+    if vocoder is not None and vocoder.duration_predictor is not None:
+        return PredictedDurations(vocoder.duration_predictor, frames_per_second)
+    records = open_records()
+    first = (records[index] for index in range(min(len(records), most_records)))
+    return fit_durations(first, num_units, frames_per_second)

@@ -18,7 +18,7 @@ from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import write_synced, write_wav, write_wav_pieces
 from tolktrain.generate.context import Context
 from tolktrain.generate.decoding import make_decoder, use_accelerator
-from tolktrain.generate.durations import Durations, PredictedDurations, fit_durations
+from tolktrain.generate.durations import Durations, choose_durations
 from tolktrain.generate.inputs import TEXT_TOKENIZER_FILE
 from tolktrain.generate.prompts import Prompt, read_prompts
 from tolktrain.generate.sampling import Sampling, SpeechLimits, TextLimits, sample_speech, sample_text
@@ -103,13 +103,9 @@ class _Tools:
         records = training_records(config)
         _check_tokenizer(config, tokenizer, records, vocabulary)
         vocoder = load_vocoder()
-        durations: Durations
-        if vocoder.duration_predictor is not None:
-            durations = PredictedDurations(vocoder.duration_predictor, tokenizer.frames_per_second)
-        else:
-            number = min(len(records), settings.baseline_records)
-            first = (records[index] for index in range(number))
-            durations = fit_durations(first, vocabulary.num_units, tokenizer.frames_per_second)
+        durations = choose_durations(
+            vocoder, lambda: records, settings.baseline_records, vocabulary.num_units, tokenizer.frames_per_second
+        )
         return cls(
             model=use_accelerator(model),
             config=config,

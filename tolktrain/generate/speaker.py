@@ -4,10 +4,9 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from tolktrain.data.folder import RecordFolder
 from tolktrain.data.sequences import IntArray
 from tolktrain.generate.continuation import Continuer
-from tolktrain.generate.durations import Durations, PredictedDurations, fit_durations
+from tolktrain.generate.durations import Durations, choose_durations
 from tolktrain.generate.run import training_records
 from tolktrain.units.base import Frames, Vocoder, expand
 from tolktrain.units.vocoders.kind import FIRST_VOICE, Voice
@@ -47,13 +46,14 @@ class Speaker:
     @cached_property
     def durations(self) -> Durations:
         """As the vocoder predicts them, or else of the training records. Raises UserError if there are no records."""
-        vocoder, config = self.vocoder, self._continuer.config
-        if vocoder is not None and vocoder.duration_predictor is not None:
-            return PredictedDurations(vocoder.duration_predictor, self.frames_per_second)
-        records: RecordFolder = training_records(config)
-        number = min(len(records), config.evaluation.baseline_records)
-        first = (records[index] for index in range(number))
-        return fit_durations(first, self._continuer.model.architecture.num_units, self.frames_per_second)
+        config, sizes = self._continuer.config, self._continuer.model.architecture
+        return choose_durations(
+            self.vocoder,
+            lambda: training_records(config),
+            config.evaluation.baseline_records,
+            sizes.num_units,
+            self.frames_per_second,
+        )
 
     def frames(self, units: IntArray) -> tuple[Vocoder, Frames] | None:
         """The vocoder, and the frames of units [n, K]; None if there is no vocoder. Raises UserError like both."""
