@@ -2,7 +2,8 @@
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,7 +66,7 @@ def read_generator(path: str | Path, sizes: HiFiGanSizes) -> dict[str, Tensor]:
 
 def _load(path: Path) -> Any:
     try:
-        with open_regular(path) as file:
+        with open_regular(path) as file, _tensors_only():
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); give the vocoder's checkpoint") from None
@@ -81,6 +82,17 @@ def _load(path: Path) -> Any:
     except Exception as error:  # damaged files raise whatever their format's reader raises
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} is not a readable checkpoint ({reason:.100}); get it from its source again") from None
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Without the classes that libraries have allowed `weights_only` to make, such as megatron's argparse.Namespace."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        yield
+    finally:
+        torch.serialization.add_safe_globals(allowed)
 
 
 def _is_plain(name: object, value: object) -> bool:
