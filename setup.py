@@ -87,6 +87,8 @@ setup(
         "demo": ["aiohttp>=3.10"],
         # Preparing text of Parquet and .zst files.
         "text": ["pyarrow>=14"],
+        # Text tasks of lm-evaluation-harness. Older releases have another interface.
+        "eval": ["lm-eval>=0.4.13,<0.5"],
         "dev": [
             "flask>=3.0",  # with flask-cors, what moto's server needs of its long list
             "flask-cors>=5.0",

@@ -52,6 +52,6 @@ echo "Installing tolktrain and its libraries into $venv (7 GB the first time, in
 start=$SECONDS
 # pip warns once per package about configured index folders that do not exist, which would hide the actual error.
 "$venv/bin/python" -m pip install -q --no-input --disable-pip-version-check --root-user-action ignore \
-    -e '.[audio,text,demo,dev]' -c constraints.txt 2>&1 | { grep -v "^WARNING: Location .* is ignored" >&2 || true; } ||
+    -e '.[audio,text,eval,demo,dev]' -c constraints.txt 2>&1 | { grep -v "^WARNING: Location .* is ignored" >&2 || true; } ||
     fail "the installation failed; see the reason above. Run make again to continue where it stopped."
 echo "Installed in $((SECONDS - start)) s."

@@ -40,7 +40,13 @@ def test_the_wheel_holds_templates_licence_and_command(wheel: Path) -> None:
 
 def test_the_installed_package_is_this_one() -> None:
     assert metadata.version("tolktrain") == tolktrain.__version__
-    assert set(metadata.metadata("tolktrain").get_all("Provides-Extra") or []) == {"gpu", "audio", "text", "dev"}
+    assert set(metadata.metadata("tolktrain").get_all("Provides-Extra") or []) == {
+        "gpu",
+        "audio",
+        "text",
+        "eval",
+        "dev",
+    }
 
 
 def _name(requirement: str) -> str:
@@ -66,7 +72,7 @@ def _declared() -> set[str]:
     call = next(node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if _is_setup(node))
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     extras = ast.literal_eval(given["extras_require"])
-    lists = [ast.literal_eval(given["install_requires"]), *(extras[name] for name in ("gpu", "audio", "text"))]
+    lists = [ast.literal_eval(given["install_requires"]), *(extras[name] for name in ("gpu", "audio", "text", "eval"))]
     return {_name(requirement) for requirements in lists for requirement in requirements}
 
 

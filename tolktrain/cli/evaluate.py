@@ -38,6 +38,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     suite.add_argument(
         "--allow-incomplete", action="store_true", help="leave out pairs with missing or unreadable items"
     )
+    text = parser.add_argument_group("text tasks of lm-evaluation-harness, instead of the held-out sets")
+    text.add_argument("--text-tasks", metavar="NAME,...", help="tasks, such as hellaswag,arc_easy,piqa,blimp,mmlu")
+    text.add_argument("--data-dir", type=input_argument, metavar="DIR", help="folder with a folder for each data set")
+    text.add_argument(
+        "--against",
+        type=input_argument,
+        metavar="BACKBONE",
+        help="model to compare with: a Llama checkpoint, hub id, run, checkpoint of a run, or exported weights",
+    )
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -72,7 +81,16 @@ def _run_watched(parsed: argparse.Namespace, environment: ProcessEnvironment) ->
 
 def _evaluate(parsed: argparse.Namespace, environment: ProcessEnvironment, progress: "Progress") -> None:
     suite = _suite(parsed)
+    names = _text_tasks(parsed)
     parsed.run_directory = existing_run(parsed)
+    if names:
+        from tolktrain.evaluate.text.retention import evaluate_text_tasks
+        from tolktrain.evaluate.text.table import print_text_tasks
+
+        text = evaluate_text_tasks(parsed.run_directory, names, parsed.data_dir, parsed.against, mark=progress)
+        if environment.rank == 0:
+            print_text_tasks(text)
+        return
     if suite is None:
         evaluate_run(parsed.run_directory)
         return
@@ -82,6 +100,23 @@ def _evaluate(parsed: argparse.Namespace, environment: ProcessEnvironment, progr
     result = evaluate_benchmarks(parsed.run_directory, suite, progress)
     if environment.rank == 0:
         print_benchmarks(result)
+
+
+def _text_tasks(parsed: argparse.Namespace) -> list[str]:
+    """The names of text tasks; none: something else is evaluated."""
+    if parsed.text_tasks is None:
+        for option in ("data_dir", "against"):
+            if getattr(parsed, option) is not None:
+                raise UserError(f"--{option.replace('_', '-')} concerns text tasks; name some with --text-tasks")
+        return []
+    if parsed.suite is not None or parsed.benchmarks is not None:
+        raise UserError("--text-tasks and benchmarks exclude each other; evaluate one after the other")
+    if parsed.data_dir is None:
+        raise UserError("--text-tasks needs --data-dir, the folder with the data sets (docs/evaluation.md)")
+    names = [name.strip() for name in parsed.text_tasks.split(",")]
+    if not all(names):
+        raise UserError(f"--text-tasks: {parsed.text_tasks!r} has an empty name; write hellaswag,arc_easy")
+    return names
 
 
 def _suite(parsed: argparse.Namespace) -> "SuiteConfig | None":
@@ -107,4 +142,4 @@ def _suite(parsed: argparse.Namespace) -> "SuiteConfig | None":
     return SuiteConfig(benchmarks=tuple(entries), allow_incomplete=parsed.allow_incomplete)
 
 
-VERB = Verb("measure a trained run on its held-out sets, or on benchmarks", _add_arguments, _run)
+VERB = Verb("measure a trained run on its held-out sets, on benchmarks, or on text tasks", _add_arguments, _run)

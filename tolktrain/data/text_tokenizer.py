@@ -286,20 +286,34 @@ def _word_ends(offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -
     return np.searchsorted(word_of, np.arange(len(lengths)), side="right")
 
 
+def bos_id(path: str | Path, tokenizer: Tokenizer) -> int | None:
+    """Id of the beginning-of-text token that the files of a tokenizer name, None if they name none."""
+    token = _named_token(tokenizer_folder(path), "bos_token")
+    return None if token is None else tokenizer.token_to_id(token)
+
+
 def _eos_token(folder: Path, tokenizer: Tokenizer) -> str:
-    for name in EOS_FILES:
-        path = folder / name
-        if path.is_file():
-            token = _read_object(path).get("eos_token")
-            content = token.get("content") if isinstance(token, dict) else token
-            if isinstance(content, str):
-                return content
+    token = _named_token(folder, "eos_token")
+    if token is not None:
+        return token
     if tokenizer.token_to_id(END_OF_TEXT) is not None:
         return END_OF_TEXT
     raise UserError(
         f'{folder} tells no end-of-text token; add {{"eos_token": "..."}} as {EOS_FILES[0]}, with a token of'
         f" {TOKENIZER_FILE}"
     )
+
+
+def _named_token(folder: Path, key: str) -> str | None:
+    """The special token that the files of a tokenizer name under `key`."""
+    for name in EOS_FILES:
+        path = folder / name
+        if path.is_file():
+            token = _read_object(path).get(key)
+            content = token.get("content") if isinstance(token, dict) else token
+            if isinstance(content, str):
+                return content
+    return None
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -95,8 +95,13 @@ class RunPaths:
         return self.root / "benchmarks.json"
 
     @property
+    def text_tasks(self) -> Path:
+        """Result of `tolktrain evaluate --text-tasks`."""
+        return self.root / "text_tasks.json"
+
+    @property
     def scores(self) -> Path:
-        """Folder of the score files of benchmarks (`evaluate.score_files`)."""
+        """Folder of the score files of benchmarks (`evaluate.score_files`) and of text tasks (`evaluate.text`)."""
         return self.root / "scores"
 
     @property
