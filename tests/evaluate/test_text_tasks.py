@@ -15,10 +15,10 @@ pytest.importorskip("lm_eval")
 
 from tolktrain import cli
 from tolktrain.errors import UserError
-from tolktrain.evaluate.intervals import difference_interval
 from tolktrain.evaluate.text import catalog
 from tolktrain.evaluate.text.catalog import TextTask, find_tasks
 from tolktrain.evaluate.text.data_files import find_files
+from tolktrain.evaluate.text.paired import mean_interval
 from tolktrain.evaluate.text.retention import MEAN, evaluate_text_tasks, table_rows
 from tolktrain.evaluate.text.tasks import TextItem, loaded_tasks
 
@@ -115,8 +115,9 @@ def test_paired_numbers() -> None:
 
 
 def test_interval_of_equal_models_is_not_a_point() -> None:
-    low, high = difference_interval([np.zeros(50)])
+    low, high = mean_interval([np.zeros(50)], lowest=-1.0)
     assert (low, high) == (pytest.approx(-0.0711, abs=1e-4), pytest.approx(0.0711, abs=1e-4))  # 1 - 0.025^(1/50)
+    assert mean_interval([np.ones(50)]) == (pytest.approx(0.9289, abs=1e-4), 1.0)
 
 
 def test_definitions_of_the_harness() -> None:

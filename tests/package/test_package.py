@@ -40,13 +40,8 @@ def test_the_wheel_holds_templates_licence_and_command(wheel: Path) -> None:
 
 def test_the_installed_package_is_this_one() -> None:
     assert metadata.version("tolktrain") == tolktrain.__version__
-    assert set(metadata.metadata("tolktrain").get_all("Provides-Extra") or []) == {
-        "gpu",
-        "audio",
-        "text",
-        "eval",
-        "dev",
-    }
+    extras = {"gpu", "audio", "text", "eval", "demo", "dev"}
+    assert set(metadata.metadata("tolktrain").get_all("Provides-Extra") or []) == extras
 
 
 def _name(requirement: str) -> str:
@@ -72,7 +67,8 @@ def _declared() -> set[str]:
     call = next(node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if _is_setup(node))
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     extras = ast.literal_eval(given["extras_require"])
-    lists = [ast.literal_eval(given["install_requires"]), *(extras[name] for name in ("gpu", "audio", "text", "eval"))]
+    names = ("gpu", "audio", "text", "eval", "demo")
+    lists = [ast.literal_eval(given["install_requires"]), *(extras[name] for name in names)]
     return {_name(requirement) for requirements in lists for requirement in requirements}
 
 

@@ -32,32 +32,14 @@ def share_interval(values: FloatArray, groups: Sequence[Hashable]) -> tuple[floa
     return _quantiles(drawn[:, 0] / drawn[:, 1])
 
 
-def macro_interval(strata: Sequence[FloatArray], weights: Sequence[float] | None = None) -> tuple[float, float]:
-    """The same of the mean of the strata's means [values each], unweighted if no weights are given; values are
-    resampled within each."""
+def macro_interval(strata: Sequence[FloatArray]) -> tuple[float, float]:
+    """The same of the unweighted mean of the strata's means [values each]; values are resampled within each."""
     mean = float(np.mean([values.mean() for values in strata]))
     if mean in (0.0, 1.0):
         return _exact(mean, min(len(values) for values in strata))
-    return _bootstrap(strata, weights)
-
-
-def difference_interval(strata: Sequence[FloatArray], weights: Sequence[float] | None = None) -> tuple[float, float]:
-    """The same for differences of paired values in [0, 1], which are in [-1, 1].
-
-    If all differences are equal, resampling shows no spread; then each end is as far away as the share of other
-    differences that the exact interval allows.
-    """
-    values = np.concatenate(strata)
-    if (values == values[0]).all():
-        _, spread = _exact(0.0, min(map(len, strata)))
-        return max(-1.0, float(values[0]) - spread), min(1.0, float(values[0]) + spread)
-    return _bootstrap(strata, weights)
-
-
-def _bootstrap(strata: Sequence[FloatArray], weights: Sequence[float] | None) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     means = [_resampled(values[:, None], rng)[:, 0] / len(values) for values in strata]
-    return _quantiles(np.average(means, axis=0, weights=weights))
+    return _quantiles(np.mean(means, axis=0))
 
 
 def difference_interval(values: FloatArray, groups: Sequence[Hashable]) -> tuple[float, float]:

@@ -42,7 +42,8 @@ def backbone_folder(path: str, weights: bool) -> Path:
         )
     import huggingface_hub  # pulls in an HTTP stack that a local folder never needs
 
-    more = ["*.safetensors", "*.safetensors.index.json", "tokenizer.json"] if weights else []
+    tokenizer = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+    more = ["*.safetensors", "*.safetensors.index.json", *tokenizer] if weights else []
     patterns = ["config.json", *more]
     try:
         return Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))

@@ -13,9 +13,9 @@ from scipy import stats
 
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.config.load import load_config
-from tolktrain.evaluate.intervals import difference_interval, macro_interval
 from tolktrain.evaluate.ngram import FloatArray
 from tolktrain.evaluate.text.catalog import EQUAL_PARTS, TextTask, find_tasks
+from tolktrain.evaluate.text.paired import mean_interval
 from tolktrain.evaluate.text.tasks import LoadedTasks, TextItem, loaded_tasks
 from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import replace_file
@@ -161,15 +161,15 @@ def _row(
     weights: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """The figures of strata; in their mean, each counts by its weight, or all the same."""
-    low, high = macro_interval(own, weights)
+    low, high = mean_interval(own, weights)
     items = sum(map(len, own))
     row = {"task": name, "metric": metric, "items": items, "accuracy": _mean(own, weights), "low": low, "high": high}
     if other is None:
         return row
-    low, high = macro_interval(other, weights)
+    low, high = mean_interval(other, weights)
     row |= {"against_accuracy": _mean(other, weights), "against_low": low, "against_high": high}
     differences = [ours - theirs for ours, theirs in zip(own, other, strict=True)]
-    low, high = difference_interval(differences, weights)
+    low, high = mean_interval(differences, weights, lowest=-1.0)
     row |= {"difference": _mean(differences, weights), "difference_low": low, "difference_high": high}
     changed = np.concatenate(differences)
     gained, lost = int((changed > 0).sum()), int((changed < 0).sum())

@@ -1,0 +1,1 @@
+"""Trains variants of a model on equal tokens, and compares them."""

@@ -1,0 +1,166 @@
+"""The table of the sweep, and what it says about the paper's claim."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tolktrain.benchmark.ablations.items import LOSSES, Items, RunItems
+from tolktrain.benchmark.ablations.statistics import Estimate, estimate, estimate_of_seeds
+from tolktrain.benchmark.ablations.sweep import FULL, Run
+from tolktrain.evaluate.choices import DIRECTIONS
+from tolktrain.files.reading import TABLE_BYTES, read_json
+from tolktrain.runs.paths import RunPaths
+
+OVERLAP = "overlap"
+_MEASURES = (*(f"{name} loss" for name in LOSSES), *DIRECTIONS, OVERLAP)
+_HEADS = ("speech loss", "text loss", "interleaved loss", "T→T %", "T→S %", "S→T %", "S→S %", "overlap")
+_LOWER_IS_BETTER = frozenset(f"{name} loss" for name in LOSSES)
+
+
+def build_table(found: Mapping[Run, RunItems]) -> dict[str, Any]:
+    """Of the finished runs, the measures of each variant, and their differences from the full model on common seeds.
+
+    Returns:
+        `tokens`, `step`; `seeds` by variant; `parameters` by variant; `rows`: `set`, `variant`, `measure`, and the
+        fields of `Estimate`; `differences`: the same for variant minus full, with `shown`, whether the interval
+        excludes 0, and `full_is_better`. The subspace overlap, a mean over layers, is there if all runs of the variant
+        were analysed (`tolktrain analyze`); its intervals are over seeds alone, and its `set` is empty.
+    """
+    variants: dict[str, dict[int, RunItems]] = {}
+    for run, items in found.items():
+        variants.setdefault(run.variant, {})[run.seed] = items
+    overlaps = {run: value for run in found if (value := read_overlap(run)) is not None}
+    rows, differences = [], []
+    for variant, by_seed in variants.items():
+        common = sorted(by_seed.keys() & variants.get(FULL, {}).keys())
+        for key in _keys(by_seed):
+            name = {"set": key[0], "variant": variant, "measure": key[1]}
+            rows.append(name | asdict(estimate([_pick(by_seed[seed], key) for seed in sorted(by_seed)])))
+            if variant != FULL and common:
+                ours = [_pick(by_seed[seed], key) for seed in common]
+                theirs = [_pick(variants[FULL][seed], key) for seed in common]
+                differences.append(name | _difference(estimate(ours, theirs), key[1]))
+        name = {"set": "", "variant": variant, "measure": OVERLAP}
+        own = {run.seed: value for run, value in overlaps.items() if run.variant == variant}
+        full = {run.seed: value for run, value in overlaps.items() if run.variant == FULL}
+        if own.keys() == by_seed.keys():
+            rows.append(name | asdict(estimate_of_seeds([own[seed] for seed in sorted(own)])))
+            if variant != FULL and common and full.keys() >= set(common):
+                gaps = estimate_of_seeds([own[seed] - full[seed] for seed in common])
+                differences.append(name | _difference(gaps, OVERLAP))
+    first = next(iter(found.values()))
+    return {
+        "step": first.step,
+        "tokens": first.tokens,
+        "seeds": {variant: sorted(by_seed) for variant, by_seed in variants.items()},
+        "parameters": {variant: next(iter(by_seed.values())).parameters for variant, by_seed in variants.items()},
+        "rows": rows,
+        "differences": differences,
+    }
+
+
+def _keys(by_seed: Mapping[int, RunItems]) -> list[tuple[str, str]]:
+    return [(items.set, items.measure) for items in next(iter(by_seed.values())).measures]
+
+
+def _pick(run: RunItems, key: tuple[str, str]) -> Items:
+    return next(items for items in run.measures if (items.set, items.measure) == key)
+
+
+def _difference(found: Estimate, measure: str) -> dict[str, Any]:
+    # With one seed, nothing is known about other seeds.
+    shown = found.seed_half is not None and abs(found.value) > found.half
+    worse = found.value > 0 if measure in _LOWER_IS_BETTER else found.value < 0
+    return asdict(found) | {"shown": shown, "full_is_better": shown and worse}
+
+
+def read_overlap(run: Run) -> float | None:
+    """Mean over the layers of the subspace overlap of text and speech; None if the run was not analysed."""
+    path = RunPaths(run.out / run.name).analysis
+    if not path.is_file():
+        return None
+    try:
+        layers = read_json(path, TABLE_BYTES)["models"]["trained"]["subspaces"]["layers"].values()
+        values = [float(layer["overlap"]) for layer in layers]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # an analysis without this measure
+    return sum(values) / len(values) if values else None
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """The tables of each held-out set, and the answer."""
+    parts = []
+    for name in dict.fromkeys(row["set"] for row in table["rows"] if row["set"]):
+        parts.append(f"**{name}**, after {table['tokens']:,} tokens ({table['step']:,} steps):\n")
+        parts.append(_grid(table, "rows", name))
+        if any(row["set"] == name for row in table["differences"]):
+            parts.append(f"**{name}**, difference from {FULL}; * where the interval excludes 0:\n")
+            parts.append(_grid(table, "differences", name))
+    parts.append("\n".join(answer(table)) + "\n")
+    return "\n".join(parts)
+
+
+def _grid(table: Mapping[str, Any], kind: str, name: str) -> str:
+    cells: dict[str, dict[str, str]] = {}
+    for row in table[kind]:
+        if row["set"] in (name, ""):
+            cells.setdefault(row["variant"], {})[row["measure"]] = _cell(row, kind == "differences")
+    used = [place for place, measure in enumerate(_MEASURES) if any(measure in row for row in cells.values())]
+    lines = ["| variant | parameters | seeds | " + " | ".join(_HEADS[place] for place in used) + " |"]
+    lines.append("|---" * (3 + len(used)) + "|")
+    for variant, row in cells.items():
+        figures = [row.get(_MEASURES[place], "–") for place in used]
+        seeds = len(table["seeds"][variant])
+        lines.append(f"| {variant} | {table['parameters'][variant]:,} | {seeds} | " + " | ".join(figures) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: Mapping[str, Any], signed: bool) -> str:
+    is_share = row["measure"] in DIRECTIONS
+    scale, digits = (100, 1) if is_share else (1, 3)
+    sign = "+" if signed else ""
+    mark = "*" if row.get("shown") else ""
+    half = "" if row["half"] == 0.0 else f" ± {scale * row['half']:.{digits}f}"
+    return f"{scale * row['value']:{sign}.{digits}f}{half}{mark}"
+
+
+def answer(table: Mapping[str, Any]) -> list[str]:
+    """For each variant a sentence: where the full model is better, where it is worse, and where nothing is shown."""
+    lines = []
+    variants = list(dict.fromkeys(row["variant"] for row in table["differences"]))
+    for variant in variants:
+        rows = [row for row in table["differences"] if row["variant"] == variant]
+        better = [_named(row) for row in rows if row["full_is_better"]]
+        worse = [_named(row) for row in rows if row["shown"] and not row["full_is_better"]]
+        open_ = len(rows) - len(better) - len(worse)
+        lines.append(
+            f"- {FULL} against {variant}: better in {len(better)} of {len(rows)} measures"
+            + (f" ({', '.join(better)})" if better else "")
+            + f", worse in {len(worse)}"
+            + (f" ({', '.join(worse)})" if worse else "")
+            + f", no difference shown in {open_}."
+        )
+    few = [variant for variant, seeds in table["seeds"].items() if len(seeds) < 2]
+    if few:
+        lines.append(
+            f"- One seed each of {', '.join(few)}: the intervals are over items alone, and say nothing about other"
+            " seeds. So no difference counts as shown."
+        )
+    if variants:
+        lines.append("- Intervals are not corrected for the number of comparisons.")
+    return lines
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    head = _HEADS[_MEASURES.index(row["measure"])].removesuffix(" %")
+    return f"{head} on {row['set']}" if row["set"] else head
+
+
+def write_table(out: Path, table: Mapping[str, Any], command: str) -> None:
+    """table.json and table.md in the folder of the sweep."""
+    from tolktrain.files.writing import replace_file
+
+    replace_file(out / "table.json", json.dumps(table, indent=1) + "\n")
+    replace_file(out / "table.md", f"```bash\n{command}\n```\n\n{markdown(table)}")
