@@ -49,7 +49,7 @@ def test_two_variants_from_training_to_the_table(
     assert [line["step"] for line in metrics if "loss" in line] == list(range(1, 10))
     assert (tmp_path / "full-0" / "metrics.jsonl").read_text().count('"step": 3,') == 1
     log = run.log.read_text()
-    assert "step 9" in log and "step 1/" not in log  # continued, not begun again
+    assert "stage joint" in log and "stage text" not in log  # continued in the last stage, not begun again
     items = {run: read_items(run.items) for run in (run, Run("early-fusion", 0, tmp_path))}
     assert {found.tokens for found in items.values()} == {9 * 4 * 192}
 
@@ -164,7 +164,7 @@ def test_table_and_answer(tmp_path: Path) -> None:
     assert differences["overlap"]["full_is_better"] and not differences["text_to_text"]["shown"]
     text = markdown(table)
     assert "full against no-pooling: better in 2 of 3 measures (speech loss on s, overlap), worse in 0, no diff" in text
-    assert "| full | 1,000 | 3 | 3." in text and "+0.3" in text and "-0.200*" in text
+    assert "| full | 1,000 | 3 | 2.974 ± 0.099 |" in text and "+0.297 ± 0.010*" in text and "-0.200*" in text
     one_seed = build_table({run: items for run, items in found.items() if run.seed == 0})
     assert not any(row["shown"] for row in one_seed["differences"])
     assert "One seed each of full, no-pooling" in "\n".join(answer(one_seed))
