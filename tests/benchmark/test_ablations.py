@@ -164,7 +164,7 @@ def test_table_and_answer(tmp_path: Path) -> None:
     assert differences["overlap"]["full_is_better"] and not differences["text_to_text"]["shown"]
     text = markdown(table)
     assert "full against no-pooling: better in 2 of 3 measures (speech loss on s, overlap), worse in 0, no diff" in text
-    assert "| full | 1,000 | 3 | 2.974 ± 0.099 |" in text and "+0.297 ± 0.010*" in text and "-0.200*" in text
+    assert "| full | 1,000 | 3 | 2.974 ± 0.099 |" in text and "+0.297 ± 0.010*" in text and "-0.200 ± 0.000*" in text
     one_seed = build_table({run: items for run, items in found.items() if run.seed == 0})
     assert not any(row["shown"] for row in one_seed["differences"])
     assert "One seed each of full, no-pooling" in "\n".join(answer(one_seed))

@@ -134,7 +134,14 @@ def read_items(path: Path) -> RunItems:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}")
         measures = tuple(
-            Items(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+            Items(
+                set=str(entry["set"]),
+                measure=str(entry["measure"]),
+                keys=tuple(entry["keys"]),
+                groups=tuple(entry["groups"]),
+                values=tuple(map(float, entry["values"])),
+                weights=tuple(map(float, entry["weights"])),
+            )
             for entry in content["measures"]
         )
         return RunItems(int(content["step"]), int(content["tokens"]), int(content["parameters"]), measures)

@@ -122,7 +122,8 @@ def _cell(row: Mapping[str, Any], signed: bool) -> str:
     scale, digits = (100, 1) if is_share else (1, 3)
     sign = "+" if signed else ""
     mark = "*" if row.get("shown") else ""
-    half = "" if row["half"] == 0.0 else f" ± {scale * row['half']:.{digits}f}"
+    unknown = row["seed_half"] is None and row["item_half"] == 0.0
+    half = "" if unknown else f" ± {scale * row['half']:.{digits}f}"
     return f"{scale * row['value']:{sign}.{digits}f}{half}{mark}"
 
 

@@ -41,7 +41,7 @@ class TextModel:
     context: int  # positions that the model reads at most
 
 
-class TextLM(TemplateLM):  # type: ignore[misc]  # without annotations
+class TextLM(TemplateLM):
     """The interface of lm-evaluation-harness to a model.
 
     Texts are tokenized, and cut on the left if they are longer than the context, as its own class for models of
