@@ -18,6 +18,7 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
 from tolktrain.errors import UserError
+from tolktrain.evaluate.text import language_model
 from tolktrain.evaluate.text.catalog import find_tasks
 from tolktrain.evaluate.text.language_model import TextLM
 from tolktrain.evaluate.text.models import load_other, load_trained
@@ -149,6 +150,31 @@ def test_greedy_is_recognized(run_and_export: tuple[Path, Path]) -> None:
 def _stays_apart(ours: TextLM, prompt: str, text: str) -> bool:
     ids, first = ours.tok_encode(prompt + text), ours.tok_encode(prompt)
     return len(ids) == len(first) + 2 and ids[: len(first)] == first and not text.isspace()
+
+
+class _Sent(Exception):
+    """What a rank gives to the others."""
+
+
+def test_ranks_share_the_work(run_and_export: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two ranks scores a part, and together they have the results of one."""
+    text_model = load_trained(run_and_export[0])
+    cases = [(f"Tom has {number} boats and", f" a lamp {number}") for number in (1, 12, 123, 1234, 12345)]
+    requests = _requests("loglikelihood", cases)
+    alone = TextLM(text_model, CONTEXT, 60).loglikelihood(requests)
+
+    def send(value: Any) -> None:
+        raise _Sent(value)
+
+    monkeypatch.setattr(language_model, "all_gather_objects", send)
+    with pytest.raises(_Sent) as sent:
+        TextLM(text_model, CONTEXT, 60, rank=1, world_size=2).loglikelihood(requests)
+    [other] = sent.value.args
+    monkeypatch.setattr(language_model, "all_gather_objects", lambda value: parts.extend([dict(value), other]) or parts)
+    parts: list[dict] = []
+    together = TextLM(text_model, CONTEXT, 60, rank=0, world_size=2).loglikelihood(requests)
+    assert together == alone
+    assert 0 < len(other) < len(cases) and sorted([*parts[0], *other]) == list(range(len(cases)))
 
 
 def test_what_a_model_cannot_do(run_and_export: tuple[Path, Path], tmp_path: Path) -> None:
