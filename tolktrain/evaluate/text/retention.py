@@ -12,6 +12,7 @@ from rich.progress import Progress
 from scipy import stats
 
 from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.progress import Progress as Mark
 from tolktrain.config.load import load_config
 from tolktrain.evaluate.ngram import FloatArray
 from tolktrain.evaluate.text.catalog import EQUAL_PARTS, TextTask, find_tasks
@@ -38,6 +39,7 @@ def evaluate_text_tasks(
     data_dir: str | Path,
     against: str | None = None,
     batch_tokens: int | None = None,
+    mark: Mark | None = None,
 ) -> dict[str, Any]:
     """Evaluate text tasks, and write text_tasks.json and scores/text/*.jsonl into the run's folder.
 
@@ -49,6 +51,7 @@ def evaluate_text_tasks(
         data_dir: folder with the data sets (`data_files.find_files`).
         against: run, checkpoint, exported weights, Llama checkpoint or hub id of the backbone; None: no comparison.
         batch_tokens: positions that are scored at a time; the run's micro batch if None.
+        mark: where this rank's progress is reported, for its watchdog.
 
     Returns:
         The content of text_tasks.json: `format`, `run`, `against` (a name or None), `context` (positions that both
@@ -64,19 +67,23 @@ def evaluate_text_tasks(
     tasks = find_tasks(names)
     environment = ProcessEnvironment.detect()
     environment.export()
+    mark = mark or Mark()
+    mark.at("joining the other processes")
     initialize()
+    mark.at("reading text data")
     from importlib.metadata import version
 
     from tolktrain.evaluate.text.models import load_other, load_trained
 
     with loaded_tasks(tasks, Path(data_dir)) as loaded, spinner() as progress:
         progress.disable = environment.rank != 0
+        mark.at("loading the models")
         own = load_trained(Path(run_dir))
         other = None if against is None else load_other(against, own)
         context = min(own.context, other.context) if other is not None else own.context
         train = load_config(RunPaths(Path(run_dir)).config).train
         tokens = batch_tokens or train.micro_batch_size * train.sequence_length
-        run = _Models(loaded, context, tokens, environment, progress)
+        run = _Models(loaded, context, tokens, environment, progress, mark)
         answers = run.answers(own)
         baseline = None if other is None else run.answers(other)
     result = {
@@ -102,22 +109,31 @@ class _Models:
     """One model after the other on the same tasks."""
 
     def __init__(
-        self, loaded: LoadedTasks, context: int, batch_tokens: int, environment: ProcessEnvironment, progress: Progress
+        self,
+        loaded: LoadedTasks,
+        context: int,
+        batch_tokens: int,
+        environment: ProcessEnvironment,
+        progress: Progress,
+        mark: Mark,
     ) -> None:
         self._loaded = loaded
         self._context = context
         self._batch_tokens = batch_tokens
         self._environment = environment
         self._progress = progress
+        self._mark = mark
         self._task = progress.add_task("starting", total=None)
 
     def answers(self, model: "TextModel") -> _Answers:
+        self._mark.at(f"scoring texts: {model.name}")
         return self._loaded.answers(self._language_model(model))
 
     def _language_model(self, model: "TextModel") -> "TextLM":
         from tolktrain.evaluate.text.language_model import TextLM
 
         def show(done: int, total: int) -> None:
+            self._mark.touch()
             self._progress.update(self._task, description=f"{model.name}: {done} of {total} texts")
 
         rank, world_size = self._environment.rank, self._environment.world_size
