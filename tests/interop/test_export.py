@@ -219,4 +219,7 @@ def test_a_run_with_tokenizers(tiny_run: Path, tmp_path: Path) -> None:
         *("centroids.safetensors", "speech_tokenizer.json"),
     ]
     card = (tmp_path / "hf" / "README.md").read_text()
-    assert "| joint | 768 | recognition, speech | stories |" in card and "step 2" in card
+    assert (
+        "| joint | 768 | backbone, pooling, speech | recognition, speech | 0.001 | stories |" in card
+        and "step 2" in card
+    )

@@ -27,7 +27,7 @@ from tolktrain.files.shared import enter_temporary_folder, leave_temporary_folde
 
 # In the order of --help; each is a file here that defines VERB.
 VERBS = (
-    *("train", "evaluate", "compare", "analyze", "generate", "demo", "report", "checkpoints", "export"),
+    *("train", "evaluate", "compare", "analyze", "generate", "demo", "report", "checkpoints", "import", "export"),
     *("prepare", "plan", "tune", "bench", "config"),
 )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tolktrain.cli.failures import EXIT_DONE, described_at
-from tolktrain.cli.verb import Verb, existing_run
+from tolktrain.cli.verb import Verb, existing_model
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.errors import UserError
 from tolktrain.files.given import given_path, input_argument
@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from tolktrain.config.suite import SuiteConfig
 
 
-def evaluate_run(run_directory: Path) -> None:
+def evaluate_run(run_directory: Path, overrides: tuple[str, ...] = ()) -> None:
     """Write evaluation.json."""
     from tolktrain.evaluate.run import evaluate
 
-    evaluate(run_directory)
+    evaluate(run_directory, *([overrides] if overrides else []))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "config", metavar="CONFIG", type=input_argument, help="configuration that was trained, or the run directory"
+        "config",
+        metavar="CONFIG",
+        type=input_argument,
+        help="configuration that was trained, run directory, or folder of weights",
     )
     suite = parser.add_argument_group("benchmarks, instead of the held-out sets")
     suite.add_argument(
@@ -63,6 +66,7 @@ def _run_watched(parsed: argparse.Namespace, environment: ProcessEnvironment) ->
     """Evaluate as one of several ranks. If any of them fails, all end, and one reports the error."""
     from tolktrain.cluster.watch.watchdog import Watch
     from tolktrain.config.load import load_config
+    from tolktrain.config.root import ParallelConfig
     from tolktrain.parallel.layout import shut_down
 
     def describe(error: BaseException) -> tuple[str, int]:
@@ -70,8 +74,9 @@ def _run_watched(parsed: argparse.Namespace, environment: ProcessEnvironment) ->
 
     watch = Watch.start(environment, describe)
     try:
-        config = load_config(RunPaths(existing_run(parsed)).config)
-        watch.limit(config.parallel.hang_timeout_seconds)
+        file = RunPaths(existing_model(parsed)[0]).config
+        parallel = load_config(file).parallel if file.is_file() else ParallelConfig()  # of a folder of weights
+        watch.limit(parallel.hang_timeout_seconds)
         _evaluate(parsed, environment, watch.progress)
         shut_down()
     except (Exception, KeyboardInterrupt) as error:
@@ -82,8 +87,8 @@ def _run_watched(parsed: argparse.Namespace, environment: ProcessEnvironment) ->
 def _evaluate(parsed: argparse.Namespace, environment: ProcessEnvironment, progress: "Progress") -> None:
     suite = _suite(parsed)
     names = _text_tasks(parsed)
-    parsed.run_directory = existing_run(parsed)
     if names:
+        parsed.run_directory = existing_run(parsed)
         from tolktrain.evaluate.text.retention import evaluate_text_tasks
         from tolktrain.evaluate.text.table import print_text_tasks
 
@@ -91,13 +96,14 @@ def _evaluate(parsed: argparse.Namespace, environment: ProcessEnvironment, progr
         if environment.rank == 0:
             print_text_tasks(text)
         return
+    parsed.run_directory, overrides = existing_model(parsed)
     if suite is None:
-        evaluate_run(parsed.run_directory)
+        evaluate_run(parsed.run_directory, overrides)
         return
     from tolktrain.evaluate.benchmark_run import evaluate_benchmarks
     from tolktrain.evaluate.benchmark_table import print_benchmarks
 
-    result = evaluate_benchmarks(parsed.run_directory, suite, progress)
+    result = evaluate_benchmarks(parsed.run_directory, suite, progress, overrides)
     if environment.rank == 0:
         print_benchmarks(result)
 

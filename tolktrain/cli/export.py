@@ -5,14 +5,18 @@ from pathlib import Path
 
 from tolktrain.cli.failures import EXIT_DONE
 from tolktrain.cli.verb import Verb, existing_run
+from tolktrain.errors import UserError
 from tolktrain.files.given import input_argument, path_argument
 
-FORMATS = ("hf", "llama")
+FORMATS = ("hf", "llama", "published")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "config", metavar="RUN", type=input_argument, help="run directory, a checkpoint in it, or the configuration"
+        "config",
+        metavar="RUN",
+        type=input_argument,
+        help="run directory, a checkpoint in it, the configuration, or a folder of weights",
     )
     parser.add_argument("into", metavar="INTO", type=path_argument, help="new or empty folder")
     parser.add_argument(
@@ -20,7 +24,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=FORMATS,
         default="hf",
         help="hf: the whole model, for transformers with trust_remote_code and for tolktrain; llama: the text half as a"
-        " plain LlamaForCausalLM (hf)",
+        " plain LlamaForCausalLM; published: the file of the SmolTolk authors' code (hf)",
     )
     parser.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (the latest valid one)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="data type of the weights (fp32)")
@@ -29,15 +33,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(parsed: argparse.Namespace) -> int:
     from tolktrain.interop.export.hf import export_hf
     from tolktrain.interop.export.llama import export_llama
+    from tolktrain.interop.export.published import export_published
     from tolktrain.interop.export.source import ExportSource
-    from tolktrain.interop.weights import is_checkpoint
+    from tolktrain.interop.weights import is_checkpoint, is_weights
 
     folder = Path(parsed.config)
-    if not is_checkpoint(folder):
+    if is_checkpoint(folder) or is_weights(folder):
+        if parsed.overrides:
+            raise UserError(f"{parsed.overrides[0]!r} would have no effect: export reads no configuration of {folder}")
+    else:
         folder = existing_run(parsed)
-    export = {"hf": export_hf, "llama": export_llama}[parsed.format]
-    checkpoint = export(ExportSource.of(folder, parsed.step), parsed.into, parsed.dtype, print)
-    print(f"weights of {checkpoint} in {parsed.into}")
+    export = {"hf": export_hf, "llama": export_llama, "published": export_published}[parsed.format]
+    source = export(ExportSource.of(folder, parsed.step), parsed.into, parsed.dtype, print)
+    print(f"weights of {source} in {parsed.into}")
     return EXIT_DONE
 
 

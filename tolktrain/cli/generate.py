@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tolktrain.cli.failures import EXIT_DONE
 from tolktrain.cli.output import print_to_reader
-from tolktrain.cli.verb import Verb, existing_run
+from tolktrain.cli.verb import Verb, existing_model
 from tolktrain.errors import UserError
 from tolktrain.files.given import input_argument, path_argument
 from tolktrain.runs.paths import RunPaths
@@ -35,7 +35,10 @@ _OTHERS = ("to", "ends_utterance", "stop", "into", "vocoder", "speaker", "style"
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "config", metavar="CONFIG", type=input_argument, help="configuration that was trained, or the run directory"
+        "config",
+        metavar="CONFIG",
+        type=input_argument,
+        help="configuration that was trained, run directory, or folder of weights",
     )
     prompts = parser.add_argument_group("prompts, in place of the spoken ones of evaluation.prompts")
     prompts.add_argument("--text", metavar="TEXT", action="append", help="text; may be given several times")
@@ -79,9 +82,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    run_directory = existing_run(parsed)
+    run_directory, overrides = existing_model(parsed)
     if any(getattr(parsed, name) is not None for name in _PROMPTS):
-        return _answer(run_directory, parsed)
+        return _answer(run_directory, parsed, overrides)
     without_effect = [name for name in (*_NUMBERS, *_OTHERS) if getattr(parsed, name) is not None]
     if without_effect:
         option = without_effect[0].replace("_", "-")
@@ -89,18 +92,19 @@ def _run(parsed: argparse.Namespace) -> int:
             f"--{option} belongs to prompts that are given by --text, --audio, --units or --prompts; the spoken prompts"
             " of evaluation.prompts are continued as the section evaluation of the run's configuration says"
         )
-    generate_samples(run_directory)
+    generate_samples(run_directory, overrides)
     return EXIT_DONE
 
 
-def generate_samples(run_directory: Path) -> None:
+def generate_samples(run_directory: Path, overrides: tuple[str, ...] = ()) -> None:
     """Continue the prompts of the configuration."""
     from tolktrain.generate.run import generate
 
-    print(f"{len(generate(run_directory))} files in {RunPaths(run_directory).samples}")
+    files = generate(run_directory, *([overrides] if overrides else []))
+    print(f"{len(files)} files in {RunPaths(run_directory).samples}")
 
 
-def _answer(run_directory: Path, parsed: argparse.Namespace) -> int:
+def _answer(run_directory: Path, parsed: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     for name, (least, most) in _NUMBERS.items():
         value = getattr(parsed, name)
         if value is not None and not least <= value <= most:
@@ -123,6 +127,7 @@ def _answer(run_directory: Path, parsed: argparse.Namespace) -> int:
         vocoder=parsed.vocoder,
         speaker=parsed.speaker,
         style=parsed.style,
+        overrides=overrides,
     )
     answer(run_directory, _requests(parsed), options, print_to_reader)
     return EXIT_DONE

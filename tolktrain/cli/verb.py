@@ -65,3 +65,17 @@ def existing_run(parsed: argparse.Namespace) -> Path:
             f" {RunPaths(directory).config}"
         )
     return directory
+
+
+def existing_model(parsed: argparse.Namespace) -> tuple[Path, tuple[str, ...]]:
+    """The run directory as `existing_run`, or the folder of weights, that the command line names; and the overrides,
+    which only weights take.
+
+    Raises UserError like `existing_run`.
+    """
+    from tolktrain.interop.weights import is_weights
+
+    path = Path(parsed.config)
+    if path.is_dir() and not RunPaths(path).config.is_file() and is_weights(path):
+        return path, tuple(parsed.overrides)
+    return existing_run(parsed), ()

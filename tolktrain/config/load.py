@@ -40,13 +40,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError with all mistakes, each with its file and line, or if an override adds a data set that is not used.
     """
-    tree = _with_bases(Path(path), (), iter(range(_MOST_FILES)))
+    return _overridden(_with_bases(Path(path), (), iter(range(_MOST_FILES))), overrides, Path(path))
+
+
+def config_of(values: Mapping[str, Any], overrides: Sequence[str], source: Path) -> Config:
+    """The configuration of plain values with overrides; `source` is where they come from, for messages.
+
+    Raises UserError like `load_config`.
+    """
+    return _overridden(parse(write_document(values), source), overrides, source)
+
+
+def _overridden(tree: Located, overrides: Sequence[str], path: Path) -> Config:
     in_files = _set_names(tree)
     added: dict[str, str] = {}  # data sets that overrides add, with the override
     for text in overrides:
         tree = _override(tree, text)
         added |= {name: text for name in _set_names(tree) if name not in in_files and name not in added}
-    config = _validated(Path(path), tree, Config)
+    config = _validated(path, tree, Config)
     _refuse_unused(config, added)
     return config
 

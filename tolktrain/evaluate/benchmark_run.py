@@ -44,9 +44,9 @@ from tolktrain.evaluate.tables import measured, pair_points
 from tolktrain.evaluate.unit_cache import UnitCache, default_cache
 from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import replace_file
+from tolktrain.interop.trained import load_trained
 from tolktrain.parallel.collectives import on_rank_zero
 from tolktrain.parallel.layout import initialize
-from tolktrain.runs.load_model import load_model
 from tolktrain.runs.paths import RunPaths
 from tolktrain.units.base import Frames
 from tolktrain.units.load import describe_speech_tokenizer, load_speech_tokenizer
@@ -75,7 +75,9 @@ class _Task:
         return [Rule.parse(name) for name in self.config.rules or found.rules]
 
 
-def evaluate_benchmarks(run_dir: str | Path, suite: SuiteConfig, progress: Progress | None = None) -> dict[str, Any]:
+def evaluate_benchmarks(
+    run_dir: str | Path, suite: SuiteConfig, progress: Progress | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Score the benchmarks of a suite, and write benchmarks.json and scores/*.jsonl into the run's folder.
 
     Run by several processes (torchrun, srun), each encodes and scores a part; the first one writes. The result does not
@@ -105,7 +107,7 @@ def evaluate_benchmarks(run_dir: str | Path, suite: SuiteConfig, progress: Progr
     progress.at("reading the benchmarks")
     tasks = on_rank_zero(environment.rank, lambda: _read_tasks(suite))
     progress.at("loading the model")
-    model, config, state = load_model(run_dir)
+    model, config, state = load_trained(run_dir, overrides=overrides)
     vocabulary = check_data(config, model.architecture.text_vocab_size, verify_files=False)
     display = spinner()
     display.disable = environment.rank != 0
@@ -114,7 +116,7 @@ def evaluate_benchmarks(run_dir: str | Path, suite: SuiteConfig, progress: Progr
         result: dict[str, Any] = {
             "format": FORMAT,
             "run": config.run.name,
-            "step": int(state.get("step", 0)),
+            "step": int(state.get("step") or 0),
             "device": run.scorer.device_name,
             "rows": [],
             "problems": {},

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tolktrain.evaluate.scoring import TokenNll
 from tolktrain.evaluate.targets import targets
 from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import replace_file
-from tolktrain.runs.load_model import load_model
+from tolktrain.interop.trained import load_trained
 from tolktrain.runs.paths import RunPaths
 from tolktrain.vocabulary import Vocabulary
 
@@ -38,10 +38,12 @@ _LAYER_SEQUENCES = 32
 logger = logging.getLogger(__name__)
 
 
-def evaluate(run_dir: str | Path) -> dict[str, Any]:
-    """Evaluate a run and write evaluation.json and choices.jsonl into its folder; returns the content of the first.
+def evaluate(run_dir: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Evaluate a run, or a folder of weights with `overrides` (`load_trained`), and write evaluation.json and
+    choices.jsonl into the folder; returns the content of the first.
 
-    Keys: `format`, `run`, `step`, `stage`, `tokens`, `settings` (see `Config.follow_up_settings`), `device`,
+    Keys: `format`, `run`, `step`, `stage`, `tokens` (None for weights), `settings` (see `Config.follow_up_settings`),
+    `device`,
     `parameters` (per group and `total`), `bigram` (training set and weights), `losses` (a row per held-out set and
     strategy, see `heldout_losses`), `choices` (a row per set and direction, see `TrialScores.summary`), `layers`
     (pooling weights, see `Scorer.layers`), `targets`, `seconds`.
@@ -49,7 +51,7 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
     Raises UserError when the run has no checkpoint, a data set is missing, or no held-out set is configured.
     """
     begin = time.monotonic()
-    model, config, state = load_model(run_dir)
+    model, config, state = load_trained(run_dir, overrides=overrides)
     if not config.evaluation.heldout_sets:
         raise UserError(
             "evaluation.heldout_sets is empty; name the held-out data sets of data.sets that evaluation shall use"
@@ -60,9 +62,9 @@ def evaluate(run_dir: str | Path) -> dict[str, Any]:
         result = {
             "format": FORMAT,
             "run": config.run.name,
-            "step": int(state.get("step", 0)),
+            "step": int(state.get("step") or 0),
             "stage": _stage_name(config, state),
-            "tokens": int(state.get("step", 0)) * config.train.global_batch_size * config.train.sequence_length,
+            "tokens": _tokens(config, state),
             "settings": config.follow_up_settings(),
             "device": evaluation.scorer.device_name,
             "parameters": evaluation.scorer.parameters(),
@@ -88,6 +90,8 @@ class _Evaluation:
         self._progress = progress
         self._task = progress.add_task("starting", total=None)
         trained = {strategy for stage in config.train.stages for strategy in stage.mixture}
+        if not config.train.stages:  # nobody knows what weights were trained on
+            trained = set(DISPLAY_ORDER)
         self._strategies = [name for name in DISPLAY_ORDER if STRATEGIES[name].always_evaluated or name in trained]
 
     def measure(self) -> dict[str, Any]:
@@ -198,6 +202,15 @@ class _Evaluation:
         self._progress.update(self._task, description=what)
 
 
+def _tokens(config: Config, state: dict[str, Any]) -> int | None:
+    """Positions that the model was trained on; None for a folder of weights, whose batches are not known."""
+    if not config.train.stages:
+        return None
+    return int(state.get("step", 0)) * config.train.global_batch_size * config.train.sequence_length
+
+
 def _stage_name(config: Config, state: dict[str, Any]) -> str:
+    if not config.train.stages:
+        return str(state.get("stage_name") or "")
     index = int(state.get("stage", 0))
     return config.train.stages[min(index, len(config.train.stages) - 1)].name

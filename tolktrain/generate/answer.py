@@ -19,7 +19,7 @@ from tolktrain.generate.decoding import use_accelerator
 from tolktrain.generate.requests import Request
 from tolktrain.generate.sampling import Sampling
 from tolktrain.generate.speaker import Speaker
-from tolktrain.runs.load_model import load_model
+from tolktrain.interop.trained import load_trained
 from tolktrain.units.base import Frames, Vocoder
 from tolktrain.units.vocoders.kind import Voice
 
@@ -46,6 +46,7 @@ class Answering:
     vocoder: Path | None = None  # folder with vocoder.json
     speaker: str | None = None
     style: str | None = None
+    overrides: tuple[str, ...] = ()  # of a folder of weights
 
 
 def answer(run_dir: Path, requests: Iterable[Request], options: Answering, show: Callable[[str], None]) -> None:
@@ -64,7 +65,7 @@ def answer(run_dir: Path, requests: Iterable[Request], options: Answering, show:
     """
     if options.into is not None:
         _require_empty(options.into)
-    model, config, state = load_model(run_dir, options.step)
+    model, config, state = load_trained(run_dir, options.step, options.overrides)
     continuer = Continuer(use_accelerator(model), config, state.get("tokenizers", {}))
     settings = Sampling(
         config.evaluation.temperature if options.temperature is None else options.temperature,

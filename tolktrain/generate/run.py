@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from tolktrain.generate.durations import Durations, choose_durations
 from tolktrain.generate.inputs import TEXT_TOKENIZER_FILE
 from tolktrain.generate.prompts import Prompt, read_prompts
 from tolktrain.generate.sampling import Sampling, SpeechLimits, TextLimits, sample_speech, sample_text
+from tolktrain.interop.trained import load_trained
 from tolktrain.model.smoltolk import SmolTolk
-from tolktrain.runs.load_model import load_model
 from tolktrain.runs.paths import RunPaths
 from tolktrain.units.base import Frames, SpeechTokenizer, Vocoder, collapse, expand
 from tolktrain.units.load import load_speech_tokenizer
@@ -35,7 +36,7 @@ _MOST_TEXT_TOKENS = 60
 _TEXT_UTTERANCES = 2
 
 
-def generate(run_dir: str | Path) -> list[Path]:
+def generate(run_dir: str | Path, overrides: Sequence[str] = ()) -> list[Path]:
     """Continue every prompt of `evaluation.prompts`; returns the files, all of them new, in <run>/samples.
 
     For a prompt NAME: NAME-prompt.wav, NAME-resynthesis.wav (the prompt from its units, with its own durations) and
@@ -47,7 +48,7 @@ def generate(run_dir: str | Path) -> list[Path]:
 
     Raises UserError when the run has no checkpoint, or prompts or tokenizers are missing or do not fit the model.
     """
-    model, config, state = load_model(run_dir)
+    model, config, state = load_trained(run_dir, overrides=overrides)
     tools = _Tools.load(config, model)
     with spinner() as progress:
         task = progress.add_task("encoding the prompts", total=None)
@@ -65,7 +66,7 @@ def generate(run_dir: str | Path) -> list[Path]:
                 tools.save(aside, prompt, predicted, text)
                 for prompt, predicted, text in zip(tools.prompts, spoken, written, strict=True)
             ]
-            content = tools.describe(int(state.get("step", 0))) | {"prompts": entries}
+            content = tools.describe(int(state.get("step") or 0)) | {"prompts": entries}
             write_synced(aside / paths.sample_index.name, (json.dumps(content, indent=2) + "\n").encode())
             _replace_folder(paths.samples, aside, Path(temporary) / "old")
     names = [name for entry in entries for name in entry["files"].values()]

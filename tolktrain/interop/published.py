@@ -26,10 +26,11 @@ _PREFIXES = (
     ("audio_out_layers.", "output_adapter.layers."),
     ("audio_embed.", "speech_embedding."),
     ("txt_embed.", "text_embedding."),
+    ("txt_unembed.", "text_head."),
     ("layer_selector.", "pooling.selector."),
     ("layer_weights", "pooling.layer_weights"),
 )
-_POOLING: dict[tuple[bool, bool], LayerPooling] = {
+POOLING: dict[tuple[bool, bool], LayerPooling] = {
     (False, False): "none",
     (True, False): "static",
     (False, True): "dynamic",
@@ -83,7 +84,7 @@ def architecture_of(hparams: Mapping[str, str]) -> Architecture:
             num_codebooks=int(hparams.get("codebooks", "1")),
             input_adapter_layers=int(hparams["in_layers"]),
             output_adapter_layers=int(hparams["out_layers"]),
-            layer_pooling=_POOLING[switches],
+            layer_pooling=POOLING[switches],
             residual=hparams["residual"] == "true",
             adapter_attention="published",
         )

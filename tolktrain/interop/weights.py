@@ -6,15 +6,22 @@ DIR/
   model-00002-of-00002.safetensors
   model.safetensors.index.json       which file holds which, as Hugging Face writes it
   architecture.json                  sizes and switches of the model, and where the weights come from
+  tokenizer.json, speech_tokenizer/  tokenizers, if they are known
 ```
 
-`interop.export` adds what other programs need to read them.
+`interop.export` adds what other programs need to read them, and `interop.imports` writes such folders from the files
+of other programs.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from tolktrain import __version__
 from tolktrain.checkpoint.manifest import MANIFEST, verify
@@ -27,17 +34,32 @@ from tolktrain.files.writing import write_synced
 from tolktrain.interop.safetensors_folder import INDEX, TensorFolder
 from tolktrain.interop.tensor_writer import FILE_BYTES, DType, new_folder, require_new, write_tensors
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.parameter_layout import canonical_shapes, check_names_and_shapes, copy_canonical
+from tolktrain.model.parameter_layout import Shape, canonical_shapes, check_names_and_shapes, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.runs.listing import choose_checkpoint
 
 ARCHITECTURE = "architecture.json"
+SPEECH_FOLDER = "speech_tokenizer"
 FORMAT_VERSION = 1
 _REMEDY = "export the weights again"
 
 
-Addition = Callable[[Path, Mapping[str, Any]], None]
-"""Adds files to a folder of weights, from the state of the checkpoint."""
+@dataclass(frozen=True)
+class OpenWeights:
+    """The weights of a whole model, one tensor of which is read after the other."""
+
+    folder: Path  # a checkpoint, exported weights, or the source of an import
+    architecture: Architecture
+    shapes: Mapping[str, Shape]  # by canonical name
+    read: Callable[[str], Tensor]  # the tensor of a canonical name, on the CPU
+    # Of training, as state.json of a checkpoint has them: step, stage_name, tokenizers, metrics; as far as known.
+    state: Mapping[str, Any]
+    sequence_length: int | None = None  # positions of a training sequence, if they are recorded with the weights
+    origin: Mapping[str, Any] = field(default_factory=dict)  # of imported weights
+
+
+Addition = Callable[[Path, OpenWeights], None]
+"""Adds files to a folder of weights."""
 
 
 def export_weights(
@@ -47,15 +69,14 @@ def export_weights(
     dtype: DType = "fp32",
     report: Callable[[str], None] = print,
     file_bytes: int = FILE_BYTES,
-    add: Addition = lambda folder, state: None,
+    add: Addition = lambda folder, weights: None,
 ) -> Path:
-    """Write the parameters of a checkpoint into the new or empty folder `into`; returns the checkpoint.
+    """Write the parameters of a model into the new or empty folder `into`; returns the folder they were read from.
 
     The folder appears complete or not at all. Memory: about two files of `file_bytes`, or the largest tensor.
 
     Args:
-        source: a run, of which the latest valid checkpoint is taken, or that of `step`; or a checkpoint. Checksums are
-            verified.
+        source: see `open_source`.
         into: the new folder.
         step: of the checkpoint of a run.
         dtype: of the tensors.
@@ -64,26 +85,112 @@ def export_weights(
         add: adds further files.
 
     Raises:
-        UserError: `into` is not empty or the present folder, which would be replaced, or there is no such valid
-            checkpoint.
+        UserError: `into` is not empty or the present folder, which would be replaced, or see `open_source`.
     """
     require_new(into)
-    folder = checkpoint_of(source, step, report)
-    state = read_state(folder)
+    with open_source(source, step, report) as weights:
+        write_weights(weights, into, dtype, report, file_bytes, add)
+    return weights.folder
+
+
+def write_weights(
+    weights: OpenWeights,
+    into: Path,
+    dtype: DType,
+    report: Callable[[str], None],
+    file_bytes: int = FILE_BYTES,
+    add: Addition = lambda folder, weights: None,
+    prepare: Callable[[Path, OpenWeights], OpenWeights] = lambda folder, weights: weights,
+) -> None:
+    """Write opened weights as `export_weights` does. `prepare` adds files before the tensors, and may change what is
+    recorded about the weights."""
     with new_folder(into) as aside:
-        with CheckpointReader(folder) as reader:
-            shapes = reader.shapes(PARAMETERS)
-            write_tensors(aside, shapes, lambda name: reader.read_whole(PARAMETERS, name), dtype, report, file_bytes)
+        weights = prepare(aside, weights)
+        write_tensors(aside, weights.shapes, weights.read, dtype, report, file_bytes)
+        state = weights.state
         description = {
             "format_version": FORMAT_VERSION,
-            "architecture": state["architecture"],
+            "architecture": weights.architecture.to_dict(),
             "dtype": dtype,
             "tokenizers": state.get("tokenizers", {}),
-            "source": {"step": state.get("step"), "stage": state.get("stage_name"), "tolktrain": __version__},
+            "source": {
+                "step": state.get("step"),
+                "stage": state.get("stage_name"),
+                "tolktrain": __version__,
+                **({"imported": dict(weights.origin)} if weights.origin else {}),
+            },
+            **({"metrics": state["metrics"]} if state.get("metrics") else {}),
+            **({} if weights.sequence_length is None else {"sequence_length": weights.sequence_length}),
         }
         write_synced(aside / ARCHITECTURE, json.dumps(description, indent=1).encode())
-        add(aside, state)
-    return folder
+        add(aside, weights)
+
+
+@contextmanager
+def open_source(source: Path, step: int | None, report: Callable[[str], None]) -> Iterator[OpenWeights]:
+    """Open the weights of a trained model, after a checkpoint was verified.
+
+    Args:
+        source: a run, of which the latest valid checkpoint is taken, or that of `step`; a checkpoint; or a folder that
+            `write_weights` has written.
+        step: of the checkpoint of a run.
+        report: gets lines about damaged checkpoints.
+
+    Raises:
+        UserError: there are no such weights, or they are damaged.
+    """
+    if is_weights(source):
+        if step is not None:
+            raise UserError(f"{source} is a folder of weights; give --step with a run directory only")
+        with open_exported(source) as weights:
+            yield weights
+        return
+    folder = checkpoint_of(source, step, report)
+    state = read_state(folder)
+    with CheckpointReader(folder) as reader:
+        yield OpenWeights(
+            folder,
+            Architecture.from_dict(state["architecture"]),
+            reader.shapes(PARAMETERS),
+            lambda name: reader.read_whole(PARAMETERS, name),
+            state,
+        )
+
+
+@contextmanager
+def open_exported(folder: Path) -> Iterator[OpenWeights]:
+    """Open a folder that `write_weights` has written.
+
+    Raises UserError when files are missing, are not what was written, or belong to another architecture.
+    """
+    description = read_exported(folder)
+    architecture = Architecture.from_dict(description["architecture"])
+    source, tokenizers, metrics = (description.get(key) for key in ("source", "tokenizers", "metrics"))
+    source = source if isinstance(source, dict) else {}
+    origin, length = source.get("imported"), description.get("sequence_length")
+    with open_tensors(folder) as tensors:
+        shapes = tensors.shapes()
+        check_names_and_shapes(expected_shapes(architecture), shapes)
+        yield OpenWeights(
+            folder,
+            architecture,
+            shapes,
+            tensors.__getitem__,
+            {
+                "step": source.get("step"),
+                "stage_name": source.get("stage"),
+                "tokenizers": tokenizers if isinstance(tokenizers, dict) else {},
+                "metrics": metrics if isinstance(metrics, dict) else {},
+            },
+            length if type(length) is int and length > 1 else None,
+            origin if isinstance(origin, dict) else {},
+        )
+
+
+def expected_shapes(architecture: Architecture) -> dict[str, Shape]:
+    """Shapes of all tensors of an architecture, by canonical name; no memory is allocated for them."""
+    with torch.device("meta"):
+        return canonical_shapes(SmolTolk(architecture, seed=None), with_copies=True)
 
 
 def checkpoint_of(source: Path, step: int | None, report: Callable[[str], None]) -> Path:
@@ -101,18 +208,48 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() or (folder / STATE).is_file()
 
 
+def is_weights(folder: Path) -> bool:
+    """Whether a folder holds weights as `write_weights` writes them."""
+    return (folder / ARCHITECTURE).is_file()
+
+
 def load_weights(folder: str | Path) -> SmolTolk:
     """The model that `export_weights` has written, float32 on the CPU; one parameter after the other is read.
 
-    Raises UserError when files are missing, are not what was written, or belong to another architecture.
+    Raises UserError like `open_exported`.
     """
-    folder = Path(folder)
-    description = read_exported(folder)
-    model = SmolTolk(Architecture.from_dict(description["architecture"]), seed=None)
-    with open_tensors(folder) as tensors:
-        check_names_and_shapes(canonical_shapes(model, with_copies=True), tensors.shapes())
-        copy_canonical(model, tensors)
+    with open_exported(Path(folder)) as weights:
+        return build_model(weights)
+
+
+def build_model(weights: OpenWeights) -> SmolTolk:
+    """The model of opened weights, float32 on the CPU.
+
+    Raises UserError if names or shapes are not those of its architecture.
+    """
+    model = SmolTolk(weights.architecture, seed=None)
+    check_names_and_shapes(canonical_shapes(model, with_copies=True), weights.shapes)
+    copy_canonical(model, _Tensors(weights))
     return model
+
+
+class _Tensors(Mapping[str, Tensor]):
+    """Opened weights by name, read on access."""
+
+    def __init__(self, weights: OpenWeights) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._weights.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._weights.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights.shapes)
+
+    def __len__(self) -> int:
+        return len(self._weights.shapes)
 
 
 def read_exported(folder: Path) -> dict[str, Any]:

@@ -1,54 +1,47 @@
 """The text half of a model as a plain LlamaForCausalLM, for other programs and as `model.backbone` of a new run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from tolktrain.checkpoint.reader import CheckpointReader
-from tolktrain.checkpoint.slices import PARAMETERS, Shape
-from tolktrain.checkpoint.store import read_state
-from tolktrain.interop.export.hf import add_text_tokenizer, write_json
+from tolktrain.interop.export.hf import write_json
+from tolktrain.interop.export.model_config import TORCH_NAMES
 from tolktrain.interop.export.source import ExportSource
 from tolktrain.interop.huggingface import TEXT_TABLE, checkpoint_name, is_backbone
 from tolktrain.interop.tensor_writer import DType, new_folder, require_new, write_tensors
-from tolktrain.interop.weights import checkpoint_of
 from tolktrain.model.architecture import Architecture
+from tolktrain.model.parameter_layout import Shape
 
-_LONGEST_CONTEXT = 2048  # written if the run is not known
-_TORCH_NAMES: Mapping[DType, str] = {"fp32": "float32", "bf16": "bfloat16"}
+_LONGEST_CONTEXT = 2048  # written if the length of training sequences is not known
 
 
 def export_llama(source: ExportSource, into: Path, dtype: DType, report: Callable[[str], None]) -> Path:
-    """Write the backbone of a checkpoint with text table and text head, without the rows of special ids, into the new
-    or empty folder `into`; returns the checkpoint.
+    """Write the backbone of a model with text table and text head, without the rows of special ids, into the new or
+    empty folder `into`; returns the folder that it was read from.
 
     Raises UserError as `export_hf`.
     """
     require_new(into)
-    folder = checkpoint_of(source.folder, source.step, report)
-    state = read_state(folder)
-    architecture = Architecture.from_dict(state["architecture"])
-    with CheckpointReader(folder) as reader, new_folder(into) as aside:
+    with source.open(report) as weights, new_folder(into) as aside:
+        architecture = weights.architecture
         shapes: dict[str, Shape] = {}
         canonical: dict[str, str] = {}
-        for name, shape in reader.shapes(PARAMETERS).items():
+        for name, shape in weights.shapes.items():
             if is_backbone(name):
                 canonical[checkpoint_name(name)] = name
                 rows = architecture.text_vocab_size if name == TEXT_TABLE else shape[0]
                 shapes[checkpoint_name(name)] = (rows, *shape[1:])
 
         def read(name: str) -> Tensor:
-            return reader.read_whole(PARAMETERS, canonical[name])[: shapes[name][0]].clone()
+            return weights.read(canonical[name])[: shapes[name][0]].clone()
 
         write_tensors(aside, shapes, read, dtype, report)
-        eos = None
-        if source.config is not None:
-            eos = add_text_tokenizer(aside, source.config, state.get("tokenizers", {}), architecture)
-        length = _LONGEST_CONTEXT if source.config is None else source.config.train.sequence_length
+        eos = source.add_text_tokenizer(aside, weights)
+        length = weights.sequence_length or _LONGEST_CONTEXT
         write_json(aside / "config.json", llama_config(architecture, dtype, length, eos))
-    return folder
+    return weights.folder
 
 
 def llama_config(architecture: Architecture, dtype: DType, length: int, text_eos: int | None) -> dict[str, Any]:
@@ -66,7 +59,7 @@ def llama_config(architecture: Architecture, dtype: DType, length: int, text_eos
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "torch_dtype": _TORCH_NAMES[dtype],
+        "torch_dtype": TORCH_NAMES[dtype],
         "eos_token_id": text_eos,
         "bos_token_id": None,
         "hidden_size": architecture.hidden_size,

@@ -1,17 +1,20 @@
-"""What is exported: a run or a checkpoint."""
+"""What is exported: a run, a checkpoint, or a folder of weights."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tolktrain.config import Config
 from tolktrain.config.load import load_config
-from tolktrain.interop.weights import is_checkpoint
+from tolktrain.interop.tokenizer_files import add_speech_tokenizer, add_text_tokenizer, tokenizers_in
+from tolktrain.interop.weights import OpenWeights, is_checkpoint, is_weights, open_source
 from tolktrain.runs.paths import RunPaths
 
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A run with its configuration, or a checkpoint, whose run is looked for around it."""
+    """A run with its configuration; a checkpoint, whose run is looked for around it; or a folder of weights."""
 
     folder: Path
     step: int | None
@@ -23,6 +26,45 @@ class ExportSource:
         """Raises UserError if the configuration of the run cannot be read."""
         candidate = folder.resolve().parents[1] if is_checkpoint(folder) else folder
         file = RunPaths(candidate).config
-        if not file.is_file():
+        if is_weights(folder) or not file.is_file():
             return cls(folder, step, None, None)
         return cls(folder, step, candidate, load_config(file))
+
+    @contextmanager
+    def open(self, report: Callable[[str], None]) -> Iterator[OpenWeights]:
+        """The weights, with the length of training sequences. Raises UserError like `open_source`."""
+        with open_source(self.folder, self.step, report) as weights:
+            if self.config is not None:
+                weights = replace(weights, sequence_length=self.config.train.sequence_length)
+            yield weights
+
+    @property
+    def tokenizers(self) -> tuple[str | None, str | None]:
+        """The text and the speech tokenizer: those that the run names, or that the folder of weights holds."""
+        if self.config is not None:
+            return self.config.data.text_tokenizer, self.config.data.speech_tokenizer
+        return tokenizers_in(self.folder)
+
+    def add_text_tokenizer(self, folder: Path, weights: OpenWeights) -> int | None:
+        """Add the text tokenizer to a folder; returns its EOS, None without a tokenizer.
+
+        Raises UserError if it is missing or not the one of the data.
+        """
+        text, _ = self.tokenizers
+        if text is None:
+            return None
+        eos, _ = add_text_tokenizer(folder, text, digests(weights).get("text"), weights.architecture)
+        return eos
+
+    def add_speech_tokenizer(self, folder: Path, weights: OpenWeights) -> bool:
+        """Add the speech tokenizer to a folder; whether there is one. Raises UserError like `add_text_tokenizer`."""
+        _, speech = self.tokenizers
+        if speech is not None:
+            add_speech_tokenizer(folder, speech, digests(weights).get("speech"), weights.architecture)
+        return speech is not None
+
+
+def digests(weights: OpenWeights) -> Mapping[str, str | None]:
+    """SHA-256 of the tokenizers of the data, by modality, as far as they are known."""
+    found: Mapping[str, str | None] = weights.state.get("tokenizers") or {}
+    return found

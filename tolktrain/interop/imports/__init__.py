@@ -1,0 +1,1 @@
+"""Weights of other programs, written as folders that tolktrain reads."""
