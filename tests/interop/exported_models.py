@@ -1,6 +1,7 @@
 """Runs exported models with transformers alone; started by a test in a process in which tolktrain cannot be imported.
 
-`python exported_models.py FOLDER` reads FOLDER/NAME/model and FOLDER/NAME/inputs.pt, and saves FOLDER/NAME/MAJOR.pt.
+`python exported_models.py FOLDER` reads FOLDER/NAME/model and FOLDER/NAME/inputs.pt, and saves FOLDER/NAME/MAJOR.pt;
+with FOLDER/NAME/audio.pt likewise the results of the processor.
 """
 
 import sys
@@ -46,6 +47,34 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
+def processed(folder: Path) -> dict[str, Any]:
+    """Ids and units of the processor in a folder, and those of the processor that it saves."""
+    from transformers import AutoProcessor
+
+    audio = torch.load(folder / "audio.pt", weights_only=True)
+    processor = AutoProcessor.from_pretrained(folder / "model", trust_remote_code=True)
+    rate = processor.sampling_rate
+    both = processor(text=audio["text"], audio=audio["waveform"].numpy(), sampling_rate=rate)
+    found: dict[str, Any] = {"ids": both.input_ids, "units": both.units, "run_lengths": both.run_lengths}
+    found["text"] = processor.decode(both.input_ids[0])
+    found["padded"] = processor(text=[audio["text"], "a"]).attention_mask
+    for name, call in {
+        "rate": lambda: processor(audio=audio["waveform"].numpy(), sampling_rate=rate + 1),
+        "stereo": lambda: processor(audio=torch.zeros(2, 99).numpy(), sampling_rate=rate),
+        "nothing": lambda: processor(),
+    }.items():
+        try:
+            call()
+        except ValueError as error:
+            found[name] = str(error)
+    found["short"] = processor(audio=torch.zeros(0).numpy(), sampling_rate=rate).units
+    processor.save_pretrained(folder / "processor")
+    if audio["saves"]:
+        again = AutoProcessor.from_pretrained(folder / "processor", trust_remote_code=True)
+        found["again"] = again(audio=audio["waveform"].numpy(), sampling_rate=rate).units
+    return found
+
+
 def main(folder: Path) -> None:
     """All models of a folder."""
     sys.meta_path.insert(0, Hide())
@@ -54,6 +83,8 @@ def main(folder: Path) -> None:
     major = transformers.__version__.split(".")[0]
     for inputs in sorted(folder.glob("*/inputs.pt")):
         torch.save(results(inputs.parent), inputs.parent / f"{major}.pt")
+    for audio in sorted(folder.glob("*/audio.pt")):
+        torch.save(processed(audio.parent), audio.parent / f"{major}.pt")
 
 
 if __name__ == "__main__":

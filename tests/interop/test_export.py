@@ -1,19 +1,24 @@
 """Exported models compute what tolktrain computes, with transformers alone."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "units"))  # for `small_models`
+
 import exported_models
 import numpy as np
 import pytest
+import small_models
 import torch
 from safetensors.torch import load_file
 from test_weights import ARCHITECTURE, write_checkpoint
 
 from tolktrain import cli
+from tolktrain.data.text_tokenizer import load_text_tokenizer
 from tolktrain.errors import UserError
 from tolktrain.generate.context import Context
 from tolktrain.generate.decoding import CachedDecoder
@@ -22,11 +27,15 @@ from tolktrain.interop.export.hf import export_hf
 from tolktrain.interop.export.source import ExportSource
 from tolktrain.interop.huggingface import load_backbone
 from tolktrain.interop.published import trace
-from tolktrain.interop.weights import load_weights
+from tolktrain.interop.weights import export_weights, load_weights
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.llama import RopeScaling
 from tolktrain.model.parameter_layout import canonical_state, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.units.base import collapse
+from tolktrain.units.hubert import HubertTokenizer
+from tolktrain.units.load import load_speech_tokenizer
+from tolktrain.units.mimi import MimiTokenizer
 from tolktrain.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.transformers
@@ -131,9 +140,44 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, expected
 
 
+@pytest.fixture(scope="module")
+def with_processors(exported: tuple[Path, dict[str, dict[str, Any]]], repository: Path) -> dict[str, dict[str, Any]]:
+    """Exported models with each kind of speech tokenizer, next to the others, and what tolktrain computes."""
+    folder, _ = exported
+    sample = repository / "data" / "sample"
+    kinds = {"logmel": sample / "speech_tokenizer", "hubert": folder / "units-hubert", "mimi": folder / "units-mimi"}
+    hubert = small_models.save_hubert(kinds["hubert"] / "model", False)
+    HubertTokenizer.fit_from(
+        kinds["hubert"], str(hubert), [small_models.tones(0, 3.0)], 1, 20, seed=0, hours=1.0, window_seconds=2.0,
+        overlap_seconds=0.4,
+    )  # fmt: skip
+    mimi = small_models.save_mimi(kinds["mimi"] / "model")
+    MimiTokenizer.create(kinds["mimi"], str(mimi), 3, window_seconds=2.0, overlap_seconds=0.8)
+    expected = {}
+    for kind, tokenizer in kinds.items():
+        speech, place = load_speech_tokenizer(tokenizer), folder / f"processor-{kind}"
+        sizes = {"text_vocab_size": 1024, "num_units": speech.num_units, "num_codebooks": speech.num_codebooks}
+        checkpoint = write_checkpoint(place / "run", 7, SmolTolk(_architecture(**sizes), seed=4))
+        (place / "run" / "config.yaml").unlink()
+        export_weights(checkpoint, place / "plain", report=lambda _: None)
+        names = [str(place / "plain"), str(place / "weights")]
+        options = ["--text-tokenizer", str(sample / "text_tokenizer"), "--speech-tokenizer", str(tokenizer)]
+        assert cli.main(["import", *names, *options]) == 0
+        assert cli.main(["export", str(place / "weights"), str(place / "model")]) == 0
+        waveform = small_models.tones(1, 5.03, speech.sample_rate)
+        audio = {"waveform": torch.from_numpy(waveform), "text": "the little bird", "saves": kind == "logmel"}
+        torch.save(audio, place / "audio.pt")
+        units, run_lengths = collapse(speech.encode(waveform))
+        ids = load_text_tokenizer(sample / "text_tokenizer").tokenizer.encode("the little bird").ids
+        expected[f"processor-{kind}"] = {"units": units, "run_lengths": run_lengths, "ids": ids}
+    return expected
+
+
 @pytest.mark.slow
-def test_transformers_alone_computes_the_same(exported: tuple[Path, dict[str, dict[str, Any]]]) -> None:
-    """Logits, likelihoods and greedy generations in four directions, in a process that has no tolktrain."""
+def test_transformers_alone_computes_the_same(
+    exported: tuple[Path, dict[str, dict[str, Any]]], with_processors: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Logits, likelihoods, greedy generations in four directions, ids and units, in a process that has no tolktrain."""
     folder, expected = exported
     environ = {**os.environ, "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, exported_models.__file__, str(folder)]
@@ -151,17 +195,59 @@ def test_transformers_alone_computes_the_same(exported: tuple[Path, dict[str, di
                 np.testing.assert_allclose(theirs, value, rtol=1e-5, atol=1e-5, err_msg=f"{name} {key}")
             else:
                 assert found[key].tolist() == value, f"{name} {key}"
+        into = tmp_path / name  # what transformers has saved is read again
+        assert cli.main(["import", str(folder / name / "again"), str(into)]) == 0
+        assert _tensor_bytes(into) == _tensor_bytes(folder / name / "model")
+    for name, wanted in with_processors.items():
+        (file,) = folder.glob(f"{name}/[0-9].pt")
+        found = torch.load(file, weights_only=True)
+        file.unlink()
+        _check_processor(name, found, wanted)
     for key in DIRECTIONS:
         varied = [len({str(token) for token in wanted[key]}) > 3 for wanted in expected.values()]
         assert varied.count(True) >= 2, f"{key}: repeats of one token prove less"
 
 
-def test_an_exported_folder_is_read_again(exported: tuple[Path, dict[str, dict[str, Any]]]) -> None:
-    folder, _ = exported
-    for name in VARIANTS:
-        expected = canonical_state(_model(name))
-        found = canonical_state(load_weights(folder / name / "model"))
-        assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
+def _check_processor(name: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert found["ids"].tolist() == [wanted["ids"]] and found["text"] == "the little bird"
+    assert found["padded"].sum(dim=1).tolist() == [len(wanted["ids"]), 1]
+    assert len(np.unique(wanted["units"])) > 5  # otherwise constant units would pass
+    assert found["units"].tolist() == wanted["units"].tolist(), name
+    assert found["run_lengths"].tolist() == wanted["run_lengths"].tolist(), name
+    assert found["short"].shape == (0, wanted["units"].shape[1])
+    assert "resample" in found["rate"] and "mono" in found["stereo"] and "text, audio" in found["nothing"]
+    if name == "processor-logmel":
+        assert torch.equal(found["again"], found["units"])
+
+
+def _tensor_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_export_import_export_gives_identical_bytes(
+    exported: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path, name: str
+) -> None:
+    """Also in the llama format, and in that of the authors where it can hold the model."""
+    first = exported[0] / name / "model"
+    assert cli.main(["import", str(first), str(tmp_path / "weights")]) == 0
+    assert cli.main(["export", str(tmp_path / "weights"), str(tmp_path / "hf")]) == 0
+    expected = canonical_state(_model(name))
+    found = canonical_state(load_weights(tmp_path / "weights"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
+    assert _tensor_bytes(first) == _tensor_bytes(tmp_path / "weights") == _tensor_bytes(tmp_path / "hf")
+    for file in ("config.json", "architecture.json"):
+        one, two = (json.loads((folder / file).read_text()) for folder in (first, tmp_path / "hf"))
+        assert one == two
+    arguments = ["export", str(first), str(tmp_path / "published"), "--format", "published"]
+    if VARIANTS[name].get("num_codebooks", 1) > 1:
+        assert cli.main(arguments) == 2 and not (tmp_path / "published").exists()
+        return
+    assert cli.main(arguments) == 0
+    file, backbone = (str(tmp_path / "published" / part) for part in ("model_ckpt.pt", "backbone"))
+    assert cli.main(["import", file, str(tmp_path / "back"), "--backbone", backbone]) == 0
+    assert _tensor_bytes(first) == _tensor_bytes(tmp_path / "back")
 
 
 @pytest.mark.parametrize("name", ["everything", "codebooks"])

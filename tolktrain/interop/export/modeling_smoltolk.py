@@ -351,11 +351,14 @@ class SmolTolkForCausalLM(PreTrainedModel):
             What follows the prompt: text ids [m], or frames of units [m, K]; EOS included.
 
         Raises:
-            ValueError: not exactly one prompt, or an unknown modality.
+            ValueError: not exactly one prompt, an unknown modality, or ids beyond the vocabulary.
         """
         to = to or ("text" if units is None else "speech")
         if (input_ids is None) == (units is None) or to not in ("text", "speech"):
             raise ValueError('generate takes either input_ids or units; `to` is "text" or "speech"')
+        given, most = (input_ids, self.config.vocab_size + 3) if units is None else (units, self.config.num_units + 1)
+        if not given.numel() or not 0 <= int(given.min()) <= int(given.max()) < most:  # type: ignore[union-attr]
+            raise ValueError(f"the prompt must have ids from 0 to {most - 1}; is it of another tokenizer?")
         columns, is_speech = self._prompt(input_ids, units, to)
         device, cache = self.device, SmolTolkCache()
         tokens = torch.tensor(columns, device=device).t().unsqueeze(0)

@@ -1,9 +1,9 @@
 """The processor of SmolTolk for Hugging Face transformers 4.57 and 5: text to ids, and audio to units.
 
 This file needs torch, numpy, safetensors and transformers only.
-`AutoProcessor.from_pretrained(folder, trust_remote_code=True)` loads it. `speech_tokenizer/` in the folder describes the
-units: centroids of log-mel frames, centroids of a layer of HuBERT, or codebooks of Mimi; the pretrained model that it
-names is loaded at the first audio.
+`AutoProcessor.from_pretrained(folder, trust_remote_code=True)` loads it. `speech_tokenizer/` in the folder describes
+the units: centroids of log-mel frames, centroids of a layer of HuBERT, or codebooks of Mimi; the pretrained model that
+it names is loaded at the first audio.
 """
 
 import inspect
