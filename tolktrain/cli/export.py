@@ -28,6 +28,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (the latest valid one)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="data type of the weights (fp32)")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload INTO to this private repository of the hub")
+    parser.add_argument("--public", action="store_true", help="with --push: everybody may read the repository")
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -43,9 +45,18 @@ def _run(parsed: argparse.Namespace) -> int:
             raise UserError(f"{parsed.overrides[0]!r} would have no effect: export reads no configuration of {folder}")
     else:
         folder = existing_run(parsed)
+    hub = None
+    if parsed.push is not None:
+        from tolktrain.interop.export.push import Hub
+
+        hub = Hub(parsed.push, parsed.public)
+    elif parsed.public:
+        raise UserError("--public belongs to --push OWNER/NAME")
     export = {"hf": export_hf, "llama": export_llama, "published": export_published}[parsed.format]
     source = export(ExportSource.of(folder, parsed.step), parsed.into, parsed.dtype, print)
     print(f"weights of {source} in {parsed.into}")
+    if hub is not None:
+        hub.upload(parsed.into, f"Weights of {source.name} in the format {parsed.format}", print)
     return EXIT_DONE
 
 
