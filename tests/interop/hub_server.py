@@ -69,7 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
             exists = name in self.state.private
-            self.state.private.setdefault(name, asked.get("private", False))
+            # Version 1 of the client names the visibility, earlier ones have a switch.
+            self.state.private.setdefault(name, asked.get("private") or asked.get("visibility") == "private")
             self._answer(409 if exists else 200, {"url": f"{self.state.address}/{name}", "name": name})
         elif "/preupload/" in self.path:
             files = [

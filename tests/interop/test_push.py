@@ -14,6 +14,8 @@ from hub_server import HubServer, hub_server
 from tolktrain import cli
 from tolktrain.errors import UserError
 
+pytestmark = pytest.mark.transformers  # whose versions need different versions of the client
+
 # The client reads its settings when it is imported, so each case is a call in a process of its own settings.
 PROGRAM = """
 import json, sys

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from published_twin import Sizes, Twin
+from replicas import write_released
 from small_backbone import write_config
 
 from tolktrain import cli
@@ -70,6 +71,22 @@ def test_evaluate_measures_what_it_measures_of_the_run(tiny_run: Path, weights: 
         assert f"| heldout_stories | {row['strategy']} | {row['loss']:.4f} |" in card
 
 
+def test_benchmarks_score_as_of_the_run(tiny_run: Path, weights: Path, tmp_path: Path) -> None:
+    """Without any data set: EOS is that of the folder's tokenizer."""
+    write_released(tmp_path / "scloze", "<u8")
+    rows = []
+    for source in (tiny_run, weights):
+        assert cli.main(["evaluate", str(source), "--benchmarks", f"tstorycloze={tmp_path / 'scloze'}"]) == 0
+        rows.append(json.loads((source / "benchmarks.json").read_text())["rows"])
+        scores = (source / "scores" / "tstorycloze.jsonl").read_text().replace(f'"{source.name}"', '"name"')
+        rows[-1].append(scores)
+    baselines = ("unigram", "bigram")
+    *run, scored = rows[0]
+    *same, also = rows[1]
+    assert [{key: row[key] for key in row if key not in baselines} for row in run] == same and len(same) == 4
+    assert scored == also
+
+
 def test_imported_weights_begin_a_run(tmp_path: Path) -> None:
     """As `checkpoint.init_from` reads them: `tests/train/test_initial_weights.py` begins runs from such folders."""
     twin = Twin(Sizes())
@@ -119,7 +136,7 @@ def test_half_downloaded_and_foreign_folders_are_named(
     larger = json.loads(tokenizer.read_text())
     larger["model"]["vocab"]["beyond"] = 1024
     tokenizer.write_text(json.dumps(larger))
-    description.write_text(written.replace(json.loads(written)["tokenizers"].get("text") or "no digest", ""))
+    description.write_text(json.dumps({**json.loads(written), "tokenizers": {}}))
     assert cli.main(["import", str(weights), str(into)]) == 2
     assert "has 1025 ids, more than the model's 1024" in capsys.readouterr().err
     assert not into.exists() and not list(tmp_path.glob(".tmp*"))

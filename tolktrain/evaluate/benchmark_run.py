@@ -108,7 +108,7 @@ def evaluate_benchmarks(
     tasks = on_rank_zero(environment.rank, lambda: _read_tasks(suite))
     progress.at("loading the model")
     model, config, state = load_trained(run_dir, overrides=overrides)
-    vocabulary = check_data(config, model.architecture.text_vocab_size, verify_files=False)
+    vocabulary = _vocabulary(config, model.architecture.text_vocab_size, state)
     display = spinner()
     display.disable = environment.rank != 0
     with display:
@@ -129,6 +129,17 @@ def evaluate_benchmarks(
     if environment.rank == 0:
         replace_file(RunPaths(Path(run_dir)).benchmarks, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _vocabulary(config: Config, text_vocab_size: int, state: Mapping[str, Any]) -> Vocabulary:
+    """The ids of the run's data, or of the tokenizers of a folder of weights, which need not have data."""
+    if config.data.sets:
+        return check_data(config, text_vocab_size, verify_files=False)
+    eos, tokenizers = 0, state.get("tokenizers") or {}
+    if config.data.text_tokenizer is not None:
+        eos = load_text_tokenizer(config.data.text_tokenizer).info.eos_id
+    found = check_data(config, text_vocab_size, verify_files=False, text_eos=eos)
+    return replace(found, text_tokenizer=tokenizers.get("text"), speech_tokenizer=tokenizers.get("speech"))
 
 
 def _read_tasks(suite: SuiteConfig) -> list[_Task]:

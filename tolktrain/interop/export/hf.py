@@ -38,8 +38,7 @@ def export_hf(source: ExportSource, into: Path, dtype: DType, report: Callable[[
     require_new(into)
 
     def prepare(folder: Path, weights: OpenWeights) -> OpenWeights:
-        eos = source.add_text_tokenizer(folder, weights)
-        has_speech = source.add_speech_tokenizer(folder, weights)
+        eos, has_speech, weights = source.add_tokenizers(folder, weights)
         if eos is not None:
             _add_program(folder, PROCESSING_FILE)
             write_json(folder / "processor_config.json", _processor(has_speech))

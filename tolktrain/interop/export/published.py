@@ -51,15 +51,16 @@ def export_published(source: ExportSource, into: Path, dtype: DType, report: Cal
         eos = source.add_text_tokenizer(folder, weights)
         write_json(folder / "config.json", llama_config(architecture, dtype, length, eos))
         sync_path(folder)
+        tensors = _tensors(weights, DTYPES[dtype])
         content = {
-            "model": _tensors(weights, DTYPES[dtype]),
+            "model": tensors,
             "model_args": _arguments(architecture, _backbone(source, into), length, DTYPES[dtype]),
             "iter_num": weights.state.get("step"),
         }
         with naming(aside / FILE):
             torch.save(content, aside / FILE)
         sync_path(aside / FILE)
-        report(f"{FILE}: {len(content['model'])} tensors")
+        report(f"{FILE}: {len(tensors)} tensors")
     return weights.folder
 
 

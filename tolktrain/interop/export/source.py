@@ -53,15 +53,23 @@ class ExportSource:
         text, _ = self.tokenizers
         if text is None:
             return None
-        eos, _ = add_text_tokenizer(folder, text, digests(weights).get("text"), weights.architecture)
-        return eos
+        return add_text_tokenizer(folder, text, digests(weights).get("text"), weights.architecture)[0]
 
-    def add_speech_tokenizer(self, folder: Path, weights: OpenWeights) -> bool:
-        """Add the speech tokenizer to a folder; whether there is one. Raises UserError like `add_text_tokenizer`."""
-        _, speech = self.tokenizers
+    def add_tokenizers(self, folder: Path, weights: OpenWeights) -> tuple[int | None, bool, OpenWeights]:
+        """Add both tokenizers to a folder.
+
+        Returns EOS of text, None without a text tokenizer; whether there is a speech tokenizer; and the weights with
+        the digests of what was added.
+
+        Raises UserError like `add_text_tokenizer`.
+        """
+        text, speech = self.tokenizers
+        known, eos = dict(digests(weights)), None
+        if text is not None:
+            eos, known["text"] = add_text_tokenizer(folder, text, known.get("text"), weights.architecture)
         if speech is not None:
-            add_speech_tokenizer(folder, speech, digests(weights).get("speech"), weights.architecture)
-        return speech is not None
+            known["speech"] = add_speech_tokenizer(folder, speech, known.get("speech"), weights.architecture)
+        return eos, speech is not None, replace(weights, state={**weights.state, "tokenizers": known})
 
 
 def digests(weights: OpenWeights) -> Mapping[str, str | None]:

@@ -187,10 +187,10 @@ def _pooling(arguments: Mapping[str, Any]) -> LayerPooling:
 
 def _take_heads(file: PublishedFile, tensors: dict[str, Tensor], text_vocab: int) -> bool:
     """Drop heads that are copies of tables; keep another text head as `text_head.weight`. Whether it was tied."""
-    for table in (_TEXT_TABLE, _SPEECH_TABLE):
-        if table not in tensors:
+    for name in (_TEXT_TABLE, _SPEECH_TABLE):
+        if name not in tensors:
             raise UserError(
-                f"{file.path} lacks {table}; expected the whole model of the authors' code, with tables of text and"
+                f"{file.path} lacks {name}; expected the whole model of the authors' code, with tables of text and"
                 " speech"
             )
     speech_head = tensors.pop(_SPEECH_HEAD, None)
