@@ -11,6 +11,7 @@ from replicas import write_released
 from small_backbone import write_config
 
 from tolktrain import cli
+from tolktrain.demo.session import Session
 from tolktrain.errors import UserError
 from tolktrain.interop.formats.find import describe_weights, open_weights
 from tolktrain.interop.safetensors_folder import INDEX
@@ -38,6 +39,11 @@ def test_generate_continues_as_the_run_does(
         assert cli.main(["generate", str(source), *options, "--to", "speech"]) == 0
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1] and len(set(shown[0].split())) > 8
+    assert Session.load(weights).decoder is None  # nothing tells how long units last
+    assert cli.main(["generate", str(weights), "--text", "a", "--to", "speech", "--into", str(tmp_path / "units")]) == 0
+    (line,) = (tmp_path / "units" / "continuations.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] is None and json.loads(line)["units"]
+    capsys.readouterr()
     assert load_trained(weights)[1].train.sequence_length == 192
     assert cli.main(["generate", str(weights), "--text", "a", "--step", "2"]) == 2
     assert "give --step with a run directory only" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import argparse
 
 from tolktrain.cli.failures import EXIT_DONE
 from tolktrain.cli.output import print_to_reader
-from tolktrain.cli.verb import Verb, existing_run
+from tolktrain.cli.verb import Verb, existing_model
 from tolktrain.errors import UserError
 from tolktrain.files.given import input_argument
 
@@ -14,14 +14,17 @@ _LARGEST_PORT = 65_535
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "config", metavar="CONFIG", type=input_argument, help="configuration that was trained, or the run directory"
+        "config",
+        metavar="CONFIG",
+        type=input_argument,
+        help="configuration that was trained, run directory, or folder of weights",
     )
     parser.add_argument("--step", metavar="N", type=int, help="step of the checkpoint (the latest valid one)")
     parser.add_argument("--port", metavar="N", type=int, default=_PORT, help=f"of this machine ({_PORT}); 0: any")
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    run_directory = existing_run(parsed)
+    run_directory, overrides = existing_model(parsed)
     if not 0 <= parsed.port <= _LARGEST_PORT:
         raise UserError(f"--port is {parsed.port}; expected 0 to {_LARGEST_PORT}")
     try:
@@ -33,7 +36,7 @@ def _run(parsed: argparse.Namespace) -> int:
     from tolktrain.demo.server import serve
     from tolktrain.demo.session import Session
 
-    session = Session.load(run_directory, parsed.step)
+    session = Session.load(run_directory, parsed.step, overrides)
     asyncio.run(serve(session, parsed.port, _announce))
     return EXIT_DONE
 

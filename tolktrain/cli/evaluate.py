@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tolktrain.cli.failures import EXIT_DONE, described_at
-from tolktrain.cli.verb import Verb, existing_model
+from tolktrain.cli.verb import Verb, existing_model, existing_run
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.errors import UserError
 from tolktrain.files.given import given_path, input_argument

@@ -21,8 +21,8 @@ from tolktrain.generate.decoding import use_accelerator
 from tolktrain.generate.requests import Request
 from tolktrain.generate.sampling import Sampling
 from tolktrain.generate.speaker import Speaker
+from tolktrain.interop.trained import load_trained
 from tolktrain.model.pooling import WeightedAverage
-from tolktrain.runs.load_model import load_model
 from tolktrain_kernels.layer_pooling import PooledLayers
 
 Event = dict[str, Any]
@@ -43,12 +43,12 @@ class Session:
     speaker: Speaker
 
     @classmethod
-    def load(cls, run: Path, step: int | None = None) -> "Session":
-        """The checkpoint of a step, by default the latest valid one.
+    def load(cls, run: Path, step: int | None = None, overrides: tuple[str, ...] = ()) -> "Session":
+        """The checkpoint of a step, by default the latest valid one; or a folder of weights with `overrides`.
 
         Raises UserError when there is none, or a tokenizer is missing or another one.
         """
-        model, config, state = load_model(run, step)
+        model, config, state = load_trained(run, step, overrides)
         continuer = Continuer(use_accelerator(model), config, state.get("tokenizers", {}))
         if config.data.text_tokenizer is None and config.data.speech_tokenizer is None:
             raise UserError(f"{run}: the configuration names no tokenizer, so nothing can be typed or heard")

@@ -1,5 +1,6 @@
 """What turns the units of a run into audio: its vocoder, and how long units last."""
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,8 @@ from tolktrain.generate.run import training_records
 from tolktrain.units.base import Frames, Vocoder, expand
 from tolktrain.units.vocoders.kind import FIRST_VOICE, Voice
 from tolktrain.units.vocoders.load import open_vocoder, require_vocoder
+
+logger = logging.getLogger(__name__)
 
 
 class Speaker:
@@ -32,11 +35,20 @@ class Speaker:
 
     @cached_property
     def vocoder(self) -> Vocoder | None:
-        """None if the units cannot be turned into audio."""
+        """None if the units cannot be turned into audio, or their durations are not known."""
         if self._load is None and self._continuer.config.data.speech_tokenizer is not None:
             tokenizer = self._continuer.describe_speech()[1]
             self._load = open_vocoder(tokenizer, load_tokenizer=lambda: self._continuer.speech)
-        return None if self._load is None else self._load()
+        vocoder = None if self._load is None else self._load()
+        config = self._continuer.config
+        knows_durations = config.train.stages or config.evaluation.train_set is not None
+        if vocoder is not None and vocoder.duration_predictor is None and not knows_durations:
+            logger.warning(
+                "there is no audio of units, because their durations are not known; for a folder of weights, name a"
+                " data set with speech: evaluation.train_set=NAME data.sets.NAME.path=FOLDER"
+            )
+            return None
+        return vocoder
 
     @property
     def frames_per_second(self) -> float:
