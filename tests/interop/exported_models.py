@@ -41,6 +41,11 @@ def results(folder: Path) -> dict[str, Any]:
         "speech > text": model.generate(units=units, to="text", max_new_tokens=20, eos_token_id=0),
         "speech > speech": model.generate(units=units, max_new_tokens=20),
     }
+    for name, prompt in {"text": {"input_ids": text + 1_000_000}, "units": {"units": units - 9}}.items():
+        try:
+            model.generate(**prompt)
+        except ValueError as error:
+            found[f"beyond the {name}"] = str(error)
     model.save_pretrained(folder / "again")
     reloaded = AutoModelForCausalLM.from_pretrained(folder / "again", trust_remote_code=True)
     found["saved again"] = all(map(torch.equal, model.state_dict().values(), reloaded.state_dict().values()))

@@ -1,4 +1,4 @@
-"""A stand-in for the hub on this machine: repositories, their visibility, and files in commits."""
+"""A substitute for the hub on this machine: repositories, their visibility, and files in commits."""
 
 import base64
 import json

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from test_weights import ARCHITECTURE, write_checkpoint
 
 from tolktrain import cli
+from tolktrain.data.records import DatasetInfo
 from tolktrain.data.text_tokenizer import load_text_tokenizer
 from tolktrain.errors import UserError
 from tolktrain.generate.context import Context
@@ -188,6 +189,7 @@ def test_transformers_alone_computes_the_same(
         found = torch.load(file, weights_only=True)
         file.unlink()
         assert found.pop("saved again")
+        assert "ids from 0 to" in found.pop("beyond the text") and "ids from 0 to" in found.pop("beyond the units")
         for key, value in wanted.items():
             if isinstance(value, torch.Tensor):
                 positions = value.shape[-2] if value.dim() > 2 else None
@@ -291,7 +293,7 @@ def test_bf16_and_what_is_refused(exported: tuple[Path, dict[str, dict[str, Any]
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
 
 
-def test_a_run_with_tokenizers(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_run_with_tokenizers(tiny_run: Path, tmp_path: Path, repository: Path) -> None:
     """Text that the exported tokenizer reads is text that the run's tokenizer reads; the card names the data."""
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
@@ -305,7 +307,6 @@ def test_a_run_with_tokenizers(tiny_run: Path, tmp_path: Path) -> None:
         *("centroids.safetensors", "speech_tokenizer.json"),
     ]
     card = (tmp_path / "hf" / "README.md").read_text()
-    assert (
-        "| joint | 768 | backbone, pooling, speech | recognition, speech | 0.001 | stories |" in card
-        and "step 2" in card
-    )
+    assert "| joint | 768 | backbone, pooling, speech | recognition, speech | 0.001 | stories |" in card
+    assert "step 2" in card
+    assert f"| {DatasetInfo.read(repository / 'data' / 'sample' / 'train').license} |" in card

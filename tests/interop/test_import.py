@@ -169,6 +169,25 @@ def test_losses_of_both_bases_and_both_masks_are_printed(
     assert (tmp_path / "weights" / "tokenizer.json").is_file()
 
 
+def test_data_of_another_vocabulary(tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample = repository / "data" / "sample"
+    for sizes, message in {
+        Sizes(speech=502): "has text ids of a vocabulary of 1024, beyond the model's 31",
+        Sizes(text=1024): "has 500 units and 1 codebooks, the model 9 and 1",
+    }.items():
+        file = Twin(sizes).save(tmp_path / "model_ckpt.pt")
+        options = ("--data", str(sample / "heldout_stories"))
+        assert import_file(file, tmp_path / "weights", Twin(sizes), *options) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "weights").exists()
+    speech = ("--speech-tokenizer", str(sample / "speech_tokenizer"))
+    text = ("--text-tokenizer", str(sample / "text_tokenizer"))
+    for options, message in ((speech, "500 units and 1 codebooks, the model 9"), (text, "1024 ids, more than")):
+        file = Twin(Sizes()).save(tmp_path / "model_ckpt.pt")
+        assert import_file(file, tmp_path / "weights", Twin(Sizes()), *options) == 2
+        assert message in capsys.readouterr().err
+        assert sorted(os.listdir(tmp_path)) == ["backbone", "model_ckpt.pt"]
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "hidden layer in the selector": ({"selwa_linear": False}, "selwa_linear=False, a variant that this model"),
     "narrow selector": ({"selwa_downproj": True}, "selwa_downproj=True"),

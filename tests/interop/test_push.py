@@ -1,4 +1,4 @@
-"""Exported folders on the hub: a server on this machine stands in for it."""
+"""Exported folders on the hub: a server on this machine takes its place."""
 
 import json
 import os

@@ -91,6 +91,10 @@ def test_benchmarks_score_as_of_the_run(tiny_run: Path, weights: Path, tmp_path:
     *same, also = rows[1]
     assert [{key: row[key] for key in row if key not in baselines} for row in run] == same and len(same) == 4
     assert scored == also
+    assert cli.main(["export", str(tiny_run), str(tmp_path / "again")]) == 0
+    card = (tmp_path / "again" / "README.md").read_text()
+    for row in run:
+        assert f"| tstorycloze | {row['set']} | accuracy | {row['rule']} | {100 * row['accuracy']:.1f} |" in card
 
 
 def test_imported_weights_begin_a_run(tmp_path: Path) -> None:
