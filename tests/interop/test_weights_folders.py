@@ -104,6 +104,8 @@ def test_imported_weights_begin_a_run(tmp_path: Path) -> None:
     file = twin.save(tmp_path / "model_ckpt.pt")
     into = str(tmp_path / "weights")
     assert cli.main(["import", str(file), into, "--backbone", str(tmp_path / "backbone")]) == 0
+    with pytest.raises(UserError, match="tolktrain import reads a file of the SmolTolk authors"):
+        describe_weights(file, "checkpoint.init_from")
     described = describe_weights(Path(into), "checkpoint.init_from")
     state = twin.state_dict()
     with open_weights(described) as reader:

@@ -32,6 +32,8 @@ def describe_weights(path: Path, key: str) -> Weights:
     """
     if not path.is_dir():
         hint = "; copy it to a folder first" if _ADDRESS.search(str(path)) else ""
+        if path.is_file():
+            hint = "; tolktrain import reads a file of the SmolTolk authors into a folder of weights"
         raise UserError(f"{key}: {path} is no folder; give a run, a checkpoint or exported weights{hint}")
     found = next((known for known in FORMATS.values() if known.recognizes(path)), None)
     if found is not None:
@@ -46,7 +48,7 @@ def describe_weights(path: Path, key: str) -> Weights:
         )
     raise UserError(
         f"{key}: {path} holds no weights of a known format ({', '.join(FORMATS)}); give a run, a checkpoint of it"
-        " (step-...), or a folder that `tolktrain export RUN` has written"
+        " (step-...), or a folder that `tolktrain export` or `tolktrain import` has written"
     )
 
 
