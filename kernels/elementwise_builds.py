@@ -4,6 +4,9 @@ import torch
 
 from tolktrain_kernels.compilation import Build
 from tolktrain_kernels.elementwise_triton import (
+    SHARES_ROWS,
+    SHARES_WIDTH,
+    TILE_WARPS,
     gate_setting,
     join_heads_kernel,
     norm_backward_kernel,
@@ -11,6 +14,7 @@ from tolktrain_kernels.elementwise_triton import (
     norm_setting,
     rotation_setting,
     split_heads_kernel,
+    sum_shares_kernel,
     swiglu_backward_kernel,
     swiglu_kernel,
 )
@@ -28,7 +32,7 @@ def builds() -> list[Build]:
     found = []
     for dtype in _TYPES:
         for width in NORM_WIDTHS:
-            found += _norm(width, dtype, residual=True)
+            found += [*_norm(width, dtype, residual=True), _shares(width, dtype)]
         for width in GATE_WIDTHS:
             found += _gate(width, dtype)
         for shape in HEADS:
@@ -54,6 +58,12 @@ def _norm(width: int, dtype: torch.dtype, residual: bool) -> list[Build]:
         Build(f"forward {name}", norm_kernel, types, constants, setting.num_warps),
         Build(f"backward {name}", norm_backward_kernel, back, back_constants, setting.num_warps),
     ]
+
+
+def _shares(width: int, dtype: torch.dtype) -> Build:
+    types = {"shares": "*fp32", "total": f"*{_TYPES[dtype]}", "num_shares": "i32"}
+    constants: dict[str, int | str] = {"WIDTH": width, "BLOCK_WIDTH": SHARES_WIDTH, "BLOCK_ROWS": SHARES_ROWS}
+    return Build(f"sum of shares {width} {_TYPES[dtype]}", sum_shares_kernel, types, constants, TILE_WARPS)
 
 
 def _gate(width: int, dtype: torch.dtype) -> list[Build]:

@@ -91,14 +91,14 @@ def _norm_backward(
     hidden: Tensor, weight: Tensor, rstds: Tensor, d_normed: Tensor, d_total: Tensor | None, writes_weight: bool
 ) -> tuple[Tensor, Tensor]:
     d_hidden, d_weight = run_norm_backward(hidden, weight, rstds, d_normed, d_total, writes_weight)
-    return d_hidden.view(hidden.shape), rstds.new_empty(0) if d_weight is None else d_weight
+    return d_hidden.view(hidden.shape), weight.new_empty(0) if d_weight is None else d_weight
 
 
 @_norm_backward.register_fake
 def _(
     hidden: Tensor, weight: Tensor, rstds: Tensor, d_normed: Tensor, d_total: Tensor | None, writes_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    return hidden.new_empty(hidden.shape), rstds.new_empty(weight.shape if writes_weight else 0)
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape if writes_weight else 0)
 
 
 def _keep_for_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -123,7 +123,7 @@ def _derive_norm(ctx: Any, d_total: Tensor | None, d_normed: Tensor | None, _: T
     return (
         d_hidden if ctx.needs_input_grad[0] else None,
         d_hidden.to(ctx.update_dtype) if ctx.needs_input_grad[1] and d_hidden is not None else None,
-        d_weight.to(weight.dtype) if ctx.needs_input_grad[2] and d_weight is not None else None,
+        d_weight if ctx.needs_input_grad[2] else None,
         None,
     )
 

@@ -1,7 +1,7 @@
 """Norm, gated activation and rotated heads in Triton: one pass over memory each way, arithmetic in float32.
 
 A norm takes whole rows into registers. Its backward pass runs few programs over many rows each, so that a program sums
-its share of the weight's gradient in registers; the shares are added by a second reduction, never atomically: results
+its share of the weight's gradient in registers; a second kernel adds the shares, never atomically: results
 are the same from run to run. Gated activation and heads go in tiles.
 """
 
@@ -89,6 +89,25 @@ def norm_backward_kernel(
         tl.store(d_hidden + offsets, result, mask=inside)
     if partials is not None:
         tl.store(partials + tl.program_id(0) * WIDTH + columns, d_weight, mask=columns < WIDTH)
+
+
+@triton.jit(do_not_specialize=["num_shares"])
+def sum_shares_kernel(
+    shares: tl.tensor,  # [num_shares, WIDTH] float32
+    total: tl.tensor,  # [WIDTH]
+    num_shares: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+) -> None:
+    """The sum of all rows, rounded once."""
+    columns = tl.program_id(0) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
+    rows = tl.arange(0, BLOCK_ROWS)
+    sums = tl.zeros((BLOCK_ROWS, BLOCK_WIDTH), dtype=tl.float32)
+    for start in range(0, num_shares, BLOCK_ROWS):
+        inside = (start + rows < num_shares)[:, None] & (columns < WIDTH)[None, :]
+        sums += tl.load(shares + (start + rows)[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0)
+    tl.store(total + columns, tl.sum(sums, axis=0), mask=columns < WIDTH)
 
 
 @triton.jit
@@ -280,6 +299,7 @@ class Setting:
 GATE_TILE = 2048  # elements of the output
 ROTATION_TILE = 1024  # pairs
 TILE_WARPS = 4
+SHARES_ROWS, SHARES_WIDTH = 64, 32  # few columns, so that there are many programs
 
 
 def norm_setting(width: int) -> Setting:
@@ -348,7 +368,7 @@ def run_norm_backward(
         d_normed, d_total: [..., D], gradients of the norm and of what was normed.
 
     Returns:
-        Gradients of what was normed [N, D], and of the weight [D] float32 if `writes_weight`.
+        Gradients of what was normed [N, D], and of the weight [D] in its type if `writes_weight`.
     """
     hidden = aligned_rows(hidden)
     num_rows, width = hidden.shape
@@ -374,7 +394,25 @@ def run_norm_backward(
                 num_warps=setting.num_warps,
                 enable_fp_fusion=True,
             )
-    return d_hidden, None if partials is None else partials.sum(dim=0)
+    return d_hidden, None if partials is None else _sum_shares(partials, weight.dtype)
+
+
+def _sum_shares(shares: Tensor, dtype: torch.dtype) -> Tensor:
+    """Launch `sum_shares_kernel`: [n, D] float32 to [D]."""
+    width = shares.shape[1]
+    total = shares.new_empty(width, dtype=dtype)
+    with torch.cuda.device_of(shares):
+        sum_shares_kernel[(triton.cdiv(width, SHARES_WIDTH),)](
+            shares,
+            total,
+            shares.shape[0],
+            WIDTH=width,
+            BLOCK_WIDTH=SHARES_WIDTH,
+            BLOCK_ROWS=SHARES_ROWS,
+            num_warps=TILE_WARPS,
+            enable_fp_fusion=True,
+        )
+    return total
 
 
 def run_swiglu(gate_up: Tensor, d_output: Tensor | None = None) -> Tensor:

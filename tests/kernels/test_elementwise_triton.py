@@ -53,6 +53,7 @@ def test_kernels_are_those_of_the_builds() -> None:
     assert {build.kernel for build in BUILDS.values()} == {
         kernels.norm_kernel,
         kernels.norm_backward_kernel,
+        kernels.sum_shares_kernel,
         kernels.swiglu_kernel,
         kernels.swiglu_backward_kernel,
         kernels.split_heads_kernel,

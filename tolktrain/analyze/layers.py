@@ -71,7 +71,7 @@ def walk(model: SmolTolk, inputs: ModelInputs) -> Iterator[LayerStates]:
         elif isinstance(layer, BackboneLayer):
             number += 1
             if number < model.architecture.num_layers:
-                yield LayerStates(backbone_layer(number), state.hidden, None)
+                yield LayerStates(backbone_layer(number), state.output, None)
         elif isinstance(layer, FinalNorm):
             yield LayerStates(backbone_layer(number), state.hidden, None)
         elif isinstance(layer, LayerPooling):

@@ -199,7 +199,7 @@ def _trace_layers(model: SmolTolk, inputs: ModelInputs) -> tuple[Carrier, dict[s
             result["hidden_states"] = torch.stack(outputs).transpose(1, 2)
             result.update(_trace_pooling(layer, outputs, inputs))
         carrier = layer(carrier)
-        outputs.append(carrier.hidden)
+        outputs.append(carrier.output)
         if isinstance(layer, InputAdapterLayer):
             result["adapted"] = outputs.pop().transpose(0, 1)
     return carrier, result

@@ -33,17 +33,22 @@ class Carrier:
     states: tuple[Tensor, ...] = ()  # h_1 .. h_L as far as they are there, each [T', B, D]; kept for the pooling
     pooled: PooledLayers | None = None  # over the S sequences that predict speech: [T', S, ...]
     speech_hidden: Tensor | None = None  # [T', S, D]: inside the output adapter
+    update: Tensor | None = None  # [T', B, D]: of the last backbone layer, not yet added to `hidden`
+
+    @property
+    def output(self) -> Tensor:
+        """The states after the last layer [T', B, D]."""
+        return self.hidden if self.update is None else self.hidden + self.update
 
 
 def pack_carrier(carrier: Carrier) -> Tensor:
-    """The tensor for the next stage: [n, T', B, D], the states for the pooling, `hidden`, and e for the residual.
+    """The tensor for the next stage: [n, T', B, D], the states for the pooling, the output, and e for the residual.
 
     Pipeline stages begin at a backbone layer or the final norm, where the carrier contains nothing else.
     """
     assert carrier.speech is None and carrier.pooled is None, "cut inside an adapter"
-    states = (
-        carrier.states if carrier.states and carrier.states[-1] is carrier.hidden else (*carrier.states, carrier.hidden)
-    )
+    is_kept = carrier.update is None and carrier.states and carrier.states[-1] is carrier.hidden
+    states = carrier.states if is_kept else (*carrier.states, carrier.output)
     return torch.stack(states if carrier.embedded is None else (*states, carrier.embedded))
 
 

@@ -32,7 +32,8 @@ class InputAdapterLayer(PipelineLayer):
         if not self.is_last:
             return replace(carrier, speech=self.block(carrier.speech, carrier.segment_context))
         hidden, segments = carrier.hidden.flatten(0, 1), carrier.inputs.segments
-        packed, update = (part.flatten(0, 1) for part in self.block.parts(carrier.speech, carrier.segment_context))
+        _, *parts = self.block.parts(carrier.speech, carrier.segment_context)
+        packed, update = (part.flatten(0, 1) for part in parts)
         if self.shares_sequence:
             assert carrier.segment_context.mask is None, "the dense mask is for a model in one process"
             # The following operations and their gradients are the same on all tensor ranks.
@@ -67,12 +68,18 @@ class BackboneLayer(PipelineLayer):
     def __init__(self, architecture: Architecture, config: TransformerConfig, index: int) -> None:
         super().__init__()
         self.block = Block(architecture, config, f"backbone.layers.{index}", "backbone")
+        # Whether the output is kept for the pooling, which takes that of the last layer after the final norm.
         self.keeps = architecture.keeps_states and index < architecture.num_layers - 1
+        self.keeps_input = architecture.keeps_states
 
     def forward(self, carrier: Carrier) -> Carrier:
-        """Update `hidden`; keep it for the pooling, except after the last layer, pooled after the final norm."""
-        hidden = self.block(carrier.hidden, carrier.context)
-        return replace(carrier, hidden=hidden, states=(*carrier.states, hidden) if self.keeps else carrier.states)
+        """Update `hidden`, all but the last addition, which the norm of the next layer does; keep the input for the
+        pooling, if it is the output of a layer and not kept yet."""
+        entered, hidden, update = self.block.parts(carrier.hidden, carrier.context, carrier.update)
+        states = carrier.states
+        if self.keeps_input and carrier.update is not None:
+            states = (*states, entered)
+        return replace(carrier, hidden=hidden, update=update, states=states)
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the parameters."""
@@ -94,7 +101,10 @@ class FinalNorm(PipelineLayer):
 
     def forward(self, carrier: Carrier) -> Carrier:
         """Update `hidden` to h_L."""
-        return replace(carrier, hidden=self.norm(carrier.hidden))
+        if carrier.update is None:
+            return replace(carrier, hidden=self.norm(carrier.hidden))
+        _, hidden = self.norm(carrier.hidden, carrier.update)
+        return replace(carrier, hidden=hidden, update=None)
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical view of the norm."""

@@ -209,12 +209,19 @@ class Attention(SelfAttention):
 class DecoderLayer(TransformerLayer):
     """Megatron's parts of a layer; each residual addition is fused with the norm that follows it."""
 
-    def forward(self, hidden: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
-        """The states before the layer's last addition, and the update; their sum is the output."""
-        update = self.self_attention(self.input_layernorm(hidden), context)
-        hidden, normed = self.pre_mlp_layernorm(hidden, update)
+    def forward(
+        self, hidden: Tensor, context: AttentionContext, update: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The input, which is the sum of states and, if given, their update; and two tensors whose sum is the output:
+        the states before the layer's last addition, and the update."""
+        if update is None:
+            normed = self.input_layernorm(hidden)
+        else:
+            hidden, normed = self.input_layernorm(hidden, update)
+        update = self.self_attention(normed, context)
+        states, normed = self.pre_mlp_layernorm(hidden, update)
         update, _ = self.mlp(normed)
-        return hidden, update
+        return hidden, states, update
 
 
 def layer_spec() -> ModuleSpec:
@@ -248,15 +255,23 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
         """[T, B, D] (or [N, 1, D] for packed speech) to the same; with sequence parallelism, a slice of the first
         dimension."""
-        hidden, update = self.parts(hidden, context)
-        return hidden + update
+        _, states, update = self.parts(hidden, context)
+        return states + update
 
-    def parts(self, hidden: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
-        """Two tensors whose sum is the output."""
+    def parts(
+        self, hidden: Tensor, context: AttentionContext, update: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `DecoderLayer.forward`."""
+        found: tuple[Tensor, Tensor, Tensor]
         if self.recompute and torch.is_grad_enabled():
+            if update is not None:  # one tensor is kept, not two
+                hidden = hidden + update
             # Without dropout, no random numbers are drawn inside.
-            return checkpoint(self.layer, hidden, context, use_reentrant=False, preserve_rng_state=False)
-        found: tuple[Tensor, Tensor] = self.layer(hidden, context)
+            found = checkpoint(self.layer, hidden, context, use_reentrant=False, preserve_rng_state=False)
+        elif update is None:
+            found = self.layer(hidden, context)
+        else:
+            found = self.layer(hidden, context, update)
         return found
 
     def parameter_views(self) -> dict[str, ParameterView]:
