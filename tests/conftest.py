@@ -5,6 +5,7 @@ import importlib.util
 import math
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,9 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that tests start compiles the whole package
 os.environ["TOLKTRAIN_JOB_SECRET"] = "the secret of the jobs in the tests"  # else one would be kept in the home folder
+
+# A shell that starts pytest in the background lets it ignore Ctrl-C, and so would all its processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Processes that tests start by this server need not each import what takes seconds.
 multiprocessing.set_forkserver_preload(

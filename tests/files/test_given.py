@@ -25,7 +25,7 @@ PREPARE = {
 OUTPUTS = ("run.dir", "checkpoint.upload")
 INPUTS = (
     *("data.sets.stories.path", "data.sets.stories.remote", "data.text_tokenizer", "data.speech_tokenizer"),
-    *("deepspeed.config", "evaluation.prompts", "model.backbone"),
+    *("data.vocoder.path", "deepspeed.config", "evaluation.prompts", "model.backbone"),
 )
 PREPARE_INPUTS = {
     "recordings": (

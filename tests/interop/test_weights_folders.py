@@ -39,7 +39,7 @@ def test_generate_continues_as_the_run_does(
         assert cli.main(["generate", str(source), *options, "--to", "speech"]) == 0
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1] and len(set(shown[0].split())) > 8
-    assert Session.load(weights).decoder is None  # nothing tells how long units last
+    assert Session.load(weights).speaker.vocoder is None  # nothing tells how long units last
     assert cli.main(["generate", str(weights), "--text", "a", "--to", "speech", "--into", str(tmp_path / "units")]) == 0
     (line,) = (tmp_path / "units" / "continuations.jsonl").read_text().splitlines()
     assert json.loads(line)["file"] is None and json.loads(line)["units"]

@@ -13,6 +13,7 @@ from typing import Any
 from tolktrain.errors import UserError
 from tolktrain.evaluate.text.catalog import TextTask, definitions_folder
 from tolktrain.evaluate.text.data_files import check_fields, find_files
+from tolktrain.libraries.streaming_compat import exchanged
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ class LoadedTasks:
     def answers(self, language_model: Any) -> dict[str, list[TextItem]]:
         """The answers of a `TextLM` to all items of each task, in the order of the data."""
         import lm_eval
+        from lm_eval.api import task as harness
 
-        found = lm_eval.evaluate(language_model, self._loaded, bootstrap_iters=0, log_samples=True)
+        with exchanged(harness, tqdm=lambda items, **_: items):  # a progress bar for every task
+            found = lm_eval.evaluate(language_model, self._loaded, bootstrap_iters=0, log_samples=True)
         return {
             task.name: [_item(sample) for sample in sorted(found["samples"][task.name], key=lambda s: s["doc_id"])]
             for task in self.tasks
@@ -55,11 +58,8 @@ def loaded_tasks(tasks: Sequence[TextTask], data_dir: Path) -> Iterator[LoadedTa
     files = {task.name: find_files(task, data_dir) for task in tasks}
     for task in tasks:
         check_fields(task, *files[task.name])
-    for name in ("HF_DATASETS_OFFLINE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
-        os.environ.setdefault(name, "1")  # read when the libraries are imported
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    from lm_eval.tasks import TaskManager
-
+    with _offline():
+        from lm_eval.tasks import TaskManager
     with tempfile.TemporaryDirectory(prefix="tolktrain-text-tasks-") as folder:
         for task in tasks:
             # Written as YAML, because only the harness itself can read the functions that its definitions name.
@@ -76,6 +76,21 @@ def loaded_tasks(tasks: Sequence[TextTask], data_dir: Path) -> Iterator[LoadedTa
                 ) from error
             _check_items(task, loaded["tasks"][task.name], files[task.name][1])
         yield LoadedTasks(tuple(tasks), {name: tuple(paths) for name, (_, paths) in files.items()}, loaded)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """In this context, the harness and its libraries are imported for work without a network and progress bars. They
+    read the variables that say so at that time; programs that are started later do not inherit them."""
+    before = dict(os.environ)
+    for name in ("HF_DATASETS_OFFLINE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
 
 
 def _definition(task: TextTask, kind: str, paths: Sequence[Path], cache: Path) -> dict[str, Any]:
