@@ -78,7 +78,7 @@ def test_steps_wait_nowhere_in_forward_and_backward(done: dict[str, Done], name:
     """The case would have failed. Nothing is left on the GPU after the engine is closed, and in
     ZeRO 3's cache after a step."""
     assert len(done[name]["steps"]) == CASES[name].get("steps", 2)
-    assert all(step["launches"] > 300 for step in done[name]["steps"])
+    assert all(step["launches"] > 200 for step in done[name]["steps"])
     assert done[name]["left"] < 2**20
     assert done[name]["num_remembered"] == 0
 
