@@ -4,21 +4,15 @@ import argparse
 
 from tolktrain.cli.failures import EXIT_DONE
 from tolktrain.cli.output import print_to_reader
-from tolktrain.cli.verb import Verb, existing_model
+from tolktrain.cli.verb import Verb, add_model_argument, existing_model
 from tolktrain.errors import UserError
-from tolktrain.files.given import input_argument
 
 _PORT = 7860
 _LARGEST_PORT = 65_535
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "config",
-        metavar="CONFIG",
-        type=input_argument,
-        help="configuration that was trained, run directory, or folder of weights",
-    )
+    add_model_argument(parser)
     parser.add_argument("--step", metavar="N", type=int, help="step of the checkpoint (the latest valid one)")
     parser.add_argument("--port", metavar="N", type=int, default=_PORT, help=f"of this machine ({_PORT}); 0: any")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tolktrain.cli.failures import EXIT_DONE, described_at
-from tolktrain.cli.verb import Verb, existing_model, existing_run
+from tolktrain.cli.verb import Verb, add_model_argument, existing_model, existing_run
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.errors import UserError
 from tolktrain.files.given import given_path, input_argument
@@ -24,12 +24,7 @@ def evaluate_run(run_directory: Path, overrides: tuple[str, ...] = ()) -> None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "config",
-        metavar="CONFIG",
-        type=input_argument,
-        help="configuration that was trained, run directory, or folder of weights",
-    )
+    add_model_argument(parser)
     suite = parser.add_argument_group("benchmarks, instead of the held-out sets")
     suite.add_argument(
         "--benchmarks",

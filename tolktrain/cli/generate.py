@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tolktrain.cli.failures import EXIT_DONE
 from tolktrain.cli.output import print_to_reader
-from tolktrain.cli.verb import Verb, existing_model
+from tolktrain.cli.verb import Verb, add_model_argument, existing_model
 from tolktrain.errors import UserError
 from tolktrain.files.given import input_argument, path_argument
 from tolktrain.runs.paths import RunPaths
@@ -34,12 +34,7 @@ _OTHERS = ("to", "ends_utterance", "stop", "into", "vocoder", "speaker", "style"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "config",
-        metavar="CONFIG",
-        type=input_argument,
-        help="configuration that was trained, run directory, or folder of weights",
-    )
+    add_model_argument(parser)
     prompts = parser.add_argument_group("prompts, in place of the spoken ones of evaluation.prompts")
     prompts.add_argument("--text", metavar="TEXT", action="append", help="text; may be given several times")
     prompts.add_argument(

@@ -37,6 +37,16 @@ def verb_of_run(meaning: str, act: Callable[[Path], None]) -> Verb:
     return Verb(meaning, add_arguments, run)
 
 
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """What `existing_model` reads."""
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        type=input_argument,
+        help="configuration that was trained, run directory, or folder of weights",
+    )
+
+
 def load(parsed: argparse.Namespace) -> Config:
     """The configuration that the command line names, with its overrides."""
     from tolktrain.config.load import load_config
