@@ -29,6 +29,7 @@ class Sequence:
     length: int  # tokens before the padding
     record_id: str
     strategy: Strategy
+    document_starts: tuple[int, ...] = (0,)  # first token of each document; a document is a sequence of its own
 
 
 class _Key(np.random.bit_generator.ISeedSequence):
@@ -61,6 +62,7 @@ class SequenceWriter:
         self.tokens: IntArray = np.zeros((vocabulary.num_codebooks, size), np.int64)
         self.is_speech: BoolArray = np.zeros(size, np.bool_)
         self.scored: BoolArray = np.zeros(size, np.bool_)
+        self._document_starts = [0]
 
     @property
     def delay(self) -> int:
@@ -89,10 +91,17 @@ class SequenceWriter:
         begin, end = self._advance(1)
         self.tokens[0, begin:end] = token
 
+    def begin_document(self) -> None:
+        """Begin a document at the present position: it must not see earlier tokens."""
+        if self._document_starts[-1] < self.length < self.size:
+            self._document_starts.append(self.length)
+
     def finish(self, record_id: str, strategy: Strategy) -> Sequence:
         """The padded sequence."""
         self.tokens[0, self.length :] = self.vocabulary.text_eos
-        return Sequence(self.tokens, self.is_speech, self.scored, self.length, record_id, strategy)
+        return Sequence(
+            self.tokens, self.is_speech, self.scored, self.length, record_id, strategy, tuple(self._document_starts)
+        )
 
     def _advance(self, count: int) -> tuple[int, int]:
         begin = self.length
