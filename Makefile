@@ -1,3 +1,4 @@
+# make install    create .venv with all libraries; the other commands do so too
 # make pretrain   train, evaluate and sample the quickstart model
 # make test       run every test that needs no GPU
 # make test-fast  run the tests that are not marked slow: a few minutes
@@ -10,7 +11,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help pretrain test test-fast test-failed test-transformers-5 lint format clean
+.PHONY: help install pretrain test test-fast test-failed test-transformers-5 lint format clean
 
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -35,6 +36,8 @@ $(TRANSFORMERS_5)/.installed: constraints-transformers-5.txt $(STAMP)
 		--target $(TRANSFORMERS_5) -r constraints-transformers-5.txt
 	@touch $@
 
+install: $(STAMP) $(TRANSFORMERS_5)/.installed
+
 pretrain: $(STAMP)
 	@$(call INTERRUPTIBLY,$(WITH_VENV) bash launch/pretrain.sbatch configs/quickstart.yaml)
 
@@ -51,9 +54,11 @@ test-fast: $(STAMP)
 test-failed: $(STAMP)
 	@$(WITH_VENV) pytest -q -rs --last-failed --last-failed-no-failures none
 
-# Only files with the mark are named, so that others are not imported. If no file has it, pytest fails.
+# Only files with the mark are named, so that others are not imported. If no file has it, pytest fails. The cache of its
+# own lets it run at the same time as `make test`, whose failures `make test-failed` repeats.
 test-transformers-5: $(TRANSFORMERS_5)/.installed
 	@$(WITH_VENV) PYTHONPATH="$(CURDIR)/$(TRANSFORMERS_5)" pytest -q -rs --transformers 5 -m transformers \
+		-o cache_dir=$(TRANSFORMERS_5)/.pytest_cache \
 		$$(grep -rl --include='test_*.py' 'pytest\.mark\.transformers' tests)
 
 lint: $(STAMP)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 _FIRST = 30_000  # those below belong to jobs of Slurm (tolktrain/cluster/environment.py)
 _WORKERS = 8  # test processes that never choose the same port
+_ALONE = f"gw{_WORKERS - 1}"  # a session of one process, which may run at the same time as one with workers
 
 
 def free_port() -> int:
@@ -16,7 +17,7 @@ def free_port() -> int:
     below them, and belongs to this test process alone among those of one session.
     """
     end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", _ALONE).removeprefix("gw")) % _WORKERS
     own = range(_FIRST + worker, end, _WORKERS)
     for port in random.SystemRandom().sample(own, len(own)):  # hypothesis seeds the usual one
         with socket.socket() as probe:
