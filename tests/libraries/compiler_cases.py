@@ -57,6 +57,33 @@ def left_out() -> None:
     assert graphs and torch.stack not in {node.target for graph in graphs for node in graph.graph.nodes}
 
 
+def left_out_lazily() -> None:
+    """The same of what DeepSpeed excludes, which would otherwise import the compiler at the first call."""
+    with compiling_later():
+        decorate = torch._disable_dynamo
+
+        @decorate
+        def pair(x: Tensor) -> Tensor:
+            return torch.stack((x, x))
+
+        @decorate(recursive=False)
+        def single(x: Tensor) -> Tensor:
+            return x
+
+    assert pair(torch.ones(2)).shape == (2, 2) and pair.__name__ == "pair"
+    assert not is_imported()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    result = torch.compile(lambda x: pair(x + 1) * 2, backend=backend)(torch.ones(2))
+    assert result.tolist() == [[4.0, 4.0], [4.0, 4.0]]
+    assert graphs and torch.stack not in {node.target for graph in graphs for node in graph.graph.nodes}
+    assert single(torch.ones(2)).tolist() == [1.0, 1.0]
+
+
 def trained() -> str:
     """Hash of what a small model is after some steps."""
     torch.manual_seed(0)
@@ -92,4 +119,5 @@ def optimizers() -> None:
 
 
 if __name__ == "__main__":
-    {"decorated": decorated, "left_out": left_out, "optimizers": optimizers}[sys.argv[1]]()
+    cases = {case.__name__: case for case in (decorated, left_out, left_out_lazily, optimizers)}
+    cases[sys.argv[1]]()

@@ -14,7 +14,7 @@ CASES = Path(__file__).parent / "compiler_cases.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["decorated", "left_out", "optimizers"])
+@pytest.mark.parametrize("case", ["decorated", "left_out", "left_out_lazily", "optimizers"])
 def test_the_compiler_is_imported_when_it_is_used(case: str) -> None:
     """In a process of its own: here, some test has imported it."""
     done = subprocess.run([sys.executable, str(CASES), case], capture_output=True, text=True, check=False)
@@ -22,12 +22,12 @@ def test_the_compiler_is_imported_when_it_is_used(case: str) -> None:
 
 
 def test_torch_has_its_functions_back() -> None:
-    before = torch.compile, torch.compiler.disable
+    before = torch.compile, torch.compiler.disable, torch._disable_dynamo
     with compiling_later():
-        assert torch.compile is not before[0]
+        assert torch.compile is not before[0] and torch._disable_dynamo is not before[2]
     with pytest.raises(ZeroDivisionError), compiling_later():
         raise ZeroDivisionError
-    assert (torch.compile, torch.compiler.disable) == before
+    assert (torch.compile, torch.compiler.disable, torch._disable_dynamo) == before
 
 
 def test_steps_take_a_closure() -> None:

@@ -19,8 +19,12 @@ _Function = Callable[..., Any]
 
 @contextmanager
 def compiling_later() -> Iterator[None]:
-    """In this context, the decorators `torch.compile` and `torch.compiler.disable` act at the function's first call."""
-    compile_now, disable_now = torch.compile, torch.compiler.disable
+    """In this context, the decorators `torch.compile`, `torch.compiler.disable` and `torch._disable_dynamo` act later.
+
+    `torch.compile` acts at the function's first call, the others once the compiler is imported. DeepSpeed excludes the
+    functions by which ZeRO 3 gathers and releases parameters.
+    """
+    compile_now, disable_now, disable_lazily = torch.compile, torch.compiler.disable, torch._disable_dynamo
 
     def compile_later(function: _Function | None = None, **options: Any) -> Any:
         if function is None or _is_imported():
@@ -31,13 +35,19 @@ def compiling_later() -> Iterator[None]:
     def disable_later(function: _Function | None = None, *arguments: Any, **options: Any) -> Any:
         if function is None or arguments or options or _is_imported():
             return disable_now(function, *arguments, **options)
-        return _spared(function, torch._disable_dynamo(function))
+        return _spared(function, disable_lazily(function))
+
+    def disable_lazily_later(function: _Function | None = None, *arguments: Any, **options: Any) -> Any:
+        if function is None:
+            return disable_lazily(function, *arguments, **options)
+        return _spared(function, disable_lazily(function, *arguments, **options))
 
     torch.compile, torch.compiler.disable = compile_later, disable_later  # type: ignore[assignment]
+    torch._disable_dynamo = disable_lazily_later  # type: ignore[assignment]
     try:
         yield
     finally:
-        torch.compile, torch.compiler.disable = compile_now, disable_now
+        torch.compile, torch.compiler.disable, torch._disable_dynamo = compile_now, disable_now, disable_lazily
 
 
 @functools.cache
