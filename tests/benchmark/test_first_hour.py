@@ -17,6 +17,7 @@ from tolktrain.benchmark.first_hour.results import Results
 from tolktrain.benchmark.first_hour.schedule import DONE, FAILED, NOT_RUN, STOPPED, Outcome, run_pieces
 from tolktrain.benchmark.first_hour.summary import summary
 from tolktrain.cluster.accelerators import accelerator_of
+from tolktrain.cluster.device_models import SUSTAINED, WIDTHS
 from tolktrain.errors import UserError
 
 ESSENTIAL = [piece.name for piece in (MACHINE, *GPU_PIECES) if piece.essential]
@@ -215,12 +216,12 @@ def test_a_repeated_piece_replaces_what_it_had_measured() -> None:
 
 
 def test_measured_rates_are_a_calibration(tmp_path: Path) -> None:
-    """Fractions are of what `tolktrain plan` takes as the peak; what was not measured keeps its default."""
+    """Fractions are of the data sheet's figures; widths that were not measured keep what trainings sustain."""
     from tolktrain.plan.assumptions import Assumptions, read_calibration
 
     device = accelerator_of("NVIDIA H100 80GB HBM3")
     assert device is not None
-    peak = device.peak_flops * device.sustained
+    peak = device.peak_flops
 
     def rate(what: str, provider: str, mode: str, width: int, fraction: float) -> dict[str, object]:
         names = {"kind": "rate", "what": what, "provider": provider, "mode": mode, "width": width, "shape": "s"}
@@ -237,7 +238,8 @@ def test_measured_rates_are_a_calibration(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(values))
     known = read_calibration(path, Assumptions())
-    assumed = known.assumed
-    assert set(known.replaced) == {"product_fractions", "attention_forward", "copy"}
-    assert (assumed.product_fraction(576), assumed.attention_forward, assumed.copy) == (0.5, 0.3, 0.9)
-    assert assumed.product_fraction(2048) == Assumptions().product_fraction(2048)
+    assert set(known.replaced) == {"products", "attention", "copy"} == set(known.rates)
+    rates = known.assumed.rates
+    assert (rates.products[WIDTHS.index(576)], rates.attention, rates.copy) == (0.5, 0.3, 0.9)
+    wide = WIDTHS.index(2048)
+    assert rates.products[wide] == pytest.approx(SUSTAINED.products[wide] * device.sustained, rel=1e-3)

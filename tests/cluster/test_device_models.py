@@ -1,9 +1,19 @@
-"""Times of the two models of a device, against the same by hand."""
+"""Times of the models of a device, against the same by hand."""
 
 import pytest
 
 from tolktrain.cluster.accelerators import ACCELERATORS
-from tolktrain.cluster.device_models import ATTENTION, BOUND, LIKELY, MEMORY, PRODUCT, VOCABULARY_PRODUCT, Work
+from tolktrain.cluster.device_models import (
+    ATTENTION,
+    ATTENTION_BACKWARD,
+    BOUND,
+    LIKELY,
+    MEMORY,
+    PRODUCT,
+    SUSTAINED,
+    VOCABULARY_PRODUCT,
+    Work,
+)
 
 H100 = next(device for device in ACCELERATORS if device.name == "h100")
 
@@ -30,12 +40,22 @@ def test_everything_else_takes_what_it_moves_and_its_launches() -> None:
 
 
 def test_measured_rates_replace_those_that_were_measured() -> None:
-    """Calibrations are of `tolktrain plan`, whose fractions are of what published trainings reach on this device."""
-    measured = LIKELY.measured({"copy": 0.5, "attention_forward": 0.4, "product_fractions": (0.6,) * 6}, H100)
-    assert measured.name == "likely, measured rates"
+    """They are fractions of the data sheet's figures. What was measured is not scaled by what trainings sustain."""
+    measured = SUSTAINED.measured({"copy": 0.5, "attention": 0.4, "products": (0.6,) * 6})
+    assert measured.name == "sustained, measured rates"
     assert measured.seconds(Work(MEMORY, bytes=3.35e12), H100) == pytest.approx(2 + 1e-6)
-    attention = Work(ATTENTION, bytes=1.0, flops=989.4e12)
-    assert measured.seconds(attention, H100) == pytest.approx(1 / (0.4 * 0.78) + 1e-6)
-    product = Work(PRODUCT, bytes=1.0, flops=989.4e12, width=576)
-    assert measured.seconds(product, H100) == pytest.approx(1 / (0.6 * 0.78) + 1e-6)
-    assert LIKELY.measured({}, H100) == LIKELY
+    assert measured.seconds(Work(ATTENTION, bytes=1.0, flops=989.4e12), H100) == pytest.approx(1 / 0.4 + 1e-6)
+    for kind in (PRODUCT, VOCABULARY_PRODUCT):
+        product = Work(kind, bytes=1.0, flops=989.4e12, width=576)
+        assert measured.seconds(product, H100) == pytest.approx(1 / 0.6 + 1e-6)
+    backward = Work(ATTENTION_BACKWARD, bytes=1.0, flops=989.4e12)
+    assert measured.seconds(backward, H100) == SUSTAINED.seconds(backward, H100)
+    assert LIKELY.measured({}) == LIKELY
+
+
+def test_trainings_sustain_a_fraction_of_products_and_attention() -> None:
+    for kind in (PRODUCT, VOCABULARY_PRODUCT, ATTENTION, ATTENTION_BACKWARD):
+        work = Work(kind, bytes=1.0, flops=989.4e12, width=2048, launches=0)
+        assert SUSTAINED.seconds(work, H100) == pytest.approx(LIKELY.seconds(work, H100) / H100.sustained)
+    moved = Work(MEMORY, bytes=1e12)
+    assert SUSTAINED.seconds(moved, H100) == LIKELY.seconds(moved, H100)

@@ -8,6 +8,7 @@ import pytest
 
 from tolktrain.benchmark.count.run import read_measured
 from tolktrain.cli import main
+from tolktrain.cluster.device_models import PROCESSOR
 from tolktrain.errors import UserError
 from tolktrain.plan.assumptions import Assumptions, cpu_assumptions, read_calibration
 
@@ -61,7 +62,7 @@ def test_all_seconds_of_a_step_are_multiplied(tmp_path: Path, capsys: pytest.Cap
 def test_a_processor_is_planned_with_its_own_measurements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, config = tmp_path / "calibration.json", str(CONFIGS / "cpu.yaml")
     file.write_text(json.dumps(measurements("AMD EPYC 7B13 (CPU)", (100.0, 80.0))))
-    assert read_calibration(file, cpu_assumptions()).assumed.product_fractions == (1.0,) * 6
+    assert read_calibration(file, cpu_assumptions()).assumed.rates is PROCESSOR
     assert main(["plan", config, "--gpus=2", "--device=cpu", f"--calibration={file}"]) == 0
     assert "float32 needs up to twice as much" in capsys.readouterr().out
     assert main(["plan", str(CONFIGS / "smoltolk-150m.yaml"), "--gpus=8", f"--calibration={file}"]) == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tolktrain.cli import main
+from tolktrain.cluster.device_models import SUSTAINED
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 BENCH = str(CONFIGS / "bench" / "smoltolk-2b.yaml")
@@ -37,10 +38,11 @@ def test_the_verb_answers_and_writes(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_measured_rates_replace_assumed_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rates = tmp_path / "rates.json"
-    rates.write_text('{"copy": 0.46, "product_fractions": [0.1, 0.2, 0.3, 0.34, 0.35, 0.36]}')
+    halved = {"copy": SUSTAINED.copy / 2, "products": [0.39 * fraction for fraction in SUSTAINED.products]}
+    rates.write_text(json.dumps({**halved, "vocabulary_products": halved["products"]}))
     assert main(["plan", BENCH, "--gpus=8", f"--json={tmp_path / 'a.json'}"]) == 0
     assert main(["plan", BENCH, "--gpus=8", f"--json={tmp_path / 'b.json'}", f"--calibration={rates}"]) == 0
-    assert "measured: copy, product_fractions" in capsys.readouterr().out
+    assert "measured: copy, products, vocabulary_products" in capsys.readouterr().out
     before, after = (
         json.loads((tmp_path / f"{name}.json").read_text())["plans"][0]["layouts"][0]["stages"][-1]["seconds"]
         for name in ("a", "b")
@@ -85,7 +87,9 @@ def test_bad_input_is_named(arguments: list[str], message: str, capsys: pytest.C
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"speed": 1}', '{"copy": "fast"}', '{"product_fractions": [1]}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"speed": 1}', '{"copy": "fast"}', '{"products": [1]}', '{"attention": 0}', '{"rates": 1}']
+)
 def test_bad_calibrations_are_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rates = tmp_path / "rates.json"
     rates.write_text(text)

@@ -53,6 +53,13 @@ def _check_collectives(rows: Mapping[str, Row]) -> None:
     assert rows["tensor 2, ZeRO 1"].rehearsed["collectives"]["allgather_base"] > 20
 
 
+OPERATION = {
+    "part": "linears",
+    "direction": "forward",
+    "work": {"kind": "product", "bytes": 1e8, "flops": 1e12, "width": 576.0, "launches": 1.0},
+}
+
+
 class Recorded:
     """Answers in the place of the process."""
 
@@ -66,6 +73,7 @@ class Recorded:
             "collectives": {"allreduce": 3},
             "collective_bytes": {"allreduce": 5 * GIB},
             "failure": failure,
+            "operations": [] if failure else [{**OPERATION, "count": 500}],
         }
 
     def __call__(self, cases: Sequence[Mapping[str, Any]], memory_gib: float) -> Iterator[Mapping[str, Any]]:
@@ -88,8 +96,12 @@ def test_the_best_layouts_are_rehearsed(
     shown = capsys.readouterr().out
     assert "rehearsed on a null GPU: layouts of 8 GPUs" in shown and "layouts of 512 GPUs" in shown
     assert "3 all-reduce (5.00 GiB)" in shown and "10.00" in shown
+    assert "with the rehearsed operations, a step of stage joint takes" in shown
+    assert "TFLOP" in shown and "500.00" in shown
     written = json.loads(file.read_text())["plans"]
     for plan in written:
+        assert all(item["rehearsed_operations"]["launches"] == 500 for item in plan["rehearsals"])
+        assert all(item["rehearsed_step_seconds"] > 0 for item in plan["rehearsals"])
         layouts = dict.fromkeys(item["layout"] for item in plan["rehearsals"])
         assert list(layouts) == [job["layout"] for job in plan["layouts"][:2]]
         assert all(item["rehearsed_gib"]["reserved"] == 11.0 for item in plan["rehearsals"])

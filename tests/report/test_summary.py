@@ -8,6 +8,8 @@ import pytest
 from synthetic_run import benchmarks
 
 from tolktrain.files.terminal import Console
+from tolktrain.report.page import render
+from tolktrain.report.rundata import read_run
 from tolktrain.report.summary import print_summary
 
 
@@ -46,3 +48,16 @@ def test_unfinished_run(bare_run: Path) -> None:
     text = _summary(bare_run)
     assert "`tolktrain evaluate CONFIG`" in text and "`tolktrain generate CONFIG`" in text
     assert "evaluation.json" not in text
+
+
+def test_memory_of_the_gpu(full_run: Path) -> None:
+    """What is reserved must fit, so it is shown with what was allocated."""
+    assert "GPU memory" not in _summary(full_run) + render(read_run(full_run))
+    metrics = full_run / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for row, reserved in zip(rows[-2:], (73.25, 71.0), strict=True):
+        row |= {"memory_gib": reserved - 5, "memory_reserved_gib": reserved}
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "GPU memory of rank 0: 68.2 GiB allocated, 73.2 GiB reserved" in _summary(full_run)
+    page = render(read_run(full_run))
+    assert "73.2 GiB" in page and "68.2 GiB of it allocated" in page

@@ -52,3 +52,16 @@ def test_what_cannot_run_is_refused(
     with pytest.raises(UserError) as raised:
         choose_kernels(config, Architecture.from_config(config.model), "cpu")
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(("reserved", "shown"), [(None, "1.5k tokens/s  0:00:00 left"), (73.25, "73.2 GiB reserved")])
+def test_a_line_of_a_step_has_the_reserved_memory(
+    tmp_path: Path, sets: Path, capsys: pytest.CaptureFixture[str], reserved: float | None, shown: str
+) -> None:
+    line = {"loss": 2.0, "text_loss": 2.0, "speech_loss": None, "tokens_per_second": 1500.0, "skipped": 0}
+    plan = SimpleNamespace(num_steps=4, last_step=4)
+    run = SimpleNamespace(plan=plan, step=4, step_in_stage=4, seconds=1.0, at_last_step=True)
+    metrics = SimpleNamespace(recent=[{**line, "memory_reserved_gib": reserved}])
+    layout = cast(Any, SimpleNamespace(rank=0))
+    Display(small_config(tmp_path, sets), cast(Any, [plan]), cast(Any, metrics), layout).on_step(cast(Any, run))
+    assert shown in capsys.readouterr().out

@@ -27,6 +27,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tolktrain.benchmark.count.counter import Operation
+from tolktrain.benchmark.count.run import count_step
 from tolktrain.benchmark.synthetic import Speech, random_batches, units_per_word
 from tolktrain.checkpoint.slices import Shape
 from tolktrain.config import Config
@@ -71,6 +73,7 @@ class Rehearsed:
     reserved: int = 0  # by the allocator, at most
     collectives: dict[str, int] = field(default_factory=dict)  # of a step on the device, by kind
     collective_bytes: dict[str, int] = field(default_factory=dict)  # of the larger side of each, added up
+    operations: list[dict[str, Any]] = field(default_factory=list)  # of that step, as `_distinct` has them
     failure: str = ""  # if it ran out of memory
 
 
@@ -142,9 +145,21 @@ def _train(case: Case, found: Rehearsed) -> None:
     found.held = torch.cuda.memory_allocated()
     found.allocated, found.reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     with _Counted() as counted:
-        engine.train_step(steps[0], learning_rates)
+        operations = count_step(
+            lambda batches: engine.train_step(batches, learning_rates), steps[0], engine.model, engine.deepspeed
+        )
+    found.operations = _distinct(operations)
     found.collectives, found.collective_bytes = dict(counted.calls), dict(counted.bytes)
     engine.close()
+
+
+def _distinct(operations: Sequence[Operation]) -> list[dict[str, Any]]:
+    """The different works of a direction, each with how many operations do it."""
+    counts = Counter((operation.part, operation.direction, operation.work) for operation in operations)
+    return [
+        {"part": part, "direction": direction, "work": asdict(work), "count": count}
+        for (part, direction, work), count in counts.items()
+    ]
 
 
 def _engine(config: Config, architecture: Architecture, layout: Layout, stage_name: str | None) -> Engine:

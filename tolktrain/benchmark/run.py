@@ -34,7 +34,7 @@ from tolktrain.benchmark.steps import (
     with_global_batch,
 )
 from tolktrain.cluster.accelerators import Accelerator
-from tolktrain.cluster.device_models import BOUND, LIKELY
+from tolktrain.cluster.device_models import BOUND, LIKELY, SUSTAINED
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.config import Config
 from tolktrain.config.load import load_config
@@ -267,7 +267,7 @@ def _count(
     values: Mapping[str, Any],
     measured: Measurement | None,
 ) -> Count:
-    models = (BOUND, LIKELY.measured(values, device))
+    models = (BOUND, SUSTAINED.measured(values), LIKELY.measured(values))
     is_null = launch_counter() is not None
     facts = {name: value for name, value in report.facts.items() if name != "memory"}
     return Count(

@@ -1,8 +1,10 @@
-"""Two models of how long a GPU takes for an operation of known bytes and FLOPs, with their constants."""
+"""Models of how long a device takes for an operation of known bytes and FLOPs, with their constants.
+
+`tolktrain bench --count` applies them to counted operations, `tolktrain plan` to computed ones.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tolktrain.cluster.accelerators import Accelerator
 
@@ -13,6 +15,14 @@ PRODUCT, VOCABULARY_PRODUCT, ATTENTION, ATTENTION_BACKWARD, MEMORY = (
     "attention backward",
     "memory",  # everything else: bound by what it moves
 )
+# Rates that measurements replace, and the kind of operations whose fraction of the peak each is.
+_KINDS = {
+    "products": PRODUCT,
+    "vocabulary_products": VOCABULARY_PRODUCT,
+    "attention": ATTENTION,
+    "attention_backward": ATTENTION_BACKWARD,
+}
+RATES = (*_KINDS, "copy", "launch_seconds")
 
 
 @dataclass(frozen=True)
@@ -40,34 +50,36 @@ class DeviceModel:
     copy: float  # of the memory's bandwidth
     launch_seconds: float  # added for each launch
     floor_seconds: float  # least time of a launch
+    sustained: tuple[str, ...] = ()  # kinds of which a device reaches `Accelerator.sustained` of the fractions
 
     def seconds(self, work: Work, device: Accelerator) -> float:
         """Of an operation on a device."""
         moving = work.bytes / (self.copy * device.memory_bandwidth)
-        computing = work.flops / (self._fraction(work) * device.peak_flops) if work.kind != MEMORY else 0.0
+        computing = 0.0
+        if work.kind != MEMORY:
+            scale = device.sustained if work.kind in self.sustained else 1.0
+            computing = work.flops / (scale * self._fraction(work) * device.peak_flops)
         return max(max(moving, computing) + self.launch_seconds * work.launches, self.floor_seconds * work.launches)
 
-    def measured(self, values: Mapping[str, Any], device: Accelerator) -> "DeviceModel":
+    def measured(self, values: Mapping[str, float | tuple[float, ...]]) -> "DeviceModel":
         """This model with measured rates in place of its own, as `tolktrain plan --calibration` reads them.
 
         Args:
-            values: by the names that they have there; rates that are not there stay.
-            device: on which they were measured.
+            values: by their names in `RATES`; products are fractions at `WIDTHS`. Rates that are not there stay.
         """
-        scale = device.sustained  # plan's fractions are of this part of the peak
-        found: dict[str, Any] = {}
-        if "product_fractions" in values:
-            widths = tuple(values.get("product_widths", PLAN_WIDTHS))
-            fractions = tuple(scale * fraction for fraction in values["product_fractions"])
-            found |= {"widths": widths, "products": fractions, "vocabulary_products": fractions}
-        for name, theirs in (("attention", "attention_forward"), ("attention_backward", "attention_backward")):
-            if theirs in values:
-                found[name] = scale * values[theirs]
-        if "copy" in values:
-            found["copy"] = values["copy"]
-        if "launch_seconds" in values:
-            found["launch_seconds"] = values["launch_seconds"]
-        return replace(self, name=f"{self.name}, measured rates", **found) if found else self
+        if not values:
+            return self
+        found = dict(values)
+        if "products" in found:
+            found = {"vocabulary_products": found["products"], **found}
+        assert set(found) <= set(RATES), found
+        kinds = {_KINDS[name] for name in found if name in _KINDS}
+        return replace(
+            self,
+            name=f"{self.name}, measured rates",
+            sustained=tuple(kind for kind in self.sustained if kind not in kinds),
+            **found,  # type: ignore[arg-type]
+        )
 
     def _fraction(self, work: Work) -> float:
         if work.kind in (ATTENTION, ATTENTION_BACKWARD):
@@ -77,7 +89,7 @@ class DeviceModel:
         )
 
 
-PLAN_WIDTHS = (256.0, 576.0, 960.0, 2048.0, 4096.0, 8192.0)  # of the fractions in a calibration
+WIDTHS = (256.0, 576.0, 960.0, 2048.0, 4096.0, 8192.0)  # of the fractions of products, measured ones too
 
 # A copy on an H200 was measured at about 4.3 TB/s, 89 % of the data sheet's bandwidth; the same is assumed for others.
 _COPY = 0.892
@@ -99,7 +111,7 @@ LIKELY = DeviceModel(
     "likely",
     "what kernels of these shapes are expected to reach",
     # Assumed from the tiles that fit these widths and the length of the sums.
-    widths=(256.0, 576.0, 960.0, 2048.0, 4096.0, 8192.0),
+    widths=WIDTHS,
     products=(0.32, 0.50, 0.58, 0.68, 0.73, 0.76),
     vocabulary_products=(0.40, 0.58, 0.66, 0.68, 0.73, 0.76),
     # 330 of 989.4 TFLOP/s forward: cuDNN on an H100, heads of 64, causal, 2048 positions (FlashAttention-3, arXiv
@@ -110,7 +122,27 @@ LIKELY = DeviceModel(
     launch_seconds=1e-6,
     floor_seconds=0.0,
 )
-DEVICE_MODELS = (BOUND, LIKELY)
+
+SUSTAINED = replace(
+    LIKELY,
+    name="sustained",
+    what="likely, with products and attention as slow as published trainings on many such GPUs",
+    sustained=tuple(_KINDS.values()),
+)
+
+# Its rates only matter in relation to each other: a calibration of the machine scales them.
+PROCESSOR = DeviceModel(
+    "processor",
+    "a rank on processor cores in float32",
+    widths=WIDTHS,
+    products=(1.0,) * len(WIDTHS),
+    vocabulary_products=(1.0,) * len(WIDTHS),
+    attention=1.0,
+    attention_backward=1.0,
+    copy=0.92,
+    launch_seconds=1e-6,
+    floor_seconds=0.0,
+)
 
 
 def _interpolated(places: Sequence[float], values: Sequence[float], place: float) -> float:

@@ -1,4 +1,8 @@
-"""Memory of a rank: what torch's allocator gives out at the step's three peaks, and what lies outside of it."""
+"""Memory of a rank: what torch's allocator gives out at the step's three peaks, and what lies outside of it.
+
+In bf16 the formulas are those of Triton's kernels and a GPU. In float32, which is for CPUs, everything that a layer
+computes is twice as large, and states are DeepSpeed's in float32.
+"""
 
 from dataclasses import dataclass
 
@@ -14,6 +18,7 @@ from tolktrain_kernels.cross_entropy import CHUNK_LOGITS
 
 _BF16, _FLOAT32 = 2, 4
 _MASTER_AND_MOMENTS = 3 * _FLOAT32
+_UNSCORED = 0.03  # of the positions of interleaved sequences: their target is a switch token (3.8 % counted)
 
 
 @dataclass(frozen=True)
@@ -113,17 +118,19 @@ def _rank_memory(
 ) -> MemoryEstimate:
     candidate = rank.candidate
     sizes = _group_sizes(rank)
-    states = _states(candidate, sizes, trainable)
+    states = (_wide_states if _is_wide(candidate) else _states)(candidate, sizes, trainable)
     positions = candidate.micro_batch_size * sequence_length
     in_flight = min(candidate.accumulation, candidate.pipeline - rank.stage)
-    adapted, texts = (1.0, 1.0) if speech_share is None else (speech_share, 1 - speech_share)
-    stored = in_flight * positions * _activations(rank, adapted)
-    layer = positions * activation_bytes(rank.architecture, candidate.tensor, candidate.sequence_parallel)
-    carriers, always = _carriers(rank, sequence_length), assumed.inner_workspace_gib * 2**30 + states.always
+    adapted, texts = (1.0, 1.0) if speech_share is None else (speech_share, 1 - speech_share - _UNSCORED)
+    width = 2 if _is_wide(candidate) else 1  # of what is computed, in elements of bf16
+    stored = in_flight * positions * width * _activations(rank, adapted)
+    layer = positions * width * activation_bytes(rank.architecture, candidate.tensor, candidate.sequence_parallel)
+    carriers, always = width * _carriers(rank, sequence_length), assumed.inner_workspace_gib * 2**30 + states.always
     loss, gradient = _logits(rank, positions * texts, "backbone" in trainable) if rank.has_heads else (0.0, 0.0)
+    loss, gradient = width * loss, width * gradient
     # In the backward pass, the first layer is recomputed for the gradient of its output, or its activations are no
     # longer needed.
-    output = positions * _BF16 * rank.architecture.hidden_size / rank.slices
+    output = positions * width * _BF16 * rank.architecture.hidden_size / rank.slices
     left = stored + layer + output if candidate.recompute else max(0.0, stored - layer)
     activations, logits, buffers = max(
         (stored, loss, always),
@@ -167,6 +174,28 @@ def flattens_gradients(data: int) -> bool:
     return data > 1
 
 
+def _is_wide(candidate: Candidate) -> bool:
+    """Whether training is in float32."""
+    return not candidate.settings.entries["bf16"]["enabled"]
+
+
+def _wide_states(candidate: Candidate, sizes: dict[ParameterGroup, float], trainable: set[ParameterGroup]) -> _States:
+    """Those of float32, in which ZeRO 1 to 3 keep master weights of their own. What is offloaded is the same memory."""
+    elements = sum(sizes.values())
+    trained = sum(size for group, size in sizes.items() if group in trainable)
+    zero_stage, partition = candidate.zero_stage, trained / candidate.data
+    if zero_stage == 0:
+        return _States(_FLOAT32 * elements + (_FLOAT32 + 2 * _FLOAT32) * trained)
+    updated = _MASTER_AND_MOMENTS * partition
+    gathered = _states(candidate, sizes, trainable)
+    buffers = {"always": 2 * gathered.always, "buckets": 2 * gathered.buckets, "reduction": 2 * gathered.reduction}
+    if zero_stage == 3:
+        held = _FLOAT32 * elements / candidate.data + 2 * _FLOAT32 * partition + updated
+        return _States(held, **buffers)
+    gradients = _FLOAT32 * (partition if zero_stage == 2 else trained)
+    return _States(_FLOAT32 * elements + _FLOAT32 * trained + gradients + updated, **buffers)
+
+
 def _states(candidate: Candidate, sizes: dict[ParameterGroup, float], trainable: set[ParameterGroup]) -> _States:
     elements = sum(sizes.values())
     trained = sum(size for group, size in sizes.items() if group in trainable)
@@ -191,7 +220,7 @@ def _states(candidate: Candidate, sizes: dict[ParameterGroup, float], trainable:
     # Its bucket is one buffer. Gathered parameters are at most all of them.
     live = float(zero.get("stage3_max_live_parameters", 1e9)) + float(zero.get("stage3_prefetch_bucket_size", 5e7))
     held = _BF16 * elements / data + (_BF16 + _FLOAT32) * partition + kept
-    return _States(held, _BF16 * (min(live, elements) + bucket), reduction=_FLOAT32 * partition)
+    return _States(held, always=_BF16 * (min(live, elements) + bucket), reduction=_FLOAT32 * partition)
 
 
 def _activations(rank: _Rank, adapted: float) -> float:

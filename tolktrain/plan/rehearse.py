@@ -1,4 +1,4 @@
-"""`tolktrain plan --rehearse`: the best layouts on a null GPU, computed against rehearsed memory.
+"""`tolktrain plan --rehearse`: the best layouts on a null GPU, computed against rehearsed memory and operations.
 
 The engine needs the code of training, which runs in a process of its own (`tolktrain.benchmark.rehearsal`).
 """
@@ -8,18 +8,27 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tolktrain
+from tolktrain.cluster.device_models import Work
 from tolktrain.cluster.environment import alone
 from tolktrain.errors import UserError
+from tolktrain.model.cost.operations import Operations
 from tolktrain.plan.candidates import Candidate
-from tolktrain.plan.job import Recipe
+from tolktrain.plan.job import JobEstimate, Recipe
 from tolktrain.plan.memory import MemoryEstimate, rank_memories
 from tolktrain.plan.run import Plans
-from tolktrain.plan.time import INTERLEAVED_SPEECH
+from tolktrain.plan.time import (
+    INTERLEAVED_SPEECH,
+    OperationSums,
+    StepEstimate,
+    interleaved_counts,
+    rank_operations,
+    with_rehearsed,
+)
 
 _REHEARSAL = "tolktrain.benchmark.rehearsal"
 MARK = "rehearsed: "  # before each result that it prints
@@ -42,6 +51,8 @@ class Rehearsal:
     collectives: Mapping[str, int]  # of a step, by kind
     collective_bytes: Mapping[str, int]
     failure: str  # empty, or why it ran out of memory
+    computed_operations: OperationSums  # of the same step
+    operations: OperationSums | None  # of a step; None if it ran out of memory
 
     @property
     def error(self) -> float:
@@ -87,7 +98,24 @@ def rehearse(plans: Plans, count: int) -> list[list[Rehearsal]]:
     ]
     flat = [item for items in expected for item in items]
     found = iter(_run(plans, flat) if flat else ())  # no layout fits: there is nothing to run
-    return [[_with(item, next(found)) for item in items] for items in expected]
+    return [[_with(item, next(found), plans) for item in items] for items in expected]
+
+
+def rehearsed_step(job: JobEstimate, rehearsals: Sequence[Rehearsal]) -> StepEstimate | None:
+    """The step of a layout in its rehearsed stage, with the operations of its rehearsed ranks in place of the computed.
+
+    None if a rank ran out of memory, or the layout was not rehearsed.
+    """
+    mine = [item for item in rehearsals if item.candidate == job.candidate]
+    if not mine or any(item.operations is None for item in mine):
+        return None
+    step = next(stage.step for stage in job.stages if stage.name == mine[0].stage)
+    rehearsed = [item.operations for item in mine if item.operations is not None]
+    return with_rehearsed(step, _added([item.computed_operations for item in mine]), _added(rehearsed))
+
+
+def _added(sums: Sequence[OperationSums]) -> OperationSums:
+    return OperationSums(*(sum(values) for values in zip(*(astuple(item) for item in sums), strict=True)))
 
 
 def expected_ranks(recipe: Recipe, candidate: Candidate, plans: Plans) -> list[Rehearsal]:
@@ -102,8 +130,10 @@ def expected_ranks(recipe: Recipe, candidate: Candidate, plans: Plans) -> list[R
     settings = replace(
         candidate.settings, entries={**candidate.settings.entries, "gradient_accumulation_steps": accumulation}
     )
-    shape = recipe.shapes[number]
-    memories = rank_memories(shape, replace(candidate, settings=settings), plans.assumed, INTERLEAVED_SPEECH)
+    shape, rehearsed = recipe.shapes[number], replace(candidate, settings=settings)
+    memories = rank_memories(shape, rehearsed, plans.assumed, INTERLEAVED_SPEECH)
+    counts = interleaved_counts(recipe.config.data.interleaving, shape.sequence_length)
+    interleaved = replace(shape, per_position=counts)
     return [
         Rehearsal(
             candidate=candidate,
@@ -118,14 +148,23 @@ def expected_ranks(recipe: Recipe, candidate: Candidate, plans: Plans) -> list[R
             collectives={},
             collective_bytes={},
             failure="",
+            computed_operations=OperationSums.of(
+                rank_operations(interleaved, rehearsed, pipeline_stage), plans.device, plans.assumed
+            ),
+            operations=None,
         )
         for pipeline_stage in sorted({0, candidate.pipeline - 1})
     ]
 
 
-def _with(expected: Rehearsal, found: Mapping[str, Any]) -> Rehearsal:
+def _with(expected: Rehearsal, found: Mapping[str, Any], plans: Plans) -> Rehearsal:
     names = ("allocated", "held", "reserved", "collectives", "collective_bytes", "failure")
-    return replace(expected, **{name: found[name] for name in names})
+    operations = (
+        (Operations(item["part"], item["direction"], Work(**item["work"])), item["count"])
+        for item in found["operations"]
+    )
+    sums = OperationSums.of(operations, plans.device, plans.assumed) if found["operations"] else None
+    return replace(expected, operations=sums, **{name: found[name] for name in names})
 
 
 def _run(plans: Plans, items: Sequence[Rehearsal]) -> list[Mapping[str, Any]]:

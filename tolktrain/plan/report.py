@@ -205,8 +205,8 @@ def _duration(seconds: float) -> str:
 def write_json(plans: Plans, path: Path, rehearsals: Rehearsals = ()) -> None:
     """Everything that the tables show, and all layouts."""
     content = to_json(plans)
-    for plan, items in zip(content["plans"], rehearsals, strict=False):
-        plan["rehearsals"] = [rehearsal_json(item) for item in items]
+    for shown, plan, items in zip(content["plans"], plans.plans, rehearsals, strict=False):
+        shown["rehearsals"] = [rehearsal_json(plan, item, items) for item in items]
     replace_file(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 

@@ -1,14 +1,20 @@
-"""Seconds of a training step: computation by shape and rate, collectives by bytes and link, and what hides them."""
+"""Seconds of a training step: operations by a model of the device, collectives by bytes and link, and what hides them.
 
+The operations are computed from the shapes, or those that were counted when the step was rehearsed.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tolktrain.cluster.accelerators import Accelerator
+from tolktrain.cluster.device_models import ATTENTION, ATTENTION_BACKWARD, MEMORY, Work
 from tolktrain.config.data import InterleavingConfig, Mixture
 from tolktrain.config.training import ParameterGroup
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.cut import carrier_bytes
 from tolktrain.model.cost.layers import layer_flops
+from tolktrain.model.cost.operations import BACKWARD, UPDATE, Operations, micro_batch_operations
 from tolktrain.model.cost.step import StepFlops, step_flops
 from tolktrain.model.cost.work import LayerCost, StepCounts
 from tolktrain.plan.assumptions import Assumptions
@@ -17,6 +23,8 @@ from tolktrain.plan.candidates import Candidate
 _BF16 = 2
 _MANY = 1 << 20  # positions, so that averages become whole counts
 INTERLEAVED_SPEECH = 0.46  # of the positions, as in `tolktrain bench`
+UPDATE_PARTS = ("gradient accumulation", "optimizer")
+
 _UNITS_PER_WORD = 6.0  # repeats collapsed; only the short attention inside segments depends on it
 
 
@@ -27,7 +35,7 @@ class StepEstimate:
     products: float  # of matrices
     attention: float
     elementwise: float  # everything else that the layers compute
-    launches: float  # gaps between kernels, and waiting for the host
+    launches: float  # waiting for the host
     recompute: float  # the forward pass again
     optimizer: float  # adding up gradients, and the update
     tensor_traffic: float
@@ -75,15 +83,20 @@ def average_counts(mixture: Mixture, interleaving: InterleavingConfig, sequence_
     shares = {strategy: entry.weight / total for strategy, entry in mixture.items()}
     text, speech = shares.get("text", 0.0), shares.get("speech", 0.0)
     mixed = 1.0 - text - speech
-    segment = round(_UNITS_PER_WORD * sum(interleaving.speech_words) / 2)
     parts = (
-        (text, StepCounts.average(sequence_length, 0.0, 0.0, segment)),
+        (text, StepCounts.average(sequence_length, 0.0, 0.0, 1)),
         (speech, StepCounts.average(sequence_length, 1.0, 1.0)),
-        (mixed, StepCounts.average(sequence_length, INTERLEAVED_SPEECH, 1.0, segment)),
+        (mixed, interleaved_counts(interleaving, sequence_length)),
     )
     return sum(
         (StepCounts(*(share * value for value in vars(counts).values())) for share, counts in parts), StepCounts()
     )
+
+
+def interleaved_counts(interleaving: InterleavingConfig, sequence_length: int) -> StepCounts:
+    """Counts of a position of interleaved sequences."""
+    segment = round(_UNITS_PER_WORD * sum(interleaving.speech_words) / 2)
+    return StepCounts.average(sequence_length, INTERLEAVED_SPEECH, 1.0, segment)
 
 
 def estimate_step(shape: Shape, candidate: Candidate, device: Accelerator, assumed: Assumptions) -> StepEstimate:
@@ -96,65 +109,109 @@ def estimate_step(shape: Shape, candidate: Candidate, device: Accelerator, assum
         assumed: rates.
     """
     micro = candidate.micro_batch_size * shape.sequence_length
-    compute = _micro_batch(shape, candidate, device, assumed, micro)
+    compute, backward = _micro_batch(shape, candidate, device, assumed)
     tensor = _tensor_traffic(shape, candidate, device, assumed, micro)
     transfer = _pipeline_traffic(shape, candidate, device, assumed)
     count = candidate.accumulation
     of_one = compute.seconds + tensor + transfer
-    backward = 0.67 * (compute.products + compute.attention + compute.elementwise)
-    update, traffic = _update(shape, candidate, device, assumed, backward, compute.seconds)
     found = replace(
         StepEstimate(**{name: count * value for name, value in vars(compute).items()}),
-        optimizer=update,
+        optimizer=_update(shape, candidate, device, assumed),
         tensor_traffic=count * tensor,
         pipeline_traffic=count * transfer,
         bubble=(candidate.pipeline - 1) * of_one,
-        data_traffic=traffic,
+        data_traffic=_data_traffic(shape, candidate, device, assumed, backward, compute.seconds),
     )
     return StepEstimate(**{name: assumed.time_factor * value for name, value in vars(found).items()})
 
 
+def computed_operations(shape: Shape, candidate: Candidate) -> list[Operations]:
+    """Operations of a micro batch of a rank that has all layers, without the optimizer's and without recomputation."""
+    positions = candidate.micro_batch_size * shape.sequence_length
+    counts = StepCounts(*(positions * value for value in vars(shape.per_position).values()))
+    return micro_batch_operations(
+        shape.architecture, counts, shape.trainable, candidate.tensor, candidate.sequence_parallel
+    )
+
+
+def stage_share(candidate: Candidate) -> float:
+    """Fraction of the model's operations on the slowest pipeline stage."""
+    return 1.0 if candidate.cut is None else max(candidate.cut.shares)
+
+
+@dataclass(frozen=True)
+class OperationSums:
+    """Sums over the operations of a rank, without collectives."""
+
+    launches: float
+    bytes: float
+    flops: float
+    seconds: float  # by the rates of the device
+    update_seconds: float  # of them, for gradients and update
+
+    @classmethod
+    def of(
+        cls, operations: Iterable[tuple[Operations, float]], device: Accelerator, assumed: Assumptions
+    ) -> "OperationSums":
+        """Of operations, each with how often it is done."""
+        launches = moved = flops = seconds = update = 0.0
+        for item, times in operations:
+            launches += times * item.work.launches
+            moved += times * item.work.bytes
+            flops += times * item.work.flops
+            of_item = times * assumed.rates.seconds(item.work, device)
+            seconds += of_item
+            update += of_item if item.part in UPDATE_PARTS else 0.0
+        return cls(launches, moved, flops, seconds, update)
+
+
+def rank_operations(shape: Shape, candidate: Candidate, stage: int) -> list[tuple[Operations, float]]:
+    """The operations of a step of a rank of a pipeline stage, each with how often it is done."""
+    share = 1.0 if candidate.cut is None else candidate.cut.shares[stage]
+    times = share * candidate.accumulation
+    return [
+        *(
+            (item, times * (2 if candidate.recompute and item.is_recomputed else 1))
+            for item in computed_operations(shape, candidate)
+        ),
+        *((item, 1.0) for item in update_operations(shape, candidate)),
+    ]
+
+
+def with_rehearsed(step: StepEstimate, computed: OperationSums, rehearsed: OperationSums) -> StepEstimate:
+    """A step whose computation takes as much longer as the rehearsed operations of a rank exceed the computed ones."""
+    ratio = (rehearsed.seconds - rehearsed.update_seconds) / (computed.seconds - computed.update_seconds)
+    update = rehearsed.update_seconds / computed.update_seconds if computed.update_seconds else 1.0
+    names = ("products", "attention", "elementwise", "recompute", "bubble")
+    return replace(step, optimizer=update * step.optimizer, **{name: ratio * getattr(step, name) for name in names})
+
+
 def _micro_batch(
-    shape: Shape, candidate: Candidate, device: Accelerator, assumed: Assumptions, positions: int
-) -> StepEstimate:
-    """Computation of one micro batch on the slowest rank; traffic, bubble and update are left at 0."""
-    architecture, tensor = shape.architecture, candidate.tensor
-    flops = shape.flops
-    stage_share = 1.0 if candidate.cut is None else max(candidate.cut.shares)
-    share = stage_share / tensor * positions / _MANY
-    narrowest = min(architecture.hidden_size, architecture.ffn_hidden_size) / tensor**0.5
-    peak = device.peak_flops * device.sustained
-    rate = peak * assumed.product_fraction(narrowest)
-    products = sum(p.matrices * (1 + p.to_input + p.to_weights) for p in flops.parts) * share / rate
-    attention = share * sum(
-        p.attention / (peak * assumed.attention_forward)
-        + (2 * p.attention / (peak * assumed.attention_backward) if p.to_input or p.to_weights else 0.0)
-        for p in flops.parts
-    )
-    counts = shape.per_position
-    layers = architecture.num_layers + architecture.input_adapter_layers * counts.speech_positions
-    layers += architecture.output_adapter_layers * counts.predicting_positions
-    slices = tensor if candidate.sequence_parallel else 1
-    widths = architecture.query_width + architecture.key_width
-    of_layer = (
-        assumed.layer_ffn_bytes * architecture.ffn_hidden_size / tensor
-        + assumed.layer_hidden_bytes * architecture.hidden_size / slices
-        + assumed.layer_head_bytes * widths / tensor
-    )
-    of_heads = assumed.head_bytes * architecture.text_vocab_size * counts.text_scored / tensor
-    pooled = 3 * (architecture.num_layers + 2) * _BF16 * architecture.hidden_size * counts.predicting_positions
-    moved = positions * (layers * of_layer + (of_heads + (pooled if architecture.keeps_states else 0.0) / slices))
-    # A frozen backbone's weights have no gradient, but the states keep theirs: the same bytes.
-    elementwise = moved * stage_share / (device.memory_bandwidth * assumed.copy)
+    shape: Shape, candidate: Candidate, device: Accelerator, assumed: Assumptions
+) -> tuple[StepEstimate, float]:
+    """Computation of one micro batch on the slowest rank, traffic and update left at 0; and the backward pass of it."""
+    share, rates = stage_share(candidate), assumed.rates
+    products = attention = elementwise = recompute = backward = launches = 0.0
+    for item in computed_operations(shape, candidate):
+        seconds = share * rates.seconds(item.work, device)
+        launches += share * item.work.launches
+        if item.work.kind in (ATTENTION, ATTENTION_BACKWARD):
+            attention += seconds
+        elif item.work.kind == MEMORY:
+            elementwise += seconds
+        else:
+            products += seconds
+        if candidate.recompute and item.is_recomputed:
+            recompute += seconds
+            launches += share * item.work.launches
+        if item.direction == BACKWARD:
+            backward += seconds
+    architecture = shape.architecture
     blocks = architecture.num_layers + architecture.input_adapter_layers + architecture.output_adapter_layers
-    launches = assumed.layer_launches * blocks * stage_share
-    hooks = assumed.zero3_layer_seconds * blocks * stage_share if candidate.zero_stage == 3 else 0.0
-    recompute = (products + attention + elementwise) / 3 if candidate.recompute else 0.0
-    busy = products + attention + elementwise + recompute + launches * assumed.launch_seconds
-    waits = max(0.0, launches * (4 / 3 if candidate.recompute else 1) * assumed.host_launch_seconds + hooks - busy)
-    return StepEstimate(
-        products, attention, elementwise, launches * assumed.launch_seconds + waits, recompute, 0.0, 0.0, 0.0, 0.0, 0.0
-    )
+    hooks = assumed.zero3_layer_seconds * blocks * share if candidate.zero_stage == 3 else 0.0
+    busy = products + attention + elementwise + recompute
+    waits = max(0.0, launches * assumed.host_launch_seconds + hooks - busy)
+    return StepEstimate(products, attention, elementwise, waits, recompute, 0.0, 0.0, 0.0, 0.0, 0.0), backward
 
 
 def _ring(
@@ -206,38 +263,95 @@ def _pipeline_traffic(shape: Shape, candidate: Candidate, device: Accelerator, a
     return 2 * (largest / slices / rate + 2 * assumed.message_seconds)
 
 
-def _update(
-    shape: Shape, candidate: Candidate, device: Accelerator, assumed: Assumptions, backward: float, micro: float
-) -> tuple[float, float]:
-    """Seconds of a step for the gradients and the update, and for the traffic between data ranks that stays visible."""
-    layers = shape.layers
-    cut, data, count = candidate.cut, candidate.data, candidate.accumulation
+@dataclass(frozen=True)
+class _Sizes:
+    """Elements of the rank with the most parameters."""
+
+    all: float
+    trained: float
+    layers: int  # that it holds
+
+
+def _sizes(shape: Shape, candidate: Candidate) -> _Sizes:
+    layers, cut = shape.layers, candidate.cut
     spans = [layers] if cut is None else [layers[a:b] for a, b in zip(cut.bounds, cut.bounds[1:], strict=False)]
     largest = max(spans, key=lambda span: sum(layer.parameters for layer in span))
-    elements = sum(layer.parameters for layer in largest) / candidate.tensor
     sizes = [size for layer in largest for group, size in layer.sizes.items() if group in shape.trainable]
-    trained = sum(sizes) / candidate.tensor
-    copies = device.memory_bandwidth * assumed.copy
-    stride = candidate.tensor
-    gather = _ring(_BF16 * trained, data, candidate, stride, device, assumed)
-    bytes_of_update = assumed.update_bytes * trained / data
+    return _Sizes(
+        sum(layer.parameters for layer in largest) / candidate.tensor, sum(sizes) / candidate.tensor, len(largest)
+    )
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """Bytes that DeepSpeed moves for the gradients and the update, and its launches, as counted on the null GPU."""
+
+    first: float  # of a trained element: gradients of the first micro batch
+    later: float  # of each later one
+    average: float  # over data ranks, apart from the collective
+    whole: float  # of the update, for all trained elements: the norm
+    partition: float  # of the update, for those of the rank: norm, AdamW, copies
+    first_launches: float  # for each layer: gradients of the first micro batch
+    later_launches: float  # of each later one
+    update_launches: float  # of the update
+
+
+_PASSES = {
+    0: _Passes(2.0, 6.0, 4.0, 4.0, 34.0, 6.0, 6.0, 6.5),  # assumed: ZeRO 0 is in the ranking of no plan
+    1: _Passes(6.0, 10.0, 32.0, 4.0, 34.0, 0.3, 6.0, 6.5),
+    2: _Passes(14.5, 14.0, 0.0, 4.0, 38.0, 10.0, 11.0, 22.0),
+    3: _Passes(12.5, 13.0, 0.0, 4.0, 38.0, 16.5, 18.5, 18.0),
+}
+
+
+def update_operations(shape: Shape, candidate: Candidate) -> list[Operations]:
+    """What a step does for the gradients and the update, apart from collectives. Bytes of an element were counted on
+    the null GPU."""
+    sizes, data, count = _sizes(shape, candidate), candidate.data, candidate.accumulation
+    trained, passes = sizes.trained, _PASSES[candidate.zero_stage]
+    moved = trained * (passes.first + passes.later * (count - 1) + (passes.average if data > 1 else 0.0))
+    launches = sizes.layers * (passes.first_launches + passes.later_launches * (count - 1))
+    found = [Operations(UPDATE_PARTS[0], BACKWARD, Work(MEMORY, moved, launches=launches))]
+    if not candidate.offload:
+        updated = trained * (passes.whole + passes.partition / data)
+        work = Work(MEMORY, updated, launches=passes.update_launches * sizes.layers)
+        found.append(Operations(UPDATE_PARTS[1], UPDATE, work))
+    return found
+
+
+def _update(shape: Shape, candidate: Candidate, device: Accelerator, assumed: Assumptions) -> float:
+    """Seconds of a step for the gradients and the update."""
+    operations = update_operations(shape, candidate)
+    seconds = sum(assumed.rates.seconds(item.work, device) for item in operations)
     # The host launches the update after a synchronization, so that nothing hides these launches.
-    per_layer = assumed.update_launches if candidate.zero_stage == 1 else assumed.partitioned_update_launches
-    launches = per_layer * len(largest) * assumed.host_launch_seconds
-    if candidate.zero_stage == 1:
-        reduction = assumed.reduction_bytes if data > 1 else 0.0
-        passes = (assumed.accumulation_bytes * count + reduction) * trained
-        traffic = 2 * gather + gather  # an all-reduce behind the last backward pass, and updated parameters
-    elif candidate.zero_stage == 2:
-        passes = assumed.accumulation_bytes * trained * count
-        hidden = max(0.0, 2 * gather - backward) + 0.1 * 2 * gather  # the last bucket has nothing to hide behind
-        traffic = count * hidden + gather
-    else:
-        passes = assumed.accumulation_bytes * trained * count
-        parameters = _ring(_BF16 * elements, data, candidate, stride, device, assumed)
-        of_micro = 2 * parameters + gather
-        traffic = count * (max(0.0, of_micro - micro) + 0.1 * of_micro)
+    sizes = _sizes(shape, candidate)
+    seconds += _PASSES[candidate.zero_stage].update_launches * sizes.layers * assumed.host_launch_seconds
     if candidate.offload:
         # Gradients to the host, parameters back, and the update there: 40 bytes a parameter.
-        return passes / copies + launches + 40 * trained / data / assumed.host_update_bandwidth, traffic
-    return (passes + bytes_of_update) / copies + launches, traffic
+        seconds += 40 * sizes.trained / candidate.data / assumed.host_update_bandwidth
+    return seconds
+
+
+def _data_traffic(
+    shape: Shape, candidate: Candidate, device: Accelerator, assumed: Assumptions, backward: float, micro: float
+) -> float:
+    """Seconds of a step for the traffic between data ranks that nothing hides.
+
+    Args:
+        shape: model.
+        candidate: layout.
+        device: with its links.
+        assumed: what a job reaches of them.
+        backward: seconds of the backward pass of a micro batch.
+        micro: seconds of a micro batch.
+    """
+    sizes, count = _sizes(shape, candidate), candidate.accumulation
+    gather = _ring(_BF16 * sizes.trained, candidate.data, candidate, candidate.tensor, device, assumed)
+    if candidate.zero_stage <= 1:
+        return 2 * gather + gather  # an all-reduce after the last backward pass, and updated parameters
+    if candidate.zero_stage == 2:
+        hidden = max(0.0, 2 * gather - backward) + 0.1 * 2 * gather  # the last bucket has nothing to hide behind
+        return count * hidden + gather
+    parameters = _ring(_BF16 * sizes.all, candidate.data, candidate, candidate.tensor, device, assumed)
+    of_micro = 2 * parameters + gather
+    return count * (max(0.0, of_micro - micro) + 0.1 * of_micro)

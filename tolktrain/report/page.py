@@ -145,6 +145,9 @@ def _stats(run: RunData) -> list[tuple[str, str, str]]:
     seconds = sum(stage.seconds for stage in stages)
     device = str((run.evaluation or {}).get("device", ""))
     stats.append((duration(seconds), "training", f"on {device}" if device else "validation apart"))
+    if run.gpu_memory is not None:
+        allocated, reserved = run.gpu_memory
+        stats.append((f"{reserved:.1f} GiB", "GPU memory reserved", f"{allocated:.1f} GiB of it allocated"))
     for modality in ("speech", "text"):
         figure = run.evaluated(run.primary_set, modality, modality)
         if figure is not None:

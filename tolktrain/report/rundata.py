@@ -101,6 +101,14 @@ class RunData:
         return found
 
     @property
+    def gpu_memory(self) -> tuple[float, float] | None:
+        """Most GiB of the first rank's GPU that were allocated and reserved; None if the run had no GPU."""
+        rows = [row for row in self.steps if row.get("memory_reserved_gib") is not None]
+        if not rows:
+            return None
+        return max(float(row["memory_gib"]) for row in rows), max(float(row["memory_reserved_gib"]) for row in rows)
+
+    @property
     def primary_set(self) -> str | None:
         """The held-out set that curves show: the first of the evaluation, or of the validation."""
         configured = self.config.get("evaluation", {}).get("heldout_sets") or []

@@ -28,6 +28,9 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
             "not bold",
         )
     )
+    if run.gpu_memory is not None:
+        allocated, reserved = run.gpu_memory
+        out.print(f"GPU memory of rank 0: {allocated:.1f} GiB allocated, {reserved:.1f} GiB reserved", highlight=False)
     _print_losses(out, run)
     _print_choices(out, run)
     _print_targets(out, run)

@@ -13,12 +13,9 @@ from tolktrain.model.cost.cut import cut_layers
 from tolktrain.model.divisibility import check_tensor_parallel
 from tolktrain.plan.assumptions import Assumptions, cpu_assumptions, gib
 from tolktrain.plan.candidates import Candidate, Cluster
-from tolktrain.plan.memory import MemoryEstimate, estimate_memory
+from tolktrain.plan.memory import estimate_memory
 from tolktrain.plan.time import Shape, estimate_step
 from tolktrain.tune.setting import Setting
-
-_FLOAT32 = 4
-_MOMENTS = 2 * _FLOAT32
 
 
 @dataclass(frozen=True)
@@ -110,55 +107,16 @@ class Predictor:
         return known
 
     def _memory_gib(self, setting: Setting) -> float:
-        candidate, assumed = self.candidate(setting), self.device.assumed
-        # `plan` knows ZeRO 1 to 3; without ZeRO, the states are other ones and everything else is the same.
-        known = candidate if candidate.zero_stage else replace(candidate, zero_stage=1)
-        memory = estimate_memory(self.shape, known, assumed)
-        wide = self.config.train.precision == "fp32"
-        if not wide and candidate.zero_stage and self.device.kind == "cuda":
-            return memory.total_gib
-        states, held = self._states(candidate), memory
-        if wide:
-            held = _doubled(memory)
-        if not candidate.zero_stage:
-            held = replace(held, buffers=0.0)
-        if wide or not candidate.zero_stage:
-            held = replace(held, states=states)
-        return held.total_gib + (gib(states) if self._updates_on_host(candidate) else 0.0)
-
-    def _updates_on_host(self, candidate: Candidate) -> bool:
-        """Whether what is offloaded fills the memory that is measured."""
-        return candidate.offload and self.device.kind == "cpu"
-
-    def _states(self, candidate: Candidate) -> float:
-        """Bytes of parameters, gradients, master weights and moments, in the precision of training."""
-        per_rank = candidate.tensor * candidate.pipeline
-        sizes: dict[str, float] = {}
-        for layer in self.shape.layers:
-            for group, size in layer.sizes.items():
-                sizes[group] = sizes.get(group, 0.0) + size / per_rank
-        elements = sum(sizes.values())
-        trained = sum(size for group, size in sizes.items() if group in self.shape.trainable)
-        wide, data = self.config.train.precision == "fp32", candidate.data
-        width = _FLOAT32 if wide else 2
-        if not candidate.zero_stage:
-            return width * elements + (width + _MOMENTS + (0 if wide else _FLOAT32)) * trained
-        updated = (_FLOAT32 + _MOMENTS) * trained / data  # master weights and moments of this rank's partition
-        if candidate.zero_stage == 3:
-            return width * elements / data + (width + _FLOAT32) * trained / data + updated
-        gradients = _FLOAT32 * trained / (data if candidate.zero_stage == 2 else 1)
-        return width * elements + width * trained + gradients + updated
+        candidate = self.candidate(setting)
+        memory = estimate_memory(self.shape, candidate, self.device.assumed)
+        # Without GPUs, what is offloaded and its buffers are in the memory that is measured.
+        offloaded = memory.states if candidate.offload and self.device.kind == "cpu" else 0.0
+        return memory.total_gib + gib(offloaded)
 
     def seconds(self, setting: Setting) -> float:
         """Of a step."""
         step = estimate_step(self.shape, self.candidate(setting), self.device.accelerator, self.device.assumed)
         return step.seconds
-
-
-def _doubled(memory: MemoryEstimate) -> MemoryEstimate:
-    """What is in bf16 by the formulas, in float32."""
-    parts = ("activations", "logits", "carriers", "buffers")
-    return replace(memory, **{name: 2 * getattr(memory, name) for name in parts})
 
 
 def with_setting(config: Config, setting: Setting) -> Config:

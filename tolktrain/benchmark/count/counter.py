@@ -21,8 +21,8 @@ from tolktrain.benchmark.count.operations import kernel_work, name_of, work_of
 from tolktrain.benchmark.count.parts import OPTIMIZER, REST, UNSEEN, part_of, region_of
 from tolktrain.cluster.device_models import MEMORY, PRODUCT, VOCABULARY_PRODUCT, Work
 from tolktrain.libraries.torch_compat import next_node_number, running_node
+from tolktrain.model.cost.operations import BACKWARD, FORWARD, UPDATE
 
-FORWARD, BACKWARD, UPDATE = "forward", "backward", "optimizer"
 DIRECTIONS = (FORWARD, BACKWARD, UPDATE)
 _GRADIENT_SUM = "AccumulateGrad"  # the name of autograd's node for a parameter
 ACCUMULATION = "gradient accumulation"

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tolktrain.benchmark.count.counter import BACKWARD, DIRECTIONS, FORWARD, UPDATE, Operation
+from tolktrain.benchmark.count.counter import DIRECTIONS, Operation
 from tolktrain.cluster.accelerators import Accelerator
 from tolktrain.cluster.device_models import DeviceModel
 from tolktrain.files.writing import replace_file, written_aside
+from tolktrain.model.cost.operations import BACKWARD, FORWARD, UPDATE
 
 
 @dataclass(frozen=True)

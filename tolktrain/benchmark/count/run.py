@@ -44,8 +44,8 @@ def device_of(requested: str | None, present: str) -> Accelerator:
     return found
 
 
-def read_measured(path: Path) -> dict[str, Any]:
-    """The values of a calibration, as `tolktrain plan` reads them.
+def read_measured(path: Path) -> dict[str, float | tuple[float, ...]]:
+    """The measured rates of a calibration, as `tolktrain plan` reads them.
 
     Raises UserError if the file cannot be used.
     """
@@ -55,7 +55,7 @@ def read_measured(path: Path) -> dict[str, Any]:
             f"--calibration {path}: it has measured steps, which correct the time of a step as a whole; --count needs"
             " measured rates, as launch/benchmark.sh writes them"
         )
-    return {name: getattr(known.assumed, name) for name in known.replaced}
+    return dict(known.rates)
 
 
 def count_step(

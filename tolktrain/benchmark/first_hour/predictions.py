@@ -6,6 +6,7 @@ from typing import Any
 
 from tolktrain.benchmark.first_hour.results import Record
 from tolktrain.cluster.accelerators import Accelerator
+from tolktrain.cluster.device_models import SUSTAINED, WIDTHS
 from tolktrain.config.deepspeed import read_deepspeed_file
 from tolktrain.config.load import load_config
 from tolktrain.model.local_backbone import local_architecture
@@ -67,29 +68,27 @@ def calibration(records: Iterable[Record], device: Accelerator) -> dict[str, Any
     """
     records = list(records)
     rates = [record for record in records if record["kind"] == "rate" and record.get("flops_per_second")]
-    peak = device.peak_flops * device.sustained  # what plan's fractions are of
     found: dict[str, Any] = {}
     products = [rate for rate in rates if rate["what"] == "product"]
     if products:
-        widths = Assumptions().product_widths
-        found["product_fractions"] = [
-            round(_fraction(products, width, peak, default), 4)
-            for width, default in zip(widths, Assumptions().product_fractions, strict=True)
+        found["products"] = [
+            round(_fraction(products, width, device, default), 4)
+            for width, default in zip(WIDTHS, SUSTAINED.products, strict=True)
         ]
-    for mode in ("forward", "backward"):
+    for name, mode in (("attention", "forward"), ("attention_backward", "backward")):
         fastest: dict[str, float] = {}
         for rate in rates:
             if rate["what"] == "attention" and rate["provider"] == "chosen by PyTorch" and rate["mode"] == mode:
                 fastest[rate["shape"]] = rate["flops_per_second"]
         if fastest:
-            found[f"attention_{mode}"] = round(fmean(fastest.values()) / peak, 4)
+            found[name] = round(fmean(fastest.values()) / device.peak_flops, 4)
     copies = [record["bytes_per_second"] for record in records if record["kind"] == "copy"]
     if copies:
         found["copy"] = round(max(copies) / device.memory_bandwidth, 4)
     return found
 
 
-def _fraction(products: list[Record], width: float, peak: float, default: float) -> float:
-    """Mean fraction of the peak at a width; the assumed one where none was measured."""
-    mine = [rate["flops_per_second"] / peak for rate in products if rate["width"] == width]
-    return fmean(mine) if mine else default
+def _fraction(products: list[Record], width: float, device: Accelerator, default: float) -> float:
+    """Mean fraction of the peak at a width; where none was measured, the assumed one that trainings sustain."""
+    mine = [rate["flops_per_second"] / device.peak_flops for rate in products if rate["width"] == width]
+    return fmean(mine) if mine else default * device.sustained

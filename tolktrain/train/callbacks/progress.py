@@ -112,7 +112,8 @@ class Display(NoCallback):
     def _pace(self, run: StageRun, line: Line) -> str:
         left = (self._plans[-1].last_step - run.step) * self._seconds_per_step
         skipped = "  skipped" if line["skipped"] else ""
-        return f"{_short(line['tokens_per_second'])} tokens/s  {timedelta(seconds=round(left))} left{skipped}"
+        remaining = timedelta(seconds=round(left))
+        return f"{_short(line['tokens_per_second'])} tokens/s{_memory(line)}  {remaining} left{skipped}"
 
     def _sets(self) -> list[str]:
         names = {name for stage in self._config.train.stages for entry in stage.mixture.values() for name in entry.sets}
@@ -131,6 +132,12 @@ class Display(NoCallback):
 
 def _losses(line: Line) -> list[str]:
     return [f"{kind} {line[f'{kind}_loss']:.3f}" for kind in ("text", "speech") if line[f"{kind}_loss"] is not None]
+
+
+def _memory(line: Line) -> str:
+    """What the allocator of the first rank holds of its GPU; nothing without a GPU."""
+    reserved = line.get("memory_reserved_gib")
+    return "" if reserved is None else f"  {reserved:.1f} GiB reserved"
 
 
 def _by_dataset(validations: Sequence[Line]) -> dict[str, str]:
