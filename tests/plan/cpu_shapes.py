@@ -1,17 +1,25 @@
 """Predicted against measured CPU seconds of a training step, for several shapes of configs/bench/cpu.yaml, by hand.
 
-    python tests/plan/cpu_shapes.py [SHAPE,SHAPE] [FILE.md]
+    python tests/plan/cpu_shapes.py [SHAPE,SHAPE] [--output README.md]
 
-The time is the CPU time of the process with one thread, the median of three steps after a warm-up: other programs may
-use the machine at the same time. The factor of time is that of the first shape.
+About three minutes on a quiet machine. The time is the CPU time of the process with one thread, the median of the
+steps after a warm-up. The factor of time is calibrated on the first shape. With --output, the section "Time on a
+processor" of a Markdown file is replaced, or appended.
 """
 
+import argparse
 import gc
+import os
+import platform
+import re
+import shlex
 import statistics
 import sys
+import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -96,19 +104,63 @@ class Case:
         return seconds[1:]
 
 
-def main(names: Sequence[str]) -> None:
-    """Print a table."""
+SECTION = "## Time on a processor"
+
+
+def rows(names: Sequence[str]) -> Iterator[str]:
+    """Lines of the table."""
     torch.set_num_threads(1)
     factor = 0.0
-    print("| shape | predicted | measured | error |\n|---|---:|---:|---:|")
+    yield "| shape | measured, range | median | predicted | error |"
+    yield "|---|---:|---:|---:|---:|"
     for name in names:
         case = Case.of(name)
-        found, predicted = statistics.median(case.measured()), case.predicted().seconds
+        measured, predicted = case.measured(), case.predicted().seconds
+        found = statistics.median(measured)
+        error = f"{factor * predicted / found - 1:+.0%}" if factor else "calibrated"
         factor = factor or found / predicted
-        print(
-            f"| {name} | {factor * predicted:.2f} | {found:.2f} | {factor * predicted / found - 1:+.0%} |", flush=True
-        )
+        spread = f"{min(measured):.2f} to {max(measured):.2f}"
+        yield f"| {name} | {spread} | {found:.2f} | {factor * predicted:.2f} | {error} |"
+
+
+def section(lines: Sequence[str], load: float) -> str:
+    """The section of a page, with how it was measured."""
+    cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    facts = (
+        f"{datetime.now(timezone.utc):%Y-%m-%d}, {cpu[1] if cpu else platform.machine()}, float32, one thread, PyTorch"
+        f" {torch.__version__}, load average {load:.1f}: `{shlex.join(['python', *sys.argv])}`."
+    )
+    about = (
+        "The shapes are those of configs/bench/cpu.yaml with one sequence of 512 positions and one change each;"
+        " `adapter` is the stage with a frozen backbone. CPU seconds of a step, the median of three. One factor is"
+        " calibrated on the first shape."
+    )
+    return "\n".join([SECTION, "", *textwrap.wrap(facts, 120), *textwrap.wrap(about, 120), "", *lines, ""])
+
+
+def write_section(path: Path, text: str) -> None:
+    """Replace the section of a page, or append it."""
+    page = path.read_text() if path.exists() else ""
+    before, _, after = page.partition(SECTION)
+    following = after.find("\n## ")
+    rest = after[following + 1 :] if following >= 0 else ""
+    path.write_text(f"{before.rstrip()}\n\n{text}{rest and chr(10)}{rest}".lstrip())
+
+
+def main() -> None:
+    """Print the table, and write it if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("shapes", nargs="?", help=f"by commas, of {', '.join(SHAPES)}")
+    parser.add_argument("--output", type=Path, metavar="FILE.md")
+    options = parser.parse_args()
+    names = options.shapes.split(",") if options.shapes else list(SHAPES)
+    load, lines = os.getloadavg()[0], []
+    for line in rows(names):
+        print(line, flush=True)
+        lines.append(line)
+    if options.output:
+        write_section(options.output, section(lines, load))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].split(",") if len(sys.argv) > 1 else list(SHAPES))
+    main()

@@ -104,7 +104,7 @@ def test_states_in_float32() -> None:
         for setting in build_space(predictor, files(), compiles=False).shipped
         if not setting.offload and setting.pipeline == 1
     }
-    assert by_stage[0] - 0.5 * 2**30 == pytest.approx(16 * parameters, rel=0.2)
+    assert by_stage[0] - 0.6 * 2**30 == pytest.approx(16 * parameters, rel=0.2)
     wide = predictor_of("cpu", Cluster(4, 4), CPU, "train.sequence_length=8")
     for setting in build_space(predictor, files(), compiles=False).shipped:
         if setting.zero_stage and setting.pipeline == 1:

@@ -121,7 +121,9 @@ def _rank_memory(
     states = (_wide_states if _is_wide(candidate) else _states)(candidate, sizes, trainable)
     positions = candidate.micro_batch_size * sequence_length
     in_flight = min(candidate.accumulation, candidate.pipeline - rank.stage)
-    adapted, texts = (1.0, 1.0) if speech_share is None else (speech_share, 1 - speech_share - _UNSCORED)
+    adapted, texts = (1.0, 1.0) if speech_share is None else (speech_share, 1 - speech_share)
+    if speech_share and texts:
+        texts -= _UNSCORED
     width = 2 if _is_wide(candidate) else 1  # of what is computed, in elements of bf16
     stored = in_flight * positions * width * _activations(rank, adapted)
     layer = positions * width * activation_bytes(rank.architecture, candidate.tensor, candidate.sequence_parallel)

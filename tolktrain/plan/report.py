@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tolktrain.cluster.accelerators import CPU
 from tolktrain.config.deepspeed import read_deepspeed_file
+from tolktrain.config.load import load_config
 from tolktrain.files.terminal import Console
 from tolktrain.files.writing import replace_file
 from tolktrain.model.local_backbone import RANDOM_BACKBONE, freezes_random_backbone
@@ -93,8 +94,11 @@ def _print_plan(plans: Plans, plan: Plan, console: Console) -> None:
     else:
         console.print(_table(plans, top))
         best = top[0]
-        console.print(f"submit: {_command(plans, best)}")
-        if freezes_random_backbone(plans.config):
+        submitted = configuration_with_weights(plans)
+        console.print(f"submit: {_command(plans, best, submitted or str(plans.path))}")
+        if submitted:
+            _say(console, f"  note: {plans.path} has a backbone's shape and no weights; {_shown(submitted)} has both")
+        elif freezes_random_backbone(plans.config):
             _say(console, f"  note: {RANDOM_BACKBONE}")
         parts = ", ".join(f"{name} {size:.1f}" for name, size in best.memory.parts().items() if size >= 0.05)
         _say(console, f"  memory of the first, GiB: {parts}")
@@ -144,7 +148,18 @@ def _cells(job: JobEstimate) -> tuple[str, ...]:
     )
 
 
-def _command(plans: Plans, job: JobEstimate) -> str:
+def configuration_with_weights(plans: Plans) -> str | None:
+    """For a file of configs/bench, the file of its name in the folder above, if that names a backbone; else None."""
+    path = Path(plans.path)
+    named = path.parent.parent / path.name
+    if any(override.startswith("model.backbone") for override in plans.overrides):
+        return None  # the shape is another one
+    if path.parent.name != "bench" or not freezes_random_backbone(plans.config) or not named.is_file():
+        return None
+    return str(named) if isinstance(load_config(named, plans.overrides).model.backbone, str) else None
+
+
+def _command(plans: Plans, job: JobEstimate, path: str) -> str:
     """The job's command, with those entries of the layout that the configuration does not have already."""
     cluster, config = job.candidate.cluster, plans.config
     ranks = cluster.gpus_per_node  # the script's header has those of nodes of 8
@@ -160,7 +175,7 @@ def _command(plans: Plans, job: JobEstimate) -> str:
             held = read_deepspeed_file(config).entries.get("zero_optimization", {}).get("stage")
         if str(held).lower() != value.lower():
             entries.append(f"{key}={_shown(value) if name == 'config' else value}")
-    return f"{nodes} {shlex.join([str(plans.path), *plans.overrides, *entries])}"
+    return f"{nodes} {shlex.join([_shown(path), *plans.overrides, *entries])}"
 
 
 def _shown(path: str) -> str:
@@ -184,9 +199,9 @@ def _labels(plans: Plans) -> str:
     )
     return (
         f"\n{_COLUMNS if any(plan.ranked for plan in plans.plans) else ''}"
-        "computed: FLOPs, bytes of collectives, memory without reserve and overhead; assumed: rates, reserve, overhead,"
-        f" failures (tolktrain/plan/assumptions.py, docs/planning.md){measured}; predicted from both: step, tokens/s,"
-        f" MFU, time, cost{wide}"
+        "computed: FLOPs, bytes and launches, bytes of collectives, memory without reserve and overhead; assumed: rates"
+        f" ({plans.assumed.rates.name}: {plans.assumed.rates.what}), reserve, overhead, failures (docs/planning.md)"
+        f"{measured}; predicted from both: step, tokens/s, MFU, time, cost{wide}"
     )
 
 
@@ -217,7 +232,8 @@ def to_json(plans: Plans) -> dict[str, Any]:
         "device": asdict(plans.device),
         "labels": {
             "memory": "computed, except reserve and overhead: assumed",
-            "step": "computed from FLOPs, bytes and launches with assumed rates",
+            "step": "computed FLOPs, bytes and launches, at assumed rates",
+            "rehearsals": "computed next to rehearsed; rehearsed_step_seconds: rehearsed operations, at assumed rates",
             "job": "computed, with assumed failures and pauses",
             "measured": list(plans.measured),
         },
