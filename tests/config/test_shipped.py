@@ -7,7 +7,9 @@ import pytest
 
 from tolktrain.config.deepspeed import read_deepspeed_file, resolve_deepspeed
 from tolktrain.config.load import load_config, load_prepare_config
+from tolktrain.errors import UserError
 from tolktrain.model.architecture import Architecture
+from tolktrain.model.local_backbone import local_architecture
 from tolktrain.plan.assumptions import Assumptions
 from tolktrain.plan.candidates import Cluster, configured_candidate
 from tolktrain.plan.job import Recipe
@@ -60,7 +62,7 @@ def test_the_published_recipe(name: str, backbone: str, rates: tuple[float, floa
 @pytest.mark.parametrize(
     ("name", "num_gpus"), [("smoltolk-150m", 1), ("smoltolk-400m", 1), ("smoltolk-2b", 1), ("smoltolk-8b", 8)]
 )
-def test_the_models_fit_on_80_gb_gpus_with_a_margin(name: str, num_gpus: int) -> None:
+def test_the_models_fit_on_80_gb_gpus_with_a_margin(name: str, num_gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what is outside of the allocator, as the comments of the files state; nor is the memory wasted."""
     # The same, but for the backbone's shape in place of its name.
     config = load_config(CONFIGS / "bench" / f"{name}.yaml")
@@ -68,6 +70,9 @@ def test_the_models_fit_on_80_gb_gpus_with_a_margin(name: str, num_gpus: int) ->
     architecture = Architecture.from_config(config.model)
     candidate = configured_candidate(config, architecture, Cluster(num_gpus, num_gpus))
     memory = Recipe.of(config, architecture).memory(candidate, Assumptions())
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(UserError, match=f"plan configs/bench/{name}.yaml, which has its shape"):
+        local_architecture(load_config(CONFIGS / f"{name}.yaml").model, "plan")
     inside = memory.allocated_gib + memory.parts()["reserve"]
     assert 38 < inside < 79.2 - 5
     (stated,) = re.findall(r": (\d+) GiB at most", (CONFIGS / f"{name}.yaml").read_text())

@@ -83,7 +83,8 @@ def test_sizes_without_a_layout_say_why(capsys: pytest.CaptureFixture[str]) -> N
         ([BENCH, "--device=h101"], "use one of a100-40, a100, "),
         ([BENCH, "train.precision=fp32"], "set train.precision=bf16"),
         ([BENCH, "--picture=plan.jpg"], "must end in .png or .svg"),
-        ([str(CONFIGS / "smoltolk-2b.yaml")], "as configs/bench/smoltolk-150m.yaml"),
+        ([str(CONFIGS / "smoltolk-2b.yaml")], "plan configs/bench/smoltolk-2b.yaml, which has its shape"),
+        ([str(CONFIGS / "smoltolk-2b.yaml"), "model.backbone=a/b"], "as configs/bench/smoltolk-150m.yaml does"),
     ],
 )
 def test_bad_input_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

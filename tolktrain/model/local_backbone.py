@@ -12,6 +12,14 @@ RANDOM_BACKBONE = (
     " with the same entries and a configuration whose model.backbone names a checkpoint"
 )
 
+# Configurations of the repository that have the shape of a backbone.
+_SHAPES = {
+    "HuggingFaceTB/SmolLM-135M": "configs/bench/smoltolk-150m.yaml",
+    "HuggingFaceTB/SmolLM-360M": "configs/bench/smoltolk-400m.yaml",
+    "HuggingFaceTB/SmolLM-1.7B": "configs/bench/smoltolk-2b.yaml",
+    "meta-llama/Llama-3.1-8B": "configs/bench/smoltolk-8b.yaml",
+}
+
 
 def local_architecture(config: ModelConfig, verb: str) -> Architecture:
     """The architecture; nothing is downloaded.
@@ -30,10 +38,13 @@ def local_architecture(config: ModelConfig, verb: str) -> Architecture:
 
     cached = huggingface_hub.try_to_load_from_cache(backbone, "config.json") if backbone.count("/") == 1 else None
     if not isinstance(cached, str):
-        raise UserError(
-            f"model.backbone: {backbone} is not on this machine, and {verb} downloads nothing; give the backbone's"
-            " shape in its place, as configs/bench/smoltolk-150m.yaml, -400m, -2b and -8b do for the published models"
+        known = _SHAPES.get(backbone)
+        remedy = (
+            f"{verb} {known}, which has its shape"
+            if known
+            else f"give the backbone's shape in its place, as {_SHAPES['HuggingFaceTB/SmolLM-135M']} does"
         )
+        raise UserError(f"model.backbone: {backbone} is not on this machine, and {verb} downloads nothing; {remedy}")
     return Architecture.from_config(config.model_copy(update={"backbone": str(Path(cached).parent)}))
 
 
