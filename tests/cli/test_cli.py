@@ -488,3 +488,16 @@ def test_a_signal_while_python_shuts_down() -> None:
     """The work is done, and the exit code says so. Python restores handlers before it takes modules down."""
     done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, check=False)
     assert done.returncode == 0 and not done.stderr
+
+
+@pytest.mark.parametrize("verb", ["analyze", "compare", "demo", "export", "import", "report"])
+def test_verbs_of_one_process(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one of several processes, each of which would write the same files, a verb is refused before it begins."""
+    names = {"analyze": 1, "compare": 2, "demo": 1, "export": 2, "import": 2, "report": 1}[verb]
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "29500"}
+    for name, value in {**variables, "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main([verb, *[str(tmp_path / str(number)) for number in range(names)]]) == 2
+    assert f"rank 1: error: tolktrain {verb} runs in one process, but 2 were started" in capsys.readouterr().err

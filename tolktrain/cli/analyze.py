@@ -51,4 +51,6 @@ def _run(parsed: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-VERB = Verb("compare how a trained model represents words as text and as speech", _add_arguments, _run)
+VERB = Verb(
+    "compare how a trained model represents words as text and as speech", _add_arguments, _run, in_one_process=True
+)

@@ -52,4 +52,9 @@ def _folder(text: str) -> Path:
     return RunPaths.of(load_config(path, [])).root
 
 
-VERB = Verb("compare evaluated runs: paired tests of their scores, losses, and what differs", _add_arguments, _run)
+VERB = Verb(
+    "compare evaluated runs: paired tests of their scores, losses, and what differs",
+    _add_arguments,
+    _run,
+    in_one_process=True,
+)

@@ -46,4 +46,4 @@ def _announce(address: str) -> None:
     )
 
 
-VERB = Verb("serve a page to prompt a trained model and hear it", _add_arguments, _run)
+VERB = Verb("serve a page to prompt a trained model and hear it", _add_arguments, _run, in_one_process=True)

@@ -18,7 +18,7 @@ from tolktrain.cli.failures import (
     printable_traceback,
 )
 from tolktrain.cli.output import print_to_reader
-from tolktrain.cli.verb import Verb
+from tolktrain.cli.verb import Verb, refuse_several_processes
 from tolktrain.cluster.kernel_caches import place_kernel_caches
 from tolktrain.cluster.signals import StopRequest
 from tolktrain.errors import UserError
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None, stop: StopRequest | None = None
     parsed.stop = stop
     _make_stderr_printable()
     try:
+        if parsed.in_one_process:
+            refuse_several_processes(parsed.verb)
         code = int(parsed.run(parsed))
         if code == EXIT_DONE:  # any other one matters more than what was printed
             print_to_reader("")
@@ -107,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        of_verb.set_defaults(run=verb.run, verb=name)
+        of_verb.set_defaults(run=verb.run, verb=name, in_one_process=verb.in_one_process)
         verb.add_arguments(of_verb)
         of_verb.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="dotted key and new value")
     return parser

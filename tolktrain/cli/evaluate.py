@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tolktrain.cli.failures import EXIT_DONE, described_at
+from tolktrain.cli.failures import EXIT_DONE
+from tolktrain.cli.ranks import run_watched
 from tolktrain.cli.verb import Verb, add_model_argument, existing_model, existing_run
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.errors import UserError
@@ -13,6 +14,7 @@ from tolktrain.runs.paths import RunPaths
 
 if TYPE_CHECKING:
     from tolktrain.cluster.progress import Progress
+    from tolktrain.cluster.watch.watchdog import Watch
     from tolktrain.config.suite import SuiteConfig
 
 
@@ -50,33 +52,22 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(parsed: argparse.Namespace) -> int:
     environment = ProcessEnvironment.detect()
     if environment.world_size > 1:
-        return _run_watched(parsed, environment)
+        return run_watched(parsed, environment, lambda watch: _evaluate_watched(parsed, environment, watch))
     from tolktrain.cluster.progress import Progress
 
     _evaluate(parsed, environment, Progress())
     return EXIT_DONE
 
 
-def _run_watched(parsed: argparse.Namespace, environment: ProcessEnvironment) -> int:
-    """Evaluate as one of several ranks. If any of them fails, all end, and one reports the error."""
-    from tolktrain.cluster.watch.watchdog import Watch
+def _evaluate_watched(parsed: argparse.Namespace, environment: ProcessEnvironment, watch: "Watch") -> None:
+    """Evaluate as one of several ranks."""
     from tolktrain.config.load import load_config
     from tolktrain.config.root import ParallelConfig
-    from tolktrain.parallel.layout import shut_down
 
-    def describe(error: BaseException) -> tuple[str, int]:
-        return described_at(error, watch.progress.mark, parsed)
-
-    watch = Watch.start(environment, describe)
-    try:
-        file = RunPaths(existing_model(parsed)[0]).config
-        parallel = load_config(file).parallel if file.is_file() else ParallelConfig()  # of a folder of weights
-        watch.limit(parallel.hang_timeout_seconds)
-        _evaluate(parsed, environment, watch.progress)
-        shut_down()
-    except (Exception, KeyboardInterrupt) as error:
-        watch.fail(error)
-    return watch.finish(EXIT_DONE)
+    file = RunPaths(existing_model(parsed)[0]).config
+    parallel = load_config(file).parallel if file.is_file() else ParallelConfig()  # of a folder of weights
+    watch.limit(parallel.hang_timeout_seconds)
+    _evaluate(parsed, environment, watch.progress)
 
 
 def _evaluate(parsed: argparse.Namespace, environment: ProcessEnvironment, progress: "Progress") -> None:
@@ -143,4 +134,9 @@ def _suite(parsed: argparse.Namespace) -> "SuiteConfig | None":
     return SuiteConfig(benchmarks=tuple(entries), allow_incomplete=parsed.allow_incomplete)
 
 
-VERB = Verb("measure a trained run on its held-out sets, on benchmarks, or on text tasks", _add_arguments, _run)
+VERB = Verb(
+    "measure a trained run on its held-out sets, on benchmarks, or on text tasks",
+    _add_arguments,
+    _run,
+    in_one_process=False,
+)

@@ -60,4 +60,6 @@ def _run(parsed: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-VERB = Verb("write the weights of a run for other programs, without optimizer states", _add_arguments, _run)
+VERB = Verb(
+    "write the weights of a run for other programs, without optimizer states", _add_arguments, _run, in_one_process=True
+)

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from tolktrain.cli.failures import EXIT_DONE
 from tolktrain.cli.output import print_to_reader
+from tolktrain.cli.ranks import run_watched
 from tolktrain.cli.verb import Verb, add_model_argument, existing_model
+from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.errors import UserError
 from tolktrain.files.given import input_argument, path_argument
 from tolktrain.runs.paths import RunPaths
 
 if TYPE_CHECKING:
+    from tolktrain.cluster.watch.watchdog import Watch
     from tolktrain.generate.requests import Request
+    from tolktrain.parallel.layout import Layout
 
 _PROMPTS = ("text", "audio", "units", "prompts")
 # Options that have an effect only with a prompt, and the least and most value of numbers.
@@ -77,9 +81,35 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    environment = ProcessEnvironment.detect()
+    if environment.world_size == 1:
+        _generate(parsed)
+        return EXIT_DONE
+    return run_watched(parsed, environment, lambda watch: _generate_together(parsed, environment, watch))
+
+
+def _generate_together(parsed: argparse.Namespace, environment: ProcessEnvironment, watch: "Watch") -> None:
+    """Generate as one of several ranks, each of which computes a part of every layer."""
+    from tolktrain.generate.tensor_ranks import LONGEST_WAIT, follow, load_part, release_followers
+    from tolktrain.parallel.layout import initialize
+
+    watch.limit(LONGEST_WAIT.total_seconds())
+    environment.export()
+    layout = initialize(tensor=environment.world_size, timeout=LONGEST_WAIT)
+    watch.progress.at("generating")
+    if layout.rank == 0:
+        _generate(parsed, layout)
+        release_followers()
+    else:
+        run_directory, overrides = existing_model(parsed)
+        follow(load_part(run_directory, parsed.step, overrides, layout)[0])
+
+
+def _generate(parsed: argparse.Namespace, layout: "Layout | None" = None) -> None:
     run_directory, overrides = existing_model(parsed)
     if any(getattr(parsed, name) is not None for name in _PROMPTS):
-        return _answer(run_directory, parsed, overrides)
+        _answer(run_directory, parsed, overrides, layout)
+        return
     without_effect = [name for name in (*_NUMBERS, *_OTHERS) if getattr(parsed, name) is not None]
     if without_effect:
         option = without_effect[0].replace("_", "-")
@@ -87,19 +117,20 @@ def _run(parsed: argparse.Namespace) -> int:
             f"--{option} belongs to prompts that are given by --text, --audio, --units or --prompts; the spoken prompts"
             " of evaluation.prompts are continued as the section evaluation of the run's configuration says"
         )
-    generate_samples(run_directory, overrides)
-    return EXIT_DONE
+    generate_samples(run_directory, overrides, layout)
 
 
-def generate_samples(run_directory: Path, overrides: tuple[str, ...] = ()) -> None:
+def generate_samples(run_directory: Path, overrides: tuple[str, ...] = (), layout: "Layout | None" = None) -> None:
     """Continue the prompts of the configuration."""
     from tolktrain.generate.run import generate
 
-    files = generate(run_directory, *([overrides] if overrides else []))
+    files = generate(run_directory, overrides, layout)
     print(f"{len(files)} files in {RunPaths(run_directory).samples}")
 
 
-def _answer(run_directory: Path, parsed: argparse.Namespace, overrides: tuple[str, ...]) -> int:
+def _answer(
+    run_directory: Path, parsed: argparse.Namespace, overrides: tuple[str, ...], layout: "Layout | None"
+) -> None:
     for name, (least, most) in _NUMBERS.items():
         value = getattr(parsed, name)
         if value is not None and not least <= value <= most:
@@ -124,8 +155,7 @@ def _answer(run_directory: Path, parsed: argparse.Namespace, overrides: tuple[st
         style=parsed.style,
         overrides=overrides,
     )
-    answer(run_directory, _requests(parsed), options, print_to_reader)
-    return EXIT_DONE
+    answer(run_directory, _requests(parsed), options, print_to_reader, layout)
 
 
 def _requests(parsed: argparse.Namespace) -> Iterator["Request"]:

@@ -84,4 +84,9 @@ def _tokenizer_of(backbone: str) -> str | None:
     return backbone
 
 
-VERB = Verb("read weights of other programs into a folder that train, evaluate and generate take", _add_arguments, _run)
+VERB = Verb(
+    "read weights of other programs into a folder that train, evaluate and generate take",
+    _add_arguments,
+    _run,
+    in_one_process=True,
+)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tolktrain.cli.failures import EXIT_DONE
+from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.config import Config
 from tolktrain.errors import UserError
 from tolktrain.files.given import input_argument
@@ -19,6 +20,7 @@ class Verb:
     meaning: str  # one line for --help, beginning in lower case
     add_arguments: Callable[[argparse.ArgumentParser], None]  # without the overrides, which every verb takes
     run: Callable[[argparse.Namespace], int]  # returns the exit code
+    in_one_process: bool = False  # whether several processes (torchrun, srun) are refused
 
 
 def verb_of_run(meaning: str, act: Callable[[Path], None]) -> Verb:
@@ -34,7 +36,7 @@ def verb_of_run(meaning: str, act: Callable[[Path], None]) -> Verb:
         act(parsed.run_directory)
         return EXIT_DONE
 
-    return Verb(meaning, add_arguments, run)
+    return Verb(meaning, add_arguments, run, in_one_process=True)
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +54,20 @@ def load(parsed: argparse.Namespace) -> Config:
     from tolktrain.config.load import load_config
 
     return load_config(parsed.config, parsed.overrides)
+
+
+def refuse_several_processes(verb: str) -> None:
+    """Raise UserError if a launcher has started several processes, each of which would do the same work and write the
+    same files."""
+    try:
+        size = ProcessEnvironment.detect().world_size
+    except UserError:  # variables of a launcher that has not started this process
+        return
+    if size > 1:
+        raise UserError(
+            f"tolktrain {verb} runs in one process, but {size} were started; start it without torchrun, or with srun"
+            " --ntasks=1. The layout of a run does not matter: one process reads the checkpoints of any"
+        )
 
 
 def existing_run(parsed: argparse.Namespace) -> Path:

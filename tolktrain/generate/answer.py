@@ -15,11 +15,11 @@ from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.writing import AppendedFile, replace_file, write_wav_pieces
 from tolktrain.generate.continuation import Continuation, Continuer, Limits
-from tolktrain.generate.decoding import use_accelerator
 from tolktrain.generate.requests import Request
 from tolktrain.generate.sampling import Sampling
 from tolktrain.generate.speaker import Speaker
-from tolktrain.interop.trained import load_trained
+from tolktrain.generate.tensor_ranks import load_part
+from tolktrain.parallel.layout import Layout
 from tolktrain.units.base import Frames, Vocoder
 from tolktrain.units.vocoders.kind import Voice
 
@@ -49,7 +49,13 @@ class Answering:
     overrides: tuple[str, ...] = ()  # of a folder of weights
 
 
-def answer(run_dir: Path, requests: Iterable[Request], options: Answering, show: Callable[[str], None]) -> None:
+def answer(
+    run_dir: Path,
+    requests: Iterable[Request],
+    options: Answering,
+    show: Callable[[str], None],
+    layout: Layout | None = None,
+) -> None:
     """Continue prompts with a checkpoint of a run, and show the continuations.
 
     A single prompt with a single continuation is shown as it is drawn, others when they are complete.
@@ -60,13 +66,15 @@ def answer(run_dir: Path, requests: Iterable[Request], options: Answering, show:
     run's speech tokenizer. Each unit lasts what the vocoder predicts, or else the median of its durations in the
     training records.
 
+    With a layout of several ranks, for rank 0, while the others run `tensor_ranks.follow`.
+
     Raises UserError when the run has no such checkpoint, a tokenizer is missing or another one, the vocoder is that of
     another tokenizer, or a prompt cannot be used (`Continuer.run`).
     """
     if options.into is not None:
         _require_empty(options.into)
-    model, config, state = load_trained(run_dir, options.step, options.overrides)
-    continuer = Continuer(use_accelerator(model), config, state.get("tokenizers", {}))
+    model, config, state = load_part(run_dir, options.step, options.overrides, layout)
+    continuer = Continuer(model, config, state.get("tokenizers", {}))
     settings = Sampling(
         config.evaluation.temperature if options.temperature is None else options.temperature,
         config.evaluation.top_k if options.top_k is None else options.top_k or _ALL_IDS,

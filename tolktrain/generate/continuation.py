@@ -14,11 +14,11 @@ from tolktrain.data.strategies.base import Modality
 from tolktrain.data.text_tokenizer import TextTokenizer, load_text_tokenizer
 from tolktrain.errors import UserError
 from tolktrain.generate.context import Context
-from tolktrain.generate.decoding import make_decoder
 from tolktrain.generate.durations import Durations
 from tolktrain.generate.prompts import read_waveform
 from tolktrain.generate.requests import Request
 from tolktrain.generate.sampling import Sampling, SpeechLimits, TextLimits, sample_speech, sample_text
+from tolktrain.generate.tensor_ranks import make_decoder
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.units.base import SpeechTokenizer, collapse
 from tolktrain.units.description import SpeechTokenizerInfo

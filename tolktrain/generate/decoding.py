@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tolktrain.data.sequences import IntArray
 from tolktrain.data.strategies.base import Modality
@@ -91,7 +90,8 @@ class CachedDecoder(Decoder):
     """Computes added positions only. Keeps keys and values of backbone and output adapter, and in the input adapter
     those of the speech segment that a context ends with; everything else depends on the added position alone.
 
-    For a model in one process, in evaluation mode, whose input adapter attends inside speech segments.
+    For a model in evaluation mode whose input adapter attends inside speech segments. Under tensor parallelism, all
+    ranks must call the same methods (`tolktrain.generate.tensor_ranks`).
     """
 
     def __init__(self, model: SmolTolk, modality: Modality, window: int) -> None:
@@ -100,7 +100,7 @@ class CachedDecoder(Decoder):
         assert model.architecture.adapter_attention == "runs"
         self._model = model
         embedding, *self._layers = model.trunk
-        assert isinstance(embedding, Embedding) and embedding.share.size == 1
+        assert isinstance(embedding, Embedding)
         self._embedding = embedding
         self._device = embedding.tables.text.device
         if modality == "text":  # pooling and output adapter are for speech only
@@ -187,11 +187,7 @@ class CachedDecoder(Decoder):
         positions = self.contexts.lengths - 1
         tokens = self._to_device(columns)
         tables = self._embedding.tables
-        if self.modality == "text":
-            embedded = functional.embedding(tokens[:, 0], tables.text)
-        else:
-            parts = [functional.embedding(tokens[:, k], table) for k, table in enumerate(tables.speech)]
-            embedded = sum(parts[1:], start=parts[0])
+        embedded = tables.text_rows(tokens[:, 0]) if self.modality == "text" else tables.speech_rows(tokens)
         hidden = embedded = embedded.unsqueeze(0)  # [1, B, D]
         at = self._to_device(positions)
         cos, sin = (angles[at].transpose(0, 1) for angles in (self._cos, self._sin))
@@ -218,8 +214,8 @@ class CachedDecoder(Decoder):
                 hidden = layer.block(hidden, _using(context, cache))
         heads = self._model.heads
         if self.modality == "text":
-            return heads.text.logits(hidden[0]).float()
-        return torch.stack([head.logits(hidden[0]) for head in heads.speech], dim=1).float()  # type: ignore[operator]
+            return heads.text.all_logits(hidden[0]).float()
+        return torch.stack([head.all_logits(hidden[0]) for head in heads.speech], dim=1).float()  # type: ignore[operator]
 
     def _context_of_step(self, cos: Tensor, sin: Tensor, places: IntArray) -> AttentionContext:
         """Write one position of each sequence at `places` [B], and read all places up to it."""
@@ -236,17 +232,6 @@ class CachedDecoder(Decoder):
 def _using(context: AttentionContext, cache: KeyValueCache) -> AttentionContext:
     assert context.cached is not None
     return replace(context, cached=replace(context.cached, cache=cache))
-
-
-def make_decoder(model: SmolTolk, modality: Modality, window: int) -> Decoder:
-    """The decoder of a model in one process.
-
-    With the reference implementation's adapter attention, what is added to a context changes what came before it, so
-    that nothing can be kept: such a model is computed without caches.
-    """
-    if model.architecture.adapter_attention == "published":
-        return PlainDecoder.of(model, modality, window)
-    return CachedDecoder(model, modality, window)
 
 
 def use_accelerator(model: SmolTolk) -> SmolTolk:

@@ -18,13 +18,13 @@ from tolktrain.errors import UserError
 from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import write_synced, write_wav, write_wav_pieces
 from tolktrain.generate.context import Context
-from tolktrain.generate.decoding import make_decoder, use_accelerator
 from tolktrain.generate.durations import Durations, choose_durations
 from tolktrain.generate.inputs import TEXT_TOKENIZER_FILE
 from tolktrain.generate.prompts import Prompt, read_prompts
 from tolktrain.generate.sampling import Sampling, SpeechLimits, TextLimits, sample_speech, sample_text
-from tolktrain.interop.trained import load_trained
+from tolktrain.generate.tensor_ranks import load_part, make_decoder
 from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.parallel.layout import Layout
 from tolktrain.runs.paths import RunPaths
 from tolktrain.units.base import Frames, SpeechTokenizer, Vocoder, collapse, expand
 from tolktrain.units.load import load_speech_tokenizer
@@ -36,7 +36,7 @@ _MOST_TEXT_TOKENS = 60
 _TEXT_UTTERANCES = 2
 
 
-def generate(run_dir: str | Path, overrides: Sequence[str] = ()) -> list[Path]:
+def generate(run_dir: str | Path, overrides: Sequence[str] = (), layout: Layout | None = None) -> list[Path]:
     """Continue every prompt of `evaluation.prompts`; returns the files, all of them new, in <run>/samples.
 
     For a prompt NAME: NAME-prompt.wav, NAME-resynthesis.wav (the prompt from its units, with its own durations) and
@@ -44,11 +44,11 @@ def generate(run_dir: str | Path, overrides: Sequence[str] = ()) -> list[Path]:
     the median of its durations in the training records). samples.json lists texts, units and seconds, and the text that
     the model writes after hearing the prompt, and under `settings` what they were made with
     (`Config.follow_up_settings`). The same checkpoint, settings and seed give the same files. The folder is replaced as
-    a whole.
+    a whole. With a layout of several ranks, for rank 0, while the others run `tensor_ranks.follow`.
 
     Raises UserError when the run has no checkpoint, or prompts or tokenizers are missing or do not fit the model.
     """
-    model, config, state = load_trained(run_dir, overrides=overrides)
+    model, config, state = load_part(run_dir, overrides=overrides, layout=layout)
     tools = _Tools.load(config, model)
     with spinner() as progress:
         task = progress.add_task("encoding the prompts", total=None)
@@ -108,7 +108,7 @@ class _Tools:
             vocoder, lambda: records, settings.baseline_records, vocabulary.num_units, tokenizer.frames_per_second
         )
         return cls(
-            model=use_accelerator(model),
+            model=model,
             config=config,
             vocabulary=vocabulary,
             tokenizer=tokenizer,

@@ -1,7 +1,7 @@
 """Loads a trained model for evaluation and generation: of a run, or of a folder of weights."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ from tolktrain.config.load import config_of
 from tolktrain.errors import UserError
 from tolktrain.interop.tokenizer_files import tokenizers_in
 from tolktrain.interop.weights import OpenWeights, build_model, is_weights, open_exported
+from tolktrain.model.architecture import Architecture
 from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.parallel.layout import Layout
 from tolktrain.runs.load_model import load_model
 
 _DEFAULT_LENGTH = 2048  # positions, if the weights do not record the length of their training sequences
@@ -19,7 +21,11 @@ _NO_SET = "none"
 
 
 def load_trained(
-    source: str | Path, step: int | None = None, overrides: Sequence[str] = ()
+    source: str | Path,
+    step: int | None = None,
+    overrides: Sequence[str] = (),
+    layout: Layout | None = None,
+    check: Callable[[Architecture], None] = lambda architecture: None,
 ) -> tuple[SmolTolk, Config, dict[str, Any]]:
     """The model of a run or of a folder of weights (float32, on the CPU, in evaluation mode), its configuration, and
     what is known of its training.
@@ -31,6 +37,8 @@ def load_trained(
         source: run directory, or a folder that `tolktrain export` or `tolktrain import` has written.
         step: of the checkpoint of a run.
         overrides: of the configuration of a folder of weights; a run has its own.
+        layout: of the ranks, each of which builds its part of the model; a single process if None.
+        check: called with the architecture before the model is built.
 
     Raises:
         UserError: there is no such model, or an override is wrong.
@@ -38,12 +46,13 @@ def load_trained(
     source = Path(source)
     if not is_weights(source):
         assert not overrides, "the command line refuses overrides for a run"
-        return load_model(source, step)
+        return load_model(source, step, layout, check)
     if step is not None:
         raise UserError(f"{source} is a folder of weights; give --step with a run directory only")
     with open_exported(source) as weights:
         config = _configuration(source, weights, overrides)
-        return build_model(weights).eval(), config, dict(weights.state)
+        check(weights.architecture)
+        return build_model(weights, layout).eval(), config, dict(weights.state)
 
 
 def _configuration(folder: Path, weights: OpenWeights, overrides: Sequence[str]) -> Config:

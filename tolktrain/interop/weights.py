@@ -36,6 +36,7 @@ from tolktrain.interop.tensor_writer import FILE_BYTES, DType, new_folder, requi
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.parameter_layout import Shape, canonical_shapes, check_names_and_shapes, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.parallel.layout import Layout
 from tolktrain.runs.listing import choose_checkpoint
 
 ARCHITECTURE = "architecture.json"
@@ -222,12 +223,12 @@ def load_weights(folder: str | Path) -> SmolTolk:
         return build_model(weights)
 
 
-def build_model(weights: OpenWeights) -> SmolTolk:
-    """The model of opened weights, float32 on the CPU.
+def build_model(weights: OpenWeights, layout: Layout | None = None) -> SmolTolk:
+    """The model of opened weights, float32 on the CPU; with a layout, this rank's part.
 
     Raises UserError if names or shapes are not those of its architecture.
     """
-    model = SmolTolk(weights.architecture, seed=None)
+    model = SmolTolk(weights.architecture, None, layout)
     check_names_and_shapes(canonical_shapes(model, with_copies=True), weights.shapes)
     copy_canonical(model, _Tensors(weights))
     return model

@@ -63,7 +63,21 @@ class Tables(nn.Module):
         packed = gather_rows(embedded, segments.rows)
         return embedded, functional.pad(packed, (0, 0, 0, num_packed - segments.num_positions))
 
+    def text_rows(self, ids: Tensor) -> Tensor:
+        """Embeddings of text ids [M]: [M, D] on every tensor rank."""
+        return self._complete([self._own(ids, self.text)])
+
+    def speech_rows(self, ids: Tensor) -> Tensor:
+        """Embeddings of frames of units [M, K]: [M, D] on every tensor rank."""
+        return self._complete([self._own(ids[:, codebook], table) for codebook, table in enumerate(self.speech)])
+
+    def _complete(self, parts: list[Tensor]) -> Tensor:
+        partial = functools.reduce(torch.add, parts)
+        return partial if self.share.size == 1 else reduce_from_tensor_model_parallel_region(partial)
+
     def _own(self, ids: Tensor, table: Tensor) -> Tensor:
+        if self.share.size == 1:
+            return functional.embedding(ids, table)
         rows = ids - self.share.rank * len(table)
         is_own = (rows >= 0) & (rows < len(table))
         return functional.embedding(rows.where(is_own, 0), table) * is_own.unsqueeze(1)

@@ -14,6 +14,7 @@ from tolktrain.parallel.megatron import (
     TransformerConfig,
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
     parallel_state,
     reduce_from_tensor_model_parallel_region,
     vocab_parallel_cross_entropy,
@@ -59,6 +60,14 @@ class TableHead(nn.Module):
             logits = logits.masked_fill(unpredicted, -torch.inf)
         return logits
 
+    def all_logits(self, hidden: Tensor) -> Tensor:
+        """[N, D] to [N, num_predicted] on every tensor rank."""
+        logits = self.logits(hidden)
+        if self.share.size == 1:
+            return logits
+        gathered: Tensor = gather_from_tensor_model_parallel_region(logits)
+        return gathered[:, : self.num_predicted]
+
 
 class Heads(PipelineLayer):
     """The last layer of the list. Logits are computed only for the requested rows."""
@@ -89,13 +98,13 @@ class Heads(PipelineLayer):
         return self.text.weight, [head.weight for head in self.speech]  # type: ignore[misc]
 
     def text_logits(self, carrier: Carrier) -> Tensor:
-        """[N_t, V_t] at the rows scored as text."""
-        return self.text.logits(self._rows(carrier.hidden, carrier.inputs.scored.text))
+        """[N_t, V_t] at the rows scored as text, on every tensor rank."""
+        return self.text.all_logits(self._rows(carrier.hidden, carrier.inputs.scored.text))
 
     def speech_logits(self, carrier: Carrier) -> list[Tensor]:
-        """K tensors [N_s, V_s] at the rows scored as speech."""
+        """K tensors [N_s, V_s] at the rows scored as speech, on every tensor rank."""
         hidden = self._speech_rows(carrier)
-        return [head.logits(hidden) for head in self.speech]  # type: ignore[operator]
+        return [head.all_logits(hidden) for head in self.speech]  # type: ignore[operator]
 
     def text_nll(self, carrier: Carrier) -> tuple[Tensor, Tensor]:
         """Nats: the sum, and the terms [N_t] without gradient. Float32."""

@@ -17,7 +17,8 @@ from tolktrain.data.sequences import Sequence as TokenSequence
 from tolktrain.errors import UserError
 from tolktrain.evaluate.scoring import length_batches
 from tolktrain.generate.context import Context
-from tolktrain.generate.decoding import make_decoder, use_accelerator
+from tolktrain.generate.decoding import use_accelerator
+from tolktrain.generate.tensor_ranks import make_decoder
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.collectives import all_gather_objects
