@@ -60,7 +60,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stub:
             return code
 
         def verb(name: str, result: Any) -> Callable[[Path], Any]:
-            def call(run_directory: Path) -> Any:
+            def call(run_directory: Path, *_: Any) -> Any:
                 calls.append((name, run_directory))
                 if error is not None and failing == name:
                     raise error

@@ -150,3 +150,32 @@ def test_a_damaged_vocoder_leaves_nothing(tiny_run: Path, tokenizer: Path, tmp_p
     with pytest.raises(UserError, match=r"vocoder\.safetensors cannot be read"):
         _spoken(tiny_run, replace(SHORT, into=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_contains_the_vocoder(tiny_run: Path, tokenizer: Path, repository: Path, tmp_path: Path) -> None:
+    """Of a folder outside of the tokenizer's, with the voice; also when the exported folder is exported again."""
+    _vocoder(tokenizer, tokenizer)  # is not the one that the run names
+    _vocoder(tmp_path / "chosen", tokenizer, **SEVERAL)
+    _configure(tiny_run, vocoder={"path": str(tmp_path / "chosen"), "speaker": "2"})
+    assert cli.main(["export", str(tiny_run), str(tmp_path / "hf")]) == 0
+    assert cli.main(["export", str(tmp_path / "hf"), str(tmp_path / "again")]) == 0
+    for folder in (tmp_path / "hf", tmp_path / "again"):
+        for name in ("vocoder.json", "vocoder.safetensors"):
+            assert (folder / "speech_tokenizer" / name).read_bytes() == (tmp_path / "chosen" / name).read_bytes()
+        settings = json.loads((folder / "processor_config.json").read_text())
+        assert settings["has_vocoder"] and settings["voice"] == {"speaker": "2", "style": None}
+        card = (folder / "README.md").read_text()
+        assert "vocoder unit-hifigan, 16000 samples per second, 3 speakers, 2 styles, with durations" in card
+        assert "processor.speak(units)" in card
+    other = shutil.copytree(repository / "data" / "sample" / "speech_tokenizer", tmp_path / "other")
+    found = LogMelTokenizer.load(other)
+    LogMelTokenizer(found.centroids + 1, found.analysis).save(tmp_path / "changed")
+    _vocoder(tmp_path / "noise", tmp_path / "changed")
+    _configure(tiny_run, vocoder={"path": str(tmp_path / "noise")})
+    assert cli.main(["export", str(tiny_run), str(tmp_path / "refused")]) == 2
+    assert not (tmp_path / "refused").exists()
+    content = bytearray((tmp_path / "chosen" / "vocoder.safetensors").read_bytes())
+    (tmp_path / "chosen" / "vocoder.safetensors").write_bytes(content[: len(content) // 2])  # half downloaded
+    _configure(tiny_run, vocoder={"path": str(tmp_path / "chosen")})
+    assert cli.main(["export", str(tiny_run), str(tmp_path / "refused")]) == 2
+    assert not (tmp_path / "refused").exists()

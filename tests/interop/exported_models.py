@@ -5,6 +5,7 @@ with FOLDER/NAME/audio.pt likewise the results of the processor.
 """
 
 import sys
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,30 @@ def processed(folder: Path) -> dict[str, Any]:
         "stereo": lambda: processor(audio=torch.zeros(2, 99).numpy(), sampling_rate=rate),
         "nothing": lambda: processor(),
     }.items():
-        try:
-            call()
-        except ValueError as error:
-            found[name] = str(error)
+        found[name] = refusal(call)
     found["short"] = processor(audio=torch.zeros(0).numpy(), sampling_rate=rate).units
+    found["spoken_rate"] = processor.spoken_rate
+    run_lengths = both.run_lengths if audio["needs_durations"] else None
+    if processor.spoken_rate is None:
+        found["spoken"] = refusal(lambda: processor.speak(both.units, run_lengths))
+    else:
+        found["spoken"] = processor.speak(both.units, run_lengths, **audio["voice"])
+        found["no unit"] = refusal(lambda: processor.speak(both.units + 5000, run_lengths))
     processor.save_pretrained(folder / "processor")
     if audio["saves"]:
         again = AutoProcessor.from_pretrained(folder / "processor", trust_remote_code=True)
         found["again"] = again(audio=audio["waveform"].numpy(), sampling_rate=rate).units
+        found["spoken again"] = again.speak(both.units, run_lengths, **audio["voice"])
     return found
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    """What a call says that it cannot do."""
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("it was accepted")
 
 
 def main(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import small_models
 import torch
+from hifigan_twin import SEVERAL, make_twin, save_published
 from safetensors.torch import load_file
 from test_weights import ARCHITECTURE, write_checkpoint
 
@@ -33,10 +35,13 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.llama import RopeScaling
 from tolktrain.model.parameter_layout import canonical_state, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
-from tolktrain.units.base import collapse
+from tolktrain.units.base import collapse, expand
 from tolktrain.units.hubert import HubertTokenizer
 from tolktrain.units.load import load_speech_tokenizer
 from tolktrain.units.mimi import MimiTokenizer
+from tolktrain.units.vocoders.kind import Voice
+from tolktrain.units.vocoders.load import open_vocoder
+from tolktrain.units.vocoders.unit_hifigan import convert
 from tolktrain.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.transformers
@@ -146,12 +151,14 @@ def with_processors(exported: tuple[Path, dict[str, dict[str, Any]]], repository
     """Exported models with each kind of speech tokenizer, next to the others, and what tolktrain computes."""
     folder, _ = exported
     sample = repository / "data" / "sample"
-    kinds = {"logmel": sample / "speech_tokenizer", "hubert": folder / "units-hubert", "mimi": folder / "units-mimi"}
+    kinds = {"logmel": folder / "units-logmel", "hubert": folder / "units-hubert", "mimi": folder / "units-mimi"}
     hubert = small_models.save_hubert(kinds["hubert"] / "model", False)
     HubertTokenizer.fit_from(
         kinds["hubert"], str(hubert), [small_models.tones(0, 3.0)], 1, 20, seed=0, hours=1.0, window_seconds=2.0,
         overlap_seconds=0.4,
     )  # fmt: skip
+    shutil.copytree(sample / "speech_tokenizer", kinds["logmel"])
+    convert(kinds["logmel"], *save_published(folder / "published", make_twin(4, **SEVERAL)), kinds["logmel"])
     mimi = small_models.save_mimi(kinds["mimi"] / "model")
     MimiTokenizer.create(kinds["mimi"], str(mimi), 3, window_seconds=2.0, overlap_seconds=0.8)
     expected = {}
@@ -166,11 +173,22 @@ def with_processors(exported: tuple[Path, dict[str, dict[str, Any]]], repository
         assert cli.main(["import", *names, *options]) == 0
         assert cli.main(["export", str(place / "weights"), str(place / "model")]) == 0
         waveform = small_models.tones(1, 5.03, speech.sample_rate)
-        audio = {"waveform": torch.from_numpy(waveform), "text": "the little bird", "saves": kind == "logmel"}
-        torch.save(audio, place / "audio.pt")
         units, run_lengths = collapse(speech.encode(waveform))
+        voice = {"speaker": 2, "style": "1"} if kind == "logmel" else {}
+        audio = {"waveform": torch.from_numpy(waveform), "text": "the little bird", "saves": kind == "logmel"}
+        torch.save(audio | {"voice": voice, "needs_durations": kind == "mimi"}, place / "audio.pt")
         ids = load_text_tokenizer(sample / "text_tokenizer").tokenizer.encode("the little bird").ids
         expected[f"processor-{kind}"] = {"units": units, "run_lengths": run_lengths, "ids": ids}
+        load = open_vocoder(tokenizer, voice=Voice(*map(str, voice.values())))
+        if load is not None:
+            vocoder = load()
+            durations = run_lengths
+            if vocoder.duration_predictor is not None:
+                durations = vocoder.duration_predictor.predict(units)
+                assert (durations > 1).any(), "durations of 1 prove less"
+            pieces = list(vocoder.stream(expand(units, durations)))
+            expected[f"processor-{kind}"]["spoken"] = np.concatenate(pieces)
+            assert np.abs(expected[f"processor-{kind}"]["spoken"]).max() > 1e-3
     return expected
 
 
@@ -218,7 +236,14 @@ def _check_processor(name: str, found: dict[str, Any], wanted: dict[str, Any]) -
     assert found["run_lengths"].tolist() == wanted["run_lengths"].tolist(), name
     assert found["short"].shape == (0, wanted["units"].shape[1])
     assert "resample" in found["rate"] and "mono" in found["stereo"] and "text, audio" in found["nothing"]
+    if "spoken" in wanted:
+        assert found["spoken_rate"] == {"processor-logmel": 16_000, "processor-mimi": 24_000}[name]
+        np.testing.assert_allclose(found["spoken"].numpy(), wanted["spoken"], rtol=0, atol=1e-5)
+        assert "expected 0 to" in found["no unit"]
+    else:
+        assert "`tolktrain generate` speaks them" in found["spoken"]
     if name == "processor-logmel":
+        assert torch.equal(found["spoken again"], found["spoken"])
         assert torch.equal(found["again"], found["units"])
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tolktrain.data.text_tokenizer import TOKENIZER_FILE, load_text_tokenizer, tokenizer_folder
 from tolktrain.errors import UserError
@@ -12,6 +13,10 @@ from tolktrain.interop.weights import SPEECH_FOLDER
 from tolktrain.model.architecture import Architecture
 from tolktrain.units.description import DESCRIPTION_FILE
 from tolktrain.units.load import describe_speech_tokenizer, kind_of
+from tolktrain.units.vocoders.description import VOCODER_FILE
+from tolktrain.units.vocoders.kind import Voice
+from tolktrain.units.vocoders.load import require_vocoder
+from tolktrain.units.vocoders.unit_hifigan import WEIGHTS_FILE
 
 SETTINGS_FILE = "tokenizer_config.json"
 _COPIED = (".json", ".safetensors")
@@ -70,6 +75,32 @@ def add_speech_tokenizer(folder: Path, name: str, trained_with: str | None, arch
     if model is not None:
         _copy_files(Path(name) / model, target / model)
     return info.sha256
+
+
+def add_vocoder(folder: Path, name: str) -> None:
+    """Add the files of a vocoder to the speech tokenizer of a folder of weights, in place of those that it has.
+
+    Raises UserError if there is no vocoder, or it is of the units of another tokenizer.
+    """
+    target = folder / SPEECH_FOLDER
+    require_vocoder(target, name)  # before its files are read
+    for file in (VOCODER_FILE, WEIGHTS_FILE):
+        (target / file).unlink(missing_ok=True)
+        _copy(Path(name) / file, target / file)
+    sync_path(target)
+
+
+def check_vocoder(folder: Path, voice: Voice) -> Mapping[str, Any] | None:
+    """Read the vocoder of a folder of weights, with its speaker and style; vocoder.json, None if it has no file.
+
+    Raises UserError if its files are damaged, or it lacks the voice.
+    """
+    speech = folder / SPEECH_FOLDER
+    if not (speech / VOCODER_FILE).is_file():
+        return None
+    require_vocoder(speech, voice=voice)()
+    found: Mapping[str, Any] = json.loads((speech / VOCODER_FILE).read_text(encoding="utf-8"))
+    return found
 
 
 def check_digest(trained_with: str | None, digest: str, kind: str, name: str) -> None:

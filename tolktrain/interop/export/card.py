@@ -17,6 +17,7 @@ from tolktrain.interop.tokenizer_files import speech_model_of
 from tolktrain.interop.weights import OpenWeights
 from tolktrain.model.counts import count_by_group
 from tolktrain.runs.paths import RunPaths
+from tolktrain.units.load import kind_of
 
 _LIBRARIES = ("torch", "deepspeed", "megatron-core", "mosaicml-streaming", "transformers", "tokenizers")
 
@@ -54,9 +55,23 @@ Units are those of the speech tokenizer in `speech_tokenizer/`, with repeated fr
 the log-probability of sequences of both modalities.
 """
 
+_SPEECH = """
+The vocoder in `speech_tokenizer/` turns units into audio, by the processor alone:
 
-def model_card(source: ExportSource, weights: OpenWeights, dtype: DType) -> str:
-    """Markdown with a header for the hub: data, recipe, losses, benchmarks, versions, licence fields, use."""
+```python
+waveform = processor.speak(units)  # float32 [samples], processor.spoken_rate samples per second
+waveform = processor.speak(units, run_lengths, speaker="NAME or number", style="NAME or number")
+```
+"""
+
+
+def model_card(
+    source: ExportSource, weights: OpenWeights, dtype: DType, vocoder: Mapping[str, Any] | None = None
+) -> str:
+    """Markdown with a header for the hub: data, recipe, losses, benchmarks, versions, licence fields, use.
+
+    `vocoder` is the content of vocoder.json in the export.
+    """
     architecture, state = weights.architecture, weights.state
     counts = count_by_group(architecture)
     lines = [
@@ -72,13 +87,14 @@ def model_card(source: ExportSource, weights: OpenWeights, dtype: DType) -> str:
         f" {architecture.output_adapter_layers} after the backbone, rotary base {architecture.rope_theta:g}",
         f"- exported with Python libraries {', '.join(_versions())}",
         *_tokenizers(source),
+        *_vocoder(source, vocoder),
         *([f"- imported from {_origin(weights.origin)}"] if weights.origin else []),
         "",
     ]
     if source.config is not None:
         lines += [*_recipe(source.config), *_data(source.config)]
     lines += [*_measured(source, state), *_benchmarks(source, state)]
-    return "\n".join(lines) + "\n" + _USAGE
+    return "\n".join(lines) + "\n" + _USAGE + (_SPEECH if vocoder is not None else "")
 
 
 def _origin(origin: Mapping[str, Any]) -> str:
@@ -97,6 +113,22 @@ def _tokenizers(source: ExportSource) -> Iterator[str]:
         )
     elif model is not None:
         yield f"- the speech tokenizer computes with the model {model}"
+
+
+def _vocoder(source: ExportSource, vocoder: Mapping[str, Any] | None) -> Iterator[str]:
+    if vocoder is not None:
+        sizes = vocoder["sizes"]
+        choices = "".join(
+            f", {sizes[f'num_{name}']} {name}" for name in ("speakers", "styles") if sizes[f"num_{name}"] is not None
+        )
+        durations = "with" if sizes["duration_channels"] is not None else "without"
+        yield f"- vocoder {vocoder['name']}, {sizes['sample_rate']} samples per second{choices}, {durations} durations"
+    elif source.tokenizers[1] is not None:
+        kind = kind_of(source.tokenizers[1]).name
+        how = "`processor.speak(units, run_lengths)`" if kind == "mimi" else "`tolktrain generate FOLDER`"
+        yield f"- there is no vocoder file in this folder; {how} turns units of {kind} into audio" + (
+            " if a vocoder is given (`--vocoder`)" if kind_of(source.tokenizers[1]).vocoder is None else ""
+        )
 
 
 def _recipe(config: Config) -> list[str]:

@@ -6,7 +6,7 @@ DIR/
   model-*.safetensors, model.safetensors.index.json
   architecture.json                                           for tolktrain (`interop.weights`)
   tokenizer.json, tokenizer_config.json                       of text, if a tokenizer is known
-  speech_tokenizer/                                           its description and centroids, likewise
+  speech_tokenizer/                                           its description and centroids, likewise; a vocoder
   processor_config.json, processing_smoltolk.py               for AutoProcessor, with a text tokenizer
   README.md                                                   model card
 ```
@@ -14,6 +14,7 @@ DIR/
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ from tolktrain.interop.export.card import model_card
 from tolktrain.interop.export.model_config import MODELING_FILE, PROCESSING_FILE, model_config
 from tolktrain.interop.export.source import ExportSource, digests
 from tolktrain.interop.tensor_writer import DType, require_new
+from tolktrain.interop.tokenizer_files import check_vocoder
 from tolktrain.interop.weights import OpenWeights, write_weights
+from tolktrain.units.vocoders.kind import FIRST_VOICE, Voice
 
 GENERATION_FILE = "generation_config.json"
+PROCESSOR_CONFIG = "processor_config.json"
 
 
 def export_hf(source: ExportSource, into: Path, dtype: DType, report: Callable[[str], None]) -> Path:
@@ -39,16 +43,18 @@ def export_hf(source: ExportSource, into: Path, dtype: DType, report: Callable[[
 
     def prepare(folder: Path, weights: OpenWeights) -> OpenWeights:
         eos, has_speech, weights = source.add_tokenizers(folder, weights)
+        voice = _voice(source)
+        vocoder = check_vocoder(folder, voice) if has_speech else None
         if eos is not None:
             _add_program(folder, PROCESSING_FILE)
-            write_json(folder / "processor_config.json", _processor(has_speech))
+            write_json(folder / PROCESSOR_CONFIG, _processor(has_speech, vocoder is not None, voice))
         config = model_config(weights.architecture, dtype, eos, digests(weights), weights.sequence_length)
         if eos is None:
             del config["auto_map"]["AutoProcessor"]
         write_json(folder / "config.json", config)
         write_json(folder / GENERATION_FILE, _generation(source, eos))
         _add_program(folder, MODELING_FILE)
-        write_synced(folder / "README.md", model_card(source, weights, dtype).encode())
+        write_synced(folder / "README.md", model_card(source, weights, dtype, vocoder).encode())
         return weights
 
     with source.open(report) as weights:
@@ -70,9 +76,25 @@ def _add_program(folder: Path, name: str) -> None:
     write_synced(folder / name, (Path(__file__).parent / name).read_bytes())
 
 
-def _processor(has_speech: bool) -> dict[str, Any]:
+def _voice(source: ExportSource) -> Voice:
+    """The speaker and style of the run, or of the folder of weights."""
+    if source.config is not None:
+        return Voice(source.config.data.vocoder.speaker, source.config.data.vocoder.style)
+    known = _earlier(source.folder / PROCESSOR_CONFIG).get("voice")
+    found = known if isinstance(known, dict) else {}
+    return Voice(found.get("speaker"), found.get("style"))
+
+
+def _processor(has_speech: bool, has_vocoder: bool, voice: Voice) -> dict[str, Any]:
     entry = f"{PROCESSING_FILE.removesuffix('.py')}.SmolTolkProcessor"
-    return {"processor_class": "SmolTolkProcessor", "auto_map": {"AutoProcessor": entry}, "has_speech": has_speech}
+    chosen = {} if voice == FIRST_VOICE else {"voice": asdict(voice)}
+    return {
+        "processor_class": "SmolTolkProcessor",
+        "auto_map": {"AutoProcessor": entry},
+        "has_speech": has_speech,
+        "has_vocoder": has_vocoder,
+        **chosen,
+    }
 
 
 def _generation(source: ExportSource, text_eos: int | None) -> Mapping[str, Any]:

@@ -3,24 +3,26 @@
 This file needs torch, numpy, safetensors and transformers only.
 `AutoProcessor.from_pretrained(folder, trust_remote_code=True)` loads it. `speech_tokenizer/` in the folder describes
 the units: centroids of log-mel frames, centroids of a layer of HuBERT, or codebooks of Mimi; the pretrained model that
-it names is loaded at the first audio.
+it names is loaded at the first audio. With `vocoder.json` there, or with Mimi, units can be spoken.
 """
 
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
 FOLDER = "speech_tokenizer"
 _DESCRIPTION, _CENTROIDS, _CONFIG = "speech_tokenizer.json", "centroids.safetensors", "processor_config.json"
+_VOCODER, _VOCODER_WEIGHTS = "vocoder.json", "vocoder.safetensors"
 _OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 _BLOCK = 256  # frames computed at a time
 
@@ -33,10 +35,11 @@ class SmolTolkProcessor(ProcessorMixin):
     attributes = ["tokenizer"]  # noqa: RUF012  # as transformers 4 declares it
     tokenizer_class = "AutoTokenizer"
 
-    def __init__(self, tokenizer: Any = None, speech: "SpeechUnits | None" = None, **_: Any) -> None:
+    def __init__(self, tokenizer: Any = None, speech: "SpeechUnits | None" = None, **settings: Any) -> None:
         """`from_pretrained` loads one."""
         self.tokenizer = tokenizer
         self.speech = speech
+        self.voice: Mapping[str, Any] = settings.get("voice") or {}
         self.chat_template = None
 
     @classmethod
@@ -45,7 +48,8 @@ class SmolTolkProcessor(ProcessorMixin):
         name, hub = str(pretrained_model_name_or_path), {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs}
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         config = json.loads(Path(cached_file(name, _CONFIG, **hub)).read_text(encoding="utf-8"))
-        return cls(tokenizer, SpeechUnits.load(name, hub) if config.get("has_speech") else None)
+        speech = SpeechUnits.load(name, hub, config.get("has_vocoder", False)) if config.get("has_speech") else None
+        return cls(tokenizer, speech, voice=config.get("voice"))
 
     def save_pretrained(self, save_directory: Any, *_: Any, **kwargs: Any) -> Any:
         """Write the tokenizers, and this file."""
@@ -58,6 +62,8 @@ class SmolTolkProcessor(ProcessorMixin):
             "processor_class": "SmolTolkProcessor",
             "auto_map": {"AutoProcessor": f"{program.stem}.SmolTolkProcessor"},
             "has_speech": self.speech is not None,
+            "has_vocoder": self.speech is not None and self.speech.vocoder is not None,
+            **({"voice": dict(self.voice)} if self.voice else {}),
         }
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if self.speech is not None:
@@ -114,6 +120,29 @@ class SmolTolkProcessor(ProcessorMixin):
         texts: list[str] = self.tokenizer.batch_decode(*args, **{"skip_special_tokens": True, **kwargs})
         return texts
 
+    @property
+    def spoken_rate(self) -> int | None:
+        """Samples per second of `speak`; None if it cannot speak."""
+        return None if self.speech is None else self.speech.spoken_rate
+
+    def speak(self, units: Any, run_lengths: Any = None, speaker: Any = None, style: Any = None) -> Tensor:
+        """Waveform [samples] float32, within -1 and 1, of units [n, K] as `generate` returns them.
+
+        Args:
+            units: repeats collapsed.
+            run_lengths: frames that each of them lasts, [n]; as the vocoder predicts them if None.
+            speaker: name or number, if the vocoder has several; that of the exported run, or the first, if None.
+            style: likewise.
+
+        Raises:
+            ValueError: there is no vocoder, it predicts no durations and none are given, or it lacks a unit or voice.
+        """
+        if self.speech is None:
+            raise ValueError("the model was exported without a speech tokenizer, so units cannot be spoken")
+        chosen = {"speaker": speaker, "style": style}
+        voice = {key: self.voice.get(key) if value is None else value for key, value in chosen.items()}
+        return self.speech.speak(units, run_lengths, voice)
+
     def __repr__(self) -> str:
         kind = None if self.speech is None else self.speech.description["name"]
         return f"SmolTolkProcessor(tokenizer={type(self.tokenizer).__name__}, speech={kind!r})"
@@ -136,10 +165,11 @@ class SpeechUnits:
         self.centroids = centroids
         self._source, self._hub = source, hub
         self._model: Any = None
+        self.vocoder: Vocoder | None = None
 
     @classmethod
-    def load(cls, name: str, hub: Mapping[str, Any]) -> "SpeechUnits":
-        """Read the description, and the centroids where there are some."""
+    def load(cls, name: str, hub: Mapping[str, Any], has_vocoder: bool) -> "SpeechUnits":
+        """Read the description, and the centroids and the vocoder where there are some."""
         from safetensors.torch import load_file
 
         path = Path(cached_file(name, _DESCRIPTION, subfolder=FOLDER, **hub))
@@ -149,7 +179,13 @@ class SpeechUnits:
         centroids = None
         if description["name"] != "mimi":
             centroids = load_file(cached_file(name, _CENTROIDS, subfolder=FOLDER, **hub))["centroids"]
-        return cls(description, centroids, name, hub)
+        units = cls(description, centroids, name, hub)
+        if has_vocoder:
+            described, stored = (
+                Path(cached_file(name, file, subfolder=FOLDER, **hub)) for file in (_VOCODER, _VOCODER_WEIGHTS)
+            )
+            units.vocoder = Vocoder(json.loads(described.read_text(encoding="utf-8")), load_file(stored))
+        return units
 
     def save(self, folder: Path) -> None:
         """Write the same files; a model in the folder is not copied."""
@@ -159,6 +195,40 @@ class SpeechUnits:
         (folder / _DESCRIPTION).write_text(json.dumps(self.description, indent=2) + "\n", encoding="utf-8")
         if self.centroids is not None:
             save_file({"centroids": self.centroids}, folder / _CENTROIDS)
+        if self.vocoder is not None:
+            (folder / _VOCODER).write_text(json.dumps(self.vocoder.description, indent=2) + "\n", encoding="utf-8")
+            save_file(self.vocoder.weights, folder / _VOCODER_WEIGHTS)
+
+    @property
+    def spoken_rate(self) -> int | None:
+        """Samples per second of `speak`; None without a vocoder."""
+        if self.vocoder is not None:
+            return int(self.vocoder.sizes["sample_rate"])
+        return self.sample_rate if self.description["name"] == "mimi" else None
+
+    @torch.inference_mode()
+    def speak(self, units: Any, run_lengths: Any, voice: Mapping[str, Any]) -> Tensor:
+        """See `SmolTolkProcessor.speak`."""
+        frames = torch.as_tensor(units, dtype=torch.int64)
+        num_units, num_codebooks = (int(self.description[key]) for key in ("num_units", "num_codebooks"))
+        if frames.dim() != 2 or frames.shape[1] != num_codebooks:
+            raise ValueError(f"units have the shape {tuple(frames.shape)}; expected [n, {num_codebooks}]")
+        if self.spoken_rate is None:
+            raise ValueError(
+                f"the export has no vocoder for units of {self.description['name']}; `tolktrain generate` speaks them"
+            )
+        if not len(frames):
+            return torch.zeros(0)
+        if int(frames.min()) < 0 or int(frames.max()) >= num_units:
+            raise ValueError(f"units from {int(frames.min())} to {int(frames.max())}; expected 0 to {num_units - 1}")
+        if run_lengths is None:
+            if self.vocoder is None or self.vocoder.sizes["duration_channels"] is None:
+                raise ValueError("this vocoder predicts no durations; give run_lengths, the frames of each unit")
+            run_lengths = self.vocoder.durations(frames[:, 0])
+        whole = frames.repeat_interleave(torch.as_tensor(run_lengths, dtype=torch.int64), dim=0)
+        if self.vocoder is not None:
+            return self.vocoder.waveform(whole[:, 0], voice)
+        return self.model("MimiModel").decode(whole.T[None], return_dict=True).audio_values[0, 0].clamp(-1, 1)
 
     @property
     def sample_rate(self) -> int:
@@ -193,6 +263,77 @@ class SpeechUnits:
             settings = {"dtype": torch.float32, "attn_implementation": "sdpa", **hub, **place}
             self._model = getattr(transformers, kind).from_pretrained(name, **settings).float().eval()
         return self._model
+
+
+class Vocoder:
+    """A unit HiFi-GAN (arXiv 2010.05646, 2104.00355), with durations (arXiv 2107.05604), in one pass."""
+
+    def __init__(self, description: Mapping[str, Any], weights: dict[str, Tensor]) -> None:
+        """Of the files in `speech_tokenizer/`."""
+        self.description = description
+        self.weights = weights
+        self.sizes: Mapping[str, Any] = description["sizes"]
+
+    def durations(self, units: Tensor) -> Tensor:
+        """Frames of units [n], of which none repeats: [n], at least one."""
+        hidden = self.weights["dict.weight"][units].T
+        for number in "12":
+            hidden = self._convolved(hidden, f"dur_predictor.conv{number}.0").relu()
+            scale = [self.weights[f"dur_predictor.ln{number}.{part}"] for part in ("weight", "bias")]
+            hidden = functional.layer_norm(hidden.T, (hidden.shape[0],), *scale).T
+        logs = functional.linear(hidden.T, *(self.weights[f"dur_predictor.proj.{part}"] for part in ("weight", "bias")))
+        return (logs[:, 0].exp() - 1).round().clamp(min=1).long()
+
+    def waveform(self, units: Tensor, voice: Mapping[str, Any]) -> Tensor:
+        """Samples [T * hop] of units [T], one for each frame."""
+        sizes, weights = self.sizes, self.weights
+        parts = [weights["dict.weight"][units]]
+        for kind, table, names in (("speaker", "spkr", "speakers"), ("style", "style", "styles")):
+            number = _choose(kind, voice.get(kind), sizes[f"num_{names}"], self.description[names])
+            if number is not None:
+                parts.append(weights[f"{table}.weight"][number].expand(len(units), -1))
+        hidden = self._convolved(torch.cat(parts, dim=1).T, "conv_pre")
+        kinds = list(zip(sizes["resblock_kernel_sizes"], sizes["resblock_dilation_sizes"], strict=True))
+        pairs = zip(sizes["upsample_rates"], sizes["upsample_kernel_sizes"], strict=True)
+        for stage, (rate, kernel) in enumerate(pairs):
+            kept = weights[f"ups.{stage}.weight"], weights[f"ups.{stage}.bias"]
+            hidden = functional.conv_transpose1d(_leaky(hidden), *kept, stride=rate, padding=(kernel - rate) // 2)
+            mixed = []
+            for place, (_, dilations) in enumerate(kinds):
+                block = hidden
+                for pair, dilation in enumerate(dilations):
+                    name = f"resblocks.{stage * len(kinds) + place}"
+                    inner = self._convolved(_leaky(block), f"{name}.convs1.{pair}", dilation)
+                    block = block + self._convolved(_leaky(inner), f"{name}.convs2.{pair}")
+                mixed.append(block)
+            hidden = torch.stack(mixed).mean(dim=0)
+        samples = torch.tanh(self._convolved(functional.leaky_relu(hidden), "conv_post"))
+        return samples[0, : len(units) * int(np.prod(sizes["upsample_rates"]))]
+
+    def _convolved(self, hidden: Tensor, name: str, dilation: int = 1) -> Tensor:
+        weight = self.weights[f"{name}.weight"]
+        padding = (weight.shape[-1] - 1) // 2 * dilation
+        return functional.conv1d(hidden, weight, self.weights[f"{name}.bias"], padding=padding, dilation=dilation)
+
+
+def _leaky(hidden: Tensor) -> Tensor:
+    return functional.leaky_relu(hidden, 0.1)
+
+
+def _choose(kind: str, chosen: Any, count: int | None, names: Sequence[str]) -> int | None:
+    """The number of a speaker or style; None if the vocoder has no choice."""
+    if count is None:
+        if chosen is not None:
+            raise ValueError(f"the vocoder has no {kind} to choose")
+        return None
+    if chosen is None:
+        return 0
+    if str(chosen) in names:
+        return list(names).index(str(chosen))
+    if str(chosen).isdecimal() and int(chosen) < count:
+        return int(chosen)
+    known = f"; known are {', '.join(names)}" if names else ""
+    raise ValueError(f"the vocoder has {count} {kind}s, and {chosen!r} is none of them{known}")
 
 
 def _log_mel(units: SpeechUnits, samples: Samples) -> Tensor:

@@ -7,7 +7,12 @@ from pathlib import Path
 
 from tolktrain.config import Config
 from tolktrain.config.load import load_config
-from tolktrain.interop.tokenizer_files import add_speech_tokenizer, add_text_tokenizer, tokenizers_in
+from tolktrain.interop.tokenizer_files import (
+    add_speech_tokenizer,
+    add_text_tokenizer,
+    add_vocoder,
+    tokenizers_in,
+)
 from tolktrain.interop.weights import OpenWeights, is_checkpoint, is_weights, open_source
 from tolktrain.runs.paths import RunPaths
 
@@ -56,7 +61,7 @@ class ExportSource:
         return add_text_tokenizer(folder, text, digests(weights).get("text"), weights.architecture)[0]
 
     def add_tokenizers(self, folder: Path, weights: OpenWeights) -> tuple[int | None, bool, OpenWeights]:
-        """Add both tokenizers to a folder.
+        """Add both tokenizers to a folder, and the vocoder that the run names.
 
         Returns EOS of text, None without a text tokenizer; whether there is a speech tokenizer; and the weights with
         the digests of what was added.
@@ -69,6 +74,8 @@ class ExportSource:
             eos, known["text"] = add_text_tokenizer(folder, text, known.get("text"), weights.architecture)
         if speech is not None:
             known["speech"] = add_speech_tokenizer(folder, speech, known.get("speech"), weights.architecture)
+            if self.config is not None and self.config.data.vocoder.path is not None:
+                add_vocoder(folder, self.config.data.vocoder.path)
         return eos, speech is not None, replace(weights, state={**weights.state, "tokenizers": known})
 
 
