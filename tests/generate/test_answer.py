@@ -158,6 +158,41 @@ def test_prompts_that_the_model_cannot_read(tiny_run: Path, tmp_path: Path) -> N
         assert not (tmp_path / "out").exists()
 
 
+def test_a_bad_line_in_the_middle(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file is read before anything is drawn; standard input is continued as it comes, until the bad line."""
+    content = b'{"text": "the bird"}\r\n{"text": \r\n{"text": "the"}\r\n'
+    (tmp_path / "x.jsonl").write_bytes(content)
+    command = ["generate", str(tiny_run), "--length", "2", "--into", str(tmp_path / "out"), "--prompts"]
+    assert cli.main([*command, str(tmp_path / "x.jsonl")]) == 2
+    found = capsys.readouterr()
+    assert "x.jsonl, line 2 is not JSON" in found.err and found.out == "" and not (tmp_path / "out").exists()
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    assert cli.main([*command, "-"]) == 2
+    found = capsys.readouterr()
+    assert "standard input, line 2 is not JSON" in found.err and found.out.startswith("line-1: ")
+    assert [line["name"] for line in _lines(tmp_path / "out")] == ["line-1"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n  \n\n"])
+def test_no_prompt(tiny_run: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    with pytest.raises(UserError, match="standard input holds no prompt"):
+        answer(tiny_run, read_requests("-", None, False), SHORT, lambda text: None)
+
+
+def test_a_prompt_of_one_token_and_one_that_fills_the_context(tiny_run: Path, tmp_path: Path) -> None:
+    given = [
+        request("units", [7], None, False, "one", "--units"),
+        request("text", "a", None, False, "letter", "--text"),
+        request("units", [1, 2] * 96, None, False, "full", "--units"),
+    ]
+    lines, _ = _answered(tiny_run, given, replace(SHORT, into=tmp_path / "out"))
+    assert [line["timing"]["prompt_positions"] for line in lines] == [1, 1, 192]
+    assert all(line.get("units") or line.get("ids") for line in lines)
+
+
 def test_command_line(tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Prompts from standard input and from options; mistakes of options."""
     named = tiny_run.parent / "named.jsonl"

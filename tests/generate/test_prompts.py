@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_a_rate_that_no_audio_has_is_refused(tmp_path: Path, rate: int) -> None:
     content = bytearray(path.read_bytes())
     content[24:28] = rate.to_bytes(4, "little")
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.wav (claims \d+ samples a second|is not a readable audio file)"):
+    with pytest.raises(UserError, match=r"a\.wav is not a readable audio file \(claims \d+ samples a second"):
         read_waveform(path, RATE)
 
 
@@ -101,3 +102,45 @@ def test_missing_folder_and_broken_json(tmp_path: Path) -> None:
     (tmp_path / "prompts.json").write_text("[")
     with pytest.raises(UserError, match=r"prompts\.json is not JSON"):
         read_prompts(tmp_path, RATE)
+
+
+def _half(path: Path, content: bytes) -> None:
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "subtype", "change", "message"),
+    [
+        ("cut.wav", "PCM_16", _half, "cut.wav is not a readable audio file .*cut off"),
+        ("cut.flac", "PCM_16", _half, "cut.flac is not a readable audio file"),
+        ("page.mp3", None, lambda path, _: path.write_bytes(b"<!DOCTYPE html><html>404</html>"), "page.mp3 .*HTML"),
+        ("zero.mp3", None, lambda path, _: path.write_bytes(b""), "zero.mp3 .*0 bytes"),
+        ("twice.flac", "PCM_16", lambda path, content: path.write_bytes(content * 2), "twice.flac .*joined"),
+    ],
+)
+def test_audio_that_is_not_all_there(
+    tmp_path: Path, name: str, subtype: str | None, change: Callable[[Path, bytes], None], message: str
+) -> None:
+    path = tmp_path / name
+    soundfile.write(path, _tone(3.0), RATE, subtype=subtype)
+    change(path, path.read_bytes())
+    with pytest.raises(UserError, match=message):
+        read_waveform(path, RATE)
+
+
+def test_values_that_are_no_audio(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "nan.wav", np.where(np.arange(RATE) == 9, np.nan, _tone()), RATE, subtype="FLOAT")
+    with pytest.raises(UserError, match="not finite"):
+        read_waveform(tmp_path / "nan.wav", RATE)
+
+
+@pytest.mark.parametrize(("suffix", "rate"), [("mp3", 44_100), ("flac", 8_000), ("ogg", 48_000), ("aiff", 22_050)])
+def test_stereo_in_other_formats_and_rates(tmp_path: Path, suffix: str, rate: int) -> None:
+    path = tmp_path / f"a.{suffix}"
+    tone = (0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)).astype(np.float32)
+    soundfile.write(path, np.stack([tone, np.zeros_like(tone)], axis=1), rate)
+    samples = read_waveform(path, RATE)
+    assert len(samples) == pytest.approx(2 * RATE, abs=0.1 * RATE)
+    spectrum = np.abs(np.fft.rfft(samples))
+    assert np.fft.rfftfreq(len(samples), 1 / RATE)[spectrum.argmax()] == pytest.approx(440, abs=1)
+    assert np.abs(samples[RATE // 2 : RATE]).max() == pytest.approx(0.25, abs=0.02), "the mean of both channels"

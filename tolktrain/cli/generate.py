@@ -1,6 +1,7 @@
 """`tolktrain generate`."""
 
 import argparse
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ _NUMBERS = {
     "utterances": (1, 1 << 30),
     "step": (0, 1 << 62),
 }
+_LONGEST_SHOWN = 40  # characters of a prompt in messages
 _OTHERS = ("to", "ends_utterance", "stop", "into", "vocoder", "speaker", "style")
 
 
@@ -159,16 +161,23 @@ def _answer(
 
 
 def _requests(parsed: argparse.Namespace) -> Iterator["Request"]:
-    from tolktrain.generate.requests import read_requests, request
+    from tolktrain.generate.requests import STANDARD_INPUT, read_requests, request
 
     ends, taken = bool(parsed.ends_utterance), []
     for kind in ("text", "audio", "units"):
         for number, given in enumerate(getattr(parsed, kind) or [], start=1):
             content: Any = _numbers(given) if kind == "units" else given
             taken.append(f"{kind}-{number}")
-            yield request(kind, content, parsed.to, ends, taken[-1], f"--{kind} {given!r:.40}")
+            yield request(kind, content, parsed.to, ends, taken[-1], f"--{kind} {_shortened(given)!r}")
     if parsed.prompts is not None:
+        if parsed.prompts != STANDARD_INPUT:
+            # All lines, before anything is drawn and written.
+            deque(read_requests(parsed.prompts, parsed.to, ends, taken), maxlen=0)
         yield from read_requests(parsed.prompts, parsed.to, ends, taken)
+
+
+def _shortened(given: str) -> str:
+    return given if len(given) <= _LONGEST_SHOWN else f"{given[:_LONGEST_SHOWN]}..."
 
 
 def _numbers(given: str) -> list[int]:

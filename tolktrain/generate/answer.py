@@ -118,10 +118,11 @@ class _Live:
         self._delay = sizes.num_codebooks - 1
         self._waiting: deque[int] = deque()  # units of frames that lack codebooks
         self._text = TextStream(continuer) if request.to == "text" else None
-        show(f"{printable(request.name)}: ")
+        self._name = f"{printable(request.name)}: "  # shown with the first position: the prompt may be refused
 
     def add(self, place: int, sample: int, column: IntArray) -> None:
         """Show what a position [K] completes."""
+        self._begin()
         if self._text is not None:
             self._show(printable(self._text.piece(int(column[0]))))
             return
@@ -133,8 +134,14 @@ class _Live:
 
     def end(self) -> None:
         """Show the rest of the text, and end the line."""
+        self._begin()
         rest = "" if self._text is None else self._text.rest()
         self._show(f"{printable(rest)}\n")
+
+    def _begin(self) -> None:
+        if self._name:
+            self._show(self._name)
+            self._name = ""
 
 
 class TextStream:

@@ -1,19 +1,22 @@
 """Spoken prompts: a folder of WAV files with prompts.json, which describes them."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from tolktrain.config.prepare import BoundsConfig
 from tolktrain.errors import UserError
 from tolktrain.files.reading import open_regular
 from tolktrain.generate.inputs import entry_path, read_entries
+from tolktrain.prepare.recordings.audio import AudioReader
+from tolktrain.prepare.recordings.audio_stream import UNKNOWN_FRAMES
+from tolktrain.prepare.utterances import EntryError, Reason, Utterance
 from tolktrain.units.base import Samples
 
 _LONGEST_SECONDS = 600.0
+_SLOWEST_RATE = 1_000
 _MOST_VALUES = 1 << 27  # samples of all channels: ten minutes in stereo at 96 kHz
-_SLOWEST_RATE, _FASTEST_RATE = 1_000, 768_000  # resampling from others takes memory without bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,30 +45,40 @@ def read_prompts(folder: str | Path, sample_rate: int) -> list[Prompt]:
 
 
 def read_waveform(path: Path, sample_rate: int) -> Samples:
-    """Mono samples of an audio file at `sample_rate`. Raises UserError if it is missing, unreadable, empty or long."""
+    """Mono samples of an audio file at `sample_rate`, read as `tolktrain prepare` reads recordings.
+
+    Raises UserError if it is missing, unreadable, cut off, empty or long, or contains something else than audio.
+    """
+    if not path.is_file():
+        reason = "not a file" if path.exists() else "it does not exist"
+        raise UserError(f"{path} is not a readable audio file ({reason}); expected WAV, FLAC or MP3")
+    longest = _seconds_if_long(path)
+    if longest is not None:
+        raise UserError(f"{path} is longer than {longest:.0f} s; expected a spoken prompt")
+    try:
+        with AudioReader(bounds=BoundsConfig(min_level_db=None, max_cancellation_db=None)) as reader:
+            return reader.read(Utterance(path.name, path.name, "", str(path)), sample_rate)
+    except EntryError as error:
+        if error.reason == Reason.EMPTY and path.stat().st_size:
+            raise UserError(f"{path} holds no audio; expected a spoken prompt") from None
+        detail = error.detail.removeprefix(f"{path} ").removeprefix("cannot be read ")
+        raise UserError(f"{path} is not a readable audio file ({detail}); expected WAV, FLAC or MP3") from None
+
+
+def _seconds_if_long(path: Path) -> float | None:
+    """Most seconds of a prompt, if the file holds more; None also if it cannot be read."""
     import soundfile
 
-    try:
-        with open_regular(path) as file, soundfile.SoundFile(file) as opened:
-            rate = int(opened.samplerate)
-            if not _SLOWEST_RATE <= rate <= _FASTEST_RATE:
-                raise UserError(f"{path} claims {rate} samples a second; restore it from its source")
-            # A few kilobytes may hold days of silence.
-            most = min(int(_LONGEST_SECONDS * rate), _MOST_VALUES // int(opened.channels))
-            waveform = opened.read(min(int(opened.frames), most + 1), dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} is not a readable audio file ({error}); expected WAV, FLAC or MP3") from None
-    if not len(waveform):
-        raise UserError(f"{path} holds no audio; expected a spoken prompt")
-    if len(waveform) > most:
-        raise UserError(f"{path} is longer than {most / rate:.0f} s; expected a spoken prompt")
-    mono = waveform.mean(axis=1)
-    if rate != sample_rate:
-        from scipy.signal import resample_poly
-
-        divisor = int(np.gcd(rate, sample_rate))
-        mono = resample_poly(mono, sample_rate // divisor, rate // divisor)
-    return np.clip(mono, -1.0, 1.0).astype(np.float32)
+    with contextlib.suppress(OSError, RuntimeError), open_regular(path) as file, soundfile.SoundFile(file) as opened:
+        rate, frames = int(opened.samplerate), int(opened.frames)
+        if rate < _SLOWEST_RATE:
+            return None  # a damaged header, which the reader refuses
+        # A few kilobytes may hold days of silence.
+        most = min(int(_LONGEST_SECONDS * rate), _MOST_VALUES // int(opened.channels))
+        if frames > most and frames >= UNKNOWN_FRAMES:
+            frames = len(opened.read(most + 1, dtype="float32", always_2d=True))
+        return most / rate if frames > most else None
+    return None
 
 
 def _read(folder: Path, entry: dict[str, Any], sample_rate: int) -> Prompt:

@@ -70,7 +70,7 @@ def read_requests(
         taken: names of other requests.
 
     Raises:
-        UserError: the file cannot be read, or a line is something else; names the line.
+        UserError: the file cannot be read, holds no prompt, or a line is something else; names the line.
     """
     shown = "standard input" if source == STANDARD_INPUT else source
     base = Path() if source == STANDARD_INPUT else Path(source).parent
@@ -82,7 +82,7 @@ def read_requests(
         raise UserError(f"{source} cannot be read ({error.strerror}); expected a file of JSON lines") from None
     with opened as file:
         lines = bounded_lines(file, _LONGEST_LINE)
-        number = 0
+        number = count = 0
         while True:
             number += 1
             place = f"{shown}, line {number}"
@@ -91,12 +91,15 @@ def read_requests(
             except ValueError as error:
                 raise UserError(f"{place}: {error}") from None
             if line is None:
+                if not count:
+                    raise UserError(f'{shown} holds no prompt; expected lines such as {{"text": "Once"}}')
                 return
             if line.strip():
                 found = _parse(line, to, ends_utterance, f"line-{number}", place, base)
                 if found.name in names:
                     raise UserError(f"{place}: the name {found.name!r} was used before; give every prompt its own")
                 names.add(found.name)
+                count += 1
                 yield found
 
 
