@@ -497,7 +497,10 @@ def test_verbs_of_one_process(
     """As one of several processes, each of which would write the same files, a verb is refused before it begins."""
     names = {"analyze": 1, "compare": 2, "demo": 1, "export": 2, "import": 2, "report": 1}[verb]
     variables = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "29500"}
-    for name, value in {**variables, "MASTER_ADDR": "localhost"}.items():
+    variables |= {"MASTER_ADDR": "localhost", "TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json")}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cli.main([verb, *[str(tmp_path / str(number)) for number in range(names)]]) == 2
+    report = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+    assert report.startswith(f"tolktrain {verb} runs in one process"), "what torchrun's report ends with"
     assert f"rank 1: error: tolktrain {verb} runs in one process, but 2 were started" in capsys.readouterr().err

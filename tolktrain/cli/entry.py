@@ -21,6 +21,7 @@ from tolktrain.cli.output import print_to_reader
 from tolktrain.cli.verb import Verb, refuse_several_processes
 from tolktrain.cluster.kernel_caches import place_kernel_caches
 from tolktrain.cluster.signals import StopRequest
+from tolktrain.cluster.watch.torchrun import report_to_torchrun
 from tolktrain.errors import UserError
 from tolktrain.files.printable import PrintableFormatter
 from tolktrain.files.shared import enter_temporary_folder, leave_temporary_folder
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None, stop: StopRequest | None = None
     except (UserError, OSError) as error:
         message, code = described(error, parsed)
         complain(message)
+        report_to_torchrun(message)
         return code
 
 

@@ -28,6 +28,7 @@ TOLERANCE_SECONDS = 0.1
 """Audio may be this much shorter than expected, because manifests round and codecs pad."""
 
 _BLOCK_VALUES = 1 << 20
+_UNEXPLAINED = "; it is damaged, or its codec is not decoded: copy it again, or convert it with `ffmpeg -i IN OUT.flac`"
 _MISSING = (
     "does not exist or is not a file; correct the path or recordings.audio_root (~ and $NAME are not expanded in a"
     " manifest)"
@@ -92,7 +93,7 @@ class AudioReader:
             failure = EntryError(Reason.AUDIO, f"{path} cannot be read ({_message(error)})")
             explained = self._explained(failure, path)
             raise EntryError(
-                explained.reason, explained.detail + ("; it is damaged: copy it again" if explained is failure else "")
+                explained.reason, explained.detail + (_UNEXPLAINED if explained is failure else "")
             ) from None
         if not len(piece.samples):
             raise EntryError(Reason.EMPTY, f"{path} has no audio between the given times")
