@@ -279,8 +279,8 @@ class Vocoder:
         hidden = self.weights["dict.weight"][units].T
         for number in "12":
             hidden = self._convolved(hidden, f"dur_predictor.conv{number}.0").relu()
-            scale = [self.weights[f"dur_predictor.ln{number}.{part}"] for part in ("weight", "bias")]
-            hidden = functional.layer_norm(hidden.T, (hidden.shape[0],), *scale).T
+            weight, bias = (self.weights[f"dur_predictor.ln{number}.{part}"] for part in ("weight", "bias"))
+            hidden = functional.layer_norm(hidden.T, (hidden.shape[0],), weight, bias).T
         logs = functional.linear(hidden.T, *(self.weights[f"dur_predictor.proj.{part}"] for part in ("weight", "bias")))
         return (logs[:, 0].exp() - 1).round().clamp(min=1).long()
 
