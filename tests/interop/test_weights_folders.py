@@ -1,6 +1,7 @@
 """Folders of weights do what a run does: evaluate, generate, export, and begin a run."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,54 @@ def test_half_downloaded_and_foreign_folders_are_named(
     assert not into.exists() and not list(tmp_path.glob(".tmp*"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in canonical_state(load_weights(weights)).items())
     assert (weights / INDEX).is_file()
+
+
+def _cut(weights: Path, size: int) -> None:
+    (file,) = weights.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:size])
+
+
+def _edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def _name_another_shard(weights: Path) -> None:
+    _edit(weights / INDEX, lambda index: index["weight_map"].update(dict.fromkeys(index["weight_map"], "model-9")))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda weights: _cut(weights, 0), "safetensors cannot be read"),
+        (lambda weights: _cut(weights, 100), "safetensors cannot be read"),  # inside the header
+        (lambda weights: _cut(weights, 30_000), "not fully covered"),
+        (lambda weights: next(weights.glob("*.safetensors")).unlink(), "No such file"),
+        (_name_another_shard, "model-9"),
+        (
+            lambda weights: _edit(weights / "architecture.json", lambda d: d["architecture"].update(hidden_size=32)),
+            "belongs to a model of another architecture",
+        ),
+        (
+            lambda weights: _edit(weights / "architecture.json", lambda d: d["architecture"].update(num_layers=5)),
+            "belongs to a model of another architecture",
+        ),
+    ],
+    ids=["empty", "a cut header", "half", "a missing file", "a missing shard", "another width", "more layers"],
+)
+def test_damaged_folders_leave_nothing(
+    weights: Path, tmp_path: Path, damage: Callable[[Path], None], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(weights)
+    into = tmp_path / "into"
+    for arguments in (
+        ["generate", str(weights), "--text", "a", "--into", str(into)],
+        ["import", str(weights), str(into)],
+        ["export", str(weights), str(into)],
+        ["export", str(weights), str(into), "--format", "llama"],
+    ):
+        capsys.readouterr()
+        assert cli.main(arguments) == 2, arguments
+        assert message in capsys.readouterr().err
+        assert not into.exists() and not list(tmp_path.glob("*into*")), arguments
