@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from tolktrain.cluster.progress import Progress
     from tolktrain.cluster.watch.watchdog import Watch
     from tolktrain.config.suite import SuiteConfig
+    from tolktrain.evaluate.generation.run import Options
+
+# Options of generated speech, and the least and most value of each.
+_GENERATION: dict[str, tuple[type, float, float, str]] = {
+    "recordings": (int, 1, 1 << 30, "recordings that are used, the first ones (1000)"),
+    "prompt_seconds": (float, 0.1, 1e4, "length of a prompt (3)"),
+    "units": (int, 1, 1 << 20, "most units of a continuation (150)"),
+    "temperature": (float, 0.0, 100.0, "of the sampling (0.8)"),
+    "top_k": (int, 1, 1 << 30, "likeliest units that are drawn from (25)"),
+    "seed": (int, 0, 1 << 62, "of the random numbers (0)"),
+    "batch": (int, 1, 1 << 16, "prompts that are continued together (8)"),
+}
+_JUDGES = ("asr", "lm", "language")
 
 
 def evaluate_run(run_directory: Path, overrides: tuple[str, ...] = ()) -> None:
@@ -35,9 +48,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="swuggy, sblimp, prosaudit, sstorycloze, tstorycloze or salmon, and its folder as distributed",
     )
     suite.add_argument("--suite", type=input_argument, metavar="FILE", help="a YAML file with benchmarks and settings")
-    suite.add_argument(
-        "--allow-incomplete", action="store_true", help="leave out pairs with missing or unreadable items"
-    )
+    suite.add_argument("--allow-incomplete", action="store_true", help="leave out what is missing or unreadable")
     text = parser.add_argument_group("text tasks of lm-evaluation-harness, instead of the held-out sets")
     text.add_argument("--text-tasks", metavar="NAME,...", help="tasks, such as hellaswag,arc_easy,piqa,blimp,mmlu")
     text.add_argument("--data-dir", type=input_argument, metavar="DIR", help="folder with a folder for each data set")
@@ -47,6 +58,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BACKBONE",
         help="model to compare with: a Llama checkpoint, hub id, run, checkpoint of a run, or exported weights",
     )
+    speech = parser.add_argument_group("generated speech, instead of the held-out sets")
+    speech.add_argument(
+        "--generation", type=input_argument, metavar="DIR", help="recordings whose beginnings the model continues"
+    )
+    speech.add_argument("--asr", type=input_argument, metavar="DIR", help="speech recognition: a CTC model or Whisper")
+    speech.add_argument("--lm", type=input_argument, metavar="DIR", help="text language model, for GenPPL")
+    speech.add_argument("--language", metavar="CODE", help="what a multilingual Whisper transcribes (en)")
+    for name, (kind, _, _, text_of) in _GENERATION.items():
+        speech.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text_of)
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -73,6 +93,7 @@ def _evaluate_watched(parsed: argparse.Namespace, environment: ProcessEnvironmen
 def _evaluate(parsed: argparse.Namespace, environment: ProcessEnvironment, progress: "Progress") -> None:
     suite = _suite(parsed)
     names = _text_tasks(parsed)
+    speech = _generation(parsed)
     if names:
         parsed.run_directory = existing_run(parsed)
         from tolktrain.evaluate.text.retention import evaluate_text_tasks
@@ -83,6 +104,14 @@ def _evaluate(parsed: argparse.Namespace, environment: ProcessEnvironment, progr
             print_text_tasks(text)
         return
     parsed.run_directory, overrides = existing_model(parsed)
+    if speech is not None:
+        from tolktrain.evaluate.generation.run import evaluate_generation
+        from tolktrain.evaluate.generation.table import print_generation
+
+        generated = evaluate_generation(parsed.run_directory, speech, progress, overrides)
+        if environment.rank == 0:
+            print_generation(generated)
+        return
     if suite is None:
         evaluate_run(parsed.run_directory, overrides)
         return
@@ -111,10 +140,29 @@ def _text_tasks(parsed: argparse.Namespace) -> list[str]:
     return names
 
 
+def _generation(parsed: argparse.Namespace) -> "Options | None":
+    """What speech is generated and judged; None: something else is evaluated."""
+    given = {name: value for name in (*_GENERATION, *_JUDGES) if (value := getattr(parsed, name)) is not None}
+    if parsed.generation is None:
+        for name in given:
+            raise UserError(f"--{name.replace('_', '-')} concerns generated speech; name recordings with --generation")
+        return None
+    if parsed.suite is not None or parsed.benchmarks is not None or parsed.text_tasks is not None:
+        raise UserError("--generation, benchmarks and text tasks exclude each other; evaluate one after the other")
+    for name, (_, least, most, _) in _GENERATION.items():
+        if not least <= given.get(name, least) <= most:
+            raise UserError(f"--{name.replace('_', '-')} is {given[name]}; expected {least:g} to {most:g}")
+    from tolktrain.evaluate.generation.run import Options
+
+    folders = {name: Path(given.pop(name)) for name in ("asr", "lm") if name in given}
+    incomplete = bool(parsed.allow_incomplete)
+    return Options(Path(parsed.generation), **folders, **given, allow_incomplete=incomplete)
+
+
 def _suite(parsed: argparse.Namespace) -> "SuiteConfig | None":
     """The suite that the options describe; None: the held-out sets."""
     if parsed.suite is None and parsed.benchmarks is None:
-        if parsed.allow_incomplete:
+        if parsed.allow_incomplete and parsed.generation is None:
             raise UserError("--allow-incomplete concerns benchmarks; name some with --benchmarks or --suite")
         return None
     if parsed.suite is not None and parsed.benchmarks is not None:
@@ -135,7 +183,7 @@ def _suite(parsed: argparse.Namespace) -> "SuiteConfig | None":
 
 
 VERB = Verb(
-    "measure a trained run on its held-out sets, on benchmarks, or on text tasks",
+    "measure a trained model on held-out sets, benchmarks, generated speech or text tasks",
     _add_arguments,
     _run,
     in_one_process=False,

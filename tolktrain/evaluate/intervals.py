@@ -67,6 +67,14 @@ def macro_difference_interval(strata: Sequence[FloatArray]) -> tuple[float, floa
     return _quantiles(np.mean(means, axis=0))
 
 
+def ratio_interval(parts: FloatArray, wholes: FloatArray) -> tuple[float, float]:
+    """95 % interval of sum(parts) / sum(wholes), such as errors per word, by percentile bootstrap over the entries
+    [n each], fixed seed. A single entry has no spread."""
+    drawn = _resampled(np.stack([parts, wholes], axis=1), np.random.default_rng(0))
+    kept = drawn[:, 1] > 0
+    return _quantiles(drawn[kept, 0] / drawn[kept, 1])
+
+
 def _without_spread(mean: float, count: int) -> tuple[float, float]:
     share = 1 - ((1 - CONFIDENCE) / 2) ** (1 / count)
     return max(-1.0, (1 - share) * mean - share), min(1.0, (1 - share) * mean + share)

@@ -100,8 +100,13 @@ class RunPaths:
         return self.root / "text_tasks.json"
 
     @property
+    def generation(self) -> Path:
+        """Result of `tolktrain evaluate --generation`."""
+        return self.root / "generation.json"
+
+    @property
     def scores(self) -> Path:
-        """Folder of the score files of benchmarks (`evaluate.score_files`) and of text tasks (`evaluate.text`)."""
+        """Folder of the score files of benchmarks (`evaluate.score_files`), text tasks and generated speech."""
         return self.root / "scores"
 
     @property

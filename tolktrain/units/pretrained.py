@@ -162,7 +162,7 @@ def load_model(class_name: str, model_type: str, folder: Path, device: str) -> A
         import transformers
     except ImportError:
         raise UserError(
-            f"a {model_type} speech tokenizer needs transformers, which is missing; pip install 'tolktrain[audio]'"
+            f"a model of the type {model_type} needs transformers, which is missing; pip install 'tolktrain[audio]'"
         ) from None
     import torch
 
