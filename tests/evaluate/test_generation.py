@@ -153,6 +153,7 @@ def _check_rows(found: dict[str, Any], items: list[dict[str, Any]]) -> None:
             assert row["wer"] == pytest.approx(sum(i["edits"] for i in own) / sum(i["words"] for i in own))
 
 
+@pytest.mark.slow
 def test_the_whole_command(
     speaking_run: Path,
     judges: dict[str, Path],
@@ -161,7 +162,11 @@ def test_the_whole_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    folder = repository / "data" / "sample" / "prompts"
+    folder = speaking_run / "recordings"
+    folder.mkdir()
+    for number, text in enumerate(("Mia went home.", "The ball.", "Ben ran"), start=1):
+        (folder / f"{number}.wav").symlink_to(repository / "data" / "sample" / "prompts" / f"prompt-{number}.wav")
+        (folder / f"{number}.txt").write_text(text)
     words = ["--generation", folder, "--asr", judges["ctc"], "--lm", judges["llama"]]
     options = ["--recordings", "2", "--units", "12", "--prompt-seconds", "0.5"]
     assert cli.main(["evaluate", *map(str, (speaking_run, *words, *options))]) == 0
@@ -248,13 +253,15 @@ def _touch(folder: Path, *names: str) -> None:
         (folder / name).write_bytes(b"RIFF")
 
 
-def test_recordings_and_their_transcripts(tmp_path: Path) -> None:
+def test_recordings_and_their_transcripts(tmp_path: Path, repository: Path) -> None:
     _touch(tmp_path, "2_s_correct.wav", "10_t_correct.wav", "3_s_incorrect.wav")
     assert [recording.id for recording in read_recordings(tmp_path, 9)] == ["2_s_correct.wav", "10_t_correct.wav"]
     books = tmp_path / "books"
     _touch(books, "b/1-2-0001.flac", "b/1-2-0000.flac", "a.wav")
     (books / "b" / "1-2.trans.txt").write_text("1-2-0000 ONE\n1-2-0001 TWO WORDS\n")
     (books / "a.txt").write_text(" three\n")
+    first = read_recordings(repository / "data" / "sample" / "prompts", 1)[0]
+    assert first.id == "prompt-1.wav" and first.text is not None and len(first.text.split()) > 3
     found = [(recording.id, recording.text) for recording in read_recordings(books, 9)]
     assert found == [("a.wav", "three"), ("b/1-2-0000.flac", "ONE"), ("b/1-2-0001.flac", "TWO WORDS")]
     assert len(read_recordings(books, 2)) == 2

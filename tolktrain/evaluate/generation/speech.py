@@ -19,7 +19,7 @@ from tolktrain.generate.sampling import Sampling, SpeechLimits, draw, sample_spe
 from tolktrain.generate.speaker import Speaker
 from tolktrain.units.base import Frames, Samples, collapse, decode
 
-_LONGEST_READING = 40  # units per word of a text that is read
+_LONGEST_READING = 20  # units per word of a text that is read
 
 
 @dataclass(frozen=True, eq=False)
