@@ -174,7 +174,7 @@ def test_states_that_are_not_finite(tmp_path: Path, repository: Path, monkeypatc
             canonical_state(model)["backbone.layers.1.input_layernorm.weight"].fill_(float("nan"))
         return model, config, state
 
-    monkeypatch.setattr(analysis_run, "load_model", damaged)
+    monkeypatch.setattr(analysis_run, "load_trained", damaged)
     with pytest.raises(UserError, match="a state of the layer 2 is not a finite number"):
         analyze(run_dir, Options(words=100, spans=0))
     assert not (run_dir / "analysis").exists()

@@ -10,6 +10,7 @@ from warm import Warm
 
 from tolktrain.config.load import load_suite
 from tolktrain.evaluate.benchmark_run import evaluate_benchmarks
+from tolktrain.evaluate.run import evaluate
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +51,18 @@ def test_two_ranks_give_the_files_of_one(warm: Warm, tiny_run: Path, replicas: R
         assert (tiny_run / name).read_bytes() == (alone / name).read_bytes(), name
     assert "sblimp" in outputs[0] and outputs[1] == ""
     assert len(list((tmp_path / "units").rglob("*.safetensors"))) == 4  # of each rank for each benchmark
+
+
+def test_two_ranks_measure_heldout_sets_as_one(warm: Warm, tiny_run: Path, tmp_path: Path) -> None:
+    """Losses, choices and layers, to the last digit; the scores of choices too."""
+    alone = shutil.copytree(tiny_run, tmp_path / "alone")
+    expected = json.loads(json.dumps(evaluate(alone)))
+    codes, _, errors = _as_two(warm, "-m", "tolktrain", "evaluate", tiny_run)
+    assert codes == [0, 0], errors
+    found = json.loads((tiny_run / "evaluation.json").read_text())
+    for key in expected.keys() - {"seconds", "device"}:
+        assert found[key] == expected[key], key
+    assert (tiny_run / "choices.jsonl").read_bytes() == (alone / "choices.jsonl").read_bytes()
 
 
 def test_a_recording_that_one_rank_cannot_read(warm: Warm, tiny_run: Path, replicas: Replicas, tmp_path: Path) -> None:

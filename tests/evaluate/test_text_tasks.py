@@ -79,6 +79,18 @@ def test_a_run_against_another(
     assert rows[MEAN]["difference"] == pytest.approx(expected)
 
 
+def test_weights_answer_as_the_run(tiny_run: Path, data: Path, tmp_path: Path) -> None:
+    """With the tokenizer and the context of their folder."""
+    weights = tmp_path / "weights"
+    assert cli.main(["export", str(tiny_run), str(weights)]) == 0
+    for model in (tiny_run, weights):
+        assert cli.main(["evaluate", str(model), "--text-tasks", "piqa", "--data-dir", str(data)]) == 0
+    ours, theirs = (_items(model / "scores" / "text" / "piqa.jsonl") for model in (tiny_run, weights))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["log_likelihoods"] == pytest.approx(other["log_likelihoods"], rel=1e-5)
+    assert json.loads((weights / "text_tasks.json").read_text())["context"] == 192
+
+
 def test_hellaswag_is_normalized_by_characters(tiny_run: Path, data: Path) -> None:
     evaluate_text_tasks(tiny_run, ["hellaswag"], data)
     for item in _items(tiny_run / "scores" / "text" / "hellaswag.jsonl"):

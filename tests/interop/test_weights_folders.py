@@ -78,6 +78,28 @@ def test_evaluate_measures_what_it_measures_of_the_run(tiny_run: Path, weights: 
         assert f"| heldout_stories | {row['strategy']} | {row['loss']:.4f} |" in card
 
 
+def test_analyze_finds_what_it_finds_in_the_run(
+    tiny_run: Path, weights: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With data from the command line, and without the model before training."""
+    words = "--words 100 --spans 0 --measures cka lens --layers 1"
+    options = words.split()
+    data = ["evaluation.heldout_sets=[heldout_stories]"]
+    data.append(f"data.sets.heldout_stories.path={repository / 'data' / 'sample' / 'heldout_stories'}")
+    assert cli.main(["analyze", str(tiny_run), *options, "--without-start"]) == 0
+    assert cli.main(["analyze", str(weights), *options, *data]) == 0
+    assert "lens" in capsys.readouterr().out.lower()
+    one, two = (json.loads((folder / "analysis" / "analysis.json").read_text()) for folder in (tiny_run, weights))
+    assert one["sample"] == two["sample"] and one["step"] == two["step"]
+    for name, expected in one["models"]["trained"].items():
+        found = two["models"]["trained"][name]["layers"]
+        for layer, numbers in expected["layers"].items():
+            assert found[layer] == pytest.approx(numbers, rel=1e-4, abs=1e-6)
+    assert list(two["models"]) == ["trained"] and "does not hold the weights before training" in two["start_problem"]
+    assert cli.main(["analyze", str(weights), *options]) == 2
+    assert "evaluation.heldout_sets is empty" in capsys.readouterr().err
+
+
 def test_benchmarks_score_as_of_the_run(tiny_run: Path, weights: Path, tmp_path: Path) -> None:
     """Without any data set: EOS is that of the folder's tokenizer."""
     write_released(tmp_path / "scloze", "<u8")

@@ -93,6 +93,55 @@ def benchmarks() -> dict:
     }  # fmt: skip
 
 
+def generation() -> dict:
+    settings = {"prompt_seconds": 3.0, "folder": "stories", "units": 150, "temperature": 0.8, "top_k": 25, "seed": 0}
+    row = {"kind": "generated", "samples": 40, "seconds": 5.5, "units_per_second": 21.0, "empty": 1, "unscored": 2}
+    row |= {"auto_bleu": 0.035, "auto_bleu_low": 0.02, "auto_bleu_high": 0.05}
+    row |= {"genppl": 62.84, "genppl_low": 50.0, "genppl_high": 80.0}
+    heard = {"kind": "recording", "samples": 40, "seconds": 9.0, "units_per_second": None, "words": 300}
+    heard |= {"wer": 0.125, "wer_low": 0.1, "wer_high": 0.15}
+    return {
+        "format": 1, "run": "synthetic", "step": 1200, "device": "cpu", "settings": settings, "rows": [row, heard],
+        "asr": {"folder": "whisper", "sha256": "0"}, "lm": None, "unreadable": 3, "seconds": 1.0,
+    }  # fmt: skip
+
+
+def text_tasks() -> dict:
+    row = {"task": "piqa", "metric": "acc_norm", "items": 100, "accuracy": 0.61, "low": 0.5, "high": 0.7}
+    row |= {"against_accuracy": 0.66, "against_low": 0.6, "against_high": 0.7, "difference": -0.05}
+    row |= {"difference_low": -0.11, "difference_high": 0.01, "gained": 3, "lost": 8, "p": 0.227}
+    return {"format": 1, "run": "synthetic", "against": "backbone", "harness": "0.4.13", "context": 256, "rows": [row]}
+
+
+def comparison() -> dict:
+    paired = {"difference": -0.125, "low": -0.2, "high": -0.05, "better": 3, "worse": 8, "p": 0.227}
+    runs = [
+        {"run": "synthetic", "accuracy": 0.625, "low": 0.4, "high": 0.8, "against_first": None},
+        {"run": "fused", "accuracy": 0.5, "low": 0.4, "high": 0.6, "against_first": paired},
+    ]
+    benchmark = {"benchmark": "sblimp", "set": "dev", "measure": "mean over pairs", "rule": "whole_mean", "ids": 20}
+    return {
+        "format": 1, "runs": [{"name": "synthetic"}, {"name": "fused"}], "remarks": ["other tokenizers"],
+        "benchmarks": [benchmark | {"runs": runs}],
+        "choices": [{"set": SETS[0], "direction": "text_to_speech", "runs": runs}], "losses": [], "configuration": [],
+    }  # fmt: skip
+
+
+def sweep() -> dict:
+    rows, differences = [], []
+    for number, name in enumerate(SETS):
+        for measure, value in (("speech loss", 2.5), ("text_to_speech", 0.55)):
+            row = {"set": name, "measure": measure, "value": value, "half": 0.04, "seed_half": 0.03, "item_half": 0.02}
+            rows += [row | {"variant": variant} for variant in ("full", "no-pooling")]
+            gap = {"value": 0.25 if "loss" in measure else -0.02, "shown": not number, "full_is_better": not number}
+            differences.append(row | gap | {"variant": "no-pooling"})
+    sizes = {"full": 3_303_000, "no-pooling": 3_300_000}
+    return {
+        "step": 300, "tokens": 1_228_800, "seeds": {"full": [0, 1, 2], "no-pooling": [0, 1, 2]}, "parameters": sizes,
+        "rows": rows, "differences": differences,
+    }  # fmt: skip
+
+
 def write_samples(folder: Path) -> None:
     samples = folder / "samples"
     samples.mkdir()

@@ -13,10 +13,12 @@ import soundfile
 import yaml
 from parsed_page import Page
 from small_disk import MakeDisk
-from synthetic_run import benchmarks
+from synthetic_run import SETS, benchmarks, comparison, generation, sweep, text_tasks
 
 from tolktrain.errors import UserError
+from tolktrain.report.ablations import sweep_file
 from tolktrain.report.page import count, duration, loss_table, render
+from tolktrain.report.results import result_sections
 from tolktrain.report.run import report
 from tolktrain.report.rundata import read_run
 
@@ -98,6 +100,62 @@ def test_benchmarks_have_a_table(full_run: Path) -> None:
     assert page.open == [] and "at step 1200" in page.text
     for remark in ("sblimp: 2 missing", "sblimp: 3 items are longer", "test: <i>gold</i> is missing"):
         assert remark in page.text
+
+
+def _tables(text: str, title: str) -> list[list[str]]:
+    section = text[text.index(f"<h2>{title}</h2>") :]
+    section = section[: section.index("<h2>", 4)]
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", section, re.DOTALL)]
+
+
+def test_generated_speech_text_tasks_and_comparison_have_tables(full_run: Path) -> None:
+    for name, content in (("generation", generation()), ("text_tasks", text_tasks())):
+        (full_run / f"{name}.json").write_text(json.dumps(content))
+    (full_run / "comparison").mkdir()
+    (full_run / "comparison" / "compare.json").write_text(json.dumps(comparison()))
+    text = render(read_run(full_run))
+    assert _tables(text, "Generated speech")[1:] == [
+        ["the model&#39;s", "40", "62.8 (50.0 – 80.0)", "3.5 (2.0 – 5.0)", "–", "5.50", "21.0"],
+        ["recording", "40", "–", "–", "12.5 (10.0 – 15.0)", "9.00", "–"],
+    ]
+    assert _tables(text, "Text tasks")[1] == [
+        *("piqa", "acc_norm", "100", "61.0", "50.0 – 70.0", "66.0", "-5.0", "-11.0 – +1.0", "3", "8", "0.23")
+    ]
+    assert _tables(text, "Comparison with other runs")[1:] == [
+        [*names, "fused", "50.0", "-12.5", "-20.0 to -5.0", "3 : 8", "0.23"]
+        for names in (
+            ("sblimp, dev, mean over pairs", "whole_mean"),
+            ("choice on heldout_stories", "text → speech"),
+        )
+    ]
+    page = Page(text)
+    assert page.open == []
+    for remark in ("1 transcripts are empty", "2 transcripts are too short", "3 recordings could not be", "other tok"):
+        assert remark in page.text
+    for path in (full_run / "generation.json", full_run / "text_tasks.json", full_run / "comparison" / "compare.json"):
+        content = path.read_text()
+        path.write_text("{}")
+        with pytest.raises(UserError, match=rf"{path.name} has not the expected content \(KeyError: .*make it again"):
+            result_sections(read_run(full_run))
+        path.write_text(content)
+
+
+def test_a_run_of_a_sweep_shows_its_table(full_run: Path) -> None:
+    (full_run.parent / "table.json").write_text(json.dumps(sweep()))
+    assert not result_sections(read_run(full_run))  # a table of something else
+    (full_run.parent / "sweep.json").write_text("{}")
+    text = render(read_run(full_run))
+    rows = _tables(text, "Ablations")
+    assert rows[0] == ["variant", "parameters", "seeds", "speech loss", "T→S %"]
+    assert rows[2] == ["no-pooling", "3,300,000", "3", "2.500 ± 0.040", "55.0 ± 4.0"]
+    assert rows[4] == ["no-pooling", "3,300,000", "3", "+0.250 ± 0.040*", "-2.0 ± 4.0*"]
+    assert rows[9][3] == "+0.250 ± 0.040" and len(rows) == 10
+    picture = text[text.index("<h2>Ablations</h2>") :]
+    picture = picture[picture.index("<svg") : picture.index("</svg>") + 6]
+    words = "".join(ElementTree.fromstring(picture).itertext())
+    for word in ("speech loss, nats", "T→S, points", "no-pooling", *SETS):
+        assert word in words
+    assert b"no-pooling" in (sweep_file(sweep()) or b"") and sweep_file(sweep() | {"differences": []}) is None
 
 
 def test_text_of_a_model_cannot_become_markup(full_run: Path) -> None:

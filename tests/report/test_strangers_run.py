@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from parsed_page import Page
-from synthetic_run import benchmarks, evaluation, write_samples
+from synthetic_run import benchmarks, comparison, evaluation, generation, sweep, text_tasks, write_samples
 
 from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
@@ -56,6 +56,21 @@ def write_run(folder: Path, names: dict[str, str]) -> Path:
     scored = benchmarks() | {"notes": [names["target"]]}
     scored["rows"][0] |= {"set": names["set"], "rule": names["strategy"], "measure": names["device"]}
     (folder / "benchmarks.json").write_text(json.dumps(scored))
+    spoken = generation() | {"asr": {"folder": names["voice"]}}
+    spoken["settings"] |= {"folder": names["set"]}
+    spoken["rows"][0]["kind"] = names["stage"]
+    (folder / "generation.json").write_text(json.dumps(spoken))
+    texts = text_tasks() | {"run": names["run"], "against": names["device"], "harness": names["strategy"]}
+    texts["rows"][0] |= {"task": names["target"], "metric": names["set"]}
+    (folder / "text_tasks.json").write_text(json.dumps(texts))
+    compared = comparison() | {"remarks": [names["transcript"]], "runs": [{"name": names["run"]}]}
+    compared["benchmarks"][0] |= {"set": names["set"], "rule": names["strategy"]}
+    compared["choices"][0] |= {"set": names["set"], "direction": names["device"]}
+    (folder / "comparison").mkdir()
+    (folder / "comparison" / "compare.json").write_text(json.dumps(compared))
+    ablated = json.dumps(sweep()).replace("no-pooling", "NAME")
+    (folder.parent / "table.json").write_text(ablated.replace("NAME", json.dumps(names["voice"])[1:-1]))
+    (folder.parent / "sweep.json").write_text("{}")
     (folder / "analysis").mkdir()
     (folder / "analysis" / "analysis.json").write_text(json.dumps(analysis(names)))
     write_samples(folder)

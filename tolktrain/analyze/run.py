@@ -4,7 +4,7 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from tolktrain.errors import UserError
 from tolktrain.evaluate.scorer import Scorer
 from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import replace_file
+from tolktrain.interop.trained import load_trained
+from tolktrain.interop.weights import is_weights
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.report.analysis import parse_analysis, standalone_figures
-from tolktrain.runs.load_model import load_model
 from tolktrain.runs.paths import RunPaths
 from tolktrain.vocabulary import Vocabulary
 
@@ -60,8 +61,9 @@ class Options:
     batch_tokens: int | None = None  # positions of a batch; the run's micro batch if None
 
 
-def analyze(run_dir: str | Path, options: Options) -> dict[str, Any]:
-    """Analyse a run, and write analysis/analysis.json and its figures into its folder.
+def analyze(run_dir: str | Path, options: Options, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Analyse a run, or a folder of weights with `overrides` (`load_trained`), and write analysis/analysis.json and its
+    figures into the folder.
 
     Returns:
         The content of analysis.json: `format`, `run`, `step`, `device`; `settings`, the resolved options; `sample`
@@ -77,7 +79,7 @@ def analyze(run_dir: str | Path, options: Options) -> dict[str, Any]:
     begin = time.monotonic()
     run_dir = Path(run_dir)
     names = _measure_names(options)
-    model, config, state = load_model(run_dir, options.step)
+    model, config, state = load_trained(run_dir, options.step, overrides)
     architecture = model.architecture
     layers = layer_names(architecture, options.layers)
     dataset = _dataset(config, options)
@@ -95,6 +97,7 @@ def analyze(run_dir: str | Path, options: Options) -> dict[str, Any]:
         source, problem = None, None
         if options.against_start:
             try:
+                _require_run(run_dir)
                 start, source = starting_model(run_dir, config, architecture, vocabulary.tokenizers)
             except UserError as error:
                 problem = str(error)
@@ -104,7 +107,7 @@ def analyze(run_dir: str | Path, options: Options) -> dict[str, Any]:
     result: dict[str, Any] = {
         "format": FORMAT,
         "run": config.run.name,
-        "step": int(state.get("step", 0)),
+        "step": int(state.get("step") or 0),
         "device": device,
         "settings": {"words": options.words, "spans": options.spans, "seed": seed, "dimensions": k},
         "sample": _described(sample, dataset),
@@ -179,6 +182,12 @@ class _Analysis:
             self._progress.update(self._task, description=f"{what}: sequence {done:,} of {total:,}")
 
         return say
+
+
+def _require_run(folder: Path) -> None:
+    """Raise UserError for a folder of weights."""
+    if is_weights(folder):
+        raise UserError(f"{folder} is a folder of weights, which does not hold the weights before training")
 
 
 def _measure_names(options: Options) -> list[str]:

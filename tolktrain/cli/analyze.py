@@ -3,17 +3,14 @@
 import argparse
 
 from tolktrain.cli.failures import EXIT_DONE
-from tolktrain.cli.verb import Verb, existing_run
+from tolktrain.cli.verb import Verb, add_model_argument, existing_model
 from tolktrain.errors import UserError
-from tolktrain.files.given import input_argument
 
 _LEAST = {"words": 1, "spans": 0, "seed": 0, "step": 0, "dimensions": 1}
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "config", metavar="RUN", type=input_argument, help="the run directory, or the configuration that was trained"
-    )
+    add_model_argument(parser)
     parser.add_argument("--set", metavar="NAME", help="data set with aligned words (the first held-out set)")
     parser.add_argument("--words", type=int, metavar="N", default=4000, help="words that are compared (4000)")
     parser.add_argument("--spans", type=int, metavar="N", default=1000, help="spans of words (1000)")
@@ -31,7 +28,7 @@ def _run(parsed: argparse.Namespace) -> int:
         value = getattr(parsed, name)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}; expected {least} or more")
-    run_directory = existing_run(parsed)
+    run_directory, overrides = existing_model(parsed)
     from tolktrain.analyze.run import Options, analyze
     from tolktrain.analyze.table import print_analysis
 
@@ -47,7 +44,7 @@ def _run(parsed: argparse.Namespace) -> int:
         device=parsed.device,
         against_start=not parsed.without_start,
     )
-    print_analysis(analyze(run_directory, options), run_directory)
+    print_analysis(analyze(run_directory, options, overrides), run_directory)
     return EXIT_DONE
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tolktrain.cli.failures import EXIT_DONE
 from tolktrain.cli.ranks import run_watched
-from tolktrain.cli.verb import Verb, add_model_argument, existing_model, existing_run
+from tolktrain.cli.verb import Verb, add_model_argument, existing_model
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.errors import UserError
 from tolktrain.files.given import given_path, input_argument
@@ -31,11 +31,11 @@ _GENERATION: dict[str, tuple[type, float, float, str]] = {
 _JUDGES = ("asr", "lm", "language")
 
 
-def evaluate_run(run_directory: Path, overrides: tuple[str, ...] = ()) -> None:
+def evaluate_run(run_directory: Path, overrides: tuple[str, ...] = (), progress: "Progress | None" = None) -> None:
     """Write evaluation.json."""
     from tolktrain.evaluate.run import evaluate
 
-    evaluate(run_directory, *([overrides] if overrides else []))
+    evaluate(run_directory, overrides, progress)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,16 +94,17 @@ def _evaluate(parsed: argparse.Namespace, environment: ProcessEnvironment, progr
     suite = _suite(parsed)
     names = _text_tasks(parsed)
     speech = _generation(parsed)
+    parsed.run_directory, overrides = existing_model(parsed)
     if names:
-        parsed.run_directory = existing_run(parsed)
         from tolktrain.evaluate.text.retention import evaluate_text_tasks
         from tolktrain.evaluate.text.table import print_text_tasks
 
-        text = evaluate_text_tasks(parsed.run_directory, names, parsed.data_dir, parsed.against, mark=progress)
+        text = evaluate_text_tasks(
+            parsed.run_directory, names, parsed.data_dir, parsed.against, mark=progress, overrides=overrides
+        )
         if environment.rank == 0:
             print_text_tasks(text)
         return
-    parsed.run_directory, overrides = existing_model(parsed)
     if speech is not None:
         from tolktrain.evaluate.generation.run import evaluate_generation
         from tolktrain.evaluate.generation.table import print_generation
@@ -113,7 +114,7 @@ def _evaluate(parsed: argparse.Namespace, environment: ProcessEnvironment, progr
             print_generation(generated)
         return
     if suite is None:
-        evaluate_run(parsed.run_directory, overrides)
+        evaluate_run(parsed.run_directory, overrides, progress)
         return
     from tolktrain.evaluate.benchmark_run import evaluate_benchmarks
     from tolktrain.evaluate.benchmark_table import print_benchmarks

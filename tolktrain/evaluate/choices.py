@@ -31,7 +31,7 @@ from tolktrain.data.sequences import IntArray, SequenceWriter, part_offsets, seq
 from tolktrain.data.sequences import Sequence as TokenSequence
 from tolktrain.evaluate.intervals import share_interval
 from tolktrain.evaluate.ngram import FloatArray
-from tolktrain.evaluate.scoring import TokenNll, mean_log_likelihoods, points
+from tolktrain.evaluate.scoring import WHOLE, Share, TokenNll, mean_log_likelihoods, points
 from tolktrain.vocabulary import Vocabulary
 
 DIRECTIONS = ("text_to_text", "text_to_speech", "speech_to_text", "speech_to_speech")
@@ -256,8 +256,10 @@ def score_trials(
     vocabulary: Vocabulary,
     sequence_length: int,
     batch_tokens: int,
+    share: Share = WHOLE,
 ) -> TrialScores | None:
     """The mean log-likelihoods per token of true and random continuations; None if no trial fits the sequence length.
+    Collective if the work is shared.
 
     Args:
         trials: as `draw_trials` draws them.
@@ -266,6 +268,7 @@ def score_trials(
         vocabulary: of the model.
         sequence_length: most positions of a sequence.
         batch_tokens: positions that are scored at a time.
+        share: of this rank.
 
     Raises:
         UserError: a score is no finite number; names the record.
@@ -276,7 +279,7 @@ def score_trials(
         return None
     flat = [sequence for _, pair in kept for sequence in pair]
     scores = {
-        name: mean_log_likelihoods(flat, token_nll, vocabulary.text_eos, batch_tokens).reshape(-1, 2)
+        name: mean_log_likelihoods(flat, token_nll, vocabulary.text_eos, batch_tokens, share).reshape(-1, 2)
         for name, token_nll in scorers.items()
     }
     return TrialScores(tuple(trial for trial, _ in kept), scores)

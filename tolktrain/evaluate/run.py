@@ -4,11 +4,14 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
+from tolktrain.cluster.environment import ProcessEnvironment
+from tolktrain.cluster.progress import Progress as Mark
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
 from tolktrain.data.batch import Batch
@@ -22,11 +25,12 @@ from tolktrain.evaluate.choice_file import write_choices
 from tolktrain.evaluate.choices import DIRECTIONS, TrialScores, draw_trials, score_trials
 from tolktrain.evaluate.losses import heldout_losses
 from tolktrain.evaluate.scorer import Scorer
-from tolktrain.evaluate.scoring import TokenNll
+from tolktrain.evaluate.scoring import Share, TokenNll
 from tolktrain.evaluate.targets import targets
 from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import replace_file
 from tolktrain.interop.trained import load_trained
+from tolktrain.parallel.layout import initialize
 from tolktrain.runs.paths import RunPaths
 from tolktrain.vocabulary import Vocabulary
 
@@ -34,13 +38,17 @@ FORMAT = 1
 
 _LAYER_STRATEGIES: tuple[Strategy, ...] = ("interleaved", "speech")
 _LAYER_SEQUENCES = 32
+_LONGEST_WAIT = timedelta(days=2)  # for another rank; the watchdog ends all ranks if one makes no progress
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(run_dir: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def evaluate(run_dir: str | Path, overrides: Sequence[str] = (), mark: Mark | None = None) -> dict[str, Any]:
     """Evaluate a run, or a folder of weights with `overrides` (`load_trained`), and write evaluation.json and
     choices.jsonl into the folder; returns the content of the first.
+
+    Run by several processes (torchrun, srun), each scores a part of the batches; the first one writes. The result does
+    not depend on their number. `mark` is where this rank's progress is reported, for its watchdog.
 
     Keys: `format`, `run`, `step`, `stage`, `tokens` (None for weights), `settings` (see `Config.follow_up_settings`),
     `device`,
@@ -51,14 +59,23 @@ def evaluate(run_dir: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     Raises UserError when the run has no checkpoint, a data set is missing, or no held-out set is configured.
     """
     begin = time.monotonic()
+    environment = ProcessEnvironment.detect()
+    environment.export()
+    mark = mark or Mark()
+    mark.at("joining the other processes")
+    initialize(timeout=_LONGEST_WAIT)
+    mark.at("loading the model")
     model, config, state = load_trained(run_dir, overrides=overrides)
     if not config.evaluation.heldout_sets:
         raise UserError(
             "evaluation.heldout_sets is empty; name the held-out data sets of data.sets that evaluation shall use"
         )
     vocabulary = check_data(config, model.architecture.text_vocab_size, verify_files=False)
-    with spinner() as progress:
-        evaluation = _Evaluation(config, vocabulary, Scorer(model), progress)
+    progress = spinner()
+    progress.disable = environment.rank != 0
+    with progress:
+        share = Share(environment.rank, environment.world_size, mark.touch)
+        evaluation = _Evaluation(config, vocabulary, Scorer(model), progress, share, mark)
         result = {
             "format": FORMAT,
             "run": config.run.name,
@@ -72,6 +89,8 @@ def evaluate(run_dir: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         }
     result["targets"] = targets(result["losses"], result["choices"])
     result["seconds"] = round(time.monotonic() - begin, 2)
+    if environment.rank != 0:
+        return result
     paths = RunPaths(Path(run_dir))
     header = {name: result[name] for name in ("run", "step")}
     write_choices(paths.choices, header | {"tokenizers": vocabulary.tokenizers}, evaluation.scored)
@@ -82,11 +101,20 @@ def evaluate(run_dir: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 class _Evaluation:
     """The measurements, one after the other, with a line of progress."""
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, scorer: Scorer, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: Config,
+        vocabulary: Vocabulary,
+        scorer: Scorer,
+        progress: Progress,
+        share: Share,
+        mark: Mark,
+    ) -> None:
         self.config = config
         self.vocabulary = vocabulary
         self.scorer = scorer
         self.scored: list[tuple[str, str, TrialScores]] = []  # data set, direction, trials
+        self._share, self._mark = share, mark
         self._progress = progress
         self._task = progress.add_task("starting", total=None)
         trained = {strategy for stage in config.train.stages for strategy in stage.mixture}
@@ -133,9 +161,8 @@ class _Evaluation:
 
     def _losses(self, name: str, strategy: Strategy, baselines: Baselines | None) -> dict[str, Any]:
         self._say(f"held-out losses: {strategy} on {name}")
-        return heldout_losses(
-            self._batches(name, strategy, self.config.evaluation.sequences), self.scorer.token_nll, baselines
-        )
+        batches = self._batches(name, strategy, self.config.evaluation.sequences)
+        return heldout_losses(batches, self.scorer.token_nll, baselines, self._share)
 
     def _choices(self, name: str, baselines: Baselines | None) -> list[dict[str, Any]]:
         if not self._serves(name, "interleaved"):
@@ -163,7 +190,9 @@ class _Evaluation:
         for direction in DIRECTIONS if trials else ():
             self._say(f"true against random continuation: {direction.replace('_', ' ')} on {name}")
             batch_tokens = train.micro_batch_size * train.sequence_length
-            scored = score_trials(trials, direction, scorers, self.vocabulary, train.sequence_length, batch_tokens)
+            scored = score_trials(
+                trials, direction, scorers, self.vocabulary, train.sequence_length, batch_tokens, self._share
+            )
             if scored is not None:
                 self.scored.append((name, direction, scored))
                 rows.append({"set": name, "direction": direction} | scored.summary())
@@ -199,6 +228,7 @@ class _Evaluation:
         return True
 
     def _say(self, what: str) -> None:
+        self._mark.at(what)
         self._progress.update(self._task, description=what)
 
 

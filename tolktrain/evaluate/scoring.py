@@ -1,7 +1,8 @@
 """Likelihoods of token sequences, batched by length."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from tolktrain.data.batch import Batch, collate
 from tolktrain.data.sequences import Sequence as TokenSequence
 from tolktrain.errors import UserError
 from tolktrain.evaluate.ngram import FloatArray
+from tolktrain.parallel.collectives import all_gather_objects
 
 TokenNll = Callable[[Batch], FloatArray]
 """Negative log-likelihood of the targets of a batch in nats, [B, T]; 0 where nothing is scored."""
@@ -18,6 +20,39 @@ TIE = 0.5
 
 _ROUNDING = 1e-9
 """Relative difference up to which two scores are equal: a float64 mean of equal numbers is not always that number."""
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the work that this process does: every `world_size`-th batch, whatever it costs."""
+
+    rank: int = 0
+    world_size: int = 1
+    touch: Callable[[], None] = lambda: None  # called after each batch, for the watchdog
+
+    def of(self, batches: Sequence[T]) -> Sequence[T]:
+        """This rank's."""
+        return batches[self.rank :: self.world_size]
+
+    def gather(self, own: Callable[[], T]) -> list[T]:
+        """What `own` returns on all ranks, in their order. Raises UserError on all of them if one rank does."""
+        if self.world_size == 1:
+            return [own()]
+        try:
+            result: tuple[T | None, str | None] = own(), None
+        except UserError as error:
+            result = None, str(error)
+        gathered = all_gather_objects(result)
+        for _, message in gathered:
+            if message is not None:
+                raise UserError(message)
+        return [cast(T, value) for value, _ in gathered]
+
+
+WHOLE = Share()
 
 
 def points(better: FloatArray, worse: FloatArray) -> FloatArray:
@@ -43,15 +78,19 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
 
 
 def nll_rows(
-    sequences: Sequence[TokenSequence], token_nll: TokenNll, text_eos: int, batch_tokens: int
+    sequences: Sequence[TokenSequence],
+    token_nll: TokenNll,
+    text_eos: int,
+    batch_tokens: int,
+    share: Share = WHOLE,
 ) -> Iterator[tuple[int, FloatArray]]:
     """Index of each sequence and the negative log-likelihoods of its targets: float64 [length - 1] in nats, 0 where
-    nothing is scored. Entry i belongs to token i + 1. In the order of `length_batches`.
+    nothing is scored. Entry i belongs to token i + 1. In the order of `length_batches`; of a share, only its batches.
 
     Raises:
         UserError: a likelihood is not a finite number; names the sequence by its `record_id`.
     """
-    for rows in length_batches([sequence.length for sequence in sequences], batch_tokens):
+    for rows in share.of(length_batches([sequence.length for sequence in sequences], batch_tokens)):
         longest = max(sequences[row].length for row in rows)
         batch = collate([padded(sequences[row], longest, text_eos) for row in rows])
         nll = token_nll(batch) * (batch.text_pred | batch.speech_pred).numpy()
@@ -66,13 +105,27 @@ def nll_rows(
 
 
 def mean_log_likelihoods(
-    sequences: Sequence[TokenSequence], token_nll: TokenNll, text_eos: int, batch_tokens: int
+    sequences: Sequence[TokenSequence],
+    token_nll: TokenNll,
+    text_eos: int,
+    batch_tokens: int,
+    share: Share = WHOLE,
 ) -> FloatArray:
-    """Mean log-likelihood per scored position of each sequence, float64 [n]. Raises UserError as `nll_rows`."""
+    """Mean log-likelihood per scored position of each sequence, float64 [n], on every rank. Collective if the work is
+    shared. Raises UserError as `nll_rows`."""
+
+    def own() -> dict[int, float]:
+        found = {}
+        for row, nll in nll_rows(sequences, token_nll, text_eos, batch_tokens, share):
+            scored = sequences[row].scored[1 : sequences[row].length]
+            found[row] = float(-nll.sum() / scored.sum())
+            share.touch()
+        return found
+
     scores = np.zeros(len(sequences))
-    for row, nll in nll_rows(sequences, token_nll, text_eos, batch_tokens):
-        scored = sequences[row].scored[1 : sequences[row].length]
-        scores[row] = -nll.sum() / scored.sum()
+    for part in share.gather(own):
+        for row, value in part.items():
+            scores[row] = value
     return scores
 
 

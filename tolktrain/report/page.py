@@ -9,12 +9,12 @@ from markupsafe import Markup
 
 from tolktrain.data.strategies import DISPLAY_ORDER
 from tolktrain.errors import UserError
-from tolktrain.evaluate.benchmark_table import COLUMNS, NUM_LEFT, remarks, table_lines
 from tolktrain.files.names import inside
 from tolktrain.files.printable import printable
 from tolktrain.files.reading import read_bytes
 from tolktrain.report import figures
 from tolktrain.report.analysis import analysis_figures, parse_analysis
+from tolktrain.report.results import result_sections
 from tolktrain.report.rundata import Row, RunData
 from tolktrain.runs.changes import shown_value
 from tolktrain.runs.paths import RunPaths
@@ -60,7 +60,7 @@ def render(run: RunData) -> str:
             samples=_samples(run),
             sampling=run.samples,
             figures=_figures(run),
-            benchmarks=_benchmarks(run),
+            sections=result_sections(run),
             analysis=_analysis(run),
             losses=loss_table(run),
             changes=run.changes,
@@ -170,15 +170,6 @@ def _figures(run: RunData) -> Row:
         "choices": {name: Markup(figures.choices(rows, name)) for name in sets},
         "layers": Markup(figures.layer_weights(layers)) if layers else None,
     }
-
-
-def _benchmarks(run: RunData) -> Row | None:
-    """The table of benchmarks, None without one."""
-    found = run.benchmarks
-    if found is None or not found["rows"]:
-        return None
-    table: Row = {"columns": COLUMNS, "num_left": NUM_LEFT, "step": found["step"]}
-    return table | {"lines": list(table_lines(found)), "remarks": list(remarks(found))}
 
 
 def _analysis(run: RunData) -> Row | None:

@@ -18,7 +18,9 @@ from tolktrain.runs.paths import RunPaths
 
 Row = dict[str, Any]
 
-_LARGEST_PRODUCT = 1 << 26  # bytes of evaluation.json, benchmarks.json, samples.json and analysis.json
+SWEEP_FILE = "sweep.json"  # settings of a sweep of ablations, in its folder
+
+_LARGEST_PRODUCT = 1 << 26  # bytes of a file that a verb has written
 
 DIRECTIONS = {
     "text_to_text": "text → text",
@@ -69,6 +71,10 @@ class RunData:
         samples: samples/samples.json, or None.
         changes: changes.jsonl, in order.
         analysis: analysis/analysis.json, or None.
+        generation: generation.json, or None.
+        text_tasks: text_tasks.json, or None.
+        comparison: comparison/compare.json, or None.
+        sweep: table.json of the ablations that the run is one of, or None.
     """
 
     directory: Path
@@ -80,6 +86,10 @@ class RunData:
     samples: Row | None
     changes: list[Row]
     analysis: Row | None
+    generation: Row | None = None
+    text_tasks: Row | None = None
+    comparison: Row | None = None
+    sweep: Row | None = None
 
     @property
     def name(self) -> str:
@@ -156,6 +166,10 @@ def read_run(directory: str | Path) -> RunData:
         samples=read_product(paths.sample_index),
         changes=[printable_tree(asdict(change)) for change in read_changes(folder)],
         analysis=read_product(paths.analysis),
+        generation=read_product(paths.generation),
+        text_tasks=read_product(paths.text_tasks),
+        comparison=read_product(paths.comparison),
+        sweep=read_product(paths.sweep) if (paths.sweep.parent / SWEEP_FILE).is_file() else None,
     )
 
 

@@ -7,6 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tolktrain.evaluate.benchmark_table import print_benchmarks
+from tolktrain.evaluate.generation.table import print_generation
+from tolktrain.evaluate.text.table import print_text_tasks
 from tolktrain.files.terminal import Console
 from tolktrain.report.page import count, duration, loss_table, nats, percent
 from tolktrain.report.rundata import DIRECTIONS, RunData, read_run
@@ -14,8 +16,8 @@ from tolktrain.runs.paths import RunPaths
 
 
 def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
-    """Print held-out losses per stage, baselines, accuracies with intervals, targets, benchmarks, and where the files
-    are."""
+    """Print held-out losses per stage, baselines, accuracies with intervals, targets, benchmarks, generated speech,
+    text tasks, and where the files are."""
     run = read_run(run_dir)
     out = console or Console()
     last = run.steps[-1]
@@ -36,6 +38,10 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
     _print_targets(out, run)
     if run.benchmarks is not None and run.benchmarks["rows"]:
         print_benchmarks(run.benchmarks, out)
+    if run.generation is not None:
+        print_generation(run.generation, out)
+    if run.text_tasks is not None and run.text_tasks["rows"]:
+        print_text_tasks(run.text_tasks, out)
     if run.evaluation is None:
         out.print("No evaluation yet: `tolktrain evaluate CONFIG` measures baselines, choices and pooling weights.")
     if run.samples is None:
@@ -112,6 +118,9 @@ def _files(run: RunData) -> list[tuple[str, Path]]:
         ("samples", paths.samples),
         ("evaluation", paths.evaluation),
         ("benchmarks", paths.benchmarks),
+        ("generation", paths.generation),
+        ("text tasks", paths.text_tasks),
+        ("comparison", paths.comparison.with_suffix(".html")),
         ("analysis", paths.analysis),
         ("metrics", paths.metrics),
     ]

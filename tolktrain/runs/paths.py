@@ -115,6 +115,16 @@ class RunPaths:
         return self.root / "analysis" / "analysis.json"
 
     @property
+    def comparison(self) -> Path:
+        """Result of `tolktrain compare` with `--output RUN/comparison`."""
+        return self.root / "comparison" / "compare.json"
+
+    @property
+    def sweep(self) -> Path:
+        """Table of the ablations that the run is one of (`benchmark.ablations`)."""
+        return self.root.parent / "table.json"
+
+    @property
     def samples(self) -> Path:
         """Folder that `tolktrain generate` writes."""
         return self.root / "samples"

@@ -28,6 +28,7 @@ from tolktrain.config.load import load_config
 from tolktrain.errors import UserError
 from tolktrain.files.reading import read_json
 from tolktrain.files.writing import replace_file
+from tolktrain.report.rundata import SWEEP_FILE
 
 ROOT = Path(__file__).resolve().parents[3]  # of the repository, whose configurations and data are used
 
@@ -68,7 +69,7 @@ def _sweep(options: argparse.Namespace, command: str) -> int:
         table = build_table(found)
         write_table(out, table, command)
         print(markdown(table))
-        print(f"{len(found)} of {len(runs)} runs; tables in {out}/table.md and table.json")
+        print(f"{len(found)} of {len(runs)} runs; table.md, table.json and differences.svg are in {out}")
     else:
         print("no run is done yet")
     return 1 if failed else 0
@@ -76,7 +77,7 @@ def _sweep(options: argparse.Namespace, command: str) -> int:
 
 def _keep_settings(out: Path, settings: dict[str, object]) -> None:
     """Write the settings of the sweep. Raises UserError if the folder holds a sweep with others."""
-    path = out / "sweep.json"
+    path = out / SWEEP_FILE
     if path.is_file():
         try:
             before = read_json(path)

@@ -11,11 +11,11 @@ from tolktrain.benchmark.ablations.statistics import Estimate, estimate, estimat
 from tolktrain.benchmark.ablations.sweep import FULL, Run
 from tolktrain.evaluate.choices import DIRECTIONS
 from tolktrain.files.reading import TABLE_BYTES, read_json
+from tolktrain.report.ablations import HEADS, MEASURES, grid, held_out_sets, sweep_file
 from tolktrain.runs.paths import RunPaths
 
 OVERLAP = "overlap"
-_MEASURES = (*(f"{name} loss" for name in LOSSES), *DIRECTIONS, OVERLAP)
-_HEADS = ("speech loss", "text loss", "interleaved loss", "T→T %", "T→S %", "S→T %", "S→S %", "overlap")
+assert (*(f"{name} loss" for name in LOSSES), *DIRECTIONS, OVERLAP) == MEASURES
 _LOWER_IS_BETTER = frozenset(f"{name} loss" for name in LOSSES)
 
 
@@ -92,7 +92,7 @@ def read_overlap(run: Run) -> float | None:
 def markdown(table: Mapping[str, Any]) -> str:
     """The tables of each held-out set, and the answer."""
     parts = []
-    for name in dict.fromkeys(row["set"] for row in table["rows"] if row["set"]):
+    for name in held_out_sets(table):
         parts.append(f"**{name}**, after {table['tokens']:,} tokens ({table['step']:,} steps):\n")
         parts.append(_grid(table, "rows", name))
         if any(row["set"] == name for row in table["differences"]):
@@ -103,28 +103,11 @@ def markdown(table: Mapping[str, Any]) -> str:
 
 
 def _grid(table: Mapping[str, Any], kind: str, name: str) -> str:
-    cells: dict[str, dict[str, str]] = {}
-    for row in table[kind]:
-        if row["set"] in (name, ""):
-            cells.setdefault(row["variant"], {})[row["measure"]] = _cell(row, kind == "differences")
-    used = [place for place, measure in enumerate(_MEASURES) if any(measure in row for row in cells.values())]
-    lines = ["| variant | parameters | seeds | " + " | ".join(_HEADS[place] for place in used) + " |"]
-    lines.append("|---" * (3 + len(used)) + "|")
-    for variant, row in cells.items():
-        figures = [row.get(_MEASURES[place], "–") for place in used]
-        seeds = len(table["seeds"][variant])
-        lines.append(f"| {variant} | {table['parameters'][variant]:,} | {seeds} | " + " | ".join(figures) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(row: Mapping[str, Any], signed: bool) -> str:
-    is_share = row["measure"] in DIRECTIONS
-    scale, digits = (100, 1) if is_share else (1, 3)
-    sign = "+" if signed else ""
-    mark = "*" if row.get("shown") else ""
-    unknown = row["seed_half"] is None and row["item_half"] == 0.0
-    half = "" if unknown else f" ± {scale * row['half']:.{digits}f}"
-    return f"{scale * row['value']:{sign}.{digits}f}{half}{mark}"
+    columns, cells = grid(table, kind, name)
+    lines = [columns, ("---",) * len(columns), *cells]
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---").replace("--- |", "---|") + "\n"
+    )
 
 
 def answer(table: Mapping[str, Any]) -> list[str]:
@@ -155,13 +138,16 @@ def answer(table: Mapping[str, Any]) -> list[str]:
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    head = _HEADS[_MEASURES.index(row["measure"])].removesuffix(" %")
+    head = HEADS[MEASURES.index(row["measure"])].removesuffix(" %")
     return f"{head} on {row['set']}" if row["set"] else head
 
 
 def write_table(out: Path, table: Mapping[str, Any], command: str) -> None:
-    """table.json and table.md in the folder of the sweep."""
+    """table.json, table.md and, if there are differences, differences.svg in the folder of the sweep."""
     from tolktrain.files.writing import replace_file
 
+    picture = sweep_file(table)
+    if picture is not None:
+        replace_file(out / "differences.svg", picture)
     replace_file(out / "table.json", json.dumps(table, indent=1) + "\n")
     replace_file(out / "table.md", f"```bash\n{command}\n```\n\n{markdown(table)}")

@@ -13,7 +13,6 @@ from scipy import stats
 
 from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.progress import Progress as Mark
-from tolktrain.config.load import load_config
 from tolktrain.evaluate.ngram import FloatArray
 from tolktrain.evaluate.text.catalog import EQUAL_PARTS, TextTask, find_tasks
 from tolktrain.evaluate.text.paired import mean_interval
@@ -40,18 +39,20 @@ def evaluate_text_tasks(
     against: str | None = None,
     batch_tokens: int | None = None,
     mark: Mark | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate text tasks, and write text_tasks.json and scores/text/*.jsonl into the run's folder.
 
     Run by several processes (torchrun, srun), each scores a part; the first one writes.
 
     Args:
-        run_dir: the run.
+        run_dir: the run, or a folder of weights.
         names: of tasks and groups (`catalog.find_tasks`).
         data_dir: folder with the data sets (`data_files.find_files`).
         against: run, checkpoint, exported weights, Llama checkpoint or hub id of the backbone; None: no comparison.
         batch_tokens: positions that are scored at a time; the run's micro batch if None.
         mark: where this rank's progress is reported, for its watchdog.
+        overrides: of the configuration of a folder of weights.
 
     Returns:
         The content of text_tasks.json: `format`, `run`, `against` (a name or None), `context` (positions that both
@@ -73,17 +74,15 @@ def evaluate_text_tasks(
     mark.at("reading text data")
     from importlib.metadata import version
 
-    from tolktrain.evaluate.text.models import load_other, load_trained
+    from tolktrain.evaluate.text.models import load_other, load_own
 
     with loaded_tasks(tasks, Path(data_dir)) as loaded, spinner() as progress:
         progress.disable = environment.rank != 0
         mark.at("loading the models")
-        own = load_trained(Path(run_dir))
+        own, micro_batch = load_own(Path(run_dir), overrides)
         other = None if against is None else load_other(against, own)
         context = min(own.context, other.context) if other is not None else own.context
-        train = load_config(RunPaths(Path(run_dir)).config).train
-        tokens = batch_tokens or train.micro_batch_size * train.sequence_length
-        run = _Models(loaded, context, tokens, environment, progress, mark)
+        run = _Models(loaded, context, batch_tokens or micro_batch, environment, progress, mark)
         answers = run.answers(own)
         baseline = None if other is None else run.answers(other)
     result = {
