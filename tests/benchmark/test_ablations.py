@@ -17,7 +17,7 @@ from tolktrain.benchmark.ablations.__main__ import main
 from tolktrain.benchmark.ablations.items import Items, RunItems, read_items, write_items
 from tolktrain.benchmark.ablations.statistics import estimate
 from tolktrain.benchmark.ablations.sweep import Run, configuration, finished, train_all, worker_command
-from tolktrain.benchmark.ablations.table import answer, build_table, markdown
+from tolktrain.benchmark.ablations.table import answer, build_table, markdown, write_table
 from tolktrain.errors import UserError
 from tolktrain.evaluate.run import evaluate
 
@@ -165,9 +165,16 @@ def test_table_and_answer(tmp_path: Path) -> None:
     text = markdown(table)
     assert "full against no-pooling: better in 2 of 3 measures (speech loss on s, overlap), worse in 0, no diff" in text
     assert "| full | 1,000 | 3 | 2.974 ± 0.099 |" in text and "+0.297 ± 0.010*" in text and "-0.200 ± 0.000*" in text
+    assert "claims? In part: of 3 differences, 2 favour full, 0 another variant, and 1 are within" in text
+    assert "so seeds, or steps per run would have to grow" in text or "so held-out items would have to grow" in text
+    write_table(tmp_path, table, "bash launch/ablations.sh --seeds 0,1,2")
+    page = (tmp_path / "table.md").read_text()
+    assert "bash launch/ablations.sh --seeds 0,1,2" in page and "torch 2." in page and text in page
+    assert "(differences.svg)" in page and b"<svg" in (tmp_path / "differences.svg").read_bytes()
     one_seed = build_table({run: items for run, items in found.items() if run.seed == 0})
     assert not any(row["shown"] for row in one_seed["differences"])
     assert "One seed each of full, no-pooling" in "\n".join(answer(one_seed))
+    assert "claims? Not answered: one seed" in "\n".join(answer(one_seed))
 
 
 def test_runs_of_unequal_length_are_refused(tmp_path: Path) -> None:

@@ -10,18 +10,31 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-VOICES = ("en-us", "en-us+f3")
-WORDS = (("garden", "[[g'A@d@p]]", 0), ("window", "[[w'Ind@f]]", 5), ("basket", "[[b'a:skId]]", 100))  # 0: not known
+VOICES = ("en-us", "en-us+f3", "en-gb", "en-gb+m3")
+WORDS = (  # the edges of the bands of frequency; 0: not in LibriSpeech
+    ("garden", "[[g'A@d@p]]", 0),
+    ("window", "[[w'Ind@f]]", 1),
+    ("basket", "[[b'a:skId]]", 4),
+    ("river", "[[r'Iv@k]]", 5),
+    ("doctor", "[[d'0kt@m]]", 19),
+    ("kitten", "[[k'It@f]]", 20),
+    ("market", "[[m'A@kIp]]", 99),
+    ("yellow", "[[j'El@g]]", 100),
+    ("table", "[[t'eIb@f]]", 101),
+)
 SENTENCES = (
     ("agreement", "subject_verb", "The dogs run in the garden.", "The dogs runs in the garden."),
     ("agreement", "subject_verb", "The cat sees a red ball.", "The cat see a red ball."),
     ("agreement", "determiner", "These birds sing all day.", "This birds sing all day."),
     ("reflexive", "gender", "Mia hides herself at home.", "Mia hides himself at home."),
+    ("npi", "only", "Only Ben has ever seen it.", "Even Ben has ever seen it."),
+    ("npi", "nobody", "Nobody ever saw the kite.", "Somebody ever saw the kite."),
 )
 STORIES = (
     ("Mia the cat lost a red ball in the garden.", "She found the red ball again.", "He bought a new boat."),
     ("Ben the dog went to the river.", "Ben swam in the river.", "The kite was blue."),
 )
+CONTRADICTIONS = ("She found the blue boat at home.", "Ben flew over the river.")  # of the same story
 PAUSES = (
     ("lexical", "Mia took the [[_:_:]] window home.", "Mia took the win [[_:_:]] dow home."),
     ("protosyntax", "The old dog [[_:_:]] ran away.", "The old [[_:_:]] dog ran away."),
@@ -62,7 +75,9 @@ def speak_replicas(root: Path) -> Replicas:
     _speak_sentences(replicas, names)
     _speak_pauses(replicas, names)
     _speak_stories(replicas)
+    _speak_contradictions(replicas)
     _speak_samples(replicas)
+    _write_parquet(replicas)
     return replicas
 
 
@@ -126,16 +141,55 @@ def _speak_stories(replicas: Replicas) -> None:
             replicas.correct |= {file, f"anna/{story}_correct"} if side == "correct" else set()
 
 
+def _speak_contradictions(replicas: Replicas) -> None:
+    for number, ((prompt, ending, _), other) in enumerate(zip(STORIES, CONTRADICTIONS, strict=True)):
+        for place, (side, last) in enumerate((("correct", ending), ("incorrect", other))):
+            file = f"{2 * number + place}_tale-{number}_{side}.wav"
+            speak(replicas.folder("sstorycloze") / file, f"{prompt} {last}")
+            replicas.correct |= {file} if side == "correct" else set()
+
+
+def _write_parquet(replicas: Replicas) -> None:
+    """A part of SALMon as in the data set of the hub: a row per sample, a column per side."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder = replicas.folder("salmon") / "speaker_consistency"
+    columns = {}
+    for side, name in enumerate(("positive_audio", "negative_audio")):
+        files = [folder / f"sample_{number}_{side}.wav" for number in range(len(STORIES))]
+        columns[name] = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    into = replicas.folder("parquet") / "speaker_consistency"
+    into.mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), into / "train-00000-of-00001.parquet")
+    rows = range(len(STORIES))
+    replicas.correct |= {f"speaker_consistency/train-00000-of-00001.parquet/{row}/0" for row in rows}
+
+
+_OTHERS = {  # how the second recording is spoken
+    "speaker_consistency": ("en-gb+m3", "-p", "20"),
+    "gender_consistency": ("en-us+f3",),
+    "sentiment_consistency": ("en-us", "-p", "95", "-s", "240"),
+    "rir_consistency": ("en-us",),
+    "bg_alignment": ("en-us",),
+}
+
+
 def _speak_samples(replicas: Replicas) -> None:
-    for part in ("speaker_consistency", "bg_alignment"):
+    for part, voice in _OTHERS.items():
         folder = replicas.folder("salmon") / part
         for number, (text, *_) in enumerate(STORIES):
             speak(folder / f"sample_{number}_0.wav", text)
             samples, rate = soundfile.read(folder / f"sample_{number}_0.wav")
             if part == "bg_alignment":
                 changed = 0.7 * samples + 0.05 * np.random.default_rng(number).normal(size=len(samples))
+            elif part == "rir_consistency":  # a room in the second half
+                echo = np.zeros(rate // 5)
+                echo[:: rate // 40] = 0.6 ** np.arange(len(echo[:: rate // 40]))
+                room = 0.5 * np.convolve(samples, echo)[: len(samples)]
+                changed = np.concatenate([samples[: len(samples) // 2], room[len(samples) // 2 :]])
             else:
-                speak(folder / f"sample_{number}_1.wav", text, "en-gb+m3", "-p", "20")
+                speak(folder / f"sample_{number}_1.wav", text, *voice)
                 other, _ = soundfile.read(folder / f"sample_{number}_1.wav")
                 changed = np.concatenate([samples[: len(samples) // 2], other[len(other) // 2 :]])
             soundfile.write(folder / f"sample_{number}_1.wav", changed, rate)

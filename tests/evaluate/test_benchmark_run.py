@@ -25,12 +25,13 @@ from tolktrain.evaluate.unit_cache import UnitCache, content_key
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.runs.load_model import load_model
 
-NAMES = ("swuggy", "sblimp", "prosaudit", "tstorycloze", "salmon")
+NAMES = ("swuggy", "sblimp", "prosaudit", "sstorycloze", "tstorycloze", "salmon")
 
 
 def _suite(replicas: Replicas, cache: Path, **changes: object) -> SuiteConfig:
     entries = [BenchmarkConfig(name=name, folder=str(replicas.folder(name))) for name in NAMES]
     entries.append(BenchmarkConfig(name="tstorycloze", folder=str(replicas.folder("parts")), label="parts"))
+    entries.append(BenchmarkConfig(name="salmon", folder=str(replicas.folder("parquet")), label="parquet"))
     return SuiteConfig(benchmarks=tuple(entries), unit_cache=str(cache), **changes)  # type: ignore[arg-type]
 
 
@@ -51,7 +52,12 @@ def test_table_files_and_cache(
     assert {("sblimp", "test", f"mean over {what}") for what in ("pairs", "types")} <= names
     assert {("prosaudit", "dev", kind) for kind in ("lexical", "protosyntax")} <= names
     assert {("parts", f"{a} to {b}", "accuracy") for a in ("text", "speech") for b in ("text", "speech")} <= names
-    assert {("salmon", part, "accuracy") for part in ("bg_alignment", "speaker_consistency")} <= names
+    parts = ("bg_alignment", "gender_consistency", "rir_consistency", "sentiment_consistency", "speaker_consistency")
+    assert {("salmon", part, "accuracy") for part in parts} <= names
+    words = {row["measure"]: (row["pairs"], row["ids"]) for row in rows if row["benchmark"] == "swuggy"}
+    assert words == {"all": (36, 9), "in vocabulary": (32, 8)}  # four voices; a word is not in the vocabulary
+    same = [row["accuracy"] for row in rows if row["set"] == "speaker_consistency" and row["rule"] == "whole_mean"]
+    assert len(same) == 2 and same[0] == same[1]  # as files and as Parquet
     for row in rows:
         assert row["ties"] == 0.5 and row["low"] <= row["accuracy"] <= row["high"]
         assert {"unigram", "bigram", "rule"} <= row.keys()

@@ -87,7 +87,7 @@ def test_analyze_finds_what_it_finds_in_the_run(
     data = ["evaluation.heldout_sets=[heldout_stories]"]
     data.append(f"data.sets.heldout_stories.path={repository / 'data' / 'sample' / 'heldout_stories'}")
     assert cli.main(["analyze", str(tiny_run), *options, "--without-start"]) == 0
-    assert cli.main(["analyze", str(weights), *options, *data]) == 0
+    assert cli.main(["analyze", str(weights), *data, *options]) == 0
     assert "lens" in capsys.readouterr().out.lower()
     one, two = (json.loads((folder / "analysis" / "analysis.json").read_text()) for folder in (tiny_run, weights))
     assert one["sample"] == two["sample"] and one["step"] == two["step"]

@@ -1,14 +1,20 @@
 """The table of the sweep, and what it says about the paper's claim."""
 
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tolktrain.benchmark.ablations.items import LOSSES, Items, RunItems
 from tolktrain.benchmark.ablations.statistics import Estimate, estimate, estimate_of_seeds
 from tolktrain.benchmark.ablations.sweep import FULL, Run
+from tolktrain.benchmark.facts import processor_name
+from tolktrain.benchmark.versions import versions
 from tolktrain.evaluate.choices import DIRECTIONS
 from tolktrain.files.reading import TABLE_BYTES, read_json
 from tolktrain.report.ablations import HEADS, MEASURES, grid, held_out_sets, sweep_file
@@ -132,8 +138,40 @@ def answer(table: Mapping[str, Any]) -> list[str]:
             f"- One seed each of {', '.join(few)}: the intervals are over items alone, and say nothing about other"
             " seeds. So no difference counts as shown."
         )
+    lines += verdict(table)
     if variants:
         lines.append("- Intervals are not corrected for the number of comparisons.")
+    return lines
+
+
+def verdict(table: Mapping[str, Any]) -> list[str]:
+    """Two lines: whether the full model is better than the variants, and what would have to grow to show more.
+
+    Nothing without differences; no answer with a single seed. If no more differences favour the full model than
+    another variant, the answer is no; if all favour it, yes.
+    """
+    rows = table["differences"]
+    if not rows:
+        return []
+    question = "- Does the miniature show what the paper claims?"
+    if all(row["seed_half"] is None for row in rows):
+        return [f"{question} Not answered: one seed says nothing about others; the seeds would have to grow first."]
+    better = sum(row["full_is_better"] for row in rows)
+    worse = sum(row["shown"] and not row["full_is_better"] for row in rows)
+    open_ = [row for row in rows if not row["shown"]]
+    word = "no" if better <= worse else "yes" if not worse and not open_ else "in part"
+    lines = [
+        f"{question} {word.capitalize()}: of {len(rows)} differences, {better} favour {FULL}, {worse} another variant,"
+        f" and {len(open_)} are within their intervals."
+    ]
+    if open_:
+        wide = float(np.median([row["half"] / max(abs(row["value"]), 1e-9) for row in open_]))
+        by_seeds = sum((row["seed_half"] or 0.0) > row["item_half"] for row in open_)
+        grows = "seeds, or steps per run" if 2 * by_seeds >= len(open_) else "held-out items"
+        lines.append(
+            f"- The median open difference would need an interval {wide:.1f} times narrower. {by_seeds} of these"
+            f" {len(open_)} intervals are dominated by seeds; so {grows} would have to grow first."
+        )
     return lines
 
 
@@ -150,4 +188,11 @@ def write_table(out: Path, table: Mapping[str, Any], command: str) -> None:
     if picture is not None:
         replace_file(out / "differences.svg", picture)
     replace_file(out / "table.json", json.dumps(table, indent=1) + "\n")
-    replace_file(out / "table.md", f"```bash\n{command}\n```\n\n{markdown(table)}")
+    circumstances = (
+        f"{datetime.now(timezone.utc):%Y-%m-%d}, {processor_name()}, {versions()}; quickstart configuration and corpus."
+        " Intervals hold for other seeds and items ([evaluation.md](../../evaluation.md#ablations-in-miniature))."
+    )
+    parts = ["# Ablations in miniature", f"```bash\n{command}\n```", textwrap.fill(circumstances, 120)]
+    if picture is not None:
+        parts.append("![Differences from the full model](differences.svg)")
+    replace_file(out / "table.md", "\n\n".join([*parts, markdown(table)]))
