@@ -73,6 +73,16 @@ def test_missing_doubled_and_extra_recordings_are_named(tmp_path: Path) -> None:
     assert "2 missing (dev/right3A, " in found.problems.sentence(serious=True)
 
 
+def test_a_recording_in_two_formats_is_doubled_and_suffixes_may_be_capitals(tmp_path: Path) -> None:
+    folder = tmp_path / "syntactic" / "dev"
+    rows = [("a.WAV", 1, "A", "npi", "s", "text", 1), ("b", 1, "A", "npi", "s", "text", 0)]
+    write_csv(folder / "gold.csv", SYNTACTIC, rows)
+    _touch(folder, "a.WAV", "b.flac", "b.wav")
+    found = read_sblimp(tmp_path)
+    assert found.problems.doubled == ("dev/b.wav",) and found.problems.missing == ()
+    assert [(pair.correct, pair.incorrect) for pair in found.sets[0].pairs] == [("a", "b")]
+
+
 @pytest.mark.parametrize("name", ["swuggy", "sblimp", "prosaudit"])
 def test_recordings_without_gold_name_the_archive_that_has_it(tmp_path: Path, name: str) -> None:
     task = {"swuggy": "lexical", "sblimp": "syntactic", "prosaudit": "english"}[name]
@@ -96,6 +106,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, name: str) -> Non
         ("filename,id,voice,type,subtype,correct\na,1,A,x,y,maybe\n", "line 2: correct is 'maybe'"),
         ("filename,id,voice,type,subtype,correct\n../../a,1,A,x,y,1\n", 'climbs by "..'),
         ("filename,id\n\ud800", "no column"),
+        ("filename,id,voice,type,subtype,correct,id\na,1,A,x,y,1,2\n", "has the column id twice"),
     ],
 )
 def test_gold_that_cannot_be_used(tmp_path: Path, content: str, message: str) -> None:

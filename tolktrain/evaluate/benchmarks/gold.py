@@ -76,9 +76,12 @@ def read_gold_benchmark(folder: Path, layout: GoldLayout) -> Found:
 
 def _read_split(folder: Path, split: str, layout: GoldLayout) -> tuple[ItemSet, Problems]:
     rows = _read_rows(folder / GOLD, (*GOLD_COLUMNS, *layout.columns))
-    files = {Path(name).stem: name for name in list_folder(folder) if name.lower().endswith(_SUFFIXES)}
     all_inside(folder, {row["filename"] for row in rows}, folder / GOLD)
     doubled, missing = [], []
+    files: dict[str, str] = {}
+    for name in list_folder(folder):
+        if name.lower().endswith(_SUFFIXES) and files.setdefault(Path(name).stem, name) != name:
+            doubled.append(f"{split}/{name}")  # the same recording in two formats
     sides: dict[tuple[str, ...], dict[bool, Row]] = {}
     seen: set[str] = set()
     for row in rows:
@@ -119,13 +122,17 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> list[Row]:
                 f"{path} has no column {', '.join(absent)}; its columns are {', '.join(names)[:200]}. Get the file from"
                 " its source again"
             )
+        twice = [name for name in columns if names.count(name) > 1]
+        if twice:
+            raise UserError(f"{path} has the column {twice[0]} twice; get the file from its source again")
         rows = [{name: (row[name] or "").strip() for name in columns} for row in reader]
     except (OSError, ValueError, csv.Error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read ({error}); get it from its source again") from None
     for number, row in enumerate(rows, start=2):
-        row["filename"] = row["filename"].removesuffix(".wav")
+        suffix = next((suffix for suffix in _SUFFIXES if row["filename"].lower().endswith(suffix)), "")
+        row["filename"] = row["filename"][: len(row["filename"]) - len(suffix)]
         if row["correct"] not in _CORRECT:
             raise UserError(f"{path}, line {number}: correct is {row['correct']!r}; expected 1 or 0")
     return list[Row](rows)
