@@ -38,7 +38,7 @@ def write_ctc(folder: Path) -> Path:
 
 
 def write_whisper(folder: Path) -> Path:
-    """Whisper over bytes, which writes at most nine."""
+    """Whisper over bytes, which writes at most nine or ten."""
     from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
     torch.manual_seed(1)
@@ -59,7 +59,7 @@ def write_whisper(folder: Path) -> Path:
         eos_token_id=BOS,
     )
     model = WhisperForConditionalGeneration(config)
-    model.generation_config.max_length = 10
+    model.generation_config.max_length = 10  # version 5 of transformers does not count the first token
     model.generation_config.suppress_tokens = model.generation_config.begin_suppress_tokens = None
     model.save_pretrained(folder)
     WhisperFeatureExtractor().save_pretrained(folder)

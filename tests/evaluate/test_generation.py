@@ -116,13 +116,14 @@ def test_whisper_writes_its_likeliest_tokens(judges: dict[str, Path]) -> None:
     model = WhisperForConditionalGeneration.from_pretrained(judges["whisper"]).eval()
     ids = [256]
     with torch.no_grad():
-        while len(ids) < 10 and (len(ids) == 1 or ids[-1] != 256):
+        while len(ids) < 11 and (len(ids) == 1 or ids[-1] != 256):
             ids.append(int(model(features, decoder_input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
     vocabulary = json.loads((judges["whisper"] / "tokenizer.json").read_text())["model"]["vocab"]
     letters = {place: letter for letter, place in vocabulary.items()}
-    expected = decoders.ByteLevel().decode([letters[one] for one in ids if one != 256]).strip()
-    assert len(ids) > 3
-    assert Recognizer(judges["whisper"], "cpu").transcribe(samples, 16_000) == expected
+    written = [letters[one] for one in ids if one != 256]
+    expected = {decoders.ByteLevel().decode(written[:count]).strip() for count in (9, 10)}  # of version 4 and 5
+    assert len(written) > 2
+    assert Recognizer(judges["whisper"], "cpu").transcribe(samples, 16_000) in expected
 
 
 def test_long_audio_is_cut_at_quiet_places() -> None:

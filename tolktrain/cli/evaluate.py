@@ -155,9 +155,8 @@ def _generation(parsed: argparse.Namespace) -> "Options | None":
             raise UserError(f"--{name.replace('_', '-')} is {given[name]}; expected {least:g} to {most:g}")
     from tolktrain.evaluate.generation.run import Options
 
-    folders = {name: Path(given.pop(name)) for name in ("asr", "lm") if name in given}
-    incomplete = bool(parsed.allow_incomplete)
-    return Options(Path(parsed.generation), **folders, **given, allow_incomplete=incomplete)
+    asr, lm = (None if (folder := given.pop(name, None)) is None else Path(folder) for name in ("asr", "lm"))
+    return Options(Path(parsed.generation), asr, lm, **given, allow_incomplete=bool(parsed.allow_incomplete))
 
 
 def _suite(parsed: argparse.Namespace) -> "SuiteConfig | None":
