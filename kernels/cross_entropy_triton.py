@@ -7,6 +7,8 @@ from torch import Tensor
 
 MAX_BLOCK = 4096  # logits of a row at a time
 WARP_LOGITS = 512  # of these, sixteen for each thread
+# Measured ones by vocabulary, by `python -m tolktrain_kernels.bench --tune`: logits of a row at a time, and warps.
+BLOCKS: dict[int, tuple[int, int]] = {}
 
 
 @triton.jit(do_not_specialize=["ignored"])
@@ -59,6 +61,8 @@ def softmax_terms_kernel(
 
 def choose_block(vocabulary: int) -> tuple[int, int]:
     """Logits of a row at a time, and warps that share them."""
+    if vocabulary in BLOCKS:
+        return BLOCKS[vocabulary]
     block = min(MAX_BLOCK, triton.next_power_of_2(vocabulary))
     return block, max(1, block // WARP_LOGITS)
 

@@ -4,6 +4,7 @@ import torch
 
 from tolktrain_kernels.compilation import Build
 from tolktrain_kernels.elementwise_triton import (
+    NORM_BACKWARD_SETTINGS,
     SHARES_ROWS,
     SHARES_WIDTH,
     TILE_WARPS,
@@ -32,17 +33,18 @@ def builds() -> list[Build]:
     found = []
     for dtype in _TYPES:
         for width in NORM_WIDTHS:
-            found += [*_norm(width, dtype, residual=True), _shares(width, dtype)]
+            found += [*norm_builds(width, dtype, residual=True), _shares(width, dtype)]
         for width in GATE_WIDTHS:
-            found += _gate(width, dtype)
+            found += gate_builds(width, dtype)
         for shape in HEADS:
             found += _heads(*shape, dtype)
     for width in NORM_WIDTHS[:_MODELS]:
-        found += _norm(width, torch.bfloat16, residual=False)
+        found += norm_builds(width, torch.bfloat16, residual=False)
     return found
 
 
-def _norm(width: int, dtype: torch.dtype, residual: bool) -> list[Build]:
+def norm_builds(width: int, dtype: torch.dtype, residual: bool) -> list[Build]:
+    """The forward and the backward kernel of a norm."""
     rows = f"*{_TYPES[dtype]}"
     types = dict.fromkeys(("hidden", "weight", "normed"), rows) | {"rstds": "*fp32", "num_rows": "i32", "eps": "fp32"}
     back = dict.fromkeys(("hidden", "weight", "d_normed", "d_hidden"), rows)
@@ -53,10 +55,11 @@ def _norm(width: int, dtype: torch.dtype, residual: bool) -> list[Build]:
     setting = norm_setting(width)
     constants = {"WIDTH": width, "BLOCK_WIDTH": setting.block_width, "BLOCK_ROWS": setting.block_rows}
     name = f"{'norm and residual' if residual else 'norm'} {width} {_TYPES[dtype]}"
-    back_constants = {**constants, "STAGES": setting.stages}
+    back_setting = norm_setting(width, NORM_BACKWARD_SETTINGS)
+    back_constants = {**constants, "BLOCK_ROWS": back_setting.block_rows, "STAGES": back_setting.stages}
     return [
         Build(f"forward {name}", norm_kernel, types, constants, setting.num_warps),
-        Build(f"backward {name}", norm_backward_kernel, back, back_constants, setting.num_warps),
+        Build(f"backward {name}", norm_backward_kernel, back, back_constants, back_setting.num_warps),
     ]
 
 
@@ -66,7 +69,8 @@ def _shares(width: int, dtype: torch.dtype) -> Build:
     return Build(f"sum of shares {width} {_TYPES[dtype]}", sum_shares_kernel, types, constants, TILE_WARPS)
 
 
-def _gate(width: int, dtype: torch.dtype) -> list[Build]:
+def gate_builds(width: int, dtype: torch.dtype) -> list[Build]:
+    """The forward and the backward kernel of a gated activation."""
     rows = f"*{_TYPES[dtype]}"
     setting = gate_setting(width)
     constants = {"WIDTH": width, "BLOCK_WIDTH": setting.block_width, "BLOCK_ROWS": setting.block_rows}

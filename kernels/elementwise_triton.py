@@ -6,6 +6,7 @@ are the same from run to run. Gated activation and heads go in tiles.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -296,14 +297,25 @@ class Setting:
     stages: int = 3  # of the same: steps whose loads are under way
 
 
+# Measured settings by width (of a row; of the gated output), by `python -m tolktrain_kernels.bench --tune`. Widths that
+# are not listed follow the rules below.
+NORM_SETTINGS: dict[int, Setting] = {}
+NORM_BACKWARD_SETTINGS: dict[int, Setting] = {}
+GATE_SETTINGS: dict[int, Setting] = {}
+
 GATE_TILE = 2048  # elements of the output
 ROTATION_TILE = 1024  # pairs
 TILE_WARPS = 4
 SHARES_ROWS, SHARES_WIDTH = 64, 32  # few columns, so that there are many programs
 
 
-def norm_setting(width: int) -> Setting:
-    """Whole rows, several where they are short, at sixteen elements a thread; sixteen warps on each multiprocessor."""
+def norm_setting(width: int, table: Mapping[int, Setting] = NORM_SETTINGS) -> Setting:
+    """Whole rows, several where they are short, at sixteen elements a thread; sixteen warps on each multiprocessor.
+
+    `table`: `NORM_SETTINGS` or `NORM_BACKWARD_SETTINGS`.
+    """
+    if width in table:
+        return table[width]
     block_width = triton.next_power_of_2(width)
     block_rows = max(1, 1024 // block_width)
     num_warps = min(16, max(1, block_rows * block_width // 512))
@@ -312,6 +324,8 @@ def norm_setting(width: int) -> Setting:
 
 def gate_setting(width: int) -> Setting:
     """Tiles of up to 512 columns: the widths of the models are multiples of that."""
+    if width in GATE_SETTINGS:
+        return GATE_SETTINGS[width]
     block_width = min(512, triton.next_power_of_2(width))
     return Setting(GATE_TILE // block_width, block_width, TILE_WARPS)
 
@@ -372,7 +386,7 @@ def run_norm_backward(
     """
     hidden = aligned_rows(hidden)
     num_rows, width = hidden.shape
-    setting = norm_setting(width)
+    setting = norm_setting(width, NORM_BACKWARD_SETTINGS)
     d_hidden = torch.empty_like(hidden)
     programs = _num_programs(setting, hidden)
     partials = hidden.new_empty(programs, width, dtype=torch.float32) if writes_weight else None

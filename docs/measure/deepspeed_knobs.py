@@ -107,13 +107,18 @@ class Collectives:
         return call
 
 
-def show_collectives(layout: Layout) -> None:
-    """Collectives of one step of 4 micro batches on each rank, and their elements over those of the model."""
+def show_collectives(layout: Layout, only: str) -> None:
+    """Collectives of one step of 4 micro batches on each rank, and their elements over those of the model.
+
+    `only`: cases whose name has this text.
+    """
     counted = Collectives()
     million = 1_000_000
     cases: dict[str, tuple[Settings, str]] = {
         "ZeRO 0, bf16": (zero(0), "bf16"),
-        "ZeRO 1, bf16": (zero(1), "bf16"),
+        "ZeRO 1, bf16, bucket 50M": (zero(1), "bf16"),
+        "ZeRO 1, bf16, bucket 0.2M": (zero(1, reduce_bucket_size=200_000), "bf16"),
+        "ZeRO 1, bf16, all-reduce, bucket 0.2M": (zero(1, reduce_bucket_size=200_000, reduce_scatter=False), "bf16"),
         "ZeRO 1, fp32, bucket 100M": (zero(1), "fp32"),
         "ZeRO 1, fp32, bucket 0.2M": (zero(1, reduce_bucket_size=200_000), "fp32"),
         "ZeRO 2, bf16, bucket 100M": (zero(2), "bf16"),
@@ -138,6 +143,8 @@ def show_collectives(layout: Layout) -> None:
         ),
     }
     for name, (settings, precision) in cases.items():
+        if only not in name:
+            continue
         engine, config = make_engine(layout, settings, precision, 4)
         batches = make_batches(config, layout, 4)
         for _ in range(2):  # ZeRO 3 learns the order of the layers in the first step
@@ -250,10 +257,15 @@ def main() -> None:
     """Run one measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("collectives", "rounding", "memory"))
+    parser.add_argument("--only", default="", help="collectives of the cases whose name has this text")
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    what = parser.parse_args().what
-    {"collectives": show_collectives, "rounding": show_rounding, "memory": show_memory}[what](initialize())
+    options = parser.parse_args()
+    layout = initialize()
+    if options.what == "collectives":
+        show_collectives(layout, options.only)
+    else:
+        {"rounding": show_rounding, "memory": show_memory}[options.what](layout)
     dist.destroy_process_group()
 
 

@@ -7,6 +7,7 @@ Triton's interpreter and compiled for absent GPUs, and the providers that run on
 import argparse
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -39,13 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps([entry for name in names for entry in _module(name).numerics("cpu")]))
         return 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.candidates is not None:
+        from tolktrain_kernels.bench.candidates import table
+
+        for line in table(keys=tuple(options.candidates)):
+            print(line, flush=True)
+        return 0
     if options.tune:
         from tolktrain_kernels.bench.tune import tune_pooling
+        from tolktrain_kernels.bench.tune_rows import tune_rows
 
         if device == "cpu":
             print("error: there is no GPU to tune for", file=sys.stderr)
             return 2
-        for line in tune_pooling(device, GPU_SHAPES):
+        for line in itertools.chain(tune_pooling(device, GPU_SHAPES), tune_rows(device)):
             print(line, flush=True)
         return 0
     if device == "cpu":
@@ -71,7 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small shapes, short measurements, sm_90 alone")
     parser.add_argument("--only", action="append", choices=MODULES, help="this kernel; may be repeated")
     parser.add_argument("--output", type=Path, help="folder of the results (docs/benchmarks/DATE-DEVICE)")
-    parser.add_argument("--tune", action="store_true", help="try settings of the pooling and print the fastest, only")
+    parser.add_argument("--tune", action="store_true", help="try settings on this GPU and print the fastest, only")
+    parser.add_argument(
+        "--candidates",
+        nargs="*",
+        type=int,
+        metavar="WIDTH",
+        help="compile settings of norms, gated activation and loss for an H100 and list them, only",
+    )
     # How the interpreter's process is started: it must be chosen before the kernels are imported.
     parser.add_argument("--numerics-only", action="store_true", help=argparse.SUPPRESS)
     return parser

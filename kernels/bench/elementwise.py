@@ -113,11 +113,16 @@ def providers(kernel: str, device: str) -> dict[str, Provider]:
     found: dict[str, Provider] = {
         "eager": eager,
         "compiled": compiled(eager),
-        "triton": partial(compute, kernel, backend="triton"),
+        "triton": triton_provider(kernel),
     }
     if kernel != "heads" and importlib.util.find_spec("liger_kernel") is not None:
         found["liger"] = partial(_liger, kernel)
     return found
+
+
+def triton_provider(kernel: str) -> Provider:
+    """Ours."""
+    return partial(compute, kernel, backend="triton")
 
 
 def _liger(kernel: str, inputs: Sequence[Tensor], angles: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -96,10 +96,15 @@ def providers(device: str) -> dict[str, Provider]:
     found: dict[str, Provider] = {"full logits": linear_cross_entropy_plain, "chunks": linear_cross_entropy}
     if device == "cuda":
         found["compiled"] = compiled(linear_cross_entropy_plain)
-        found["triton"] = partial(linear_cross_entropy, backend="triton")
+        found["triton"] = triton_provider()
         if importlib.util.find_spec("liger_kernel") is not None:
             found["liger"] = _liger
     return found
+
+
+def triton_provider() -> Provider:
+    """Ours."""
+    return partial(linear_cross_entropy, backend="triton")
 
 
 def _liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ def test_compiles_without_spilling_and_fits(name: str) -> None:
     assert usage.registers <= 128
     if build.kernel is kernels.norm_backward_kernel:
         # As many programs run at once as are started.
-        programs = kernels.norm_setting(int(build.constants["WIDTH"])).programs_per_sm
+        programs = kernels.norm_setting(int(build.constants["WIDTH"]), kernels.NORM_BACKWARD_SETTINGS).programs_per_sm
         registers = -(-usage.registers // 8) * 8 * 32 * build.num_warps  # given out by eights
         assert registers * programs <= 64 * 1024
         assert (usage.shared_bytes + 1024) * programs <= 228 * 1024

@@ -8,9 +8,11 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from conformity import conforming
 from rehearsal import Rehearsal
 
@@ -56,6 +58,10 @@ class Done:
     counted_launches: int = 0  # of that step, by the null GPU
     model_flops: int = 0  # of that step, by the model's formulas
     counts: dict[str, float] = field(default_factory=dict)  # `StepCounts` of that step
+    # In the last step: launches before each reduction of gradients with their elements, and before and after each
+    # backward pass.
+    reductions: list[tuple[int, int]] = field(default_factory=list)
+    backward_passes: list[tuple[int, int]] = field(default_factory=list)
     failure: str = ""  # of a case with a planted fault
     left: int = 0  # bytes that torch has allocated after the end of the case
     resident: int = 0  # bytes of this process in the machine's memory
@@ -79,6 +85,7 @@ def add_in_any_order(rehearsal: Rehearsal) -> None:
 
 
 KEPT: list[torch.Tensor] = []
+ORIGINAL = SimpleNamespace(all_reduce=dist.all_reduce, reduce_scatter_tensor=dist.reduce_scatter_tensor)
 
 
 def leak(rehearsal: Rehearsal) -> None:
@@ -100,7 +107,10 @@ def run(case: Case, done: Done) -> None:
     done.layout, done.kernels = rehearsal.layout.describe(), asdict(rehearsal.kernels)
     torch.cuda.reset_peak_memory_stats()
     batches = [rehearsal.batches(seed) for seed in range(case.batches)]
+    note_reductions(rehearsal, done)
     for number in range(case.steps):
+        done.reductions.clear()
+        done.backward_passes.clear()
         rehearsal.may_wait = number < case.waiting_steps
         # The compiler does not work where operators are observed.
         compares = number == 0 and rehearsal.config.train.compile == "none"
@@ -114,6 +124,30 @@ def run(case: Case, done: Done) -> None:
     if case.counts:
         count(rehearsal, done)
     rehearsal.engine.close()
+
+
+def note_reductions(rehearsal: Rehearsal, done: Done) -> None:
+    """Note where among the launches gradients are reduced: only these collectives do not block their stream."""
+    group, engine = rehearsal.layout.data_group, rehearsal.engine.deepspeed
+    backward = engine.backward
+
+    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def collective(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+            if options.get("async_op") and options.get("group") is group:
+                done.reductions.append((counters().launches, max(tensor.numel(), *(a.numel() for a in args), 0)))
+            return function(tensor, *args, **options)
+
+        return collective
+
+    def noted_backward(*args: Any, **options: Any) -> Any:
+        begin = counters().launches
+        result = backward(*args, **options)
+        done.backward_passes.append((begin, counters().launches))
+        return result
+
+    for name in ("all_reduce", "reduce_scatter_tensor"):
+        setattr(dist, name, noting(getattr(ORIGINAL, name)))
+    engine.backward = noted_backward
 
 
 def count(rehearsal: Rehearsal, done: Done) -> None:

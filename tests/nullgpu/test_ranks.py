@@ -1,6 +1,7 @@
 """Two ranks with a null GPU each."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from null_jobs import NullJobs
 
 EVEN_HEADS = [f"model.backbone.{key}" for key in ("hidden_size=512", "num_attention_heads=8", "num_key_value_heads=4")]
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "data 2": {"overrides": []},
+    "data 2": {"overrides": ["deepspeed.config={small_buckets}"]},
+    "data 2, no overlap": {"overrides": ["deepspeed.config={no_overlap}"]},
     "data 2, ZeRO 3": {"overrides": ["deepspeed.zero_stage=3"], "waiting_steps": 99},
     "tensor 2 (sequence parallel)": {
         "overrides": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true", *EVEN_HEADS]
@@ -20,16 +22,41 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 SIZE = ["train.micro_batch_size=8", "model.backbone.num_layers=4"]
 
 
+BUCKET = 4_000_000  # elements: about one layer
+
+
 @pytest.mark.slow
-def test_every_layout_trains(null_jobs: NullJobs) -> None:
-    """Each for three steps of two micro batches; all ranks make the same collectives, of the same sizes."""
-    cases = [{**case, "overrides": [*case["overrides"], *SIZE], "accumulation": 2} for case in LAYOUTS.values()]
+def test_every_layout_trains(null_jobs: NullJobs, tmp_path: Path) -> None:
+    """Each for two steps of two micro batches; all ranks make the same collectives, of the same sizes."""
+    files = {}
+    for name, entries in (("small_buckets", {}), ("no_overlap", {"overlap_comm": False})):
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(json.dumps({"zero_optimization": {"stage": 1, "reduce_bucket_size": BUCKET, **entries}}))
+    cases = [
+        {**case, "overrides": [*(text.format(**files) for text in case["overrides"]), *SIZE], "accumulation": 2}
+        for case in LAYOUTS.values()
+    ]
     ranks = null_jobs.run("steps.py", json.dumps(cases), ranks=2).results
     for rank in ranks:
         for name, done in zip(LAYOUTS, rank, strict=True):
             assert len(done["steps"]) == 2 and all(step["collectives"] > 2 for step in done["steps"]), name
             assert name.partition(",")[0] in done["layout"]
             assert done["left"] < 2**20, name
+        assert_overlapped(rank[0], rank[1])
+
+
+def assert_overlapped(overlapping: dict[str, Any], waiting: dict[str, Any]) -> None:
+    """Gradients are reduced once in a step, all of them, in the second of two backward passes and not before; without
+    overlap, after it."""
+    (_, (begin, end)), reductions = overlapping["backward_passes"], overlapping["reductions"]
+    sizes = [size for _, size in reductions]
+    assert sorted(sizes) == sorted(size for _, size in waiting["reductions"]) and len(sizes) > 5
+    assert all(begin < launches <= end for launches, _ in reductions)
+    early = sum(size for launches, size in reductions if launches < begin + 0.6 * (end - begin))
+    late = sum(size for launches, size in reductions if launches > end - 40)
+    table = max(sizes)  # complete at the end of the backward pass only
+    assert early > 0.2 * sum(sizes) and late < table + 0.1 * sum(sizes), (reductions, begin, end)
+    assert all(launches > waiting["backward_passes"][-1][1] - 40 for launches, _ in waiting["reductions"])
 
 
 @pytest.mark.slow

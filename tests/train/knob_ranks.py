@@ -71,8 +71,17 @@ KNOBS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "bf16": {
         "1": zero(1),
+        "1 small buckets": zero(1, **SMALL),
+        "1 no overlap": zero(1, **SMALL, overlap_comm=False),
+        "1 all-reduce": zero(1, **SMALL, reduce_scatter=False),
+        "1 one micro batch": zero(1, **SMALL),
+        "1 all-reduce, one micro batch": zero(1, **SMALL, reduce_scatter=False),
+        "1 frozen backbone": zero(1, **SMALL),
+        "1 immediate, frozen backbone": {**zero(1), "bf16": IMMEDIATE},
         "1 immediate": {**zero(1), "bf16": IMMEDIATE},
+        "1 immediate, one micro batch": {**zero(1), "bf16": IMMEDIATE},
         "1 sent in fp32": {**zero(1), "communication_data_type": "fp32"},
+        "1 small buckets sent in fp32": {**zero(1, **SMALL), "communication_data_type": "fp32"},
         "2 sent in fp32": {**zero(2), "communication_data_type": "fp32"},
         "3 sent in fp32": {**zero(3), "communication_data_type": "fp32"},
         "1 added up in bf16": {**zero(1), "data_types": {"grad_accum_dtype": "bf16"}},
@@ -83,7 +92,9 @@ KNOBS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def run_steps(folder: Path, sets: Path, settings: dict[str, Any], precision: str) -> dict[str, Any]:
+def run_steps(
+    folder: Path, sets: Path, settings: dict[str, Any], precision: str, micro_batch_size: int = 2, stage: int = 2
+) -> dict[str, Any]:
     """Some steps on this rank's share of mixed micro batches.
 
     Returns RESULTS of each step, and this rank's share of the first step's gradients and of the last parameters.
@@ -93,14 +104,18 @@ def run_steps(folder: Path, sets: Path, settings: dict[str, Any], precision: str
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "deepspeed.json"
     file.write_text(json.dumps(settings))
-    overrides = ("train.micro_batch_size=2", f"train.precision={precision}", "deepspeed.zero_stage=null")
+    overrides = (
+        f"train.micro_batch_size={micro_batch_size}",
+        f"train.precision={precision}",
+        "deepspeed.zero_stage=null",
+    )
     config = small_config(folder, sets, *overrides, f"deepspeed.config={file}")
     model = SmolTolk(Architecture.from_config(config.model), seed=0)
     settings = ResolvedSettings.of(config, model.architecture, layout)
-    engine = Engine(model, config.train.stages[2], config, layout, settings)
+    engine = Engine(model, config.train.stages[stage], config, layout, settings)
     results, gradients = [], {}
     for seed in range(NUM_STEPS):
-        mine = cut_batch(make_batch(MIXED, seed), 4)[layout.data_rank :: layout.data_size]
+        mine = cut_batch(make_batch(MIXED, seed), len(MIXED) // micro_batch_size)[layout.data_rank :: layout.data_size]
         result = engine.train_step(mine, RATES)
         results.append([getattr(result, key) for key in RESULTS])
         if not seed:
@@ -117,7 +132,9 @@ def main() -> None:
     torch.set_num_threads(1)
     for precision, knobs in KNOBS.items():
         for name, settings in knobs.items():
-            torch.save(run_steps(folder, sets, settings, precision), folder / f"{precision} {name}-{layout.rank}.pt")
+            size = 4 if "one micro batch" in name else 2
+            found = run_steps(folder, sets, settings, precision, size, 1 if "frozen" in name else 2)
+            torch.save(found, folder / f"{precision} {name}-{layout.rank}.pt")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tolktrain.config.data import Strategy
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.deepspeed import sequential
+from tolktrain.train.deepspeed import reduction
 from tolktrain.train.deepspeed.compat import accumulate_in_few_passes
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.resolved import ResolvedSettings
@@ -31,7 +31,7 @@ def engines(tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         for ours in (False, True):
             with monkeypatch.context() as patch:
                 if not ours:
-                    patch.setattr(sequential, "accumulate_in_few_passes", lambda engine: None)
+                    patch.setattr(reduction, "accumulate_in_few_passes", lambda engine: None)
                 model = SmolTolk(Architecture.from_config(config.model), seed=0)
                 settings = ResolvedSettings.of(config, model.architecture, initialize())
                 made.append(Engine(model, config.train.stages[2], config, initialize(), settings))

@@ -61,7 +61,7 @@ FOUR = [
 ROUNDED = [
     *(Case(data=2, zero_stage=stage, precision="bf16") for stage in (0, 1, 2, 3)),
     Case(data=2, zero_stage=3, variant="odd", precision="bf16"),
-    Case(tensor=2, precision="bf16"),
+    Case(tensor=2, data=2, sequence_parallel=True, precision="bf16"),
     Case(tensor=2, sequence_parallel=True, zero_stage=3, precision="bf16"),
     Case(pipeline=2, precision="bf16"),
 ]

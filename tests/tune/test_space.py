@@ -61,9 +61,9 @@ def test_entries_are_tried_where_the_layout_reads_them() -> None:
         (item.tensor, item.pipeline, item.zero_stage, item.offload): {name for name, _ in space.alternatives(item)}
         for item in space.layouts
     }
-    assert knobs[1, 1, 1, False] == {"compile"}
-    assert knobs[2, 1, 1, False] == set()  # nor is the compiler used with tensor ranks
     buckets = {"reduce_bucket_size", "overlap_comm"}
+    assert knobs[1, 1, 1, False] == {"compile", *buckets}
+    assert knobs[2, 1, 1, False] == buckets  # the compiler is not used with tensor ranks
     assert knobs[1, 1, 2, False] == {"compile", "use_multi_rank_bucket_allreduce", *buckets}
     limits = {
         "stage3_max_live_parameters",
@@ -73,7 +73,9 @@ def test_entries_are_tried_where_the_layout_reads_them() -> None:
     assert knobs[1, 1, 3, False] == buckets | limits
     wide = predictor_of("cpu", Cluster(2, 2), CPU)
     zero1 = next(item for item in build_space(wide, files(), False).layouts if item.zero_stage == 1)
-    assert reads_buckets(wide.config, zero1) and not reads_buckets(predictor.config, zero1)
+    pipeline = zero1.but(pipeline=2)
+    assert reads_buckets(wide.config, zero1) and reads_buckets(predictor.config, zero1)
+    assert reads_buckets(predictor.config, pipeline) and not reads_buckets(wide.config, pipeline)
 
 
 def test_zero_0_in_bf16_is_no_answer() -> None:

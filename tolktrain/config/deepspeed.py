@@ -24,7 +24,8 @@ from tolktrain.files.reading import RepeatedKeyError, parse_json, read_text
 _LARGEST_BYTES = 1 << 20
 _LARGEST_COUNT = 1 << 63  # DeepSpeed passes counts to C libraries
 _NEVER_PRINT = 2**31
-_DEFAULT_BUCKET = 500_000_000
+DEFAULT_BUCKET = 500_000_000  # elements, as DeepSpeed has it
+OVERLAPPED_BUCKET = 100_000_000  # of ZeRO 1 in bf16, reduced during the backward pass
 _ADAMW = "the optimizer, torch's AdamW,"
 
 
@@ -64,8 +65,10 @@ class DeepSpeedSettings:
                 settings["data_types"] = {"grad_accum_dtype": "fp32", **settings.get("data_types", {})}
         if zero["stage"]:
             # Buckets are allocated in full, even for a small model; DeepSpeed needs an even number of elements.
+            overlaps = zero["stage"] == 1 and settings["bf16"]["enabled"]
+            defaults = {"reduce_bucket_size": OVERLAPPED_BUCKET if overlaps else DEFAULT_BUCKET}
             for entry in ("reduce_bucket_size", "allgather_bucket_size"):
-                size = min(int(zero.get(entry, _DEFAULT_BUCKET)), max(1, num_trained))
+                size = min(int(zero.get(entry, defaults.get(entry, DEFAULT_BUCKET))), max(1, num_trained))
                 zero[entry] = size + size % 2
         if zero["stage"] and (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
             # Gradients on the host persist after the step: if a parameter gets no gradient, Adam would silently use its

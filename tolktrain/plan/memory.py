@@ -6,6 +6,7 @@ computes is twice as large, and states are DeepSpeed's in float32.
 
 from dataclasses import dataclass
 
+from tolktrain.config.deepspeed import OVERLAPPED_BUCKET
 from tolktrain.config.training import ParameterGroup
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.cut import carrier_bytes
@@ -171,11 +172,6 @@ class _States:
     reduction: float = 0.0  # of gradients after the last one
 
 
-def flattens_gradients(data: int) -> bool:
-    """Whether DeepSpeed's ZeRO 1 in bf16 copies all gradients of a group for their average over `data` data ranks."""
-    return data > 1
-
-
 def _is_wide(candidate: Candidate) -> bool:
     """Whether training is in float32."""
     return not candidate.settings.entries["bf16"]["enabled"]
@@ -203,17 +199,16 @@ def _states(candidate: Candidate, sizes: dict[ParameterGroup, float], trainable:
     trained = sum(size for group, size in sizes.items() if group in trainable)
     data, zero = candidate.data, candidate.settings.entries["zero_optimization"]
     partition = trained / data
-    largest_group = max((size for group, size in sizes.items() if group in trainable), default=0.0)
     kept = 0.0 if candidate.offload else _MASTER_AND_MOMENTS * partition
     bucket = min(float(zero.get("reduce_bucket_size", 5e8)), trained)
     if candidate.zero_stage == 0:
         return _States(_BF16 * elements + (_BF16 + _MASTER_AND_MOMENTS) * trained, reduction=_FLOAT32 * trained)
     if candidate.zero_stage == 1:
-        # bf16 gradients are there at the end of a backward pass only, when activations are not; then the all-reduce
-        # flattens one group in float32 and casts it.
+        # bf16 gradients are there at the end of a backward pass only, when activations are not. Buckets to be sent
+        # replace them, one after the other, and the rank's own sums are received.
         held = _BF16 * elements + _FLOAT32 * trained + kept
-        flat = (_FLOAT32 + _BF16) * largest_group if flattens_gradients(data) else 0.0
-        return _States(held, reduction=max(flat, _BF16 * trained))
+        bucket = min(float(zero.get("reduce_bucket_size", OVERLAPPED_BUCKET)), trained)
+        return _States(held, reduction=_BF16 * (trained + (bucket + partition if data > 1 else 0.0)))
     if candidate.zero_stage == 2:
         held = _BF16 * elements + _FLOAT32 * partition + kept
         # With overlap_comm there are two buckets, but no second one yet where activations are most.

@@ -269,6 +269,7 @@ class _Sizes:
 
     all: float
     trained: float
+    first: float  # of the trained ones, those of its first layer
     layers: int  # that it holds
 
 
@@ -276,9 +277,12 @@ def _sizes(shape: Shape, candidate: Candidate) -> _Sizes:
     layers, cut = shape.layers, candidate.cut
     spans = [layers] if cut is None else [layers[a:b] for a, b in zip(cut.bounds, cut.bounds[1:], strict=False)]
     largest = max(spans, key=lambda span: sum(layer.parameters for layer in span))
-    sizes = [size for layer in largest for group, size in layer.sizes.items() if group in shape.trainable]
+    trained = [sum(size for group, size in layer.sizes.items() if group in shape.trainable) for layer in largest]
     return _Sizes(
-        sum(layer.parameters for layer in largest) / candidate.tensor, sum(sizes) / candidate.tensor, len(largest)
+        sum(layer.parameters for layer in largest) / candidate.tensor,
+        sum(trained) / candidate.tensor,
+        trained[0] / candidate.tensor,
+        len(largest),
     )
 
 
@@ -298,7 +302,7 @@ class _Passes:
 
 _PASSES = {
     0: _Passes(2.0, 6.0, 4.0, 4.0, 34.0, 6.0, 6.0, 6.5),  # assumed: ZeRO 0 is in the ranking of no plan
-    1: _Passes(6.0, 10.0, 32.0, 4.0, 34.0, 0.3, 6.0, 6.5),
+    1: _Passes(6.0, 10.0, 6.0, 0.0, 38.0, 0.3, 6.0, 6.5),
     2: _Passes(14.5, 14.0, 0.0, 4.0, 38.0, 10.0, 11.0, 22.0),
     3: _Passes(19.0, 19.5, 0.0, 4.0, 38.0, 16.5, 18.5, 18.0),  # with the copies of gathered parameters
 }
@@ -347,11 +351,25 @@ def _data_traffic(
     """
     sizes, count = _sizes(shape, candidate), candidate.accumulation
     gather = _ring(_BF16 * sizes.trained, candidate.data, candidate, candidate.tensor, device, assumed)
-    if candidate.zero_stage <= 1:
+    if candidate.zero_stage == 0:
         return 2 * gather + gather  # an all-reduce after the last backward pass, and updated parameters
+    if candidate.zero_stage == 1:
+        return _traffic_of_zero1(candidate, gather, sizes.first / max(sizes.trained, 1.0), backward) + gather
     if candidate.zero_stage == 2:
         hidden = max(0.0, 2 * gather - backward) + 0.1 * 2 * gather  # the last bucket has nothing to hide behind
         return count * hidden + gather
     parameters = _ring(_BF16 * sizes.all, candidate.data, candidate, candidate.tensor, device, assumed)
     of_micro = 2 * parameters + gather
     return count * (max(0.0, of_micro - micro) + 0.1 * of_micro)
+
+
+def _traffic_of_zero1(candidate: Candidate, gather: float, first: float, backward: float) -> float:
+    """Seconds of the reduction of gradients that nothing hides; `first` is the first layer's share of the gradients."""
+    zero = candidate.settings.entries["zero_optimization"]
+    scatters = zero.get("reduce_scatter", True) and candidate.cut is None and not candidate.offload
+    reduction = gather if scatters else 2 * gather
+    if candidate.offload or not zero.get("overlap_comm", True):
+        return reduction
+    # Hidden by the last backward pass, but for the first layer's gradients, which exist when it ends.
+    last = reduction * max(0.05, first)
+    return max(0.0, reduction - last - backward) + last

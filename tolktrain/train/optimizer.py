@@ -1,6 +1,6 @@
 """AdamW groups and the schedule of their learning rates."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,12 +69,34 @@ def trained_groups(model: nn.Module, views: Mapping[str, ParameterView]) -> dict
     return members
 
 
-def build_optimizer(members: Mapping[GroupKey, list[nn.Parameter]], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over groups of parameters; the "rate" entry of a group names its learning rate."""
+def in_buckets(parameters: Sequence[nn.Parameter], size: int) -> list[list[nn.Parameter]]:
+    """Consecutive parameters together, as many as have at most `size` elements, but at least one.
+
+    Buckets are filled from the end, where the backward pass begins: the first one, which nothing hides, is not full.
+    """
+    buckets: list[list[nn.Parameter]] = []
+    room = 0
+    for parameter in reversed(parameters):
+        if not buckets or parameter.numel() > room:
+            buckets.append([])
+            room = size
+        buckets[-1].append(parameter)
+        room -= parameter.numel()
+    return [bucket[::-1] for bucket in reversed(buckets)]
+
+
+def build_optimizer(
+    members: Mapping[GroupKey, list[nn.Parameter]], config: OptimizerConfig, bucket_size: int | None = None
+) -> torch.optim.AdamW:
+    """AdamW over groups of parameters; the "rate" entry of a group names its learning rate.
+
+    With `bucket_size`, consecutive parameters of a group form groups of at most that many elements, or one parameter.
+    """
     assert members, "a stage without trainable parameters"
     groups: list[dict[str, Any]] = [
-        {"params": parameters, "rate": rate, "weight_decay": config.weight_decay if decays else 0.0}
+        {"params": bucket, "rate": rate, "weight_decay": config.weight_decay if decays else 0.0}
         for (rate, decays), parameters in sorted(members.items())
+        for bucket in ([parameters] if bucket_size is None else in_buckets(parameters, bucket_size))
     ]
     spare_optimizers()
     first, second = config.betas

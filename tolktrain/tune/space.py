@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tolktrain.config import Config
-from tolktrain.config.deepspeed import read_deepspeed_file
+from tolktrain.config.deepspeed import DEFAULT_BUCKET, OVERLAPPED_BUCKET, read_deepspeed_file
 from tolktrain.config.load import load_config
 from tolktrain.errors import UserError
 from tolktrain.tune.predict import Predictor
@@ -173,10 +173,8 @@ def _alternatives(predictor: Predictor, setting: Setting, compiles: bool) -> Ite
 
 
 def reads_buckets(config: Config, setting: Setting) -> bool:
-    """Whether DeepSpeed reads the bucket's size and the overlap: ZeRO 1 in bf16 ignores them, unless it offloads."""
-    if setting.pipeline > 1:
-        return False
-    return setting.zero_stage > 1 or (setting.zero_stage == 1 and (config.train.precision == "fp32" or setting.offload))
+    """Whether the bucket's size and the overlap matter: with pipeline stages in bf16 only, where ours are used."""
+    return setting.zero_stage > 0 and (setting.pipeline == 1 or config.train.precision == "bf16")
 
 
 def _bucket_alternatives(predictor: Predictor, setting: Setting) -> Iterable[tuple[str, Setting]]:
@@ -184,11 +182,13 @@ def _bucket_alternatives(predictor: Predictor, setting: Setting) -> Iterable[tup
     if not reads_buckets(predictor.config, setting) or data == 1:
         return
     trained = _trained(predictor) // (setting.tensor * setting.pipeline)
-    now = min(int(setting.zero.get("reduce_bucket_size", 500_000_000)), trained)
+    ours = setting.zero_stage == 1 and predictor.config.train.precision == "bf16" and not setting.offload
+    default = OVERLAPPED_BUCKET if ours else DEFAULT_BUCKET
+    now = min(int(setting.zero.get("reduce_bucket_size", default)), trained)
     for size in dict.fromkeys(min(size, trained) for size in _buckets(trained)):
         if size != now:  # a bucket is never larger than what is trained
             yield "reduce_bucket_size", setting.with_zero(reduce_bucket_size=size)
-    overlaps = bool(setting.zero.get("overlap_comm", False))
+    overlaps = bool(setting.zero.get("overlap_comm", ours))
     yield "overlap_comm", setting.with_zero(overlap_comm=not overlaps)
     if setting.zero_stage == 2:
         shares = bool(setting.zero.get("use_multi_rank_bucket_allreduce", True))

@@ -4,7 +4,9 @@ The rest of the code calls the functions below and DeepSpeed's documented ones. 
 they access; a test compares it with the installed version.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -97,10 +99,12 @@ DEEPSPEED = (
         for name in (
             *("_hp_grad", "bf16_groups", "fp32_groups_gradients", "fp32_groups_has_gradients"),
             "immediate_grad_update",
+            *("fp32_groups_gradients_flat", "fp32_groups_gradient_flat_partition", "mpu"),
         )
     ),
     Pinned(_BF16, "update_hp_grads", ("self", "clear_lp_grads")),
     Pinned(_BF16, "clear_hp_grads", ("self",)),
+    Pinned(_BF16, "get_grads_for_norm", ("self", "for_clipping")),
     # Parameters that all tensor ranks have, or several stages, count once in the gradient norm.
     Pinned("deepspeed.runtime.utils", "is_model_parallel_parameter", ("p",)),
     Pinned("deepspeed.runtime.constants", "PIPE_REPLICATED"),
@@ -140,33 +144,56 @@ def without_averaging(engine: Any) -> None:
     engine._reduce_non_expert_gradients = lambda grads, elements_per_buffer: None
 
 
-def accumulate_in_few_passes(engine: Any) -> None:
-    """Let ZeRO 1 in bf16 copy the gradients of the first micro batch to float32, add later ones, and clear nothing.
+class Accumulation:
+    """ZeRO 1 in bf16: sums of gradients in float32. Made by `accumulate_in_few_passes`."""
 
-    The sums are the same. DeepSpeed converts, adds and clears every gradient by itself in each micro batch, and clears
-    the sums twice in each step: 26 bytes more for each parameter (`tests/train/test_accumulation.py`).
-    """
-    optimizer = engine.optimizer
-    if not hasattr(optimizer, "update_hp_grads") or optimizer.immediate_grad_update:
-        return
-    valid = [[False] * len(group) for group in optimizer.bf16_groups]  # whether a sum is that of this step
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        # Whether a sum is that of this step.
+        self._valid = [[False] * len(group) for group in optimizer.bf16_groups]
+        self._actions: list[tuple[Callable[[], None], Callable[[], None]]] = []
+        optimizer.update_hp_grads, optimizer.clear_hp_grads = self._add_all, self._forget
+
+    def after_each(self, added: Callable[[], None], forgotten: Callable[[], None]) -> None:
+        """Call `added` after the gradients of each micro batch were added, and `forgotten` when a step has ended."""
+        self._actions.append((added, forgotten))
+
+    def add(self, group: int, places: Iterable[int]) -> None:
+        """Add the gradients of parameters of a group, and release them. Without a gradient, zero is added."""
+        self._add([(group, places)])
+
+    def take(self, group: int, places: Iterable[int]) -> list[Tensor]:
+        """The flat gradients of parameters of a group, all of which have one, and release them. Their sums are not
+        set, so that they must be overwritten before the end of the step."""
+        taken = []
+        for place in places:
+            parameter = self._optimizer.bf16_groups[group][place]
+            taken.append(parameter.grad.reshape(-1))
+            self._release(group, place)
+        return taken
+
+    def _add_all(self, clear_lp_grads: bool = False) -> None:
+        self._add([(group, range(len(parameters))) for group, parameters in enumerate(self._optimizer.bf16_groups)])
+        for added, _ in self._actions:
+            added()
 
     @torch.no_grad()
-    def add(clear_lp_grads: bool = False) -> None:
+    def _add(self, parts: Iterable[tuple[int, Iterable[int]]]) -> None:
         copied: tuple[list[Tensor], list[Tensor]] = ([], [])
         added: tuple[list[Tensor], list[Tensor]] = ([], [])
         absent: list[Tensor] = []
-        for group, parameters in enumerate(optimizer.bf16_groups):
-            sums, present = optimizer.fp32_groups_gradients[group], optimizer.fp32_groups_has_gradients[group]
-            for place, (parameter, total) in enumerate(zip(parameters, sums, strict=True)):
+        for group, places in parts:
+            for place in places:
+                parameter = self._optimizer.bf16_groups[group][place]
+                total = self._optimizer.fp32_groups_gradients[group][place]
                 if parameter.grad is not None:
-                    totals, gradients = added if valid[group][place] else copied
+                    totals, gradients = added if self._valid[group][place] else copied
                     totals.append(total)
                     gradients.append(parameter.grad.reshape(-1))
-                    parameter.grad, parameter._hp_grad, present[place] = None, total, True
-                elif not valid[group][place]:
+                    self._release(group, place)
+                elif not self._valid[group][place]:
                     absent.append(total)
-                valid[group][place] = True
+                    self._valid[group][place] = True
         if copied[0]:
             torch._foreach_copy_(*copied)
         if added[0]:
@@ -174,12 +201,97 @@ def accumulate_in_few_passes(engine: Any) -> None:
         if absent:
             torch._foreach_zero_(absent)
 
-    def forget() -> None:
-        for flags in (valid, optimizer.fp32_groups_has_gradients):
+    def _release(self, group: int, place: int) -> None:
+        parameter = self._optimizer.bf16_groups[group][place]
+        parameter.grad, parameter._hp_grad = None, self._optimizer.fp32_groups_gradients[group][place]
+        self._valid[group][place] = self._optimizer.fp32_groups_has_gradients[group][place] = True
+
+    def _forget(self) -> None:
+        for flags in (self._valid, self._optimizer.fp32_groups_has_gradients):
             for group in flags:
                 group[:] = [False] * len(group)
+        for _, forgotten in self._actions:
+            forgotten()
 
-    optimizer.update_hp_grads, optimizer.clear_hp_grads = add, forget
+
+def accumulate_in_few_passes(engine: Any) -> Accumulation | None:
+    """Let ZeRO 1 in bf16 copy the gradients of the first micro batch to float32, add later ones, and clear nothing.
+
+    The sums are the same. DeepSpeed converts, adds and clears every gradient by itself in each micro batch, and clears
+    the sums twice in each step: 26 bytes more for each parameter (`tests/train/test_accumulation.py`).
+
+    Returns None for other optimizers, and with `immediate_grad_update`.
+    """
+    optimizer = engine.optimizer
+    if not hasattr(optimizer, "update_hp_grads") or optimizer.immediate_grad_update:
+        return None
+    return Accumulation(optimizer)
+
+
+@torch.no_grad()
+def copy_each(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy, and convert, each source into its target, in few launches."""
+    torch._foreach_copy_(targets, sources)
+
+
+@dataclass(frozen=True)
+class FlatGradients:
+    """An optimizer group of ZeRO 1 in bf16."""
+
+    parameters: list[nn.Parameter]
+    sums: Tensor  # of the gradients of the parameters, one after the other, and padding; float32, flat
+    own: Tensor  # the view of `sums` that this data rank updates; all data ranks have equally long ones
+
+
+def flat_gradients(engine: Any) -> list[FlatGradients]:
+    """The groups of BF16_Optimizer."""
+    optimizer = engine.optimizer
+    parts = (optimizer.bf16_groups, optimizer.fp32_groups_gradients_flat, optimizer.fp32_groups_gradient_flat_partition)
+    return [FlatGradients(*group) for group in zip(*parts, strict=True)]
+
+
+def reduce_by(engine: Any, reduce: Callable[[], None]) -> None:
+    """Let `reduce` replace the average of gradients over the data ranks; ZeRO 1 in bf16."""
+    engine._reduce_non_expert_gradients = lambda grads, elements_per_buffer: reduce()
+
+
+def norm_of_partitions(engine: Any, groups: Sequence[FlatGradients], layout: Layout) -> None:
+    """Compute the norm from, and clip, only what each data rank updates; ZeRO 1 in bf16, without pipeline stages.
+
+    Parameters that all tensor ranks have count on the first one.
+    """
+    from deepspeed.runtime.utils import is_model_parallel_parameter
+
+    optimizer = engine.optimizer
+    whole = [group.own for group in groups]
+    counted: list[Tensor] = whole
+    if layout.tensor_rank:
+        counted = [
+            group.sums[first + begin : first + end]
+            for group in groups
+            for first, parameter in zip(_offsets(group.parameters), group.parameters, strict=True)
+            for begin, end in [fragment_range(parameter)]
+            if begin < end and is_model_parallel_parameter(parameter)
+        ] or [torch.zeros(1, device=layout.device)]
+
+    def gradients(for_clipping: bool = False) -> Any:
+        return whole if for_clipping else (counted, {})
+
+    optimizer.get_grads_for_norm, optimizer.mpu = gradients, _EveryRank()
+
+
+class _EveryRank:
+    """DeepSpeed's "mpu" object of an optimizer that sums squares over all ranks."""
+
+    def get_model_parallel_group(self) -> Any:
+        """All ranks."""
+        return dist.group.WORLD
+
+
+def _offsets(parameters: Sequence[nn.Parameter]) -> list[int]:
+    """Where each parameter begins if they follow one another."""
+    sizes = [parameter.numel() for parameter in parameters]
+    return [0, *itertools.accumulate(sizes[:-1])]
 
 
 def link_moments(engine: Any) -> None:

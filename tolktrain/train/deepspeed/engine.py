@@ -22,6 +22,7 @@ from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.gradients import sum_over_tensor_group
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.compat import adam
+from tolktrain.train.deepspeed.reduction import BucketedReduction, scatters
 from tolktrain.train.deepspeed.sequential import SequentialRunner, Update
 from tolktrain.train.deepspeed.states import OptimizerStates
 from tolktrain.train.deepspeed.tensors import ModelTensors, forget_values, original_rows
@@ -35,6 +36,7 @@ class StepRunner(Protocol):
     """DeepSpeed's engine around the model or a pipeline stage of it. Calls are collective over all ranks."""
 
     engine: Any  # DeepSpeed's
+    reduction: BucketedReduction | None
 
     def step(self, micro_batches: Sequence[ModelInputs], counts: LossCounts) -> Update:
         """Forward and backward of each micro batch, then the optimizer's step."""
@@ -103,7 +105,8 @@ class Engine:
         settings = resolved.for_engine(num_trained, clips_outside=clips_here)
         members = trained_groups(model, self._views)
         if cut is None:
-            optimizer = build_optimizer(members, config.train.optimizer)
+            bucket_size = settings["zero_optimization"]["reduce_bucket_size"] if scatters(settings, layout) else None
+            optimizer = build_optimizer(members, config.train.optimizer, bucket_size)
             clip_grad_norm = config.train.optimizer.clip_grad_norm if clips_here else None
             return SequentialRunner(model, optimizer, settings, layout, entropy_weight, clip_grad_norm)
         from tolktrain.train.deepspeed.pipeline import PipelineRunner, make_stage_module  # imports DeepSpeed
@@ -165,6 +168,8 @@ class Engine:
         """Remove all hooks from the model and free DeepSpeed's buffers."""
         for hook in self._hooks:
             hook.remove()
+        if self._step_runner.reduction is not None:
+            self._step_runner.reduction.remove()
         forget_engine(self._step_runner.engine)
 
     def _inputs(self, batches: Sequence[Batch]) -> list[ModelInputs]:

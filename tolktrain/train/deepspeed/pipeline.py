@@ -16,15 +16,14 @@ from tolktrain.model.parameter_layout import parameter_views
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.compat import (
-    accumulate_in_few_passes,
     accumulated_gradient,
     after_averaging,
     mark_replicated,
     set_bounds,
     use_groups,
-    without_averaging,
 )
 from tolktrain.train.deepspeed.groups import deepspeed_topology
+from tolktrain.train.deepspeed.reduction import reduce_gradients
 from tolktrain.train.deepspeed.sequential import Update
 from tolktrain.train.optimizer import GroupKey
 from tolktrain.train.process import import_deepspeed, quiet_initialize, silenced, start_deepspeed
@@ -123,9 +122,7 @@ class PipelineRunner:
         self._module = module
         self._layout = layout
         self.engine = quiet_initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
-        if layout.data_size == 1:
-            without_averaging(self.engine)
-        accumulate_in_few_passes(self.engine)
+        self.reduction = reduce_gradients(self.engine, layout, settings)
         module.ties_after_averaging = after_averaging(self.engine, self._tie)
 
     def _tie(self) -> None:
@@ -139,8 +136,9 @@ class PipelineRunner:
 
     def step(self, micro_batches: Sequence[ModelInputs], counts: LossCounts) -> Update:
         """Forward and backward of all micro batches, then the optimizer's step."""
-        # DeepSpeed averages over data ranks and micro batches, but the loss must be a sum.
-        self._module.begin(micro_batches, counts, scale=float(self._layout.data_size * len(micro_batches)))
+        # DeepSpeed averages over micro batches, and in float32 over data ranks, but the loss must be a sum.
+        averaged = len(micro_batches) * (self._layout.data_size if self.reduction is None else 1)
+        self._module.begin(micro_batches, counts, scale=float(averaged))
         self.engine.train_batch(_placeholders(self._layout.device))
         return Update(self._module.sums, float(self.engine.get_global_grad_norm()), not self.engine.was_step_applied())
 

@@ -12,8 +12,9 @@ from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import LossCounts, loss_to_train
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
-from tolktrain.train.deepspeed.compat import accumulate_in_few_passes, forget_releases, without_averaging
+from tolktrain.train.deepspeed.compat import forget_releases
 from tolktrain.train.deepspeed.groups import MegatronGroups
+from tolktrain.train.deepspeed.reduction import reduce_gradients
 from tolktrain.train.deepspeed.zero3 import announce_shared_tables, partition_parameters
 from tolktrain.train.process import quiet_initialize
 
@@ -65,18 +66,18 @@ class SequentialRunner:
         self.engine = quiet_initialize(
             model=module, optimizer=optimizer, config=settings, mpu=MegatronGroups(layout), dist_init_required=False
         )
-        if layout.data_size == 1:
-            without_averaging(self.engine)
-        accumulate_in_few_passes(self.engine)
+        self.reduction = reduce_gradients(self.engine, layout, settings)
+        # This undoes DeepSpeed's average over ranks.
+        self._scale = layout.data_size if self.reduction is None else 1
 
     def step(self, micro_batches: Sequence[ModelInputs], counts: LossCounts) -> Update:
         """Forward and backward of each micro batch, then the optimizer's step."""
         sums = torch.zeros(3, dtype=torch.float64, device=self._layout.device)
         for number, inputs in enumerate(micro_batches, start=1):
             loss, parts = self.engine(inputs, counts)
-            # The factor undoes DeepSpeed's average over ranks. It is needed for one rank too: DeepSpeed would divide
-            # the output of the forward call itself by the number of micro batches.
-            self.engine.backward(loss * self._layout.data_size, scale_wrt_gas=False)
+            # The factor is needed for one rank too: DeepSpeed would divide the output of the forward call itself by the
+            # number of micro batches.
+            self.engine.backward(loss * self._scale, scale_wrt_gas=False)
             sums += parts
             if number < len(micro_batches):
                 self.engine.step()
