@@ -56,6 +56,29 @@ def add_rms_norm(
     return total, rms_norm(total, weight, eps)
 
 
+def fork_rms_norm(
+    hidden: Tensor, update: Tensor | None, weight: Tensor, eps: float, backend: Backend = "torch"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`add_rms_norm`, or `rms_norm` without an update, for states that are used in two more places.
+
+    In Triton, the backward pass of the norm adds the gradients of both, which autograd would add in passes of its own.
+
+    Args:
+        hidden, update, weight, eps, backend: as in `add_rms_norm`.
+
+    Returns:
+        hidden + update, or hidden; the same again, perhaps in the same memory; and its norm: [..., D] of hidden's type.
+    """
+    if _is_triton(backend):
+        from tolktrain_kernels.elementwise_op import normalize_forked
+
+        return normalize_forked(hidden, update, weight, eps)
+    if update is None:
+        return hidden, hidden, rms_norm(hidden, weight, eps)
+    total, normed = add_rms_norm(hidden, update, weight, eps)
+    return total, total, normed
+
+
 def swiglu(gate_up: Tensor, backend: Backend = "torch") -> Tensor:
     """silu(gate) * up: [..., 2 F] to [..., F]; gate is the first half of the last dimension, up the second."""
     if _is_triton(backend):
@@ -65,7 +88,9 @@ def swiglu(gate_up: Tensor, backend: Backend = "torch") -> Tensor:
     return _SwiGLU.apply(gate_up)
 
 
-def split_heads(product: Tensor, cos: Tensor, sin: Tensor, backend: Backend = "torch") -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(
+    product: Tensor, cos: Tensor, sin: Tensor, backend: Backend = "torch", in_place: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of the fused product; queries and keys rotated by their position's angles.
 
     Args:
@@ -73,14 +98,17 @@ def split_heads(product: Tensor, cos: Tensor, sin: Tensor, backend: Backend = "t
         cos: [T or more, 1, 1, d] float32; both halves of the last dimension are equal. No gradient.
         sin: the same, the first half negated.
         backend: as in `rms_norm`.
+        in_place: whether Triton may use the memory of the product, which is then not to be used again, also by the
+            backward pass of what made it.
 
     Returns:
-        Queries [T, B, G r, d], keys and values [T, B, G, d], of the product's type; without gaps from Triton.
+        Queries [T, B, G r, d], keys and values [T, B, G, d], of the product's type; without gaps from Triton, unless
+        in place.
     """
     if _is_triton(backend):
-        from tolktrain_kernels.elementwise_op import split
+        from tolktrain_kernels.elementwise_op import split, split_in_place
 
-        return split(product, cos, sin)
+        return (split_in_place if in_place else split)(product, cos, sin)
     *outer, groups, total = product.shape
     width = cos.shape[-1]
     queries, keys, values = product.split((total - 2 * width, width, width), dim=-1)

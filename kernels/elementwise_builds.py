@@ -19,6 +19,7 @@ from tolktrain_kernels.elementwise_triton import (
     swiglu_backward_kernel,
     swiglu_kernel,
 )
+from tolktrain_kernels.rotation_triton import rotate_heads_kernel
 
 # The models' first, then odd and other widths.
 NORM_WIDTHS = (576, 960, 2048, 72, 96, 4096, 6144, 8192)
@@ -57,10 +58,16 @@ def norm_builds(width: int, dtype: torch.dtype, residual: bool) -> list[Build]:
     name = f"{'norm and residual' if residual else 'norm'} {width} {_TYPES[dtype]}"
     back_setting = norm_setting(width, NORM_BACKWARD_SETTINGS)
     back_constants = {**constants, "BLOCK_ROWS": back_setting.block_rows, "STAGES": back_setting.stages}
-    return [
+    found = [
         Build(f"forward {name}", norm_kernel, types, constants, setting.num_warps),
         Build(f"backward {name}", norm_backward_kernel, back, back_constants, back_setting.num_warps),
     ]
+    if residual:
+        kept = back | {"d_kept": rows}
+        found.append(
+            Build(f"backward forked {name}", norm_backward_kernel, kept, back_constants, back_setting.num_warps)
+        )
+    return found
 
 
 def _shares(width: int, dtype: torch.dtype) -> Build:
@@ -87,6 +94,7 @@ def _heads(groups: int, queries: int, width: int, dtype: torch.dtype) -> list[Bu
     rows = f"*{_TYPES[dtype]}"
     types = {"product": rows, "cos": "*fp32", "sin": "*fp32", "queries": rows, "keys": rows, "values": rows}
     back = {"d_queries": rows, "d_keys": rows, "d_values": rows, "cos": "*fp32", "sin": "*fp32", "d_product": rows}
+    turned = {name: types[name] for name in ("product", "cos", "sin", *(("queries",) if queries > 1 else ()))}
     sizes = ("num_rows", "batch_size")
     strides = tuple(f"{tensor}_{dimension}" for tensor in "qkv" for dimension in ("position", "batch", "head"))
     setting = rotation_setting(width // 2)
@@ -100,6 +108,13 @@ def _heads(groups: int, queries: int, width: int, dtype: torch.dtype) -> list[Bu
     name = f"heads {groups} x {queries} x {width} {_TYPES[dtype]}"
     return [
         Build(f"forward {name}", split_heads_kernel, types | dict.fromkeys(sizes, "i32"), constants, setting.num_warps),
+        Build(
+            f"forward in place {name}",
+            rotate_heads_kernel,
+            turned | dict.fromkeys(sizes, "i32"),
+            constants,
+            setting.num_warps,
+        ),
         Build(
             f"backward {name}",
             join_heads_kernel,

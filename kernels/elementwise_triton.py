@@ -58,7 +58,8 @@ def norm_backward_kernel(
     weight: tl.tensor,  # [WIDTH]
     rstds: tl.tensor,  # [num_rows] float32
     d_normed: tl.tensor,  # [num_rows, WIDTH]
-    d_total: tl.tensor,  # [num_rows, WIDTH]: the gradient that passes by the norm, or None
+    d_total: tl.tensor,  # [num_rows, WIDTH]: a gradient that passes by the norm, or None
+    d_kept: tl.tensor,  # [num_rows, WIDTH]: another one, or None
     d_hidden: tl.tensor,  # [num_rows, WIDTH]
     partials: tl.tensor,  # [programs, WIDTH] float32: shares of the weight's gradient, or None
     num_rows: tl.tensor,
@@ -87,6 +88,8 @@ def norm_backward_kernel(
         result = rstd[:, None] * (slope - unit * mean[:, None])
         if d_total is not None:
             result += tl.load(d_total + offsets, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
+        if d_kept is not None:
+            result += tl.load(d_kept + offsets, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
         tl.store(d_hidden + offsets, result, mask=inside)
     if partials is not None:
         tl.store(partials + tl.program_id(0) * WIDTH + columns, d_weight, mask=columns < WIDTH)
@@ -373,13 +376,20 @@ def run_norm(hidden: Tensor, update: Tensor | None, weight: Tensor, eps: float) 
 
 
 def run_norm_backward(
-    hidden: Tensor, weight: Tensor, rstds: Tensor, d_normed: Tensor, d_total: Tensor | None, writes_weight: bool
+    hidden: Tensor,
+    weight: Tensor,
+    rstds: Tensor,
+    d_normed: Tensor,
+    d_total: Tensor | None,
+    d_kept: Tensor | None,
+    writes_weight: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Launch `norm_backward_kernel`.
 
     Args:
         hidden: [..., D], what was normed.
-        d_normed, d_total: [..., D], gradients of the norm and of what was normed.
+        d_normed: [..., D], the gradient of the norm.
+        d_total, d_kept: [..., D], gradients of what was normed; their sum is never rounded.
 
     Returns:
         Gradients of what was normed [N, D], and of the weight [D] in its type if `writes_weight`.
@@ -398,6 +408,7 @@ def run_norm_backward(
                 rstds,
                 aligned_rows(d_normed),
                 None if d_total is None else aligned_rows(d_total),
+                None if d_kept is None else aligned_rows(d_kept),
                 d_hidden,
                 partials,
                 num_rows,

@@ -15,6 +15,8 @@ from torch import Tensor
 from tolktrain_kernels.rows import address_table, aligned_rows
 from tolktrain_kernels.speech_adapter import SpeechSegments
 
+SPREAD = 1024  # rows beyond the text table's gradient that take those of speech
+
 
 @triton.jit
 def embed_kernel(
@@ -188,9 +190,10 @@ def _derive_embed(ctx: Any, d_hidden: Tensor, d_packed: Tensor) -> tuple[Any, ..
     text_size, speech_sizes = ctx.sizes
     d_text = None
     if ctx.trains_text:
-        # Speech counts as one more text id, whose row is then left out.
-        ids = tokens[:, 0].where(places < 0, text_size)
-        d_text = torch.ops.aten.embedding_dense_backward(d_hidden, ids, text_size + 1, -1, False)[:text_size]
+        # Speech counts as further text ids, whose rows are then left out. With one, PyTorch's kernel would add up all
+        # speech in a single thread for each column.
+        ids = torch.where(places < 0, tokens[:, 0], text_size + places % SPREAD)
+        d_text = torch.ops.aten.embedding_dense_backward(d_hidden, ids, text_size + SPREAD, -1, False)[:text_size]
     d_tables: list[Tensor | None] = [None] * len(speech_sizes)
     if ctx.trains_speech:
         d_speech = torch.ops.tolktrain.collect_speech(places, d_hidden, d_packed, len(rows))

@@ -7,6 +7,7 @@ pytest.importorskip("triton")
 from tolktrain_kernels import elementwise_triton as kernels  # noqa: E402
 from tolktrain_kernels.compilation import ARCHITECTURES, compile_for, missing_tool  # noqa: E402
 from tolktrain_kernels.elementwise_builds import builds  # noqa: E402
+from tolktrain_kernels.rotation_triton import rotate_heads_kernel  # noqa: E402
 
 MISSING = missing_tool()
 needs_compiler = pytest.mark.skipif(MISSING is not None, reason=f"{MISSING} is missing from Triton's package")
@@ -58,5 +59,6 @@ def test_kernels_are_those_of_the_builds() -> None:
         kernels.swiglu_backward_kernel,
         kernels.split_heads_kernel,
         kernels.join_heads_kernel,
+        rotate_heads_kernel,
     }
     assert len(BUILDS) == len(builds())

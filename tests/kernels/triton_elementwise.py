@@ -10,8 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tolktrain_kernels.bench.elementwise_check import EPS, KERNELS, Case, compute, deviations, make_angles
-from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, split_heads, swiglu
+from tolktrain_kernels.bench.elementwise_check import (
+    EPS,
+    KERNELS,
+    Case,
+    compute,
+    deviations,
+    make_angles,
+    relative_error,
+)
+from tolktrain_kernels.elementwise import add_rms_norm, fork_rms_norm, rms_norm, split_heads, swiglu
 from tolktrain_kernels.elementwise_triton import rotation_setting
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -93,6 +101,37 @@ def test_gradients_of_other_layouts(width: int) -> None:
     assert_same(results("triton"), results("torch"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", HEADS, ids=str)
+def test_heads_in_place_are_those_of_their_own_memory(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Bit by bit, through a product whose backward pass must not notice; keys and values stay where they were."""
+    *outer, queries, width = shape
+    given = torch.randn(*outer[:2], 24, device=DEVICE, dtype=dtype)
+    weight = torch.randn(outer[2] * (queries + 2) * width, 24, device=DEVICE, dtype=dtype)
+    angles = make_angles(shape[0] + 1, width, DEVICE)
+    results = []
+    for in_place in (False, True):
+        leaves = [given.clone().requires_grad_(), weight.clone().requires_grad_()]
+        product = torch.nn.functional.linear(*leaves).view(*outer, (queries + 2) * width)
+        heads = split_heads(product, *angles, "triton", in_place=in_place)
+        if in_place and product.numel():
+            assert heads[1].data_ptr() == product.data_ptr() + queries * width * dtype.itemsize
+            assert (heads[0].data_ptr() == product.data_ptr()) == (queries == 1)
+        derived = torch.autograd.grad([head.sin().sum() for head in heads], leaves)
+        results.append([*(head.detach().clone() for head in heads), *derived])
+    for apart, within in zip(*results, strict=True):
+        assert torch.equal(apart, within)
+
+
+def test_a_product_with_gaps_is_left_as_it_is() -> None:
+    (product,), angles = inputs_of("heads")
+    room = torch.stack((product.detach(), product.detach()), dim=-1)[..., 0]
+    before = room.clone()
+    heads = split_heads(room, *angles, "triton", in_place=True)
+    assert torch.equal(room, before)
+    assert_same(list(heads), list(split_heads(before, *angles, "torch")))
+
+
 def test_values_are_not_rotated_and_only_copied() -> None:
     """An infinite half leaves the other half as it is."""
     (product,), angles = inputs_of("heads")
@@ -122,6 +161,44 @@ def test_one_output_alone(output: str) -> None:
         for backend in ("triton", "torch")
     )
     assert_same(list(found), list(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("used", [(0, 1, 2), (0, 2), (1, 2), (0, 1), (2,), (1,)], ids=str)
+@pytest.mark.parametrize("has_update", [True, False], ids=["sum", "alone"])
+def test_a_forked_norm_adds_the_gradients_of_both(has_update: bool, used: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Against plain PyTorch in float64, whatever is used of it."""
+    leaves, _ = inputs_of("norm and residual", dtype)
+    scales = (1.0, 3.0, 0.5)  # of the gradients of the three
+
+    def results(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        hidden, update, weight = (leaf.detach().to(dtype).requires_grad_() for leaf in leaves)
+        found = fork_rms_norm(hidden.sin(), update if has_update else None, weight, EPS, backend)
+        wanted = [hidden, weight, *([update] if has_update else [])]
+        gradients = torch.autograd.grad(
+            [found[place] for place in used],
+            wanted,
+            [torch.linspace(-1, 1, hidden.numel()).view_as(hidden).to(hidden) * scales[place] for place in used],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return [*found, *gradients]
+
+    exact, ours = results("torch", torch.float64), results("triton", dtype)
+    plain = results("torch", dtype)
+    for one, mine, theirs in zip(exact, ours, plain, strict=True):
+        assert mine.dtype == dtype
+        error = relative_error(mine, one)
+        # The interpreter cuts bfloat16 off instead of rounding it.
+        assert error <= max(2.5 * relative_error(theirs, one), 1e-6)
+
+
+def test_a_forked_norm_gives_the_sum_twice_in_the_same_memory() -> None:
+    leaves, _ = inputs_of("norm and residual")
+    total, kept, _ = fork_rms_norm(*leaves, EPS, "triton")
+    assert total.data_ptr() == kept.data_ptr()
+    first, second, _ = fork_rms_norm(leaves[0], None, leaves[2], EPS, "triton")
+    assert first.data_ptr() == second.data_ptr() == leaves[0].data_ptr()
 
 
 def test_gradients_in_place_do_not_mix() -> None:

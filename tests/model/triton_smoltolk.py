@@ -24,7 +24,7 @@ ON_GPU = os.environ.get("TRITON_INTERPRET") != "1"
 DEVICE = "cuda" if ON_GPU else "cpu"
 PARTS = {
     cross_entropy_triton: ("write_terms",),
-    elementwise_op: ("normalize", "gate", "split"),
+    elementwise_op: ("normalize", "normalize_forked", "gate", "split", "split_in_place"),
     layer_pooling_op: ("pool_rows",),
     speech_adapter_triton: ("embed", "merge"),
 }

@@ -50,7 +50,7 @@ class Done:
     steps: list[dict[str, int]] = field(default_factory=list)  # how each has changed the counters
     allocated: list[int] = field(default_factory=list)  # bytes that torch has allocated after each step
     peak: int = 0  # of the steps, bytes
-    reserved: int = 0  # by the allocator, bytes
+    reserved: list[int] = field(default_factory=list)  # bytes by the allocator after each step
     num_remembered: int = 0  # entries of ZeRO 3's cache after the last step
     counted: list[dict[str, Any]] = field(
         default_factory=list
@@ -93,8 +93,13 @@ def leak(rehearsal: Rehearsal) -> None:
     rehearsal.engine.model.register_forward_hook(lambda *_: KEPT.append(torch.zeros(256, device="cuda")))
 
 
+def hoard(rehearsal: Rehearsal) -> None:
+    """Memory of each step is kept, more than the allocator has at hand."""
+    rehearsal.engine.model.register_forward_hook(lambda *_: KEPT.append(torch.zeros(2**22, device="cuda")))
+
+
 PLANTS: dict[str, Callable[[Rehearsal], None]] = {
-    function.__name__: function for function in (wait_in_forward, wait_in_backward, leak, add_in_any_order)
+    function.__name__: function for function in (wait_in_forward, wait_in_backward, leak, hoard, add_in_any_order)
 }
 
 
@@ -118,9 +123,9 @@ def run(case: Case, done: Done) -> None:
             done.steps.append(rehearsal.counted_step(batches[number % len(batches)]))
         done.num_compared += compared.num_calls
         done.allocated.append(torch.cuda.memory_allocated())
+        done.reserved.append(torch.cuda.memory_reserved())
     done.num_remembered = release_cache().cache_info().currsize
     done.peak, done.resident = torch.cuda.max_memory_allocated(), resident_bytes()
-    done.reserved = torch.cuda.memory_reserved()
     if case.counts:
         count(rehearsal, done)
     rehearsal.engine.close()

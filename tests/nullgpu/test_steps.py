@@ -52,6 +52,11 @@ CASES: dict[str, dict[str, Any]] = {
         "steps": 20,
         "plant": "leak",
     },
+    "planted growth": {
+        "overrides": ["model.backbone.num_layers=2", "train.micro_batch_size=2"],
+        "steps": 30,
+        "plant": "hoard",
+    },
     "planted indeterminism": {
         "overrides": ["train.deterministic=true", "model.backbone.num_layers=2", "train.micro_batch_size=2"],
         "plant": "add_in_any_order",
@@ -99,16 +104,16 @@ def test_memory_of_the_device_is_not_memory_of_this_machine(done: dict[str, Done
     assert done["shipped"]["resident"] < 4 * GIB
 
 
-def test_the_host_waits_only_around_the_optimizer(done: dict[str, Done]) -> None:
-    """For the norm, its check in DeepSpeed, and the sums of the loss."""
+def test_the_host_waits_once_in_a_step(done: dict[str, Done]) -> None:
+    """For the norm, before the update; the sums of the loss have been copied by then."""
     for name in ("shipped", "torch", "recomputed", "ZeRO 1"):
-        assert all(step["synchronizations"] <= 6 for step in done[name]["steps"]), name
+        assert all(step["synchronizations"] == 1 for step in done[name]["steps"]), name
 
 
 def test_nothing_is_copied_from_memory_that_is_not_pinned(done: dict[str, Done]) -> None:
-    """Such a copy would wait for all earlier work of the GPU: what is computed of a batch is pinned with it. Three
-    results are read at the end of a step."""
-    assert all(step["pageable_copies"] <= 3 for step in done["shipped"]["steps"])
+    """Such a copy would wait for all earlier work of the GPU: what is computed of a batch is pinned with it. Only the
+    norm is read so."""
+    assert all(step["pageable_copies"] <= 1 for step in done["shipped"]["steps"])
 
 
 def test_no_plan_is_built_for_each_micro_batch(done: dict[str, Done]) -> None:
@@ -119,12 +124,12 @@ def test_no_plan_is_built_for_each_micro_batch(done: dict[str, Done]) -> None:
 def test_gradients_are_not_copied_for_an_average_over_one_rank(done: dict[str, Done]) -> None:
     """DeepSpeed's flat copies of them would be 1.7 GiB more, in pieces of memory between which nothing else fits: the
     2B model would be out of memory in its sixth step on 80 GB."""
-    assert done["wide"]["reserved"] - done["wide"]["peak"] < 0.8 * GIB
+    assert done["wide"]["reserved"][-1] - done["wide"]["peak"] < 0.8 * GIB
 
 
 def test_expandable_segments_leave_little_unused(done: dict[str, Done]) -> None:
     """As launch/pretrain.sbatch sets them. Without them, this case leaves 0.45 GiB unused."""
-    assert done["ZeRO 1"]["reserved"] - done["ZeRO 1"]["peak"] < 0.15 * GIB
+    assert done["ZeRO 1"]["reserved"][-1] - done["ZeRO 1"]["peak"] < 0.15 * GIB
 
 
 def test_deterministic_steps_enter_no_operator_that_is_not(done: dict[str, Done]) -> None:
@@ -141,6 +146,13 @@ def test_fifty_steps_leak_nothing(done: dict[str, Done]) -> None:
     """Memory, streams, events, modules; and the same check finds a planted leak of a kilobyte a step."""
     assert leaks(done["many"]) == []
     assert leaks(done["planted leak"]) == ["allocated"]
+
+
+def test_reserved_memory_stops_growing(done: dict[str, Done]) -> None:
+    """After 20 steps with unequal micro batches; `many_steps.py` shows it at real size. A planted case grows."""
+    reserved, planted = done["many"]["reserved"], done["planted growth"]["reserved"]
+    assert reserved[20] == reserved[-1]
+    assert planted[20] < planted[-1]
 
 
 def test_counts_of_a_step_do_not_grow(done: dict[str, Done]) -> None:

@@ -1,4 +1,4 @@
-"""Gradients that are accumulated in few passes are those that DeepSpeed accumulates, bit by bit."""
+"""Gradients that are accumulated in few passes, and updates with them, are those of DeepSpeed, bit by bit."""
 
 import math
 from collections.abc import Callable
@@ -13,25 +13,29 @@ from tolktrain.config.data import Strategy
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.deepspeed import reduction
+from tolktrain.train.deepspeed import reduction, sequential
 from tolktrain.train.deepspeed.compat import accumulate_in_few_passes
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.resolved import ResolvedSettings
 
+CLIP = 0.5
+
 
 @pytest.fixture
 def engines(tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Engine]]:
-    """Two engines with the same weights: as DeepSpeed accumulates, and as we do."""
+    """Two engines with the same weights: as DeepSpeed accumulates and updates, and as we do."""
 
     def make() -> list[Engine]:
         config = small_config(
-            tmp_path, sets, "train.micro_batch_size=2", "train.precision=bf16", "deepspeed.zero_stage=1"
+            *(tmp_path, sets, "train.micro_batch_size=2", "train.precision=bf16", "deepspeed.zero_stage=1"),
+            f"train.optimizer.clip_grad_norm={CLIP}",
         )
         made = []
         for ours in (False, True):
             with monkeypatch.context() as patch:
                 if not ours:
                     patch.setattr(reduction, "accumulate_in_few_passes", lambda engine: None)
+                    patch.setattr(sequential, "update_in_few_passes", lambda *_: None)
                 model = SmolTolk(Architecture.from_config(config.model), seed=0)
                 settings = ResolvedSettings.of(config, model.architecture, initialize())
                 made.append(Engine(model, config.train.stages[2], config, initialize(), settings))
@@ -42,8 +46,10 @@ def engines(tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 
 @pytest.mark.slow
 def test_the_same_training(engines: Callable[[], list[Engine]]) -> None:
-    """Steps in which a part gets no gradient at all, or from one micro batch only, and a step that is skipped."""
+    """Steps in which a part gets no gradient at all, or from one micro batch only, and a step that is skipped. Some
+    gradients are clipped, and some are not."""
     pair = engines()
+    clipped = []
     text: list[Strategy] = ["text"] * 8
     late: list[Strategy] = [*text[:6], "speech", "speech"]
     for seed, strategies in enumerate((MIXED, text, late, MIXED, text)):
@@ -57,6 +63,8 @@ def test_the_same_training(engines: Callable[[], list[Engine]]) -> None:
         assert results[0].skipped == results[1].skipped == (seed == 3)
         if seed != 3:
             assert results[0] == results[1]
+            clipped.append(results[0].grad_norm > CLIP)
+    assert set(clipped) == {True, False}
     theirs, ours = (tensors_of(engine.snapshot()) for engine in pair)
     for kind, tensors in theirs.items():
         for name, tensor in tensors.items():

@@ -28,7 +28,7 @@ from tolktrain.parallel.megatron import (
     TransformerLayerSubmodules,
 )
 from tolktrain_kernels.backend import Kernels
-from tolktrain_kernels.elementwise import add_rms_norm, rms_norm, split_heads, swiglu
+from tolktrain_kernels.elementwise import add_rms_norm, fork_rms_norm, rms_norm, split_heads, swiglu
 from tolktrain_kernels.segment_attention import segment_attention
 from tolktrain_kernels.speech_adapter import SpeechSegments
 
@@ -80,7 +80,9 @@ class CoreAttention(nn.Module):
         num_padding = 0 if segments is None else product.shape[0] - segments.num_positions
         if num_padding:
             product = product[:-num_padding]
-        query, key, value = split_heads(product, context.cos, context.sin, backend)
+        # The product's backward pass reads only its inputs. Attention inside segments would copy heads with gaps.
+        in_place = segments is None
+        query, key, value = split_heads(product, context.cos, context.sin, backend, in_place)
         if context.cached is not None:
             context.cached.store(key, value)
         if segments is not None:
@@ -109,8 +111,8 @@ def mark_sequence_parallel(parameter: nn.Parameter, config: TransformerConfig) -
     parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
+class _Norm(nn.Module):
+    """The weight of a norm."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -119,11 +121,23 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.kernels = Kernels()
 
+
+class RMSNorm(_Norm):
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
+
     def forward(self, hidden: Tensor, update: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """[..., D] to [..., D]; with an update, which is added before, the sum and its norm."""
         if update is not None:
             return add_rms_norm(hidden, update, self.weight, self.eps, self.kernels.backend)
         return rms_norm(hidden, self.weight, self.eps, self.kernels.backend)
+
+
+class ForkingNorm(_Norm):
+    """The norm at the begin of a layer, whose input is also passed on."""
+
+    def forward(self, hidden: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., D]: the states, plus an update if given; the same for another use; and their norm."""
+        return fork_rms_norm(hidden, update, self.weight, self.eps, self.kernels.backend)
 
 
 class SwiGLU(nn.Module):
@@ -214,14 +228,11 @@ class DecoderLayer(TransformerLayer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The input, which is the sum of states and, if given, their update; and two tensors whose sum is the output:
         the states before the layer's last addition, and the update."""
-        if update is None:
-            normed = self.input_layernorm(hidden)
-        else:
-            hidden, normed = self.input_layernorm(hidden, update)
+        hidden, entered, normed = self.input_layernorm(hidden, update)
         update = self.self_attention(normed, context)
         states, normed = self.pre_mlp_layernorm(hidden, update)
         update, _ = self.mlp(normed)
-        return hidden, states, update
+        return entered, states, update
 
 
 def layer_spec() -> ModuleSpec:
@@ -231,7 +242,7 @@ def layer_spec() -> ModuleSpec:
     return ModuleSpec(
         module=DecoderLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=ForkingNorm,
             self_attention=ModuleSpec(
                 module=Attention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
             ),

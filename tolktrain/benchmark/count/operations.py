@@ -16,7 +16,8 @@ _FREE = {
 }
 _WRITE_ONLY = {"zero_", "fill_", "copy_", "_foreach_zero_", "_foreach_copy_"}
 _ROWS = {"embedding", "index_select", "index", "gather"}  # read as many elements as they write
-_PASSES = {"softmax_terms_kernel": {0: 3}}  # arguments of Triton kernels that are moved more than once
+# How often arguments of Triton kernels are moved: logits three times; what AdamW changes, twice.
+_PASSES: dict[str, dict[int, float]] = {"softmax_terms_kernel": {0: 3}, "adamw_kernel": {0: 2, 2: 2, 3: 2}}
 # Kernels of which arguments are tables of addresses: of the list of tensors that the operator around the launch was
 # given, or of as many and as large ones that it makes.
 _TABLES = frozenset({"forward_kernel", "backward_kernel"})
@@ -75,6 +76,8 @@ def kernel_work(name: str, arguments: Sequence[Any], around: Sequence[Any]) -> W
         around: arguments of the operator around it.
     """
     passes = _PASSES.get(name, {})
+    if name == "rotate_heads_kernel" and arguments[3] is None:  # queries and keys, two of three heads, both ways
+        passes = {0: 4 / 3}
     seen: dict[tuple[int, int], float] = {}
     for place, value in enumerate(arguments):
         if isinstance(value, Tensor) and value.device.type == "cuda":

@@ -22,7 +22,7 @@ _REGIONS: tuple[tuple[type[nn.Module], str], ...] = (
 _BY_NAME = {
     "norms": ("norm_kernel", "norm_backward_kernel", "sum_shares_kernel"),
     "gated activation": ("swiglu_kernel", "swiglu_backward_kernel"),
-    "rotation": ("split_heads_kernel", "join_heads_kernel"),
+    "rotation": ("split_heads_kernel", "rotate_heads_kernel", "join_heads_kernel"),
     "embeddings": ("embed_kernel", "collect_kernel", "merge_kernel", "split_kernel"),
     "additions": ("add", "add_"),
     "copies": (

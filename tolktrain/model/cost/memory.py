@@ -11,12 +11,12 @@ def activation_bytes(
     With q and g the widths of queries and keys, and F that of the feed-forward layer, these are (2 bytes each)
 
         4 D                  inputs of both norms, and what both give to the matrices
-        2 q + 2 g            q and k rotated, v; attention's result
+        2 q + 2 g            q and k rotated, v; attention's result; q more if q > g, because q then leaves the product
         3 F                  gate and up, and what goes into down
         2 H                  logarithms of attention's sums (float32)
 
-    for Triton's kernels. Those of PyTorch keep more: norms on a CPU float32 copies, 12 D bytes, and a view of v the
-    whole product of q, k and v, 2 q + 2 g bytes. A recomputed layer keeps only its input, which is the state that the
+    for Triton's kernels. Those of PyTorch keep more: norms on a CPU float32 copies, 12 D bytes, and rotated q and k
+    outside of the product of q, k and v. A recomputed layer keeps only its input, which is the state that the
     pooling reads.
 
     Args:
@@ -28,5 +28,6 @@ def activation_bytes(
     slices = tensor_size if sequence_parallel else 1
     if recompute:
         return 2 * architecture.hidden_size / slices
-    heads = 4 * (architecture.query_width + architecture.key_width + architecture.num_attention_heads)
+    apart = architecture.query_width if architecture.query_width > architecture.key_width else 0
+    heads = 4 * (architecture.query_width + architecture.key_width + architecture.num_attention_heads) + 2 * apart
     return 8 * architecture.hidden_size / slices + (heads + 6 * architecture.ffn_hidden_size) / tensor_size

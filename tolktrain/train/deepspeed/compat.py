@@ -5,6 +5,7 @@ they access; a test compares it with the installed version.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from tolktrain.libraries.pinned import Pinned
 from tolktrain.parallel.layout import Layout
+from tolktrain_kernels.backend import Backend
 
 _ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
 _PIPELINE_ENGINE = "deepspeed.runtime.pipe.engine:PipelineEngine"
@@ -98,16 +100,29 @@ DEEPSPEED = (
         Pinned(_BF16, name, "assigned")
         for name in (
             *("_hp_grad", "bf16_groups", "fp32_groups_gradients", "fp32_groups_has_gradients"),
-            "immediate_grad_update",
-            *("fp32_groups_gradients_flat", "fp32_groups_gradient_flat_partition", "mpu"),
+            *("immediate_grad_update", "fp32_groups_flat_partition", "fp32_groups_gradient_flat_partition"),
+            *("bf16_groups_flat", "bf16_partitioned_groups", "real_dp_process_group", "nccl_start_alignment_factor"),
+            "allgather_bucket_size",
+            *("fp32_groups_gradients_flat", "clip_grad", "mpu", "overflow", "_global_grad_norm", "optimizer"),
         )
     ),
+    Pinned(_BF16, "step", ("self", "closure")),
+    Pinned(_BF16, "get_grads_for_norm", ("self", "for_clipping")),
+    Pinned(_BF16, "update_lp_params", ("self",)),
+    Pinned(_BF16, "clear_lp_grads", ("self", "set_to_none")),
     Pinned(_BF16, "update_hp_grads", ("self", "clear_lp_grads")),
     Pinned(_BF16, "clear_hp_grads", ("self",)),
-    Pinned(_BF16, "get_grads_for_norm", ("self", "for_clipping")),
     # Parameters that all tensor ranks have, or several stages, count once in the gradient norm.
     Pinned("deepspeed.runtime.utils", "is_model_parallel_parameter", ("p",)),
     Pinned("deepspeed.runtime.constants", "PIPE_REPLICATED"),
+    Pinned(
+        "deepspeed.runtime.utils",
+        "all_gather_dp_groups",
+        (
+            *("groups_flat", "partitioned_param_groups", "dp_process_group", "start_alignment_factor"),
+            "allgather_bucket_size",
+        ),
+    ),
 )
 
 
@@ -292,6 +307,89 @@ def _offsets(parameters: Sequence[nn.Parameter]) -> list[int]:
     """Where each parameter begins if they follow one another."""
     sizes = [parameter.numel() for parameter in parameters]
     return [0, *itertools.accumulate(sizes[:-1])]
+
+
+def update_in_few_passes(engine: Any, backend: Backend) -> None:
+    """Let ZeRO 1 in bf16 update with few launches, and wait for the GPU once.
+
+    The update is the same, bit by bit with PyTorch's AdamW. DeepSpeed computes the norm of every gradient by itself,
+    waits for their norm several times, and clips every gradient by itself, those of other ranks' partitions too. With
+    the backend triton, one kernel clips, updates, and rounds to the model's weights.
+    """
+    optimizer = engine.optimizer
+    if not hasattr(optimizer, "update_hp_grads"):
+        return
+
+    @torch.no_grad()
+    def step(closure: object = None) -> None:
+        norm = _global_norm(optimizer)
+        value = norm.item()
+        optimizer.overflow = not math.isfinite(value)
+        optimizer._global_grad_norm = math.inf if optimizer.overflow else value
+        if optimizer.overflow:
+            optimizer.clear_hp_grads()
+            optimizer.clear_lp_grads()
+            return
+        factor = None
+        if 0 < optimizer.clip_grad < 1.0001 * value:  # exactly: if the factor is below 1
+            factor = (optimizer.clip_grad / (norm + 1e-6)).clamp(max=1)
+        (_update_in_triton if backend == "triton" else _update_in_torch)(optimizer, factor)
+        optimizer.clear_hp_grads()
+
+    optimizer.step = step
+
+
+def _update_in_torch(optimizer: Any, factor: Tensor | None) -> None:
+    gradients = optimizer.fp32_groups_gradient_flat_partition
+    if factor is not None:
+        torch._foreach_mul_(gradients, factor)
+    for master, gradient in zip(optimizer.fp32_groups_flat_partition, gradients, strict=True):
+        master.grad = gradient
+    optimizer.optimizer.step()
+    optimizer._lazy_init_hp_params_optimizer_state()
+    optimizer.update_lp_params()
+
+
+def _update_in_triton(optimizer: Any, factor: Tensor | None) -> None:
+    from deepspeed.runtime import utils
+
+    from tolktrain_kernels.adamw_triton import step
+
+    groups = optimizer.real_dp_process_group
+    for place, settings in enumerate(optimizer.optimizer.param_groups):
+        (master,) = settings["params"]
+        state = optimizer.optimizer.state[master]
+        step(
+            master,
+            optimizer.fp32_groups_gradient_flat_partition[place],
+            (state["exp_avg"], state["exp_avg_sq"]),
+            optimizer.bf16_partitioned_groups[place][dist.get_rank(group=groups[place])],
+            state["step"],
+            factor,
+            settings["lr"],
+            settings["weight_decay"],
+            settings["betas"],
+            settings["eps"],
+        )
+    if any(dist.get_world_size(group=group) > 1 for group in groups):
+        utils.all_gather_dp_groups(
+            groups_flat=optimizer.bf16_groups_flat,
+            partitioned_param_groups=optimizer.bf16_partitioned_groups,
+            dp_process_group=groups,
+            start_alignment_factor=optimizer.nccl_start_alignment_factor,
+            allgather_bucket_size=optimizer.allgather_bucket_size,
+        )
+
+
+def _global_norm(optimizer: Any) -> Tensor:
+    """The norm of all gradients of `BF16_Optimizer`, float32 []."""
+    gradients, _ = optimizer.get_grads_for_norm()
+    norms = torch._foreach_norm(gradients) if gradients else []
+    device = optimizer.fp32_groups_gradients_flat[0].device
+    squares = torch.stack(list(norms)).pow(2).sum() if norms else torch.zeros((), device=device)
+    if optimizer.mpu is not None:
+        dist.all_reduce(squares, group=optimizer.mpu.get_model_parallel_group())
+    return squares.sqrt()
 
 
 def link_moments(engine: Any) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tolktrain.checkpoint.slices import Snapshot, Source
 from tolktrain.config import Config
-from tolktrain.config.deepspeed import DeepSpeedSettings
 from tolktrain.config.training import StageConfig
 from tolktrain.data.batch import Batch
 from tolktrain.errors import UserError
@@ -23,7 +22,7 @@ from tolktrain.parallel.gradients import sum_over_tensor_group
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.compat import adam
 from tolktrain.train.deepspeed.reduction import BucketedReduction, scatters
-from tolktrain.train.deepspeed.sequential import SequentialRunner, Update
+from tolktrain.train.deepspeed.sequential import SequentialRunner, Update, reduce_sums
 from tolktrain.train.deepspeed.states import OptimizerStates
 from tolktrain.train.deepspeed.tensors import ModelTensors, forget_values, original_rows
 from tolktrain.train.learning import nothing_scored
@@ -42,7 +41,8 @@ class StepRunner(Protocol):
         """Forward and backward of each micro batch, then the optimizer's step."""
 
     def evaluate(self, micro_batches: Sequence[ModelInputs]) -> Tensor:
-        """Sums of the micro batches, float64 [3], without training; zero on all pipeline stages but the last."""
+        """This rank's sums of the micro batches, float64 [3], without training; zero on all pipeline stages but the
+        last."""
 
 
 class Engine:
@@ -89,7 +89,7 @@ class Engine:
         originals = original_rows(model, self._views, source) if rounds or fills else None
         if rounds and fills:
             forget_values(model, torch.bfloat16)
-        self._step_runner = self._make_step_runner(config, settings.deepspeed, cut)
+        self._step_runner = self._make_step_runner(config, settings, cut)
         self._hooks = sum_over_tensor_group(model.parameters(), layout.tensor_group)
         self._states = OptimizerStates(self._step_runner.engine, zero_stage)
         parameters = dict(model.named_parameters())
@@ -97,7 +97,8 @@ class Engine:
         if originals is not None:
             self._tensors.set_values(originals, fill=fills)
 
-    def _make_step_runner(self, config: Config, resolved: DeepSpeedSettings, cut: PipelineCut | None) -> StepRunner:
+    def _make_step_runner(self, config: Config, run: ResolvedSettings, cut: PipelineCut | None) -> StepRunner:
+        resolved, backend = run.deepspeed, run.kernels.kernels.backend
         model, layout, entropy_weight = self._model, self._layout, config.model.speech.entropy_weight
         # DeepSpeed's own clipping in float32 without ZeRO does not tell the norm and does not skip bad gradients.
         clips_here = resolved.zero_stage == 0 and config.train.precision == "fp32"
@@ -108,12 +109,12 @@ class Engine:
             bucket_size = settings["zero_optimization"]["reduce_bucket_size"] if scatters(settings, layout) else None
             optimizer = build_optimizer(members, config.train.optimizer, bucket_size)
             clip_grad_norm = config.train.optimizer.clip_grad_norm if clips_here else None
-            return SequentialRunner(model, optimizer, settings, layout, entropy_weight, clip_grad_norm)
+            return SequentialRunner(model, optimizer, settings, layout, backend, entropy_weight, clip_grad_norm)
         from tolktrain.train.deepspeed.pipeline import PipelineRunner, make_stage_module  # imports DeepSpeed
 
         module = make_stage_module(model, cut, layout, entropy_weight, [key for key in GROUPS if key not in members])
         members |= {key: [anchor] for key, anchor in module.anchors.items()}
-        return PipelineRunner(module, build_optimizer(members, config.train.optimizer), settings, layout)
+        return PipelineRunner(module, build_optimizer(members, config.train.optimizer), settings, layout, backend)
 
     @property
     def model(self) -> SmolTolk:
@@ -144,13 +145,15 @@ class Engine:
             raise UserError(nothing_scored(self._stage, self._config))
         set_learning_rates(adam(self._step_runner.engine), learning_rates)
         update = self._step_runner.step(self._inputs(batches), counts)
-        return self._result(update.sums, counts, update.grad_norm, update.skipped)
+        text_nll, speech_nll, entropy = update.sums
+        return StepResult(text_nll, speech_nll, entropy, counts, update.grad_norm, update.skipped)
 
     @torch.no_grad()
     def loss_sums(self, batches: Sequence[Batch]) -> StepResult:
         """Summed losses of this and all other ranks' batches, without training; collective."""
-        sums = self._step_runner.evaluate(self._inputs(batches))
-        return self._result(sums, self._exchange_counts(batches), math.nan, False)
+        sums = reduce_sums(self._step_runner.evaluate(self._inputs(batches)), self._layout)
+        text_nll, speech_nll, entropy = sums.tolist()
+        return StepResult(text_nll, speech_nll, entropy, self._exchange_counts(batches), math.nan, False)
 
     def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
         """This rank's slices of parameters and moments, float32 on the CPU; collective.
@@ -182,10 +185,3 @@ class Engine:
         if self._layout.data_size > 1:
             dist.all_reduce(total, group=self._layout.data_group)  # on the host: a GPU need not be waited for
         return LossCounts(*total.tolist())
-
-    def _result(self, sums: Tensor, counts: LossCounts, grad_norm: float, skipped: bool) -> StepResult:
-        dist.all_reduce(sums, group=self._layout.data_group)
-        if self._layout.pipeline_size > 1:
-            dist.all_reduce(sums, group=self._layout.pipeline_group)  # only the last stage has any
-        text_nll, speech_nll, entropy = sums.tolist()
-        return StepResult(text_nll, speech_nll, entropy, counts, grad_norm, skipped)

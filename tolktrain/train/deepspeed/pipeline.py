@@ -20,13 +20,15 @@ from tolktrain.train.deepspeed.compat import (
     after_averaging,
     mark_replicated,
     set_bounds,
+    update_in_few_passes,
     use_groups,
 )
 from tolktrain.train.deepspeed.groups import deepspeed_topology
 from tolktrain.train.deepspeed.reduction import reduce_gradients
-from tolktrain.train.deepspeed.sequential import Update
+from tolktrain.train.deepspeed.sequential import Update, reduce_sums
 from tolktrain.train.optimizer import GroupKey
 from tolktrain.train.process import import_deepspeed, quiet_initialize, silenced, start_deepspeed
+from tolktrain_kernels.backend import Backend
 
 import_deepspeed()
 
@@ -118,11 +120,13 @@ class PipelineRunner:
         optimizer: torch.optim.Optimizer,
         settings: dict[str, Any],
         layout: Layout,
+        backend: Backend,
     ) -> None:
         self._module = module
         self._layout = layout
         self.engine = quiet_initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
         self.reduction = reduce_gradients(self.engine, layout, settings)
+        update_in_few_passes(self.engine, backend)
         module.ties_after_averaging = after_averaging(self.engine, self._tie)
 
     def _tie(self) -> None:
@@ -140,7 +144,8 @@ class PipelineRunner:
         averaged = len(micro_batches) * (self._layout.data_size if self.reduction is None else 1)
         self._module.begin(micro_batches, counts, scale=float(averaged))
         self.engine.train_batch(_placeholders(self._layout.device))
-        return Update(self._module.sums, float(self.engine.get_global_grad_norm()), not self.engine.was_step_applied())
+        sums = reduce_sums(self._module.sums, self._layout).tolist()
+        return Update(sums, float(self.engine.get_global_grad_norm()), not self.engine.was_step_applied())
 
     def evaluate(self, micro_batches: Sequence[ModelInputs]) -> Tensor:
         """Sums of the micro batches, float64 [3], without training; zero on all stages but the last."""

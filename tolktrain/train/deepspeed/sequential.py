@@ -1,7 +1,7 @@
 """DeepSpeed's engine around a model without pipeline stages, with ZeRO 0 to 3."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,19 +12,46 @@ from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import LossCounts, loss_to_train
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
-from tolktrain.train.deepspeed.compat import forget_releases
+from tolktrain.train.deepspeed.compat import forget_releases, update_in_few_passes
 from tolktrain.train.deepspeed.groups import MegatronGroups
 from tolktrain.train.deepspeed.reduction import reduce_gradients
 from tolktrain.train.deepspeed.zero3 import announce_shared_tables, partition_parameters
 from tolktrain.train.process import quiet_initialize
+from tolktrain_kernels.backend import Backend
 
 
 class Update(NamedTuple):
     """The result of a step."""
 
-    sums: Tensor  # float64 [3]: text nll, speech nll, entropy of this rank's micro batches
+    sums: list[float]  # text nll, speech nll, entropy of the global batch
     grad_norm: float  # of the global batch, before clipping
     skipped: bool  # the loss of a rank or the gradients were not finite, so nothing was updated
+
+
+def reduce_sums(sums: Tensor, layout: Layout) -> Tensor:
+    """Add up a rank's sums over all data ranks and pipeline stages, in place; collective."""
+    dist.all_reduce(sums, group=layout.data_group)
+    if layout.pipeline_size > 1:
+        dist.all_reduce(sums, group=layout.pipeline_group)  # only the last stage has any
+    return sums
+
+
+def start_reading(values: Tensor) -> Callable[[], list[float]]:
+    """Start to copy values [n] to the host. The function that is returned waits for them."""
+    if values.device.type != "cuda":
+        return values.tolist
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> list[float]:
+        if not copied.query():
+            copied.synchronize()
+        found: list[float] = host.tolist()
+        return found
+
+    return read
 
 
 class LossModule(nn.Module):
@@ -50,6 +77,7 @@ class SequentialRunner:
         optimizer: torch.optim.Optimizer,
         settings: dict[str, Any],
         layout: Layout,
+        backend: Backend,
         entropy_weight: float,
         clip_grad_norm: float | None,
     ) -> None:
@@ -69,6 +97,7 @@ class SequentialRunner:
         self.reduction = reduce_gradients(self.engine, layout, settings)
         # This undoes DeepSpeed's average over ranks.
         self._scale = layout.data_size if self.reduction is None else 1
+        update_in_few_passes(self.engine, backend)
 
     def step(self, micro_batches: Sequence[ModelInputs], counts: LossCounts) -> Update:
         """Forward and backward of each micro batch, then the optimizer's step."""
@@ -81,7 +110,10 @@ class SequentialRunner:
             sums += parts
             if number < len(micro_batches):
                 self.engine.step()
-        update = Update(sums, *self._update())
+        # Before the update: that waits for the norm anyway, and the next step is launched while the GPU still updates.
+        read_sums = start_reading(reduce_sums(sums, self._layout))
+        norm, skipped = self._update()
+        update = Update(read_sums(), norm, skipped)
         if self._partitions_parameters:
             forget_releases()
         return update
