@@ -58,7 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "residual": False,
         "tie_text_embeddings": True,
     },
-    "static": {"layer_pooling": "static", "input_adapter_layers": 0, "num_codebooks": 3},
+    "static": {"layer_pooling": "static", "input_adapter_layers": 0, "num_codebooks": 3, "special_tokens": ("<|a|>",)},
     "dynamic": {"layer_pooling": "dynamic", "residual": False, "output_adapter_layers": 0},
 }
 

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 SWITCHES = (
     "model.backbone.text_vocab_size=110 model.backbone.tie_text_embeddings=false model.speech.num_units=61"
     " model.speech.num_codebooks=2 model.speech.output_adapter_layers=2 model.speech.layer_pooling=dynamic"
+    ' model.special_tokens=["<|a|>","<|b|>"]'
 )
 LAYOUTS = (
     "parallel.tensor_parallel_size=2 parallel.sequence_parallel=true",

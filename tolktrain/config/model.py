@@ -19,9 +19,7 @@ class BackboneConfig(StrictModel):
         gt=0, description="Key and value heads (grouped queries); must divide the query heads."
     )
     ffn_hidden_size: FixedModel[int] = Field(gt=0, description="Width of the gated feed-forward layer.")
-    text_vocab_size: FixedModel[int] = Field(
-        gt=0, description="Text ids, without the three special ids that are appended."
-    )
+    text_vocab_size: FixedModel[int] = Field(gt=0, description="Text ids, without the special ids that are appended.")
     rope_theta: FixedModel[float] = Field(default=100_000.0, gt=0, description="Base of the rotary angles.")
     rms_norm_eps: FixedModel[float] = Field(default=1e-5, gt=0, description="Added to the mean square in RMSNorm.")
     tie_text_embeddings: FixedModel[bool] = Field(
@@ -93,3 +91,16 @@ class ModelConfig(StrictModel):
         description="Folder or hub id of a Llama-family checkpoint, or the shape of a new backbone."
     )
     speech: SpeechConfig = Field(default=SpeechConfig(), description="Adapters, pooling and speech vocabulary.")
+    special_tokens: FixedModel[tuple[str, ...]] = Field(
+        default=(),
+        strict=False,
+        description="Names of further rows of the text table, such as <|user|>, which begins a turn of the role user;"
+        " read, never predicted.",
+    )
+
+    @model_validator(mode="after")
+    def _special_tokens_are_names(self) -> "ModelConfig":
+        for name in self.special_tokens:
+            if not name.strip() or not name.isprintable() or self.special_tokens.count(name) > 1:
+                raise ValueError(f"special_tokens has {name!r}; give each token one name of printable characters, once")
+        return self

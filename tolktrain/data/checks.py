@@ -65,6 +65,7 @@ def check_data(config: Config, text_vocab_size: int, verify_files: bool = True, 
         text_eos,
         speech.num_units,
         speech.num_codebooks,
+        config.model.special_tokens,
         text_tokenizer=next((info.text.sha256 for info in infos.values() if info.text is not None), None),
         speech_tokenizer=next((info.speech.sha256 for info in infos.values() if info.speech is not None), None),
     )

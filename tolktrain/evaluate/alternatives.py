@@ -77,7 +77,11 @@ def _losses(weights: OpenWeights, data: str, sequences: int) -> Losses:
             f" {sizes.num_units} and {sizes.num_codebooks}; give a set that was prepared with the same speech tokenizer"
         )
     vocabulary = Vocabulary(
-        sizes.text_vocab_size, 0 if text is None else text.eos_id, sizes.num_units, sizes.num_codebooks
+        sizes.text_vocab_size,
+        0 if text is None else text.eos_id,
+        sizes.num_units,
+        sizes.num_codebooks,
+        sizes.special_tokens,
     )
     scorer, losses = Scorer(build_model(weights)), Losses()
     for strategy in DISPLAY_ORDER:

@@ -138,7 +138,7 @@ class Continuer:
         """Ids of the model."""
         sizes = self.model.architecture
         text_eos = self.text.info.eos_id if self.config.data.text_tokenizer is not None else 0
-        return Vocabulary(sizes.text_vocab_size, text_eos, sizes.num_units, sizes.num_codebooks)
+        return Vocabulary(sizes.text_vocab_size, text_eos, sizes.num_units, sizes.num_codebooks, sizes.special_tokens)
 
     def run(
         self,

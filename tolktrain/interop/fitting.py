@@ -8,9 +8,10 @@ from tolktrain.checkpoint.slices import Shape
 from tolktrain.config.root import InitTables
 from tolktrain.interop.formats.format import Weights
 from tolktrain.model.architecture import Architecture
+from tolktrain.model.initialization import TEXT_TABLE
 from tolktrain.vocabulary import SPECIAL_TEXT_IDS
 
-_TEXT_TABLE, _TEXT_HEAD, _SPEECH_TABLE = "text_embedding.weight", "text_head.weight", "speech_embedding."
+_TEXT_HEAD, _SPEECH_TABLE = "text_head.weight", "speech_embedding."
 _SPEECH_SPECIALS = 2  # EOS and PAD, the last rows of each speech table
 # Sizes without which tensors of equal shapes would mean something else.
 _FIXED = ("hidden_size", "num_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "ffn_hidden_size")
@@ -35,6 +36,7 @@ class Taken:
 
     source: str  # its name there
     rows: tuple[Rows, ...] | None = None  # None for the whole tensor
+    averaged: tuple[int, ...] = ()  # rows of the tensor that get the mean of the first of `rows`
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def fit_weights(
 
     A table of another vocabulary takes the rows of the ids that both vocabularies have, and the rows of special ids,
     which may have other numbers. If the ids are known to belong to another tokenizer, only the special rows are taken.
-    A text head that was tied is taken from the text table.
+    A text head that was tied is taken from the text table. Named special tokens are matched by name; new ones get the
+    mean of the rows of text that are taken.
 
     Args:
         weights: to begin from.
@@ -100,7 +103,11 @@ def fit_weights(
         new=[name for name in shapes if name not in taken or taken[name].rows is not None],
         unused=sorted(set(weights.shapes) - sources),
         misfits=misfits,
-        notes=[*_other_settings(weights.architecture, architecture), *_other_tokenizers(weights, tokenizers, same)],
+        notes=[
+            *_other_settings(weights.architecture, architecture),
+            *_other_tokenizers(weights, tokenizers, same),
+            *_dropped_tokens(weights.architecture, architecture),
+        ],
     )
 
 
@@ -136,7 +143,9 @@ def table_of(fit: Fit, shapes: Mapping[str, Shape]) -> list[str]:
     for name, rows in partly.items():
         count, total = sum(part.num_rows for part in rows or ()), shapes[name][0]
         source = "" if fit.taken[name].source == name else f" from {fit.taken[name].source}"
-        lines.append(f"taken in part: {name}, {count:,} of {total:,} rows{source}; the other rows are new")
+        averaged = fit.taken[name].averaged
+        new = f"; {len(averaged):,} begin with their mean" if averaged else ""
+        lines.append(f"taken in part: {name}, {count:,} of {total:,} rows{source}; the other rows are new{new}")
     lines.append(f"newly initialized: {_parts(name for name in fit.new if name not in partly)}")
     lines.append(f"not used: {_parts(fit.unused)}")
     return lines
@@ -162,12 +171,11 @@ def _differ(some: str | None, other: str | None) -> bool:
 def _table(name: str, weights: Weights, architecture: Architecture, same: _Sameness) -> Taken | None:
     """What a table or head of a vocabulary takes; None for any other tensor."""
     before = weights.architecture
-    if name == _TEXT_TABLE:
-        sizes = (architecture.text_vocab_size, before.text_vocab_size)
-        return Taken(name, _table_rows(*sizes, SPECIAL_TEXT_IDS, same.text))
+    if name == TEXT_TABLE:
+        return _text_table(before, architecture, same.text)
     if name == _TEXT_HEAD:
         sizes = (architecture.text_vocab_size, before.text_vocab_size)
-        source = _TEXT_TABLE if before.tie_text_embeddings else name
+        source = TEXT_TABLE if before.tie_text_embeddings else name
         rows = _table_rows(*sizes, 0, same.text)
         if rows is None and source != name:
             rows = (Rows(0, 0, sizes[0]),)
@@ -176,6 +184,19 @@ def _table(name: str, weights: Weights, architecture: Architecture, same: _Samen
         rows = _table_rows(architecture.num_units, before.num_units, _SPEECH_SPECIALS, same.speech)
         return Taken(name, rows)
     return None
+
+
+def _text_table(before: Architecture, now: Architecture, same: bool) -> Taken:
+    """What the text table takes. Named special tokens are found by their names, whatever their order."""
+    rows = _table_rows(now.text_vocab_size, before.text_vocab_size, SPECIAL_TEXT_IDS, same)
+    if before.special_tokens == now.special_tokens and (rows is None or not now.special_tokens):
+        return Taken(TEXT_TABLE, rows)
+    if rows is None:
+        rows = (Rows(0, 0, now.text_vocab_size), Rows(now.text_vocab_size, before.text_vocab_size, SPECIAL_TEXT_IDS))
+    common = [name for name in now.special_tokens if name in before.special_tokens]
+    named = [Rows(now.special_token(name), before.special_token(name), 1) for name in common]
+    new = [now.special_token(name) for name in now.special_tokens if name not in common]
+    return Taken(TEXT_TABLE, (*rows, *named), tuple(new) if same else ())
 
 
 def _table_rows(size: int, source_size: int, num_specials: int, same: bool) -> tuple[Rows, ...] | None:
@@ -218,6 +239,16 @@ def _other_tokenizers(weights: Weights, tokenizers: Mapping[str, str | None], sa
             f" (sha256 {before[:12]}): {action}"
         )
     return notes
+
+
+def _dropped_tokens(before: Architecture, now: Architecture) -> list[str]:
+    dropped = [name for name in before.special_tokens if name not in now.special_tokens]
+    if not dropped:
+        return []
+    return [
+        f"the weights have the special tokens {', '.join(dropped)}, which model.special_tokens does not list: their"
+        " rows are not used"
+    ]
 
 
 def _parts(names: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from tolktrain.config.model import ModelConfig
@@ -18,13 +17,12 @@ from tolktrain.interop.backbone_problems import (
 )
 from tolktrain.interop.safetensors_folder import TensorFolder
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.initialization import initial_value, initialize_parameters
+from tolktrain.model.initialization import TEXT_TABLE, initial_text_table, initialize_parameters
 from tolktrain.model.llama import backbone_folder
 from tolktrain.model.parameter_layout import Shape, canonical_shapes, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
-from tolktrain.vocabulary import SPECIAL_TEXT_IDS
 
-TEXT_TABLE, _TEXT_HEAD = "text_embedding.weight", "text_head.weight"
+_TEXT_HEAD = "text_head.weight"
 # Some exporters keep these; they follow from config.json and are computed again.
 _IGNORED_ENDINGS = ("rotary_emb.inv_freq",)
 
@@ -52,7 +50,8 @@ def backbone_names(model: SmolTolk) -> list[str]:
 def load_backbone_into(model: SmolTolk, path: str, seed: int = 0) -> None:
     """Copy a checkpoint's weights into the backbone of a model, or into this rank's part of it.
 
-    The rows of the three special ids, which the checkpoint does not have, are drawn afresh.
+    The rows of special ids, which the checkpoint does not have, are initialized: those of the three are drawn, those of
+    named tokens are the mean of the rows of text.
 
     Args:
         model: of the architecture that the checkpoint's config.json describes.
@@ -64,17 +63,14 @@ def load_backbone_into(model: SmolTolk, path: str, seed: int = 0) -> None:
             files that contradict each other, or shapes that disagree with config.json.
     """
     folder = backbone_folder(path, weights=True)
+    sizes = model.architecture
     shapes = canonical_shapes(model, with_copies=True)
     expected = {name: shape for name, shape in shapes.items() if is_backbone(name)}
     if TEXT_TABLE in expected:
-        rows, width = expected[TEXT_TABLE]
-        expected[TEXT_TABLE] = (rows - SPECIAL_TEXT_IDS, width)
-    sizes = model.architecture
+        expected[TEXT_TABLE] = (sizes.text_vocab_size, sizes.hidden_size)
     found = _read(folder, expected, sizes)
     if TEXT_TABLE in found:
-        fresh = initial_value(TEXT_TABLE, shapes[TEXT_TABLE], "normal", seed, sizes.initializer_range, sizes.num_layers)
-        table = found[TEXT_TABLE].to(fresh.dtype)
-        found[TEXT_TABLE] = torch.cat((table, fresh[-SPECIAL_TEXT_IDS:]))
+        found[TEXT_TABLE] = initial_text_table(sizes, seed, found[TEXT_TABLE].float())
     copy_canonical(model, found)
 
 

@@ -21,6 +21,7 @@ from tolktrain.parallel.layout import Layout
 from tolktrain.runs.initial_weights import InitialWeightsRecord
 
 KEY = "checkpoint.init_from"
+_MEAN_ROWS = 8192  # of a table, read at a time
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,10 @@ class InitialWeights:
                 # Nothing has initialized a parameter that is taken completely; its padding is zero.
                 rows = torch.zeros_like(parameter) if whole else parameter.detach().clone()
                 rows = rows.view(-1, *parameter.shape[1:])
+                means = {name: self._mean(taken, reader) for name, taken in found.items() if taken.averaged}
                 for section in view.sections(model.share, 0, len(rows)):
                     if section.name in found:
-                        self._fill_section(rows, section, found[section.name], reader)
+                        self._fill_section(rows, section, found[section.name], reader, means.get(section.name))
                 parameter.copy_(rows.view(parameter.shape))
 
     def describe(self) -> list[str]:
@@ -97,7 +99,20 @@ class InitialWeights:
             unused=list(fit.unused),
         )
 
-    def _fill_section(self, rows: Tensor, section: Section, taken: Taken, reader: WeightsReader) -> None:
+    def _mean(self, taken: Taken, reader: WeightsReader) -> Tensor:
+        """The mean [D] of the first rows that are taken. Summed in double precision, so that each rank has the same."""
+        assert taken.rows is not None
+        first = taken.rows[0]
+        width = self.weights.shapes[taken.source][1]
+        total = torch.zeros(width, dtype=torch.float64)
+        for begin in range(first.source_begin, first.source_begin + first.num_rows, _MEAN_ROWS):
+            count = min(_MEAN_ROWS, first.source_begin + first.num_rows - begin)
+            total += self._block(reader, taken.source, (begin, 0), (count, width)).double().sum(dim=0)
+        return (total / first.num_rows).float()
+
+    def _fill_section(
+        self, rows: Tensor, section: Section, taken: Taken, reader: WeightsReader, mean: Tensor | None
+    ) -> None:
         """Copy the part of a tensor that is a section of a parameter into the parameter's rows."""
         if taken.rows is None:
             block = self._block(reader, taken.source, section.offsets, section.sizes)
@@ -111,6 +126,9 @@ class InitialWeights:
                 offsets = (part.source_begin + first - part.begin, *section.offsets[1:])
                 block = self._block(reader, taken.source, offsets, (last - first, *section.sizes[1:]))
                 target[first - begin : last - begin] = block
+        for row in taken.averaged:
+            if begin <= row < end:
+                target[row - begin] = mean
         rows[section.rows] = target
 
     def _block(self, reader: WeightsReader, name: str, offsets: Shape, sizes: Shape) -> Tensor:

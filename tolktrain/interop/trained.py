@@ -73,6 +73,7 @@ def _configuration(folder: Path, weights: OpenWeights, overrides: Sequence[str])
                 "layer_pooling": architecture.layer_pooling,
                 "residual": architecture.residual,
             },
+            "special_tokens": architecture.special_tokens,
         },
         "data": {
             "sets": {_NO_SET: {"path": str(folder.resolve())}},

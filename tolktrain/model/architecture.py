@@ -36,6 +36,7 @@ class Architecture(SpecialIds):
     residual: bool
     rope_scaling: RopeScaling | None = None
     adapter_attention: AdapterAttention = "runs"
+    special_tokens: tuple[str, ...] = ()  # further rows of the text table, by name
 
     @property
     def keeps_states(self) -> bool:
@@ -59,7 +60,7 @@ class Architecture(SpecialIds):
         Raises:
             UserError: the named backbone has no readable config.json or is not of the Llama family.
         """
-        speech = _speech_part(config.speech)
+        speech = _speech_part(config.speech) | {"special_tokens": config.special_tokens}
         if isinstance(config.backbone, str):
             return cls(**read_llama_config(config.backbone), **speech)
         backbone = config.backbone.model_dump()
@@ -73,6 +74,7 @@ class Architecture(SpecialIds):
         Raises:
             UserError: a key is missing or unknown (written by another version).
         """
+        values = {"special_tokens": (), **values}  # absent from what was written before there were any
         known = {f.name for f in fields(cls)}
         if set(values) != known:
             raise UserError(
@@ -80,7 +82,11 @@ class Architecture(SpecialIds):
                 " it was written by another version of tolktrain, use that version, or train a new model"
             )
         scaling = values["rope_scaling"]
-        return replace(cls(**values), rope_scaling=RopeScaling(**scaling) if scaling is not None else None)
+        return replace(
+            cls(**values),
+            rope_scaling=RopeScaling(**scaling) if scaling is not None else None,
+            special_tokens=tuple(values["special_tokens"]),
+        )
 
     def with_speech(self, config: SpeechConfig) -> "Architecture":
         """The same backbone with the speech parts of a configuration."""

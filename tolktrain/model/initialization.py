@@ -6,7 +6,11 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from tolktrain.model.architecture import Architecture
 from tolktrain.model.parameter_layout import Initial, LayeredModel, Shape, parameter_views
+from tolktrain.vocabulary import SPECIAL_TEXT_IDS
+
+TEXT_TABLE = "text_embedding.weight"
 
 
 def name_generator(seed: int, name: str) -> torch.Generator:
@@ -29,6 +33,27 @@ def initial_value(name: str, shape: Shape, initial: Initial, seed: int, std: flo
     return torch.empty(shape).normal_(0.0, scale, generator=name_generator(seed, name))
 
 
+def initial_text_table(sizes: Architecture, seed: int, text_rows: Tensor | None = None) -> Tensor:
+    """Float32 initial value of the text table [V_t + specials, D].
+
+    The rows of the named special tokens are the mean of those of text, so that they begin as an average word; the
+    others have the values that they have without named tokens.
+
+    Args:
+        sizes: of the model.
+        seed: of the rows that are drawn.
+        text_rows: [V_t, D] of a pretrained table; drawn if absent.
+    """
+    shape = (sizes.text_vocab_size + SPECIAL_TEXT_IDS, sizes.hidden_size)
+    table = initial_value(TEXT_TABLE, shape, "normal", seed, sizes.initializer_range, sizes.num_layers)
+    if text_rows is not None:
+        table[: sizes.text_vocab_size] = text_rows
+    if not sizes.special_tokens:
+        return table
+    mean = table[: sizes.text_vocab_size].double().mean(dim=0, keepdim=True).float()
+    return torch.cat((table, mean.expand(len(sizes.special_tokens), -1)))
+
+
 def initialize_parameters(model: LayeredModel, seed: int, skip: Collection[str] = ()) -> None:
     """Set every parameter, except those whose canonical names are all in `skip`."""
     sizes = model.architecture
@@ -38,6 +63,11 @@ def initialize_parameters(model: LayeredModel, seed: int, skip: Collection[str] 
             continue
         pairs = zip(view.names, view.shapes, strict=True)
         scale = (seed, sizes.initializer_range, sizes.num_layers)
-        values = {name: initial_value(name, shape, view.initial, *scale) for name, shape in pairs}
+        values = {
+            name: initial_text_table(sizes, seed)
+            if name == TEXT_TABLE
+            else initial_value(name, shape, view.initial, *scale)
+            for name, shape in pairs
+        }
         with torch.no_grad():
             parameters[key].copy_(view.join(values, model.share))

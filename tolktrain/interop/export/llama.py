@@ -26,6 +26,11 @@ def export_llama(source: ExportSource, into: Path, dtype: DType, report: Callabl
     require_new(into)
     with source.open(report) as weights, new_folder(into) as aside:
         architecture = weights.architecture
+        if architecture.special_tokens:
+            report(
+                f"the special tokens {', '.join(architecture.special_tokens)} are not written: the format has no speech"
+                " and no special ids; --format hf writes them"
+            )
         shapes: dict[str, Shape] = {}
         canonical: dict[str, str] = {}
         for name, shape in weights.shapes.items():

@@ -33,6 +33,7 @@ _KEYS: Mapping[str, str] = {
     "output_adapter_layers": "output_adapter_layers",
     "layer_pooling": "layer_pooling",
     "residual": "residual",
+    "special_tokens": "special_tokens",
 }
 
 
@@ -72,6 +73,7 @@ def model_config(
 
 def architecture_from(config: Mapping[str, Any], path: Path) -> Architecture:
     """The inverse of `model_config`. Raises UserError if a key is missing or of another type."""
+    config = {"special_tokens": [], **config}  # absent from folders that were written before there were any
     missing = sorted(theirs for theirs in _KEYS.values() if theirs not in config)
     if missing:
         raise UserError(f"{path} lacks {missing[0]}; restore it from the folder that tolktrain export has written")
@@ -81,6 +83,8 @@ def architecture_from(config: Mapping[str, Any], path: Path) -> Architecture:
         kinds = {name: type(value) for name, value in architecture.to_dict().items()}
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: the sizes are not those of a SmolTolk ({error}); restore it") from None
+    if any(not isinstance(name, str) for name in architecture.special_tokens):
+        raise UserError(f"{path}: special_tokens is {values['special_tokens']!r:.80}, expected names; restore it")
     if architecture.layer_pooling not in get_args(LayerPooling):
         raise UserError(f"{path}: layer_pooling is {architecture.layer_pooling!r:.80}, which is unknown; restore it")
     for name, kind in kinds.items():
@@ -93,7 +97,7 @@ def architecture_from(config: Mapping[str, Any], path: Path) -> Architecture:
 
 
 def _kind_of(name: str) -> type | None:
-    if name in ("rope_scaling", "adapter_attention"):
+    if name in ("rope_scaling", "adapter_attention", "special_tokens"):
         return None
     if name == "layer_pooling":
         return str

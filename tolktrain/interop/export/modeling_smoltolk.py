@@ -2,8 +2,9 @@
 
 This file needs torch and transformers only. `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`
 loads it. Token ids of text and speech are separate: `speech_mask` says which positions are speech. After the V_t ids of
-the text tokenizer, the text table holds prefix-begin (V_t), prefix-end (V_t + 1) and switch (V_t + 2). Speech has the
-ids of the units, EOS (num_units) and PAD (num_units + 1). With K codebooks, codebook k of a frame is k positions later,
+the text tokenizer, the text table holds prefix-begin (V_t), prefix-end (V_t + 1), switch (V_t + 2) and the named
+special tokens (`config.special_token_id("<|user|>")`), none of which is predicted. Speech has the ids of the units, EOS
+(num_units) and PAD (num_units + 1). With K codebooks, codebook k of a frame is k positions later,
 and PAD fills the corners of a speech segment.
 """
 
@@ -31,7 +32,7 @@ class SmolTolkConfig(PretrainedConfig):
         num_key_value_heads: int = 2,
         head_dim: int = 32,
         intermediate_size: int = 128,
-        vocab_size: int = 256,  # V_t, without the three special ids
+        vocab_size: int = 256,  # V_t, without the special ids
         rotary_base: float = 10_000.0,
         rotary_scaling: dict[str, float] | None = None,  # of Llama 3
         rms_norm_eps: float = 1e-5,
@@ -43,6 +44,7 @@ class SmolTolkConfig(PretrainedConfig):
         output_adapter_layers: int = 2,
         layer_pooling: str = "both",  # none, static, dynamic or both
         residual: bool = True,
+        special_tokens: Sequence[str] = (),  # names of further rows of the text table
         **others: Any,
     ) -> None:
         self.hidden_size = hidden_size
@@ -63,6 +65,7 @@ class SmolTolkConfig(PretrainedConfig):
         self.output_adapter_layers = output_adapter_layers
         self.layer_pooling = layer_pooling
         self.residual = residual
+        self.special_tokens = list(special_tokens)
         # Tables are shared by the model itself, as the text table has rows that are never predicted.
         super().__init__(**{**others, "tie_word_embeddings": False})
 
@@ -70,6 +73,17 @@ class SmolTolkConfig(PretrainedConfig):
     def switch_token_id(self) -> int:
         """Text id at each change of modality."""
         return self.vocab_size + 2
+
+    @property
+    def text_table_size(self) -> int:
+        """Rows of the text table: V_t and the special ids."""
+        return self.vocab_size + 3 + len(self.special_tokens)
+
+    def special_token_id(self, name: str) -> int:
+        """Text id of a named special token. Raises ValueError if there is none of this name."""
+        if name not in self.special_tokens:
+            raise ValueError(f"the model has no special token {name!r}; it has {self.special_tokens}")
+        return self.vocab_size + 3 + self.special_tokens.index(name)
 
     @property
     def speech_eos(self) -> int:
@@ -229,7 +243,7 @@ class SmolTolkForCausalLM(PreTrainedModel):
     def __init__(self, config: SmolTolkConfig) -> None:
         super().__init__(config)
         width, speech = config.hidden_size, config.num_units + 2
-        self.text_embedding = nn.Embedding(config.vocab_size + 3, width)
+        self.text_embedding = nn.Embedding(config.text_table_size, width)
         self.speech_embedding = nn.ModuleList(nn.Embedding(speech, width) for _ in range(config.num_codebooks))
         self.input_adapter = SmolTolkStack(config, config.input_adapter_layers, False)
         self.backbone = SmolTolkStack(config, config.num_hidden_layers, True)
@@ -356,7 +370,7 @@ class SmolTolkForCausalLM(PreTrainedModel):
         to = to or ("text" if units is None else "speech")
         if (input_ids is None) == (units is None) or to not in ("text", "speech"):
             raise ValueError('generate takes either input_ids or units; `to` is "text" or "speech"')
-        given, most = (input_ids, self.config.vocab_size + 3) if units is None else (units, self.config.num_units + 1)
+        given, most = (input_ids, self.config.text_table_size) if units is None else (units, self.config.num_units + 1)
         if not given.numel() or not 0 <= int(given.min()) <= int(given.max()) < most:  # type: ignore[union-attr]
             raise ValueError(f"the prompt must have ids from 0 to {most - 1}; is it of another tokenizer?")
         columns, is_speech = self._prompt(input_ids, units, to)

@@ -45,6 +45,11 @@ def export_published(source: ExportSource, into: Path, dtype: DType, report: Cal
                 f"the model has {architecture.num_codebooks} codebooks, and the code of the SmolTolk authors has one;"
                 " --format hf writes the whole model"
             )
+        if architecture.special_tokens:
+            raise UserError(
+                f"the model has the special tokens {', '.join(architecture.special_tokens)}, for whose names the format"
+                " of the SmolTolk authors has no place; --format hf writes the whole model"
+            )
         folder = aside / BACKBONE_FOLDER
         folder.mkdir()
         length = weights.sequence_length or _DEFAULT_LENGTH
