@@ -106,7 +106,8 @@ def test_dataset_description(tmp_path: Path) -> None:
     for content, message in (
         (json.dumps(good)[:-9], "dataset.json is not readable JSON"),
         ("[]", "schema_version is None, but this version of tolktrain reads 1"),
-        (json.dumps(good | {"schema_version": 2}), "schema_version is 2, but this version of tolktrain reads 1"),
+        (json.dumps(good | {"schema_version": 3}), "schema_version is 3, but this version of tolktrain reads 1 and 2;"),
+        (json.dumps(good | {"schema_version": 2}), "schema_version 2 and `conversations` belong together"),
         (json.dumps(good | {"num_records": "many", "extra": 1}), "num_records: .*; extra: "),
         # What is measured, and models, have a row for each id.
         (json.dumps(good | {"text": good["text"] | {"vocab_size": 10**12}}), "text.vocab_size: .*16777216"),

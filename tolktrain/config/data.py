@@ -7,7 +7,18 @@ from pydantic import Field, model_validator
 from tolktrain.config.base import FixedData, Free, GivenPath, InputPath, SteeringUntilBegin, StrictModel
 
 # Each is a file of `tolktrain.data.strategies`. Append new ones: the order determines which strategy a record gets.
-Strategy = Literal["speech", "text", "interleaved", "recognition", "synthesis"]
+Strategy = Literal[
+    "speech",
+    "text",
+    "interleaved",
+    "recognition",
+    "synthesis",
+    "answer_text",
+    "answer_speech",
+    "answer_interleaved",
+    "answer_chain",
+    "preference",
+]
 
 
 class DatasetConfig(StrictModel):

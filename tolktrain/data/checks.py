@@ -2,6 +2,7 @@
 it."""
 
 import itertools
+import json
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from tolktrain.config import Config
 from tolktrain.config.data import Strategy
 from tolktrain.data.folder import RecordFolder, fetch_descriptions
 from tolktrain.data.index import INDEX_FILE, RecordReader, ShardIndex, identity_of, read_index
-from tolktrain.data.records import DatasetInfo, columns_of
+from tolktrain.data.records import ConversationInfo, DatasetInfo, columns_of
 from tolktrain.data.strategies import STRATEGIES, require_modalities
 from tolktrain.errors import UserError
 from tolktrain.files.reading import file_sha256
@@ -21,7 +22,7 @@ from tolktrain.libraries.streaming import get_hash
 from tolktrain.parallel.collectives import all_gather_objects, on_each_node
 from tolktrain.storage.retries import RetryPolicy
 from tolktrain.units.load import describe_speech_tokenizer
-from tolktrain.vocabulary import Vocabulary
+from tolktrain.vocabulary import ROLE_TOKEN, Vocabulary
 
 HASHED_BYTES = 1 << 30
 """Sets above this size are hashed when their shards are first read, not before the run."""
@@ -93,6 +94,11 @@ def _check_sets(
     infos: dict[str, DatasetInfo] = {}
     columns: dict[str, list[str]] = {}
     for key, name, strategy in uses:
+        if strategy == "preference":
+            raise UserError(
+                f"{key}: the strategy 'preference' has no loss yet: chosen and rejected answers would be learned alike;"
+                " use another strategy"
+            )
         if name not in infos:
             try:
                 infos[name], columns[name] = _check_set(config, name, text_vocab_size, shares.get(name))
@@ -105,9 +111,19 @@ def _check_sets(
             where = f"data.sets.{name} ({config.data.sets[name].path}), used by {key},"
             info = infos[name]
             require_modalities(
-                strategy, info.text is not None, info.speech is not None, "word_text_ends" in columns[name], where
+                strategy,
+                info.text is not None,
+                info.speech is not None,
+                "word_text_ends" in columns[name],
+                where,
+                info.kind,
             )
-            _check_length(key, name, strategy, info, config.train.sequence_length)
+            if info.conversations is None:
+                _check_length(key, name, strategy, info, config.train.sequence_length)
+            else:
+                _check_packing(key, name, strategy, info.conversations, config.train.sequence_length)
+        elif key == "evaluation.train_set" and infos[name].conversations is not None:
+            raise UserError(f"{key} is {name}, which holds conversations; name a set of passages, or none")
     return infos
 
 
@@ -141,6 +157,8 @@ def _check_set(
             " the copy is incomplete or mixed from two builds; copy it again or rebuild it"
         )
     _check_vocabularies(config, name, info, text_vocab_size)
+    if info.conversations is not None:
+        _check_roles(config, name, info.conversations)
     if share is not None and dataset.remote is None:
         verify_shards(shards, *share)
         records = RecordFolder(dataset)
@@ -153,8 +171,8 @@ def _check_columns(folder: str, shards: ShardIndex, info: DatasetInfo) -> None:
     text, speech = info.text is not None, info.speech is not None
     if not text and not speech:
         raise UserError(f"{folder}/dataset.json declares neither text nor speech; a set needs at least one of them")
-    allowed = [columns_of(text, speech, aligned=False)]
-    allowed += [columns_of(text, speech, aligned=True)] if text and speech else []
+    allowed = [columns_of(text, speech, False, info.kind)]
+    allowed += [columns_of(text, speech, True, info.kind)] if text and speech else []
     first = shards[0].column_names
     for number, kind in shards.one_of_each_kind():
         columns = dict(zip(kind.column_names, kind.column_encodings, strict=True))
@@ -200,6 +218,34 @@ def _check_length(key: str, name: str, strategy: Strategy, info: DatasetInfo, se
         raise UserError(
             f"train.sequence_length {sequence_length} is longer than any record of data.sets.{name} under {key}: the"
             f" longest has {longest} tokens; lower it, or build the data set from longer passages"
+        )
+
+
+def _check_packing(key: str, name: str, strategy: Strategy, info: ConversationInfo, sequence_length: int) -> None:
+    """Raise `UserError` if sequences of conversations could score nothing: preparation has checked that they do."""
+    if strategy not in info.strategies:
+        raise UserError(
+            f"data.sets.{name} was prepared for the strategies {', '.join(info.strategies)}, not for {strategy!r} under"
+            f" {key}; prepare it with dialogue.strategies that contain it"
+        )
+    if sequence_length < info.sequence_length:
+        raise UserError(
+            f"data.sets.{name}, used by {key}, was prepared for sequences of {info.sequence_length} positions, and"
+            f" train.sequence_length is {sequence_length}: conversations would be cut; raise it, or prepare the set"
+            " with this dialogue.sequence_length"
+        )
+
+
+def _check_roles(config: Config, name: str, info: ConversationInfo) -> None:
+    """Raise `UserError` if the model lacks the special token of a role."""
+    wanted = [ROLE_TOKEN.format(role) for role in info.roles]
+    missing = [token for token in wanted if token not in config.model.special_tokens]
+    if missing:
+        tokens = [*config.model.special_tokens, *missing]
+        raise UserError(
+            f"data.sets.{name} has turns of the roles {', '.join(info.roles)}, but model.special_tokens lacks"
+            f" {', '.join(missing)}; set model.special_tokens to {json.dumps(tokens)}, in a new run that begins from"
+            " the weights of a model without them (checkpoint.init_from)"
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from tolktrain.config.data import DatasetConfig, InterleavingConfig
 from tolktrain.data.folder import open_records
 from tolktrain.data.loader import validation_batches
-from tolktrain.data.strategies import DISPLAY_ORDER, require_modalities
+from tolktrain.data.strategies import DISPLAY_ORDER, require_record
 from tolktrain.errors import UserError
 from tolktrain.evaluate.losses import heldout_losses
 from tolktrain.evaluate.scorer import Scorer
@@ -87,7 +87,7 @@ def _losses(weights: OpenWeights, data: str, sequences: int) -> Losses:
     for strategy in DISPLAY_ORDER:
         record = records[0]
         try:
-            require_modalities(strategy, record.has_text, record.has_speech, record.is_aligned, data)
+            require_record(strategy, record, data)
         except UserError:
             continue
         batches = validation_batches(

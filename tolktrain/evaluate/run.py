@@ -18,7 +18,7 @@ from tolktrain.data.batch import Batch
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import open_records
 from tolktrain.data.loader import validation_batches
-from tolktrain.data.strategies import DISPLAY_ORDER, STRATEGIES, require_modalities
+from tolktrain.data.strategies import DISPLAY_ORDER, STRATEGIES, require_record
 from tolktrain.errors import UserError
 from tolktrain.evaluate.baselines import Baselines, fit_baselines
 from tolktrain.evaluate.choice_file import write_choices
@@ -222,7 +222,7 @@ class _Evaluation:
         """Whether the records of the set have what the strategy needs."""
         record = open_records(self.config.data.sets[name])[0]
         try:
-            require_modalities(strategy, record.has_text, record.has_speech, record.is_aligned, name)
+            require_record(strategy, record, name)
         except UserError:
             return False
         return True

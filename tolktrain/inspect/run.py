@@ -30,7 +30,7 @@ from tolktrain.inspect.tables import print_header, print_statistics
 from tolktrain.inspect.tokenizers import Tokenizers, fetch_tokenizers, find_tokenizers
 from tolktrain.prepare.job.shards import check_record
 from tolktrain.storage.open import is_remote
-from tolktrain.vocabulary import Vocabulary
+from tolktrain.vocabulary import ROLE_TOKEN, Vocabulary
 
 PICTURE_FILE, STATISTICS_FILE = "statistics.png", "statistics.json"
 
@@ -68,6 +68,9 @@ def inspect_dataset(options: InspectOptions, console: Console) -> None:
         records, tokenizers = _open(options, Path(cache))
         options = replace(options, output=options.output or _default_output(records.info, options))
         strategy = _strategy(options.strategy, records.info, records[0])
+        if records.info.conversations is not None:  # shorter sequences could be without an answer
+            length = max(options.sequence_length, records.info.conversations.sequence_length)
+            options = replace(options, sequence_length=length)
         print_header(console, records.info, options.path, tokenizers)
         statistics, shown = _measure(records, strategy, options, console)
         rate = records.info.speech.frames_per_second if records.info.speech is not None else 1.0
@@ -138,8 +141,10 @@ def _strategy(name: str | None, info: DatasetInfo, first: Record) -> Strategy:
     text, speech = info.text is not None, info.speech is not None
     if name is not None:
         strategy = cast(Strategy, name)
-        require_modalities(strategy, text, speech, first.is_aligned, f"the data set {info.name!r}")
+        require_modalities(strategy, text, speech, first.is_aligned, f"the data set {info.name!r}", info.kind)
         return strategy
+    if info.conversations is not None:
+        return cast(Strategy, info.conversations.strategies[0])
     if first.is_aligned:
         return "interleaved"
     if text and speech:
@@ -157,6 +162,9 @@ def _measure(
         text_eos=info.text.eos_id if info.text is not None else 0,
         num_units=info.speech.num_units if info.speech is not None else 1,
         num_codebooks=info.speech.num_codebooks if info.speech is not None else 1,
+        special_tokens=()
+        if info.conversations is None
+        else tuple(ROLE_TOKEN.format(role) for role in info.conversations.roles),
     )
     numbers = chosen_records(len(records), options.statistics_records)
     chosen = set(evenly(numbers, options.records))

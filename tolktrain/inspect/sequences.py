@@ -9,7 +9,7 @@ from rich.text import Text
 
 from tolktrain.data.records import Record
 from tolktrain.files.terminal import Console
-from tolktrain.inspect.spans import EOS, Part, Span, TakenApart, parts_of, word_texts
+from tolktrain.inspect.spans import EOS, Part, Span, TakenApart, part_ends, part_text, parts_of
 from tolktrain.inspect.tokenizers import TextReader
 
 Seconds = npt.NDArray[np.float64]  # [n + 1]: when each unit begins, and the last one ends
@@ -28,7 +28,7 @@ def print_legend(console: Console) -> None:
     legend.append("1.20 ", TIME).append("[word]", SPEECH)
     legend.append(" second of the record and the word spoken, … where it is cut off; ")
     legend.append("<eos>", MARK).append(" end of an utterance; ")
-    legend.append("<switch> <prefix> <prefix-end> <pad>", MARK).append(" never scored; ")
+    legend.append("<switch> <prefix> <prefix-end> <|role|> <pad>", MARK).append(" never scored; ")
     legend.append("dim, “not scored”", UNSCORED).append(": the model sees it but is not scored on it")
     legend.append(" (nor on the first token).")
     console.print(legend)
@@ -39,6 +39,8 @@ def print_sequence(console: Console, apart: TakenApart, number: int, text: TextR
     record, sequence = apart.record, apart.sequence
     console.print(Text(f"\nRecord {number}  {record.id}", style="bold").append(f"  {record.source}", "not bold"))
     details = [sequence.strategy, f"{sequence.length} tokens"]
+    if len(sequence.document_starts) > 1:
+        details.append(f"{len(sequence.document_starts)} documents")
     if sequence.length < len(sequence.scored):
         details.append(f"{len(sequence.scored) - sequence.length} of padding")
     details.append(f"{apart.num_scored} of {len(sequence.scored) - 1} targets scored")
@@ -57,7 +59,7 @@ def _print_span(
 ) -> None:
     head = Text(f"{span.begin:>{INDENT - 2}}  ", style=HEAD)
     if span.kind not in ("text", "speech"):
-        head.append(_MARKS[span.kind], MARK)
+        head.append(span.name or _MARKS[span.kind], MARK)
         head.append(f" × {span.num_tokens}" if span.num_tokens > 1 else "")
         console.print(head)
         return
@@ -88,7 +90,7 @@ def _details(span: Span, record: Record, seconds: Seconds) -> Iterator[str]:
     inside = span.places[span.places >= 0]
     if span.kind == "speech" and len(inside):
         yield f"{seconds[inside[0]]:.2f} – {seconds[inside[-1] + 1]:.2f} s"
-    if record.is_aligned:
+    if record.is_aligned and record.kind == "passage":
         ends = record.word_unit_ends if span.kind == "speech" else record.word_text_ends
         words = sum(part.number >= 0 for part in parts_of(span, ends))
         yield _counted(words, "word")
@@ -109,20 +111,20 @@ def _text_pieces(span: Span, record: Record, text: TextReader) -> Iterator[Text]
             continue
         if record.is_aligned:
             # In an interleaved sequence utterances normally continue in another span; words do not.
-            whole = {0, *record.word_text_ends.tolist()}
+            whole = {0, *part_ends(record)[0].tolist()}
             part = replace(part, cut_before=part.begin not in whole, cut_after=part.end not in whole)
         shown = _cut(text(record.text_ids[part.begin : part.end]), part)
         yield from (Text(word, TEXT) for word in shown.split())
 
 
 def _speech_pieces(span: Span, record: Record, text: TextReader, seconds: Seconds) -> Iterator[Text]:
-    by_word = record.is_aligned
-    for part in parts_of(span, record.word_unit_ends if by_word else record.utterance_unit_ends):
+    for part in parts_of(span, part_ends(record)[1]):
         if part.number == EOS:
             yield Text("<eos>", MARK)
             continue
-        if record.has_text:
-            shown = text(word_texts(record, part.number, by_word))
+        ids = part_text(record, part.number) if record.has_text else record.text_ids
+        if len(ids):
+            shown = text(ids)
         else:
             units = record.units[part.begin : part.end]
             shown = " ".join("+".join(map(str, row)) for row in units[:SHOWN_UNITS].tolist())

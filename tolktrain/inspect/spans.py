@@ -11,7 +11,7 @@ from tolktrain.data.sequences import IntArray, Sequence, sequence_rng
 from tolktrain.data.strategies import build_sequence
 from tolktrain.vocabulary import Vocabulary
 
-SpanKind = Literal["text", "speech", "prefix", "prefix-end", "switch", "padding"]
+SpanKind = Literal["text", "speech", "prefix", "prefix-end", "switch", "token", "padding"]
 
 EOS = -1
 DELAY = -2
@@ -26,6 +26,7 @@ class Span:
     num_tokens: int
     num_scored: int  # tokens that are scored as targets
     places: IntArray  # [num_tokens] indices into text_ids or units; EOS and DELAY (codebook 0 is PAD) are negative
+    name: str = ""  # of a named special token
 
     @property
     def num_content(self) -> int:
@@ -81,7 +82,9 @@ def take_apart(
         text_ids=np.arange(num_text),
         units=np.repeat(np.arange(num_rows)[:, None], record.units.shape[1], axis=1),
     )
-    index_vocabulary = Vocabulary(num_text + 1, num_text, max(num_rows, 1), vocabulary.num_codebooks)
+    index_vocabulary = Vocabulary(
+        num_text + 1, num_text, max(num_rows, 1), vocabulary.num_codebooks, vocabulary.special_tokens
+    )
     twin = build_sequence(
         indices, strategy, index_vocabulary, sequence_length, interleaving, sequence_rng(seed, record.id, 0, "sequence")
     )
@@ -113,6 +116,8 @@ def _spans(sequence: Sequence, vocabulary: Vocabulary, places: IntArray) -> list
         vocabulary.prefix_end: "prefix-end",
         vocabulary.switch: "switch",
     }
+    names = {vocabulary.special_token(name): name for name in vocabulary.special_tokens}
+    specials |= dict.fromkeys(names, "token")
     kinds: list[SpanKind] = []
     for position, (token, is_speech) in enumerate(zip(sequence.tokens[0].tolist(), sequence.is_speech, strict=True)):
         if position >= sequence.length:
@@ -124,10 +129,11 @@ def _spans(sequence: Sequence, vocabulary: Vocabulary, places: IntArray) -> list
     spans = []
     begin = 0
     for end in range(1, len(kinds) + 1):
-        if end < len(kinds) and kinds[end] == kinds[begin]:
+        if end < len(kinds) and kinds[end] == kinds[begin] and kinds[end] != "token":
             continue
         own = places[begin:end] if kinds[begin] in ("text", "speech") else np.zeros(0, np.int64)
-        spans.append(Span(kinds[begin], begin, end - begin, int(scored[begin:end].sum()), own))
+        name = names[int(sequence.tokens[0, begin])] if kinds[begin] == "token" else ""
+        spans.append(Span(kinds[begin], begin, end - begin, int(scored[begin:end].sum()), own, name))
         begin = end
     return spans
 
@@ -152,8 +158,27 @@ def parts_of(span: Span, ends: Array) -> list[Part]:
     return parts
 
 
-def word_texts(record: Record, number: int, by_word: bool) -> Array:
-    """Text ids of a word, or of an utterance."""
-    ends = record.word_text_ends if by_word else record.utterance_text_ends
+def part_ends(record: Record) -> tuple[Array, Array]:
+    """Ends of the parts that are shown, in text ids and in units: words, or utterances whose words are not aligned."""
+    if record.kind == "passage":
+        if record.is_aligned:
+            return record.word_text_ends, record.word_unit_ends
+        return record.utterance_text_ends, record.utterance_unit_ends
+    words = record.turn_word_ends.astype(np.int64)
+    text_ends, unit_ends = [], []
+    for turn, (begin, end) in enumerate(zip([0, *words[:-1]], words, strict=True)):
+        is_aligned = end > begin
+        text_ends.append(
+            record.word_text_ends[begin:end] if is_aligned else record.utterance_text_ends[turn : turn + 1]
+        )
+        unit_ends.append(
+            record.word_unit_ends[begin:end] if is_aligned else record.utterance_unit_ends[turn : turn + 1]
+        )
+    return np.concatenate(text_ends), np.concatenate(unit_ends)
+
+
+def part_text(record: Record, number: int) -> Array:
+    """Text ids of a part of `part_ends`."""
+    ends = part_ends(record)[0]
     begin = int(ends[number - 1]) if number else 0
     return record.text_ids[begin : int(ends[number])]

@@ -111,7 +111,7 @@ class Statistics:
             self._add_lengths("text", record.utterance_text_ends)
         if record.has_speech:
             self._add_speech(record)
-        if record.is_aligned:
+        if record.is_aligned and record.kind == "passage":
             self._keep("units_per_word", np.diff(record.word_unit_ends.astype(np.int64), prepend=0))
             self._keep("text_ids_per_word", np.diff(record.word_text_ends.astype(np.int64), prepend=0))
         self._add_sequence(apart)
@@ -156,7 +156,8 @@ class Statistics:
         }
 
     def _add_lengths(self, modality: str, utterance_ends: Array) -> None:
-        lengths = np.diff(utterance_ends.astype(np.int64), prepend=0) + 1
+        lengths = np.diff(utterance_ends.astype(np.int64), prepend=0)
+        lengths = lengths[lengths > 0] + 1  # turns need not have both modalities
         self._keep(f"utterance_{modality}", lengths)
         self._keep(f"record_{modality}", lengths.sum(keepdims=True))
 
@@ -168,7 +169,7 @@ class Statistics:
         self.seconds += seconds
         self._keep("run_length", run_lengths)
         self._keep("units_per_second", np.array([len(record.units) / seconds]))
-        if record.is_aligned:
+        if record.is_aligned and record.kind == "passage":
             self._keep("words_per_second", np.array([len(record.word_unit_ends) / seconds]))
         self._add_lengths("units", record.utterance_unit_ends)
         for counts, units in zip(self.unit_counts, record.units.T, strict=True):

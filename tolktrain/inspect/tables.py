@@ -20,6 +20,13 @@ def print_header(console: Console, info: DatasetInfo, address: str, tokenizers: 
     table.add_row("size", f"{info.num_records:,} records, {info.hours:,.2f} hours, {info.num_words:,} aligned words")
     table.add_row("tokens", f"{info.num_text_tokens:,} text ids, {info.num_units:,} units, without EOS")
     table.add_row("longest", f"{info.longest_text:,} text ids, {info.longest_speech:,} units, with EOS")
+    if info.conversations is not None:
+        found = info.conversations
+        table.add_row(
+            "conversations",
+            f"{found.num_conversations:,} of the kind {found.kind}, {found.num_turns:,} turns of"
+            f" {', '.join(found.roles)}; packed for {found.sequence_length:,} positions and {', '.join(found.strategies)}",
+        )
     if info.text is not None:
         made = f"{info.text.vocab_size:,} ids, EOS {info.text.eos_id}, sha256 {info.text.sha256[:12]}"
         table.add_row("text tokenizer", f"{made}\n{tokenizers.text_note}")

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.records import Record, SpeechInfo, TextInfo
+from tolktrain.prepare.job.shards import Packing
 from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import Failure
 
@@ -23,7 +24,8 @@ class Kind(Protocol):
 
     text: TextInfo | None
     speech: SpeechInfo | None
-    aligned: bool  # records have word alignment
+    aligned: bool  # records have word alignment; of conversations: some may
+    packing: Packing | None  # of conversations; None for passages
     unused: Unused  # what `parts` and `records` have read over since it was last taken
 
     def parts(self) -> tuple[list[Part], list[Failure]]:

@@ -11,7 +11,7 @@ from typing import cast, get_args
 import numpy as np
 
 from tolktrain.config.data import InterleavingConfig, Strategy
-from tolktrain.data.records import Record
+from tolktrain.data.records import Record, RecordKind
 from tolktrain.data.sequences import Sequence, SequenceWriter
 from tolktrain.data.strategies.base import SequenceStrategy
 from tolktrain.errors import UserError
@@ -21,7 +21,12 @@ STRATEGIES: Mapping[Strategy, SequenceStrategy] = MappingProxyType(
     {name: importlib.import_module(f"{__name__}.{name}").STRATEGY for name in get_args(Strategy)}
 )
 # Order of strategies in tables.
-DISPLAY_ORDER = tuple(cast(list[Strategy], sorted(STRATEGIES, key=lambda name: STRATEGIES[name].needs_speech)))
+DISPLAY_ORDER = tuple(
+    cast(
+        list[Strategy],
+        sorted(STRATEGIES, key=lambda name: (STRATEGIES[name].reads != "passage", STRATEGIES[name].needs_speech)),
+    )
+)
 
 
 def build_sequence(
@@ -41,15 +46,32 @@ def build_sequence(
     Raises:
         UserError: the record lacks what the strategy needs, or its ids lie outside the vocabulary.
     """
-    require_modalities(strategy, record.has_text, record.has_speech, record.is_aligned, f"record {record.id!r}")
+    require_record(strategy, record, f"record {record.id!r}")
     writer = SequenceWriter(vocabulary, sequence_length + 1)
-    STRATEGIES[strategy].write(writer, record, interleaving, rng)
+    try:
+        STRATEGIES[strategy].write(writer, record, interleaving, rng)
+    except UserError as error:
+        where = "" if repr(record.id) in str(error) else f"record {record.id!r}, strategy {strategy!r}: "
+        raise UserError(f"{where}{error}") from None
     return writer.finish(record.id, strategy)
 
 
-def require_modalities(strategy: Strategy, text: bool, speech: bool, aligned: bool, where: str) -> None:
-    """Raise `UserError` if data without text, speech or word alignment cannot serve a strategy."""
+def require_record(strategy: Strategy, record: Record, where: str) -> None:
+    """Raise `UserError` if a record is not of the kind that a strategy reads, or lacks what it needs."""
+    require_modalities(strategy, record.has_text, record.has_speech, record.is_aligned, where, record.kind)
+
+
+def require_modalities(
+    strategy: Strategy, text: bool, speech: bool, aligned: bool, where: str, kind: RecordKind = "passage"
+) -> None:
+    """Raise `UserError` if data of another kind, or without text, speech or word alignment, cannot serve a strategy."""
     needs = STRATEGIES[strategy]
+    if needs.reads != kind:
+        served = ", ".join(name for name, other in STRATEGIES.items() if other.reads == kind)
+        raise UserError(
+            f"{where} holds records of the kind {kind!r}, and the strategy {strategy!r} reads the kind {needs.reads!r};"
+            f" use it for {served}"
+        )
     if needs.needs_text and not text:
         raise UserError(f"{where} has no text, which the strategy {strategy!r} needs; use it for 'speech' only")
     if needs.needs_speech and not speech:

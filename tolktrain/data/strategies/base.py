@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from tolktrain.config.data import InterleavingConfig
-from tolktrain.data.records import DatasetInfo, Record
+from tolktrain.data.records import DatasetInfo, Record, RecordKind
 from tolktrain.data.sequences import SequenceWriter
 
 Modality = Literal["text", "speech"]
@@ -15,6 +15,7 @@ Modality = Literal["text", "speech"]
 class SequenceStrategy(ABC):
     """A strategy. Each file of this package defines one as `STRATEGY`."""
 
+    reads: ClassVar[RecordKind] = "passage"
     needs_text: ClassVar[bool] = True
     needs_speech: ClassVar[bool] = True
     needs_alignment: ClassVar[bool] = False  # of words with text and speech

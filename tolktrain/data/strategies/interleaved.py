@@ -28,7 +28,7 @@ class Interleaved(SequenceStrategy):
         num_words = len(record.word_text_ends)
         first_is_speech = bool(rng.integers(2))
         # Each word has at least one token, so no more than `size` words fit.
-        boundaries = _span_boundaries(min(num_words, writer.size), first_is_speech, interleaving, rng)
+        boundaries = span_boundaries(min(num_words, writer.size), first_is_speech, interleaving, rng)
 
         def layout(start: int) -> tuple[IntArray, IntArray]:
             """Words that bound the spans after a first word, and the tokens up to the end of each span."""
@@ -63,7 +63,7 @@ class Interleaved(SequenceStrategy):
         return max(info.longest_text, info.longest_speech)
 
 
-def _span_boundaries(
+def span_boundaries(
     num_words: int, first_is_speech: bool, interleaving: InterleavingConfig, rng: np.random.Generator
 ) -> IntArray:
     """Cumulative words of alternating spans, from 0 to at least `num_words`."""

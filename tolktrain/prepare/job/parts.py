@@ -74,7 +74,8 @@ def do_part(config: PrepareConfig, kind: Kind, place: Workplace, number: int, pa
     """
     with tempfile.TemporaryDirectory(dir=place.folder) as temporary:
         records = _Records(kind, part, report)
-        columns = columns_of(kind.text is not None, kind.speech is not None, kind.aligned)
+        stored = "passage" if kind.packing is None else kind.packing.kind
+        columns = columns_of(kind.text is not None, kind.speech is not None, kind.aligned, stored)
         writers: dict[str, ShardWriter] = {}
         for split, record in records:
             if split not in writers:
@@ -90,7 +91,8 @@ def do_part(config: PrepareConfig, kind: Kind, place: Workplace, number: int, pa
             failures=records.failures,
             unused=kind.unused.take(),
         )
-    place.storage.write(part_name(number), result.model_dump_json().encode())
+    exclude = {"counts": {"__all__": {"num_conversations", "roles"}}} if kind.packing is None else None
+    place.storage.write(part_name(number), result.model_dump_json(exclude=exclude).encode())
     return result
 
 

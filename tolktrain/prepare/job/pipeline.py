@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from tolktrain import __version__
 from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.index import INDEX_FILE, check_entries
-from tolktrain.data.records import DATASET_FILE, SCHEMA_VERSION
+from tolktrain.data.records import CONVERSATION_VERSION, DATASET_FILE, SCHEMA_VERSION
 from tolktrain.errors import UserError
 from tolktrain.files.reading import parse_json
 from tolktrain.prepare.job.gpus import num_gpus, share_gpus
@@ -112,7 +112,7 @@ def _description(config: PrepareConfig, kind: Kind, parts: Sequence[Part]) -> di
     for part in parts:
         digest.update(json.dumps([part.num_entries, *part.inputs], default=_plain, ensure_ascii=True).encode())
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION if kind.packing is None else CONVERSATION_VERSION,
         "tolktrain": __version__,
         "libraries": {name: _version(name) for name in LIBRARIES},
         "settings": settings,
@@ -292,7 +292,12 @@ def _finish(
     infos = {}
     for split in [split for split in SPLITS if split in counts]:
         info = infos[split] = counts[split].describe(
-            name=config.name, split=split, license=config.license, text=kind.text, speech=kind.speech
+            name=config.name,
+            split=split,
+            license=config.license,
+            text=kind.text,
+            speech=kind.speech,
+            packing=kind.packing,
         )
         storage.write(f"{split}/{INDEX_FILE}", json.dumps({"version": 2, "shards": shards[split]}).encode())
         storage.write(f"{split}/{DATASET_FILE}", info.to_json().encode())

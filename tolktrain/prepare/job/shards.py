@@ -1,18 +1,39 @@
 """Writing records as MDS shards, counting them, and describing a set of them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from tolktrain.data.records import DatasetInfo, Record, SpeechInfo, TextInfo, columns_of
+from tolktrain.config.data import Strategy
+from tolktrain.data.records import (
+    CONVERSATION_VERSION,
+    SCHEMA_VERSION,
+    ConversationInfo,
+    DatasetInfo,
+    Record,
+    SpeechInfo,
+    TextInfo,
+    columns_of,
+)
 from tolktrain.files.writing import naming
 from tolktrain.units.base import SpeechTokenizer
 
 SHARD_BYTES = 1 << 20  # before compression
 COMPRESSION = "zstd:19"
 HASHES = ("sha1", "xxh64")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How conversations are packed into records."""
+
+    kind: Literal["conversation", "preference"]
+    strategies: tuple[Strategy, ...]  # that each conversation serves
+    sequence_length: int  # positions of a sequence
 
 
 class Counts(BaseModel):
@@ -28,6 +49,8 @@ class Counts(BaseModel):
     num_frames: int = Field(default=0, ge=0, description="Frames, repeats counted.")
     longest_text: int = Field(default=0, ge=0, description="Most text ids in a record, with one EOS per utterance.")
     longest_speech: int = Field(default=0, ge=0, description="Most rows of units in a record, with EOS.")
+    num_conversations: int = Field(default=0, ge=0, description="Conversations.")
+    roles: tuple[str, ...] = Field(default=(), strict=False, description="Roles of turns.")
 
     def add(self, record: Record) -> None:
         """Count one more record."""
@@ -40,11 +63,16 @@ class Counts(BaseModel):
         self.num_frames += int(record.run_lengths.astype(np.int64).sum())
         self.longest_text = max(self.longest_text, text + len(record.utterance_text_ends))
         self.longest_speech = max(self.longest_speech, speech + len(record.utterance_unit_ends))
+        self.num_conversations += len(record.conversation_ends)
+        self.roles = tuple(sorted({*self.roles, *record.roles}))
 
     def join(self, other: "Counts") -> None:
         """Count the records of another part too."""
         for name in type(self).model_fields:
             mine, theirs = getattr(self, name), getattr(other, name)
+            if name == "roles":
+                self.roles = tuple(sorted({*mine, *theirs}))
+                continue
             setattr(self, name, max(mine, theirs) if name.startswith("longest") else mine + theirs)
 
     def hours(self, speech: SpeechInfo | None) -> float:
@@ -52,10 +80,29 @@ class Counts(BaseModel):
         return self.num_frames / speech.frames_per_second / 3600 if speech else 0.0
 
     def describe(
-        self, *, name: str, split: str, license: str, text: TextInfo | None, speech: SpeechInfo | None
+        self,
+        *,
+        name: str,
+        split: str,
+        license: str,
+        text: TextInfo | None,
+        speech: SpeechInfo | None,
+        packing: Packing | None = None,
     ) -> DatasetInfo:
-        """The content of dataset.json."""
+        """The content of dataset.json; `packing` of conversations."""
+        conversations = None
+        if packing is not None:
+            conversations = ConversationInfo(
+                kind=packing.kind,
+                roles=self.roles,
+                strategies=packing.strategies,
+                sequence_length=packing.sequence_length,
+                num_conversations=self.num_conversations,
+                num_turns=self.num_utterances,
+            )
         return DatasetInfo(
+            schema_version=SCHEMA_VERSION if packing is None else CONVERSATION_VERSION,
+            conversations=conversations,
             name=name,
             split=split,
             license=license,
@@ -106,6 +153,7 @@ class ShardWriter:
         from tolktrain.libraries.streaming import MDSWriter
 
         self.folder = folder
+        self.columns = tuple(columns)
         self.counts = Counts()
         self._writer = MDSWriter(
             out=str(folder),
@@ -119,7 +167,7 @@ class ShardWriter:
     def add(self, record: Record) -> None:
         """Write one more record."""
         with naming(self.folder):
-            self._writer.write(record.to_sample())
+            self._writer.write(record.to_sample(self.columns))
         self.counts.add(record)
 
     def finish(self) -> Counts:

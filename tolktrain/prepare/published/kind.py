@@ -93,6 +93,7 @@ class PublishedKind:
             self._text_meta = read_text_meta(self._published.text_folder)
             _check_text(self._text_meta, self.text)
         self.aligned = self._is_aligned()
+        self.packing = None
         self.unused = Unused()
         self._num_units, self._num_codebooks = speech.num_units, speech.num_codebooks
         self._frames_per_second = speech.frames_per_second

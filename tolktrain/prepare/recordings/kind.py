@@ -53,6 +53,7 @@ class RecordingsKind:
         self.speech: SpeechInfo | None = speech_info(self._speech)
         self.text = self._text.info if self._text is not None else None
         self.aligned = method != "none"
+        self.packing = None
         self.unused = Unused()
 
     def fingerprint(self) -> Mapping[str, Any]:

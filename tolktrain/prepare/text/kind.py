@@ -40,6 +40,7 @@ class TextKind:
         self.text: TextInfo | None = tokenizer.info
         self.speech: SpeechInfo | None = None
         self.aligned = False
+        self.packing = None
         self.unused = Unused()
 
     def fingerprint(self) -> Mapping[str, Any]:
