@@ -20,7 +20,7 @@ def load(tmp_path: Path, text: str, *overrides: str) -> PrepareConfig:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"give one of recordings, text and published; found none of them"),
+        ("", r"give one of recordings, text, published and dialogue; found none of them"),
         (f"{RECORDINGS}\ntext: {{files: [a.jsonl]}}", r"found recordings, text"),
         ("text: {files: [a.jsonl]}", r"text needs text_tokenizer"),
         ("text: {files: []}\ntext_tokenizer: t", r"prepare.yaml:3: text.files"),

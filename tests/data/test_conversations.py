@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -329,11 +328,15 @@ def test_the_loss_sees_answers_and_ends_only() -> None:
         (
             "answer_text",
             {"text": False, "speech": True},
-            "a turn of the role assistant has no text; use another strategy",
+            "turn 2: the turn of the role assistant has no text; use another strategy",
         ),
-        ("answer_speech", {"text": True, "speech": False}, "a turn of the role assistant has no speech"),
-        ("answer_interleaved", {"text": True, "speech": True}, "a turn of the role assistant has no word alignment"),
-        ("answer_chain", {"text": True, "speech": False}, "a turn of the role assistant has no speech"),
+        ("answer_speech", {"text": True, "speech": False}, "turn 2: the turn of the role assistant has no speech"),
+        (
+            "answer_interleaved",
+            {"text": True, "speech": True},
+            "turn 2: the turn of the role assistant has no word alignment",
+        ),
+        ("answer_chain", {"text": True, "speech": False}, "turn 2: the turn of the role assistant has no speech"),
     ],
 )
 def test_what_a_strategy_lacks_is_named(strategy: Strategy, turn: dict[str, bool], message: str) -> None:
@@ -350,7 +353,7 @@ def test_what_a_strategy_lacks_is_named(strategy: Strategy, turn: dict[str, bool
         make(record([talk]), "text", 30)
 
 
-def test_roles_of_a_record_are_a_list(tmp_path: Path) -> None:
+def test_roles_of_a_record_are_a_list() -> None:
     sample = record([story()]).to_sample()
     assert json.loads(sample["roles"]) == ["assistant", "system", "user"]
     for key, value, message in (

@@ -96,4 +96,4 @@ def _inspect(parsed: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-VERB = Verb("make a data set from recordings, text or a published set, or inspect one", _add_arguments, _run)
+VERB = Verb("make a data set from recordings, text, dialogues or a published set, or inspect one", _add_arguments, _run)

@@ -1,15 +1,19 @@
-"""Configuration of `tolktrain prepare`: from recordings, text or a published set to shards."""
+"""Configuration of `tolktrain prepare`: from recordings, text, dialogues or a published set to shards."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from tolktrain.config.base import GivenPath, InputPath, StrictModel
+from tolktrain.config.data import Strategy
 
 # Each is a package of `tolktrain.prepare`, and a field of `PrepareConfig` that is given for one of them.
-KINDS = ("recordings", "text", "published")
+KINDS = ("recordings", "text", "published", "dialogue")
 # Each is a file of `tolktrain.prepare.recordings.manifest`; in the order in which `auto` tries them.
 ManifestFormat = Literal["tsv", "lhotse", "librispeech", "folder", "libriheavy", "jsonl"]
+
+# Each is a file of `tolktrain.prepare.dialogue.readers`; in the order in which `auto` tries them.
+DialogueFormat = Literal["preference", "tagged", "stereo", "swift", "messages"]
 
 
 class FitConfig(StrictModel):
@@ -140,6 +144,56 @@ class PublishedConfig(StrictModel):
     )
 
 
+class DialogueConfig(StrictModel):
+    """Chats, spoken dialogues and preferences."""
+
+    files: Annotated[tuple[str, ...], GivenPath(is_input=True)] = Field(
+        min_length=1, strict=False, description="Files of JSON lines, also .gz; * and ** may be used."
+    )
+    format: Literal["auto", DialogueFormat] = Field(
+        default="auto", description="Format of the files; auto detects it from the first line of each."
+    )
+    audio_root: Annotated[str | None, InputPath()] = Field(
+        default=None, description="Folder of relative audio paths; the folder of each file if absent."
+    )
+    roles: dict[str, str] = Field(
+        default={}, description="Roles by their names in the files, such as {S1: user, S2: assistant}."
+    )
+    text_with_audio: Literal["transcript", "separate"] | None = Field(
+        default=None,
+        description="What text is in a message that has audio too: transcript of the audio, or said in addition.",
+    )
+    strategies: tuple[Strategy, ...] = Field(
+        min_length=1,
+        strict=False,
+        description="Strategies that each conversation must serve: answer_..., or preference.",
+    )
+    sequence_length: int = Field(
+        gt=1, description="train.sequence_length to come: conversations are packed into records up to this length."
+    )
+    speech_tokenizer: Annotated[str | None, InputPath()] = Field(
+        default=None, description="Folder of the speech tokenizer of the model; text alone needs none."
+    )
+    alignment: AlignmentConfig = Field(default=AlignmentConfig(), description="The source of word times.")
+    bounds: BoundsConfig = Field(default=BoundsConfig(), description="Limits beyond which a conversation is a failure.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Device of neural tokenizers and aligners; auto uses a GPU if there is one."
+    )
+    batch_seconds: float = Field(
+        default=240.0, gt=0, description="Audio that is encoded at a time, including padding, in seconds."
+    )
+
+    @model_validator(mode="after")
+    def _strategies_are_of_one_kind(self) -> "DialogueConfig":
+        answers = [name for name in self.strategies if name.startswith("answer_")]
+        if answers != list(self.strategies) and self.strategies != ("preference",):
+            raise ValueError(
+                f"strategies is [{', '.join(self.strategies)}]; give some of"
+                f" {', '.join(name for name in get_args(Strategy) if name.startswith('answer_'))}, or preference alone"
+            )
+        return self
+
+
 class PassagesConfig(StrictModel):
     """How consecutive utterances or documents are joined into records."""
 
@@ -196,6 +250,7 @@ class PrepareConfig(StrictModel):
     recordings: RecordingsConfig | None = Field(default=None, description="Prepare recordings.")
     text: TextConfig | None = Field(default=None, description="Prepare text.")
     published: PublishedConfig | None = Field(default=None, description="Import a published set.")
+    dialogue: DialogueConfig | None = Field(default=None, description="Prepare dialogues.")
     text_tokenizer: Annotated[str | None, InputPath(may_be_hub_id=True)] = Field(
         default=None, description="Folder or hub id of a Hugging Face tokenizer; speech without text needs none."
     )

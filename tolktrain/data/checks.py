@@ -122,8 +122,12 @@ def _check_sets(
                 _check_length(key, name, strategy, info, config.train.sequence_length)
             else:
                 _check_packing(key, name, strategy, info.conversations, config.train.sequence_length)
-        elif key == "evaluation.train_set" and infos[name].conversations is not None:
+            continue
+        conversations = infos[name].conversations
+        if conversations is not None and key == "evaluation.train_set":
             raise UserError(f"{key} is {name}, which holds conversations; name a set of passages, or none")
+        if conversations is not None:
+            _check_packing(key, name, None, conversations, config.train.sequence_length)
     return infos
 
 
@@ -221,9 +225,11 @@ def _check_length(key: str, name: str, strategy: Strategy, info: DatasetInfo, se
         )
 
 
-def _check_packing(key: str, name: str, strategy: Strategy, info: ConversationInfo, sequence_length: int) -> None:
+def _check_packing(
+    key: str, name: str, strategy: Strategy | None, info: ConversationInfo, sequence_length: int
+) -> None:
     """Raise `UserError` if sequences of conversations could score nothing: preparation has checked that they do."""
-    if strategy not in info.strategies:
+    if strategy is not None and strategy not in info.strategies:
         raise UserError(
             f"data.sets.{name} was prepared for the strategies {', '.join(info.strategies)}, not for {strategy!r} under"
             f" {key}; prepare it with dialogue.strategies that contain it"

@@ -99,7 +99,7 @@ class Record:
         """The record in a sample of an MDS reader."""
         if "turn_roles" in sample:
             return cls(id=sample["id"], source=sample["source"], **_conversation_fields(sample))
-        arrays = {name: sample[name] if name in sample else _EMPTY[name] for name in _EMPTY}
+        arrays: dict[str, Any] = {name: sample[name] if name in sample else _EMPTY[name] for name in _EMPTY}
         return cls(id=sample["id"], source=sample["source"], **arrays)
 
     def to_sample(self, columns: Iterable[str] | None = None) -> dict[str, Any]:

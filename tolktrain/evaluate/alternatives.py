@@ -84,6 +84,8 @@ def _losses(weights: OpenWeights, data: str, sequences: int) -> Losses:
         sizes.special_tokens,
     )
     scorer, losses = Scorer(build_model(weights)), Losses()
+    if records.info.conversations is not None:
+        raise UserError(f"--data {data} holds conversations; give a set of passages")
     for strategy in DISPLAY_ORDER:
         record = records[0]
         try:

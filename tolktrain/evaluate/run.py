@@ -220,9 +220,12 @@ class _Evaluation:
 
     def _serves(self, name: str, strategy: Strategy) -> bool:
         """Whether the records of the set have what the strategy needs."""
-        record = open_records(self.config.data.sets[name])[0]
+        records = open_records(self.config.data.sets[name])
+        described = records.info.conversations
+        if described is not None and (strategy == "preference" or strategy not in described.strategies):
+            return False  # a mean over chosen and rejected answers says nothing
         try:
-            require_record(strategy, record, name)
+            require_record(strategy, records[0], name)
         except UserError:
             return False
         return True

@@ -25,7 +25,8 @@ def print_header(console: Console, info: DatasetInfo, address: str, tokenizers: 
         table.add_row(
             "conversations",
             f"{found.num_conversations:,} of the kind {found.kind}, {found.num_turns:,} turns of"
-            f" {', '.join(found.roles)}; packed for {found.sequence_length:,} positions and {', '.join(found.strategies)}",
+            f" {', '.join(found.roles)}; packed for {found.sequence_length:,} positions and"
+            f" {', '.join(found.strategies)}",
         )
     if info.text is not None:
         made = f"{info.text.vocab_size:,} ids, EOS {info.text.eos_id}, sha256 {info.text.sha256[:12]}"

@@ -1,4 +1,4 @@
-"""The interface of the kinds of preparation (recordings, text, published sets)."""
+"""The interface of the kinds of preparation (recordings, text, published sets, dialogues)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

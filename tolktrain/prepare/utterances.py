@@ -54,6 +54,7 @@ class Reason(str, Enum):
     CONFIDENCE = "low confidence of the alignment"
     SHORT = "too short"
     RECORD = "no valid record"
+    STRATEGY = "not fit for a strategy"
 
 
 class EntryError(Exception):

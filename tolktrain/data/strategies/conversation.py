@@ -108,10 +108,13 @@ class ConversationStrategy(SequenceStrategy):
         answers = [number for number, turn in enumerate(conversation) if turn.is_answer]
         laid = []
         for number, turn in enumerate(conversation[: answers[-1] + 1] if answers else ()):
-            if turn.is_answer:
-                content = self.answer(conversation, number, vocabulary, interleaving, rng)
-            else:
-                content = [spoken(turn, vocabulary, "EOS") if turn.has_speech else written(turn, vocabulary, "EOS")]
+            try:
+                if turn.is_answer:
+                    content = self.answer(conversation, number, vocabulary, interleaving, rng)
+                else:
+                    content = [spoken(turn, vocabulary, "EOS") if turn.has_speech else written(turn, vocabulary, "EOS")]
+            except UserError as error:
+                raise UserError(f"turn {number + 1}: {error}") from None
             segments = [Segment("special", np.array([vocabulary.role_token(turn.role)])), *content]
             num_tokens = sum(segment.num_tokens(vocabulary.num_codebooks - 1) for segment in segments)
             laid.append(LaidTurn(segments, turn.is_answer, turn.is_instruction, num_tokens))
@@ -151,7 +154,7 @@ def written(turn: Turn, vocabulary: Vocabulary, scored: Scored) -> Segment:
     _require(turn.has_text, turn, "text")
     if int(turn.text_ids.max()) >= vocabulary.text_vocab_size:
         raise UserError(
-            f"a turn has the text id {int(turn.text_ids.max())}, which is outside the model's text vocabulary of"
+            f"it has the text id {int(turn.text_ids.max())}, which is outside the model's text vocabulary of"
             f" {vocabulary.text_vocab_size} ids"
         )
     return Segment("text", np.append(turn.text_ids, vocabulary.text_eos).astype(np.int64), scored)
@@ -162,12 +165,12 @@ def spoken(turn: Turn, vocabulary: Vocabulary, scored: Scored) -> Segment:
     _require(turn.has_speech, turn, "speech")
     if turn.units.shape[1] != vocabulary.num_codebooks:
         raise UserError(
-            f"a turn has {turn.units.shape[1]} codebooks but the model has {vocabulary.num_codebooks}; set"
+            f"it has {turn.units.shape[1]} codebooks but the model has {vocabulary.num_codebooks}; set"
             " model.speech.num_codebooks to the data's"
         )
     if int(turn.units.max()) >= vocabulary.num_units:
         raise UserError(
-            f"a turn has the unit {int(turn.units.max())}, which is outside the model's speech vocabulary of"
+            f"it has the unit {int(turn.units.max())}, which is outside the model's speech vocabulary of"
             f" {vocabulary.num_units} ids"
         )
     eos = np.full((1, vocabulary.num_codebooks), vocabulary.speech_eos)
@@ -211,7 +214,8 @@ def most_interleaved(turn: Turn, vocabulary: Vocabulary) -> int:
 def _require(present: bool, turn: Turn, what: str) -> None:
     if not present:
         raise UserError(
-            f"a turn of the role {turn.role} has no {what}; use another strategy, or add it and prepare the data again"
+            f"the turn of the role {turn.role} has no {what}; use another strategy, or add it and prepare the data"
+            " again"
         )
 
 

@@ -106,8 +106,10 @@ def _first(rejected: Sequence[Failure]) -> str:
 def _description(config: PrepareConfig, kind: Kind, parts: Sequence[Part]) -> dict[str, Any]:
     """Everything that the bytes of the set depend on, and nothing about where or how fast it is computed."""
     settings = config.model_dump(mode="json", exclude={"output", "processes", "largest_failed_share"})
+    if config.dialogue is None:  # other kinds are described as before there were dialogues
+        settings.pop("dialogue")
     for key in ("device", "batch_seconds"):
-        (settings["recordings"] or {}).pop(key, None)
+        (settings["recordings"] or settings.get("dialogue") or {}).pop(key, None)
     digest = hashlib.sha256()
     for part in parts:
         digest.update(json.dumps([part.num_entries, *part.inputs], default=_plain, ensure_ascii=True).encode())

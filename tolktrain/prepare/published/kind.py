@@ -14,6 +14,7 @@ from tolktrain.data.records import Array, Record, SpeechInfo, TextInfo
 from tolktrain.data.text_tokenizer import load_text_tokenizer
 from tolktrain.errors import UserError
 from tolktrain.prepare.job.passages import PassageBuilder, Piece
+from tolktrain.prepare.job.shards import Packing
 from tolktrain.prepare.job.splits import HELDOUT_SOURCES, TRAIN
 from tolktrain.prepare.kind import Kind, Part, Preparation
 from tolktrain.prepare.published.files import (
@@ -93,7 +94,7 @@ class PublishedKind:
             self._text_meta = read_text_meta(self._published.text_folder)
             _check_text(self._text_meta, self.text)
         self.aligned = self._is_aligned()
-        self.packing = None
+        self.packing: Packing | None = None
         self.unused = Unused()
         self._num_units, self._num_codebooks = speech.num_units, speech.num_codebooks
         self._frames_per_second = speech.frames_per_second

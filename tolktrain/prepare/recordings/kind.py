@@ -12,7 +12,7 @@ from tolktrain.data.text_tokenizer import encode_words, load_text_tokenizer
 from tolktrain.errors import UserError
 from tolktrain.prepare.job.gpus import uses_models
 from tolktrain.prepare.job.passages import PassageBuilder, Piece
-from tolktrain.prepare.job.shards import speech_info
+from tolktrain.prepare.job.shards import Packing, speech_info
 from tolktrain.prepare.job.splits import SPLITS, split_of
 from tolktrain.prepare.kind import Kind, Part, Preparation
 from tolktrain.prepare.recordings.align.ctc import CtcAligner, checked
@@ -36,12 +36,16 @@ Outcome = Piece | EntryError
 class RecordingsKind:
     """Utterances to records with speech and, where there is a text tokenizer, text and word alignment."""
 
-    def __init__(self, config: PrepareConfig) -> None:
-        """Load tokenizers and, for forced alignment, the model. Raises `UserError` if one cannot be loaded."""
+    def __init__(self, config: PrepareConfig, needs_transcripts: bool = True) -> None:
+        """Load tokenizers and, for forced alignment, the model. Raises `UserError` if one cannot be loaded.
+
+        Without `needs_transcripts`, utterances may lack a transcript or word times that others have.
+        """
         recordings = config.recordings
         assert recordings is not None
         self._config = config
         self._recordings = recordings
+        self._needs_transcripts = needs_transcripts
         device = checked_device(recordings.device)
         # On a CPU waveforms are encoded one by one: as fast, and bitwise identical whatever the batch holds.
         together = recordings.batch_seconds if device == "cuda" else None
@@ -53,7 +57,7 @@ class RecordingsKind:
         self.speech: SpeechInfo | None = speech_info(self._speech)
         self.text = self._text.info if self._text is not None else None
         self.aligned = method != "none"
-        self.packing = None
+        self.packing: Packing | None = None
         self.unused = Unused()
 
     def fingerprint(self) -> Mapping[str, Any]:
@@ -80,7 +84,7 @@ class RecordingsKind:
 
     def records(self, part: Part) -> Iterator[tuple[str, Record] | Failure | int]:
         """See `Kind`."""
-        for _, outcomes in groupby(self._outcomes(part.inputs), key=lambda item: item[0].source):
+        for _, outcomes in groupby(self.outcomes(part.inputs), key=lambda item: item[0].source):
             builder: PassageBuilder | None = None
             places: dict[str, str] = {}
             for utterance, outcome in outcomes:
@@ -124,7 +128,7 @@ class RecordingsKind:
         if current:
             yield current
 
-    def _outcomes(self, utterances: Sequence[Utterance]) -> Iterator[tuple[Utterance, Outcome]]:
+    def outcomes(self, utterances: Sequence[Utterance]) -> Iterator[tuple[Utterance, Outcome]]:
         """The outcome of each utterance, in order; waveforms are encoded and aligned in batches."""
         batch: list[tuple[Utterance, Samples]] = []
         longest = 0
@@ -184,9 +188,10 @@ class RecordingsKind:
             results = iter([_unaligned(utterance.text or "") for utterance, _ in present])
         else:
             results = iter(self._forced(self._aligner, present))
-        return [next(results) if (utterance.text or "").strip() else _no_text() for utterance, _ in batch]
+        missing = _no_text() if self._needs_transcripts else Aligned((), np.zeros(0))
+        return [next(results) if (utterance.text or "").strip() else missing for utterance, _ in batch]
 
-    def _given(self, utterance: Utterance, seconds: float) -> Aligned:
+    def _given(self, utterance: Utterance, seconds: float) -> "Aligned | EntryError":
         words = utterance.words
         if words is None and utterance.word_times is not None:
             words = read_word_times(
@@ -197,6 +202,9 @@ class RecordingsKind:
                 self.unused,
                 Named(utterance.audio, utterance.offset, utterance.namesake),
             )
+        if words is None and not self._needs_transcripts:
+            has_text = bool((utterance.text or "").strip())
+            return _unaligned(utterance.text or "") if has_text else Aligned((), np.zeros(0))
         if words is None:
             raise EntryError(
                 Reason.WORD_TIMES,
@@ -224,13 +232,13 @@ class RecordingsKind:
         if not len(frames):
             return EntryError(Reason.EMPTY, f"{utterance.audio} is shorter than a frame of units")
         units, run_lengths = collapse(frames)
-        if self._text is None:
+        if self._text is None or not aligned.words:
             return Piece(utterance.id, units=units, run_lengths=run_lengths)
         try:
             ids, word_text_ends = encode_words(self._text.tokenizer, aligned.words, aligned.spaced)
         except UserError as error:
             return EntryError(Reason.TEXT, str(error))
-        if not self.aligned:
+        if not len(aligned.ends):
             return Piece(utterance.id, ids, units, run_lengths)
         rate = self._speech.frames_per_second
         try:

@@ -10,6 +10,7 @@ from tolktrain.config.prepare import PrepareConfig
 from tolktrain.data.records import Array, Record, SpeechInfo, TextInfo
 from tolktrain.data.text_tokenizer import SegmentedEncoder, load_text_tokenizer
 from tolktrain.prepare.job.passages import PassageBuilder, Piece
+from tolktrain.prepare.job.shards import Packing
 from tolktrain.prepare.job.splits import split_of
 from tolktrain.prepare.kind import Kind, Part, Preparation
 from tolktrain.prepare.text.documents import Document, FileRange, find_files, ranges_of, read_documents
@@ -40,7 +41,7 @@ class TextKind:
         self.text: TextInfo | None = tokenizer.info
         self.speech: SpeechInfo | None = None
         self.aligned = False
-        self.packing = None
+        self.packing: Packing | None = None
         self.unused = Unused()
 
     def fingerprint(self) -> Mapping[str, Any]:

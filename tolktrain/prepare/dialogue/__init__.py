@@ -1,0 +1,1 @@
+"""Dialogues to records of conversations: chats, stereo recordings, tagged transcripts and preferences."""
