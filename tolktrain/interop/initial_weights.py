@@ -126,7 +126,7 @@ class InitialWeights:
                 offsets = (part.source_begin + first - part.begin, *section.offsets[1:])
                 block = self._block(reader, taken.source, offsets, (last - first, *section.sizes[1:]))
                 target[first - begin : last - begin] = block
-        for row in taken.averaged:
+        for row in taken.averaged if mean is not None else ():
             if begin <= row < end:
                 target[row - begin] = mean
         rows[section.rows] = target
