@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from tolktrain.errors import UserError
 from tolktrain.files.reading import read_json
@@ -384,8 +384,15 @@ class DatasetInfo(_Description):
 
     def to_json(self) -> str:
         """The content of `dataset.json`."""
-        exclude = {"conversations"} if self.conversations is None else None
-        return json.dumps(self.model_dump(exclude=exclude), indent=2) + "\n"
+        return json.dumps(self.model_dump(), indent=2) + "\n"
+
+    @model_serializer(mode="wrap")
+    def _without_absent_conversations(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Descriptions of passages are those of version 1."""
+        content: dict[str, Any] = serialize(self)
+        if self.conversations is None:
+            content.pop("conversations", None)
+        return content
 
     def write(self, folder: str | Path) -> None:
         """Write `dataset.json` into a data set folder, atomically."""

@@ -126,9 +126,10 @@ class InitialWeights:
                 offsets = (part.source_begin + first - part.begin, *section.offsets[1:])
                 block = self._block(reader, taken.source, offsets, (last - first, *section.sizes[1:]))
                 target[first - begin : last - begin] = block
-        for row in taken.averaged if mean is not None else ():
-            if begin <= row < end:
-                target[row - begin] = mean
+        if mean is not None:
+            for row in taken.averaged:
+                if begin <= row < end:
+                    target[row - begin] = mean
         rows[section.rows] = target
 
     def _block(self, reader: WeightsReader, name: str, offsets: Shape, sizes: Shape) -> Tensor:
