@@ -12,11 +12,11 @@ from tolktrain.evaluate.generation.recordings import Recording
 from tolktrain.evaluate.ngram import Bigram
 from tolktrain.generate.context import Context
 from tolktrain.generate.continuation import Continuer, Limits
-from tolktrain.generate.decoding import make_decoder
 from tolktrain.generate.prompts import read_waveform
 from tolktrain.generate.requests import request
 from tolktrain.generate.sampling import Sampling, SpeechLimits, draw, sample_speech
 from tolktrain.generate.speaker import Speaker
+from tolktrain.generate.tensor_ranks import make_decoder
 from tolktrain.units.base import Frames, Samples, collapse, decode
 
 _LONGEST_READING = 20  # units per word of a text that is read
