@@ -33,11 +33,10 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained: a rank of `world_size`; the others do not exist."""
+    """What is trained, by one rank."""
 
     config: str
     overrides: tuple[str, ...] = ()
-    world_size: int = 1
     expandable: bool = False  # segments, as launch/pretrain.sbatch sets them
 
 
@@ -69,7 +68,6 @@ JOBS = {
     "2b": Job(f"{BENCH}-2b.yaml", expandable=True),
     "400m": Job(f"{BENCH}-400m.yaml"),
     "150m": Job(f"{BENCH}-150m.yaml"),
-    "8b, rank of 64": Job(f"{BENCH}-8b.yaml", world_size=64),
     "2b, micro batch 4": Job(f"{BENCH}-2b.yaml", ("train.micro_batch_size=4",)),
 }
 
@@ -89,7 +87,7 @@ def observe(job: Job, steps: int) -> Seen:
 
 def _train(job: Job, seen: Seen) -> None:
     torch.cuda.set_device(0)
-    dist.init_process_group("fake", rank=0, world_size=job.world_size, store=FakeStore())
+    dist.init_process_group("fake", rank=0, world_size=1, store=FakeStore())
     config = load_config(job.config, job.overrides)
     parallel = config.parallel
     layout = initialize(parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.sequence_parallel)
@@ -101,7 +99,7 @@ def _train(job: Job, seen: Seen) -> None:
     drawn = random.Random(0)
     batches: list[list[Batch]] = []
     for seed in range(min(NUM_BATCHES, seen.steps)):
-        case = Case(job.config, job.overrides, 0, job.world_size, 1, drawn.choice(SHARES))
+        case = Case(job.config, job.overrides, 0, 1, 1, drawn.choice(SHARES))
         batches.append(_batches(config, architecture, case, seed))
     gc.collect()
     torch.cuda.empty_cache()  # what only the start has needed
