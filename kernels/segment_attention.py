@@ -1,10 +1,10 @@
-"""Causal attention inside speech segments, by one of three equivalent implementations."""
+"""Causal attention inside segments (of speech, or documents), by one of three equivalent implementations."""
 
 import functools
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,11 +12,31 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tolktrain_kernels.backend import Attention
-from tolktrain_kernels.speech_adapter import SpeechSegments, gather_rows, place_rows
+from tolktrain_kernels.speech_adapter import gather_rows, place_rows
+
+
+class Segments(Protocol):
+    """N packed positions in R segments: `SpeechSegments` or `Documents`."""
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """[R + 1] int32: begin of each segment in the packed order, and N."""
+
+    @property
+    def scatter(self) -> Tensor:
+        """[N] int64: place segment * max_segment + offset in the padded buffer [R * max_segment]."""
+
+    @property
+    def max_segment(self) -> int:
+        """Length of the longest segment."""
+
+    @property
+    def num_segments(self) -> int:
+        """Segments (R)."""
 
 
 def segment_attention(
-    query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments, attention: Attention = "padded"
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, attention: Attention = "padded"
 ) -> Tensor:
     """Attention of each position to itself and the earlier positions of its own segment.
 
@@ -39,7 +59,7 @@ def segment_attention(
     return attend(query.contiguous(), key.contiguous(), value.contiguous(), segments)
 
 
-def _padded(query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments) -> Tensor:
+def _padded(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
     """Padding is at the end of a segment, so no position attends to it and no mask is needed."""
     shape = (segments.num_segments, segments.max_segment)
     queries, keys, values = (
@@ -51,7 +71,7 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments)
     return gather_rows(mixed.transpose(1, 2).reshape(shape[0] * shape[1], -1), segments.scatter).view_as(query)
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments) -> Tensor:
+def _flash(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
     attend = importlib.import_module("flash_attn").flash_attn_varlen_func
     ends, longest = segments.cu_seqlens, segments.max_segment
     # torch's own attention asks for this by itself; otherwise, the backward pass adds to the queries' gradient in any
@@ -61,7 +81,7 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments) 
     return mixed
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: SpeechSegments) -> Tensor:
+def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
     attend = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     accepted = _parameters(attend)
     # How causality is asked for has changed; grouped queries came later than the function.

@@ -25,7 +25,7 @@ class SpeechSegments:
     """
 
     rows: Tensor  # [N] int64: row of each speech position
-    positions: Tensor  # [N] int64: its position t in the sequence
+    positions: Tensor  # [N] int64: its position t in the sequence, or in its document
     places: Tensor  # [T * B] int32: position of each row in the packed order, -1 for text
     cu_seqlens: Tensor  # [R + 1] int32: begin of each segment in the packed order, and N
     scatter: Tensor  # [N] int64: its place segment * max_segment + offset in the padded buffer [R * max_segment]
@@ -64,18 +64,20 @@ class SpeechSegments:
         )
 
 
-def pack_segments(speech_in: np.ndarray | Tensor) -> SpeechSegments:
+def pack_segments(speech_in: np.ndarray | Tensor, document_begins: np.ndarray | None = None) -> SpeechSegments:
     """Find the speech segments of a batch.
 
     Args:
         speech_in: bool [B, T] on the host, true where the input token is speech.
+        document_begins: bool [B, T], true at the first position of each document, where a segment ends; None if each
+            sequence is a single document.
     """
     mask = np.asarray(speech_in, dtype=bool)
     if mask.ndim != 2:
         raise ValueError(f"speech_in has shape {mask.shape}; expected [sequences, positions]")
     num_sequences = mask.shape[0]
     starts = mask.copy()
-    starts[:, 1:] &= ~mask[:, :-1]
+    starts[:, 1:] &= ~mask[:, :-1] if document_begins is None else ~mask[:, :-1] | document_begins[:, 1:]
     sequence, position = np.nonzero(mask)
     is_start = starts[mask]
     segment = np.cumsum(is_start) - 1
@@ -86,6 +88,9 @@ def pack_segments(speech_in: np.ndarray | Tensor) -> SpeechSegments:
     rows = position * num_sequences + sequence
     places = np.full(mask.size, -1, dtype=np.int32)
     places[rows] = np.arange(rows.size)
+    if document_begins is not None:
+        first = np.maximum.accumulate(np.where(document_begins, np.arange(mask.shape[1]), 0), axis=1)
+        position = position - first[mask]
     return SpeechSegments(
         rows=torch.from_numpy(rows),
         positions=torch.from_numpy(position),

@@ -1,12 +1,16 @@
 """Small models and batches."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `twin`
 
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
@@ -35,7 +39,9 @@ SMALL: dict[str, Any] = {
 
 
 class MadeBatch(SimpleNamespace):
-    """A batch whose masks and targets tests may change."""
+    """A batch whose masks and targets tests may change; each sequence is a single document."""
+
+    documents = None
 
     @property
     def scored(self) -> ScoredRows:

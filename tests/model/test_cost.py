@@ -64,6 +64,7 @@ def periodic(num_mixed: int, num_text: int, codebooks: int) -> ModelInputs:
         text_pred=~is_speech[:, 1:],
         segments=pack_segments(is_speech[:, :-1]),
         scored=index_scored(targets, is_speech[:, 1:], ~is_speech[:, 1:]),
+        documents=None,
     )
     return ModelInputs.from_batch(batch)
 

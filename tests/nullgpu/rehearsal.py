@@ -1,9 +1,14 @@
 """Training steps at real size on a null GPU: what scripts of this folder share."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # for `packing`
+
+from packing import cut_into_documents, random_starts
 
 from nullgpu.counters import counters, no_waiting
 from tolktrain.benchmark.synthetic import Speech, random_batches, units_per_word
@@ -62,7 +67,7 @@ class Rehearsal:
             inner._INSTRUCTION_MAP = steps | {kind: self._guarded(steps[kind]) for kind in passes}
             assert len(passes) == 2
 
-    def batches(self, seed: int = 0) -> list[Batch]:
+    def batches(self, seed: int = 0, documents: bool = False) -> list[Batch]:
         """Micro batches of one step, pinned as the loader's are."""
         train, interleaving = self.config.train, self.config.data.interleaving
         units = units_per_word(SPEECH_SHARE, interleaving, self.architecture.num_codebooks)
@@ -75,6 +80,8 @@ class Rehearsal:
             interleaving,
             seed,
         )
+        if documents:
+            made = [cut_into_documents(batch, random_starts(batch, seed)) for batch in made]
         return [batch.pin_memory() for batch in made]
 
     def step(self, batches: Sequence[Batch]) -> StepResult:

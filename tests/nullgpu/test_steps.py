@@ -45,6 +45,14 @@ CASES: dict[str, dict[str, Any]] = {
         "overrides": ["deepspeed.config=configs/deepspeed/zero3-offload.json", *FEW_LAYERS],
         "waiting_steps": 99,
     },
+    "documents": {"overrides": FEW_LAYERS, "documents": True, "steps": 3, "batches": 3},
+    # The compiler itself waits.
+    "documents, compiled": {
+        "overrides": ["train.compile=layers", *FEW_LAYERS],
+        "documents": True,
+        "steps": 4,
+        "waiting_steps": 2,
+    },
     "wide": {"overrides": WIDE, "steps": 4, "batches": 4},
     "many": {"overrides": ["model.backbone.num_layers=2", "train.micro_batch_size=2"], "steps": 50, "batches": 7},
     "planted leak": {
@@ -119,6 +127,7 @@ def test_nothing_is_copied_from_memory_that_is_not_pinned(done: dict[str, Done])
 def test_no_plan_is_built_for_each_micro_batch(done: dict[str, Done]) -> None:
     """cuDNN has plans for backbone and output adapter, whose shapes hardly change; segments are new each time."""
     assert done["shipped"]["steps"][1]["attention_plans"] == done["shipped"]["steps"][2]["attention_plans"] == 0
+    assert all(step["attention_plans"] == 0 for step in done["documents"]["steps"])
 
 
 def test_gradients_are_not_copied_for_an_average_over_one_rank(done: dict[str, Done]) -> None:

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import small_runs  # noqa: F401  # finds `corpora`
 from corpora import NUM_UNITS, TEXT_VOCAB_SIZE
+from packing import cut_into_documents, random_starts
 from small_runs import shorten, small_config
 from torch import Tensor
 
@@ -50,6 +51,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ),
     "codebooks": (FOUR_LAYERS, "model.speech.num_codebooks=2", "model.speech.input_adapter_layers=2"),
     "untied": (FOUR_LAYERS, "model.backbone.tie_text_embeddings=false"),
+    "packed": (FOUR_LAYERS,),  # several documents in a sequence
     "odd": ("model.backbone.num_layers=3",),  # the pooling's vectors cannot be shared out evenly
     "three-groups": (
         "model.backbone.hidden_size=48",
@@ -166,6 +168,9 @@ def run(case: Case, folder: Path, sets: Path) -> Outcome:
         agreed = consistent_batches(loader, layout, 0, every_step=True)
         for step in range(case.num_steps):
             batches = next(agreed)
+            if case.variant == "packed":
+                batches = [cut_into_documents(batch, random_starts(batch, step)) for batch in batches]
+                assert any(batch.documents for batch in batches)
             outcome.batches.append(rows(batches))
             result = engine.train_step(batches, RATES)
             assert not result.skipped

@@ -167,7 +167,7 @@ def _part(whole: Batch, rows: torch.Tensor, length: int = SEQUENCE_LENGTH) -> Ba
         "record_ids": [whole.record_ids[row] for row in rows],
         "strategies": [whole.strategies[row] for row in rows],
     }
-    return replace(whole, **cut, **counts, **labels, segments=pack_segments(cut["speech_in"]))
+    return replace(whole, **cut, **counts, **labels, segments=pack_segments(cut["speech_in"]), documents=None)
 
 
 def case_overrides(zero_stage: int, precision: str, micro_batch_size: int) -> list[str]:

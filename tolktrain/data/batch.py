@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tolktrain.data.sequences import Sequence
+from tolktrain_kernels.documents import PackedDocuments, mark_starts, pack_documents
 from tolktrain_kernels.scored_rows import ScoredRows, index_scored
 from tolktrain_kernels.speech_adapter import SpeechSegments, pack_segments
 
@@ -27,7 +28,8 @@ class Batch:
     strategies: list[str]
     num_text_scored: int  # positions with a scored text target
     num_speech_scored: int  # positions with a scored speech target
-    num_entropy_positions: int  # T times the sequences that score speech
+    num_entropy_positions: int  # of the documents that score speech, with the padding of the last one
+    documents: PackedDocuments | None = None  # None if each sequence is a single document
     scored: ScoredRows = field(init=False)  # of `targets`, `speech_pred` and `text_pred`
 
     def __post_init__(self) -> None:
@@ -38,6 +40,8 @@ class Batch:
         pinned = copy.copy(self)
         for name in (*_TENSORS, *_INDICES):
             setattr(pinned, name, getattr(self, name).pin_memory())
+        if self.documents is not None:
+            pinned.documents = self.documents.pin_memory()
         return pinned
 
     def share_memory(self) -> None:
@@ -46,6 +50,8 @@ class Batch:
             getattr(self, name).share_memory_()
         for name in _INDICES:
             getattr(self, name).share_memory()
+        if self.documents is not None:
+            self.documents.share_memory()
 
 
 _TENSORS = ("tokens", "targets", "speech_in", "speech_pred", "text_pred")
@@ -53,23 +59,32 @@ _INDICES = ("segments", "scored")
 
 
 def collate(sequences: AbstractSequence[Sequence]) -> Batch:
-    """Collate sequences of one length into a batch."""
+    """Collate sequences of one length into a batch. The first token of a later document is not scored."""
     tokens = np.stack([sequence.tokens for sequence in sequences])
     is_speech = np.stack([sequence.is_speech for sequence in sequences])
     scored = np.stack([sequence.scored for sequence in sequences])
+    starts = [sequence.document_starts for sequence in sequences]
+    for row, places in enumerate(starts):
+        scored[row, list(places[1:])] = False
     speech_in = np.ascontiguousarray(is_speech[:, :-1])
     speech_pred = is_speech[:, 1:] & scored[:, 1:]
     text_pred = ~is_speech[:, 1:] & scored[:, 1:]
+    documents = pack_documents(starts, speech_pred)
+    if documents is None:
+        num_entropy_positions = speech_pred.shape[1] * int(speech_pred.any(axis=1).sum())
+    else:
+        num_entropy_positions = documents.num_counted
     return Batch(
         tokens=torch.from_numpy(np.ascontiguousarray(tokens[:, :, :-1])),
         targets=torch.from_numpy(np.ascontiguousarray(tokens[:, :, 1:])),
         speech_in=torch.from_numpy(speech_in),
         speech_pred=torch.from_numpy(speech_pred),
         text_pred=torch.from_numpy(text_pred),
-        segments=pack_segments(speech_in),
+        segments=pack_segments(speech_in, None if documents is None else mark_starts(starts, speech_in.shape[1])),
         record_ids=[sequence.record_id for sequence in sequences],
         strategies=[sequence.strategy for sequence in sequences],
         num_text_scored=int(text_pred.sum()),
         num_speech_scored=int(speech_pred.sum()),
-        num_entropy_positions=speech_pred.shape[1] * int(speech_pred.any(axis=1).sum()),
+        num_entropy_positions=num_entropy_positions,
+        documents=documents,
     )

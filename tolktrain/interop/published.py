@@ -184,6 +184,7 @@ def _batch(inputs: Mapping[str, Tensor]) -> SimpleNamespace:
         text_pred=text_pred,
         segments=pack_segments(speech_in),
         scored=index_scored(targets, speech_pred, text_pred),
+        documents=None,
     )
 
 

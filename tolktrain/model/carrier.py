@@ -12,6 +12,7 @@ from torch import Tensor
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.transformer import AttentionContext, rotary_angles
+from tolktrain_kernels.documents import Documents
 from tolktrain_kernels.layer_pooling import PooledLayers
 
 
@@ -23,7 +24,7 @@ class Carrier:
     """
 
     inputs: ModelInputs
-    context: AttentionContext  # causal, for backbone and output adapter
+    context: AttentionContext  # causal, or causal inside documents, for backbone and output adapter
     hidden: Tensor  # [T', B, D]; all T positions before the backbone
     embedded: Tensor | None = None  # [T', B, D]: e, kept for the residual
     segment_context: AttentionContext | None = None  # inside speech segments, for the input adapter
@@ -34,11 +35,30 @@ class Carrier:
     pooled: PooledLayers | None = None  # over the S sequences that predict speech: [T', S, ...]
     speech_hidden: Tensor | None = None  # [T', S, D]: inside the output adapter
     update: Tensor | None = None  # [T', B, D]: of the last backbone layer, not yet added to `hidden`
+    output_context: AttentionContext | None = None  # of the output adapter, if it is another than `context`
 
     @property
     def output(self) -> Tensor:
         """The states after the last layer [T', B, D]."""
         return self.hidden if self.update is None else self.hidden + self.update
+
+
+def causal_contexts(cos: Tensor, sin: Tensor, inputs: ModelInputs) -> tuple[AttentionContext, AttentionContext | None]:
+    """The contexts of the backbone, and of the output adapter if that is another, from angles [T, 1, 1, d].
+
+    Positions count from the begin of their document.
+    """
+    whole = AttentionContext(cos, sin)
+    if inputs.documents is None:
+        return whole, None
+
+    def inside(documents: Documents) -> AttentionContext:
+        angles = (cos.index_select(0, documents.positions), sin.index_select(0, documents.positions))
+        return AttentionContext(*angles, documents=documents)
+
+    every, predicting = inputs.documents.every, inputs.documents.predicting
+    # Without sequences that predict speech, a single position passes through the output adapter.
+    return inside(every), whole if predicting is None else inside(predicting)
 
 
 def pack_carrier(carrier: Carrier) -> Tensor:
@@ -61,7 +81,9 @@ def unpack_carrier(architecture: Architecture, packed: Tensor, inputs: ModelInpu
         inputs: of the same micro batch.
         num_layers: of the backbone, done so far.
     """
-    context = AttentionContext(*rotary_angles(architecture, inputs.sequence_length, packed.device))
+    context, output_context = causal_contexts(
+        *rotary_angles(architecture, inputs.sequence_length, packed.device), inputs
+    )
     slices = list(packed.unbind())
     embedded = None
     if architecture.residual:
@@ -69,4 +91,5 @@ def unpack_carrier(architecture: Architecture, packed: Tensor, inputs: ModelInpu
     num_states = 0
     if architecture.keeps_states:
         num_states = min(num_layers, architecture.num_layers - 1)
-    return Carrier(inputs, context, hidden=slices[-1], embedded=embedded, states=tuple(slices[:num_states]))
+    states = tuple(slices[:num_states])
+    return Carrier(inputs, context, slices[-1], embedded, states=states, output_context=output_context)

@@ -1,6 +1,7 @@
 """Multimodal embedding (SmolTolk, arXiv 2503.06211, section 3.1): one table for text, one per codebook for speech."""
 
 import functools
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch.nn import functional
 
 from tolktrain.config.training import ParameterGroup
 from tolktrain.model.architecture import Architecture
-from tolktrain.model.carrier import Carrier
+from tolktrain.model.carrier import Carrier, causal_contexts
 from tolktrain.model.cost.work import LayerCost, StepCounts
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.parameter_layout import ParameterView, PipelineLayer, TensorShare
@@ -96,7 +97,7 @@ class Embedding(PipelineLayer):
     def forward(self, inputs: ModelInputs) -> Carrier:
         """Start the carrier: embeddings, packed speech, angles."""
         cos, sin = rotary_angles(self.architecture, inputs.sequence_length, inputs.tokens.device)
-        context = AttentionContext(cos, sin)
+        context, output_context = causal_contexts(cos, sin, inputs)
         # At least one row, so that the adapter is always computed, and a multiple of the tensor ranks that split them.
         size = self.share.size if self.config.sequence_parallel else 1
         num_packed = max(1, TensorShare(size=size).padded_rows(inputs.segments.num_positions)) * size
@@ -105,14 +106,17 @@ class Embedding(PipelineLayer):
         everything = everything.view(inputs.sequence_length, inputs.num_sequences, -1)
         embedded = self._shared(everything)
         kept = embedded if self.architecture.residual else None
+        carrier = Carrier(inputs, context, embedded, kept, output_context=output_context)
         if self.architecture.input_adapter_layers == 0:
-            return Carrier(inputs, context, embedded, kept)
+            return carrier
         if self.architecture.adapter_attention == "published":
-            segment_context = AttentionContext(cos, sin, mask=published_adapter_mask(inputs.speech_in))
-            return Carrier(inputs, context, everything, kept, segment_context, embedded)
+            mask = published_adapter_mask(inputs.speech_in, inputs.documents)
+            segment_context = AttentionContext(cos, sin, mask=mask)
+            return replace(carrier, hidden=everything, segment_context=segment_context, speech=embedded)
         positions = (cos.index_select(0, inputs.segments.positions), sin.index_select(0, inputs.segments.positions))
         segment_context = AttentionContext(*positions, inputs.segments)
-        return Carrier(inputs, context, everything, kept, segment_context, self._shared(speech.unsqueeze(1)))
+        speech = self._shared(speech.unsqueeze(1))
+        return replace(carrier, hidden=everything, segment_context=segment_context, speech=speech)
 
     def parameters_of_tables(self) -> tuple[nn.Parameter, list[nn.Parameter]]:
         """Of text, and of each codebook of speech."""

@@ -17,6 +17,7 @@ from tolktrain.parallel.megatron import (
     gather_from_tensor_model_parallel_region,
     parallel_state,
     reduce_from_tensor_model_parallel_region,
+    scatter_to_sequence_parallel_region,
     vocab_parallel_cross_entropy,
 )
 from tolktrain_kernels.backend import Kernels
@@ -126,6 +127,11 @@ class Heads(PipelineLayer):
         entropy = carrier.pooled.entropy
         total = carrier.hidden.new_zeros((), dtype=torch.float32)
         if entropy is not None:
+            documents = carrier.inputs.documents
+            if documents is not None and carrier.inputs.scored.num_columns:
+                counted = documents.counted
+                shares = self.config.sequence_parallel
+                entropy = entropy * (scatter_to_sequence_parallel_region(counted) if shares else counted)
             total = entropy.sum() if carrier.inputs.scored.num_columns else entropy.sum() * 0
             if self.config.sequence_parallel:
                 total = reduce_from_tensor_model_parallel_region(total)

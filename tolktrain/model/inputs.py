@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tolktrain_kernels.documents import PackedDocuments
 from tolktrain_kernels.scored_rows import ScoredRows, index_scored
 from tolktrain_kernels.speech_adapter import SpeechSegments, pack_segments
 
@@ -20,6 +21,7 @@ class HasModelInputs(Protocol):
     text_pred: Tensor
     segments: SpeechSegments
     scored: ScoredRows
+    documents: PackedDocuments | None
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class ModelInputs:
     speech_in: Tensor  # [B, T] bool: the input token is speech
     segments: SpeechSegments
     scored: ScoredRows
+    documents: PackedDocuments | None = None  # None if each sequence is a single document
 
     @classmethod
     def from_batch(cls, batch: HasModelInputs, every_sequence: bool = False) -> "ModelInputs":
@@ -40,10 +43,11 @@ class ModelInputs:
                 follows from them.
             every_sequence: also pass sequences that predict no speech through the output adapter (for inspection).
         """
-        scored = batch.scored
+        scored, documents = batch.scored, batch.documents
         if every_sequence:
             scored = index_scored(batch.targets, batch.speech_pred, batch.text_pred, every_sequence=True)
-        return cls(batch.tokens, batch.speech_in, batch.segments, scored)
+            documents = None if documents is None else documents.with_every_sequence()
+        return cls(batch.tokens, batch.speech_in, batch.segments, scored, documents)
 
     @classmethod
     def for_next(cls, tokens: Tensor, speech_in: Tensor, lengths: Tensor | None = None) -> "ModelInputs":
@@ -82,4 +86,5 @@ class ModelInputs:
             speech_in=self.speech_in.to(device, non_blocking=non_blocking),
             segments=self.segments.to(device, non_blocking=non_blocking),
             scored=self.scored.to(device, non_blocking=non_blocking),
+            documents=None if self.documents is None else self.documents.to(device, non_blocking=non_blocking),
         )

@@ -63,7 +63,7 @@ class InputAdapterLayer(PipelineLayer):
 
 
 class BackboneLayer(PipelineLayer):
-    """A decoder layer, causal over everything."""
+    """A decoder layer, causal over everything, or over the document."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig, index: int) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class FinalNorm(PipelineLayer):
 
 
 class OutputAdapterLayer(PipelineLayer):
-    """A layer before the speech head, causal over the whole mixed sequence."""
+    """A layer before the speech head, causal over the whole mixed sequence, or over the document."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig, index: int) -> None:
         super().__init__()
@@ -130,7 +130,8 @@ class OutputAdapterLayer(PipelineLayer):
     def forward(self, carrier: Carrier) -> Carrier:
         """Update `speech_hidden`."""
         assert carrier.speech_hidden is not None
-        return replace(carrier, speech_hidden=self.block(carrier.speech_hidden, carrier.context))
+        context = carrier.context if carrier.output_context is None else carrier.output_context
+        return replace(carrier, speech_hidden=self.block(carrier.speech_hidden, context))
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the parameters."""

@@ -1,5 +1,8 @@
 """The loss: (text nll + speech nll) / scored positions - weight * entropy / positions that predict speech.
 
+The entropy is that of all positions of the documents with a scored speech target. A sequence is one document, unless it
+is packed; the padding at its end belongs to the last one.
+
 All counts are those of the whole global batch, over all ranks and micro batches. So the loss and the gradients do not
 depend on the micro batch, the accumulation and the layout.
 """
@@ -17,7 +20,7 @@ class LossSums(NamedTuple):
 
     text_nll: Tensor  # nats, over the positions scored as text
     speech_nll: Tensor  # nats, over the positions scored as speech, codebooks summed
-    entropy: Tensor  # nats, of the layer selector over all positions of the sequences that predict speech
+    entropy: Tensor  # nats, of the layer selector over all positions of the documents that predict speech
 
     def detached(self) -> Tensor:
         """The three sums without their gradients, float64 [3]."""
@@ -29,7 +32,7 @@ class LossCounts(NamedTuple):
 
     num_text: int  # positions scored as text
     num_speech: int  # positions scored as speech
-    num_entropy: int  # positions of the sequences that predict speech
+    num_entropy: int  # positions of the documents that predict speech
 
     @property
     def num_scored(self) -> int:
@@ -43,7 +46,7 @@ def loss_from_sums(sums: LossSums, num_scored: int, num_entropy_positions: int, 
     Args:
         sums: of the micro batch.
         num_scored: positions scored as text or speech in the global batch.
-        num_entropy_positions: positions of the sequences that predict speech in the global batch; may be 0.
+        num_entropy_positions: positions of the documents that predict speech in the global batch; may be 0.
         entropy_weight: of the selector's entropy, in nats.
     """
     loss = (sums.text_nll + sums.speech_nll) / max(num_scored, 1)

@@ -5,12 +5,16 @@ adapter attends to text. Models trained here attend inside segments (`SpeechSegm
 published attention; it is slow.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from tolktrain_kernels.documents import PackedDocuments
 
-def published_adapter_mask(speech_in: Tensor) -> Tensor:
+
+def published_adapter_mask(speech_in: Tensor, documents: PackedDocuments | None = None) -> Tensor:
     """The attention mask: bool [B, 1, T, T], true if row t attends to column u. A row may attend to nothing.
 
     In a sequence that begins with text, each segment attends to itself, causally, and each text position to itself. In
@@ -20,9 +24,18 @@ def published_adapter_mask(speech_in: Tensor) -> Tensor:
 
     Args:
         speech_in: bool [B, T].
+        documents: each is treated as a sequence.
     """
-    masks = [_sequence_mask(row) for row in np.asarray(speech_in.cpu(), dtype=bool)]
-    return torch.from_numpy(np.stack(masks)).unsqueeze(1).to(speech_in.device)
+    rows = np.asarray(speech_in.cpu(), dtype=bool)
+    if documents is None:
+        masks = np.stack([_sequence_mask(row) for row in rows])
+    else:
+        masks = np.zeros((*rows.shape, rows.shape[1]), dtype=bool)
+        for begin, end in pairwise(documents.every.cu_seqlens.tolist()):
+            row, first = divmod(begin, rows.shape[1])
+            inside = slice(first, first + end - begin)
+            masks[row, inside, inside] = _sequence_mask(rows[row, inside])
+    return torch.from_numpy(masks).unsqueeze(1).to(speech_in.device)
 
 
 def _sequence_mask(speech: np.ndarray) -> np.ndarray:

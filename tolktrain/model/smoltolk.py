@@ -22,6 +22,7 @@ from tolktrain.model.pooling import POOLING_MODES, LayerPooling
 from tolktrain.model.transformer import Block, megatron_config
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain_kernels.backend import Kernels
+from tolktrain_kernels.segment_attention import segment_attention
 from tolktrain_kernels.speech_adapter import place_rows
 
 _COMPILED_VARIANTS = 32
@@ -138,6 +139,9 @@ class SmolTolk(LayeredModel):
         for layer in self.layers.values():
             if isinstance(layer, (BackboneLayer, OutputAdapterLayer)):
                 layer.block.layer.compile()
+                # Like those of speech segments, numbers and lengths of documents change in every step.
+                attention = layer.block.layer.self_attention.core_attention
+                attention.attend_inside = torch.compiler.disable(segment_attention)
             if isinstance(layer, LayerPooling) and layer.average.kernels.backend == "torch":
                 layer.average.compile()
 

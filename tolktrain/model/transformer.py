@@ -1,5 +1,6 @@
 """One transformer layer of the Llama kind: megatron-core's, with our attention, norm and gated activation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from tolktrain.parallel.megatron import (
     TransformerLayerSubmodules,
 )
 from tolktrain_kernels.backend import Kernels
+from tolktrain_kernels.documents import Documents
 from tolktrain_kernels.elementwise import add_rms_norm, fork_rms_norm, rms_norm, split_heads, swiglu
 from tolktrain_kernels.segment_attention import segment_attention
 from tolktrain_kernels.speech_adapter import SpeechSegments
@@ -37,11 +39,12 @@ from tolktrain_kernels.speech_adapter import SpeechSegments
 class AttentionContext:
     """The mask and the rotary angles of attention."""
 
-    cos: Tensor  # [T or N, 1, 1, head_dim] float32
+    cos: Tensor  # [T or N, 1, 1, head_dim] float32; [T * B, 1, 1, head_dim] with documents
     sin: Tensor  # the same; the first half of each head negated
     segments: SpeechSegments | None = None  # attention inside these; if None, causal over the whole sequence
     mask: Tensor | None = None  # bool [B, 1, T, T], instead of both
     cached: CacheAccess | None = None  # of generation: keys and values are kept, and perhaps read
+    documents: Documents | None = None  # causal inside these, instead of the whole sequence
 
 
 def rotary_angles(architecture: Architecture, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -66,15 +69,18 @@ def rotary_angles(architecture: Architecture, length: int, device: torch.device)
 
 
 class CoreAttention(nn.Module):
-    """Rotation and softmax attention with grouped queries: causal, or causal inside speech segments."""
+    """Rotation and softmax attention with grouped queries: causal, or causal inside segments."""
 
     def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, **_: Any) -> None:
         super().__init__()
         assert attn_mask_type == AttnMaskType.causal
         self.kernels = Kernels()
+        self.attend_inside: Callable[..., Tensor] = segment_attention
 
     def forward(self, product: Tensor, context: AttentionContext) -> Tensor:
         """[T, B, G, (H / G + 2) d], queries, key and value of each group, to [T, B, H d]."""
+        if context.documents is not None:
+            return self._inside_documents(product, context, context.documents)
         segments, backend = context.segments, self.kernels.backend
         # Rows after the packed speech pad it to a multiple of the tensor ranks.
         num_padding = 0 if segments is None else product.shape[0] - segments.num_positions
@@ -87,7 +93,7 @@ class CoreAttention(nn.Module):
             context.cached.store(key, value)
         if segments is not None:
             heads = (query.squeeze(1), key.squeeze(1), value.squeeze(1))
-            mixed = segment_attention(*heads, segments, self.kernels.attention).flatten(1)
+            mixed = self.attend_inside(*heads, segments, self.kernels.attention).flatten(1)
             return (functional.pad(mixed, (0, 0, 0, num_padding)) if num_padding else mixed).unsqueeze(1)
         if context.cached is not None and context.cached.num_read is not None:
             return context.cached.attend(query)
@@ -101,6 +107,15 @@ class CoreAttention(nn.Module):
             # Backends differ for rows that attend to nothing (zero, NaN, or the mean); here the result is zero.
             mixed = torch.where(mask.any(dim=-1, keepdim=True), mixed, 0)
         return mixed.permute(2, 0, 1, 3).flatten(2)
+
+    def _inside_documents(self, product: Tensor, context: AttentionContext, documents: Documents) -> Tensor:
+        assert context.cached is None and context.mask is None
+        length, width = product.shape[:2]
+        # Angles differ from sequence to sequence, so each row counts as a position.
+        rows = split_heads(product.flatten(0, 1).unsqueeze(1), context.cos, context.sin, self.kernels.backend)
+        heads = (part.squeeze(1).unflatten(0, (length, width)).transpose(0, 1).flatten(0, 1) for part in rows)
+        mixed = self.attend_inside(*heads, documents, self.kernels.attention)
+        return mixed.reshape(width, length, -1).transpose(0, 1)
 
 
 def mark_sequence_parallel(parameter: nn.Parameter, config: TransformerConfig) -> None:

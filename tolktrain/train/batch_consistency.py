@@ -36,6 +36,8 @@ def batch_checksum(batches: Sequence[Batch]) -> int:
         for tensor in (batch.tokens, batch.targets, batch.speech_in, batch.speech_pred, batch.text_pred):
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(tensor.contiguous().numpy().tobytes())
+        if batch.documents is not None:
+            digest.update(batch.documents.every.cu_seqlens.numpy().tobytes())
     return int.from_bytes(digest.digest(), "little") >> 1
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from tolktrain.config.training import ParameterGroup
+from tolktrain_kernels.documents import PackedDocuments
 from tolktrain_kernels.speech_adapter import SpeechSegments
 
 
@@ -18,7 +19,8 @@ class HasCounts(Protocol):
     segments: SpeechSegments
     num_text_scored: int
     num_speech_scored: int
-    num_entropy_positions: int  # T times the sequences that predict speech
+    num_entropy_positions: int  # T times the sequences that predict speech, if there are no documents
+    documents: PackedDocuments | None
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class StepCounts:
     """
 
     positions: float = 0
-    causal_pairs: float = 0  # of a query and a key it sees, over whole sequences
+    causal_pairs: float = 0  # of a query and a key it sees, over whole sequences or inside their documents
     speech_positions: float = 0  # those that the input adapter works on
     segment_pairs: float = 0  # inside speech segments
     predicting_positions: float = 0  # of the sequences that predict speech
@@ -47,13 +49,19 @@ class StepCounts:
         num_sequences, _, length = batch.tokens.shape
         pairs = length * (length + 1) // 2
         segments = np.diff(batch.segments.cu_seqlens.numpy()).astype(np.int64)
+        causal, predicting = num_sequences * pairs, batch.num_entropy_positions
+        predicting_pairs = predicting // length * pairs
+        if batch.documents is not None:
+            predicting, causal = batch.documents.counted.numel(), batch.documents.every.num_pairs
+            inside = batch.documents.predicting
+            predicting_pairs = 0 if inside is None else inside.num_pairs
         return cls(
             positions=num_sequences * length,
-            causal_pairs=num_sequences * pairs,
+            causal_pairs=causal,
             speech_positions=batch.segments.num_positions,
             segment_pairs=int((segments * (segments + 1) // 2).sum()),
-            predicting_positions=batch.num_entropy_positions,
-            predicting_pairs=batch.num_entropy_positions // length * pairs,
+            predicting_positions=predicting,
+            predicting_pairs=predicting_pairs,
             text_scored=batch.num_text_scored,
             speech_scored=batch.num_speech_scored,
         )
