@@ -39,6 +39,7 @@ def test_every_key_that_holds_a_value_has_a_class() -> None:
         "run",
         "model",
         "model.speech",
+        "model.lora",
         "data",
         "data.interleaving",
         "data.vocoder",

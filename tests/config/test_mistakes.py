@@ -130,7 +130,7 @@ def test_a_path_as_a_key_of_a_file_names_the_line(small: Path, mistakes_of: Mist
         ),
         (
             "train.stages.0.trainable=[head]",
-            "train.stages.0.trainable.0: expected one of backbone, pooling, speech, got 'head'",
+            "train.stages.0.trainable.0: expected one of backbone, pooling, speech, lora, got 'head'",
         ),
         ("evaluation.heldout_sets=heldout", "expected a list with items of text, got 'heldout'"),
         (
@@ -166,6 +166,11 @@ def test_wrong_values(small: Path, mistakes_of: Mistakes, override: str, message
             "model.speech.layer_pooling=none; train.stages.1.trainable=[pooling]",
             "train.stages.1.trainable is [pooling], but a model with model.speech.layer_pooling none has no pooling",
         ),
+        (
+            "train.stages.1.trainable=[lora]",
+            "train.stages.1.trainable contains lora, but model.lora.rank is 0, which gives no low-rank updates; set",
+        ),
+        ("model.lora.rank=4", "model.lora.rank is 4, but no stage trains the low-rank updates; add lora to"),
         (
             "parallel.sequence_parallel=true",
             "parallel.sequence_parallel needs tensor_parallel_size above 1; set it to false",

@@ -11,6 +11,7 @@ from tolktrain.generate.context import Context
 from tolktrain.generate.decoding import CachedDecoder, PlainDecoder
 from tolktrain.generate.sampling import SpeechLimits, sample_speech
 from tolktrain.generate.tensor_ranks import make_decoder
+from tolktrain.model.architecture import Lora
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -31,10 +32,14 @@ def test_caches_change_no_token(direction: str, num_codebooks: int, batch: int) 
         {"layer_pooling": "static", "tie_text_embeddings": False},
         {"layer_pooling": "dynamic", "input_adapter_layers": 0},
         {"residual": False, "output_adapter_layers": 0},
+        {"lora": Lora(2, 8.0, ("self_attn.q_proj", "self_attn.v_proj"), ("input_adapter", "backbone"))},
     ],
 )
 def test_caches_with_parts_switched_off(changes: dict[str, Any]) -> None:
     model, vocabulary = small_model(**changes)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora.b"):  # zero at the start
+            torch.nn.init.normal_(parameter, std=0.2)
     for direction in ("speech > speech", "speech > text"):
         cached = continued(CachedDecoder, model, vocabulary, direction, 3)
         assert cached == continued(PlainDecoder.of, model, vocabulary, direction, 3)

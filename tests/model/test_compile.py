@@ -12,6 +12,7 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import loss_from_sums
 from tolktrain.model.smoltolk import SmolTolk
+from tolktrain_kernels.documents import pack_documents
 
 
 def steps(model: SmolTolk, batches: list[SimpleNamespace]) -> list[list[Tensor]]:
@@ -23,6 +24,26 @@ def steps(model: SmolTolk, batches: list[SimpleNamespace]) -> list[list[Tensor]]
         loss.backward()
         found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     return found
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_the_same_documents(
+    architecture: Callable[..., Architecture], batch: Callable[..., SimpleNamespace]
+) -> None:
+    """Whose numbers and lengths differ from batch to batch; attention inside them is not compiled."""
+    sizes = architecture(num_layers=1, input_adapter_layers=0, output_adapter_layers=1)
+    batches = [batch("mst", seed=seed) for seed in range(4)]
+    for made, starts in zip(batches, ([(0, 9), (0,), (0, 3, 20)], [(0,)] * 3, [(0, 1), (0, 5), (0,)]), strict=False):
+        made.documents = pack_documents(starts, made.speech_pred)
+    expected = steps(SmolTolk(sizes, 0), batches)
+    torch._dynamo.reset()
+    counters.clear()
+    model = SmolTolk(sizes, 0)
+    model.compile_layers()
+    for ours, plain in zip(steps(model, batches), expected, strict=True):
+        for found, wanted in zip(ours, plain, strict=True):
+            assert (found - wanted).norm() <= 1e-4 * wanted.norm() + 1e-7
+    assert counters["stats"]["unique_graphs"] <= 9, counters["stats"]
 
 
 @pytest.mark.slow

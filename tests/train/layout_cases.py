@@ -34,7 +34,7 @@ ZERO_3 = {
     "stage3_max_live_parameters": 10_000,
     "stage3_max_reuse_distance": 2000,
 }
-RATES = LearningRates(backbone=0.002, speech=0.004)
+RATES = LearningRates(backbone=0.002, speech=0.004, lora=0.003)
 
 # Of the model and the recipe; each is trained in one process too.
 FOUR_LAYERS = "model.backbone.num_layers=4"
@@ -52,6 +52,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "codebooks": (FOUR_LAYERS, "model.speech.num_codebooks=2", "model.speech.input_adapter_layers=2"),
     "untied": (FOUR_LAYERS, "model.backbone.tie_text_embeddings=false"),
     "packed": (FOUR_LAYERS,),  # several documents in a sequence
+    "lora": (
+        FOUR_LAYERS,
+        "model.lora.rank=3",
+        "train.stages.2.trainable=[lora, pooling, speech]",
+        "train.optimizer.lora_weight_decay=0.05",
+    ),
     "odd": ("model.backbone.num_layers=3",),  # the pooling's vectors cannot be shared out evenly
     "three-groups": (
         "model.backbone.hidden_size=48",

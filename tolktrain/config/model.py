@@ -1,12 +1,22 @@
 """Configuration of the model: SmolTolk (arXiv 2503.06211, section 3); each part can be switched off."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from tolktrain.config.base import FixedModel, InputPath, Steering, StrictModel
 
 LayerPooling = Literal["none", "static", "dynamic", "both"]
+LoraTarget = Literal[
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+]
+LoraPart = Literal["input_adapter", "backbone", "output_adapter"]
 
 
 class BackboneConfig(StrictModel):
@@ -84,6 +94,19 @@ class SpeechConfig(StrictModel):
     )
 
 
+class LoraConfig(StrictModel):
+    """Low-rank updates of the matrices of transformer layers (LoRA, arXiv 2106.09685); see docs/lora.md."""
+
+    rank: FixedModel[int] = Field(default=0, ge=0, description="Rank of the updates; 0 for none.")
+    alpha: FixedModel[float] = Field(default=16.0, gt=0, description="The updates are multiplied by alpha / rank.")
+    targets: FixedModel[tuple[LoraTarget, ...]] = Field(
+        default=get_args(LoraTarget), min_length=1, strict=False, description="Matrices of a layer with an update."
+    )
+    parts: FixedModel[tuple[LoraPart, ...]] = Field(
+        default=get_args(LoraPart), min_length=1, strict=False, description="Parts of the model whose layers have them."
+    )
+
+
 class ModelConfig(StrictModel):
     """The text-speech language model."""
 
@@ -91,6 +114,7 @@ class ModelConfig(StrictModel):
         description="Folder or hub id of a Llama-family checkpoint, or the shape of a new backbone."
     )
     speech: SpeechConfig = Field(default=SpeechConfig(), description="Adapters, pooling and speech vocabulary.")
+    lora: LoraConfig = Field(default=LoraConfig(), description="Low-rank updates, which `trainable: [lora]` trains.")
     special_tokens: FixedModel[tuple[str, ...]] = Field(
         default=(),
         strict=False,

@@ -188,7 +188,7 @@ class Config(StrictModel):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
         mistakes = [*_unknown_sets(self), *_nothing_to_train(self), *_missing_for_evaluation(self)]
-        mistakes += _unknown_metric(self)
+        mistakes += _lora_without_stage(self) + _unknown_metric(self)
         mistakes += compile_mistakes(self.train, self.parallel)
         if mistakes:
             raise ValueError("\n".join(mistakes))
@@ -237,6 +237,21 @@ def _unknown_sets(config: Config) -> list[str]:
         for key, name in set_uses(config)
         if name not in config.data.sets
     ]
+
+
+def _lora_without_stage(config: Config) -> list[str]:
+    training = [i for i, stage in enumerate(config.train.stages) if "lora" in stage.trainable]
+    if training and not config.model.lora.rank:
+        return [
+            f"train.stages.{training[0]}.trainable contains lora, but model.lora.rank is 0, which gives no low-rank"
+            " updates; set model.lora.rank, such as 16, or remove lora"
+        ]
+    if config.model.lora.rank and config.train.stages and not training:
+        return [
+            f"model.lora.rank is {config.model.lora.rank}, but no stage trains the low-rank updates; add lora to"
+            " train.stages.0.trainable (and remove backbone there to freeze it), or set model.lora.rank to 0"
+        ]
+    return []
 
 
 def _nothing_to_train(config: Config) -> list[str]:

@@ -15,7 +15,7 @@ from tolktrain.config.base import (
 )
 from tolktrain.config.data import Mixture, Strategy
 
-ParameterGroup = Literal["backbone", "pooling", "speech"]
+ParameterGroup = Literal["backbone", "pooling", "speech", "lora"]
 
 
 class ScheduleConfig(StrictModel):
@@ -52,11 +52,14 @@ class StageConfig(StrictModel):
     speech_learning_rate: SteeringUntilEnd[float | None] = Field(
         default=None, gt=0, description="Full learning rate of speech tables and adapters; the same if absent."
     )
-    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="Schedule of both learning rates.")
+    lora_learning_rate: SteeringUntilEnd[float | None] = Field(
+        default=None, gt=0, description="Full learning rate of low-rank updates; `learning_rate` if absent."
+    )
+    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="Schedule of all learning rates.")
 
     @model_validator(mode="after")
     def _something_learns(self) -> "StageConfig":
-        if "backbone" not in self.trainable and set(self.mixture) == {"text"}:
+        if not {"backbone", "lora"} & set(self.trainable) and set(self.mixture) == {"text"}:
             raise ValueError(
                 f"trainable is {list(self.trainable)}, which text alone does not train; add backbone, or a strategy"
                 " with speech to the mixture"
@@ -74,6 +77,7 @@ class OptimizerConfig(StrictModel):
     weight_decay: Steering[float] = Field(
         default=0.1, ge=0, description="Decoupled decay of matrices; norms, biases and layer weights do not decay."
     )
+    lora_weight_decay: Steering[float] = Field(default=0.0, ge=0, description="Decoupled decay of low-rank updates.")
     clip_grad_norm: Steering[float] = Field(default=1.0, gt=0, description="Largest global gradient norm.")
 
 

@@ -35,7 +35,7 @@ class Scorer:
 
     def parameters(self) -> dict[str, int]:
         """Number of parameters of each group, and in total."""
-        counts = {"backbone": 0, "pooling": 0, "speech": 0}
+        counts = {"backbone": 0, "pooling": 0, "speech": 0} | ({"lora": 0} if self.model.architecture.lora else {})
         for view in parameter_views(self.model).values():
             counts[view.group] += sum(int(np.prod(shape)) for shape in view.shapes)
         return counts | {"total": sum(counts.values())}

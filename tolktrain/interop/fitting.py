@@ -85,7 +85,7 @@ def fit_weights(
     """
     same = _sameness(weights, architecture, tokenizers, tables)
     taken: dict[str, Taken] = {}
-    misfits = _other_sizes(weights.architecture, architecture)
+    misfits = _other_sizes(weights.architecture, architecture) + _other_lora(weights, architecture)
     for name, shape in shapes.items():
         found = _table(name, weights, architecture, same)
         if found is None and name in weights.shapes:
@@ -212,6 +212,17 @@ def _other_sizes(before: Architecture, now: Architecture) -> list[str]:
         f"{key} is {getattr(before, key)} there, {getattr(now, key)} in the model"
         for key in _FIXED
         if getattr(before, key) != getattr(now, key)
+    ]
+
+
+def _other_lora(weights: Weights, now: Architecture) -> list[str]:
+    """Updates that would be lost, or would mean something else."""
+    lora = weights.architecture.lora
+    if lora is None or lora == now.lora:
+        return []
+    return [
+        f"there are low-rank updates there (rank {lora.rank}, alpha {lora.alpha:g}) that the model does not have in the"
+        f" same form; merge them first: tolktrain export {weights.folder}, and begin from what it writes"
     ]
 
 

@@ -19,6 +19,7 @@ from tolktrain.interop.safetensors_folder import TensorFolder
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.initialization import TEXT_TABLE, initial_text_table, initialize_parameters
 from tolktrain.model.llama import backbone_folder
+from tolktrain.model.lora import is_lora
 from tolktrain.model.parameter_layout import Shape, canonical_shapes, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
 
@@ -76,7 +77,7 @@ def load_backbone_into(model: SmolTolk, path: str, seed: int = 0) -> None:
 
 def is_backbone(name: str) -> bool:
     """Whether a canonical tensor is one that a backbone provides."""
-    return name.startswith("backbone.") or name in (TEXT_TABLE, _TEXT_HEAD)
+    return (name.startswith("backbone.") and not is_lora(name)) or name in (TEXT_TABLE, _TEXT_HEAD)
 
 
 def checkpoint_name(canonical: str) -> str:

@@ -16,7 +16,8 @@ of other programs.
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from tolktrain.files.writing import write_synced
 from tolktrain.interop.safetensors_folder import INDEX, TensorFolder
 from tolktrain.interop.tensor_writer import FILE_BYTES, DType, new_folder, require_new, write_tensors
 from tolktrain.model.architecture import Architecture
+from tolktrain.model.lora import Merged
 from tolktrain.model.parameter_layout import Shape, canonical_shapes, check_names_and_shapes, copy_canonical
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
@@ -129,7 +131,7 @@ def write_weights(
 
 @contextmanager
 def open_source(source: Path, step: int | None, report: Callable[[str], None]) -> Iterator[OpenWeights]:
-    """Open the weights of a trained model, after a checkpoint was verified.
+    """Open the weights of a trained model, after a checkpoint was verified. Low-rank updates are merged.
 
     Args:
         source: a run, of which the latest valid checkpoint is taken, or that of `step`; a checkpoint; or a folder that
@@ -148,14 +150,14 @@ def open_source(source: Path, step: int | None, report: Callable[[str], None]) -
         return
     folder = checkpoint_of(source, step, report)
     state = read_state(folder)
+    architecture = Architecture.from_dict(state["architecture"])
     with CheckpointReader(folder) as reader:
-        yield OpenWeights(
-            folder,
-            Architecture.from_dict(state["architecture"]),
-            reader.shapes(PARAMETERS),
-            lambda name: reader.read_whole(PARAMETERS, name),
-            state,
-        )
+        shapes: Mapping[str, Shape] = reader.shapes(PARAMETERS)
+        read: Callable[[str], Tensor] = partial(reader.read_whole, PARAMETERS)
+        if architecture.lora is not None:
+            merged = Merged(shapes, read, architecture.lora)
+            architecture, shapes, read = replace(architecture, lora=None), merged.shapes, merged.__getitem__
+        yield OpenWeights(folder, architecture, shapes, read, state)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from tolktrain.config.model import LayerPooling, ModelConfig, SpeechConfig
+from tolktrain.config.model import LayerPooling, LoraConfig, LoraPart, LoraTarget, ModelConfig, SpeechConfig
 from tolktrain.errors import UserError
 from tolktrain.model.llama import RopeScaling, read_llama_config
 from tolktrain.vocabulary import SpecialIds
@@ -11,6 +11,21 @@ from tolktrain.vocabulary import SpecialIds
 # Of the input adapter: inside speech segments ("runs", a name in checkpoints), or as the reference implementation
 # computes it (see published_mask.py).
 AdapterAttention = Literal["runs", "published"]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Which matrices get a pair of narrow ones, and of which rank."""
+
+    rank: int
+    alpha: float  # the product is multiplied by alpha / rank
+    targets: tuple[LoraTarget, ...]
+    parts: tuple[LoraPart, ...]
+
+    @property
+    def scale(self) -> float:
+        """The factor of the product."""
+        return self.alpha / self.rank
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class Architecture(SpecialIds):
     rope_scaling: RopeScaling | None = None
     adapter_attention: AdapterAttention = "runs"
     special_tokens: tuple[str, ...] = ()  # further rows of the text table, by name
+    lora: Lora | None = None
 
     @property
     def keeps_states(self) -> bool:
@@ -60,7 +76,8 @@ class Architecture(SpecialIds):
         Raises:
             UserError: the named backbone has no readable config.json or is not of the Llama family.
         """
-        speech = _speech_part(config.speech) | {"special_tokens": config.special_tokens}
+        more = {"special_tokens": config.special_tokens, "lora": _lora_of(config.lora)}
+        speech = _speech_part(config.speech) | more
         if isinstance(config.backbone, str):
             return cls(**read_llama_config(config.backbone), **speech)
         backbone = config.backbone.model_dump()
@@ -74,18 +91,19 @@ class Architecture(SpecialIds):
         Raises:
             UserError: a key is missing or unknown (written by another version).
         """
-        values = {"special_tokens": (), **values}  # absent from what was written before there were any
+        values = {"special_tokens": (), "lora": None, **values}  # absent from what was written before there were any
         known = {f.name for f in fields(cls)}
         if set(values) != known:
             raise UserError(
                 f"architecture: keys {sorted(set(values) ^ known)} are missing or unknown;"
                 " it was written by another version of tolktrain, use that version, or train a new model"
             )
-        scaling = values["rope_scaling"]
+        scaling, lora = values["rope_scaling"], values["lora"]
         return replace(
             cls(**values),
             rope_scaling=RopeScaling(**scaling) if scaling is not None else None,
             special_tokens=tuple(values["special_tokens"]),
+            lora=_lora_of(LoraConfig(**lora)) if lora is not None else None,
         )
 
     def with_speech(self, config: SpeechConfig) -> "Architecture":
@@ -93,13 +111,18 @@ class Architecture(SpecialIds):
         return replace(self, **_speech_part(config))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
-        return asdict(self)
+        """Plain values, fit for JSON; without `lora` if there is none."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name != "lora" or value is not None}
 
     def difference(self, other: "Architecture") -> list[str]:
         """The differences from the other architecture, each as 'name: ours, theirs'; empty if they are equal."""
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return [f"{name}: {ours}, {theirs}" for name, ours, theirs in pairs if ours != theirs]
+
+
+def _lora_of(config: LoraConfig) -> Lora | None:
+    return Lora(config.rank, config.alpha, config.targets, config.parts) if config.rank else None
 
 
 def _speech_part(speech: SpeechConfig) -> dict[str, Any]:

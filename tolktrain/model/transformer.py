@@ -14,6 +14,7 @@ from tolktrain.config.training import ParameterGroup
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cache import CacheAccess
 from tolktrain.model.cost.work import LayerCost
+from tolktrain.model.lora import Fused, LowRank, Matrix, lora_size
 from tolktrain.model.parameter_layout import Initial, ParameterView
 from tolktrain.parallel.megatron import (
     MLP,
@@ -175,6 +176,7 @@ class _Linear:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.lora: LowRank | None = None
         # The hook would add the key, which a strict load then rejects.
         self._load_state_dict_pre_hooks.clear()  # type: ignore[attr-defined]
 
@@ -182,8 +184,10 @@ class _Linear:
         """Returns the product, and megatron's bias, which is None."""
         if self.config.tensor_model_parallel_size == 1:  # type: ignore[attr-defined]
             # Without an exchange: torch.compile stops at megatron's implementation, which warns about missing groups.
-            return functional.linear(states, self.weight), None  # type: ignore[attr-defined]
-        return super().forward(states, *args, **kwargs)  # type: ignore[misc]
+            product = functional.linear(states, self.weight)  # type: ignore[attr-defined]
+        else:
+            product, _ = super().forward(states, *args, **kwargs)  # type: ignore[misc]
+        return product if self.lora is None else product + self.lora(states), None
 
 
 class ColumnLinear(_Linear, ColumnParallelLinear):
@@ -277,6 +281,7 @@ class Block(nn.Module):
         self.name = name
         self.recompute = False  # whether the backward pass recomputes the layer instead of keeping activations
         self._views = partial(_block_views, architecture, name, group)
+        self._lora_views = _add_lora(self.layer, architecture, config, name)
 
     def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
         """[T, B, D] (or [N, 1, D] for packed speech) to the same; with sequence parallelism, a slice of the first
@@ -302,7 +307,41 @@ class Block(nn.Module):
 
     def parameter_views(self) -> dict[str, ParameterView]:
         """Canonical views of the parameters, by their names in this module."""
-        return self._views()
+        return self._views() | self._lora_views
+
+
+def layer_matrices(architecture: Architecture) -> dict[str, Fused]:
+    """The canonical matrices of a layer, by the linear layer of `DecoderLayer` that holds them."""
+    width, inner = architecture.hidden_size, architecture.ffn_hidden_size
+    queries, keys, groups = architecture.query_width, architecture.key_width, architecture.num_key_value_heads
+    attention = (
+        Matrix("self_attn.q_proj", (queries, width), architecture.num_attention_heads // groups),
+        Matrix("self_attn.k_proj", (keys, width)),
+        Matrix("self_attn.v_proj", (keys, width)),
+    )
+    gated = (Matrix("mlp.gate_proj", (inner, width)), Matrix("mlp.up_proj", (inner, width)))
+    return {
+        "self_attention.linear_qkv": Fused(attention, is_row_split=False, num_groups=groups),
+        "self_attention.linear_proj": Fused((Matrix("self_attn.o_proj", (width, queries)),), is_row_split=True),
+        "mlp.linear_fc1": Fused(gated, is_row_split=False),
+        "mlp.linear_fc2": Fused((Matrix("mlp.down_proj", (width, inner)),), is_row_split=True),
+    }
+
+
+def _add_lora(
+    layer: nn.Module, architecture: Architecture, config: TransformerConfig, name: str
+) -> dict[str, ParameterView]:
+    """Add low-rank updates to the linear layers that have some; their canonical views."""
+    lora, views = architecture.lora, {}
+    if lora is None or name.split(".")[0] not in lora.parts:
+        return {}
+    for place, fused in layer_matrices(architecture).items():
+        if fused.targeted(lora):
+            linear = layer.get_submodule(place)
+            linear.lora = LowRank(fused, lora, config)
+            found = linear.lora.parameter_views(name)
+            views |= {f"layer.{place}.lora.{key}": view for key, view in found.items()}
+    return views
 
 
 def _block_views(architecture: Architecture, name: str, group: ParameterGroup) -> dict[str, ParameterView]:
@@ -349,13 +388,15 @@ def block_cost(
     FLOPs a pair. Norms, rotations and activations are omitted; they are below 1 %.
     """
     width = architecture.hidden_size
+    shapes = {m.name: m.shape for fused in layer_matrices(architecture).values() for m in fused.matrices}
+    updates = lora_size(architecture.lora, kind.replace(" ", "_"), shapes)
     weights = (
         width * (2 * architecture.query_width + 2 * architecture.key_width) + 3 * width * architecture.ffn_hidden_size
     )
     return LayerCost(
         kind,
         index,
-        {group: weights + 2 * width},
-        matrices=round(rows * 2 * weights),
+        {group: weights + 2 * width} | ({"lora": updates} if updates else {}),
+        matrices=round(rows * 2 * (weights + updates)),
         attention=round(pairs * 4 * architecture.query_width),
     )

@@ -37,6 +37,7 @@ with warnings.catch_warnings(), deferred(*_UNUSED), compiling_later():
         gather_from_sequence_parallel_region,
         gather_from_tensor_model_parallel_region,
         reduce_from_tensor_model_parallel_region,
+        reduce_scatter_to_sequence_parallel_region,
         scatter_to_sequence_parallel_region,
         vocab_parallel_cross_entropy,
     )
@@ -67,6 +68,7 @@ __all__ = [
     "gather_from_tensor_model_parallel_region",
     "parallel_state",
     "reduce_from_tensor_model_parallel_region",
+    "reduce_scatter_to_sequence_parallel_region",
     "scatter_to_sequence_parallel_region",
     "vocab_parallel_cross_entropy",
 ]

@@ -18,9 +18,12 @@ class LearningRates:
 
     backbone: float  # backbone, text tables and pooling
     speech: float  # speech tables and adapters
+    lora: float | None = None  # low-rank updates; as the backbone's if None
 
     def of(self, group: str) -> float:
         """Learning rate of a parameter group."""
+        if group == "lora" and self.lora is not None:
+            return self.lora
         return self.speech if group == "speech" else self.backbone
 
 
@@ -39,10 +42,11 @@ def schedule_factor(schedule: ScheduleConfig, step: int, num_steps: int) -> floa
 
 
 def learning_rates_at(stage: StageConfig, step: int, num_steps: int) -> LearningRates:
-    """Both learning rates at `step` (from 0) of the stage: a pure function, so nothing needs to be saved."""
+    """All learning rates at `step` (from 0) of the stage: a pure function, so nothing needs to be saved."""
     factor = schedule_factor(stage.schedule, step, num_steps)
     speech = stage.learning_rate if stage.speech_learning_rate is None else stage.speech_learning_rate
-    return LearningRates(stage.learning_rate * factor, speech * factor)
+    lora = stage.lora_learning_rate
+    return LearningRates(stage.learning_rate * factor, speech * factor, None if lora is None else lora * factor)
 
 
 def freeze(model: nn.Module, views: Mapping[str, ParameterView], trainable: Iterable[str]) -> None:
@@ -53,9 +57,13 @@ def freeze(model: nn.Module, views: Mapping[str, ParameterView], trainable: Iter
 
 
 GroupKey = tuple[str, bool]
-"""The learning rate of a parameter ("backbone" or "speech"), and whether it decays."""
+"""The learning rate of a parameter ("backbone", "speech" or "lora"), and whether it decays."""
 
-GROUPS: tuple[GroupKey, ...] = (("backbone", False), ("backbone", True), ("speech", False), ("speech", True))
+
+def group_keys(stage: StageConfig) -> list[GroupKey]:
+    """The groups of a stage, the same on all pipeline stages."""
+    keys: list[GroupKey] = [("backbone", False), ("backbone", True), ("speech", False), ("speech", True)]
+    return [*keys, ("lora", True)] if "lora" in stage.trainable else keys
 
 
 def trained_groups(model: nn.Module, views: Mapping[str, ParameterView]) -> dict[GroupKey, list[nn.Parameter]]:
@@ -64,7 +72,7 @@ def trained_groups(model: nn.Module, views: Mapping[str, ParameterView]) -> dict
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             view = views[name]
-            rate = "speech" if view.group == "speech" else "backbone"
+            rate = view.group if view.group in ("speech", "lora") else "backbone"
             members.setdefault((rate, view.decays), []).append(parameter)
     return members
 
@@ -94,13 +102,17 @@ def build_optimizer(
     """
     assert members, "a stage without trainable parameters"
     groups: list[dict[str, Any]] = [
-        {"params": bucket, "rate": rate, "weight_decay": config.weight_decay if decays else 0.0}
+        {"params": bucket, "rate": rate, "weight_decay": _decay(config, rate) if decays else 0.0}
         for (rate, decays), parameters in sorted(members.items())
         for bucket in ([parameters] if bucket_size is None else in_buckets(parameters, bucket_size))
     ]
     spare_optimizers()
     first, second = config.betas
     return torch.optim.AdamW(groups, lr=0.0, betas=(first, second), eps=config.eps, fused=True)
+
+
+def _decay(config: OptimizerConfig, rate: str) -> float:
+    return config.lora_weight_decay if rate == "lora" else config.weight_decay
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, learning_rates: LearningRates) -> None:

@@ -150,6 +150,7 @@ def _recipe(config: Config) -> list[str]:
         sets = sorted({name for entry in stage.mixture.values() for name in entry.sets})
         rates = f"{stage.learning_rate:g}"
         rates += "" if stage.speech_learning_rate is None else f", speech {stage.speech_learning_rate:g}"
+        rates += "" if stage.lora_learning_rate is None else f", low-rank updates {stage.lora_learning_rate:g}"
         cells = (stage.name, f"{stage.tokens:,}", ", ".join(stage.trainable), ", ".join(stage.mixture), rates)
         lines.append(f"| {' | '.join(cells)} | {', '.join(sets)} |")
     return [*lines, ""]

@@ -62,8 +62,9 @@ def step_flops(architecture: Architecture, counts: StepCounts, trainable: Collec
     gradients of the backward pass: that of the rows, and that of the weight (Kaplan et al., arXiv 2001.08361, section
     2.1: 6 FLOPs per weight and token in all). A frozen weight has no gradient, and a layer before the first trained
     parameter needs no gradient of its rows either: a frozen backbone after trained speech tables costs 4 FLOPs per
-    weight and position instead of 6. Attention takes 4 H d for each pair of a query and a key that it attends to, and
-    twice that backward, with four products for both gradients instead of two. So, with P weights of a transformer
+    weight and position instead of 6. The weight gradients of low-rank updates are not counted. Attention takes 4 H d
+    for each pair of a query and a key that it attends to, and twice that backward, with four products for both
+    gradients instead of two. So, with P weights of a transformer
     layer, q = H d and the counts of `StepCounts`, the forward pass of each part takes
 
         input adapter      2 P (speech positions) + 4 q (pairs inside segments) per layer
@@ -93,14 +94,16 @@ def step_flops(architecture: Architecture, counts: StepCounts, trainable: Collec
         return part(kind, [cost for cost in costs if cost.kind == kind], to_input, to_weights)
 
     speech, backbone, mode = "speech" in trainable, "backbone" in trainable, POOLING_MODES[architecture.layer_pooling]
+    lora = () if architecture.lora is None or "lora" not in trainable else architecture.lora.parts
     pooling = "pooling" in trainable and mode.has_weights
-    states = speech or backbone  # whether the backbone's states have a gradient
-    after_pooling = states or pooling
+    # Whether the backbone's states have a gradient.
+    states = speech or backbone or "input_adapter" in lora or "backbone" in lora
+    after_pooling = states or pooling or "output_adapter" in lora
     speech_heads = Heads.cost(architecture, None, replace(counts, text_scored=0))
     text_head = Heads.cost(architecture, None, replace(counts, speech_scored=0))
     return StepFlops(
         (
-            layers("input adapter", speech, speech),
+            layers("input adapter", speech or "input_adapter" in lora, speech),
             layers("backbone", states, backbone),
             layers("pooling", states or (pooling and mode.static), pooling),
             layers("output adapter", after_pooling, speech),

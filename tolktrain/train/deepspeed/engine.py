@@ -26,7 +26,14 @@ from tolktrain.train.deepspeed.sequential import SequentialRunner, Update, reduc
 from tolktrain.train.deepspeed.states import OptimizerStates
 from tolktrain.train.deepspeed.tensors import ModelTensors, forget_values, original_rows
 from tolktrain.train.learning import nothing_scored
-from tolktrain.train.optimizer import GROUPS, LearningRates, build_optimizer, freeze, set_learning_rates, trained_groups
+from tolktrain.train.optimizer import (
+    LearningRates,
+    build_optimizer,
+    freeze,
+    group_keys,
+    set_learning_rates,
+    trained_groups,
+)
 from tolktrain.train.process import forget_engine
 from tolktrain.train.resolved import ResolvedSettings
 
@@ -112,7 +119,8 @@ class Engine:
             return SequentialRunner(model, optimizer, settings, layout, backend, entropy_weight, clip_grad_norm)
         from tolktrain.train.deepspeed.pipeline import PipelineRunner, make_stage_module  # imports DeepSpeed
 
-        module = make_stage_module(model, cut, layout, entropy_weight, [key for key in GROUPS if key not in members])
+        missing = [key for key in group_keys(self._stage) if key not in members]
+        module = make_stage_module(model, cut, layout, entropy_weight, missing)
         members |= {key: [anchor] for key, anchor in module.anchors.items()}
         return PipelineRunner(module, build_optimizer(members, config.train.optimizer), settings, layout, backend)
 
