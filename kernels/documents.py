@@ -45,7 +45,8 @@ class PackedDocuments:
     """The documents of a micro batch of B sequences, at least one of which has several. Made by `pack_documents`."""
 
     every: Documents  # of all sequences
-    predicting: Documents | None  # of the S sequences that predict speech; None if there is none
+    # Of the S sequences that predict speech; the same object if these are all, None if there is none.
+    predicting: Documents | None
     counted: Tensor  # [T, S] float32: 1 at the positions of documents that predict speech, else 0
     num_counted: int  # the sum of `counted`
 
@@ -67,8 +68,9 @@ class PackedDocuments:
         return PackedDocuments(self.every, self.every, counted, counted.numel())
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "PackedDocuments":
-        every = self.every._with_tensors(change)
-        predicting = None if self.predicting is None else self.predicting._with_tensors(change)
+        every, predicting = self.every._with_tensors(change), self.predicting
+        if predicting is not None:
+            predicting = every if predicting is self.every else predicting._with_tensors(change)
         return PackedDocuments(every, predicting, change(self.counted), self.num_counted)
 
 
@@ -91,9 +93,15 @@ def pack_documents(starts: Sequence[Sequence[int]], speech_pred: np.ndarray | Te
     number = np.cumsum(begins).reshape(begins.shape) - 1  # of the document of each position
     predicts = np.bincount(number[mask], minlength=int(number.max()) + 1) > 0
     counted = predicts[number[columns]].T
+    every = _documents(begins)
+    predicting: Documents | None = None
+    if columns.size == len(begins):
+        predicting = every
+    elif columns.size:
+        predicting = _documents(begins[columns])
     return PackedDocuments(
-        every=_documents(begins),
-        predicting=_documents(begins[columns]) if columns.size else None,
+        every=every,
+        predicting=predicting,
         counted=torch.from_numpy(np.ascontiguousarray(counted, dtype=np.float32)),
         num_counted=int(counted.sum()),
     )
