@@ -30,20 +30,22 @@ def steps(model: SmolTolk, batches: list[SimpleNamespace]) -> list[list[Tensor]]
 def test_compiled_layers_train_the_same_documents(
     architecture: Callable[..., Architecture], batch: Callable[..., SimpleNamespace]
 ) -> None:
-    """Whose numbers and lengths differ from batch to batch; attention inside them is not compiled."""
-    sizes = architecture(num_layers=1, input_adapter_layers=0, output_adapter_layers=1)
-    batches = [batch("mst", seed=seed) for seed in range(4)]
-    for made, starts in zip(batches, ([(0, 9), (0,), (0, 3, 20)], [(0,)] * 3, [(0, 1), (0, 5), (0,)]), strict=False):
+    """Whose numbers and lengths differ from batch to batch, without compiling again: attention is left out."""
+    sizes = architecture(num_layers=1, input_adapter_layers=0, output_adapter_layers=0, layer_pooling="none")
+    batches = [batch("mst", seed=seed) for seed in range(3)]
+    for made, starts in zip(batches, ([(0, 9), (0,), (0, 3, 20)], [(0,), (0, 2), (0,)], [(0, 1)] * 3), strict=True):
         made.documents = pack_documents(starts, made.speech_pred)
     expected = steps(SmolTolk(sizes, 0), batches)
     torch._dynamo.reset()
     counters.clear()
     model = SmolTolk(sizes, 0)
     model.compile_layers()
-    for ours, plain in zip(steps(model, batches), expected, strict=True):
-        for found, wanted in zip(ours, plain, strict=True):
+    numbers = []
+    for made, plain in zip(batches, expected, strict=True):
+        for found, wanted in zip(*steps(model, [made]), plain, strict=True):
             assert (found - wanted).norm() <= 1e-4 * wanted.norm() + 1e-7
-    assert counters["stats"]["unique_graphs"] <= 9, counters["stats"]
+        numbers.append(counters["stats"]["unique_graphs"])
+    assert numbers[0] == numbers[2] > 0, numbers
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.cache import CacheAccess
 from tolktrain.model.cost.work import LayerCost
 from tolktrain.model.lora import Fused, LowRank, Matrix, lora_size
-from tolktrain.model.parameter_layout import Initial, ParameterView
+from tolktrain.model.parameter_layout import Initial, ParameterView, Shape
 from tolktrain.parallel.megatron import (
     MLP,
     AttnMaskType,
@@ -332,7 +332,8 @@ def _add_lora(
     layer: nn.Module, architecture: Architecture, config: TransformerConfig, name: str
 ) -> dict[str, ParameterView]:
     """Add low-rank updates to the linear layers that have some; their canonical views."""
-    lora, views = architecture.lora, {}
+    lora = architecture.lora
+    views: dict[str, ParameterView] = {}
     if lora is None or name.split(".")[0] not in lora.parts:
         return {}
     for place, fused in layer_matrices(architecture).items():
@@ -388,7 +389,9 @@ def block_cost(
     FLOPs a pair. Norms, rotations and activations are omitted; they are below 1 %.
     """
     width = architecture.hidden_size
-    shapes = {m.name: m.shape for fused in layer_matrices(architecture).values() for m in fused.matrices}
+    shapes: dict[str, Shape] = {
+        m.name: m.shape for fused in layer_matrices(architecture).values() for m in fused.matrices
+    }
     updates = lora_size(architecture.lora, kind.replace(" ", "_"), shapes)
     weights = (
         width * (2 * architecture.query_width + 2 * architecture.key_width) + 3 * width * architecture.ffn_hidden_size
