@@ -60,7 +60,8 @@ HERE = "on the command line: "
         (
             "train.stages.0.mixture.q={sets: {stories: 1}}",
             "train.stages.0.mixture.q is not a known key;"
-            " expected one of speech, text, interleaved, recognition, synthesis",
+            " expected one of speech, text, interleaved, recognition, synthesis, answer_text, answer_speech,"
+            " answer_interleaved, answer_chain, preference",
         ),
     ],
 )
