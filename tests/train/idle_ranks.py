@@ -5,7 +5,10 @@ Usage: idle_ranks.py FOLDER SETS. What each rank was refused with goes to FOLDER
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -13,10 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 import torch.distributed as dist
 from small_runs import NOTHING_SCORED, small_config
-from torch import Tensor
 
 from tolktrain.errors import UserError
-from tolktrain.model.loss import LossCounts, StepResult
+from tolktrain.model.loss import StepResult
 from tolktrain.parallel.layout import initialize, release_groups
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.run import train
@@ -24,9 +26,14 @@ from tolktrain.train.run import train
 LAYOUTS = ("", "tensor_parallel_size=2", "pipeline_parallel_size=2")
 
 
-def result_with_zero(self: Engine, sums: Tensor, counts: LossCounts, grad_norm: float, skipped: bool) -> StepResult:
-    """A loss of 0 on rank 0 and, as rounding might have it, of nearly 0 on rank 1."""
-    return StepResult(0.0, dist.get_rank() * 1e-300, 0.0, counts, grad_norm, skipped)
+def step_with_zero(step: Callable[..., StepResult]) -> Callable[..., StepResult]:
+    """A step with a loss of 0 on rank 0 and, as rounding might have it, of nearly 0 on rank 1."""
+
+    def changed(*arguments: Any, **settings: Any) -> StepResult:
+        found = step(*arguments, **settings)
+        return replace(found, text_nll=0.0, speech_nll=dist.get_rank() * 1e-300, entropy=0.0)
+
+    return changed
 
 
 def refusal(folder: Path, sets: Path, *overrides: str) -> str:
@@ -49,7 +56,7 @@ def main() -> None:
         overrides = [f"parallel.{setting}" for setting in layout.split()]
         refusals.append(refusal(folder / f"a{number}", sets, *overrides, *NOTHING_SCORED))
         release_groups()
-        with patch.object(Engine, "_result", result_with_zero):
+        with patch.object(Engine, "train_step", step_with_zero(Engine.train_step)):
             refusals.append(refusal(folder / f"b{number}", sets, *overrides, "train.validation.sets=[]"))
     (folder / f"refusals-{dist.get_rank()}.json").write_text(json.dumps(refusals))
 
