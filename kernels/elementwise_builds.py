@@ -8,6 +8,7 @@ from tolktrain_kernels.elementwise_triton import (
     SHARES_ROWS,
     SHARES_WIDTH,
     TILE_WARPS,
+    forked_stages,
     gate_setting,
     join_heads_kernel,
     norm_backward_kernel,
@@ -64,9 +65,8 @@ def norm_builds(width: int, dtype: torch.dtype, residual: bool) -> list[Build]:
     ]
     if residual:
         kept = back | {"d_kept": rows}
-        found.append(
-            Build(f"backward forked {name}", norm_backward_kernel, kept, back_constants, back_setting.num_warps)
-        )
+        forked = {**back_constants, "STAGES": forked_stages(back_setting, dtype)}
+        found.append(Build(f"backward forked {name}", norm_backward_kernel, kept, forked, back_setting.num_warps))
     return found
 
 

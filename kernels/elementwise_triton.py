@@ -325,6 +325,11 @@ def norm_setting(width: int, table: Mapping[int, Setting] = NORM_SETTINGS) -> Se
     return Setting(block_rows, block_width, num_warps, programs_per_sm=16 // num_warps)
 
 
+def forked_stages(setting: Setting, dtype: torch.dtype) -> int:
+    """Stages of the norm's backward pass with both `d_total` and `d_kept`, which need shared memory and registers."""
+    return max(1, setting.stages - (1 if dtype.itemsize == 2 else 2))
+
+
 def gate_setting(width: int) -> Setting:
     """Tiles of up to 512 columns: the widths of the models are multiples of that."""
     if width in GATE_SETTINGS:
@@ -397,6 +402,7 @@ def run_norm_backward(
     hidden = aligned_rows(hidden)
     num_rows, width = hidden.shape
     setting = norm_setting(width, NORM_BACKWARD_SETTINGS)
+    is_forked = d_total is not None and d_kept is not None
     d_hidden = torch.empty_like(hidden)
     programs = _num_programs(setting, hidden)
     partials = hidden.new_empty(programs, width, dtype=torch.float32) if writes_weight else None
@@ -415,7 +421,7 @@ def run_norm_backward(
                 WIDTH=width,
                 BLOCK_WIDTH=setting.block_width,
                 BLOCK_ROWS=setting.block_rows,
-                STAGES=setting.stages,
+                STAGES=forked_stages(setting, hidden.dtype) if is_forked else setting.stages,
                 num_warps=setting.num_warps,
                 enable_fp_fusion=True,
             )

@@ -40,7 +40,8 @@ TORCH = (
     Pinned("torch._dynamo.config", "recompile_limit"),
     # `compiler` lets optimizers step without importing torch's compiler, which these decorators do.
     Pinned("torch", "_disable_dynamo"),
-    *(Pinned("torch", f"_foreach_{name}_") for name in ("add", "copy", "zero")),
+    *(Pinned("torch", f"_foreach_{name}_") for name in ("add", "copy", "mul", "zero")),
+    Pinned("torch", "_foreach_norm"),
     Pinned("torch.optim:Adam.step", "__wrapped__"),
     *(
         Pinned(f"torch.optim:Optimizer.{name}", "__wrapped__")
