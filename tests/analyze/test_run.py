@@ -33,7 +33,6 @@ from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
 from tolktrain.report.page import render
 from tolktrain.report.rundata import read_run
-from tolktrain.runs.load_model import load_model
 from tolktrain.train.initial_weights import Beginning
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.resolved import ResolvedSettings
@@ -168,8 +167,10 @@ def test_mistakes_of_users(
 def test_states_that_are_not_finite(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = write_run(tmp_path, tiny_tree(tmp_path, repository))
 
+    load = analysis_run.load_trained
+
     def damaged(*arguments: Any) -> Any:
-        model, config, state = load_model(*arguments)
+        model, config, state = load(*arguments)
         with torch.no_grad():
             canonical_state(model)["backbone.layers.1.input_layernorm.weight"].fill_(float("nan"))
         return model, config, state

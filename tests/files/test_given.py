@@ -20,6 +20,7 @@ PREPARE = {
     "recordings": "recordings: {manifest: m, speech_tokenizer: {path: units}}",
     "text": "text: {files: [a.jsonl]}\ntext_tokenizer: tok",
     "published": "published: {folder: f, speech_tokenizer: units}",
+    "dialogue": "dialogue: {files: [a.jsonl], strategies: [answer_text], sequence_length: 64}\ntext_tokenizer: tok",
 }
 # Keys that hold a path or address; a new one of a name like these must be added.
 OUTPUTS = ("run.dir", "checkpoint.upload")
@@ -27,6 +28,7 @@ INPUTS = (
     *("data.sets.stories.path", "data.sets.stories.remote", "data.text_tokenizer", "data.speech_tokenizer"),
     *("data.vocoder.path", "deepspeed.config", "evaluation.prompts", "model.backbone"),
 )
+LISTS = ("text.files", "dialogue.files")
 PREPARE_INPUTS = {
     "recordings": (
         *("recordings.manifest", "recordings.audio_root", "recordings.speech_tokenizer.path"),
@@ -34,6 +36,10 @@ PREPARE_INPUTS = {
     ),
     "text": ("text.files",),
     "published": ("published.folder", "published.text_folder", "published.speech_tokenizer"),
+    "dialogue": (
+        *("dialogue.files", "dialogue.audio_root", "dialogue.speech_tokenizer"),
+        "dialogue.alignment.model",
+    ),
 }
 
 
@@ -63,10 +69,10 @@ def load(key: str, value: str, how: str) -> object:
     is_prepare = bool(kinds) or key == "output"
     text = f"name: n\noutput: out\n{PREPARE[kinds[0] if kinds else 'recordings']}\n" if is_prepare else small_text()
     Path("below.yaml").write_text(text)
-    shown = f"['{value}']" if key == "text.files" else f"'{value}'"
+    shown = f"['{value}']" if key in LISTS else f"'{value}'"
     overrides = [f"{key}={shown}"] if how == "override" else []
-    if key == "recordings.alignment.model":
-        overrides.append("recordings.alignment.method=ctc")
+    if key.endswith("alignment.model"):
+        overrides.append(f"{key.removesuffix('model')}method=ctc")
     Path("above.yaml").write_text(f"base: below.yaml\n{nested(key, shown) if how == 'file' else ''}\n")
     config = (load_prepare_config if is_prepare else load_config)("above.yaml", overrides)
     found = value_at(config, key)
@@ -95,7 +101,7 @@ def test_the_home_folder_and_variables_at_every_key(home: Path, key: str, how: s
         with pytest.raises(UserError, match="environment variables are expanded by the shell only") as caught:
             load(key, f"{variable}/x", how)
         place = "on the command line" if how == "override" else "above.yaml:2"
-        where = f"{key}.0" if key == "text.files" else key
+        where = f"{key}.0" if key in LISTS else key
         assert str(caught.value).startswith(f"{place}: {where}: '{variable}/x' contains {variable}, ")
         assert ("such as '/scratch/me/x'" in str(caught.value)) == ("SCRATCH" in variable)
     with pytest.raises(UserError, match=r"no such user; write the whole path, or '\./~no-such-user/x'"):

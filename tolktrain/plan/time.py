@@ -302,7 +302,7 @@ class _Passes:
 
 _PASSES = {
     0: _Passes(2.0, 6.0, 4.0, 4.0, 34.0, 6.0, 6.0, 6.5),  # assumed: ZeRO 0 is in the ranking of no plan
-    1: _Passes(6.0, 10.0, 6.0, 0.0, 38.0, 0.3, 6.0, 6.5),
+    1: _Passes(6.0, 10.0, 6.0, 0.0, 34.0, 0.3, 6.0, 0.5),
     2: _Passes(14.5, 14.0, 0.0, 4.0, 38.0, 10.0, 11.0, 22.0),
     3: _Passes(19.0, 19.5, 0.0, 4.0, 38.0, 16.5, 18.5, 18.0),  # with the copies of gathered parameters
 }

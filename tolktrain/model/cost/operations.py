@@ -105,6 +105,8 @@ class _Step:
             Work(ATTENTION_BACKWARD, 2 * moved + sums, 2.5 * flops, launches=layers),
         )
         of_all = rows * layers
+        # Speech segments are rotated into other memory, and their values copied.
+        rotated = 4 * (query + (2 * key if kind == "input adapter" else key))
         for part, forwards, backwards, launches in (
             (
                 "gated activation",
@@ -112,16 +114,15 @@ class _Step:
                 10 * ffn,
                 (1, 1),
             ),  # backward: gate, up and what came down, and both gradients
-            ("rotation", 4 * (query + 2 * key), 4 * (query + 2 * key), (1, 1)),
-            ("norms", 16 * hidden / self.slices, 16 * hidden / self.slices, (2, 4)),  # with the additions before them
+            ("rotation", rotated, 4 * (query + 2 * key), (1, 1)),
+            # With the additions before them; backward, also of the gradients of the states that are pooled.
+            ("norms", 16 * hidden / self.slices, (18 if model.keeps_states else 16) * hidden / self.slices, (2, 4)),
         ):
             yield from both(
                 part,
                 Work(MEMORY, of_all * forwards, launches=layers * launches[0]),
                 Work(MEMORY, of_all * backwards, launches=layers * launches[1]),
             )
-        if has_backward and kind == "backbone" and model.keeps_states:  # the gradient of each state that is pooled
-            yield self._memory("additions", BACKWARD, 6 * hidden * of_all / self.slices, layers)
 
     def others(self) -> Iterator[Operations]:
         """Embedding, pooling, and what is around the heads."""
@@ -139,11 +140,11 @@ class _Step:
             yield self._memory("additions", FORWARD, 7 * state * counts.positions, 4)
         scored = state * (counts.text_scored + counts.speech_scored)
         yield self._memory("scored rows", FORWARD, 3 * scored, 8)
-        yield self._memory("rest", FORWARD, 0.0, 30)
+        yield self._memory("rest", FORWARD, 0.0, 14)
         if trains:
-            yield self._memory("additions", BACKWARD, 12 * state * counts.positions, 0)
+            yield self._memory("additions", BACKWARD, 3 * state * counts.positions, 1)
             yield self._memory("scored rows", BACKWARD, 8 * scored, 4)
-            yield self._memory("rest", BACKWARD, 0.0, 9)
+            yield self._memory("rest", BACKWARD, 0.0, 5)
             gradient = table if "backbone" in self.trainable else 0.0
             yield self._memory("embeddings", BACKWARD, 6 * state * counts.positions + gradient, 36)
 
