@@ -135,10 +135,12 @@ def _rank_memory(
     # longer needed.
     output = positions * width * _BF16 * rank.architecture.hidden_size / rank.slices
     left = stored + layer + output if candidate.recompute else max(0.0, stored - layer)
+    # The layer that is recomputed last, when nearly all gradients exist; with the embedding and both gradients of it.
+    last = layer + 3 * output if candidate.recompute else 0.0
     activations, logits, buffers = max(
         (stored, loss, always),
         (left, gradient, always + states.buckets),
-        (0.0, 0.0, always + states.reduction),
+        (last, 0.0, always + states.reduction),
         key=lambda peak: peak[0] + peak[1] + peak[2],
     )
     reserve = assumed.reserve * (activations + logits + carriers + buffers)
