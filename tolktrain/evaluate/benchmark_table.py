@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
+from tolktrain.evaluate.terminal import print_table
 from tolktrain.files.terminal import Console
 
 COLUMNS = ("benchmark", "split", "aggregation", "rule", "accuracy", "95 % interval", "ties", "ids", "unigram", "bigram")
@@ -39,13 +37,5 @@ def remarks(result: Mapping[str, Any]) -> Iterator[str]:
 
 def print_benchmarks(result: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table and the remarks."""
-    out = console or Console()
     title = "Benchmarks: share of pairs whose correct item has the higher score, in percent"
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for place, name in enumerate(COLUMNS):
-        table.add_column(name, justify="left" if place < NUM_LEFT else "right")
-    for line in table_lines(result):
-        table.add_row(*line)
-    out.print(table)
-    for remark in remarks(result):
-        out.print(remark)
+    print_table(title, COLUMNS, NUM_LEFT, table_lines(result), remarks(result), console)

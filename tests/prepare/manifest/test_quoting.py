@@ -1,4 +1,4 @@
-"""Tables that are quoted as CSV is, tables that are not, and how they are told apart."""
+"""Tables that are quoted as CSV is, tables that are not, and how they are distinguished."""
 
 import csv
 import gzip

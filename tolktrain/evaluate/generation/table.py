@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
+from tolktrain.evaluate.terminal import print_table
 from tolktrain.files.terminal import Console
 
 COLUMNS = ("speech", "samples", "GenPPL", "auto-BLEU, %", "WER, %", "s", "units/s")
@@ -59,16 +57,8 @@ def generation_remarks(result: Mapping[str, Any]) -> Iterator[str]:
 
 def print_generation(result: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table and the remarks."""
-    out = console or Console()
     title = "Generated speech, with 95 % intervals; seconds and units without the prompt"
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for place, name in enumerate(COLUMNS):
-        table.add_column(name, justify="left" if place < NUM_LEFT else "right")
-    for line in generation_lines(result):
-        table.add_row(*line)
-    out.print(table)
-    for remark in generation_remarks(result):
-        out.print(remark)
+    print_table(title, COLUMNS, NUM_LEFT, generation_lines(result), generation_remarks(result), console)
 
 
 def _figure(row: Mapping[str, Any], name: str, scale: float) -> str:

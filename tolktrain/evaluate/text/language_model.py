@@ -64,7 +64,7 @@ class TextLM(TemplateLM):
             text_model: the model and its tokenizer.
             context: positions that are read at most.
             batch_tokens: positions, with padding, that are read at a time.
-            rank: of this process; the harness is not told, because each process returns all results.
+            rank: of this process; not given to the harness, because each process returns all results.
             world_size: number of processes.
             progress: see `Progress`.
         """
