@@ -24,6 +24,7 @@ def linear_cross_entropy(
     num_predicted: int | None = None,
     ignored: int | None = None,
     backend: Backend = "torch",
+    factors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of targets under softmax(hidden @ weight.T), in nats.
 
@@ -38,13 +39,14 @@ def linear_cross_entropy(
         num_predicted: number of rows of the weight that are used, from the first; all if None.
         ignored: a target that does not count.
         backend: from `backend.choose_backend`.
+        factors: [N] float32, of the terms in the sum; all 1 if not given. Not differentiated.
 
     Returns:
-        The sum over all rows [], differentiable; and the terms [N], which are not.
+        The sum over all rows [], differentiable; and the terms [N] without factors, which are not.
     """
     num_predicted = len(weight) if num_predicted is None else num_predicted
     derives = torch.is_grad_enabled() and (hidden.requires_grad, weight.requires_grad) or (False, False)
-    return _LinearCrossEntropy.apply(hidden, weight, targets, num_predicted, ignored, backend, derives)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, num_predicted, ignored, backend, derives, factors)
 
 
 def linear_cross_entropy_plain(
@@ -69,6 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ignored: int | None,
         backend: Backend,
         derives: tuple[bool, bool],
+        factors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         accurate = torch.promote_types(hidden.dtype, torch.float32)
         table = weight[:num_predicted].to(hidden.dtype)
@@ -82,6 +85,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + size)
             logits = functional.linear(hidden[rows], table)
             gradient = _softmax_terms(logits, targets[rows], ignored, nll[rows], any(derives), backend)
+            if factors is not None and any(derives):
+                gradient.mul_(factors[rows].unsqueeze(1))
             if d_hidden is not None:
                 torch.mm(gradient, table, out=d_hidden[rows])
             if d_weight is not None:
@@ -90,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.mark_non_differentiable(nll)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.save_for_backward(d_hidden, d_weight)
-        return nll.sum(), nll
+        return (nll if factors is None else nll * factors).sum(), nll
 
     @staticmethod
     @once_differentiable
@@ -99,7 +104,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if gradient is None else _scale(gradient, d_sum, dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*scaled, *(None,) * 5)
+        return (*scaled, *(None,) * 6)
 
 
 def _rows_at_a_time(device_type: str, num_predicted: int) -> int:

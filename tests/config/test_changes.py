@@ -45,6 +45,7 @@ def test_every_key_that_holds_a_value_has_a_class() -> None:
         "data.vocoder",
         "train",
         "train.stages.N.schedule",
+        "train.stages.N.preference",
     }
     groups |= {"train.optimizer", "train.guard", "train.validation", "parallel", "deepspeed", "checkpoint", "health"}
     assert set(known_keys(Config)) - set(classes_of_keys()) == groups | {"logging", "kernels", "evaluation"}

@@ -49,6 +49,24 @@ def test_chunks_equal_all_logits_at_once(num_rows: int) -> None:
     assert_equal_to_plain(*make(num_rows))
 
 
+@pytest.mark.usefixtures("four_rows_at_a_time")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_factors_weight_the_terms_of_the_sum(dtype: torch.dtype) -> None:
+    """In both gradients; the terms themselves are without them."""
+    hidden, weight, targets = make(dtype=dtype)
+    factors = torch.linspace(-1.0, 2.0, 10, dtype=torch.float64).float()
+    total, terms = linear_cross_entropy(hidden, weight, targets, None, 3, "torch", factors)
+    whole, table = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    nll = -(whole @ table.T).log_softmax(1)[torch.arange(10), targets].where(targets != 3, 0.0)
+    expected = (nll * factors).sum()
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 0.02, "atol": 0.02}
+    torch.testing.assert_close(total.double(), expected, **tolerance)
+    torch.testing.assert_close(terms.double(), nll, **tolerance)
+    found, true = torch.autograd.grad(total, (hidden, weight)), torch.autograd.grad(expected, (whole, table))
+    for one, other in zip(found, true, strict=True):
+        torch.testing.assert_close(one.double(), other, **tolerance)
+
+
 def test_values_are_those_of_the_formula() -> None:
     weight = torch.tensor([[0.0], [math.log(3.0)]])
     total, terms = linear_cross_entropy(torch.ones(2, 1), weight, torch.tensor([0, 1]))

@@ -435,7 +435,10 @@ def test_the_whole_way(tmp_path: Path, sample: Path) -> None:
         (config(tokens, "answer_speech"), "was prepared for the strategies answer_text, not for 'answer_speech'"),
         (config(tokens, length=95), "was prepared for sequences of 96 positions, and train.sequence_length is 95"),
         (config(tokens, "text"), "holds records of the kind 'conversation', and the strategy 'text' reads"),
-        (config(tokens, "preference"), "the strategy 'preference' has no loss yet"),
+        (
+            config(tokens, "preference"),
+            "of the kind 'conversation', and the strategy 'preference' reads the kind 'pref",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             check_data(wrong, 1024)

@@ -12,19 +12,22 @@ sys.path.insert(0, str(Path(__file__).parent))
 import small_runs  # noqa: F401  # finds `corpora`
 from corpora import NUM_UNITS, TEXT_VOCAB_SIZE
 from packing import cut_into_documents, random_starts
-from small_runs import shorten, small_config
+from small_runs import preference_overrides, shorten, small_config
 from torch import Tensor
 
 from tolktrain.checkpoint.slices import Slice
+from tolktrain.cluster.progress import Progress
 from tolktrain.config import Config
 from tolktrain.data.batch import Batch
-from tolktrain.data.loader import StageLoader
+from tolktrain.data.loader import StageLoader, validation_batches
 from tolktrain.parallel.layout import Layout, initialize
 from tolktrain.train.batch_consistency import consistent_batches
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.model_builder import ModelBuilder
 from tolktrain.train.optimizer import LearningRates
+from tolktrain.train.reference import ReferencePass
 from tolktrain.train.resolved import ResolvedSettings
+from tolktrain.train.stages import StagePlan
 from tolktrain.vocabulary import Vocabulary
 
 ZERO_3 = {
@@ -57,6 +60,19 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "model.lora.rank=3",
         "train.stages.2.trainable=[lora, pooling, speech]",
         "train.optimizer.lora_weight_decay=0.05",
+    ),
+    "preference": (FOUR_LAYERS, "train.stages.2.preference={beta: 1.5, length_normalized: true}"),
+    "preference-codebooks": (
+        FOUR_LAYERS,
+        "train.sequence_length=64",
+        "model.speech.num_codebooks=2",
+        "train.stages.2.preference={beta: 1.5}",
+    ),
+    "preference-lora": (
+        FOUR_LAYERS,
+        "model.lora.rank=3",
+        "train.stages.2.trainable=[lora]",
+        "train.stages.2.preference={beta: 1.5, reference: lora_base}",
     ),
     "odd": ("model.backbone.num_layers=3",),  # the pooling's vectors cannot be shared out evenly
     "three-groups": (
@@ -125,11 +141,21 @@ class Case:
             # Where a gradient is next to nothing, Adam would otherwise turn its rounding into an update of full size.
             "train.optimizer.eps=1e-5",
             "train.optimizer.clip_grad_norm=0.5",
+            *self._preferences(sets),
             *VARIANTS[self.variant],
             *([f"data.sets.train.path={sets / 'codebooks'}"] if self.variant == "codebooks" else []),
             *([f"deepspeed.config={_released_parameters(folder)}"] if self.zero_stage == 3 else []),
             *self.overrides,
         )
+
+    @property
+    def has_preferences(self) -> bool:
+        """Whether the loss is that of preferences."""
+        return self.variant.startswith("preference")
+
+    def _preferences(self, sets: Path) -> list[str]:
+        name = "preferences-codebooks" if self.variant == "preference-codebooks" else "preferences"
+        return preference_overrides(sets, 2, name) if self.has_preferences else []
 
 
 def _released_parameters(folder: Path) -> Path:
@@ -167,10 +193,25 @@ def run(case: Case, folder: Path, sets: Path) -> Outcome:
     settings = ResolvedSettings.of(config, model_builder.architecture, layout)
     engine = model_builder.start(model_builder.build(layout, None, settings), stage, layout, settings)
     outcome = Outcome(layout.data_rank, [], [], [], [], {}, {}, {})
-    vocabulary = Vocabulary(TEXT_VOCAB_SIZE, 0, NUM_UNITS, config.model.speech.num_codebooks)
+    tokens = config.model.special_tokens
+    vocabulary = Vocabulary(TEXT_VOCAB_SIZE, 0, NUM_UNITS, config.model.speech.num_codebooks, tokens)
     ranks = {"data_rank": layout.data_rank, "data_size": layout.data_size}
-    loader = StageLoader(config, stage.mixture, vocabulary, seed=order_seed(layout), **ranks)
-    with loader:
+    singles: list[Batch] = []
+    if case.has_preferences:
+        options = {"vocabulary": vocabulary, "sequence_length": config.train.sequence_length, "micro_batch_size": 1}
+        dataset, spans = config.data.sets["preferences"], config.data.interleaving
+        singles = list(validation_batches(dataset, "preference", 3, interleaving=spans, **options, **ranks))
+
+    def open_steps(step: int) -> StageLoader:
+        return StageLoader(config, stage.mixture, vocabulary, seed=order_seed(layout), step=step, **ranks)
+
+    if case.has_preferences and stage.preference.reference == "initial":
+        plan = StagePlan(2, stage, 0, case.num_steps, case.num_steps)
+        own = folder / case.name
+        own.mkdir(exist_ok=True)
+        known = (own, plan, engine, layout, "of the model", False)
+        engine.reference = ReferencePass(*known, Progress(), lambda: False, 8).run(case.num_steps, open_steps, singles)
+    with open_steps(0) as loader:
         agreed = consistent_batches(loader, layout, 0, every_step=True)
         for step in range(case.num_steps):
             batches = next(agreed)
@@ -189,7 +230,7 @@ def run(case: Case, folder: Path, sets: Path) -> Outcome:
                     name: replace(moment, tensor=moment.tensor / (1 - first_decay)) for name, moment in moments.items()
                 }
             if step == case.validated_step:
-                outcome.validation = validate(engine, batches)
+                outcome.validation = validate(engine, batches, singles)
     outcome.parameters = engine.snapshot().parameters
     if engine.model.tied_tables:
         outcome.tied[layout.pipeline_rank] = [table.detach().clone() for table in engine.model.tied_tables]
@@ -211,10 +252,14 @@ def rows(batches: list[Batch]) -> list[list[Any]]:
     ]
 
 
-def validate(engine: Engine, batches: list[Batch]) -> list[float]:
-    """Losses on this step's sequences, one by one and each cut to half its length: another shape than in training."""
-    singles = [single for batch in batches for single in shorten(batch)]
+def validate(engine: Engine, batches: list[Batch], singles: list[Batch]) -> list[float]:
+    """Losses on this step's sequences, one by one and each cut to half its length: another shape than in training.
+    Of preferences, which cannot be cut, losses of other sequences, one by one."""
+    if not singles:
+        singles = [single for batch in batches for single in shorten(batch)]
     engine.model.eval()
     result = engine.loss_sums(singles)
     engine.model.train()
+    if result.preference is not None:
+        return [result.preference.loss, result.preference.margin, result.text_nll, result.speech_nll]
     return [result.text_nll, result.speech_nll, result.entropy]

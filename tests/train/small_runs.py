@@ -18,6 +18,7 @@ from tolktrain_kernels.speech_adapter import pack_segments
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # for `corpora`
 
 from corpora import NUM_UNITS, TEXT_VOCAB_SIZE, random_records, write_dataset
+from preferences import TOKENS, random_preferences, write_preferences
 
 from tolktrain.checkpoint.slices import Slice, Snapshot
 from tolktrain.config import Config
@@ -59,10 +60,22 @@ Line = dict[str, Any]
 
 
 def write_sets(folder: Path) -> None:
-    """The data sets train and held, and codebooks, whose speech has two of them."""
+    """The data sets train and held; codebooks, whose speech has two of them; and the same of preferences."""
     write_dataset(folder / "train", random_records(48, seed=0, words=60))
     write_dataset(folder / "held", random_records(9, seed=1, words=60))
     write_dataset(folder / "codebooks", random_records(48, seed=2, words=60, num_codebooks=2))
+    for name, count, books in (("preferences", 24, 1), ("held-preferences", 5, 1), ("preferences-codebooks", 24, 2)):
+        records = random_preferences(count, len(name), SEQUENCE_LENGTH * books, books)
+        write_preferences(folder / name, records, SEQUENCE_LENGTH * books)
+
+
+def preference_overrides(sets: Path, stage: int, name: str = "preferences") -> list[str]:
+    """Overrides with which a stage of `write_config` is one of preferences."""
+    return [
+        f"model.special_tokens={json.dumps(TOKENS)}",
+        f"data.sets.preferences.path={sets / name}",
+        f"train.stages.{stage}.mixture={{preference: {{sets: {{preferences: 1}}}}}}",
+    ]
 
 
 def write_config(folder: Path, sets: Path, name: str = "small") -> Path:

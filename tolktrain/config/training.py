@@ -32,6 +32,22 @@ class ScheduleConfig(StrictModel):
     )
 
 
+class PreferenceConfig(StrictModel):
+    """The loss of a stage of preferences: DPO (arXiv 2305.18290); see docs/instruct.md."""
+
+    beta: SteeringUntilBegin[float] = Field(
+        default=0.1, gt=0, description="Factor of the difference of log-probabilities from those of the reference."
+    )
+    length_normalized: SteeringUntilBegin[bool] = Field(
+        default=False, description="Whether the log-probability of an answer is divided by its scored positions."
+    )
+    reference: SteeringUntilBegin[Literal["initial", "lora_base"]] = Field(
+        default="initial",
+        description="The frozen reference: the model at the beginning of the stage, computed once; or the model"
+        " without its low-rank updates, computed in every step.",
+    )
+
+
 class StageConfig(StrictModel):
     """One stage of the recipe: trained parameters, mixture, length and learning rates."""
 
@@ -56,6 +72,34 @@ class StageConfig(StrictModel):
         default=None, gt=0, description="Full learning rate of low-rank updates; `learning_rate` if absent."
     )
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="Schedule of all learning rates.")
+    preference: PreferenceConfig = Field(
+        default=PreferenceConfig(), description="Loss of a stage whose mixture is the strategy preference."
+    )
+
+    @property
+    def has_preferences(self) -> bool:
+        """Whether it is trained with the loss of preferences."""
+        return "preference" in self.mixture
+
+    @model_validator(mode="after")
+    def _preferences_are_alone(self) -> "StageConfig":
+        others = [name for name in self.mixture if name != "preference"]
+        if self.has_preferences and others:
+            raise ValueError(
+                f"mixture has preference and {', '.join(others)}, which have different losses; give preference a stage"
+                " of its own"
+            )
+        if not self.has_preferences and self.preference != PreferenceConfig():
+            raise ValueError(
+                "preference has no effect, because the mixture lacks the strategy preference; remove it, or change the"
+                " mixture"
+            )
+        if self.preference.reference == "lora_base" and self.trainable != ("lora",):
+            raise ValueError(
+                f"preference.reference is lora_base, but trainable is {list(self.trainable)}, so that the model without"
+                " its low-rank updates changes too; set trainable to [lora], or preference.reference to initial"
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_learns(self) -> "StageConfig":

@@ -1,6 +1,7 @@
 """Collates sequences into a micro batch. All counts that the model needs are computed on the host."""
 
 import copy
+import hashlib
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from tolktrain.data.sequences import Sequence
+from tolktrain.errors import UserError
 from tolktrain_kernels.documents import PackedDocuments, mark_starts, pack_documents
+from tolktrain_kernels.preference_pairs import PreferencePairs, pack_pairs
 from tolktrain_kernels.scored_rows import ScoredRows, index_scored
 from tolktrain_kernels.speech_adapter import SpeechSegments, pack_segments
 
@@ -30,10 +33,18 @@ class Batch:
     num_speech_scored: int  # positions with a scored speech target
     num_entropy_positions: int  # of the documents that score speech, with the padding of the last one
     documents: PackedDocuments | None = None  # None if each sequence is a single document
+    pairs: PreferencePairs | None = None  # of chosen and rejected answers, if the sequences are preferences
+    pair_keys: tuple[str, ...] = ()  # of each sequence with pairs: a digest of its tokens and documents
+    pair_counts: tuple[int, ...] = ()  # documents of each of these sequences
     scored: ScoredRows = field(init=False)  # of `targets`, `speech_pred` and `text_pred`
 
     def __post_init__(self) -> None:
         self.scored = index_scored(self.targets, self.speech_pred, self.text_pred)
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a chosen and a rejected answer."""
+        return 0 if self.pairs is None else self.pairs.num_pairs
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, so that copies to a GPU are asynchronous."""
@@ -42,6 +53,8 @@ class Batch:
             setattr(pinned, name, getattr(self, name).pin_memory())
         if self.documents is not None:
             pinned.documents = self.documents.pin_memory()
+        if self.pairs is not None:
+            pinned.pairs = self.pairs.pin_memory()
         return pinned
 
     def share_memory(self) -> None:
@@ -52,6 +65,8 @@ class Batch:
             getattr(self, name).share_memory()
         if self.documents is not None:
             self.documents.share_memory()
+        if self.pairs is not None:
+            self.pairs.share_memory()
 
 
 _TENSORS = ("tokens", "targets", "speech_in", "speech_pred", "text_pred")
@@ -59,7 +74,11 @@ _INDICES = ("segments", "scored")
 
 
 def collate(sequences: AbstractSequence[Sequence]) -> Batch:
-    """Collate sequences of one length into a batch. The first token of a later document is not scored."""
+    """Collate sequences of one length into a batch. The first token of a later document is not scored.
+
+    Raises `UserError` if sequences of preferences are not pairs of documents that score something, or are mixed with
+    others.
+    """
     tokens = np.stack([sequence.tokens for sequence in sequences])
     is_speech = np.stack([sequence.is_speech for sequence in sequences])
     scored = np.stack([sequence.scored for sequence in sequences])
@@ -87,4 +106,40 @@ def collate(sequences: AbstractSequence[Sequence]) -> Batch:
         num_speech_scored=int(speech_pred.sum()),
         num_entropy_positions=num_entropy_positions,
         documents=documents,
+        pairs=_pairs(sequences, starts, text_pred, speech_pred),
+        pair_keys=tuple(_key(sequence) for sequence in sequences if _has_pairs(sequence)),
+        pair_counts=tuple(len(sequence.document_starts) for sequence in sequences if _has_pairs(sequence)),
     )
+
+
+def _has_pairs(sequence: Sequence) -> bool:
+    return sequence.strategy == "preference" and bool(sequence.scored.any())
+
+
+def _pairs(
+    sequences: AbstractSequence[Sequence],
+    starts: AbstractSequence[tuple[int, ...]],
+    text_pred: np.ndarray,
+    speech_pred: np.ndarray,
+) -> PreferencePairs | None:
+    if all(sequence.strategy != "preference" for sequence in sequences):
+        return None
+    assert all(sequence.strategy == "preference" for sequence in sequences), "stages do not mix them"
+    try:
+        return pack_pairs(starts, text_pred, speech_pred)
+    except ValueError as error:
+        names = ", ".join(sequence.record_id for sequence in sequences)
+        raise UserError(
+            f"preferences: one of the records {names} is not pairs of a chosen and a rejected answer ({error}); prepare"
+            " the data set again, or set train.sequence_length to that for which it was prepared"
+        ) from None
+
+
+def _key(sequence: Sequence) -> str:
+    """A digest of what the log-probabilities of the documents depend on, in addition to the model."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (sequence.tokens, sequence.is_speech, sequence.scored):
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(str(sequence.document_starts).encode())
+    return digest.hexdigest()

@@ -94,11 +94,6 @@ def _check_sets(
     infos: dict[str, DatasetInfo] = {}
     columns: dict[str, list[str]] = {}
     for key, name, strategy in uses:
-        if strategy == "preference":
-            raise UserError(
-                f"{key}: the strategy 'preference' has no loss yet: chosen and rejected answers would be learned alike;"
-                " use another strategy"
-            )
         if name not in infos:
             try:
                 infos[name], columns[name] = _check_set(config, name, text_vocab_size, shares.get(name))

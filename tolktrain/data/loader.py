@@ -25,7 +25,7 @@ from tolktrain.data.mixture import MixturePlan, RecordMixture, Sample, Segment
 from tolktrain.data.sequences import Sequence, sequence_rng
 from tolktrain.data.sharing import read_indexes
 from tolktrain.data.skipping import SkippedSteps
-from tolktrain.data.strategies import build_sequence
+from tolktrain.data.strategies import STRATEGIES, build_sequence
 from tolktrain.errors import UserError
 from tolktrain.libraries.torch_compat import end_loader_processes, loader_processes
 from tolktrain.vocabulary import Vocabulary
@@ -228,6 +228,7 @@ class _MicroBatches(IterableDataset[Batch]):
     def _sequence(self, sample: Sample) -> Sequence:
         record, epoch = sample.record, sample.epoch
         strategy = self._records.plan.strategy(sample.dataset, record.id, epoch, self._seed)
+        epoch = 0 if STRATEGIES[strategy].is_constant else epoch
         rng = sequence_rng(self._seed, record.id, epoch, "sequence")
         return build_sequence(record, strategy, self._vocabulary, self._sequence_length, self._interleaving, rng)
 

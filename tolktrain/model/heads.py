@@ -8,7 +8,7 @@ from tolktrain.model.architecture import Architecture
 from tolktrain.model.carrier import Carrier
 from tolktrain.model.cost.work import LayerCost, StepCounts
 from tolktrain.model.embedding import Embedding, empty_table, speech_table_views, text_table_view
-from tolktrain.model.loss import LossSums
+from tolktrain.model.loss import ComparedSums, LossSums
 from tolktrain.model.parameter_layout import ParameterView, PipelineLayer, TensorShare
 from tolktrain.parallel.megatron import (
     TransformerConfig,
@@ -38,16 +38,19 @@ class TableHead(nn.Module):
         self.share = share
         self.kernels = Kernels()
 
-    def forward(self, hidden: Tensor, targets: Tensor, ignored: int | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, targets: Tensor, ignored: int | None = None, factors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of targets [N] in nats: float32, the sum [], and the terms [N] without gradient.
 
-        Targets equal to `ignored` do not count.
+        Targets equal to `ignored` do not count. `factors` [N] are those of the terms in the sum.
         """
         if self.share.size == 1:
-            return linear_cross_entropy(hidden, self.weight, targets, self.num_predicted, ignored, self.kernels.backend)
+            backend = self.kernels.backend
+            return linear_cross_entropy(hidden, self.weight, targets, self.num_predicted, ignored, backend, factors)
         nll = vocab_parallel_cross_entropy(self.logits(hidden), targets)
         nll = nll if ignored is None else nll.masked_fill(targets == ignored, 0.0)
-        return nll.sum(), nll.detach()
+        return (nll if factors is None else nll * factors).sum(), nll.detach()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, D] to [N, num_predicted] without tensor parallelism, else to [N, this rank's rows]."""
@@ -107,21 +110,21 @@ class Heads(PipelineLayer):
         hidden = self._speech_rows(carrier)
         return [head.all_logits(hidden) for head in self.speech]  # type: ignore[operator]
 
-    def text_nll(self, carrier: Carrier) -> tuple[Tensor, Tensor]:
-        """Nats: the sum, and the terms [N_t] without gradient. Float32."""
-        scored = carrier.inputs.scored
-        found: tuple[Tensor, Tensor] = self.text(self._rows(carrier.hidden, scored.text), scored.text_targets)
+    def text_nll(self, carrier: Carrier, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Nats: the sum, and the terms [N_t] without gradient. Float32. `factors` [N_t] are those of the terms."""
+        scored, rows = carrier.inputs.scored, self._rows(carrier.hidden, carrier.inputs.scored.text)
+        found: tuple[Tensor, Tensor] = self.text(rows, scored.text_targets, None, factors)
         return found
 
-    def speech_nll(self, carrier: Carrier) -> tuple[Tensor, Tensor]:
+    def speech_nll(self, carrier: Carrier, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same of speech, [N_s], summed over the codebooks; a codebook whose target is PAD does not count."""
         targets, hidden = carrier.inputs.scored.speech_targets, self._speech_rows(carrier)
         pad = self.architecture.speech_pad
-        parts = [head(hidden, targets[:, k], pad) for k, head in enumerate(self.speech)]
+        parts = [head(hidden, targets[:, k], pad, factors) for k, head in enumerate(self.speech)]
         sums, terms = zip(*parts, strict=True)
         return torch.stack(sums).sum(), torch.stack(terms).sum(dim=0)
 
-    def forward(self, carrier: Carrier) -> LossSums:
+    def forward(self, carrier: Carrier) -> LossSums | ComparedSums:
         """Sums of the micro batch; if a modality is not scored, its sum is zero but part of the graph."""
         assert carrier.pooled is not None
         entropy = carrier.pooled.entropy
@@ -135,7 +138,22 @@ class Heads(PipelineLayer):
             total = entropy.sum() if carrier.inputs.scored.num_columns else entropy.sum() * 0
             if self.config.sequence_parallel:
                 total = reduce_from_tensor_model_parallel_region(total)
+        if carrier.inputs.preference is not None:
+            return self._compare(carrier, total)
         return LossSums(text_nll=self.text_nll(carrier)[0], speech_nll=self.speech_nll(carrier)[0], entropy=total)
+
+    def _compare(self, carrier: Carrier, entropy: Tensor) -> ComparedSums:
+        """Sums of a micro batch of preferences."""
+        assert carrier.inputs.preference is not None
+        with torch.no_grad():
+            (text_nll, text_terms), (speech_nll, speech_terms) = self.text_nll(carrier), self.speech_nll(carrier)
+            found = carrier.inputs.preference.compare(text_terms, speech_terms)
+        sums = found.sums
+        if torch.is_grad_enabled():
+            surrogate = self.text_nll(carrier, found.text_factors)[0]
+            surrogate = surrogate + self.speech_nll(carrier, found.speech_factors)[0]
+            sums = sums._replace(loss=sums.loss + (surrogate - surrogate.detach()))
+        return ComparedSums(LossSums(text_nll, speech_nll, entropy.detach()), sums, found.log_probs)
 
     def _speech_rows(self, carrier: Carrier) -> Tensor:
         assert carrier.speech_hidden is not None

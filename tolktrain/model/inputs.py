@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tolktrain.model.preference import Preference
 from tolktrain_kernels.documents import PackedDocuments
 from tolktrain_kernels.scored_rows import ScoredRows, index_scored
 from tolktrain_kernels.speech_adapter import SpeechSegments, pack_segments
@@ -33,6 +34,7 @@ class ModelInputs:
     segments: SpeechSegments
     scored: ScoredRows
     documents: PackedDocuments | None = None  # None if each sequence is a single document
+    preference: Preference | None = None  # given if the loss compares pairs of documents
 
     @classmethod
     def from_batch(cls, batch: HasModelInputs, every_sequence: bool = False) -> "ModelInputs":
@@ -87,4 +89,5 @@ class ModelInputs:
             segments=self.segments.to(device, non_blocking=non_blocking),
             scored=self.scored.to(device, non_blocking=non_blocking),
             documents=None if self.documents is None else self.documents.to(device, non_blocking=non_blocking),
+            preference=None if self.preference is None else self.preference.to(device, non_blocking=non_blocking),
         )

@@ -61,16 +61,17 @@ class LowRank(nn.Module):
         # Each tensor rank applies the matrix that is not split to its slice of the sequence.
         replicated = self.b if fused.is_row_split else self.a
         replicated.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-        self._fused, self._lora, self._size = fused, lora, size
+        self._fused, self.lora, self._size = fused, lora, size
+        self.scale = lora.scale  # 0 while the model is used without updates
         self._shares_sequence = config.sequence_parallel
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., in] to [..., out], this tensor rank's part of both as in the linear layer."""
-        narrow = functional.linear(states, self.a) * self._lora.scale
+        narrow = functional.linear(states, self.a) * self.scale
         if self._size > 1:
             narrow = self._exchange()(narrow)
-        fused, rank = self._fused, self._lora.rank
-        found = fused.targeted(self._lora)
+        fused, rank = self._fused, self.lora.rank
+        found = fused.targeted(self.lora)
         if len(fused.matrices) == 1:
             return functional.linear(narrow, self.b)
         # Rows of all matrices, group by group: [groups, heads of a group, rows of a head].
@@ -96,8 +97,8 @@ class LowRank(nn.Module):
 
     def parameter_views(self, prefix: str) -> dict[str, ParameterView]:
         """Canonical views of both matrices; `prefix` is the name of the layer."""
-        fused, rank = self._fused, self._lora.rank
-        found = fused.targeted(self._lora)
+        fused, rank = self._fused, self.lora.rank
+        found = fused.targeted(self.lora)
         interleaved = tuple(matrix.heads for matrix in found) if fused.num_groups > 1 else ()
         names = [tuple(f"{prefix}.{matrix.name}.{end}" for matrix in found) for end in (A, B)]
         narrow = tuple((rank, matrix.shape[1]) for matrix in found)

@@ -5,14 +5,19 @@ is packed; the padding at its end belongs to the last one.
 
 All counts are those of the whole global batch, over all ranks and micro batches. So the loss and the gradients do not
 depend on the micro batch, the accumulation and the layout.
+
+Of preferences, the loss is that of `model.preference`, divided by the pairs of the global batch, without the entropy.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from tolktrain.model.preference import PreferenceSums
 
 
 class LossSums(NamedTuple):
@@ -27,12 +32,30 @@ class LossSums(NamedTuple):
         return torch.stack([part.detach().double() for part in self])
 
 
+class ComparedSums(NamedTuple):
+    """The sums of a micro batch of preferences."""
+
+    plain: LossSums  # without gradients
+    preference: PreferenceSums
+    log_probs: Tensor  # [2P] float64: of each document, in nats, without gradient
+
+    def detached(self) -> Tensor:
+        """All sums without their gradients, float64 [7]."""
+        return torch.cat((self.plain.detached(), torch.stack([part.detach() for part in self.preference])))
+
+
+def num_sums(has_pairs: bool) -> int:
+    """How many sums `detached` returns."""
+    return len(LossSums._fields) + has_pairs * len(PreferenceSums._fields)
+
+
 class LossCounts(NamedTuple):
     """The divisors of the loss: counts of the whole global batch, over all ranks and micro batches."""
 
     num_text: int  # positions scored as text
     num_speech: int  # positions scored as speech
     num_entropy: int  # positions of the documents that predict speech
+    num_pairs: int = 0  # of preferences
 
     @property
     def num_scored(self) -> int:
@@ -55,14 +78,32 @@ def loss_from_sums(sums: LossSums, num_scored: int, num_entropy_positions: int, 
     return loss - sums.entropy * (entropy_weight / num_entropy_positions)
 
 
-def loss_to_train(sums: LossSums, counts: LossCounts, entropy_weight: float) -> Tensor:
-    """The same, and NaN if it is not finite.
+def loss_to_train(sums: LossSums | ComparedSums, counts: LossCounts, entropy_weight: float) -> Tensor:
+    """A micro batch's share of the loss, of either kind, and NaN if it is not finite.
 
     A non-finite loss may have finite gradients, and DeepSpeed checks only gradients. NaN gradients reach all ranks in
     the reduction and the norm, so that all ranks skip the step.
     """
-    loss = loss_from_sums(sums, counts.num_scored, counts.num_entropy, entropy_weight)
+    if isinstance(sums, ComparedSums):
+        loss = sums.preference.loss / max(counts.num_pairs, 1)
+    else:
+        loss = loss_from_sums(sums, counts.num_scored, counts.num_entropy, entropy_weight)
     return loss * torch.where(torch.isfinite(loss), 1.0, math.nan)
+
+
+@dataclass(frozen=True)
+class PreferenceResult:
+    """The result of a step on preferences: means over the pairs of the global batch."""
+
+    loss: float  # nats
+    chosen_reward: float
+    rejected_reward: float
+    accuracy: float  # share of pairs whose chosen answer has the higher reward
+
+    @property
+    def margin(self) -> float:
+        """The reward of the chosen answer less that of the rejected one."""
+        return self.chosen_reward - self.rejected_reward
 
 
 @dataclass(frozen=True)
@@ -75,6 +116,15 @@ class StepResult:
     counts: LossCounts
     grad_norm: float  # before clipping; infinite or NaN if the step was skipped
     skipped: bool  # the loss of a rank or the gradients were not finite, so nothing was updated
+    preference: PreferenceResult | None = None  # of a step on preferences
+
+    @classmethod
+    def of(cls, sums: Sequence[float], counts: LossCounts, grad_norm: float, skipped: bool) -> "StepResult":
+        """From the sums of `detached` over the global batch."""
+        text_nll, speech_nll, entropy, *compared = sums
+        means = [value / max(counts.num_pairs, 1) for value in compared]
+        preference = PreferenceResult(*means) if compared else None
+        return cls(text_nll, speech_nll, entropy, counts, grad_norm, skipped, preference)
 
     @property
     def text_loss(self) -> float | None:
@@ -92,6 +142,8 @@ class StepResult:
         return self.entropy / self.counts.num_entropy if self.counts.num_entropy else None
 
     def loss(self, entropy_weight: float) -> float:
-        """The trained loss: nats per scored position, less the entropy bonus."""
+        """The trained loss: nats per scored position, less the entropy bonus; of preferences, nats per pair."""
+        if self.preference is not None:
+            return self.preference.loss
         mean = (self.text_nll + self.speech_nll) / max(self.counts.num_scored, 1)
         return mean - entropy_weight * (self.layer_entropy or 0.0)

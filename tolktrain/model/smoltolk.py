@@ -1,7 +1,7 @@
 """SmolTolk (arXiv 2503.06211): a list of pipeline layers, run in sequence."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ from tolktrain.model.heads import Heads
 from tolktrain.model.initialization import initialize_parameters
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.layers import BackboneLayer, OutputAdapterLayer
-from tolktrain.model.loss import LossSums
+from tolktrain.model.lora import LowRank
+from tolktrain.model.loss import ComparedSums, LossSums
 from tolktrain.model.parameter_layout import LayeredModel, PipelineLayer, TensorShare, parameter_views
 from tolktrain.model.parts import model_parts
 from tolktrain.model.pooling import POOLING_MODES, LayerPooling
@@ -158,12 +159,12 @@ class SmolTolk(LayeredModel):
         assert isinstance(state, Carrier)
         return state
 
-    def forward(self, inputs: ModelInputs) -> LossSums:
+    def forward(self, inputs: ModelInputs) -> LossSums | ComparedSums:
         """Summed losses of a micro batch; for a model without pipeline stages."""
         with self._surrounded():
             return self.heads(self.carry(inputs))
 
-    def run_stage(self, received: Tensor | None, inputs: ModelInputs) -> Tensor | LossSums:
+    def run_stage(self, received: Tensor | None, inputs: ModelInputs) -> Tensor | LossSums | ComparedSums:
         """Pass a micro batch through this rank's pipeline stage: from the tensor of the previous stage (None on the
         first one) to the tensor for the next stage, both [n, T', B, D]; on the last stage, to the summed losses."""
         state: ModelInputs | Carrier = inputs
@@ -174,6 +175,18 @@ class SmolTolk(LayeredModel):
                 state = unpack_carrier(self.architecture, received, inputs, num_layers)
             carrier = self.carry(state)
             return self.heads(carrier) if self.ends_model else pack_carrier(carrier)
+
+    @contextmanager
+    def without_lora(self) -> Iterator[None]:
+        """In this context, low-rank updates add zero. They are computed, so that ZeRO 3 sees the same modules."""
+        updates = [module for module in self.modules() if isinstance(module, LowRank)]
+        for update in updates:
+            update.scale = 0.0
+        try:
+            yield
+        finally:
+            for update in updates:
+                update.scale = update.lora.scale
 
     def time_training(self, around: Callable[[], AbstractContextManager[None]]) -> None:
         """Enter the context of `around` for every forward pass of training."""

@@ -50,9 +50,15 @@ class RunPaths:
         return self.root / "initial_weights.json"
 
     @property
+    def preference_reference(self) -> Path:
+        """What a frozen reference says of preferences (`runs.preference_reference`); absent without such a stage."""
+        return self.root / "preference_reference.jsonl"
+
+    @property
     def needed_to_resume(self) -> tuple[Path, ...]:
         """The files that a resumed run reads in addition to a checkpoint."""
-        return self.config, self.deepspeed, self.metrics, self.rollbacks, self.changes, self.initial_weights
+        before_training = (self.initial_weights, self.preference_reference)
+        return self.config, self.deepspeed, self.metrics, self.rollbacks, self.changes, *before_training
 
     @property
     def heartbeat(self) -> Path:

@@ -36,6 +36,11 @@ class Beginning:
         """What the run begins from, for the terminal; empty for random weights and a resumed run."""
         return [] if self._taken is None else self._taken.describe()
 
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of the weights that the run begins from; None for random weights."""
+        return None if self._taken is None else self._taken.weights.digest
+
     def compare_tokenizer(self, backbone: Path) -> None:
         """Warn if the tokenizer in the folder of a backbone is not that of the data."""
         file, expected = backbone / TEXT_TOKENIZER_FILE, self._tokenizers.get("text")

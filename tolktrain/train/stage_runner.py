@@ -19,14 +19,17 @@ from tolktrain.config.data import Strategy
 from tolktrain.data.batch import Batch
 from tolktrain.data.identity import DataIdentity
 from tolktrain.data.loader import StageLoader, validation_batches
+from tolktrain.data.skipping import SkippedSteps
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
+from tolktrain.runs.paths import RunPaths
 from tolktrain.runs.rollbacks import Rollback, skipped_steps
 from tolktrain.train.batch_consistency import consistent_batches
 from tolktrain.train.callbacks.stopping import StopOnRequest
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.loop import Callback, StageRun, run_stage, timed
 from tolktrain.train.model_builder import ModelBuilder
+from tolktrain.train.reference import STATE_KEY, ReferencePass, StoredReference, digest_of_initial
 from tolktrain.train.resolved import ResolvedSettings
 from tolktrain.train.resume import Position
 from tolktrain.train.rollback.divergence import Incident
@@ -62,6 +65,7 @@ def run_one_stage(
 
     Returns whether it was stopped, and the incident if training has diverged.
     """
+    step, skipped = position.step - plan.first_step, skipped_steps(rollbacks, plan.name)
     with contextlib.ExitStack() as opened:
         try:
             # No step is lost: all that are done are in the checkpoint of `position`.
@@ -69,7 +73,11 @@ def run_one_stage(
                 engine = _start_engine(context, plan, position, built)
                 opened.callback(gc.collect)
                 opened.callback(engine.close)
-                loader = opened.enter_context(_open_loader(context, plan, position, rollbacks))
+                if plan.config.has_preferences and plan.config.preference.reference == "initial":
+                    engine.reference = _reference(context, plan, position, rollbacks, engine)
+                    if engine.reference is None:
+                        return True, None
+                loader = opened.enter_context(_open_loader(context, plan, step, skipped))
         except StopRaised:
             context.stopping.before_training()
             return True, None
@@ -101,9 +109,33 @@ def _start_engine(context: RunContext, plan: StagePlan, position: Position, buil
     )
 
 
-def _open_loader(
-    context: RunContext, plan: StagePlan, position: Position, rollbacks: Sequence[Rollback]
-) -> StageLoader:
+def _reference(
+    context: RunContext, plan: StagePlan, position: Position, rollbacks: Sequence[Rollback], engine: Engine
+) -> StoredReference | None:
+    """The frozen reference of a stage of preferences; None if a stop was requested."""
+    config, layout, beginning = context.config, context.layout, context.model_builder.beginning
+    is_inside = position.is_inside(plan)
+    if is_inside:
+        digest = str(position.state.get(STATE_KEY))
+    else:
+        initial_digest = None if beginning is None else beginning.digest
+        digest = digest_of_initial(config, position, initial_digest, layout)
+    validation: list[Batch] = []
+    if "preference" in config.train.validation.strategies:
+        batches = ValidationSource(context)
+        validation = [batch for name in config.train.validation.sets for batch in batches(name, "preference")]
+    computing = ReferencePass(
+        RunPaths.of(config).root,
+        *(plan, engine, layout, digest, is_inside),
+        *(context.progress, context.stopping.before_training, config.train.global_batch_size),
+    )
+    # A rollback moves the stage to later data.
+    num_steps = skipped_steps(rollbacks, plan.name).data_step(plan.num_steps - 1) + 1
+    return computing.run(num_steps, lambda step: _open_loader(context, plan, step), validation)
+
+
+def _open_loader(context: RunContext, plan: StagePlan, step: int, skipped: SkippedSteps | None = None) -> StageLoader:
+    """From a step of the stage on."""
     config, layout = context.config, context.layout
     return StageLoader(
         config,
@@ -112,8 +144,8 @@ def _open_loader(
         seed=config.run.seed + 1_000_003 * plan.index,  # so that later stages have other sequences
         data_rank=layout.data_rank,
         data_size=layout.data_size,
-        step=position.step - plan.first_step,
-        skipped=skipped_steps(rollbacks, plan.name),
+        step=step,
+        skipped=skipped,
         pin_memory=layout.device.type == "cuda",
     )
 

@@ -4,7 +4,7 @@ import resource
 
 import torch
 
-from tolktrain.model.loss import StepResult
+from tolktrain.model.loss import PreferenceResult, StepResult
 from tolktrain.runs.metrics import Line
 from tolktrain.train.optimizer import LearningRates
 
@@ -20,6 +20,7 @@ def step_line(
     mfu: float | None,
 ) -> Line:
     """The metrics of one step. Losses in nats per scored position; tokens are positions, summed over the run."""
+    compared = {} if result.preference is None else preference_figures(result.preference)
     return {
         "step": step,
         "stage": stage,
@@ -27,6 +28,7 @@ def step_line(
         "loss": result.loss(entropy_weight),
         "text_loss": result.text_loss,
         "speech_loss": result.speech_loss,
+        **{f"preference_{name}": value for name, value in compared.items()},
         "layer_entropy": result.layer_entropy,
         "grad_norm": result.grad_norm,
         "learning_rate": learning_rates.backbone,
@@ -37,6 +39,16 @@ def step_line(
         "memory_gib": memory_gib(),
         "memory_reserved_gib": memory_reserved_gib(),
         "skipped": int(result.skipped),
+    }
+
+
+def preference_figures(result: PreferenceResult) -> Line:
+    """Figures of preferences by their names; rewards in nats."""
+    return {
+        "accuracy": result.accuracy,
+        "margin": result.margin,
+        "chosen_reward": result.chosen_reward,
+        "rejected_reward": result.rejected_reward,
     }
 
 

@@ -22,6 +22,8 @@ class SequenceStrategy(ABC):
     scores: ClassVar[tuple[Modality, ...]]  # what is predicted
     # Whether `tolktrain evaluate` measures it in every run; else where a stage trains it.
     always_evaluated: ClassVar[bool] = True
+    # Whether the sequence of a record is the same in every epoch, so that it is compared with a reference only once.
+    is_constant: ClassVar[bool] = False
 
     @abstractmethod
     def write(

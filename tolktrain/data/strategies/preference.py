@@ -27,12 +27,18 @@ class Preference(SequenceStrategy):
     needs_speech = False
     scores = ("text", "speech")
     always_evaluated = False
+    is_constant = True
 
     def write(
         self, writer: SequenceWriter, record: Record, interleaving: InterleavingConfig, rng: np.random.Generator
     ) -> None:
-        """Write the pairs that fit whole. Raises `UserError` if none does."""
+        """Write all pairs. Raises `UserError` if one does not fit, because an answer that is cut cannot be compared."""
         documents = conversations_of(record)
+        if len(documents) % 2:
+            raise UserError(
+                f"record {record.id!r} has {len(documents)} conversations, but preferences are pairs of them; prepare"
+                " the data set again"
+            )
         for chosen, rejected in zip(documents[::2], documents[1::2], strict=True):
             pair = [
                 _lay_out(conversation, _form((chosen, rejected)), writer.vocabulary, interleaving, rng)
@@ -40,16 +46,15 @@ class Preference(SequenceStrategy):
             ]
             total = sum(segment.num_tokens(writer.delay) for segments in pair for segment in segments)
             if writer.length + total > writer.size:
-                continue
+                raise UserError(
+                    f"record {record.id!r}: its chosen and rejected answers, with the turns before them, do not fit"
+                    f" into {writer.size} tokens; raise train.sequence_length to that for which the data set was"
+                    " prepared"
+                )
             for segments in pair:
                 writer.begin_document()
                 for segment in segments:
                     segment.write(writer)
-        if not writer.length:
-            raise UserError(
-                f"record {record.id!r}: its chosen and rejected answers, with the turns before them, do not fit into"
-                f" {writer.size} tokens; raise train.sequence_length to that for which the data set was prepared"
-            )
 
     def most_tokens(self, pair: Sequence[Conversation], vocabulary: Vocabulary) -> int:
         """Most tokens of a pair, whatever is drawn. Raises `UserError` if its answers have no form in common."""

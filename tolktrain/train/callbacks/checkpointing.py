@@ -18,6 +18,7 @@ from tolktrain.runs.metrics import Line
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.loop import StageRun
+from tolktrain.train.reference import STATE_KEY
 from tolktrain.train.stage_runner import RunContext
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ class Checkpointing(NoCallback):
             "versions": {"tolktrain": __version__, "torch": torch.__version__, "deepspeed": version("deepspeed")},
             "architecture": self._context.model_builder.architecture.to_dict(),
             "tokenizers": dict(self._context.vocabulary.tokenizers),
+            **({} if run.engine.reference is None else {STATE_KEY: run.engine.reference.digest}),
             "configuration_sha256": hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest(),
         }
 

@@ -131,6 +131,8 @@ class Display(NoCallback):
 
 
 def _losses(line: Line) -> list[str]:
+    if "preference_margin" in line:
+        return [f"accuracy {line['preference_accuracy']:.2f}", f"margin {line['preference_margin']:.3f}"]
     return [f"{kind} {line[f'{kind}_loss']:.3f}" for kind in ("text", "speech") if line[f"{kind}_loss"] is not None]
 
 
@@ -146,7 +148,9 @@ def _by_dataset(validations: Sequence[Line]) -> dict[str, str]:
         for key, value in line.items():
             if key.startswith("validation.") and key.endswith(".loss"):
                 _, strategy, dataset = key.removesuffix(".loss").split(".", 2)
-                losses.setdefault(dataset, []).append(f"{strategy} {value:.3f}")
+                accuracy = line.get(f"{key.removesuffix('.loss')}.accuracy")
+                more = "" if accuracy is None else f" (accuracy {accuracy:.2f})"
+                losses.setdefault(dataset, []).append(f"{strategy} {value:.3f}{more}")
     return {dataset: ", ".join(parts) for dataset, parts in losses.items()}
 
 

@@ -10,6 +10,7 @@ from tolktrain.runs.metrics import Line
 from tolktrain.train.callbacks.base import NoCallback
 from tolktrain.train.callbacks.trackers import MetricsLog
 from tolktrain.train.loop import StageRun
+from tolktrain.train.step_metrics import preference_figures
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Validation(NoCallback):
         if self._config.sets and (run.step % self._config.every_steps == 0 or run.stage_complete):
             run.engine.model.eval()
             for dataset in self._config.sets:
-                for strategy in self._config.strategies:
+                for strategy in self._strategies(run):
                     run.progress.at(f"validation of {strategy} on {dataset}")
                     self._metrics.write(
                         {"step": run.step, "stage": run.plan.name, **self._losses(run, dataset, strategy)}
@@ -44,6 +45,11 @@ class Validation(NoCallback):
             run.engine.model.train()
             if self._after is not None and not run.stop:
                 self._after(run)
+
+    def _strategies(self, run: StageRun) -> list[Strategy]:
+        """Preferences need the reference of a stage of preferences."""
+        compares = run.plan.config.has_preferences
+        return [strategy for strategy in self._config.strategies if compares or strategy != "preference"]
 
     def _losses(self, run: StageRun, dataset: str, strategy: Strategy) -> Line:
         """Nats per scored position, of both modalities apart where both are scored."""
@@ -57,6 +63,9 @@ class Validation(NoCallback):
                 *(key, strategy),
             )
         line: Line = {f"{key}.loss": result.loss(entropy_weight=0.0)}
+        if result.preference is not None:
+            figures = preference_figures(result.preference)
+            return line | {f"{key}.{name}": value for name, value in figures.items()}
         if result.counts.num_text and result.counts.num_speech:
             line |= {f"{key}.text_loss": result.text_loss, f"{key}.speech_loss": result.speech_loss}
         return line

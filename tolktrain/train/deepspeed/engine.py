@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from tolktrain.model.cost.cut import PipelineCut
 from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import LossCounts, StepResult
 from tolktrain.model.parameter_layout import parameter_views
+from tolktrain.model.preference import Preference
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.gradients import sum_over_tensor_group
 from tolktrain.parallel.layout import Layout
@@ -36,6 +38,7 @@ from tolktrain.train.optimizer import (
 )
 from tolktrain.train.process import forget_engine
 from tolktrain.train.resolved import ResolvedSettings
+from tolktrain_kernels.preference_pairs import PreferencePairs
 
 
 class StepRunner(Protocol):
@@ -48,8 +51,22 @@ class StepRunner(Protocol):
         """Forward and backward of each micro batch, then the optimizer's step."""
 
     def evaluate(self, micro_batches: Sequence[ModelInputs]) -> Tensor:
-        """This rank's sums of the micro batches, float64 [3], without training; zero on all pipeline stages but the
-        last."""
+        """This rank's sums of the micro batches, without training; zero on all pipeline stages but the last."""
+
+    def log_probs(self, micro_batches: Sequence[ModelInputs]) -> list[Tensor]:
+        """Log-probabilities of the documents of each micro batch of preferences, float64 [2P], without training; none
+        on all pipeline stages but the last."""
+
+
+class Reference(Protocol):
+    """Log-probabilities of a frozen reference."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its weights."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Float64 [2P], of the documents of a micro batch of preferences, in nats."""
 
 
 class Engine:
@@ -97,6 +114,7 @@ class Engine:
         if rounds and fills:
             forget_values(model, torch.bfloat16)
         self._step_runner = self._make_step_runner(config, settings, cut)
+        self.reference: Reference | None = None  # of a stage of preferences, set before its first step
         self._hooks = sum_over_tensor_group(model.parameters(), layout.tensor_group)
         self._states = OptimizerStates(self._step_runner.engine, zero_stage)
         parameters = dict(model.named_parameters())
@@ -153,15 +171,25 @@ class Engine:
             raise UserError(nothing_scored(self._stage, self._config))
         set_learning_rates(adam(self._step_runner.engine), learning_rates)
         update = self._step_runner.step(self._inputs(batches), counts)
-        text_nll, speech_nll, entropy = update.sums
-        return StepResult(text_nll, speech_nll, entropy, counts, update.grad_norm, update.skipped)
+        return StepResult.of(update.sums, counts, update.grad_norm, update.skipped)
 
     @torch.no_grad()
     def loss_sums(self, batches: Sequence[Batch]) -> StepResult:
         """Summed losses of this and all other ranks' batches, without training; collective."""
         sums = reduce_sums(self._step_runner.evaluate(self._inputs(batches)), self._layout)
-        text_nll, speech_nll, entropy = sums.tolist()
-        return StepResult(text_nll, speech_nll, entropy, self._exchange_counts(batches), math.nan, False)
+        return StepResult.of(sums.tolist(), self._exchange_counts(batches), math.nan, False)
+
+    @torch.no_grad()
+    def log_probs(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """Log-probabilities of the documents of each batch of preferences in nats, float64 [2P] on the device of this
+        rank; none on all pipeline stages but the last. Collective."""
+        model, was_training = self._model, self._model.training
+        model.eval()
+        found = self._step_runner.log_probs(
+            [self._compared(batch, torch.zeros_like(_pairs(batch).lengths)) for batch in batches]
+        )
+        model.train(was_training)
+        return found
 
     def snapshot(self, reuse: Snapshot | None = None) -> Snapshot:
         """This rank's slices of parameters and moments, float32 on the CPU; collective.
@@ -184,12 +212,40 @@ class Engine:
         forget_engine(self._step_runner.engine)
 
     def _inputs(self, batches: Sequence[Batch]) -> list[ModelInputs]:
+        if any(batch.pairs is not None for batch in batches):
+            return [
+                self._compared(batch, found) for batch, found in zip(batches, self._references(batches), strict=True)
+            ]
         return [ModelInputs.from_batch(batch).to(self._layout.device, non_blocking=True) for batch in batches]
+
+    def _compared(self, batch: Batch, reference: Tensor) -> ModelInputs:
+        """The inputs of a batch of preferences."""
+        stage = self._stage.preference
+        preference = Preference(_pairs(batch), reference, stage.beta, stage.length_normalized)
+        inputs = replace(ModelInputs.from_batch(batch), preference=preference)
+        return inputs.to(self._layout.device, non_blocking=True)
+
+    def _references(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """Log-probabilities of the documents of each batch under the reference, which only the last pipeline stage
+        uses; collective if they are computed."""
+        if self._stage.preference.reference == "lora_base":
+            with self._model.without_lora():
+                return self.log_probs(batches) or [torch.zeros_like(_pairs(batch).lengths) for batch in batches]
+        assert self.reference is not None, "the stage has set it"
+        return [self.reference(batch) for batch in batches]
 
     def _exchange_counts(self, batches: Sequence[Batch]) -> LossCounts:
         """Counts of the global batch; collective."""
-        counts = [(batch.num_text_scored, batch.num_speech_scored, batch.num_entropy_positions) for batch in batches]
-        total = torch.tensor(counts, dtype=torch.int64).view(-1, 3).sum(dim=0)
+        counts = [
+            (batch.num_text_scored, batch.num_speech_scored, batch.num_entropy_positions, batch.num_pairs)
+            for batch in batches
+        ]
+        total = torch.tensor(counts, dtype=torch.int64).view(-1, 4).sum(dim=0)
         if self._layout.data_size > 1:
             dist.all_reduce(total, group=self._layout.data_group)  # on the host: a GPU need not be waited for
         return LossCounts(*total.tolist())
+
+
+def _pairs(batch: Batch) -> PreferencePairs:
+    assert batch.pairs is not None
+    return batch.pairs

@@ -11,7 +11,7 @@ from torch.autograd.function import FunctionCtx
 
 from tolktrain.model.cost.cut import PipelineCut
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.loss import LossCounts, LossSums, loss_to_train
+from tolktrain.model.loss import ComparedSums, LossCounts, loss_to_train, num_sums
 from tolktrain.model.parameter_layout import parameter_views
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
@@ -25,7 +25,7 @@ from tolktrain.train.deepspeed.compat import (
 )
 from tolktrain.train.deepspeed.groups import deepspeed_topology
 from tolktrain.train.deepspeed.reduction import reduce_gradients
-from tolktrain.train.deepspeed.sequential import Update, reduce_sums
+from tolktrain.train.deepspeed.sequential import Update, reduce_sums, zero_sums
 from tolktrain.train.optimizer import GroupKey
 from tolktrain.train.process import import_deepspeed, quiet_initialize, silenced, start_deepspeed
 from tolktrain_kernels.backend import Backend
@@ -76,22 +76,26 @@ class StageModule(PipelineModule):
         for name, parameter in model.named_parameters():
             mark_replicated(parameter, name in copies)
         self.ties_after_averaging = False
-        self.sums = torch.zeros(3, dtype=torch.float64, device=layout.device)
+        self.sums = torch.zeros(num_sums(False), dtype=torch.float64, device=layout.device)
+        self.log_probs: list[Tensor] = []  # of the documents of each micro batch of preferences
         self._pending: Iterator[ModelInputs] = iter(())
         self._counts = LossCounts(0, 0, 0)
         self._scale = 1.0
 
     def begin(self, micro_batches: Sequence[ModelInputs], counts: LossCounts, scale: float) -> None:
         """Set the inputs of the next forward passes. The loss is multiplied by `scale` before the backward pass."""
-        self.sums.zero_()
+        self.sums = zero_sums(micro_batches, self._layout.device)
+        self.log_probs = []
         self._pending, self._counts, self._scale = iter(micro_batches), counts, scale
 
     def forward(self, received: Tensor) -> Tensor:
         """Pass the next micro batch through the pipeline stage; `received` is not used on the first one."""
         inputs = next(self._pending)
         result = self.model.run_stage(None if self._layout.is_first_stage else received, inputs)
-        if isinstance(result, LossSums):
+        if not isinstance(result, Tensor):
             self.sums += result.detached()
+            if isinstance(result, ComparedSums):
+                self.log_probs.append(result.log_probs)
             result = loss_to_train(result, self._counts, self._entropy_weight) * self._scale
         return _Anchored.apply(result, *self._registered_anchors)
 
@@ -148,7 +152,7 @@ class PipelineRunner:
         return Update(sums, float(self.engine.get_global_grad_norm()), not self.engine.was_step_applied())
 
     def evaluate(self, micro_batches: Sequence[ModelInputs]) -> Tensor:
-        """Sums of the micro batches, float64 [3], without training; zero on all stages but the last."""
+        """Sums of the micro batches, as `zero_sums`, without training; zero on all stages but the last."""
         self._module.begin(micro_batches, LossCounts(0, 0, 0), scale=1.0)
         # The shapes that training has agreed on are void, and so are these afterwards.
         self.engine.reset_activation_shape()
@@ -158,6 +162,12 @@ class PipelineRunner:
         self.engine.reset_activation_shape()
         self._module.train()
         return self._module.sums
+
+    def log_probs(self, micro_batches: Sequence[ModelInputs]) -> list[Tensor]:
+        """Log-probabilities of the documents of each micro batch, float64 [2P], without training; none on all stages
+        but the last."""
+        self.evaluate(micro_batches)
+        return self._module.log_probs
 
 
 def make_stage_module(

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tolktrain.model.inputs import ModelInputs
-from tolktrain.model.loss import LossCounts, loss_to_train
+from tolktrain.model.loss import ComparedSums, LossCounts, loss_to_train, num_sums
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.train.deepspeed.compat import forget_releases, update_in_few_passes
@@ -23,7 +23,7 @@ from tolktrain_kernels.backend import Backend
 class Update(NamedTuple):
     """The result of a step."""
 
-    sums: list[float]  # text nll, speech nll, entropy of the global batch
+    sums: list[float]  # of the global batch, as `detached` of the model's sums returns them
     grad_norm: float  # of the global batch, before clipping
     skipped: bool  # the loss of a rank or the gradients were not finite, so nothing was updated
 
@@ -34,6 +34,12 @@ def reduce_sums(sums: Tensor, layout: Layout) -> Tensor:
     if layout.pipeline_size > 1:
         dist.all_reduce(sums, group=layout.pipeline_group)  # only the last stage has any
     return sums
+
+
+def zero_sums(micro_batches: Sequence[ModelInputs], device: torch.device) -> Tensor:
+    """Float64 [3], or [7] for micro batches of preferences, to which the sums of micro batches are added."""
+    has_pairs = any(inputs.preference is not None for inputs in micro_batches)
+    return torch.zeros(num_sums(has_pairs), dtype=torch.float64, device=device)
 
 
 def start_reading(values: Tensor) -> Callable[[], list[float]]:
@@ -63,7 +69,7 @@ class LossModule(nn.Module):
         self._entropy_weight = entropy_weight
 
     def forward(self, inputs: ModelInputs, counts: LossCounts) -> tuple[Tensor, Tensor]:
-        """The loss for the backward pass, and the sums of text nll, speech nll and entropy, float64 [3]."""
+        """The loss for the backward pass, and the sums without gradients, as `zero_sums`."""
         sums = self.model(inputs)
         return loss_to_train(sums, counts, self._entropy_weight), sums.detached()
 
@@ -101,7 +107,7 @@ class SequentialRunner:
 
     def step(self, micro_batches: Sequence[ModelInputs], counts: LossCounts) -> Update:
         """Forward and backward of each micro batch, then the optimizer's step."""
-        sums = torch.zeros(3, dtype=torch.float64, device=self._layout.device)
+        sums = zero_sums(micro_batches, self._layout.device)
         for number, inputs in enumerate(micro_batches, start=1):
             loss, parts = self.engine(inputs, counts)
             # The factor is needed for one rank too: DeepSpeed would divide the output of the forward call itself by the
@@ -119,11 +125,20 @@ class SequentialRunner:
         return update
 
     def evaluate(self, micro_batches: Sequence[ModelInputs]) -> Tensor:
-        """Sums of the micro batches, float64 [3], without training."""
-        sums = torch.zeros(3, dtype=torch.float64, device=self._layout.device)
+        """Sums of the micro batches, as `zero_sums`, without training."""
+        sums = zero_sums(micro_batches, self._layout.device)
         for inputs in micro_batches:
             sums += self._model(inputs).detached()
         return sums
+
+    def log_probs(self, micro_batches: Sequence[ModelInputs]) -> list[Tensor]:
+        """Log-probabilities of the documents of each micro batch, float64 [2P], without training."""
+        found = []
+        for inputs in micro_batches:
+            sums = self._model(inputs)
+            assert isinstance(sums, ComparedSums)
+            found.append(sums.log_probs)
+        return found
 
     def _update(self) -> tuple[float, bool]:
         if self._clip_grad_norm is None:
