@@ -33,6 +33,14 @@ def test_every_preparation_loads_and_is_short(file: Path) -> None:
     assert config.heldout.sources and len(file.read_text().splitlines()) < 40
 
 
+def test_the_recipe_of_preferences_is_a_run() -> None:
+    config = load_config(CONFIGS / "recipes" / "preference.yaml")
+    (stage,) = config.train.stages
+    assert stage.has_preferences and stage.preference.reference == "lora_base" and config.model.lora.rank
+    prepared = load_prepare_config(CONFIGS / "prepare" / "preference.yaml")
+    assert config.data.sets["preferences"].path == str(Path(prepared.output).absolute() / "train")
+
+
 @pytest.mark.parametrize(
     ("name", "backbone", "rates"),
     [

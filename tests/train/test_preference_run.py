@@ -12,7 +12,10 @@ from tolktrain.checkpoint.store import read_parameters
 from tolktrain.config import Config
 from tolktrain.data.batch import Batch
 from tolktrain.errors import UserError
+from tolktrain.report.page import render
+from tolktrain.report.rundata import read_run
 from tolktrain.runs.load_model import load_model
+from tolktrain.train import reference
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.run import train
 
@@ -44,10 +47,14 @@ def references(run_dir: Path) -> list[dict[str, object]]:
 def test_a_run_is_interrupted_and_continued(
     tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(reference, "_SEQUENCES_OF_A_LINE", 8)
+    killed_at = -1
     counted: list[int] = []
     compute = Engine.log_probs
 
     def counting(self: Engine, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        if len(counted) == killed_at:
+            raise RuntimeError("killed")
         counted.append(sum(len(batch.tokens) for batch in batches))
         return compute(self, batches)
 
@@ -70,14 +77,21 @@ def test_a_run_is_interrupted_and_continued(
     assert "  reference of preferences: 29 sequences, sha256 " in printed and "(accuracy " in printed
 
     again = tmp_path / "again" / "runs" / "small"
-    for stop in (2, 2, 3):
+    assert train(tuned(tmp_path / "again", sets), StopAfter(2)) == 75
+    killed_at = len(counted) + 2  # after the validation and a step
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tuned(tmp_path / "again", sets))
+    killed_at = -1
+    for stop in (2, 3):
         assert train(tuned(tmp_path / "again", sets), StopAfter(stop)) == 75
     assert train(tuned(tmp_path / "again", sets)) == 0
-    assert sum(counted) == 2 * (24 + 8), "read from the file after an interruption"
+    assert sum(counted) == 2 * (24 + 8), "what was known is read from the file"
     assert read_metrics(again) == read_metrics(whole)
     for name, tensor in read_parameters(whole / "checkpoints/step-00000010").items():
         assert torch.equal(tensor, read_parameters(again / "checkpoints/step-00000010")[name])
-    assert references(again)[0]["entries"] == references(whole)[0]["entries"]
+    assert [line["entries"] for line in references(again)] == [line["entries"] for line in references(whole)]
+    page = render(read_run(whole))
+    assert "preference loss, nats per pair" in page and "chosen answer preferred" in page
     refuse_foreign_references(tmp_path / "again", sets, again)
 
 

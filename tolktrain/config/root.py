@@ -188,7 +188,7 @@ class Config(StrictModel):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
         mistakes = [*_unknown_sets(self), *_nothing_to_train(self), *_missing_for_evaluation(self)]
-        mistakes += _lora_without_stage(self) + _unknown_metric(self)
+        mistakes += _lora_without_stage(self) + _unknown_metric(self) + _preferences_without_stage(self)
         mistakes += compile_mistakes(self.train, self.parallel)
         if mistakes:
             raise ValueError("\n".join(mistakes))
@@ -252,6 +252,18 @@ def _lora_without_stage(config: Config) -> list[str]:
             " train.stages.0.trainable (and remove backbone there to freeze it), or set model.lora.rank to 0"
         ]
     return []
+
+
+def _preferences_without_stage(config: Config) -> list[str]:
+    validation, stages = config.train.validation, config.train.stages
+    if not validation.sets or "preference" not in validation.strategies or not stages:
+        return []
+    if any(stage.has_preferences for stage in stages):
+        return []
+    return [
+        "train.validation.strategies contains preference, which is validated in stages of preferences only, and there"
+        " is none; remove it, or add a stage whose mixture is preference"
+    ]
 
 
 def _nothing_to_train(config: Config) -> list[str]:

@@ -1,5 +1,6 @@
 """The pictures of the report: SVG elements that take their colours from the page, for light and dark screens."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,32 @@ def learning_rates(run: RunData) -> str:
         if axis.lines:
             axis.legend(loc="best")
         return svg_of(figure, "Learning rates", "rates")
+
+
+def preferences(run: RunData) -> str | None:
+    """Loss, accuracy and rewards per step of the stages of preferences; None without any."""
+    steps, accuracy = _values(run, "preference_accuracy")
+    if not steps.size:
+        return None
+    losses = np.array([row["loss"] for row in run.steps if row.get("preference_accuracy") is not None], dtype=float)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 2.8), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        for axis, values, chance in ((left, losses, math.log(2)), (middle, accuracy, 0.5)):
+            axis.plot(steps, values, color=MUTED, linewidth=0.7, alpha=0.4)
+            axis.plot(steps, _smooth(values), color=INK)
+            axis.axhline(chance, color=MUTED, linewidth=1.3, linestyle=(0, (5, 3)))
+        left.set_title("preference loss, nats per pair")
+        middle.set_ylim(0, 1.02)
+        middle.set_title("chosen answer preferred")
+        for key, label, colour in (("chosen_reward", "chosen", TEXT), ("rejected_reward", "rejected", SPEECH)):
+            _, values = _values(run, f"preference_{key}")
+            right.plot(steps, _smooth(values), color=colour, label=label)
+        right.set_title("reward, nats")
+        right.legend(loc="best")
+        for axis in (left, middle, right):
+            axis.set_xlabel("step")
+        return svg_of(figure, "Preferences", "preferences")
 
 
 def throughput(run: RunData) -> str:

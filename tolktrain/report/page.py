@@ -163,9 +163,11 @@ def _figures(run: RunData) -> Row:
     rows = evaluation.get("choices", [])
     layers = evaluation.get("layers")
     sets = list(dict.fromkeys(row["set"] for row in rows))
+    compared = figures.preferences(run)
     return {
         "losses": Markup(figures.loss_curves(run)),
         "rates": Markup(figures.learning_rates(run)),
+        "preferences": Markup(compared) if compared else None,
         "throughput": Markup(figures.throughput(run)),
         "choices": {name: Markup(figures.choices(rows, name)) for name in sets},
         "layers": Markup(figures.layer_weights(layers)) if layers else None,
