@@ -101,6 +101,13 @@ def test_preferences_are_pairs_of_documents() -> None:
     assert sequence.document_starts == (0, 9)
     with pytest.raises(UserError, match="record 'r': its chosen and rejected answers.* do not fit into 17 tokens"):
         make(record([[question, good], [question, bad]], "preference"), "preference", 16)
+    two = record([[question, good], [question, bad]] * 2, "preference")
+    assert make(two, "preference", 35).document_starts == (0, 9, 18, 27)
+    with pytest.raises(UserError, match="do not fit into 35 tokens; raise train.sequence_length"):  # the second pair
+        make(two, "preference", 34)
+    odd = record_of("r", "here", [[question, good], [question, bad], [question, good]], 1, "preference")
+    with pytest.raises(UserError, match="record 'r' has 3 conversations, but preferences are pairs of them"):
+        make(odd, "preference", 60)
     with pytest.raises(UserError, match="kind 'preference', and the strategy 'answer_text' reads the kind 'conv"):
         make(record([[question, good], [question, bad]], "preference"), "answer_text", 30)
 

@@ -91,7 +91,7 @@ def test_a_run_is_interrupted_and_continued(
         assert torch.equal(tensor, read_parameters(again / "checkpoints/step-00000010")[name])
     assert [line["entries"] for line in references(again)] == [line["entries"] for line in references(whole)]
     page = render(read_run(whole))
-    assert "preference loss, nats per pair" in page and "chosen answer preferred" in page
+    assert "preference loss, nats per pair" in page and "chosen answer preferred" in page and ">held<" in page
     refuse_foreign_references(tmp_path / "again", sets, again)
 
 

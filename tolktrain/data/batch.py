@@ -141,5 +141,5 @@ def _key(sequence: Sequence) -> str:
     for array in (sequence.tokens, sequence.is_speech, sequence.scored):
         digest.update(str(array.shape).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update(str(sequence.document_starts).encode())
+    digest.update(str([int(start) for start in sequence.document_starts]).encode())
     return digest.hexdigest()

@@ -85,7 +85,7 @@ def loss_to_train(sums: LossSums | ComparedSums, counts: LossCounts, entropy_wei
     the reduction and the norm, so that all ranks skip the step.
     """
     if isinstance(sums, ComparedSums):
-        loss = sums.preference.loss / max(counts.num_pairs, 1)
+        loss = (sums.preference.loss / max(counts.num_pairs, 1)).to(sums.plain.text_nll.dtype)
     else:
         loss = loss_from_sums(sums, counts.num_scored, counts.num_entropy, entropy_weight)
     return loss * torch.where(torch.isfinite(loss), 1.0, math.nan)

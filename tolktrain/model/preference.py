@@ -70,5 +70,5 @@ class Preference:
         )
         slope = torch.sigmoid(-margin)
         factors = torch.stack((slope, -slope), dim=1).flatten() * scale
-        by_row = (factors.index_select(0, rows).float() for rows in (pairs.text, pairs.speech))
-        return Comparison(sums, *by_row, log_probs)
+        text, speech = (factors.index_select(0, rows).float() for rows in (pairs.text, pairs.speech))
+        return Comparison(sums, text, speech, log_probs)

@@ -60,10 +60,16 @@ def preferences(run: RunData) -> str | None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 2.8), layout="constrained")
         left, middle, right = figure.subplots(1, 3)
-        for axis, values, chance in ((left, losses, math.log(2)), (middle, accuracy, 0.5)):
+        heldout = [v for v in run.validations if v.accuracy is not None and v.loss is not None]
+        for axis, values, chance, key in ((left, losses, math.log(2), "loss"), (middle, accuracy, 0.5, "accuracy")):
             axis.plot(steps, values, color=MUTED, linewidth=0.7, alpha=0.4)
-            axis.plot(steps, _smooth(values), color=INK)
+            axis.plot(steps, _smooth(values), color=INK, label="training")
             axis.axhline(chance, color=MUTED, linewidth=1.3, linestyle=(0, (5, 3)))
+            for name in dict.fromkeys(v.dataset for v in heldout):
+                points = [(v.step, getattr(v, key)) for v in heldout if v.dataset == name]
+                style = {"linestyle": "none", "markersize": 5.5, "markeredgewidth": 1.4}
+                axis.plot(*zip(*points, strict=True), "D", markerfacecolor="none", label=name, color=THIRD, **style)
+            axis.legend(loc="best")
         left.set_title("preference loss, nats per pair")
         middle.set_ylim(0, 1.02)
         middle.set_title("chosen answer preferred")

@@ -44,6 +44,7 @@ class Validation:
     loss: float | None
     text_loss: float | None
     speech_loss: float | None
+    accuracy: float | None = None  # of preferences
 
 
 @dataclass(frozen=True)
@@ -255,4 +256,5 @@ def _validations(line: Row) -> Iterator[Validation]:
             loss=loss,
             text_loss=figures.get("text_loss", loss if _SCORES.get(strategy) == ("text",) else None),
             speech_loss=figures.get("speech_loss", loss if _SCORES.get(strategy) == ("speech",) else None),
+            accuracy=figures.get("accuracy"),
         )

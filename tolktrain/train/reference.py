@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -67,7 +68,7 @@ def digest_of_initial(config: Config, position: Position, initial_digest: str | 
 
 @dataclass
 class ReferencePass:
-    """Computes what is missing of the reference of a stage. Methods are collective over all ranks."""
+    """Computes what is missing of the reference of a stage. Collective over all ranks."""
 
     run_dir: Path
     plan: StagePlan
@@ -130,13 +131,7 @@ class ReferencePass:
 
     def _add(self, known: KnownReference, batches: Sequence[Batch], num_steps: int, key: str) -> None:
         """Compute what is missing of some batches. Each rank computes equally many, as ZeRO 3 and pipelines need it."""
-        seen, wanted = set(known.entries), []
-        keys_of_ranks = all_gather_objects([batch.pair_keys for batch in batches])
-        for batch, *keys in zip(batches, *keys_of_ranks, strict=True):
-            keys_of_all = set(itertools.chain(*keys))
-            if not keys_of_all <= seen:
-                wanted.append(batch)
-            seen |= keys_of_all
+        wanted = self._missing(known, batches)
         if wanted and self.is_inside:
             raise UserError(
                 f"{key} has preferences that were not compared with the reference at the begin of the stage"
@@ -155,6 +150,11 @@ class ReferencePass:
             for name, values in entries.items():
                 if name not in known.entries:
                     new.setdefault(name, values)
+        if not all(map(math.isfinite, itertools.chain(*new.values()))):
+            raise UserError(
+                f"the reference of the stage {self.plan.name!r} has log-probabilities that are not finite: its weights"
+                " are those of a run that has diverged; begin from an earlier checkpoint (checkpoint.init_from)"
+            )
         known.entries |= new
         if new or num_steps > known.num_steps:
             known.num_steps = max(num_steps, known.num_steps)
@@ -162,6 +162,18 @@ class ReferencePass:
                 self.layout.rank,
                 lambda: append_reference(self.run_dir, self.plan.index, self.digest, num_steps, new),
             )
+
+    def _missing(self, known: KnownReference, batches: Sequence[Batch]) -> list[Batch]:
+        """The batches with sequences that are not known, on this rank or another one in its place; each once."""
+        wanted: list[Batch] = []
+        seen: set[str] = set()
+        keys_of_ranks = all_gather_objects([batch.pair_keys for batch in batches])
+        for batch, *keys in zip(batches, *keys_of_ranks, strict=True):
+            missing = {key for key in itertools.chain(*keys) if key not in known.entries and key not in seen}
+            if missing:
+                wanted.append(batch)
+            seen |= missing
+        return wanted
 
     def _say(self, line: str) -> None:
         logger.info("%s", line.strip())

@@ -221,6 +221,8 @@ class Engine:
     def _compared(self, batch: Batch, reference: Tensor) -> ModelInputs:
         """The inputs of a batch of preferences."""
         stage = self._stage.preference
+        if self._layout.device.type == "cuda" and reference.device.type == "cpu":
+            reference = reference.pin_memory()  # else the copy would wait for the GPU
         preference = Preference(_pairs(batch), reference, stage.beta, stage.length_normalized)
         inputs = replace(ModelInputs.from_batch(batch), preference=preference)
         return inputs.to(self._layout.device, non_blocking=True)
