@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # for `packing`
 
 import torch
 from packing import cut_into_documents, random_starts
-
 from torch import Tensor
 
 from nullgpu.counters import counters, no_waiting
