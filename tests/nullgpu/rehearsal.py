@@ -3,15 +3,12 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # for `packing`
 
-import torch
 from packing import cut_into_documents, random_starts
-from torch import Tensor
 
 from nullgpu.counters import counters, no_waiting
 from tolktrain.benchmark.synthetic import Speech, random_batches, units_per_word
@@ -30,15 +27,6 @@ from tolktrain.train.resolved import ResolvedSettings
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/bench/smoltolk-150m.yaml"
 SPEECH_SHARE = 0.46  # of the positions, as `tolktrain bench` has it
-
-
-class _NoReference:
-    """Gives all answers the same probability."""
-
-    digest = ""
-
-    def __call__(self, batch: Batch) -> Tensor:
-        return torch.zeros(2 * batch.num_pairs, dtype=torch.float64)
 
 
 class Rehearsal:
@@ -79,7 +67,7 @@ class Rehearsal:
             inner._INSTRUCTION_MAP = steps | {kind: self._guarded(steps[kind]) for kind in passes}
             assert len(passes) == 2
 
-    def batches(self, seed: int = 0, documents: bool = False, preferences: bool = False) -> list[Batch]:
+    def batches(self, seed: int = 0, documents: bool = False) -> list[Batch]:
         """Micro batches of one step, pinned as the loader's are."""
         train, interleaving = self.config.train, self.config.data.interleaving
         units = units_per_word(SPEECH_SHARE, interleaving, self.architecture.num_codebooks)
@@ -94,11 +82,6 @@ class Rehearsal:
         )
         if documents:
             made = [cut_into_documents(batch, random_starts(batch, seed)) for batch in made]
-        if preferences:
-            pairs = [(0, train.sequence_length // 2)] * train.micro_batch_size
-            strategies = ["preference"] * train.micro_batch_size
-            made = [cut_into_documents(replace(batch, strategies=strategies), pairs) for batch in made]
-            self.engine.reference = _NoReference()
         return [batch.pin_memory() for batch in made]
 
     def step(self, batches: Sequence[Batch]) -> StepResult:

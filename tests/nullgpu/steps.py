@@ -37,7 +37,6 @@ class Case:
     waiting_steps: int = 0  # first ones in whose forward and backward passes the host may wait
     counts: bool = False  # whether one more step is counted, as `tolktrain bench --count` does
     documents: bool = False  # whether each sequence has several
-    preferences: bool = False  # whether each sequence is a pair of answers
     plant: str = ""  # a fault, of `PLANTS`
     allocator: str = "expandable_segments:False"  # as in PYTORCH_ALLOC_CONF
 
@@ -113,7 +112,7 @@ def run(case: Case, done: Done) -> None:
         PLANTS[case.plant](rehearsal)
     done.layout, done.kernels = rehearsal.layout.describe(), asdict(rehearsal.kernels)
     torch.cuda.reset_peak_memory_stats()
-    batches = [rehearsal.batches(seed, case.documents, case.preferences) for seed in range(case.batches)]
+    batches = [rehearsal.batches(seed, case.documents) for seed in range(case.batches)]
     note_reductions(rehearsal, done)
     for number in range(case.steps):
         done.reductions.clear()

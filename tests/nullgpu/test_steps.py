@@ -53,7 +53,6 @@ CASES: dict[str, dict[str, Any]] = {
         "steps": 4,
         "waiting_steps": 2,
     },
-    "preferences": {"overrides": FEW_LAYERS, "preferences": True},
     "wide": {"overrides": WIDE, "steps": 4, "batches": 4},
     "many": {"overrides": ["model.backbone.num_layers=2", "train.micro_batch_size=2"], "steps": 50, "batches": 7},
     "planted leak": {
@@ -115,15 +114,14 @@ def test_memory_of_the_device_is_not_memory_of_this_machine(done: dict[str, Done
 
 def test_the_host_waits_once_in_a_step(done: dict[str, Done]) -> None:
     """For the norm, before the update; the sums of the loss have been copied by then."""
-    for name in ("shipped", "torch", "recomputed", "ZeRO 1", "preferences"):
+    for name in ("shipped", "torch", "recomputed", "ZeRO 1"):
         assert all(step["synchronizations"] == 1 for step in done[name]["steps"]), name
 
 
 def test_nothing_is_copied_from_memory_that_is_not_pinned(done: dict[str, Done]) -> None:
     """Such a copy would wait for all earlier work of the GPU: what is computed of a batch is pinned with it. Only the
     norm is read so."""
-    for name in ("shipped", "preferences"):
-        assert all(step["pageable_copies"] <= 1 for step in done[name]["steps"]), name
+    assert all(step["pageable_copies"] <= 1 for step in done["shipped"]["steps"])
 
 
 def test_no_plan_is_built_for_each_micro_batch(done: dict[str, Done]) -> None:
