@@ -26,6 +26,7 @@ from tolktrain.errors import UserError
 from tolktrain.generate.answer import Answering, answer
 from tolktrain.generate.continuation import Limits
 from tolktrain.generate.requests import request
+from tolktrain.generate.settings import Drawing
 
 SECRET = "s3cret"
 SETTINGS = {"to": "speech", "temperature": 1.0, "top_k": 50, "top_p": 1.0, "seed": 7, "seconds": 2.5, "length": 12}
@@ -81,7 +82,7 @@ def test_the_four_directions_are_those_of_generate(session: Session, spoken: byt
     ask(session, act)
     for number, ((kind, content, to), events) in enumerate(zip(prompts, found, strict=True)):
         limits = Limits(1_000, 2.5) if to == "speech" else Limits(12, utterances=1)
-        options = Answering(None, 1.0, 50, 1.0, 1.0, 7, 1, 1, limits, tmp_path / str(number))
+        options = Answering(drawing=Drawing(1.0, 50, seed=7), limits=limits, into=tmp_path / str(number))
         answer(session.run, [request(kind, content, to, False, "p", "p")], options, lambda text: None)  # type: ignore[arg-type]
         (line,) = (tmp_path / str(number) / "continuations.jsonl").read_text().splitlines()
         expected, done = json.loads(line), events[-1]

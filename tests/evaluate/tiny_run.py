@@ -1,5 +1,6 @@
 """A run directory with a checkpoint of a tiny random model, over the embedded corpus."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +63,28 @@ def tiny_tree(folder: Path, repository: Path) -> dict[str, Any]:
     }
 
 
-def write_run(folder: Path, tree: dict[str, Any], seed: int = 0) -> Path:
-    """Write config.yaml, metrics.jsonl and a checkpoint after two steps; returns the run directory."""
+def write_run(
+    folder: Path, tree: dict[str, Any], seed: int = 0, tune: Callable[[SmolTolk], None] = lambda model: None
+) -> Path:
+    """Write config.yaml, metrics.jsonl and a checkpoint after two steps; returns the run directory.
+
+    `tune` may train the model before.
+    """
     run_dir = folder / tree["run"]["name"]
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     config = load_config(run_dir / "config.yaml")
     architecture = Architecture.from_config(config.model)
-    parameters = {name: tensor.clone() for name, tensor in canonical_state(SmolTolk(architecture, seed)).items()}
+    model = SmolTolk(architecture, seed)
+    parameters = canonical_state(model)
     # Random weights as small as those at the start of training make every choice a near tie.
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in parameters.items():
         if "embedding" in name:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) / 4)
+            with torch.no_grad():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) / 4)
+    tune(model)
+    parameters = {name: tensor.detach().clone() for name, tensor in canonical_state(model).items()}
     store = CheckpointStore(run_dir / "checkpoints")
     store.prepare()
     slices = {name: Slice.whole(tensor) for name, tensor in parameters.items()}

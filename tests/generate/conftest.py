@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `small_continuations`
-sys.path.insert(0, str(Path(__file__).parents[1] / "evaluate"))  # for `tiny_run`
+sys.path.insert(0, str(Path(__file__).parents[1] / "evaluate"))  # for `tiny_run` and `tuned_run`
 
 from tiny_run import tiny_tree, write_run
 

@@ -17,6 +17,7 @@ from tolktrain.files.printable import printable
 from tolktrain.generate.answer import Answering, answer
 from tolktrain.generate.continuation import Limits
 from tolktrain.generate.requests import Request, read_requests, request
+from tolktrain.generate.settings import Drawing
 from tolktrain.units.base import collapse
 from tolktrain.units.load import load_speech_tokenizer
 
@@ -92,12 +93,14 @@ def test_audio_is_its_units(tiny_run: Path, prompt_file: Path, repository: Path,
 
 def test_samples_seed_and_stops(tiny_run: Path, tmp_path: Path) -> None:
     given = [request("text", "the little bird", None, False, "x", "--text")]
-    options = replace(SHORT, num_samples=3, seed=7, into=tmp_path / "a")
+    options = replace(SHORT, num_samples=3, drawing=Drawing(seed=7), into=tmp_path / "a")
     first, _ = _answered(tiny_run, given, options)
     assert len({str(line["ids"]) for line in first}) == 3
     alone, _ = _answered(tiny_run, given, replace(options, num_samples=1, into=tmp_path / "b"))
     assert alone[0]["ids"] == first[0]["ids"]
-    greedy, _ = _answered(tiny_run, given, replace(options, temperature=0.0, into=tmp_path / "c"))
+    greedy, _ = _answered(
+        tiny_run, given, replace(options, drawing=Drawing(temperature=0.0, seed=7), into=tmp_path / "c")
+    )
     assert len({str(line["ids"]) for line in greedy}) == 1
     whole = first[0]["text"]
     stop = whole[len(whole) // 2 :][:2]

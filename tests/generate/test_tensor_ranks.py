@@ -81,6 +81,26 @@ def test_the_command_as_two_ranks(warm: Warm, run_of_two_heads: Path, tmp_path: 
 
 
 @pytest.mark.slow
+def test_a_conversation_as_two_ranks(warm: Warm, tmp_path: Path, repository: Path) -> None:
+    """The answers of one process, turn by turn; what one rank refuses ends both."""
+    tree = tiny_tree(tmp_path, repository)
+    tree["model"]["backbone"]["num_key_value_heads"] = 2
+    tree["model"]["special_tokens"] = ["<|user|>", "<|assistant|>"]
+    run = write_run(tmp_path, tree)
+    lines = tmp_path / "chats.jsonl"
+    spoken = {"type": "audio", "path": str(next((repository / "data" / "sample" / "prompts").glob("*.wav")))}
+    messages = [{"role": "user", "content": "the bird"}, {"role": "assistant", "content": None}]
+    messages.append({"role": "user", "content": [spoken]})
+    lines.write_text("\n".join(json.dumps({"messages": messages, "answer": form}) for form in ("chain", "speech")))
+    command = ["-m", "tolktrain", "generate", run, "--length", "6", "--answer", "text", "--chat"]
+    alone = warm.run(*command, lines)
+    assert alone.returncode == 0 and alone.stdout.count("turn 4: ") == 2, alone.stderr
+    codes, outputs, errors = _as_two(warm, *command, lines)
+    assert codes == [0, 0], errors
+    assert outputs == [alone.stdout, ""]
+
+
+@pytest.mark.slow
 def test_heads_that_cannot_be_divided(warm: Warm, tiny_run: Path) -> None:
     codes, _, errors = _as_two(warm, "-m", "tolktrain", "generate", tiny_run, "--text", "a")
     assert codes == [2, 2]

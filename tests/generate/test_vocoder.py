@@ -25,6 +25,7 @@ from tolktrain.generate.continuation import Limits
 from tolktrain.generate.inputs import check_inputs
 from tolktrain.generate.requests import request
 from tolktrain.generate.run import generate
+from tolktrain.generate.settings import Hearing
 from tolktrain.units.logmel import LogMelTokenizer
 from tolktrain.units.vocoders.unit_hifigan import convert
 
@@ -93,7 +94,8 @@ def test_a_vocoder_that_is_named(tiny_run: Path, tokenizer: Path, tmp_path: Path
         "c": ({"vocoder": tmp_path / "other"}, other, (0, 0)),
     }
     for name, (changes, expected, voice) in options.items():
-        units, samples, rate = _spoken(tiny_run, replace(SHORT, into=tmp_path / name, **changes))  # type: ignore[arg-type]
+        hearing = Hearing(**changes)  # type: ignore[arg-type]
+        units, samples, rate = _spoken(tiny_run, replace(SHORT, into=tmp_path / name, hearing=hearing))
         assert rate == 16_000 and np.abs(samples - _heard(expected, units, *voice)).max() < 1e-4
 
 

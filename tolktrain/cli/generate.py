@@ -1,6 +1,7 @@
 """`tolktrain generate`."""
 
 import argparse
+import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from tolktrain.runs.paths import RunPaths
 if TYPE_CHECKING:
     from tolktrain.cluster.watch.watchdog import Watch
     from tolktrain.generate.requests import Request
+    from tolktrain.generate.settings import Drawing
     from tolktrain.parallel.layout import Layout
 
 _PROMPTS = ("text", "audio", "units", "prompts")
@@ -35,6 +37,8 @@ _NUMBERS = {
     "utterances": (1, 1 << 30),
     "step": (0, 1 << 62),
 }
+_TERMINAL = ""  # in place of the file of conversations
+_NOT_OF_CHATS = ("to", "ends_utterance", "stop", "samples", "batch", "utterances")
 _LONGEST_SHOWN = 40  # characters of a prompt in messages
 _OTHERS = ("to", "ends_utterance", "stop", "into", "vocoder", "speaker", "style")
 
@@ -57,7 +61,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument(
         "--ends-utterance", action="store_true", default=None, help="the prompt is a whole utterance: EOS follows it"
     )
-    drawing = parser.add_argument_group("sampling of these prompts")
+    chats = parser.add_argument_group("conversations with a tuned model")
+    chats.add_argument(
+        "--chat",
+        metavar="FILE",
+        type=input_argument,
+        nargs="?",
+        const=_TERMINAL,
+        help="turn by turn at the terminal; with FILE, JSON lines with messages; - for standard input",
+    )
+    chats.add_argument("--answer", choices=("text", "speech", "interleaved", "chain"), help="as in the training")
+    chats.add_argument("--system", metavar="TEXT", help="instruction at the beginning of each conversation")
+    drawing = parser.add_argument_group("sampling of these prompts and answers")
     drawing.add_argument("--step", metavar="N", type=int, help="step of the checkpoint (the latest valid one)")
     drawing.add_argument("--temperature", metavar="T", type=float, help="0: the likeliest (evaluation.temperature)")
     drawing.add_argument("--top-k", metavar="K", type=int, help="likeliest ids that are drawn from; 0: all")
@@ -109,6 +124,16 @@ def _generate_together(parsed: argparse.Namespace, environment: ProcessEnvironme
 
 def _generate(parsed: argparse.Namespace, layout: "Layout | None" = None) -> None:
     run_directory, overrides = existing_model(parsed)
+    for name, (least, most) in _NUMBERS.items():
+        value = getattr(parsed, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; expected {least} to {most}")
+    if parsed.chat is not None:
+        _chat(run_directory, parsed, overrides, layout)
+        return
+    of_chats = [name for name in ("answer", "system") if getattr(parsed, name) is not None]
+    if of_chats:
+        raise UserError(f"--{of_chats[0]} belongs to conversations; give --chat, too")
     if any(getattr(parsed, name) is not None for name in _PROMPTS):
         _answer(run_directory, parsed, overrides, layout)
         return
@@ -133,31 +158,66 @@ def generate_samples(run_directory: Path, overrides: tuple[str, ...] = (), layou
 def _answer(
     run_directory: Path, parsed: argparse.Namespace, overrides: tuple[str, ...], layout: "Layout | None"
 ) -> None:
-    for name, (least, most) in _NUMBERS.items():
-        value = getattr(parsed, name)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; expected {least} to {most}")
     from tolktrain.generate.answer import Answering, answer
     from tolktrain.generate.continuation import Limits
+    from tolktrain.generate.settings import Hearing
 
     limits = Limits(parsed.length or 300, parsed.seconds, parsed.utterances or 1, tuple(parsed.stop or ()))
     options = Answering(
         step=parsed.step,
-        temperature=parsed.temperature,
-        top_k=parsed.top_k,
-        top_p=1.0 if parsed.top_p is None else parsed.top_p,
-        repetition_penalty=1.0 if parsed.repetition_penalty is None else parsed.repetition_penalty,
-        seed=parsed.seed,
+        drawing=_drawing(parsed),
         num_samples=parsed.samples or 1,
         batch_size=parsed.batch or 1,
         limits=limits,
         into=parsed.into,
-        vocoder=parsed.vocoder,
-        speaker=parsed.speaker,
-        style=parsed.style,
+        hearing=Hearing(parsed.vocoder, parsed.speaker, parsed.style),
         overrides=overrides,
     )
     answer(run_directory, _requests(parsed), options, print_to_reader, layout)
+
+
+def _chat(run_directory: Path, parsed: argparse.Namespace, overrides: tuple[str, ...], layout: "Layout | None") -> None:
+    given = [name for name in (*_PROMPTS, *_NOT_OF_CHATS) if getattr(parsed, name) is not None]
+    if given:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} has no effect on conversations; leave it out, or leave --chat out to"
+            " continue a prompt"
+        )
+    from tolktrain.generate.chat.dialogue import ChatLimits
+    from tolktrain.generate.chat.run import Chatting, answer_scripts, converse
+    from tolktrain.generate.chat.scripts import read_scripts
+    from tolktrain.generate.requests import STANDARD_INPUT
+    from tolktrain.generate.settings import Hearing
+
+    options = Chatting(
+        step=parsed.step,
+        form=parsed.answer,
+        system=parsed.system,
+        drawing=_drawing(parsed),
+        hearing=Hearing(parsed.vocoder, parsed.speaker, parsed.style),
+        limits=ChatLimits(parsed.length or ChatLimits().length, parsed.seconds),
+        into=parsed.into,
+        overrides=overrides,
+    )
+    if parsed.chat == _TERMINAL:
+        converse(run_directory, sys.stdin, options, print_to_reader, layout)
+        return
+    if parsed.chat != STANDARD_INPUT:
+        # All lines, before anything is drawn and written.
+        deque(read_scripts(parsed.chat), maxlen=0)
+    answer_scripts(run_directory, read_scripts(parsed.chat), options, print_to_reader, layout)
+
+
+def _drawing(parsed: argparse.Namespace) -> "Drawing":
+    from tolktrain.generate.settings import Drawing
+
+    return Drawing(
+        parsed.temperature,
+        parsed.top_k,
+        1.0 if parsed.top_p is None else parsed.top_p,
+        1.0 if parsed.repetition_penalty is None else parsed.repetition_penalty,
+        parsed.seed,
+    )
 
 
 def _requests(parsed: argparse.Namespace) -> Iterator["Request"]:

@@ -15,12 +15,12 @@ from tolktrain.data.sequences import IntArray
 from tolktrain.demo.streaming import GrowingSpeech
 from tolktrain.errors import UserError
 from tolktrain.files.writing import wav_bytes
-from tolktrain.generate.answer import TextStream
 from tolktrain.generate.continuation import Continuation, Continuer, Limits
 from tolktrain.generate.decoding import use_accelerator
 from tolktrain.generate.requests import Request
 from tolktrain.generate.sampling import Sampling
 from tolktrain.generate.speaker import Speaker
+from tolktrain.generate.text_stream import TextStream
 from tolktrain.interop.trained import load_trained
 from tolktrain.model.pooling import WeightedAverage
 from tolktrain_kernels.layer_pooling import PooledLayers
@@ -93,7 +93,7 @@ class Session:
         speech = None
         if self.speaker.vocoder is not None:
             speech = GrowingSpeech(self.speaker.vocoder, self.speaker.durations, self.speaker.frames_per_second)
-        text = TextStream(self.continuer) if request.to == "text" else None
+        text = TextStream(self.continuer.text.tokenizer) if request.to == "text" else None
         num_units, delay = (
             self.continuer.model.architecture.num_units,
             self.continuer.model.architecture.num_codebooks - 1,

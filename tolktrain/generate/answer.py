@@ -16,17 +16,15 @@ from tolktrain.files.printable import printable
 from tolktrain.files.writing import AppendedFile, replace_file, write_wav_pieces
 from tolktrain.generate.continuation import Continuation, Continuer, Limits
 from tolktrain.generate.requests import Request
-from tolktrain.generate.sampling import Sampling
+from tolktrain.generate.settings import Drawing, Hearing
 from tolktrain.generate.speaker import Speaker
 from tolktrain.generate.tensor_ranks import load_part
+from tolktrain.generate.text_stream import TextStream
 from tolktrain.parallel.layout import Layout
 from tolktrain.units.base import Frames, Vocoder
-from tolktrain.units.vocoders.kind import Voice
 
 SETTINGS_FILE = "settings.json"
 LINES_FILE = "continuations.jsonl"
-_DECODED_AGAIN = 64
-_ALL_IDS = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -34,18 +32,12 @@ class Answering:
     """How prompts are continued; None for what the run's configuration says."""
 
     step: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
+    drawing: Drawing = Drawing()
     num_samples: int = 1
     batch_size: int = 1  # prompts that are continued together
     limits: Limits = Limits(300, utterances=1)
     into: Path | None = None
-    vocoder: Path | None = None  # folder with vocoder.json
-    speaker: str | None = None
-    style: str | None = None
+    hearing: Hearing = Hearing()
     overrides: tuple[str, ...] = ()  # of a folder of weights
 
 
@@ -62,7 +54,7 @@ def answer(
 
     With `options.into`, a new or empty folder, it gets settings.json and continuations.jsonl, to which each
     continuation is appended with its text or units and timings, after its WAV file NAME-SAMPLE.wav was written. Speech
-    is written as audio if there is a vocoder: `options.vocoder`, data.vocoder of the configuration, or that of the
+    is written as audio if there is a vocoder: `options.hearing`, data.vocoder of the configuration, or that of the
     run's speech tokenizer. Each unit lasts what the vocoder predicts, or else the median of its durations in the
     training records.
 
@@ -72,18 +64,12 @@ def answer(
     another tokenizer, or a prompt cannot be used (`Continuer.run`).
     """
     if options.into is not None:
-        _require_empty(options.into)
+        require_empty(options.into)
     model, config, state = load_part(run_dir, options.step, options.overrides, layout)
     continuer = Continuer(model, config, state.get("tokenizers", {}))
-    settings = Sampling(
-        config.evaluation.temperature if options.temperature is None else options.temperature,
-        config.evaluation.top_k if options.top_k is None else options.top_k or _ALL_IDS,
-        config.run.seed if options.seed is None else options.seed,
-        options.top_p,
-        options.repetition_penalty,
-    )
+    settings = options.drawing.sampling(config)
     output = None
-    speaker = Speaker(continuer, options.vocoder, Voice(options.speaker, options.style))
+    speaker = options.hearing.of(continuer)
     if options.into is not None:
         header = {"run": str(run_dir), "step": state.get("step"), **asdict(settings), "limits": asdict(options.limits)}
         output = _Output(options.into, continuer, speaker, header)
@@ -117,7 +103,7 @@ class _Live:
         self._num_units = sizes.num_units
         self._delay = sizes.num_codebooks - 1
         self._waiting: deque[int] = deque()  # units of frames that lack codebooks
-        self._text = TextStream(continuer) if request.to == "text" else None
+        self._text = TextStream(continuer.text.tokenizer) if request.to == "text" else None
         self._name = f"{printable(request.name)}: "  # shown with the first position: the prompt may be refused
 
     def add(self, place: int, sample: int, column: IntArray) -> None:
@@ -144,34 +130,7 @@ class _Live:
             self._name = ""
 
 
-class TextStream:
-    """Text as it grows; a character whose bytes are spread over several ids is given when it is complete."""
-
-    def __init__(self, continuer: Continuer) -> None:
-        self._tokenizer = continuer.text.tokenizer
-        self._ids: list[int] = []
-        self._shown = ""
-
-    def piece(self, token: int) -> str:
-        """What an id adds; nothing for EOS."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        if text.endswith("\ufffd"):
-            return ""
-        added = text[len(self._shown) :]
-        self._shown = text
-        if len(self._ids) > _DECODED_AGAIN:
-            # All ids again at each step would take quadratic time. What follows depends on the last ones.
-            self._ids = self._ids[-_DECODED_AGAIN // 2 :]
-            self._shown = self._tokenizer.decode(self._ids)
-        return str(added)
-
-    def rest(self) -> str:
-        """What is left of a character that is not complete."""
-        return str(self._tokenizer.decode(self._ids)[len(self._shown) :])
-
-
-def _require_empty(folder: Path) -> None:
+def require_empty(folder: Path) -> None:
     """Raise UserError unless a folder is new or empty."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder; name a new one")

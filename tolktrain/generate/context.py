@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tolktrain.data.sequences import BoolArray, IntArray, SequenceWriter
+from tolktrain.data.strategies.conversation import Segment
 from tolktrain.vocabulary import Vocabulary
 
 
@@ -32,6 +33,14 @@ class Context:
         writer.text(np.asarray(ids, np.int64))
         if switch:
             writer.special(vocabulary.switch)
+        return cls(writer.tokens, writer.is_speech)
+
+    @classmethod
+    def of_segments(cls, segments: Sequence[Segment], vocabulary: Vocabulary) -> "Context":
+        """What the strategies write."""
+        writer = SequenceWriter(vocabulary, sum(part.num_tokens(vocabulary.num_codebooks - 1) for part in segments))
+        for segment in segments:
+            segment.write(writer)
         return cls(writer.tokens, writer.is_speech)
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from tolktrain.config import Config
 from tolktrain.data.sequences import IntArray
 from tolktrain.data.strategies.base import Modality
-from tolktrain.data.text_tokenizer import TextTokenizer, load_text_tokenizer
+from tolktrain.data.text_tokenizer import TextTokenizer, encode_words, load_text_tokenizer
 from tolktrain.errors import UserError
 from tolktrain.generate.context import Context
 from tolktrain.generate.durations import Durations
@@ -20,6 +20,7 @@ from tolktrain.generate.requests import Request
 from tolktrain.generate.sampling import Sampling, SpeechLimits, TextLimits, sample_speech, sample_text
 from tolktrain.generate.tensor_ranks import make_decoder
 from tolktrain.model.smoltolk import SmolTolk
+from tolktrain.prepare.recordings.kind import split_words
 from tolktrain.units.base import SpeechTokenizer, collapse
 from tolktrain.units.description import SpeechTokenizerInfo
 from tolktrain.units.load import describe_speech_tokenizer, load_speech_tokenizer
@@ -238,21 +239,41 @@ class Continuer:
             )
         return prepared
 
-    def _encode_text(self, request: Request) -> list[int]:
-        tokenizer = self.text
-        ids = list(tokenizer.tokenizer.encode(request.content, add_special_tokens=False).ids)
+    def encode_text(self, text: str, source: str) -> list[int]:
+        """Ids of a text. Raises UserError, naming the source, if it has none, and like `text`."""
+        ids = list(self.text.tokenizer.encode(text, add_special_tokens=False).ids)
         if not ids:
-            raise UserError(f"{request.source}: the text has no ids; expected a word at least")
-        return [*ids, tokenizer.info.eos_id] if request.ends_utterance else ids
+            raise UserError(f"{source}: the text has no ids; expected a word at least")
+        return ids
+
+    def encode_transcript(self, text: str, source: str) -> IntArray:
+        """Ids [n] of what is said in speech, word by word as `tolktrain prepare` encodes it. Raises UserError, naming
+        the source, if a word has none."""
+        words = split_words(text)
+        try:
+            ids, _ = encode_words(self.text.tokenizer, words.words, words.spaced)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+        return ids.astype(np.int64)
+
+    def encode_audio(self, path: str, source: str) -> tuple[IntArray, IntArray]:
+        """Units [n, K] of an audio file, and their run lengths [n]. Raises UserError, naming the source, if it is
+        unreadable or short, and like `speech`."""
+        tokenizer = self.speech
+        frames = tokenizer.encode(read_waveform(Path(path), tokenizer.sample_rate))
+        if not len(frames):
+            raise UserError(f"{source}: {path} is shorter than a unit; expected a spoken prompt")
+        units, run_lengths = collapse(frames)
+        return units.astype(np.int64), run_lengths.astype(np.int64)
+
+    def _encode_text(self, request: Request) -> list[int]:
+        ids = self.encode_text(request.content, request.source)
+        return [*ids, self.text.info.eos_id] if request.ends_utterance else ids
 
     def _encode_speech(self, request: Request) -> IntArray:
         sizes = self.model.architecture
         if request.kind == "audio":
-            tokenizer = self.speech
-            frames = tokenizer.encode(read_waveform(Path(request.content), tokenizer.sample_rate))
-            if not len(frames):
-                raise UserError(f"{request.source}: {request.content} is shorter than a unit; expected a spoken prompt")
-            units = collapse(frames)[0].astype(np.int64)
+            units, _ = self.encode_audio(request.content, request.source)
         else:
             units = np.array(request.content, np.int64)
             if units.shape[1] != sizes.num_codebooks:

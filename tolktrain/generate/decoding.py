@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,22 @@ from tolktrain.model.transformer import AttentionContext, rotary_angles
 
 NextLogitsOf = Callable[[Tensor, Tensor, Tensor], NextLogits]
 """tokens int64 [B, K, T], speech_in bool [B, T], lengths int64 [B] -> logits of what follows position lengths - 1."""
+
+
+class Steps(Protocol):
+    """What sampling needs of a decoder: contexts that grow by one position at a time. See `Decoder`."""
+
+    def begin(self, contexts: Sequence[Context]) -> Tensor:
+        """Logits of what follows contexts."""
+        ...
+
+    def extend(self, columns: IntArray) -> Tensor:
+        """Add a position [B, K] to each context; logits of what follows."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop the other contexts."""
+        ...
 
 
 class Decoder(ABC):

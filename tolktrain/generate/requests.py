@@ -74,33 +74,41 @@ def read_requests(
     """
     shown = "standard input" if source == STANDARD_INPUT else source
     base = Path() if source == STANDARD_INPUT else Path(source).parent
-    names = set(taken)
+    names, count = set(taken), 0
+    for number, line in lines_of(source, shown):
+        place = f"{shown}, line {number}"
+        found = _parse(line, to, ends_utterance, f"line-{number}", place, base)
+        if found.name in names:
+            raise UserError(f"{place}: the name {found.name!r} was used before; give every prompt its own")
+        names.add(found.name)
+        count += 1
+        yield found
+    if not count:
+        raise UserError(f'{shown} holds no prompt; expected lines such as {{"text": "Once"}}')
+
+
+def lines_of(source: str, shown: str) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers, of a file or, for "-", of standard input as they are read.
+
+    Raises UserError, with what is shown of the source, if it cannot be read or a line is too long.
+    """
     try:
         opened: AbstractContextManager[BinaryIO]
         opened = nullcontext(sys.stdin.buffer) if source == STANDARD_INPUT else open_regular(source)
     except OSError as error:
         raise UserError(f"{source} cannot be read ({error.strerror}); expected a file of JSON lines") from None
     with opened as file:
-        lines = bounded_lines(file, _LONGEST_LINE)
-        number = count = 0
+        lines, number = bounded_lines(file, _LONGEST_LINE), 0
         while True:
             number += 1
-            place = f"{shown}, line {number}"
             try:
                 line = next(lines, None)
             except ValueError as error:
-                raise UserError(f"{place}: {error}") from None
+                raise UserError(f"{shown}, line {number}: {error}") from None
             if line is None:
-                if not count:
-                    raise UserError(f'{shown} holds no prompt; expected lines such as {{"text": "Once"}}')
                 return
             if line.strip():
-                found = _parse(line, to, ends_utterance, f"line-{number}", place, base)
-                if found.name in names:
-                    raise UserError(f"{place}: the name {found.name!r} was used before; give every prompt its own")
-                names.add(found.name)
-                count += 1
-                yield found
+                yield number, line
 
 
 def _parse(line: bytes, to: Modality | None, ends_utterance: bool, name: str, place: str, base: Path) -> Request:

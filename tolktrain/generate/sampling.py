@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tolktrain.data.sequences import IntArray
 from tolktrain.generate.context import Context
-from tolktrain.generate.decoding import Decoder
+from tolktrain.generate.decoding import Steps
 from tolktrain.vocabulary import Vocabulary
 
 Duration = Callable[[IntArray], float]
@@ -84,7 +84,7 @@ def draw(
 
 
 def sample_speech(
-    decoder: Decoder,
+    decoder: Steps,
     prompts: Sequence[IntArray],
     vocabulary: Vocabulary,
     settings: Sampling,
@@ -124,7 +124,7 @@ def sample_speech(
 
 
 def sample_text(
-    decoder: Decoder,
+    decoder: Steps,
     contexts: Sequence[Context],
     vocabulary: Vocabulary,
     settings: Sampling,
@@ -161,7 +161,7 @@ class _Row(ABC):
         """Whether a limit is reached."""
 
 
-def _run(decoder: Decoder, rows: Sequence[_Row], most_steps: int, on_step: OnStep) -> None:
+def _run(decoder: Steps, rows: Sequence[_Row], most_steps: int, on_step: OnStep) -> None:
     """Let all rows grow until they are finished."""
     numbers = [number for number, row in enumerate(rows) if not row.is_finished()]
     if not numbers or most_steps < 1:

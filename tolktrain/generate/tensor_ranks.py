@@ -20,6 +20,7 @@ from tolktrain.data.strategies.base import Modality
 from tolktrain.errors import UserError
 from tolktrain.generate.context import Context
 from tolktrain.generate.decoding import CachedDecoder, Decoder, PlainDecoder, use_accelerator
+from tolktrain.generate.mixed_decoding import CachedMixedDecoder, MixedDecoder, PlainMixedDecoder
 from tolktrain.interop.trained import load_trained
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.divisibility import check_tensor_parallel
@@ -73,15 +74,28 @@ def make_decoder(model: SmolTolk, modality: Modality, window: int) -> Decoder:
     return CachedDecoder(model, modality, window)
 
 
+def make_mixed_decoder(model: SmolTolk, window: int) -> MixedDecoder:
+    """The decoder of a conversation, as `make_decoder`."""
+    if model.share.size > 1:
+        return _LeadingMixedDecoder(model, window)
+    return (
+        PlainMixedDecoder(model)
+        if model.architecture.adapter_attention == "published"
+        else CachedMixedDecoder(model, window)
+    )
+
+
 def follow(model: SmolTolk) -> None:
     """Compute this rank's part of everything that rank 0 decodes, until it calls `release_followers`."""
-    decoder: Decoder | None = None
+    decoder: Decoder | MixedDecoder | None = None
     while True:
         name, arguments = _exchange(None)
         if name == "release":
             return
         if name == "make":
             decoder = CachedDecoder(model, *arguments)
+        elif name == "make mixed":
+            decoder = CachedMixedDecoder(model, *arguments)
         else:
             getattr(decoder, name)(*arguments)
 
@@ -112,6 +126,19 @@ class _LeadingDecoder(CachedDecoder):
         """As `Decoder.keep`."""
         _exchange(("keep", (list(rows),)))
         super().keep(rows)
+
+
+class _LeadingMixedDecoder(CachedMixedDecoder):
+    """The same of a conversation."""
+
+    def __init__(self, model: SmolTolk, window: int) -> None:
+        _exchange(("make mixed", (window,)))
+        super().__init__(model, window)
+
+    def read(self, context: Context, modality: Modality) -> Tensor:
+        """As `MixedDecoder.read`."""
+        _exchange(("read", (context, modality)))
+        return super().read(context, modality)
 
 
 def _exchange(order: tuple[str, tuple[Any, ...]] | None) -> tuple[str, tuple[Any, ...]]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from tolktrain.config.data import InterleavingConfig
 from tolktrain.data.strategies.conversation import ConversationStrategy, Segment, spoken, switch, written
-from tolktrain.data.turns import Conversation
+from tolktrain.data.turns import Conversation, Turn
 from tolktrain.vocabulary import Vocabulary
 
 
@@ -29,13 +29,17 @@ class AnswerChain(ConversationStrategy):
     ) -> Sequence[Segment]:
         """Everything that is said in the turn."""
         segments: list[Segment] = []
-        begin = max((place + 1 for place in range(number) if conversation[place].is_answer), default=0)
-        for turn in conversation[begin:number]:
-            if turn.has_speech:
-                segments += [written(turn, vocabulary, "everything"), switch(vocabulary)]
+        for turn in heard(conversation[:number]):
+            segments += [written(turn, vocabulary, "everything"), switch(vocabulary)]
         turn = conversation[number]
         segments += [written(turn, vocabulary, "everything"), switch(vocabulary)]
         return [*segments, spoken(turn, vocabulary, "everything")]
+
+
+def heard(before: Conversation) -> list[Turn]:
+    """The turns in speech since the last answer, whose text an answer after these turns begins with."""
+    begin = max((place + 1 for place, turn in enumerate(before) if turn.is_answer), default=0)
+    return [turn for turn in before[begin:] if turn.has_speech]
 
 
 STRATEGY = AnswerChain()

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from tolktrain.config.data import InterleavingConfig
-from tolktrain.data.records import DatasetInfo, Record
+from tolktrain.data.records import ASSISTANT, SYSTEM, DatasetInfo, Record
 from tolktrain.data.sequences import IntArray, SequenceWriter
 from tolktrain.data.strategies.base import SequenceStrategy
 from tolktrain.data.strategies.interleaved import span_boundaries
@@ -58,6 +58,13 @@ class LaidTurn:
     is_instruction: bool
     num_tokens: int
 
+    @classmethod
+    def of(cls, role: str, content: Sequence[Segment], vocabulary: Vocabulary) -> "LaidTurn":
+        """The token of a role, and what it says. Raises `UserError` if the model has no such token."""
+        segments = [Segment("special", np.array([vocabulary.role_token(role)])), *content]
+        num_tokens = sum(segment.num_tokens(vocabulary.num_codebooks - 1) for segment in segments)
+        return cls(segments, role == ASSISTANT, role == SYSTEM, num_tokens)
+
 
 class ConversationStrategy(SequenceStrategy):
     """Answers of an assistant in conversations."""
@@ -91,7 +98,7 @@ class ConversationStrategy(SequenceStrategy):
         if not laid:
             raise UserError("it has no turn of the assistant, so nothing would be scored")
         if not _beginnings(laid, size):
-            least = min(_before_answer(laid, begin) for begin in _exchanges(laid)) + 2
+            least = min(_before_answer(laid, begin) for begin in exchanges(laid)) + 2
             raise UserError(
                 f"at least {least} tokens are needed for the turns before an answer and its beginning, and a sequence"
                 f" has {size}, so nothing would be scored; raise dialogue.sequence_length, or shorten these turns"
@@ -106,19 +113,27 @@ class ConversationStrategy(SequenceStrategy):
     ) -> list[LaidTurn]:
         """The turns up to the last answer, which are all that is trained on."""
         answers = [number for number, turn in enumerate(conversation) if turn.is_answer]
-        laid = []
-        for number, turn in enumerate(conversation[: answers[-1] + 1] if answers else ()):
-            try:
-                if turn.is_answer:
-                    content = self.answer(conversation, number, vocabulary, interleaving, rng)
-                else:
-                    content = [spoken(turn, vocabulary, "EOS") if turn.has_speech else written(turn, vocabulary, "EOS")]
-            except UserError as error:
-                raise UserError(f"turn {number + 1}: {error}") from None
-            segments = [Segment("special", np.array([vocabulary.role_token(turn.role)])), *content]
-            num_tokens = sum(segment.num_tokens(vocabulary.num_codebooks - 1) for segment in segments)
-            laid.append(LaidTurn(segments, turn.is_answer, turn.is_instruction, num_tokens))
-        return laid
+        numbers = range(answers[-1] + 1 if answers else 0)
+        return [self.lay_out_turn(conversation, number, vocabulary, interleaving, rng) for number in numbers]
+
+    def lay_out_turn(
+        self,
+        conversation: Conversation,
+        number: int,
+        vocabulary: Vocabulary,
+        interleaving: InterleavingConfig,
+        rng: np.random.Generator,
+    ) -> LaidTurn:
+        """One turn: its role, its content and EOS. Raises `UserError` naming the turn if it lacks what is needed."""
+        turn = conversation[number]
+        try:
+            if turn.is_answer:
+                content = self.answer(conversation, number, vocabulary, interleaving, rng)
+            else:
+                content = [spoken(turn, vocabulary, "EOS") if turn.has_speech else written(turn, vocabulary, "EOS")]
+            return LaidTurn.of(turn.role, content, vocabulary)
+        except UserError as error:
+            raise UserError(f"turn {number + 1}: {error}") from None
 
     def write(
         self, writer: SequenceWriter, record: Record, interleaving: InterleavingConfig, rng: np.random.Generator
@@ -219,13 +234,13 @@ def _require(present: bool, turn: Turn, what: str) -> None:
         )
 
 
-def _exchanges(laid: Sequence[LaidTurn]) -> list[int]:
+def exchanges(laid: Sequence[LaidTurn]) -> list[int]:
     """Turns at which a conversation may begin: the first after instructions, and each that follows an answer."""
     first = next(number for number, turn in enumerate(laid) if not turn.is_instruction)
     return [first, *(n for n in range(first + 1, len(laid)) if laid[n - 1].is_answer and not laid[n].is_answer)]
 
 
-def _head(laid: Sequence[LaidTurn]) -> list[LaidTurn]:
+def instructions(laid: Sequence[LaidTurn]) -> list[LaidTurn]:
     """The instructions before everything else."""
     return list(laid[: next(number for number, turn in enumerate(laid) if not turn.is_instruction)])
 
@@ -233,13 +248,13 @@ def _head(laid: Sequence[LaidTurn]) -> list[LaidTurn]:
 def _before_answer(laid: Sequence[LaidTurn], begin: int) -> int:
     """Tokens before the first answer of a conversation that begins with a turn, instructions included."""
     answer = next(number for number in range(begin, len(laid)) if laid[number].is_answer)
-    return sum(turn.num_tokens for turn in (*_head(laid), *laid[begin:answer]))
+    return sum(turn.num_tokens for turn in (*instructions(laid), *laid[begin:answer]))
 
 
 def _beginnings(laid: Sequence[LaidTurn], room: int) -> list[int]:
     """Turns with which a conversation may begin so that its first answer fits, or, if none does, begins."""
     begun, fitting = [], []
-    for begin in _exchanges(laid):
+    for begin in exchanges(laid):
         answer = next(number for number in range(begin, len(laid)) if laid[number].is_answer)
         before = _before_answer(laid, begin)
         if before + 2 <= room:  # the token of the role, and one that is scored
@@ -253,7 +268,7 @@ def _chosen(laid: Sequence[LaidTurn], room: int, rng: np.random.Generator) -> Se
     """The turns that are written; the last of them may be cut. Empty if no answer begins."""
     if not laid or sum(turn.num_tokens for turn in laid) <= room:
         return laid
-    head = _head(laid)
+    head = instructions(laid)
     free = room - sum(turn.num_tokens for turn in head)
     begins = _beginnings(laid, room)
     if not begins:

@@ -185,7 +185,7 @@ class RecordingsKind:
             ]
         present = [(utterance, waveform) for utterance, waveform in batch if (utterance.text or "").strip()]
         if self._aligner is None:
-            results = iter([_unaligned(utterance.text or "") for utterance, _ in present])
+            results = iter([split_words(utterance.text or "") for utterance, _ in present])
         else:
             results = iter(self._forced(self._aligner, present))
         missing = _no_text() if self._needs_transcripts else Aligned((), np.zeros(0))
@@ -204,7 +204,7 @@ class RecordingsKind:
             )
         if words is None and not self._needs_transcripts:
             has_text = bool((utterance.text or "").strip())
-            return _unaligned(utterance.text or "") if has_text else Aligned((), np.zeros(0))
+            return split_words(utterance.text or "") if has_text else Aligned((), np.zeros(0))
         if words is None:
             raise EntryError(
                 Reason.WORD_TIMES,
@@ -257,7 +257,8 @@ def _attempt(function: Any, *arguments: Any) -> Any:
         return error
 
 
-def _unaligned(text: str) -> Aligned | EntryError:
+def split_words(text: str) -> Aligned:
+    """The words of a text without times."""
     words = tuple(text.split())
     spaced = tuple(place > 0 or blank_between("", word) for place, word in enumerate(words))
     return Aligned(words, np.zeros(0), spaced=spaced)

@@ -45,15 +45,19 @@ def read_messages(entry: Mapping[str, Any], context: Context) -> Talk:
 def turns_of(messages: Any, name: str, context: Context) -> Iterator[Said]:
     """The turns of a list of messages under the key `name`."""
     for number, value in enumerate(list_in(messages, name), 1):
-        where = f"turn {number}"
-        message = object_in(value, where)
-        role, content = ("role", "content") if "role" in message else ("from", "value")
-        if role not in message or content not in message:
-            raise bad(f"{where} needs role and content, found {', '.join(map(repr, message)) or 'nothing'}")
-        note_unused(message, (role, content), context, " of messages")
-        given = text_in(message[role], f"{where}: {role}")
-        known = dict(SHAREGPT_ROLES).get(given, given) if role == "from" else given
-        yield from said_in(role_in(known, f"{where}: {role}", context), message[content], where, context)
+        yield from turns_in(value, f"turn {number}", context)
+
+
+def turns_in(value: Any, where: str, context: Context) -> Iterator[Said]:
+    """What a message says: one turn, or one for each of its parts."""
+    message = object_in(value, where)
+    role, content = ("role", "content") if "role" in message else ("from", "value")
+    if role not in message or content not in message:
+        raise bad(f"{where} needs role and content, found {', '.join(map(repr, message)) or 'nothing'}")
+    note_unused(message, (role, content), context, " of messages")
+    given = text_in(message[role], f"{where}: {role}")
+    known = dict(SHAREGPT_ROLES).get(given, given) if role == "from" else given
+    yield from said_in(role_in(known, f"{where}: {role}", context), message[content], where, context)
 
 
 def said_in(role: str, content: Any, where: str, context: Context) -> Iterator[Said]:
