@@ -45,7 +45,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--benchmarks",
         nargs="+",
         metavar="NAME=FOLDER",
-        help="swuggy, sblimp, prosaudit, sstorycloze, tstorycloze or salmon, and its folder as distributed",
+        help="swuggy, sblimp, prosaudit, sstorycloze, tstorycloze, salmon, voxeval or spoken_arc, and its folder",
     )
     suite.add_argument("--suite", type=input_argument, metavar="FILE", help="a YAML file with benchmarks and settings")
     suite.add_argument("--allow-incomplete", action="store_true", help="leave out what is missing or unreadable")

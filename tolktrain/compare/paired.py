@@ -8,7 +8,7 @@ import numpy as np
 from tolktrain.evaluate.benchmarks.base import Measure, Pair
 from tolktrain.evaluate.intervals import difference_interval, group_sums, macro_difference_interval
 from tolktrain.evaluate.ngram import FloatArray
-from tolktrain.evaluate.tables import id_means
+from tolktrain.evaluate.tables import as_choices, id_means
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -33,7 +33,8 @@ def paired_measure(measure: Measure, pairs: Sequence[Pair], first: FloatArray, o
         by paired bootstrap over ids; in how many ids the other model has more points (`better`) and fewer (`worse`);
         `p`, McNemar's of these two counts, or None for a mean over types, which weights the ids.
     """
-    found = id_means(measure, pairs, other - first)
+    counted, before = as_choices(measure, pairs, first)
+    found = id_means(measure, counted, as_choices(measure, pairs, other)[1] - before)
     assert found is not None
     if found.strata is None:
         low, high = difference_interval(found.means, range(len(found.means)))

@@ -10,7 +10,7 @@ from tolktrain.config.base import GivenPath, InputPath, StrictModel
 class BenchmarkConfig(StrictModel):
     """One benchmark."""
 
-    name: str = Field(description="Name of the benchmark: swuggy, sblimp, prosaudit, sstorycloze, tstorycloze, salmon.")
+    name: str = Field(description="Name of the benchmark, such as sblimp or voxeval; docs/evaluation.md lists them.")
     folder: Annotated[str, InputPath()] = Field(description="Local folder, as distributed.")
     label: str | None = Field(
         default=None,

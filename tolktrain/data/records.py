@@ -23,6 +23,7 @@ SCHEMA_VERSION = 1  # of sets of passages
 CONVERSATION_VERSION = 2  # of sets of conversations, which older versions of tolktrain cannot read
 ASSISTANT = "assistant"
 """The role whose turns are answers."""
+USER = "user"
 SYSTEM = "system"
 """The role of instructions, which precede a conversation."""
 

@@ -18,9 +18,10 @@ from tolktrain.config import Config
 from tolktrain.config.suite import BenchmarkConfig, SuiteConfig
 from tolktrain.data.checks import check_data
 from tolktrain.data.folder import open_records
-from tolktrain.data.records import Record
+from tolktrain.data.records import ASSISTANT, USER, Record
 from tolktrain.data.text_tokenizer import TextTokenizer, encode_words, load_text_tokenizer
 from tolktrain.errors import UserError
+from tolktrain.evaluate.answers import Answerer, remark_of, rows_of, write_answers
 from tolktrain.evaluate.baselines import Baselines, fit_baselines
 from tolktrain.evaluate.benchmarks.base import (
     Audio,
@@ -34,12 +35,12 @@ from tolktrain.evaluate.benchmarks.base import (
     TokenIds,
 )
 from tolktrain.evaluate.benchmarks.registry import BENCHMARKS
-from tolktrain.evaluate.item_sequences import ItemSequence, Part, build, score_items
+from tolktrain.evaluate.item_sequences import ItemSequence, Part, build, build_exchange, score_items
 from tolktrain.evaluate.recordings import encode_recordings
-from tolktrain.evaluate.rules import ItemScore, Rule
+from tolktrain.evaluate.rules import Context, ItemScore, Rule
 from tolktrain.evaluate.score_files import SetScores, collect, needed_contexts, write_scores, write_submission
 from tolktrain.evaluate.scorer import Scorer
-from tolktrain.evaluate.scoring import TokenNll
+from tolktrain.evaluate.scoring import Share, TokenNll
 from tolktrain.evaluate.tables import measured, pair_points
 from tolktrain.evaluate.unit_cache import UnitCache, default_cache
 from tolktrain.files.terminal import spinner
@@ -50,7 +51,7 @@ from tolktrain.parallel.layout import initialize
 from tolktrain.runs.paths import RunPaths
 from tolktrain.units.base import Frames
 from tolktrain.units.load import describe_speech_tokenizer, load_speech_tokenizer
-from tolktrain.vocabulary import Vocabulary
+from tolktrain.vocabulary import ROLE_TOKEN, Vocabulary
 
 FORMAT = 1
 SUBMISSION = "zerospeech"  # folder below that of the scores, with one folder per benchmark
@@ -112,7 +113,9 @@ def evaluate_benchmarks(
     display = spinner()
     display.disable = environment.rank != 0
     with display:
-        run = _Run(config, suite, vocabulary, Scorer(model), environment, display, progress, RunPaths(Path(run_dir)))
+        paths, scorer = RunPaths(Path(run_dir)), Scorer(model)
+        answerer = Answerer(scorer.model, config, state.get("tokenizers") or {})
+        run = _Run(config, suite, vocabulary, scorer, answerer, environment, display, progress, paths)
         result: dict[str, Any] = {
             "format": FORMAT,
             "run": config.run.name,
@@ -185,6 +188,7 @@ class _Run:
         suite: SuiteConfig,
         vocabulary: Vocabulary,
         scorer: Scorer,
+        answerer: Answerer,
         environment: ProcessEnvironment,
         display: Display,
         progress: Progress,
@@ -194,6 +198,7 @@ class _Run:
         self.suite = suite
         self.vocabulary = vocabulary
         self.scorer = scorer
+        self._answerer = answerer
         self._rank, self._world_size = environment.rank, environment.world_size
         self._display = display
         self._task = display.add_task("starting", total=None)
@@ -221,6 +226,7 @@ class _Run:
         for found in sets:
             own = {scorer: scores[found.name] for scorer, scores in by_scorer.items() if found.name in scores}
             result["rows"] += self._rows(task, found, own)
+        result["rows"] += self._answers(label, sets, units, result["notes"])
         result["problems"][label] = problems.counts
         result["notes"] += task.found.notes
         result["longer_than_training"][label] = longer
@@ -242,6 +248,30 @@ class _Run:
         for found in sets:
             main = task.rules(found)[0]
             write_submission(folder / SUBMISSION / label, found, by_scorer["model"][found.name].by_rule(main))
+
+    def _answers(
+        self, label: str, sets: Sequence[ItemSet], units: Mapping[Audio, Frames], notes: list[str]
+    ) -> list[dict[str, Any]]:
+        """Rows of the answers that the model generates, if the benchmark has questions; notes about them."""
+        asked = [found for found in sets if found.questions]
+        if asked and not self._answerer.can:
+            notes.append(
+                f"{label}: answers are not generated, because the model has no tokens of the roles user and assistant,"
+                " or no text tokenizer; likelihoods are those of a continuation"
+            )
+            return []
+        rows: list[dict[str, Any]] = []
+        judged = {}
+        for found in asked:
+            what = f"{label}, {found.name}: answers"
+            self._progress.at(what)
+            share = Share(self._rank, self._world_size)
+            own = judged[found.name] = self._answerer.answer(found, units, share, self._counter(what))
+            rows += rows_of(label, found, own)
+            notes.append(remark_of(label, found, own, self._answerer.form))
+        if judged and self._rank == 0:
+            write_answers(self._paths.scores / f"{label}.answers.jsonl", judged)
+        return rows
 
     def _units(self, task: _Task) -> tuple[Mapping[Audio, Frames], Problems]:
         """Units of the benchmark's recordings, and all its problems."""
@@ -281,11 +311,12 @@ class _Run:
 
     def _scores(self, task: _Task, found: ItemSet, units: Mapping[Audio, Frames]) -> tuple[dict[str, SetScores], int]:
         """Scores by scorer, and how many items are longer than the training sequences."""
-        parts = {name: [self._part(segment, units) for segment in item] for name, item in found.items.items()}
+        is_turn = self._has_turns(found)
+        parts = {name: [self._part(segment, units, is_turn) for segment in item] for name, item in found.items.items()}
         scores: dict[str, list[ItemScore]] = {}
         longer: set[str] = set()
         for context in needed_contexts(task.rules(found)):
-            items = [build(name, item, context, self.vocabulary) for name, item in parts.items()]
+            items = [self._item(found, name, item, context) for name, item in parts.items()]
             longer |= {item.id for item in items if item.sequence.length > self.config.train.sequence_length + 1}
             for scorer, token_nll in self._scorers(items).items():
                 what = f"{task.config.shown}, {found.name}: {scorer}"
@@ -304,6 +335,16 @@ class _Run:
         rules = [rule.name for rule in task.rules(found)]
         collected = {scorer: collect(found.pairs, scored, found.measures, rules) for scorer, scored in scores.items()}
         return collected, len(longer)
+
+    def _item(self, found: ItemSet, name: str, parts: Sequence[Part], context: Context) -> ItemSequence:
+        if self._has_turns(found):
+            return build_exchange(name, parts, self.vocabulary)
+        return build(name, parts, context, self.vocabulary)
+
+    def _has_turns(self, found: ItemSet) -> bool:
+        """Whether items are turns of a conversation, for whose roles the model has tokens."""
+        roles = {ROLE_TOKEN.format(role) for role in (USER, ASSISTANT)}
+        return found.is_exchange and roles <= set(self.vocabulary.special_tokens)
 
     def _scorers(self, items: Sequence[ItemSequence]) -> dict[str, TokenNll]:
         found: dict[str, TokenNll] = {"model": self.scorer.token_nll}
@@ -329,14 +370,17 @@ class _Run:
             self._baselines = fit_baselines(counted(), self.vocabulary)
         return self._baselines
 
-    def _part(self, segment: Segment, units: Mapping[Audio, Frames]) -> Part:
+    def _part(self, segment: Segment, units: Mapping[Audio, Frames], is_turn: bool) -> Part:
         source = segment.source
         if isinstance(source, str):
             if self._text is None:
                 if self.config.data.text_tokenizer is None:
                     raise UserError("data.text_tokenizer is not set; texts of benchmarks need the run's tokenizer")
                 self._text = load_text_tokenizer(self.config.data.text_tokenizer)
-            tokens = encode_words(self._text.tokenizer, source.split())[0].astype(np.int64)
+            tokenizer = self._text.tokenizer
+            # As `tolktrain prepare` encodes turns in text.
+            turn = np.array(tokenizer.encode(source, add_special_tokens=False).ids) if is_turn else None
+            tokens = (encode_words(tokenizer, source.split())[0] if turn is None else turn).astype(np.int64)
         elif isinstance(source, TokenIds):
             tokens = source.ids if segment.modality == "text" else source.ids[:, None]
         else:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tolktrain.data.records import ASSISTANT, USER
 from tolktrain.data.sequences import IntArray, SequenceWriter
 from tolktrain.data.sequences import Sequence as TokenSequence
+from tolktrain.data.strategies.conversation import LaidTurn, Segment
 from tolktrain.errors import UserError
 from tolktrain.evaluate.benchmarks.base import Modality, Role
 from tolktrain.evaluate.ngram import FloatArray
@@ -85,6 +87,38 @@ def build(item: str, parts: Sequence[Part], context: Context, vocabulary: Vocabu
     end = built.length
     sequence = replace(built, tokens=built.tokens[:, :end], is_speech=built.is_speech[:end], scored=built.scored[:end])
     return ItemSequence(item, sequence, tuple(spans), closing, tuple(parts))
+
+
+def build_exchange(item: str, parts: Sequence[Part], vocabulary: Vocabulary) -> ItemSequence:
+    """The sequence of a question and an answer, as turns of the user and of the assistant in training.
+
+    A model without tokens of roles has no such sequences. With several codebooks there is no closing EOS, as in
+    `build`. Raises UserError likewise.
+    """
+    for part in parts:
+        _check(item, part, vocabulary)
+    closing = vocabulary.num_codebooks == 1
+    question, answer = parts
+    turns = [
+        LaidTurn.of(USER, [_segment(question, vocabulary, with_eos=True)], vocabulary),
+        LaidTurn.of(ASSISTANT, [_segment(answer, vocabulary, with_eos=closing)], vocabulary),
+    ]
+    size = sum(turn.num_tokens for turn in turns)
+    writer = SequenceWriter(vocabulary, size)
+    spans = []
+    for turn, part in zip(turns, parts, strict=True):
+        begin = writer.length + 1  # after the role
+        spans.append((begin, begin + len(part.tokens)))
+        for segment in turn.segments:
+            segment.write(writer)
+    if not closing:
+        spans[-1] = (spans[-1][0], size)  # the delay
+    return ItemSequence(item, writer.finish(item, "answer_text"), tuple(spans), closing, tuple(parts))
+
+
+def _segment(part: Part, vocabulary: Vocabulary, with_eos: bool) -> Segment:
+    ids = np.concatenate([part.tokens, _eos(part.modality, vocabulary)]) if with_eos else part.tokens
+    return Segment(part.modality, ids, "everything")
 
 
 def _eos(modality: Modality, vocabulary: Vocabulary) -> IntArray:

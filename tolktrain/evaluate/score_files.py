@@ -127,12 +127,13 @@ def lines_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _measure_line(measure: Measure) -> dict[str, Any]:
     where = None if measure.where is None else [measure.where[0], sorted(measure.where[1])]
-    return {"name": measure.name, "where": where, "by": measure.by}
+    return {"name": measure.name, "where": where, "by": measure.by, "choice": measure.choice}
 
 
 def _measure(entry: Mapping[str, Any]) -> Measure:
-    where = entry["where"]
-    return Measure(entry["name"], None if where is None else (where[0], frozenset(where[1])), entry["by"])
+    where = None if entry["where"] is None else (entry["where"][0], frozenset(entry["where"][1]))
+    # Absent from files that were written before there were choices.
+    return Measure(entry["name"], where, entry["by"], entry.get("choice", False))
 
 
 def _item(score: ItemScore) -> dict[str, Any]:

@@ -19,6 +19,20 @@ def pair_points(pairs: Sequence[Pair], scores: Mapping[str, float]) -> FloatArra
     return points(right, wrong)
 
 
+def as_choices(measure: Measure, pairs: Sequence[Pair], won: FloatArray) -> tuple[Sequence[Pair], FloatArray]:
+    """What a measure counts: pairs and their points [pairs]; of a choice, its first pair and 0 if another choice has a
+    higher score, else 1 divided by the number of choices that share the highest one."""
+    if not measure.choice:
+        return pairs, won
+    questions: dict[tuple[str, str], list[int]] = {}
+    for place, pair in enumerate(pairs):
+        questions.setdefault((pair.id, pair.voice), []).append(place)
+    values = [
+        0.0 if (won[own] == 0).any() else 1.0 / (1 + np.count_nonzero(won[own] < 1)) for own in questions.values()
+    ]
+    return [pairs[own[0]] for own in questions.values()], np.array(values)
+
+
 @dataclass(frozen=True)
 class IdMeans:
     """The pairs of a measure by their ids, which the bootstrap resamples."""
@@ -54,9 +68,14 @@ def id_means(measure: Measure, pairs: Sequence[Pair], values: FloatArray) -> IdM
 
 
 def measured(measure: Measure, pairs: Sequence[Pair], won: FloatArray) -> dict[str, Any] | None:
-    """A measure of pairs whose points are `won` [pairs]: `pairs` and `ids` that count, `accuracy`, and `low` and `high`
-    of its 95 % bootstrap interval over ids. None if no pair counts."""
-    found = id_means(measure, pairs, won)
+    """A measure of pairs whose points are `won` [pairs]: `pairs` (or questions) and `ids` that count, `accuracy`, and
+    `low` and `high` of its 95 % bootstrap interval over ids. None if no pair counts."""
+    return measured_values(measure, *as_choices(measure, pairs, won))
+
+
+def measured_values(measure: Measure, pairs: Sequence[Pair], values: FloatArray) -> dict[str, Any] | None:
+    """The same of values [pairs] that need not be those of pairs of scores."""
+    found = id_means(measure, pairs, values)
     if found is None:
         return None
     if found.strata is None:

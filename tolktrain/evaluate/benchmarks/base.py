@@ -69,11 +69,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of a set of pairs: the mean over ids; with `by`, the unweighted mean over its values of their means."""
+    """A number of a set of pairs: the mean over ids; with `by`, the unweighted mean over its values of their means.
+
+    With `choice`, the pairs of an id and a voice are a question with several choices, which is answered if the correct
+    one beats all others.
+    """
 
     name: str
     where: tuple[str, frozenset[str]] | None = None  # only pairs whose label has one of the values
     by: str | None = None
+    choice: bool = False
 
     def takes(self, pair: Pair) -> bool:
         """Whether the pair counts."""
@@ -92,6 +97,18 @@ class Published:
     source: str
 
 
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A question with several choices, which a model may also answer in its own words."""
+
+    id: str
+    asked: Segment  # the prompt
+    choices: Mapping[str, str]  # texts by label, such as A
+    answer: str  # the label of the correct choice
+    voice: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class ItemSet:
     """A split, a part or a direction of a benchmark, for which there are numbers of its own."""
@@ -102,6 +119,9 @@ class ItemSet:
     measures: tuple[Measure, ...]
     rules: tuple[str, ...]  # that apply unless others are asked for
     submission: str | None = None  # path of the ZeroSpeech submission file, relative to its folder
+    # Whether an item is a question and an answer. A model with tokens of roles reads them as turns of a conversation.
+    is_exchange: bool = False
+    questions: tuple[Question, ...] = ()  # whose generated answers are judged, too
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from types import MappingProxyType
 
 from tolktrain.evaluate.benchmarks.base import Benchmark
 
-MODULES = ("swuggy", "sblimp", "prosaudit", "sstorycloze", "tstorycloze", "salmon")  # each defines BENCHMARK
+# Each defines BENCHMARK.
+MODULES = ("swuggy", "sblimp", "prosaudit", "sstorycloze", "tstorycloze", "salmon", "voxeval", "spoken_arc")
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
     {name: importlib.import_module(f"tolktrain.evaluate.benchmarks.{name}").BENCHMARK for name in MODULES}
 )

@@ -98,6 +98,7 @@ class Dialogue:
     settings: Sampling
     limits: ChatLimits
     number: int = 0  # of the conversation; random numbers depend on it
+    speaks: bool = True  # whether the answers of a chain have their speech, too
     turns: list[Turn] = field(default_factory=list, init=False)
     laid: list[LaidTurn] = field(default_factory=list, init=False)
     left_out: int = field(default=0, init=False)
@@ -155,7 +156,7 @@ class Dialogue:
         else:
             kinds: list[Said] = ["heard"] * len(heard(self.turns)) if self.form == "chain" else []
             kinds += ["text"] if self.form != "speech" else []
-            kinds += ["speech"] if self.form != "text" else []
+            kinds += ["speech"] if self.form == "speech" or (self.form == "chain" and self.speaks) else []
             drawing.parts(kinds)
         drawing.close()
         turn = Turn(ASSISTANT, np.array(drawing.text_ids, np.int64), drawing.units)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
-from tolktrain.data.records import ASSISTANT
+from tolktrain.data.records import ASSISTANT, USER
 from tolktrain.data.strategies import STRATEGIES
 from tolktrain.data.strategies.conversation import ConversationStrategy
 from tolktrain.errors import UserError
@@ -17,7 +17,6 @@ Form = Literal["text", "speech", "interleaved", "chain"]
 FORMS: Mapping[Form, Strategy] = MappingProxyType(
     {"text": "answer_text", "speech": "answer_speech", "interleaved": "answer_interleaved", "chain": "answer_chain"}
 )
-USER = "user"
 
 
 def strategy_of(form: Form) -> ConversationStrategy:

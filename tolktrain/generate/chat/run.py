@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tolktrain.data.records import ASSISTANT, SYSTEM
+from tolktrain.data.records import ASSISTANT, SYSTEM, USER
 from tolktrain.data.sequences import IntArray
 from tolktrain.data.turns import Turn
 from tolktrain.errors import UserError
@@ -16,7 +16,7 @@ from tolktrain.files.printable import printable
 from tolktrain.files.writing import AppendedFile, replace_file, write_wav_pieces
 from tolktrain.generate.answer import SETTINGS_FILE, require_empty
 from tolktrain.generate.chat.dialogue import Answer, ChatLimits, Dialogue, Listener, Said
-from tolktrain.generate.chat.forms import USER, Form, chosen_form, require_answers
+from tolktrain.generate.chat.forms import Form, chosen_form, require_answers
 from tolktrain.generate.chat.scripts import Script
 from tolktrain.generate.continuation import Continuer
 from tolktrain.generate.mixed_decoding import MixedDecoder
