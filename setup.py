@@ -36,7 +36,7 @@ setup(
         *(f"{KERNELS}.{name}" for name in find_packages(str(HERE / SOURCE / KERNELS))),
     ],
     package_dir={"": SOURCE},
-    package_data={"tolktrain": ["py.typed", "report/*.html", "demo/page.*"]},
+    package_data={"tolktrain": ["py.typed", "report/*.html", "demo/page.*", "demo/chat.js"]},
     python_requires=">=3.10",
     install_requires=[
         "annotated-types>=0.7",

@@ -18,3 +18,12 @@ def session(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Sessi
     """Of a model with pooling by both weights."""
     folder = tmp_path_factory.mktemp("demo")
     return Session.load(write_run(folder, tiny_tree(folder, repository)))
+
+
+@pytest.fixture(scope="session")
+def talking(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Session:
+    """Of a model with tokens of roles."""
+    folder = tmp_path_factory.mktemp("talking")
+    tree = tiny_tree(folder, repository)
+    tree["model"]["special_tokens"] = ["<|system|>", "<|user|>", "<|assistant|>"]
+    return Session.load(write_run(folder, tree))

@@ -43,6 +43,7 @@ async def _use(session: Session, audio: Path) -> None:
     async with TestServer(make_app(session, "s3cret")) as server, opened(str(server.make_url("/s3cret/"))) as tab:
         await tab.until("document.getElementById('go')?.disabled === false")
         assert await tab.evaluate("document.title") == "tiny"
+        assert await tab.evaluate("document.getElementById('modes').hidden"), "the model does not answer"
 
         await tab.evaluate(GO)  # without a prompt
         assert await tab.evaluate("document.getElementById('status').textContent") == "Type a prompt first."
@@ -90,3 +91,80 @@ async def _use(session: Session, audio: Path) -> None:
 def test_all_ways_to_prompt(session: Session, repository: Path) -> None:
     """Nothing is fetched from elsewhere, and the page prints no error."""
     asyncio.run(_use(session, next((repository / "data" / "sample" / "prompts").glob("*.wav")).resolve()))
+
+
+TURNS = "[...document.querySelectorAll('#turns li')].map((turn) => turn.className)"
+SENT = "!document.getElementById('go').disabled && document.getElementById('status').textContent === ''"
+
+
+async def _converse(session: Session, audio: Path, picture: Path) -> None:
+    async with TestServer(make_app(session, "s3cret")) as server, opened(str(server.make_url("/s3cret/"))) as tab:
+        await tab.until("document.getElementById('go')?.disabled === false")
+        assert await tab.evaluate("chosen('mode')") == "converse"
+        assert not await tab.evaluate("document.getElementById('conversation').hidden")
+        await tab.evaluate("document.getElementById('system').value = 'be kind'")
+        await tab.evaluate("document.getElementById('length').value = '6'")
+        await tab.evaluate("document.getElementById('seconds').value = '1.5'")
+        await tab.evaluate(choose("answer", "text"))
+        await tab.evaluate("document.getElementById('text').value = 'where is <b>it</b>?'")
+        await tab.evaluate(GO)
+        await tab.until(f"numAnswers === 1 && {SENT}")
+        assert await tab.evaluate(TURNS) == ["user", "assistant"]
+        first = await tab.evaluate("document.querySelector('#turns .user').textContent")
+        assert first == "where is <b>it</b>?" and await tab.evaluate(
+            "document.querySelector('.assistant .text').textContent"
+        )
+
+        await tab.evaluate(choose("source", "upload"))
+        root = await tab.call("DOM.getDocument")
+        file = await tab.call("DOM.querySelector", nodeId=root["root"]["nodeId"], selector="#file")
+        await tab.call("DOM.setFileInputFiles", nodeId=file["nodeId"], files=[str(audio)])
+        await tab.evaluate(choose("answer", "speech"))
+        await tab.evaluate(GO)
+        await tab.until(f"numAnswers === 2 && {SENT}")
+        assert await tab.evaluate(TURNS) == ["user", "assistant"] * 2
+        assert await tab.evaluate("player.end") > 0.5  # it was played as it came
+        players = "[...document.querySelectorAll('#turns audio')]"
+        assert await tab.until(f"{players}.length === 2 && {players}.every((one) => one.duration > 0.5)")
+
+        await tab.evaluate(choose("source", "recording"))
+        await tab.evaluate("document.getElementById('record').click()")
+        await tab.until("recorder && recorder.state === 'recording'")
+        await asyncio.sleep(0.7)
+        await tab.evaluate("document.getElementById('record').click()")
+        await tab.until("recording !== null")
+        await tab.evaluate(choose("answer", "chain"))
+        await tab.evaluate(GO)
+        await tab.until(f"numAnswers === 3 && {SENT}")
+        assert await tab.evaluate("document.querySelector('#turns li:last-child .heard').textContent")
+        await tab.screenshot(picture)
+
+        # A turn that cannot be read, and one that is stopped, are no turns.
+        await tab.call("DOM.setFileInputFiles", nodeId=file["nodeId"], files=[__file__])
+        await tab.evaluate(choose("source", "upload"))
+        await tab.evaluate(GO)
+        await tab.until("document.getElementById('status').textContent.includes('not a readable audio file')")
+        assert len(await tab.evaluate(TURNS)) == 6
+        await tab.evaluate(choose("answer", "speech"))
+        await tab.evaluate(choose("source", "text"))
+        await tab.evaluate("document.getElementById('text').value = 'tell me all'")
+        await tab.evaluate("document.getElementById('seconds').value = '60'")
+        await tab.evaluate(GO)
+        await tab.until("turn?.words?.textContent.length > 5")
+        await tab.evaluate("document.getElementById('stop').click()")
+        await tab.until("document.getElementById('status').textContent === 'Stopped.'")
+        assert len(await tab.evaluate(TURNS)) == 6 and await tab.evaluate("numAnswers") == 3
+
+        await tab.evaluate("document.getElementById('new').click()")
+        assert await tab.evaluate(TURNS) == []
+        await tab.evaluate(choose("mode", "continue"))
+        assert await tab.evaluate("document.getElementById('conversation').hidden")
+        await tab.evaluate("document.getElementById('seconds').value = '0.5'")
+        assert await continued(tab)
+        assert not tab.complaints, tab.complaints
+
+
+def test_a_conversation(talking: Session, repository: Path, tmp_path: Path) -> None:
+    """Typed, uploaded and recorded turns; answers in text, speech and a chain; errors; a new conversation."""
+    audio = next((repository / "data" / "sample" / "prompts").glob("*.wav")).resolve()
+    asyncio.run(_converse(talking, audio, tmp_path / "chat.png"))

@@ -24,6 +24,9 @@ from tolktrain.demo.session import Session
 from tolktrain.demo.streaming import GrowingSpeech
 from tolktrain.errors import UserError
 from tolktrain.generate.answer import Answering, answer
+from tolktrain.generate.chat.dialogue import ChatLimits
+from tolktrain.generate.chat.run import Chatting, answer_scripts
+from tolktrain.generate.chat.scripts import read_scripts
 from tolktrain.generate.continuation import Limits
 from tolktrain.generate.requests import request
 from tolktrain.generate.settings import Drawing
@@ -132,6 +135,61 @@ def test_layers_are_those_of_the_pooling(session: Session) -> None:
         assert event["layers"] == pytest.approx(probs[0].flatten(0, -2)[-1].tolist(), abs=1e-3)
 
 
+@pytest.mark.slow
+def test_a_conversation_is_that_of_generate(talking: Session, spoken: bytes, tmp_path: Path) -> None:
+    """Two answers in speech; turns that are refused in between change nothing."""
+    (tmp_path / "a.wav").write_bytes(spoken)
+    found: list[list[dict[str, Any]]] = []
+    turns: list[tuple[Any, dict[str, Any]]] = [
+        ("where is it", {"is_first": True, "system": "be kind"}),
+        (b"none", {}),
+        ("a", {"conversation": "another"}),
+        ("a", {"conversation": ""}),
+        ("a", {"answer": "song"}),
+        (spoken, {}),
+    ]
+
+    async def act(client: TestClient[Any, Any]) -> None:
+        for said, changes in turns:
+            data = form(said, **{"answer": "speech", "conversation": "c", "seconds": 1.0} | changes)
+            response = await client.post(f"/{SECRET}/converse", data=data)
+            found.append([json.loads(line) for line in (await response.text()).splitlines()])
+
+    ask(talking, act)
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "where is it"}]
+    messages.append({"role": "assistant", "content": None})  # type: ignore[dict-item]
+    messages.append({"role": "user", "content": [{"type": "audio", "path": "a.wav"}]})  # type: ignore[dict-item]
+    (tmp_path / "lines.jsonl").write_text(json.dumps({"messages": messages, "name": "c"}))
+    options = Chatting(
+        form="speech", drawing=Drawing(1.0, 50, seed=7), limits=ChatLimits(1_000, 1.0), into=tmp_path / "out"
+    )
+    answer_scripts(talking.run, read_scripts(str(tmp_path / "lines.jsonl")), options, lambda text: None)
+    (line,) = (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()
+    for events, expected in zip((found[0], found[-1]), json.loads(line)["answers"], strict=True):
+        assert events[-1]["kind"] == "done" and events[-1]["prompt_positions"] == expected["timing"]["prompt_positions"]
+        assert [event["unit"] for event in events if "unit" in event] == [unit for (unit,) in expected["units"]]
+        wav = base64.b64decode(events[-1]["wav"])
+        assert wav == (tmp_path / "out" / expected["file"]).read_bytes()
+        pieces = [np.frombuffer(base64.b64decode(e["pcm"]), "<i2") for e in events if e["kind"] == "audio"]
+        assert sum(map(len, pieces)) == soundfile.info(io.BytesIO(wav)).frames
+        assert (events[-1]["remark"] is None) == (expected["ended"] == "EOS")
+    errors = [events[-1]["message"] for events in found[1:-1]]
+    wanted = ("not a readable audio file", "no longer known", "must be a name", "answer is 'song'")
+    assert all(part in message for part, message in zip(wanted, errors, strict=True)), errors
+
+
+def test_a_model_that_does_not_answer(session: Session) -> None:
+    """The page offers no conversation, and the server refuses one."""
+
+    async def act(client: TestClient[Any, Any]) -> None:
+        assert (await (await client.get(f"/{SECRET}/about")).json())["answers"] == []
+        response = await client.post(f"/{SECRET}/converse", data=form("a", answer="text", conversation="c"))
+        (line,) = (await response.text()).splitlines()
+        assert "has no tokens of the roles" in json.loads(line)["message"]
+
+    ask(session, act)
+
+
 @pytest.mark.parametrize(
     ("prompt", "settings", "message"),
     [
@@ -174,7 +232,7 @@ def test_other_sites_are_refused(session: Session) -> None:
 
 def test_only_the_page_is_served(session: Session) -> None:
     async def act(client: TestClient[Any, Any]) -> None:
-        for path, kind in (("", "text/html"), ("page.js", "text/javascript"), ("page.css", "text/css")):
+        for path, kind in (("", "text/html"), ("chat.js", "text/javascript"), ("page.css", "text/css")):
             response = await client.get(f"/{SECRET}/{path}")
             assert response.status == 200 and response.content_type == kind
             assert "default-src 'none'" in response.headers["Content-Security-Policy"]

@@ -51,6 +51,7 @@ async function load() {
     input.disabled = input.value === "text" ? !about.reads_text : !about.hears;
   document.querySelector('[name="to"][value="text"]').disabled = !about.reads_text;
   for (const key of ["temperature", "top_k", "seed"]) byId(key).value = about[key];
+  offerConversations();
   choose("source", about.reads_text ? "text" : "upload");
   choose("to", "speech");
   showSource();
@@ -241,7 +242,7 @@ const handlers = {
   },
 };
 
-async function receive(response) {
+async function receive(response, handlers) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let isEnded = false;
@@ -269,16 +270,18 @@ async function submit(event) {
     setStatus(error.message, true);
     return;
   }
-  form.append("settings", JSON.stringify(settings()));
+  const isTurn = chosen("mode") === "converse";
+  form.append("settings", JSON.stringify(isTurn ? turnSettings() : settings()));
   stream = new AbortController();
   byId("go").disabled = true;
   byId("stop").hidden = false;
-  setStatus("Reading the prompt ...");
-  begin();
+  setStatus(isTurn ? "Reading the turn ..." : "Reading the prompt ...");
+  if (isTurn) beginTurn(form.get("prompt"));
+  else begin();
   try {
-    const response = await fetch("continue", { method: "POST", body: form, signal: stream.signal });
+    const response = await fetch(isTurn ? "converse" : "continue", { method: "POST", body: form, signal: stream.signal });
     if (!response.ok) throw new Error(await response.text());
-    await receive(response);
+    await receive(response, isTurn ? turnHandlers : handlers);
   } catch (error) {
     if (error.name === "AbortError") setStatus("Stopped.");
     else setStatus(error.message, true);
@@ -286,6 +289,7 @@ async function submit(event) {
     stream = null;
     byId("go").disabled = false;
     byId("stop").hidden = true;
+    if (isTurn) endTurn();
   }
 }
 
@@ -301,4 +305,3 @@ byId("record").addEventListener("click", () =>
 byId("file").addEventListener("change", showSource);
 byId("sources").addEventListener("change", showSource);
 byId("map").addEventListener("mousemove", describeUnit);
-load().catch((error) => (byId("about").textContent = `The model cannot be reached: ${error.message}`));

@@ -7,7 +7,7 @@ import json
 import secrets
 import signal
 import tempfile
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,18 +17,23 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from tolktrain.cluster.threads import guarded
+from tolktrain.data.records import SYSTEM, USER
 from tolktrain.demo.session import Cancelled, Event, Session
 from tolktrain.errors import UserError
+from tolktrain.generate.chat.dialogue import ChatLimits
+from tolktrain.generate.chat.forms import FORMS
 from tolktrain.generate.continuation import Limits
 from tolktrain.generate.requests import request as make_request
 from tolktrain.generate.sampling import Sampling
+from tolktrain.prepare.dialogue.talk import Said as Given
 
 HOST = "127.0.0.1"
 _NAMES = (HOST, "localhost")
-_PAGE = {"": "page.html", "page.css": "page.css", "page.js": "page.js"}
+_PAGE = {"": "page.html", "page.css": "page.css", "page.js": "page.js", "chat.js": "chat.js"}
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _LARGEST_UPLOAD = 64 << 20  # bytes: ten minutes of audio
 _MOST_POSITIONS, _MOST_SECONDS = 1_000, 60.0
+_LONGEST_NAME = 64
 _HEADERS = {
     # Nothing from outside, and nothing of this page inside of others.
     "Content-Security-Policy": (
@@ -47,6 +52,7 @@ def make_app(session: Session, secret: str) -> web.Application:
     app = web.Application(client_max_size=_LARGEST_UPLOAD, middlewares=[_guard])
     app.router.add_get(f"/{secret}/about", demo.about)
     app.router.add_post(f"/{secret}/continue", demo.continue_prompt)
+    app.router.add_post(f"/{secret}/converse", demo.converse)
     app.router.add_get(f"/{secret}/{{name:.*}}", _page)
     return app
 
@@ -113,13 +119,20 @@ class _Demo:
 
         A prompt that cannot be used gives the event "error" with the message.
         """
+        return await self._respond(request, _Form.answer)
+
+    async def converse(self, request: web.Request) -> web.StreamResponse:
+        """The same of a turn of a conversation."""
+        return await self._respond(request, _Form.converse)
+
+    async def _respond(self, request: web.Request, act: "_Act") -> web.StreamResponse:
         form = await _Form.read(request)
         response = web.StreamResponse(headers={**_HEADERS, "Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         try:
             if self.turn.locked():
                 await response.write(_line({"kind": "waiting"}))
-            async with self.turn, contextlib.aclosing(self._events(form)) as events:
+            async with self.turn, contextlib.aclosing(self._events(form, act)) as events:
                 async for event in events:
                     await response.write(_line(event))
         except ConnectionError:  # the page was closed, or asked to stop
@@ -127,7 +140,7 @@ class _Demo:
         await response.write_eof()
         return response
 
-    async def _events(self, form: "_Form") -> AsyncGenerator[Event, None]:
+    async def _events(self, form: "_Form", act: "_Act") -> AsyncGenerator[Event, None]:
         """The events of a continuation that is computed in a thread; closing this gives it up."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event | None]()
         given_up = False
@@ -139,7 +152,7 @@ class _Demo:
 
         def work() -> None:
             try:
-                form.answer(self.session, emit)
+                act(form, self.session, emit)
             except Cancelled:
                 pass
             except UserError as error:
@@ -187,26 +200,57 @@ class _Form:
         """Let the session continue the prompt. Raises UserError if it cannot be used."""
         to = self._one_of("to", ("text", "speech"))
         ends = self.settings.get("ends_utterance") is True
-        settings = Sampling(
-            temperature=self._number("temperature", 0.0, 100.0),
-            top_k=int(self._number("top_k", 0, 1 << 30)) or 1 << 30,
-            seed=int(self._number("seed", 0, 1 << 53)),
-            top_p=self._number("top_p", 1e-6, 1.0),
-        )
+        settings = self._sampling()
         seconds = self._number("seconds", 0.1, _MOST_SECONDS) if to == "speech" and session.speaks else None
         most = int(self._number("length", 1, _MOST_POSITIONS)) if seconds is None else _MOST_POSITIONS
         limits = Limits(most, seconds, None if to == "speech" else 1)
         if isinstance(self.prompt, str):
             session.answer(make_request("text", self.prompt, to, ends, "prompt", "the prompt"), settings, limits, emit)
             return
+        with self._file() as name:
+            session.answer(make_request("audio", name, to, ends, "prompt", "the recording"), settings, limits, emit)
+
+    def converse(self, session: Session, emit: Callable[[Event], None]) -> None:
+        """Let the session answer the prompt, a turn of the conversation that `conversation` names; `is_first` if it
+        begins with this turn, before which `system` is the instruction. Raises UserError if it cannot be used."""
+        form = self._one_of("answer", tuple(session.forms) or tuple(FORMS))
+        name, system = self.settings.get("conversation"), self.settings.get("system") or ""
+        if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not isinstance(system, str):
+            raise UserError("conversation must be a name, and system a text")
+        settings, is_first = self._sampling(), self.settings.get("is_first") is True
+        seconds = self._number("seconds", 0.1, _MOST_SECONDS) if form != "text" and session.speaks else None
+        limits = ChatLimits(int(self._number("length", 1, _MOST_POSITIONS)), seconds)
+        if seconds is not None:
+            limits = ChatLimits(_MOST_POSITIONS, seconds)
+        before = [Given(SYSTEM, system)] if is_first and system.strip() else []
+        if isinstance(self.prompt, str):
+            make_request("text", self.prompt, "text", False, "turn", "this turn")  # checks it
+            said = [*before, Given(USER, self.prompt)]
+            session.converse(name, is_first, said, form, settings, limits, emit)
+            return
+        with self._file() as file:
+            said = [*before, Given(USER, audio=file)]
+            session.converse(name, is_first, said, form, settings, limits, emit)
+
+    @contextlib.contextmanager
+    def _file(self) -> Iterator[str]:
+        """The name of a file with the recording, which messages do not show."""
+        assert isinstance(self.prompt, bytes)
         with tempfile.NamedTemporaryFile(prefix="recording-") as file:
             file.write(self.prompt)
             file.flush()
             try:
-                request = make_request("audio", file.name, to, ends, "prompt", "the recording")
-                session.answer(request, settings, limits, emit)
+                yield file.name
             except UserError as error:
                 raise UserError(str(error).replace(file.name, "the recording")) from None
+
+    def _sampling(self) -> Sampling:
+        return Sampling(
+            temperature=self._number("temperature", 0.0, 100.0),
+            top_k=int(self._number("top_k", 0, 1 << 30)) or 1 << 30,
+            seed=int(self._number("seed", 0, 1 << 53)),
+            top_p=self._number("top_p", 1e-6, 1.0),
+        )
 
     def _number(self, key: str, least: float, most: float) -> float:
         value = self.settings.get(key)
@@ -219,3 +263,6 @@ class _Form:
         if value not in values:
             raise UserError(f"{key} is {value!r:.40}; expected {' or '.join(values)}")
         return value
+
+
+_Act = Callable[[_Form, Session, Callable[[Event], None]], None]

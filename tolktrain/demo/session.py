@@ -2,8 +2,8 @@
 
 import base64
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from tolktrain.data.sequences import IntArray
 from tolktrain.demo.streaming import GrowingSpeech
 from tolktrain.errors import UserError
 from tolktrain.files.writing import wav_bytes
+from tolktrain.generate.chat.dialogue import ChatLimits, Dialogue, Listener
+from tolktrain.generate.chat.forms import FORMS, Form, answers, tuned_form
+from tolktrain.generate.chat.run import Chat
 from tolktrain.generate.continuation import Continuation, Continuer, Limits
 from tolktrain.generate.decoding import use_accelerator
 from tolktrain.generate.requests import Request
@@ -23,10 +26,14 @@ from tolktrain.generate.speaker import Speaker
 from tolktrain.generate.text_stream import TextStream
 from tolktrain.interop.trained import load_trained
 from tolktrain.model.pooling import WeightedAverage
+from tolktrain.prepare.dialogue.talk import Said as Given
 from tolktrain_kernels.layer_pooling import PooledLayers
 
 Event = dict[str, Any]
-"""`kind` and what belongs to it: "position" (`text` or `unit`, `layers`), "audio" (`pcm`: 16 bit, base64), "done"."""
+"""`kind` and what belongs to it: "part" (of an answer: `part`), "position" (`text` or `unit`, `layers`), "audio"
+(`pcm`: 16 bit, base64), "done"."""
+
+_MOST_DIALOGUES = 16
 
 
 class Cancelled(Exception):  # noqa: N818 - no error: nobody listens any more
@@ -41,6 +48,8 @@ class Session:
     step: int | None
     continuer: Continuer
     speaker: Speaker
+    _chat: Chat | None = field(default=None, init=False)  # of a model that answers
+    _dialogues: dict[str, Dialogue] = field(default_factory=dict, init=False)  # by the page's name, the latest last
 
     @classmethod
     def load(cls, run: Path, step: int | None = None, overrides: tuple[str, ...] = ()) -> "Session":
@@ -55,12 +64,24 @@ class Session:
         speaker = Speaker(continuer)
         if speaker.vocoder is not None:
             continuer.durations = speaker.durations
-        return cls(run, state.get("step"), continuer, speaker)
+        session = cls(run, state.get("step"), continuer, speaker)
+        if answers(continuer.model.architecture):
+            session._chat = Chat.of(continuer, speaker, str(run))
+        return session
 
     @property
     def speaks(self) -> bool:
         """Whether units can be turned into audio."""
         return self.speaker.vocoder is not None
+
+    @property
+    def forms(self) -> list[Form]:
+        """The forms of answers that a conversation may have; none if the model does not answer."""
+        data = self.continuer.config.data
+        if self._chat is None:
+            return []
+        has_text, has_speech = data.text_tokenizer is not None, data.speech_tokenizer is not None
+        return [form for form in FORMS if (has_text or form == "speech") and (has_speech or form == "text")]
 
     def describe(self) -> Event:
         """What the page shows of the model."""
@@ -78,6 +99,8 @@ class Session:
             "layer_pooling": sizes.layer_pooling,
             "static_weights": None if static is None else _rounded(torch.softmax(static.detach().float(), dim=0)),
             "window": self.continuer.window,
+            "answers": self.forms,
+            "answer": tuned_form(config),
             "temperature": config.evaluation.temperature,
             "top_k": config.evaluation.top_k,
             "seed": config.run.seed,
@@ -127,6 +150,89 @@ class Session:
             emit({"kind": "audio", "pcm": _pcm(piece)})
         emit(self._done(found))
 
+    def converse(
+        self,
+        name: str,
+        is_first: bool,
+        said: Sequence[Given],
+        form: Form,
+        settings: Sampling,
+        limits: ChatLimits,
+        emit: Callable[[Event], None],
+    ) -> None:
+        """Answer the last turn of what is said in a conversation; `emit` gets each event, and may raise `Cancelled`.
+
+        The answers, and the audio of "done", are those of `tolktrain generate --chat` with the same settings. A turn
+        without an answer is forgotten.
+
+        Args:
+            name: of the conversation.
+            is_first: whether it begins. Otherwise it continues, if it is among the latest ones.
+            said: the instruction, if there is one, and the turn of the user.
+            form: of the answer.
+            settings: of drawing.
+            limits: of the answer.
+            emit: gets the events.
+
+        Raises:
+            UserError: the model does not answer, the conversation is not known, or a turn cannot be read.
+        """
+        if self._chat is None:
+            raise UserError("the model has no tokens of the roles user and assistant; only prompts can be continued")
+        dialogue = None if is_first else self._dialogues.get(name)
+        if dialogue is None and not is_first:
+            raise UserError("this conversation is no longer known; begin a new one")
+        fresh = self._chat.dialogue(form, settings, limits)  # checks the form and the limits
+        if dialogue is None:
+            dialogue = fresh
+        dialogue.form, dialogue.settings, dialogue.limits = form, settings, limits
+        *before, last = [self._chat.turn(one, "this turn") for one in said]
+        for turn in before:
+            dialogue.add(turn)
+        speech = None
+        if self.speaker.vocoder is not None and form != "text":
+            speech = GrowingSpeech(self.speaker.vocoder, self.speaker.durations, self.speaker.frames_per_second)
+
+        def on_unit(frame: IntArray) -> None:
+            emit({"kind": "position", "unit": int(frame[0]), "layers": None})
+            piece = speech.add(frame) if speech is not None else None
+            if piece is not None:
+                emit({"kind": "audio", "pcm": _pcm(piece)})
+
+        listener = Listener(
+            lambda part: emit({"kind": "part", "part": part}),
+            lambda text: emit({"kind": "position", "text": text}),
+            on_unit,
+        )
+        found = dialogue.answer_to(last, listener)
+        self._dialogues.pop(name, None)
+        self._dialogues[name] = dialogue
+        while len(self._dialogues) > _MOST_DIALOGUES:
+            del self._dialogues[next(iter(self._dialogues))]
+        if speech is not None and len(found.units) and len(piece := speech.rest()):
+            emit({"kind": "audio", "pcm": _pcm(piece)})
+        event: Event = {
+            "kind": "done",
+            "heard": list(found.heard),
+            "text": found.text,
+            "remark": found.remark,
+            "left_out": found.left_out,
+            "prompt_positions": found.prompt_positions,
+            "positions": found.num_positions,
+            "seconds": round(found.seconds, 3),
+        }
+        emit(event | self._wav(found.units))
+
+    def _wav(self, units: IntArray) -> Event:
+        """The audio of units [n, K], if there are some and a vocoder."""
+        heard = self.speaker.frames(units) if len(units) else None
+        if heard is None:
+            return {}
+        vocoder, frames = heard
+        wav, num_samples = wav_bytes(vocoder.stream(frames), vocoder.sample_rate)
+        seconds = round(num_samples / vocoder.sample_rate, 2)
+        return {"audio_seconds": seconds, "wav": base64.b64encode(wav).decode()}
+
     def _done(self, found: Continuation) -> Event:
         timing = found.timing
         event: Event = {
@@ -137,12 +243,8 @@ class Session:
             "seconds": round(timing.total, 3),
             "ms_per_position": None if timing.ms_per_position is None else round(timing.ms_per_position, 1),
         }
-        heard = self.speaker.frames(np.array(found.ids, np.int64)) if found.text is None and found.ids else None
-        if heard is not None:
-            vocoder, frames = heard
-            wav, num_samples = wav_bytes(vocoder.stream(frames), vocoder.sample_rate)
-            event["audio_seconds"] = round(num_samples / vocoder.sample_rate, 2)
-            event["wav"] = base64.b64encode(wav).decode()
+        if found.text is None:
+            event |= self._wav(np.array(found.ids, np.int64))
         return event
 
 

@@ -50,7 +50,7 @@ def read(folder: Path) -> Found:
 
 
 def _lines(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    found = []
+    found: list[tuple[str, Mapping[str, Any]]] = []
     try:
         with open_regular(path) as file:
             for number, line in enumerate(bounded_lines(file, _LONGEST_LINE), start=1):

@@ -126,6 +126,17 @@ class Dialogue:
         opening = LaidTurn.of(ASSISTANT, (), self.continuer.vocabulary)
         return [segment for turn in (*self.laid, opening) for segment in turn.segments]
 
+    def answer_to(self, turn: Turn, listener: Listener) -> Answer:
+        """Add a turn and answer it; without an answer, the conversation is what it was before. Raises UserError as
+        `add` and `answer`."""
+        before = (self.turns, self.laid, self.left_out)
+        try:
+            self.add(turn)
+            return self.answer(listener)
+        except BaseException:  # of a listener that gives up, too
+            self.turns, self.laid, self.left_out = before
+            raise
+
     def _make_room(self) -> None:
         """Leave out the oldest exchanges, if there is too little room for an answer."""
         window = self.continuer.window

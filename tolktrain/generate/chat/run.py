@@ -211,14 +211,8 @@ class _Held:
             raise UserError(f"unknown command {command!r}; {HELP}")
         else:
             given, content = Given(USER, line), [{"type": "text", "text": line}]
-        before = (list(self._dialogue.turns), list(self._dialogue.laid))
-        self._dialogue.add(self._opened.chat.turn(given, "this turn"))
         shown = _Shown(ASSISTANT, show)
-        try:
-            found = self._dialogue.answer(shown.listener)
-        except UserError:
-            self._dialogue.turns, self._dialogue.laid = before
-            raise
+        found = self._dialogue.answer_to(self._opened.chat.turn(given, "this turn"), shown.listener)
         self._messages.append({"role": USER, "content": content})
         place, file = len(self._messages) + 1, None
         if self._opened.output is not None:
