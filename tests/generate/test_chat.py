@@ -22,7 +22,7 @@ from tolktrain.data.strategies import build_sequence
 from tolktrain.data.turns import Turn, record_of
 from tolktrain.errors import UserError
 from tolktrain.generate.chat.dialogue import Answer, ChatLimits, Dialogue, Listener
-from tolktrain.generate.chat.forms import FORMS, Form, tuned_form
+from tolktrain.generate.chat.forms import FORMS, Form, chosen_form, tuned_form
 from tolktrain.generate.chat.run import Chatting, answer_scripts, converse
 from tolktrain.generate.chat.scripts import read_scripts
 from tolktrain.generate.context import Context
@@ -333,3 +333,7 @@ def test_the_form_is_that_of_the_training() -> None:
         == "chain"
     )
     assert form({"answer_text": entry(1), "answer_interleaved": entry(1)}, {"text": entry(1)}) == "text"
+    weights: Any = SimpleNamespace(train=SimpleNamespace(stages=()))
+    assert chosen_form("speech", weights, "weights") == "speech"
+    with pytest.raises(UserError, match="weights does not record .*--answer text, speech, interleaved, chain"):
+        chosen_form(None, weights, "weights")

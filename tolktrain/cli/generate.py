@@ -200,12 +200,23 @@ def _chat(run_directory: Path, parsed: argparse.Namespace, overrides: tuple[str,
         overrides=overrides,
     )
     if parsed.chat == _TERMINAL:
-        converse(run_directory, sys.stdin, options, print_to_reader, layout)
+        converse(run_directory, _typed(), options, print_to_reader, layout)
         return
     if parsed.chat != STANDARD_INPUT:
         # All lines, before anything is drawn and written.
         deque(read_scripts(parsed.chat), maxlen=0)
     answer_scripts(run_directory, read_scripts(parsed.chat), options, print_to_reader, layout)
+
+
+def _typed() -> Iterator[str]:
+    """The lines of standard input; at a terminal, each after a sign of whose turn it is."""
+    while True:
+        if sys.stdin.isatty():
+            print_to_reader("user: ")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
 
 
 def _drawing(parsed: argparse.Namespace) -> "Drawing":

@@ -37,5 +37,5 @@ def remarks(result: Mapping[str, Any]) -> Iterator[str]:
 
 def print_benchmarks(result: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table and the remarks."""
-    title = "Benchmarks: share of pairs whose correct item has the higher score, in percent"
+    title = "Benchmarks: share of pairs whose correct item has the higher score, or of questions, in percent"
     print_table(title, COLUMNS, NUM_LEFT, table_lines(result), remarks(result), console)

@@ -184,6 +184,7 @@ class RecordingsKind:
                 _attempt(self._given, utterance, length) for (utterance, _), length in zip(batch, seconds, strict=True)
             ]
         present = [(utterance, waveform) for utterance, waveform in batch if (utterance.text or "").strip()]
+        results: Iterator[Aligned | EntryError]
         if self._aligner is None:
             results = iter([split_words(utterance.text or "") for utterance, _ in present])
         else:
