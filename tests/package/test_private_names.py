@@ -34,7 +34,7 @@ def own_names(tree: ast.AST) -> set[str]:
     """Names of functions, classes and attributes of instances that a file defines."""
     found: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
             found.add(node.attr if isinstance(node, ast.Attribute) else node.id)
