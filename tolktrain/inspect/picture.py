@@ -14,34 +14,9 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from tolktrain.data.records import Array
 from tolktrain.files.printable import printable
 from tolktrain.inspect.statistics import Statistics
+from tolktrain.report.drawing import MUTED, SPEECH, STYLE, TEXT
 
-INK, MUTED, GRID = "#1b1c1e", "#6b6e74", "#dcdee2"
-TEXT, SPEECH = "#2b6cd4", "#d2571f"
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "legend.labelcolor": INK,
-}
+_STYLE = STYLE | {"font.size": 9.5, "axes.titlesize": 10.5, "legend.fontsize": 9}
 _WIDEST_PERCENTILE = 99.5  # values beyond would squeeze everything else; the legend has their maximum
 
 Panel = Callable[[Axes], None]
