@@ -98,6 +98,29 @@ def test_help_names_the_verbs_and_exit_codes() -> None:
         assert word in done.stdout
 
 
+def test_no_option_is_overwritten_by_what_every_verb_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option of the same name would be accepted and have no effect."""
+    import argparse
+    import importlib
+
+    from tolktrain.cli.entry import VERBS
+    from tolktrain.cli.verb import Verb
+
+    verbs = {name: importlib.import_module(f"tolktrain.cli.{name}").VERB for name in VERBS}
+    given: dict[str, Any] = {}
+
+    def run(parsed: argparse.Namespace) -> int:
+        given.update(vars(parsed))
+        return 0
+
+    monkeypatch.setattr("tolktrain.cli.config.VERB", Verb("nothing", lambda parser: None, run))
+    assert cli.main(["config"]) == 0 and {"verb", "overrides"} <= set(given)
+    for name, verb in verbs.items():
+        parser = argparse.ArgumentParser(add_help=False)
+        verb.add_arguments(parser)
+        assert not {action.dest for action in parser._actions} & set(given), name
+
+
 def test_bad_input_gives_2_and_one_message() -> None:
     done = run("train", "none.yaml")
     assert (done.returncode, done.stdout) == (2, "")

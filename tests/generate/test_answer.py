@@ -130,7 +130,9 @@ def test_speech_of_some_seconds(tiny_run: Path, tmp_path: Path) -> None:
         ('{"text": "a", "to": "song"}', r"to is 'song'; use text or speech"),
         ('{"text": "a", "ends_utterance": 1}', r"ends_utterance is 1"),
         ('{"text": "a", "name": "../x"}', r"climbs"),
-        ('{"text": "a", "name": "b/x"}', r"slash"),
+        ('{"text": "a", "name": "b/x"}', r"the name 'b/x' has a slash; files are named after it"),
+        ('{"text": "a", "name": "' + "é" * 101 + '"}', r"is longer than 200 bytes"),
+        ('{"text": "a", "name": 7}', r"the name 7 is not text"),
         ('{"text": "a", "name": "line-1"}', r"used before"),
         ('{"units": 5}', r"units is 5"),
         ('{"units": [1, -2]}', r"units holds \[-2\]"),
@@ -206,12 +208,22 @@ def test_command_line(tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert out.startswith("text-1: ") and "\nin: " in out
+    into = tiny_run.parent / "out"
+    text = ["generate", str(tiny_run), "--text", "the bird", "--length", "9", "--seed", "1", "--into"]
+    assert cli.main([*text, str(into / "whole")]) == 0
+    whole = _lines(into / "whole")[0]["text"]
+    stop = whole[3:5]
+    assert cli.main([*text, str(into / "cut"), "--stop", stop, "--stop", "never in it"]) == 0
+    assert _lines(into / "cut")[0]["text"] == whole[: whole.index(stop)]
+    shown_whole, shown = capsys.readouterr().out.splitlines()
+    assert shown_whole == f"text-1: {printable(whole)}" and shown == f"text-1: {printable(whole[: whole.index(stop)])}"
     for options, message in (
         (["--top-k", "5"], "--top-k belongs to prompts"),
         (["--text", "a", "--top-p", "3"], "--top-p is 3.0; expected 1e-06 to 1.0"),
         (["--units", "1 b"], "'1 b' is no list of units"),
         (["--text", "a", "--prompts", str(named)], "the name 'text-1' was used before"),
         (["--text", "a", "--step", "9"], "no checkpoint of step 9"),
+        (["--text", "a", "--stop", "b", "--stop", ""], "--stop is empty"),
         (["--text", "a", "--into", str(tiny_run)], "is not an empty folder"),
     ):
         assert cli.main(["generate", str(tiny_run), *options]) == 2

@@ -272,6 +272,7 @@ def test_a_conversation_at_the_terminal(tuned: Tuned, tmp_path: Path) -> None:
         ('{"messages": [{"role": "user", "content": "a"}], "to": "text"}', "the key 'to' is unknown"),
         ('{"messages": [{"role": "user", "content": "a"}], "answer": "song"}', "answer is 'song'; use text, speech"),
         ('{"messages": [{"role": "user", "content": "a"}], "name": "a/b"}', "slash"),
+        ('{"messages": [{"role": "user", "content": "a"}], "name": "' + "n" * 201 + '"}', "longer than 200 bytes"),
         ('{"messages": [{"role": "user", "content": "a"}], "name": "line-1"}', "used before"),
         ('{"messages": [{"role": "user"}]}', "turn 1 needs role and content"),
         ('{"messages": [{"role": "user", "content": null}]}', "turn 1: content must be a list"),

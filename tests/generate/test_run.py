@@ -141,6 +141,19 @@ def test_tokenizer_that_the_data_was_not_made_with(tiny_run: Path, repository: P
         generate(tiny_run)
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_prompt_that_is_shorter_than_a_unit(two_prompts: Path, monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+    """As HuBERT, which has no unit for what is shorter than its field, hears a click."""
+    from tolktrain.units.logmel import LogMelTokenizer
+
+    file = two_prompts.parent / "prompts" / "prompts.json"
+    file.write_text(json.dumps([entry | {"ends_utterance": ends} for entry in json.loads(file.read_text())]))
+    monkeypatch.setattr(LogMelTokenizer, "encode", lambda self, samples: np.zeros((0, 1), np.uint16))
+    with pytest.raises(UserError, match=r"the prompt prompt-1 in .*/prompts is shorter than a unit"):
+        generate(two_prompts)
+    assert not list(two_prompts.glob(".tmp*")) and not (two_prompts / "samples").exists()
+
+
 def test_run_without_checkpoint(tiny_run: Path) -> None:
     shutil.rmtree(tiny_run / "checkpoints")
     with pytest.raises(UserError, match="checkpoint"):

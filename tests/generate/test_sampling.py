@@ -66,6 +66,14 @@ def test_draws_follow_the_distribution() -> None:
     np.testing.assert_allclose(counts / 4000, [0.5, 0.2, 0.2, 0.1], atol=0.03)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-300, 1e-12])
+def test_temperatures_too_small_to_divide_by(temperature: float) -> None:
+    """Quotients would be infinite or not a number; the likeliest allowed id is drawn."""
+    allowed = torch.tensor([True, True, False, True])
+    logits = torch.tensor([-3.0, 2.5, 90.0, 2.0])
+    assert draw(logits, allowed, _settings(temperature=temperature), torch.Generator()) == 1
+
+
 def test_temperature_sharpens() -> None:
     logits = torch.log(torch.tensor([0.5, 0.2, 0.2, 0.1]))
     generator, everything = torch.Generator().manual_seed(0), torch.ones(4, dtype=torch.bool)

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None, stop: StopRequest | None = None
     `stop` handles signals already; without it, verbs that can be stopped install one.
     """
     parsed = _parse(arguments)
-    parsed.stop = stop
+    parsed.stop_request = stop
     _make_stderr_printable()
     try:
         if parsed.in_one_process:

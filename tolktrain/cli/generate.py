@@ -162,6 +162,8 @@ def _answer(
     from tolktrain.generate.continuation import Limits
     from tolktrain.generate.settings import Hearing
 
+    if "" in (parsed.stop or ()):
+        raise UserError("--stop is empty, which would end every text before it begins; give the text that ends one")
     limits = Limits(parsed.length or 300, parsed.seconds, parsed.utterances or 1, tuple(parsed.stop or ()))
     options = Answering(
         step=parsed.step,

@@ -51,7 +51,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    stop: StopRequest = parsed.stop or StopRequest.installed("stopping; finished parts are kept")
+    stop: StopRequest = parsed.stop_request or StopRequest.installed("stopping; finished parts are kept")
     if parsed.schema or parsed.inspect is not None:
         stop.release()
     if parsed.schema:

@@ -31,7 +31,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    stop: StopRequest = parsed.stop or StopRequest.installed()
+    stop: StopRequest = parsed.stop_request or StopRequest.installed()
     refuse_shell_of_job()
     environment = ProcessEnvironment.detect()
     if environment.world_size == 1:

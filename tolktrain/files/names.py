@@ -9,6 +9,7 @@ from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 
 _LONGEST_NAME = 1024  # bytes of UTF-8; file systems take 255 for each component
+_LONGEST_STEM = 200
 _PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}"
 _PLAIN = re.compile(rf"(?:{_PART}/){{0,3}}{_PART}")  # nothing that `_problem` would refuse, and what most names are
 _HUB_REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
@@ -86,6 +87,27 @@ def check_name(name: object, source: str | Path) -> str:
         raise _refusal("its folder", name, source, problem)
     assert isinstance(name, str)
     return name
+
+
+def check_stem(name: object, source: str | Path) -> str:
+    """The validated name after which files are named, with an ending of up to 55 bytes.
+
+    Args:
+        name: from an untrusted file.
+        source: where the name is, for the message.
+
+    Raises:
+        NameRefusedError: the name is none that `inside` takes, has a slash, or is longer than 200 bytes.
+    """
+    problem = _problem(name)
+    if problem is None:
+        assert isinstance(name, str)
+        if "/" not in name and len(name.encode()) <= _LONGEST_STEM:
+            return name
+        problem = "has a slash" if "/" in name else f"is longer than {_LONGEST_STEM} bytes"
+    raise NameRefusedError(
+        f"{printable(source)}: the name {_shown(name)} {problem}; files are named after it: give another one"
+    )
 
 
 def _links_in(folder: Path, name: str, source: str | Path) -> frozenset[str] | None:

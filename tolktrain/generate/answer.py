@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tolktrain.data.sequences import IntArray
 from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.writing import AppendedFile, replace_file, write_wav_pieces
-from tolktrain.generate.continuation import Continuation, Continuer, Limits
+from tolktrain.generate.continuation import Continuation, Continuer, Limits, text_before
 from tolktrain.generate.requests import Request
 from tolktrain.generate.settings import Drawing, Hearing
 from tolktrain.generate.speaker import Speaker
@@ -78,7 +78,9 @@ def answer(
     numbers = itertools.count()
     for batch in _batched(requests, options.batch_size):
         chosen = [next(numbers) for _ in batch]
-        live = _Live(continuer, batch[0], show) if len(batch) == 1 and options.num_samples == 1 else None
+        live = None
+        if len(batch) == 1 and options.num_samples == 1:
+            live = _Live(continuer, batch[0], options.limits.stops, show)
         on_position = _ignore if live is None else live.add
         for found in continuer.run(batch, chosen, options.num_samples, settings, options.limits, on_position):
             if live is not None:
@@ -95,22 +97,27 @@ def _ignore(place: int, sample: int, column: IntArray) -> None:
 
 
 class _Live:
-    """Shows the continuation of one prompt as it grows: its text, or its units of the first codebook."""
+    """Shows the continuation of one prompt as it grows: its text up to a stop, or its units of the first codebook."""
 
-    def __init__(self, continuer: Continuer, request: Request, show: Callable[[str], None]) -> None:
+    def __init__(
+        self, continuer: Continuer, request: Request, stops: Sequence[str], show: Callable[[str], None]
+    ) -> None:
         sizes = continuer.model.architecture
         self._show = show
         self._num_units = sizes.num_units
         self._delay = sizes.num_codebooks - 1
         self._waiting: deque[int] = deque()  # units of frames that lack codebooks
         self._text = TextStream(continuer.text.tokenizer) if request.to == "text" else None
+        self._stops = stops
+        self._held = ""  # text that may be the begin of a stop
+        self._is_stopped = False
         self._name = f"{printable(request.name)}: "  # shown with the first position: the prompt may be refused
 
     def add(self, place: int, sample: int, column: IntArray) -> None:
         """Show what a position [K] completes."""
         self._begin()
         if self._text is not None:
-            self._show(printable(self._text.piece(int(column[0]))))
+            self._tell(self._text.piece(int(column[0])), max(map(len, self._stops), default=1) - 1)
             return
         self._waiting.append(int(column[0]))
         if len(self._waiting) > self._delay:
@@ -121,8 +128,21 @@ class _Live:
     def end(self) -> None:
         """Show the rest of the text, and end the line."""
         self._begin()
-        rest = "" if self._text is None else self._text.rest()
-        self._show(f"{printable(rest)}\n")
+        if self._text is not None:
+            self._tell(self._text.rest(), 0)
+        self._show("\n")
+
+    def _tell(self, piece: str, num_held: int) -> None:
+        """Show text, but hold the last characters back, and show nothing from a stop on."""
+        if self._is_stopped:
+            return
+        known = self._held + piece
+        shown = text_before(known, self._stops)
+        self._is_stopped = len(shown) < len(known)
+        if not self._is_stopped:
+            shown = known[: max(len(known) - num_held, 0)]
+        self._held = known[len(shown) :]
+        self._show(printable(shown))
 
     def _begin(self) -> None:
         if self._name:

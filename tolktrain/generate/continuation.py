@@ -201,7 +201,7 @@ class Continuer:
         contexts = [prompt.whole for prompt in prompts]
         texts = sample_text(decoder, contexts, vocabulary, settings, within, streams, note)
         kept = [[token for token in ids if token != vocabulary.text_eos] for ids in texts]
-        return [(_cut(tokenizer.decode(ids), limits.stops), ids) for ids in kept]
+        return [(text_before(tokenizer.decode(ids), limits.stops), ids) for ids in kept]
 
     def _speak(
         self, prompts: list["_Prepared"], settings: Sampling, limits: Limits, streams: Any, note: Any
@@ -330,7 +330,7 @@ class _Clock:
         return Timing(first - self._begun, self._last - self._begun, most)
 
 
-def _cut(text: str, stops: Sequence[str]) -> str:
-    """The text before the first stop."""
+def text_before(text: str, stops: Sequence[str]) -> str:
+    """The text before the first stop in it; all of it without one."""
     ends = [text.find(stop) for stop in stops if stop in text]
     return text[: min(ends)] if ends else text

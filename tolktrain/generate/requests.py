@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Literal, get_args
 
 from tolktrain.data.strategies.base import Modality
 from tolktrain.errors import UserError
-from tolktrain.files.names import check_name
+from tolktrain.files.names import check_stem
 from tolktrain.files.reading import bounded_lines, open_regular, parse_json
 
 Kind = Literal["text", "audio", "units"]
@@ -129,9 +129,7 @@ def _parse(line: bytes, to: Modality | None, ends_utterance: bool, name: str, pl
     if not isinstance(ends, bool):
         raise UserError(f"{place}: ends_utterance is {ends!r}; use true or false")
     (kind,) = kinds
-    chosen = check_name(entry.get("name", name), place)
-    if "/" in chosen:
-        raise UserError(f"{place}: the name {chosen!r} has a slash; files are named after it, use another character")
+    chosen = check_stem(entry.get("name", name), place)
     found = request(kind, entry[kind], wanted, ends, chosen, place)
     if kind == "audio":
         return Request(found.name, kind, str(base / found.content), found.to, ends, place)

@@ -122,6 +122,11 @@ class _Tools:
     def encode(self, prompt: Prompt) -> IntArray:
         """Units [n, K] of a prompt, repeats collapsed, with EOS where the utterance ends."""
         units = collapse(self.tokenizer.encode(prompt.samples))[0].astype(np.int64)
+        if not len(units):
+            raise UserError(
+                f"the prompt {prompt.name} in {self.config.evaluation.prompts} is shorter than a unit; replace its file"
+                " or remove its entry from prompts.json"
+            )
         if prompt.ends_utterance:
             units = np.concatenate([units, np.full((1, units.shape[1]), self.vocabulary.speech_eos)])
         return units

@@ -19,6 +19,8 @@ from tolktrain.vocabulary import Vocabulary
 Duration = Callable[[IntArray], float]
 """Seconds that units [n, K] without EOS last."""
 
+_COLDEST = 1e-9  # below, quotients could overflow, and the likeliest id has all of the probability
+
 OnStep = Callable[[int, IntArray], None]
 """Called with a row of the batch and each position [K] that is drawn for it."""
 
@@ -73,7 +75,7 @@ def draw(
         factor = settings.repetition_penalty
         scores = scores.index_copy(0, ids, torch.where(penalized > 0, penalized / factor, penalized * factor))
     scores = scores.masked_fill(~allowed, -torch.inf)
-    if settings.temperature == 0:
+    if settings.temperature < _COLDEST:
         return int(scores.argmax())
     best, ids = (scores / settings.temperature).topk(min(settings.top_k, int(allowed.sum())))
     probs = torch.softmax(best, dim=0)

@@ -8,7 +8,7 @@ from typing import Any
 from tolktrain.config.prepare import DialogueConfig
 from tolktrain.data.records import ASSISTANT
 from tolktrain.errors import UserError
-from tolktrain.files.names import check_name
+from tolktrain.files.names import check_stem
 from tolktrain.files.reading import parse_json
 from tolktrain.generate.chat.forms import FORMS, Form
 from tolktrain.generate.requests import STANDARD_INPUT, lines_of
@@ -81,9 +81,7 @@ def _parse(line: bytes, number: int, place: str, root: str) -> Script:
     form = entry.get("answer")
     if form is not None and form not in FORMS:
         raise UserError(f"{place}: answer is {form!r:.40}; use {', '.join(FORMS)}")
-    name = check_name(entry.get("name", f"line-{number}"), place)
-    if "/" in name:
-        raise UserError(f"{place}: the name {name!r} has a slash; files are named after it, use another character")
+    name = check_stem(entry.get("name", f"line-{number}"), place)
     messages = [_message(value, turn, place, root) for turn, value in enumerate(entry["messages"], start=1)]
     last = messages[-1]
     if not last.is_open and last.turns[-1].role != ASSISTANT:
