@@ -20,7 +20,7 @@ from aiohttp import FormData
 from aiohttp.test_utils import TestClient, TestServer
 
 from tolktrain.demo.server import make_app, serve
-from tolktrain.demo.session import Session
+from tolktrain.demo.session import Cancelled, Event, Session
 from tolktrain.demo.streaming import GrowingSpeech
 from tolktrain.errors import UserError
 from tolktrain.generate.answer import Answering, answer
@@ -29,10 +29,23 @@ from tolktrain.generate.chat.run import Chatting, answer_scripts
 from tolktrain.generate.chat.scripts import read_scripts
 from tolktrain.generate.continuation import Limits
 from tolktrain.generate.requests import request
+from tolktrain.generate.sampling import Sampling
 from tolktrain.generate.settings import Drawing
+from tolktrain.prepare.dialogue.talk import Said
 
 SECRET = "s3cret"
 SETTINGS = {"to": "speech", "temperature": 1.0, "top_k": 50, "top_p": 1.0, "seed": 7, "seconds": 2.5, "length": 12}
+
+
+_MULTIPART = "multipart/form-data; boundary=x"
+BROKEN = (
+    ("multipart/form-data", b"hello"),
+    (_MULTIPART, b"hello"),
+    (_MULTIPART, b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nabc'),
+    (_MULTIPART, b"--x\r\n" + b"A" * 20_000 + b": b\r\n\r\nabc\r\n--x--\r\n"),
+    ("application/x-www-form-urlencoded; charset=nosuch", b"prompt=a&settings={}"),
+    ("application/x-www-form-urlencoded", b"prompt=%ff&settings=%7b"),
+)
 
 
 def ask(session: Session, act: Callable[[TestClient[Any, Any]], Awaitable[None]]) -> None:
@@ -178,6 +191,35 @@ def test_a_conversation_is_that_of_generate(talking: Session, spoken: bytes, tmp
     assert all(part in message for part, message in zip(wanted, errors, strict=True)), errors
 
 
+def test_a_turn_that_is_stopped_while_its_audio_is_made(talking: Session) -> None:
+    """The page forgets it, and so does the conversation: the next answer follows the same positions as without it."""
+
+    def say(name: str, text: str, is_first: bool, stop_at: str | None = None) -> Event:
+        events: list[Event] = []
+
+        def emit(event: Event) -> None:
+            if event["kind"] == stop_at:
+                raise Cancelled
+            events.append(event)
+
+        said, settings = [Said("user", text)], Sampling(0.0, 1, 7)
+        talking.converse(name, is_first, said, "speech", settings, ChatLimits(9, 1.0), emit)
+        return events[-1]
+
+    for stop_at in ("done", "audio", "position", "part"):
+        with pytest.raises(Cancelled):
+            say("first", "where is it", True, stop_at)
+        with pytest.raises(UserError, match="no longer known"):
+            say("first", "where is it", False)
+        expected = [say("a", "where is it", True), say("a", "and then", False)]
+        found = [say("b", "where is it", True)]
+        with pytest.raises(Cancelled):
+            say("b", "who", False, stop_at)
+        found.append(say("b", "and then", False))
+        for one, other in zip(found, expected, strict=True):
+            assert one["prompt_positions"] == other["prompt_positions"] and one["wav"] == other["wav"]
+
+
 def test_a_model_that_does_not_answer(session: Session) -> None:
     """The page offers no conversation, and the server refuses one."""
 
@@ -242,6 +284,11 @@ def test_only_the_page_is_served(session: Session) -> None:
             assert (await client.get(path)).status == 404
         for data in (b"", b"{}", FormData({"prompt": "bird"}), FormData({"prompt": "bird", "settings": "[1"})):
             assert (await client.post(f"/{SECRET}/continue", data=data)).status == 400
+        deep = FormData({"prompt": "bird", "settings": "[" * 100_000})
+        assert (await client.post(f"/{SECRET}/continue", data=deep)).status == 400
+        for kind, body in BROKEN:
+            response = await client.post(f"/{SECRET}/continue", data=body, headers={"Content-Type": kind})
+            assert response.status == 400, (kind, body[:40])
 
     ask(session, act)
 

@@ -44,8 +44,9 @@ async function load() {
   about = await response.json();
   document.title = byId("run").textContent = about.run;
   const speech = about.speaks ? "reads and writes text, hears and speaks" : "hears; its units give no audio";
+  const step = about.step === null ? "" : `Step ${about.step}, `;
   byId("about").textContent =
-    `Step ${about.step}, ${about.num_layers} layers; ${about.hears ? speech : "reads and writes text"}. ` +
+    `${step}${about.num_layers} layers; ${about.hears ? speech : "reads and writes text"}. ` +
     `A prompt may have up to ${about.window.toLocaleString("en")} positions.`;
   for (const input of document.querySelectorAll('[name="source"]'))
     input.disabled = input.value === "text" ? !about.reads_text : !about.hears;
@@ -302,6 +303,8 @@ byId("stop").addEventListener("click", () => {
 byId("record").addEventListener("click", () =>
   record().catch((error) => (byId("recorded").textContent = `No recording: ${error.message}`)),
 );
+// A browser cannot point at a number that it refuses while it is folded away.
+byId("form").addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);
 byId("file").addEventListener("change", showSource);
 byId("sources").addEventListener("change", showSource);
 byId("map").addEventListener("mousemove", describeUnit);

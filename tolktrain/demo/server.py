@@ -15,11 +15,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from tolktrain.cluster.threads import guarded
 from tolktrain.data.records import SYSTEM, USER
 from tolktrain.demo.session import Cancelled, Event, Session
 from tolktrain.errors import UserError
+from tolktrain.files.reading import parse_json
 from tolktrain.generate.chat.dialogue import ChatLimits
 from tolktrain.generate.chat.forms import FORMS
 from tolktrain.generate.continuation import Limits
@@ -156,12 +158,16 @@ class _Demo:
             except Cancelled:
                 pass
             except UserError as error:
-                emit({"kind": "error", "message": str(error)})
+                fail(str(error))
             except Exception:
-                emit({"kind": "error", "message": "a defect of the program; see the terminal of the server"})
+                fail("a defect of the program; see the terminal of the server")
                 raise
             finally:
                 emit(None)
+
+        def fail(message: str) -> None:
+            with contextlib.suppress(Cancelled):
+                emit({"kind": "error", "message": message})
 
         thread = guarded("continuation", work)
         thread.start()
@@ -189,8 +195,8 @@ class _Form:
         """Raises HTTPBadRequest if the request is something else."""
         try:
             fields = await request.post()
-            prompt, settings = fields["prompt"], json.loads(str(fields["settings"]))
-        except (KeyError, ValueError):
+            prompt, settings = fields["prompt"], parse_json(str(fields["settings"]))
+        except (LookupError, RuntimeError, ValueError, HttpProcessingError):  # also of encodings and broken parts
             raise web.HTTPBadRequest(text="expected a form with prompt and settings") from None
         if not isinstance(settings, dict):
             raise web.HTTPBadRequest(text="settings must be an object")

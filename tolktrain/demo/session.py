@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tolktrain.data.sequences import IntArray
+from tolktrain.data.turns import Turn
 from tolktrain.demo.streaming import GrowingSpeech
 from tolktrain.errors import UserError
 from tolktrain.files.writing import wav_bytes
@@ -186,11 +187,20 @@ class Session:
         if dialogue is None:
             dialogue = fresh
         dialogue.form, dialogue.settings, dialogue.limits = form, settings, limits
-        *before, last = [self._chat.turn(one, "this turn") for one in said]
+        with dialogue.whole():  # until its audio was given, too: the page forgets a turn that it stops
+            self._answer(dialogue, [self._chat.turn(one, "this turn") for one in said], emit)
+        self._dialogues.pop(name, None)
+        self._dialogues[name] = dialogue
+        while len(self._dialogues) > _MOST_DIALOGUES:
+            del self._dialogues[next(iter(self._dialogues))]
+
+    def _answer(self, dialogue: Dialogue, turns: Sequence[Turn], emit: Callable[[Event], None]) -> None:
+        """Add turns, and answer the last one."""
+        *before, last = turns
         for turn in before:
             dialogue.add(turn)
         speech = None
-        if self.speaker.vocoder is not None and form != "text":
+        if self.speaker.vocoder is not None and dialogue.form != "text":
             speech = GrowingSpeech(self.speaker.vocoder, self.speaker.durations, self.speaker.frames_per_second)
 
         def on_unit(frame: IntArray) -> None:
@@ -205,10 +215,6 @@ class Session:
             on_unit,
         )
         found = dialogue.answer_to(last, listener)
-        self._dialogues.pop(name, None)
-        self._dialogues[name] = dialogue
-        while len(self._dialogues) > _MOST_DIALOGUES:
-            del self._dialogues[next(iter(self._dialogues))]
         if speech is not None and len(found.units) and len(piece := speech.rest()):
             emit({"kind": "audio", "pcm": _pcm(piece)})
         event: Event = {

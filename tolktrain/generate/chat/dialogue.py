@@ -1,7 +1,8 @@
 """One conversation with a model: its turns as training lays them out, and answers that are drawn after them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -129,10 +130,16 @@ class Dialogue:
     def answer_to(self, turn: Turn, listener: Listener) -> Answer:
         """Add a turn and answer it; without an answer, the conversation is what it was before. Raises UserError as
         `add` and `answer`."""
-        before = (self.turns, self.laid, self.left_out)
-        try:
+        with self.whole():
             self.add(turn)
             return self.answer(listener)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """If this block raises, the conversation is what it was before."""
+        before = ([*self.turns], [*self.laid], self.left_out)
+        try:
+            yield
         except BaseException:  # of a listener that gives up, too
             self.turns, self.laid, self.left_out = before
             raise
