@@ -47,10 +47,30 @@ def results(folder: Path) -> dict[str, Any]:
             model.generate(**prompt)
         except ValueError as error:
             found[f"beyond the {name}"] = str(error)
+    found["refused"] = [
+        refusal(lambda: model.generate(torch.stack((text, text)))),
+        refusal(lambda: model.generate(units=units.flatten())),
+        refusal(lambda: model.generate(text, max_new_tokens=0)),
+        refusal(lambda: model.generate(text, do_sample=True, temperature=0.0)),
+    ]
+    found |= scored(model, inputs)
     model.save_pretrained(folder / "again")
     reloaded = AutoModelForCausalLM.from_pretrained(folder / "again", trust_remote_code=True)
     found["saved again"] = all(map(torch.equal, model.state_dict().values(), reloaded.state_dict().values()))
     return found
+
+
+def scored(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The loss with everything as labels, and log-likelihoods of sequences that are padded at their ends."""
+    tokens, speech = inputs["tokens"], inputs["speech_mask"]
+    attended = torch.arange(tokens.shape[-1]) < torch.tensor([[tokens.shape[-1]], [25]])
+    with torch.no_grad():
+        loss = model(tokens, speech, labels=tokens[:, 0]).loss
+    return {
+        "loss": loss,
+        "padded likelihood": model.log_likelihood(tokens, speech, attended)[1],
+        "shorter likelihood": model.log_likelihood(tokens[1:, :, :25], speech[1:, :25])[0],
+    }
 
 
 def processed(folder: Path) -> dict[str, Any]:

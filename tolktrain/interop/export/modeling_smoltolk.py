@@ -275,6 +275,7 @@ class SmolTolkForCausalLM(PreTrainedModel):
             speech_mask: bool [B, T], true for speech; everything is text if not given.
             attention_mask: [B, T]; padding must be at the end.
             labels: int64 [B, T] text ids, -100 where nothing is scored; gives `loss` of the text after each position.
+                Positions of speech and special ids are not scored either.
             cache: of earlier positions, to which these are added.
         """
         tokens = input_ids.unsqueeze(1) if input_ids.dim() == 2 else input_ids
@@ -308,7 +309,8 @@ class SmolTolkForCausalLM(PreTrainedModel):
         speech_logits = torch.stack([functional.linear(spoken, table.weight) for table in tables], dim=1)
         loss = None
         if labels is not None:
-            loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            scored = labels.masked_fill(speech_mask | (labels >= self.config.vocab_size), -100)
+            loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), scored[:, 1:].flatten())
         return SmolTolkOutput(loss=loss, logits=logits, speech_logits=speech_logits, layer_probs=probs)
 
     def _embed(self, tokens: Tensor, speech_mask: Tensor) -> Tensor:
@@ -318,19 +320,24 @@ class SmolTolkForCausalLM(PreTrainedModel):
         return torch.where(speech_mask.unsqueeze(-1), speech, text)
 
     @torch.no_grad()
-    def log_likelihood(self, input_ids: Tensor, speech_mask: Tensor) -> Tensor:
+    def log_likelihood(
+        self, input_ids: Tensor, speech_mask: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """Log-probability of each sequence given its first position, in nats: float32 [B].
 
-        Each token counts in its own modality; special ids and PAD do not count. Arguments as in `forward`.
+        Each token counts in its own modality; special ids, PAD and padding do not count. Arguments as in `forward`.
         """
         tokens = input_ids.unsqueeze(1) if input_ids.dim() == 2 else input_ids
-        out = self(tokens, speech_mask)
+        if speech_mask is None:
+            speech_mask = torch.zeros_like(tokens[:, 0], dtype=torch.bool)
+        out = self(tokens, speech_mask, attention_mask)
         targets, is_speech = tokens[:, :, 1:], speech_mask[:, 1:].bool()
+        counts = torch.ones_like(is_speech) if attention_mask is None else attention_mask[:, 1:].bool()
         text = targets[:, 0]
-        scored = ~is_speech & (text < self.config.vocab_size)
+        scored = counts & ~is_speech & (text < self.config.vocab_size)
         total = (_chosen(out.logits[:, :-1], text.where(scored, 0)) * scored).sum(dim=1)
         for k in range(self.config.num_codebooks):
-            scored = is_speech & (targets[:, k] != self.config.speech_pad)
+            scored = counts & is_speech & (targets[:, k] != self.config.speech_pad)
             total += (_chosen(out.speech_logits[:, k, :-1], targets[:, k].where(scored, 0)) * scored).sum(dim=1)
         return total
 
@@ -354,9 +361,9 @@ class SmolTolkForCausalLM(PreTrainedModel):
             input_ids: a prompt of text ids, int64 [n] or [1, n]; or
             units: a prompt of speech, int64 [n, K] frames with repeats collapsed, EOS included if it has ended.
             to: "text" or "speech"; the modality of the prompt if not given.
-            max_new_tokens: text ids, or frames of units.
+            max_new_tokens: text ids, or frames of units; at least 1.
             do_sample: draw, instead of taking the likeliest id.
-            temperature, top_k: of drawing.
+            temperature, top_k: of drawing; both above 0.
             stop_at_eos: end after EOS of the modality.
             eos_token_id: EOS of text; that of the configuration if not given.
             generator: of the random numbers, on the CPU.
@@ -365,14 +372,18 @@ class SmolTolkForCausalLM(PreTrainedModel):
             What follows the prompt: text ids [m], or frames of units [m, K]; EOS included.
 
         Raises:
-            ValueError: not exactly one prompt, an unknown modality, or ids beyond the vocabulary.
+            ValueError: not exactly one prompt, an unknown modality, several prompts at a time, ids beyond the
+                vocabulary, or a limit or a setting of drawing that is too small.
         """
         to = to or ("text" if units is None else "speech")
         if (input_ids is None) == (units is None) or to not in ("text", "speech"):
             raise ValueError('generate takes either input_ids or units; `to` is "text" or "speech"')
-        given, most = (input_ids, self.config.text_table_size) if units is None else (units, self.config.num_units + 1)
-        if not given.numel() or not 0 <= int(given.min()) <= int(given.max()) < most:  # type: ignore[union-attr]
-            raise ValueError(f"the prompt must have ids from 0 to {most - 1}; is it of another tokenizer?")
+        if max_new_tokens < 1 or (do_sample and not (temperature > 0 and top_k >= 1)):
+            raise ValueError(
+                f"max_new_tokens is {max_new_tokens}, temperature {temperature} and top_k {top_k}; expected at least 1,"
+                " above 0 and at least 1 (do_sample=False takes the likeliest)"
+            )
+        self._check_prompt(input_ids, units)
         columns, is_speech = self._prompt(input_ids, units, to)
         device, cache = self.device, SmolTolkCache()
         tokens = torch.tensor(columns, device=device).t().unsqueeze(0)
@@ -395,6 +406,17 @@ class SmolTolkForCausalLM(PreTrainedModel):
             if len(found) >= max_new_tokens or (stop_at_eos and found[-1] == eos):
                 return torch.tensor(found)
             out = self._add([found[-1]] + [0] * (self.config.num_codebooks - 1), False, cache)
+
+    def _check_prompt(self, input_ids: Any, units: Any) -> None:
+        """Raise ValueError unless it is one prompt with known ids."""
+        given, most = (input_ids, self.config.text_table_size) if units is None else (units, self.config.num_units + 1)
+        shape, num_codebooks = tuple(given.shape), self.config.num_codebooks
+        if units is not None and (len(shape) != 2 or shape[1] != num_codebooks):
+            raise ValueError(f"units have the shape {shape}; expected [n, {num_codebooks}], one prompt at a time")
+        if units is None and len(shape) != 1 and (len(shape) != 2 or shape[0] != 1):
+            raise ValueError(f"input_ids have the shape {shape}; expected [n] or [1, n], one prompt at a time")
+        if not given.numel() or not 0 <= int(given.min()) <= int(given.max()) < most:
+            raise ValueError(f"the prompt must have ids from 0 to {most - 1}; is it of another tokenizer?")
 
     def _prompt(self, input_ids: Any, units: Any, to: str) -> tuple[list[list[int]], list[bool]]:
         """Columns [K] of a prompt, and which are speech."""

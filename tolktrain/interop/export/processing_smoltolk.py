@@ -81,7 +81,8 @@ class SmolTolkProcessor(ProcessorMixin):
         """Ids of text, and units of audio.
 
         Args:
-            text: a text or a list of texts; `input_ids` int64 [B, n] and `attention_mask`, padded at the end.
+            text: a text or a list of texts; `input_ids` int64 [B, n] and `attention_mask`, padded at the end. As in
+                training, no id is added, and names of special tokens in a text are plain text.
             audio: mono waveform within -1 and 1, [n]; `units` int64 [frames, K], repeats collapsed, and `run_lengths`
                 int64 [frames], how many frames each lasted.
             sampling_rate: samples per second of the audio; must be `sampling_rate` of the processor.
@@ -97,7 +98,8 @@ class SmolTolkProcessor(ProcessorMixin):
             many = isinstance(text, (list, tuple)) and len(text) > 1
             if many and self.tokenizer.pad_token is None:
                 self.tokenizer.pad_token = self.tokenizer.eos_token
-            settings = {"return_tensors": "pt", "padding": many, "padding_side": "right", **kwargs}
+            plain = {"add_special_tokens": False, "split_special_tokens": True}
+            settings = {"return_tensors": "pt", "padding": many, "padding_side": "right", **plain, **kwargs}
             encoded = self.tokenizer(text, **settings)
             found |= {key: encoded[key] for key in ("input_ids", "attention_mask") if key in encoded}
         if audio is not None:
