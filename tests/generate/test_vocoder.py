@@ -169,6 +169,7 @@ def test_an_export_contains_the_vocoder(tiny_run: Path, tokenizer: Path, reposit
         card = (folder / "README.md").read_text()
         assert "vocoder unit-hifigan, 16000 samples per second, 3 speakers, 2 styles, with durations" in card
         assert "processor.speak(units)" in card
+    _check_folders_speak_as_the_run(tiny_run, tmp_path)
     other = shutil.copytree(repository / "data" / "sample" / "speech_tokenizer", tmp_path / "other")
     found = LogMelTokenizer.load(other)
     LogMelTokenizer(found.centroids + 1, found.analysis).save(tmp_path / "changed")
@@ -181,3 +182,21 @@ def test_an_export_contains_the_vocoder(tiny_run: Path, tokenizer: Path, reposit
     _configure(tiny_run, vocoder={"path": str(tmp_path / "chosen")})
     assert cli.main(["export", str(tiny_run), str(tmp_path / "refused")]) == 2
     assert not (tmp_path / "refused").exists()
+
+
+def _check_folders_speak_as_the_run(run: Path, folder: Path) -> None:
+    """An export, its import, and the export of that: each in the voice of the run, unless another one is asked for."""
+    assert cli.main(["import", str(folder / "hf"), str(folder / "in")]) == 0
+    assert cli.main(["export", str(folder / "in"), str(folder / "out")]) == 0
+    for name in ("generation_config.json", "processor_config.json"):
+        assert (folder / "out" / name).read_bytes() == (folder / "hf" / name).read_bytes()
+    expected = _spoken(run, replace(SHORT, into=folder / "of-run"))[1]
+    for name in ("hf", "in", "out"):
+        np.testing.assert_array_equal(_spoken(folder / name, replace(SHORT, into=folder / f"of-{name}"))[1], expected)
+    first = replace(SHORT, hearing=Hearing(speaker="0"), into=folder / "first")
+    assert not np.array_equal(_spoken(folder / "hf", first)[1], expected)
+    bare = folder / "bare"
+    shutil.copytree(folder / "hf" / "speech_tokenizer", bare)
+    (bare / "vocoder.json").unlink()
+    assert cli.main(["import", str(folder / "hf"), str(folder / "other"), "--speech-tokenizer", str(bare)]) == 0
+    assert not (folder / "other" / "processor_config.json").exists()  # the voice is of the vocoder that is gone

@@ -48,6 +48,8 @@ pytestmark = pytest.mark.transformers
 
 GREEDY = Sampling(temperature=0.0, top_k=1, seed=0)
 DIRECTIONS = ("text > text", "text > speech", "speech > text", "speech > speech")
+REFUSALS = ("one prompt at a time", "one prompt at a time", "max_new_tokens is 0", "temperature 0.0")
+WITH_NAME = "the little bird <|endoftext|>"  # of a special token, which is plain text
 VARIANTS: dict[str, dict[str, Any]] = {
     "everything": {"tie_text_embeddings": True, "input_adapter_layers": 2},
     "codebooks": {"num_codebooks": 3, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 16)},
@@ -114,6 +116,10 @@ def _expected(model: SmolTolk, inputs: dict[str, torch.Tensor]) -> dict[str, Any
     }
     result: dict[str, Any] = {"logits": found["text_logits"], "speech_logits": found["speech_logits"]}
     result["log_likelihood"] = -nll.sum(dim=1)
+    # The mean over the text that has a logit, from the logits of tolktrain.
+    texts_after = predicted["text_pred"]
+    logs = torch.log_softmax(found["text_logits"][texts_after].double(), dim=-1)
+    result["loss"] = -logs.gather(-1, targets[:, 0][texts_after].unsqueeze(-1)).mean().float()
     for direction, context in contexts.items():
         result[direction] = sample_text(write, [context], vocabulary, GREEDY, texts)[0]
     before = [Context.of_text(text, vocabulary, switch=True)]
@@ -146,6 +152,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, expected
 
 
+def _tokenizer_that_begins_texts(source: Path, folder: Path) -> Path:
+    """A text tokenizer that adds an id before each text, unless it is asked not to, as those of Llama 3 do."""
+    from tokenizers import Tokenizer, processors
+
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert tokenizer.encode("a").ids[0] == 0
+    return folder
+
+
 @pytest.fixture(scope="module")
 def with_processors(exported: tuple[Path, dict[str, dict[str, Any]]], repository: Path) -> dict[str, dict[str, Any]]:
     """Exported models with each kind of speech tokenizer, next to the others, and what tolktrain computes."""
@@ -162,6 +182,7 @@ def with_processors(exported: tuple[Path, dict[str, dict[str, Any]]], repository
     mimi = small_models.save_mimi(kinds["mimi"] / "model")
     MimiTokenizer.create(kinds["mimi"], str(mimi), 3, window_seconds=2.0, overlap_seconds=0.8)
     expected = {}
+    text = _tokenizer_that_begins_texts(sample / "text_tokenizer", folder / "text")
     for kind, tokenizer in kinds.items():
         speech, place = load_speech_tokenizer(tokenizer), folder / f"processor-{kind}"
         sizes = {"text_vocab_size": 1024, "num_units": speech.num_units, "num_codebooks": speech.num_codebooks}
@@ -169,15 +190,15 @@ def with_processors(exported: tuple[Path, dict[str, dict[str, Any]]], repository
         (place / "run" / "config.yaml").unlink()
         export_weights(checkpoint, place / "plain", report=lambda _: None)
         names = [str(place / "plain"), str(place / "weights")]
-        options = ["--text-tokenizer", str(sample / "text_tokenizer"), "--speech-tokenizer", str(tokenizer)]
+        options = ["--text-tokenizer", str(text), "--speech-tokenizer", str(tokenizer)]
         assert cli.main(["import", *names, *options]) == 0
         assert cli.main(["export", str(place / "weights"), str(place / "model")]) == 0
         waveform = small_models.tones(1, 5.03, speech.sample_rate)
         units, run_lengths = collapse(speech.encode(waveform))
         voice = {"speaker": 2, "style": "1"} if kind == "logmel" else {}
-        audio = {"waveform": torch.from_numpy(waveform), "text": "the little bird", "saves": kind == "logmel"}
+        audio = {"waveform": torch.from_numpy(waveform), "text": WITH_NAME, "saves": kind == "logmel"}
         torch.save(audio | {"voice": voice, "needs_durations": kind == "mimi"}, place / "audio.pt")
-        ids = load_text_tokenizer(sample / "text_tokenizer").tokenizer.encode("the little bird").ids
+        ids = load_text_tokenizer(sample / "text_tokenizer").tokenizer.encode(WITH_NAME).ids
         expected[f"processor-{kind}"] = {"units": units, "run_lengths": run_lengths, "ids": ids}
         load = open_vocoder(tokenizer, voice=Voice(*map(str, voice.values())))
         if load is not None:
@@ -208,6 +229,9 @@ def test_transformers_alone_computes_the_same(
         file.unlink()
         assert found.pop("saved again")
         assert "ids from 0 to" in found.pop("beyond the text") and "ids from 0 to" in found.pop("beyond the units")
+        for message, problem in zip(found.pop("refused"), REFUSALS, strict=True):
+            assert problem in message
+        torch.testing.assert_close(found.pop("padded likelihood"), found.pop("shorter likelihood"))
         for key, value in wanted.items():
             if isinstance(value, torch.Tensor):
                 positions = value.shape[-2] if value.dim() > 2 else None
@@ -229,7 +253,7 @@ def test_transformers_alone_computes_the_same(
 
 
 def _check_processor(name: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    assert found["ids"].tolist() == [wanted["ids"]] and found["text"] == "the little bird"
+    assert found["ids"].tolist() == [wanted["ids"]] and found["text"] == WITH_NAME and 0 not in wanted["ids"]
     assert found["padded"].sum(dim=1).tolist() == [len(wanted["ids"]), 1]
     assert len(np.unique(wanted["units"])) > 5  # otherwise constant units would pass
     assert found["units"].tolist() == wanted["units"].tolist(), name
@@ -333,5 +357,5 @@ def test_a_run_with_tokenizers(tiny_run: Path, tmp_path: Path, repository: Path)
     ]
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "| joint | 768 | backbone, pooling, speech | recognition, speech | 0.001 | stories |" in card
-    assert "step 2" in card
+    assert "\n- step 2, stage 1\n" in card and "sampling_rate=processor.sampling_rate" in card
     assert f"| {DatasetInfo.read(repository / 'data' / 'sample' / 'train').license} |" in card

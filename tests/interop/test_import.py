@@ -198,6 +198,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another switch token": ({"swt_token": 5}, "swt_token=5, expected 33"),
     "a layer more": ({"n_audio_out_layers": 2}, "lacks output_adapter.layers.1.input_layernorm.weight and 8 more"),
     "a layer less": ({"n_audio_in_layers": 0}, "has no place for input_adapter.layers.0"),
+    "a tensor": ({"n_codebooks": torch.ones(2)}, "'n_codebooks' of 'model_args' is a tensor, expected a plain value"),
     "no number": ({"n_audio_in_layers": "two"}, "n_audio_in_layers='two'; expected a whole number"),
 }
 
@@ -226,6 +227,16 @@ TENSORS: dict[str, tuple[dict[str, Tensor], str]] = {
         {"context_model.rotary_emb.inv_freq": 100_000.0 ** (-torch.arange(2) / 2)},
         "computed with the rotary base 100000, not 10000; give --rope-theta 1e\\+05",
     ),
+    "no frequencies": (
+        {"context_model.rotary_emb.inv_freq": torch.tensor([1.0, 0.0])},
+        "rotary_emb.inv_freq holds no rotary frequencies",
+    ),
+    "frequencies of no float": (
+        {"context_model.rotary_emb.inv_freq": torch.tensor([1.0, 1e-150], dtype=torch.float64)},
+        "computed with the rotary base 1e\\+300, not 10000",
+    ),
+    "sparse": ({"context_model.norm.weight": torch.ones(16).to_sparse()}, "norm.weight' of 'model' is no dense tensor"),
+    "without values": ({"txt_embed.weight": torch.ones(34, 16, device="meta")}, "txt_embed.weight' of 'model' is no"),
 }
 
 
@@ -321,3 +332,7 @@ def test_published_import_published(name: str, tmp_path: Path) -> None:
     assert one == two
     descriptions = [json.loads((tmp_path / part / "architecture.json").read_text()) for part in ("one", "two")]
     assert descriptions[0]["architecture"] == descriptions[1]["architecture"]
+    assert cli.main(["export", str(tmp_path / "one"), str(tmp_path / "hf")]) == 0
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "imported from format published" in card
+    assert "step" not in card and "None" not in card  # neither is in this file

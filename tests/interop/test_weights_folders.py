@@ -137,6 +137,20 @@ def test_imported_weights_begin_a_run(tmp_path: Path) -> None:
     assert described.architecture == load_weights(into).architecture
 
 
+def test_a_folder_that_transformers_has_saved(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The messages name the command with which it can be used, which works."""
+    (weights / "architecture.json").unlink()  # which transformers does not write
+    for arguments in (["generate", str(weights), "--text", "a"], ["export", str(weights), str(tmp_path / "again")]):
+        assert cli.main(arguments) == 2
+        assert f"tolktrain import {weights} INTO" in capsys.readouterr().err
+    with pytest.raises(UserError, match=rf"init_from: .* tolktrain import {weights} INTO"):
+        describe_weights(weights, "checkpoint.init_from")
+    assert cli.main(["import", str(weights), str(tmp_path / "into")]) == 0
+    assert describe_weights(tmp_path / "into", "checkpoint.init_from").format == "exported weights"
+
+
 def test_half_downloaded_and_foreign_folders_are_named(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,7 +78,7 @@ def existing_run(parsed: argparse.Namespace) -> Path:
     path = Path(parsed.config)
     if path.is_dir():
         if not RunPaths(path).config.is_file():
-            raise UserError(f"{path} is not a run directory: it has no config.yaml; name a run or a YAML file")
+            raise UserError(_no_run(path))
         directory = path
     else:
         directory = RunPaths.of(load(parsed)).root
@@ -91,6 +91,15 @@ def existing_run(parsed: argparse.Namespace) -> Path:
             f" {RunPaths(directory).config}"
         )
     return directory
+
+
+def _no_run(folder: Path) -> str:
+    """Why a folder is no run."""
+    from tolktrain.interop.export.model_config import is_saved_by_transformers
+
+    if is_saved_by_transformers(folder):
+        return f"{folder} was saved by transformers; read it first: tolktrain import {folder} INTO"
+    return f"{folder} is not a run directory: it has no config.yaml; name a run or a YAML file"
 
 
 def existing_model(parsed: argparse.Namespace) -> tuple[Path, tuple[str, ...]]:

@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tolktrain.config import Config
 from tolktrain.config.load import config_of
 from tolktrain.errors import UserError
+from tolktrain.interop.folder_settings import voice_in
 from tolktrain.interop.tokenizer_files import tokenizers_in
 from tolktrain.interop.weights import OpenWeights, build_model, is_weights, open_exported
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
 from tolktrain.runs.load_model import load_model
+from tolktrain.units.vocoders.description import VOCODER_FILE
 
 _DEFAULT_LENGTH = 2048  # positions, if the weights do not record the length of their training sequences
 _MICRO_BATCH = 4
@@ -58,6 +61,7 @@ def load_trained(
 def _configuration(folder: Path, weights: OpenWeights, overrides: Sequence[str]) -> Config:
     architecture = weights.architecture
     text, speech = tokenizers_in(folder.resolve())
+    has_vocoder = speech is not None and (Path(speech) / VOCODER_FILE).is_file()
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name).lstrip("._-") or "weights"
     # A configuration has a stage at least, and a stage a data set; both are removed again below.
     stage = {"name": "none", "tokens": 1, "mixture": {"text": {"sets": {_NO_SET: 1}}}, "learning_rate": 1.0}
@@ -79,6 +83,7 @@ def _configuration(folder: Path, weights: OpenWeights, overrides: Sequence[str])
             "sets": {_NO_SET: {"path": str(folder.resolve())}},
             "text_tokenizer": text,
             "speech_tokenizer": speech,
+            "vocoder": asdict(voice_in(folder)) if has_vocoder else {},
         },
         "train": {
             "stages": [stage],

@@ -32,29 +32,6 @@ tags: [smoltolk, text-speech, speech-language-model]
 # SmolTolk
 """
 
-_USAGE = """\
-## Use
-
-Needs torch and transformers (4.57 or 5) only.
-
-```python
-import torch
-from transformers import AutoModelForCausalLM, AutoProcessor
-
-model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True)
-ids = processor(text="Once upon a time").input_ids                       # int64 [1, n]
-print(processor.decode(model.generate(ids)))                             # text after text
-units = model.generate(ids, to="speech", do_sample=True)                 # units [n, K] after text
-heard = processor(audio=waveform, sampling_rate=16_000).units            # units [n, K] of audio
-print(processor.decode(model.generate(units=heard, to="text")))          # text after speech
-more = model.generate(units=heard)                                       # speech after speech
-```
-
-Units are those of the speech tokenizer in `speech_tokenizer/`, with repeated frames collapsed. `log_likelihood` gives
-the log-probability of sequences of both modalities.
-"""
-
 _SPEECH = """
 The vocoder in `speech_tokenizer/` turns units into audio, by the processor alone:
 
@@ -81,7 +58,7 @@ def model_card(
         "",
         f"- parameters: {sum(counts.values()):,} ({', '.join(f'{name} {count:,}' for name, count in counts.items())}),"
         f" {dtype}",
-        f"- step {state.get('step')}, stage {state.get('stage_name', state.get('stage'))}",
+        *_trained(state),
         f"- {architecture.num_units} units, {architecture.num_codebooks} codebook(s), pooling"
         f" {architecture.layer_pooling}, {architecture.input_adapter_layers} layers before and"
         f" {architecture.output_adapter_layers} after the backbone, rotary base {architecture.rope_theta:g}",
@@ -94,7 +71,48 @@ def model_card(
     if source.config is not None:
         lines += [*_recipe(source.config), *_data(source.config)]
     lines += [*_measured(source, state), *_benchmarks(source, state)]
-    return "\n".join(lines) + "\n" + _USAGE + (_SPEECH if vocoder is not None else "")
+    text, speech = source.tokenizers
+    lines += _usage(text is not None, text is not None and speech is not None)
+    return "\n".join(lines) + "\n" + (_SPEECH if vocoder is not None else "")
+
+
+def _usage(has_processor: bool, hears: bool) -> list[str]:
+    """How to use the folder, with the parts that it has."""
+    load, given, shown = "from_pretrained(FOLDER, trust_remote_code=True)", "...  # {}; no tokenizer was exported", "{}"
+    if has_processor:
+        shown = "print(processor.decode({}))"
+    heard = "processor(audio=waveform, sampling_rate=processor.sampling_rate).units  # units [n, K] of mono audio"
+    return [
+        "## Use",
+        "",
+        "Needs torch and transformers (4.57 or 5) only.",
+        "",
+        "```python",
+        "import torch",
+        "from transformers import AutoModelForCausalLM" + (", AutoProcessor" if has_processor else ""),
+        "",
+        f"model = AutoModelForCausalLM.{load}",
+        *([f"processor = AutoProcessor.{load}"] if has_processor else []),
+        "ids = "
+        + ('processor(text="Once upon a time").input_ids  # int64 [1, n]' if has_processor else given.format("[1, n]")),
+        shown.format("model.generate(ids)") + "  # text after text",
+        'units = model.generate(ids, to="speech", do_sample=True)  # units [n, K] after text',
+        "heard = " + (heard if hears else given.format("units [n, K], repeated frames collapsed")),
+        shown.format('model.generate(units=heard, to="text")') + "  # text after speech",
+        "more = model.generate(units=heard)  # speech after speech",
+        "```",
+        "",
+        *(["Units are those of the speech tokenizer in `speech_tokenizer/`, with repeated frames collapsed."] * hears),
+        "`log_likelihood` gives the log-probability of sequences of both modalities.",
+    ]
+
+
+def _trained(state: Mapping[str, Any]) -> Iterator[str]:
+    """How far the model was trained, as far as it is known."""
+    known = {"step": state.get("step"), "stage": state.get("stage_name", state.get("stage"))}
+    parts = [f"{name} {value}" for name, value in known.items() if value is not None]
+    if parts:
+        yield f"- {', '.join(parts)}"
 
 
 def _origin(origin: Mapping[str, Any]) -> str:
@@ -206,7 +224,8 @@ def _benchmarks(source: ExportSource, state: Mapping[str, Any]) -> list[str]:
         names = " | ".join(str(row.get(key)) for key in ("benchmark", "set", "measure", "rule"))
         accuracy, low, high = (100 * float(row.get(key) or 0.0) for key in ("accuracy", "low", "high"))
         lines.append(f"| {names} | {accuracy:.1f} | {low:.1f} – {high:.1f} |")
-    return ["## Benchmarks", "", "Percent of pairs whose correct item has the higher score.", "", *lines, ""]
+    meaning = "Percent of pairs whose correct item has the higher score, or of questions that are answered correctly."
+    return ["## Benchmarks", "", meaning, "", *lines, ""]
 
 
 def _result(path: Path, state: Mapping[str, Any]) -> Mapping[str, Any] | None:

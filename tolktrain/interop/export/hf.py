@@ -12,25 +12,27 @@ DIR/
 ```
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tolktrain.errors import UserError
-from tolktrain.files.reading import read_json
 from tolktrain.files.writing import write_synced
 from tolktrain.interop.export.card import model_card
 from tolktrain.interop.export.model_config import MODELING_FILE, PROCESSING_FILE, model_config
 from tolktrain.interop.export.source import ExportSource, digests
+from tolktrain.interop.folder_settings import (
+    GENERATION_FILE,
+    PROCESSOR_FILE,
+    read_settings,
+    voice_in,
+    write_json,
+)
 from tolktrain.interop.tensor_writer import DType, require_new
 from tolktrain.interop.tokenizer_files import check_vocoder
 from tolktrain.interop.weights import OpenWeights, write_weights
 from tolktrain.units.vocoders.kind import FIRST_VOICE, Voice
-
-GENERATION_FILE = "generation_config.json"
-PROCESSOR_CONFIG = "processor_config.json"
 
 
 def export_hf(source: ExportSource, into: Path, dtype: DType, report: Callable[[str], None]) -> Path:
@@ -47,7 +49,7 @@ def export_hf(source: ExportSource, into: Path, dtype: DType, report: Callable[[
         vocoder = check_vocoder(folder, voice) if has_speech else None
         if eos is not None:
             _add_program(folder, PROCESSING_FILE)
-            write_json(folder / PROCESSOR_CONFIG, _processor(has_speech, vocoder is not None, voice))
+            write_json(folder / PROCESSOR_FILE, _processor(has_speech, vocoder is not None, voice))
         config = model_config(weights.architecture, dtype, eos, digests(weights), weights.sequence_length)
         if eos is None:
             del config["auto_map"]["AutoProcessor"]
@@ -67,11 +69,6 @@ def export_hf(source: ExportSource, into: Path, dtype: DType, report: Callable[[
     return weights.folder
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a small new file. Raises OSError with its name."""
-    write_synced(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
 def _add_program(folder: Path, name: str) -> None:
     write_synced(folder / name, (Path(__file__).parent / name).read_bytes())
 
@@ -80,9 +77,7 @@ def _voice(source: ExportSource) -> Voice:
     """The speaker and style of the run, or of the folder of weights."""
     if source.config is not None:
         return Voice(source.config.data.vocoder.speaker, source.config.data.vocoder.style)
-    known = _earlier(source.folder / PROCESSOR_CONFIG).get("voice")
-    found = known if isinstance(known, dict) else {}
-    return Voice(found.get("speaker"), found.get("style"))
+    return voice_in(source.folder)
 
 
 def _processor(has_speech: bool, has_vocoder: bool, voice: Voice) -> dict[str, Any]:
@@ -101,14 +96,6 @@ def _generation(source: ExportSource, text_eos: int | None) -> Mapping[str, Any]
     """Settings of sampling: those of the run, or of the folder of weights."""
     settings: dict[str, Any] = {} if text_eos is None else {"eos_token_id": text_eos}
     if source.config is None:
-        return {**_earlier(source.folder / GENERATION_FILE), **settings}
+        return {**read_settings(source.folder / GENERATION_FILE), **settings}
     evaluation = source.config.evaluation
     return settings | {"do_sample": True, "temperature": evaluation.temperature, "top_k": evaluation.top_k}
-
-
-def _earlier(path: Path) -> Mapping[str, Any]:
-    try:
-        found = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

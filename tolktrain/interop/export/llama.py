@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tolktrain.interop.export.hf import write_json
 from tolktrain.interop.export.model_config import TORCH_NAMES
 from tolktrain.interop.export.source import ExportSource
+from tolktrain.interop.folder_settings import write_json
 from tolktrain.interop.huggingface import TEXT_TABLE, checkpoint_name, is_backbone
 from tolktrain.interop.tensor_writer import DType, new_folder, require_new, write_tensors
 from tolktrain.model.architecture import Architecture

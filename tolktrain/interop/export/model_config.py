@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from tolktrain.config.model import LayerPooling
 from tolktrain.errors import UserError
+from tolktrain.files.reading import read_json
 from tolktrain.interop.tensor_writer import DType
 from tolktrain.model.architecture import Architecture
 
@@ -69,6 +70,15 @@ def model_config(
         "tokenizers": dict(tokenizers),
         **{theirs: values[ours] for ours, theirs in _KEYS.items()},
     }
+
+
+def is_saved_by_transformers(folder: Path) -> bool:
+    """Whether a folder holds a SmolTolk in the hf format that transformers has saved, without architecture.json."""
+    try:
+        found = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("model_type") == MODEL_TYPE
 
 
 def architecture_from(config: Mapping[str, Any], path: Path) -> Architecture:

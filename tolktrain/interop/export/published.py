@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tolktrain.errors import UserError
 from tolktrain.files.writing import naming, sync_path
-from tolktrain.interop.export.hf import write_json
 from tolktrain.interop.export.llama import llama_config
 from tolktrain.interop.export.source import ExportSource
+from tolktrain.interop.folder_settings import write_json
 from tolktrain.interop.published import ENTROPY_WEIGHT, POOLING, published_name
 from tolktrain.interop.tensor_writer import DTYPES, DType, new_folder, require_new
 from tolktrain.interop.weights import OpenWeights

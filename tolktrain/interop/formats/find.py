@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tolktrain.errors import UserError
+from tolktrain.interop.export.model_config import is_saved_by_transformers
 from tolktrain.interop.formats.format import Weights, WeightsFormat, WeightsReader
 
 MODULES = ("checkpoint", "run", "exported")  # of this package; each defines FORMAT
@@ -41,6 +42,8 @@ def describe_weights(path: Path, key: str) -> Weights:
             return found.describe(path)
         except UserError as error:
             raise UserError(f"{key}: {error}", by_machine=error.by_machine) from error
+    if is_saved_by_transformers(path):
+        raise UserError(f"{key}: {path} was saved by transformers; read it first: tolktrain import {path} INTO")
     if (path / "config.json").is_file():
         raise UserError(
             f"{key}: {path} is a Hugging Face checkpoint, which has the weights of a backbone only; set model.backbone"

@@ -59,8 +59,18 @@ class PublishedFile:
             raise UserError(f"{path}: {MODEL!r} is no table of tensors; save model.state_dict()")
         if not isinstance(arguments, dict):
             raise UserError(f"{path}: {MODEL_ARGS!r} is no dictionary; save the fields of ModelArgs as a dict")
+        odd = next((name for name, tensor in model.items() if not _has_values(tensor)), None)
+        if odd is not None:
+            raise UserError(f"{path}: {odd!r:.100} of {MODEL!r} is no dense tensor in memory; save the model again")
+        odd = next((name for name, value in arguments.items() if isinstance(value, Tensor)), None)
+        if odd is not None:
+            raise UserError(f"{path}: {odd!r:.100} of {MODEL_ARGS!r} is a tensor, expected a plain value; correct it")
         step = content.get("iter_num")
         return cls(path, _plain_names(path, model), arguments, step if type(step) is int else None, file_sha256(path))
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 
 
 def _plain_names(path: Path, model: Mapping[str, Tensor]) -> dict[str, Tensor]:

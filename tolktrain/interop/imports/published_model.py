@@ -40,6 +40,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "raw_speech_residual": False,
     "block_size": 2048,
 }
+_LARGEST_LOG = 700.0  # of a number that a float can hold
 _LEAST_SPEECH_IDS = 3  # a unit, EOS and PAD
 
 
@@ -223,11 +224,15 @@ def _take_frequencies(
     names = [name for name in tensors if _FREQUENCIES.fullmatch(name)]
     theta = choices.rope_theta or sizes["rope_theta"]
     for name in names:
-        saved = tensors.pop(name).float()
+        saved = tensors.pop(name).flatten()
         if sizes["rope_scaling"] is not None or saved.numel() < 2:
             continue
-        base = float(saved[1]) ** (-sizes["head_dim"] / 2)
-        if not math.isclose(base, theta, rel_tol=1e-2):  # the tensor may be in bf16
+        second = float(saved[1])  # theta ** (-2 / head_dim)
+        if not 0 < second < 1:
+            raise UserError(f"{file.path}: {name} holds no rotary frequencies; download the file again")
+        log_base = -math.log(second) * sizes["head_dim"] / 2
+        if abs(log_base - math.log(theta)) > 1e-2:  # the tensor may be in bf16
+            base = math.exp(min(log_base, _LARGEST_LOG))
             raise UserError(
                 f"{file.path}: {name} was computed with the rotary base {base:.6g}, not {theta:g}; give --rope-theta"
                 f" {base:.2g}, or the --backbone that it was trained from"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tolktrain.errors import UserError
 from tolktrain.interop.finite import non_finite
+from tolktrain.interop.folder_settings import copy_settings
 from tolktrain.interop.imports.folder import open_folder
 from tolktrain.interop.imports.published_file import PublishedFile
 from tolktrain.interop.imports.published_model import Choices, published_model
@@ -98,6 +99,8 @@ def import_weights(
             _, digests["text"] = add_text_tokenizer(folder, text, known.get("text"), weights.architecture)
         if speech is not None:
             digests["speech"] = add_speech_tokenizer(folder, speech, known.get("speech"), weights.architecture)
+        if weights.folder.is_dir():
+            copy_settings(weights.folder, folder, has_same_vocoder=speech_tokenizer is None)
         return replace(weights, state={**weights.state, "tokenizers": digests})
 
     write_weights(weights, into, dtype, report, prepare=prepare)
