@@ -198,5 +198,5 @@ def _check_folders_speak_as_the_run(run: Path, folder: Path) -> None:
     bare = folder / "bare"
     shutil.copytree(folder / "hf" / "speech_tokenizer", bare)
     (bare / "vocoder.json").unlink()
-    assert cli.main(["import", str(folder / "hf"), str(folder / "other"), "--speech-tokenizer", str(bare)]) == 0
-    assert not (folder / "other" / "processor_config.json").exists()  # the voice is of the vocoder that is gone
+    assert cli.main(["import", str(folder / "hf"), str(folder / "third"), "--speech-tokenizer", str(bare)]) == 0
+    assert not (folder / "third" / "processor_config.json").exists()  # the voice is of the vocoder that is gone

@@ -47,9 +47,12 @@ def results(folder: Path) -> dict[str, Any]:
             model.generate(**prompt)
         except ValueError as error:
             found[f"beyond the {name}"] = str(error)
+    whole = model.generate(text, max_new_tokens=20, eos_token_id=0, attention_mask=torch.ones_like(text))
+    assert torch.equal(whole, found["text > text"])
     found["refused"] = [
         refusal(lambda: model.generate(torch.stack((text, text)))),
         refusal(lambda: model.generate(units=units.flatten())),
+        refusal(lambda: model.generate(text, attention_mask=torch.arange(len(text)) > 2)),
         refusal(lambda: model.generate(text, max_new_tokens=0)),
         refusal(lambda: model.generate(text, do_sample=True, temperature=0.0)),
     ]

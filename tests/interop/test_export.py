@@ -48,7 +48,7 @@ pytestmark = pytest.mark.transformers
 
 GREEDY = Sampling(temperature=0.0, top_k=1, seed=0)
 DIRECTIONS = ("text > text", "text > speech", "speech > text", "speech > speech")
-REFUSALS = ("one prompt at a time", "one prompt at a time", "max_new_tokens is 0", "temperature 0.0")
+REFUSALS = ("one prompt at a time", "one prompt at a time", "without padding", "max_new_tokens is 0", "temperature 0.0")
 WITH_NAME = "the little bird <|endoftext|>"  # of a special token, which is plain text
 VARIANTS: dict[str, dict[str, Any]] = {
     "everything": {"tie_text_embeddings": True, "input_adapter_layers": 2},

@@ -62,6 +62,7 @@ def _configuration(folder: Path, weights: OpenWeights, overrides: Sequence[str])
     architecture = weights.architecture
     text, speech = tokenizers_in(folder.resolve())
     has_vocoder = speech is not None and (Path(speech) / VOCODER_FILE).is_file()
+    has_other = any(one.startswith("data.vocoder.path=") for one in overrides)  # which has other voices
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name).lstrip("._-") or "weights"
     # A configuration has a stage at least, and a stage a data set; both are removed again below.
     stage = {"name": "none", "tokens": 1, "mixture": {"text": {"sets": {_NO_SET: 1}}}, "learning_rate": 1.0}
@@ -83,7 +84,7 @@ def _configuration(folder: Path, weights: OpenWeights, overrides: Sequence[str])
             "sets": {_NO_SET: {"path": str(folder.resolve())}},
             "text_tokenizer": text,
             "speech_tokenizer": speech,
-            "vocoder": asdict(voice_in(folder)) if has_vocoder else {},
+            "vocoder": asdict(voice_in(folder)) if has_vocoder and not has_other else {},
         },
         "train": {
             "stages": [stage],

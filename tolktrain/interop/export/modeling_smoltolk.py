@@ -354,6 +354,7 @@ class SmolTolkForCausalLM(PreTrainedModel):
         stop_at_eos: bool = True,
         eos_token_id: int | None = None,
         generator: torch.Generator | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Continue a prompt of text or of units, in text or in speech, with caches.
 
@@ -367,13 +368,14 @@ class SmolTolkForCausalLM(PreTrainedModel):
             stop_at_eos: end after EOS of the modality.
             eos_token_id: EOS of text; that of the configuration if not given.
             generator: of the random numbers, on the CPU.
+            attention_mask: as the processor returns it for one text.
 
         Returns:
             What follows the prompt: text ids [m], or frames of units [m, K]; EOS included.
 
         Raises:
-            ValueError: not exactly one prompt, an unknown modality, several prompts at a time, ids beyond the
-                vocabulary, or a limit or a setting of drawing that is too small.
+            ValueError: not exactly one prompt, an unknown modality, several prompts at a time or padding, ids beyond
+                the vocabulary, or a limit or a setting of drawing that is too small.
         """
         to = to or ("text" if units is None else "speech")
         if (input_ids is None) == (units is None) or to not in ("text", "speech"):
@@ -383,6 +385,8 @@ class SmolTolkForCausalLM(PreTrainedModel):
                 f"max_new_tokens is {max_new_tokens}, temperature {temperature} and top_k {top_k}; expected at least 1,"
                 " above 0 and at least 1 (do_sample=False takes the likeliest)"
             )
+        if attention_mask is not None and not bool(attention_mask.all()):
+            raise ValueError("attention_mask has padding; give one prompt at a time, without padding")
         self._check_prompt(input_ids, units)
         columns, is_speech = self._prompt(input_ids, units, to)
         device, cache = self.device, SmolTolkCache()
