@@ -21,7 +21,7 @@ GLOBAL_BATCH = 512  # sequences of 2048: about a million tokens
 LARGEST_MICRO_BATCH = {"150m": 32, "400m": 16, "2b": 8}
 GPUS = (8, 64, 128, 256, 512)
 CASES: dict[str, dict[str, Any]] = {
-    "all-reduce after it": {"stage": 1, "overlap_comm": False, "reduce_scatter": False},
+    "all-reduce after the pass": {"stage": 1, "overlap_comm": False, "reduce_scatter": False},
     "ZeRO 1": {"stage": 1},
     "ZeRO 2": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 50_000_000},
 }
@@ -54,7 +54,7 @@ def main() -> None:
             size = min(share, largest)
             found = [exposed(model, num_gpus, size, zero) for zero in CASES.values()]
             cells = " | ".join(f"{traffic:.1f} of {step:.0f} ms" for traffic, step in found)
-            print(f"| {model} | {num_gpus} | {share // size} x {size} | {cells} |")
+            print(f"| {model.upper()} | {num_gpus} | {share // size} x {size} | {cells} |")
 
 
 if __name__ == "__main__":
