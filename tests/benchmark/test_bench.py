@@ -69,7 +69,7 @@ def test_the_verb_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixt
     for text in (shown, page):
         for word in ("ours", "published", "unknown device", "MFU = FLOPs of a step / (seconds x peak x devices)"):
             assert word in text
-    assert "…" not in shown  # nothing is cut off in 80 columns
+    assert "…" not in shown  # nothing is cut off
 
 
 @pytest.mark.slow

@@ -25,14 +25,16 @@ ESSENTIAL = [piece.name for piece in (MACHINE, *GPU_PIECES) if piece.essential]
 
 @dataclass
 class FakeMachine:
-    """Pieces take a multiple of their estimates, or as long as they may."""
+    """Pieces take a multiple of their estimates, steps another one, or as long as they may."""
 
     factor: float = 1.0
     hanging: tuple[str, ...] = ()
+    steps: float | None = None
     now: float = 1000.0
 
     def run(self, piece: Piece, limit: float) -> Outcome:
-        needed = 1e9 if piece.name in self.hanging else self.factor * piece.estimate
+        factor = self.steps if self.steps is not None and piece.name.startswith("step-") else self.factor
+        needed = 1e9 if piece.name in self.hanging else factor * piece.estimate
         self.now += min(needed, limit)
         return Outcome(DONE if needed <= limit else STOPPED, min(needed, limit))
 
@@ -65,6 +67,14 @@ def test_pieces_that_hang_leave_the_others_their_time() -> None:
     _, outcomes = FakeMachine(hanging=hanging).hour(8)
     for name in ESSENTIAL:
         assert outcomes[name].status == (STOPPED if name in hanging else DONE), name
+
+
+def test_what_is_not_essential_leaves_more_than_the_estimates_of_steps() -> None:
+    """The first pieces are so fast that the kernels come before the steps, and hang."""
+    order, outcomes = FakeMachine(0.3, ("pooling", "adapter"), steps=1.4).hour(8)
+    assert order.index("pooling") < order.index("step-150m")
+    assert outcomes["pooling"].status == STOPPED
+    assert all(outcomes[name].status == DONE for name in ESSENTIAL)
 
 
 def test_an_hour_runs_in_the_order_of_value() -> None:

@@ -54,6 +54,8 @@ from tolktrain.train.process import set_threads
 from tolktrain.train.resolved import ResolvedSettings, choose_kernels
 from tolktrain.train.utilization import Utilization
 
+_FILE_WIDTH = 120  # of tables outside of a terminal
+
 
 @dataclass(frozen=True)
 class Options:
@@ -118,6 +120,8 @@ def bench(path: str | Path, overrides: Sequence[str], options: Options, command:
         check_countable(config, layout.device.type)
     kind = device_of(options.device, device_name(layout)) if options.count else None
     console = Console(highlight=False, soft_wrap=True, quiet=layout.rank > 0)
+    if not console.is_terminal:  # such as the log of a job
+        console.width = max(console.width, _FILE_WIDTH)
     shape = StepShape(configs[0].train.global_batch_size, config.train.micro_batch_size, layout)
     steps = timed_steps(sequences, shape, options.warmup + options.steps)
     largest = largest_steps(sequences, shape, stage) if options.largest_batches else []

@@ -163,7 +163,8 @@ def _bench(context: Context, model: str, overrides: Sequence[str], **options: An
 def _record_step(context: Context, model: str, config: str, overrides: list[str], options: Mapping[str, Any]) -> None:
     from tolktrain.benchmark.run import Options, bench
 
-    command = ["tolktrain", "bench", config, *overrides]
+    chosen = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    command = ["tolktrain", "bench", config, *(f"--{name}={value}" for name, value in chosen.items()), *overrides]
     given = Options(**options, output=context.folder / context.piece)
     result = json.loads(bench(config, overrides, given, command).read_text())
     shown = ("stage", "precision", "micro_batch_size", "accumulation", "sequence_length", "tokens_per_step")
@@ -186,7 +187,8 @@ def _count(model: str, context: Context) -> None:
 
     config, folder = f"configs/bench/smoltolk-{model}.yaml", context.folder / context.piece
     options = Options(steps=5, warmup=2, count=True, output=folder)
-    bench(config, context.overrides, options, ["tolktrain", "bench", config, *context.overrides, "--count"])
+    command = ["tolktrain", "bench", config, "--steps=5", "--warmup=2", "--count", *context.overrides]
+    bench(config, context.overrides, options, command)
     counted = json.loads((folder / f"count-smoltolk-{model}.json").read_text())
     context.add("count", model=model, **counted["summary"], exact_launches=counted["exact_launches"])
 

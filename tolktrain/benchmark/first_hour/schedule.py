@@ -64,8 +64,10 @@ def _fits(piece: Piece, pending: Sequence[Piece], left: float) -> bool:
 
 
 def seconds_for(piece: Piece, others: Sequence[Piece], left: float) -> float:
-    """The hard limit of a piece: its own, or what the estimates of essential pieces among `others` leave."""
-    return max(min(piece.limit, left - _kept(others)), min(piece.estimate, left))
+    """The hard limit of a piece: its own, or what the estimates of essential pieces among `others` leave; if it is not
+    essential itself, what `_SAFETY` times these estimates leave."""
+    kept = (1.0 if piece.essential else _SAFETY) * _kept(others)
+    return max(min(piece.limit, left - kept), min(piece.estimate, left))
 
 
 def _kept(pieces: Sequence[Piece]) -> float:

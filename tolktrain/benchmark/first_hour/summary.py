@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tolktrain.benchmark.first_hour.results import Record
-from tolktrain.benchmark.first_hour.schedule import DONE
+from tolktrain.benchmark.first_hour.schedule import DONE, NOT_RUN
 
 _ERROR_LINES = 6
 
@@ -154,10 +154,13 @@ _TABLES: tuple[tuple[str, str, Callable[[Sequence[Record]], list[str]]], ...] = 
 def _pieces(records: Sequence[Record]) -> list[str]:
     latest = {record["piece"]: record for record in records}
     lines = ["## Pieces", ""]
-    rows = [(name, record["status"], f"{record['seconds']:.0f}") for name, record in latest.items()]
-    lines += _table(("piece", "", "seconds"), rows)
+    rows = [
+        (name, record["status"], f"{record['seconds']:.0f}", record["error"] if record["status"] == NOT_RUN else "")
+        for name, record in latest.items()
+    ]
+    lines += _table(("piece", "", "seconds", ""), rows)
     for name, record in latest.items():
-        if record["status"] != DONE and record["error"]:
+        if record["status"] not in (DONE, NOT_RUN) and record["error"]:
             shown = record["error"].strip().splitlines()[-_ERROR_LINES:]
             lines += ["", f"{name}: {record['status']}", "", *(f"    {line}" for line in shown)]
     return lines
