@@ -140,12 +140,14 @@ def table() -> str:
             f" ({worst.model}, {worst.layout}) |"
         )
     lines.append(f"| all | | {len(found)} | | {median_error(found):.1%} | |")
-    lines += ["", "| source | model | layout | published GiB | computed GiB |", "|---|---|---|---:|---:|"]
-    lines += [
-        f"| {item.source} | {item.model} | {item.layout} | {item.published_gib:.1f} | {item.predicted_gib:.1f} |"
-        for item in found
-        if item.published_gib is not None
-    ]
+    lines += ["", "| source | model | layout | published GiB | computed GiB | error |", "|---|---|---|---:|---:|---:|"]
+    errors = []
+    for item in found:
+        if item.published_gib is not None:
+            errors.append(item.predicted_gib / item.published_gib - 1)
+            memory = f"{item.published_gib:.1f} | {item.predicted_gib:.1f} | {errors[-1]:+.0%}"
+            lines.append(f"| {item.source} | {item.model} | {item.layout} | {memory} |")
+    lines.append(f"| all {len(errors)} | | median | | | {statistics.median(errors):+.0%} |")
     return "\n".join(lines) + "\n"
 
 
