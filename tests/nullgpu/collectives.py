@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -37,15 +38,24 @@ def messages() -> list[int]:
     return [*found, told.item()]
 
 
+def num_splits() -> int:
+    """Communicators that this rank has taken part in splitting off."""
+    return len(list(Path(os.environ["NULLGPU_EXCHANGE"]).glob(f"*.split-*.{RANK}")))
+
+
 def groups() -> list[int]:
-    """Sizes and ranks of communicators are split off as torch asks for them. The number of elements that the health
-    check finds wrong in the last one."""
+    """Sizes and ranks of communicators are split off as torch asks for them. How many are split off when three groups
+    are made, and when they are used; and the number of elements that the health check finds wrong in the last one."""
+    before = num_splits()
     parts = [dist.new_group([rank]) for rank in range(2)]
     whole = dist.new_group([1, 0])
+    made = num_splits()
     for group in (parts[RANK], whole):
         dist.all_reduce(torch.zeros(4, device="cuda"), group=group)
+    used = num_splits()
     measured = measure_exchange(["node", "node"], torch.device("cuda", RANK), whole, Probes())
-    return [dist.get_world_size(parts[RANK]), dist.get_world_size(whole), measured.num_wrong_sums]
+    sizes = [dist.get_world_size(parts[RANK]), dist.get_world_size(whole)]
+    return [*sizes, made - before, used - made, measured.num_wrong_sums]
 
 
 def unequal_sizes() -> str:

@@ -67,9 +67,11 @@ def test_small_messages_arrive(null_jobs: NullJobs) -> None:
 
 @pytest.mark.slow
 def test_groups_have_the_sizes_that_torch_asks_for(null_jobs: NullJobs) -> None:
-    """NCCL splits communicators by what all of their ranks say. The health check does not accept sums of zeros."""
-    for part, whole, num_wrong in null_jobs.run("collectives.py", "groups", ranks=2).results:
+    """NCCL splits communicators by what all of their ranks say: because the GPU of a rank is known (`device_id`), when
+    a group is made, and not at its first use. The health check does not accept sums of zeros."""
+    for part, whole, made, used, num_wrong in null_jobs.run("collectives.py", "groups", ranks=2).results:
         assert (part, whole) == (1, 2) and num_wrong == 2**20
+        assert (made, used) == (3, 0)
 
 
 @pytest.mark.slow

@@ -15,14 +15,13 @@ import re
 import shlex
 import statistics
 import sys
-import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+from page import section, write_section
 
 from tolktrain.benchmark.providers import EngineRunner, Setting
 from tolktrain.benchmark.synthetic import Speech, random_batches, units_per_word
@@ -105,6 +104,12 @@ class Case:
 
 
 SECTION = "## Time on a processor"
+ABOUT = (
+    "The shapes are those of configs/bench/cpu.yaml with one sequence of 512 positions and one change each; `adapter`"
+    " is the stage with a frozen backbone. CPU seconds of a step, the median of three. One factor is calibrated on the"
+    " first shape. The rates of attention and memory that `plan --device cpu` assumes were chosen with these shapes in"
+    " view."
+)
 
 
 def rows(names: Sequence[str]) -> Iterator[str]:
@@ -123,28 +128,13 @@ def rows(names: Sequence[str]) -> Iterator[str]:
         yield f"| {name} | {spread} | {found:.2f} | {factor * predicted:.2f} | {error} |"
 
 
-def section(lines: Sequence[str], load: float) -> str:
-    """The section of a page, with how it was measured."""
+def facts(load: float) -> str:
+    """How it was measured."""
     cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-    facts = (
-        f"{datetime.now(timezone.utc):%Y-%m-%d}, {cpu[1] if cpu else platform.machine()}, float32, one thread, PyTorch"
-        f" {torch.__version__}, load average {load:.1f}: `{shlex.join(['python', *sys.argv])}`."
+    return (
+        f"{cpu[1] if cpu else platform.machine()}, float32, one thread, PyTorch {torch.__version__}, load average"
+        f" {load:.1f}: `{shlex.join(['python', *sys.argv])}`."
     )
-    about = (
-        "The shapes are those of configs/bench/cpu.yaml with one sequence of 512 positions and one change each;"
-        " `adapter` is the stage with a frozen backbone. CPU seconds of a step, the median of three. One factor is"
-        " calibrated on the first shape."
-    )
-    return "\n".join([SECTION, "", *textwrap.wrap(facts, 120), *textwrap.wrap(about, 120), "", *lines, ""])
-
-
-def write_section(path: Path, text: str) -> None:
-    """Replace the section of a page, or append it."""
-    page = path.read_text() if path.exists() else ""
-    before, _, after = page.partition(SECTION)
-    following = after.find("\n## ")
-    rest = after[following + 1 :] if following >= 0 else ""
-    path.write_text(f"{before.rstrip()}\n\n{text}{rest and chr(10)}{rest}".lstrip())
 
 
 def main() -> None:
@@ -159,7 +149,7 @@ def main() -> None:
         print(line, flush=True)
         lines.append(line)
     if options.output:
-        write_section(options.output, section(lines, load))
+        write_section(options.output, SECTION, section(SECTION, facts(load), ABOUT, lines))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,23 @@
 """Memory that `plan` computes for layouts against what a null GPU's allocator gives out.
 
     PYTHONPATH=tests/plan python tests/plan/grid.py        # the large grid, as a table in Markdown
+    PYTHONPATH=tests/plan python tests/plan/grid.py --models 2b --only "ZeRO 1;pipeline 2"
+    PYTHONPATH=tests/plan python tests/plan/grid.py --output docs/benchmarks/2026-11-30-plan/README.md
 
-The rehearsed ranks are the first and the last pipeline stage's first ranks of a job, in which only this rank exists.
+It takes about 2 minutes of CPU time for the 150M model and 10 for the 2B model. The rehearsed ranks are the first and
+the last pipeline stage's first ranks of a job, in which only this rank exists. With --output, the section "Memory" of a
+Markdown file is replaced, or appended.
 """
 
+import argparse
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from page import section, write_section
 
 from tolktrain.config.load import load_config
 from tolktrain.model.cost.work import StepCounts
@@ -121,6 +130,8 @@ def grid(config: str, *size: str) -> list[Layout]:
         *(layout(f"ZeRO {stage}, 64 ranks", deepspeed(f"zero{stage}"), world_size=64) for stage in (1, 2, 3)),
         *(layout(f"ZeRO {stage}, recomputed", deepspeed(f"zero{stage}"), RECOMPUTED) for stage in (1, 2, 3)),
         *(layout(f"ZeRO {stage}, micro batch 1", deepspeed(f"zero{stage}"), one) for stage in (1, 2, 3)),
+        *(layout(f"ZeRO {stage}, one micro batch", deepspeed(f"zero{stage}"), accumulation=1) for stage in (1, 2, 3)),
+        layout("ZeRO 1, one micro batch, recomputed", deepspeed("zero1"), RECOMPUTED, accumulation=1),
         *(layout(f"adapter, ZeRO {stage}", deepspeed(f"zero{stage}"), stage="adapter") for stage in (1, 2, 3)),
         layout("adapter, ZeRO 1, recomputed", deepspeed("zero1"), RECOMPUTED, stage="adapter"),
         layout("ZeRO 3, offload", deepspeed("zero3-offload")),
@@ -133,14 +144,57 @@ def grid(config: str, *size: str) -> list[Layout]:
     ]
 
 
+# The widths are real, so that activations, logits and states outweigh constants.
+SIZES: Mapping[str, Sequence[str]] = {
+    "150m": ("model.backbone.num_layers=4", "train.micro_batch_size=4"),
+    "2b": ("train.micro_batch_size=2",),
+}
+SECTION = "## Memory"
+ABOUT = (
+    "The models are configs/bench/smoltolk-150m.yaml with 4 backbone layers and micro batches of 4 (with tensor"
+    " parallelism: width 512 and 8 heads), and configs/bench/smoltolk-2b.yaml with micro batches of 2. A step has two"
+    " micro batches, with a pipeline four, unless the name says one; 46 % of the positions are speech. GiB of the named"
+    " rank of a job; `held` is allocated after a step, and `reserved, computed` contains the assumed reserve. The stage"
+    " is `joint` unless the name begins with `adapter`, in which the backbone is frozen."
+)
+
+
+def table(model: str, only: str | None) -> Iterator[str]:
+    """Lines of a model."""
+    layouts = grid(f"smoltolk-{model}.yaml", *SIZES[model])
+    if only is not None:
+        names = only.split(";")
+        layouts = [layout for layout in layouts if layout.name in names]
+        assert len(layouts) == len(names), names
+    yield (
+        f"| {model.upper()} | GPUs | rank | computed | rehearsed | error | held | reserved, computed"
+        " | reserved, rehearsed |"
+    )
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    errors = []
+    for row in compare(layouts):
+        errors.append(row.error)
+        yield row.cells()
+    yield ""
+    yield f"Errors from {min(errors):+.1%} to {max(errors):+.1%}."
+    yield ""
+
+
 def main() -> None:
-    """Print the large grid."""
-    print("| layout | GPUs | rank | computed | rehearsed | error | held | reserved, computed | reserved, rehearsed |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
-    few_layers = ("model.backbone.num_layers=4", "train.micro_batch_size=4")
-    for config, size in (("smoltolk-150m.yaml", few_layers), ("smoltolk-2b.yaml", ("train.micro_batch_size=2",))):
-        for row in compare(grid(config, *size)):
-            print(row.cells(), flush=True)
+    """Print the large grid, or a part of it, and write it if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", default=",".join(SIZES), help=f"by commas, of {', '.join(SIZES)}")
+    parser.add_argument("--only", help="names of layouts, by semicolons")
+    parser.add_argument("--output", type=Path, metavar="FILE.md")
+    options = parser.parse_args()
+    lines = []
+    for model in options.models.split(","):
+        for line in table(model, options.only):
+            print(line, flush=True)
+            lines.append(line)
+    if options.output:
+        facts = f"on the null GPU: `{shlex.join(['PYTHONPATH=tests/plan', 'python', *sys.argv])}`."
+        write_section(options.output, SECTION, section(SECTION, facts, ABOUT, lines[:-1]))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grid import BENCH, Row, compare, grid
+from grid import BENCH, SIZES, Row, compare, grid
 
 from tolktrain.cli import main
 from tolktrain.errors import UserError
@@ -15,8 +15,6 @@ from tolktrain.plan import rehearse
 from tolktrain.plan.rehearse import check_null_gpu
 
 GIB = 2**30
-# The widths are real, so that activations, logits and states outweigh constants.
-SIZE = ("model.backbone.num_layers=4", "train.micro_batch_size=4")
 NAMES = (
     "ZeRO 1",
     "ZeRO 3",
@@ -35,7 +33,7 @@ def test_computed_memory_is_the_allocators_or_a_little_more() -> None:
         check_null_gpu()
     except UserError as error:
         pytest.skip(str(error))
-    layouts = [layout for layout in grid("smoltolk-150m.yaml", *SIZE) if layout.name in NAMES]
+    layouts = [layout for layout in grid("smoltolk-150m.yaml", *SIZES["150m"]) if layout.name in NAMES]
     assert len(layouts) == len(NAMES)
     rows = list(compare(layouts))
     assert len(rows) == len(NAMES) + 1

@@ -126,7 +126,7 @@ LIKELY = DeviceModel(
 SUSTAINED = replace(
     LIKELY,
     name="sustained",
-    what="likely, slowed down to what published trainings reach on many such GPUs",
+    what="those of single kernels, slowed down to what published trainings reach on many such GPUs",
     # Fitted together with `Accelerator.sustained` to llm-foundry's table, whose models move more than fused kernels.
     copy=0.65,
     sustained=tuple(_KINDS.values()),

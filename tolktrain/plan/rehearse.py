@@ -193,6 +193,7 @@ def run_cases(cases: Sequence[Mapping[str, Any]], memory_gib: float) -> Iterator
     environment = {name: value for name, value in alone().items() if not name.startswith("DS_")}
     # Without the first, each process warns; threads would only wait for each other.
     environment |= {"TRITON_DEFAULT_FP_FUSION": "1", "OMP_NUM_THREADS": "1"}
+    environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as in launch/pretrain.sbatch
     with tempfile.TemporaryDirectory(prefix="tolktrain-rehearsal-") as folder, Path(folder, "log").open("w+") as log:
         file = Path(folder, "cases.json")
         file.write_text(json.dumps(cases))

@@ -25,9 +25,11 @@ from tolktrain.plan.run import Plan, Plans
 
 _HEADINGS = ("layout", "ZeRO", "micro", "memory", "step", "tokens/s", "MFU", "time")
 _COLUMNS = (
-    "t, p, d: tensor, pipeline and data ranks; micro: sequences of a micro batch x micro batches; *: layers recomputed;"
-    " memory: of the fullest rank; step, tokens/s, MFU: of the slowest stage; time: to the end of the recipe\n"
-    "Layouts within 10 % are equal as far as plan can tell: measure the first two.\n"
+    "t, p, d: tensor, pipeline and data ranks; micro: sequences of a micro batch x micro batches of a step; *: layers"
+    " recomputed; memory: of the fullest rank; step, tokens/s of all GPUs, MFU: in the longest stage of the recipe;"
+    " time: to the end of the recipe\n"
+    "Layouts within 10 % are equal as far as plan can tell: measure the first two (--json has the entries of all"
+    " layouts).\n"
 )
 Rehearsals = Sequence[Sequence[Rehearsal]]  # of each number of GPUs
 _ANSWERED = 4  # reasons for layouts that are not shown
@@ -73,8 +75,8 @@ def _data_lines(plans: Plans) -> Iterator[str]:
         if item.epochs is None:
             shown = ", ".join(item.unknown[:3]) + (", ..." if len(item.unknown) > 3 else "")
             yield (
-                f"data of stage {item.name}: {item.sequences:,} sequences; unknown how many records its sets have"
-                f" (no index.json of {shown} here: --records or --tokens-in-data)"
+                f"data of stage {item.name}: {item.sequences:,} sequences; the number of epochs is unknown, because the"
+                f" index.json of {shown} is not on this machine (give --records or --tokens-in-data)"
             )
         else:
             yield (
@@ -101,12 +103,13 @@ def _print_plan(plans: Plans, plan: Plan, console: Console) -> None:
         elif freezes_random_backbone(plans.config):
             _say(console, f"  note: {RANDOM_BACKBONE}")
         parts = ", ".join(f"{name} {size:.1f}" for name, size in best.memory.parts().items() if size >= 0.05)
-        _say(console, f"  memory of the first, GiB: {parts}")
+        _say(console, f"  memory of its fullest rank, GiB: {parts}")
+        waits, lost = _duration(best.checkpoint_seconds), _duration(best.restart_seconds)
         _say(
             console,
-            f"  slowest stage {best.longest.name}; checkpoints of {best.checkpoint_gib:.0f} GiB, training waits"
-            f" {_duration(best.checkpoint_seconds)} for them and loses {_duration(best.restart_seconds)} to failures;"
-            f" reads {best.read_mib_per_second():.1f} MiB/s of records",
+            f"  longest stage: {best.longest.name}; a checkpoint: {best.checkpoint_gib:.0f} GiB; in the whole job,"
+            f" training waits {waits} for checkpoints and loses {lost} to failures; reads"
+            f" {best.read_mib_per_second():.1f} MiB/s of records",
         )
     for job in plan.ranked[1 : 1 + _ANSWERED]:
         _say(console, f"  {job.candidate.name}: {_slower(plan, job)}")
