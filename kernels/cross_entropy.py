@@ -15,6 +15,9 @@ from tolktrain_kernels.backend import Backend
 
 CHUNK_LOGITS = {"cuda": 1 << 28, "cpu": 1 << 24}  # logits at a time: 537 MB in bf16; 67 MB in float32
 ROW_MULTIPLE = 128  # a chunk has a multiple of these rows, if possible: the height of a tile of a matrix product
+# Rows of logits that a program in Triton keeps in registers: of whole blocks, and so long at most that two programs
+# have room on a multiprocessor of Hopper.
+KEPT_BLOCK, MAX_KEPT = 4096, 49152
 
 
 def linear_cross_entropy(
@@ -105,6 +108,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (*scaled, *(None,) * 6)
+
+
+def keeps_rows(vocabulary: int) -> bool:
+    """Whether the kernel in Triton reads logits in bf16 once, not twice, when it computes their gradient."""
+    return vocabulary % KEPT_BLOCK == 0 and vocabulary <= MAX_KEPT
 
 
 def _rows_at_a_time(device_type: str, num_predicted: int) -> int:

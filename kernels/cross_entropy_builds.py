@@ -1,7 +1,7 @@
 """Settings of the cross-entropy kernel, to be compiled and inspected without a GPU."""
 
 from tolktrain_kernels.compilation import Build
-from tolktrain_kernels.cross_entropy_triton import choose_block, softmax_terms_kernel
+from tolktrain_kernels.cross_entropy_triton import choose_setting, kept_softmax_terms_kernel, softmax_terms_kernel
 
 # The models' text and speech heads, then odd and other widths.
 VOCABULARIES = (49152, 502, 5, 4097, 128256)
@@ -15,9 +15,11 @@ def builds() -> list[Build]:
 
 def loss_build(vocabulary: int, logits: str, derives: bool) -> Build:
     """The kernel for logits of a type of Triton; text has no ignored targets."""
-    block, num_warps = choose_block(vocabulary)
+    setting = choose_setting(vocabulary, may_keep=derives and logits == "bf16")
     types = {"logits": f"*{logits}", "targets": "*i64", "nll": "*fp32", "ignored": "i32"}
-    constants = {"VOCABULARY": vocabulary, "BLOCK": block, "DERIVES": derives}
-    constants["IGNORES"] = vocabulary != VOCABULARIES[0]
+    constants = {"VOCABULARY": vocabulary, "BLOCK": setting.block, "IGNORES": vocabulary != VOCABULARIES[0]}
     name = f"loss{' and gradient' if derives else ''} {vocabulary} {logits}"
-    return Build(name, softmax_terms_kernel, types, constants, num_warps)
+    if setting.keeps:
+        types["zero"] = "i32"
+        return Build(name, kept_softmax_terms_kernel, types, constants, setting.num_warps)
+    return Build(name, softmax_terms_kernel, types, constants | {"DERIVES": derives}, setting.num_warps)

@@ -16,6 +16,7 @@ from tolktrain_kernels import cross_entropy_triton, elementwise_triton
 from tolktrain_kernels.bench.elementwise import FFN_WIDTHS, HIDDEN_WIDTHS
 from tolktrain_kernels.compilation import Build, Usage, compile_for
 from tolktrain_kernels.cross_entropy_builds import loss_build
+from tolktrain_kernels.cross_entropy_triton import Setting as LossSetting
 from tolktrain_kernels.elementwise_builds import gate_builds, norm_builds
 from tolktrain_kernels.elementwise_triton import Setting
 
@@ -65,10 +66,10 @@ def families() -> list[Family]:
             "loss and gradient",
             TEXT_VOCABULARY,
             cross_entropy_triton.BLOCKS,
-            cross_entropy_triton.choose_block(TEXT_VOCABULARY),
+            cross_entropy_triton.choose_setting(TEXT_VOCABULARY, may_keep=True),
             tuple(
-                (block, warps)
-                for block, warps in itertools.product((2048, 4096, 8192, 16384), (4, 8, 16, 32))
+                LossSetting(block, warps, keeps)
+                for keeps, block, warps in itertools.product((False, True), (2048, 4096, 8192, 16384), (4, 8, 16, 32))
                 if 8 <= block // (_LANES * warps) <= 32
             ),
             lambda: loss_build(TEXT_VOCABULARY, "bf16", derives=True),
@@ -98,10 +99,10 @@ def inspect(family: Family, setting: Any, architecture: int = ARCHITECTURE) -> I
         tensors = {"norm forward": 2, "norm backward": 3 * (setting.stages - 1), "gate forward": 2, "gate backward": 3}
         row = _ELEMENT_BYTES * min(width, family.key) * setting.block_rows
         return Inspected(setting, usage, wanted * build.num_warps, masked, wanted * tensors[family.name] * row, 0)
-    block, _ = setting
     rows = programs * NUM_SMS * family.key * _ELEMENT_BYTES
-    masked = 1 - family.key / (block * -(-family.key // block))
-    return Inspected(setting, usage, programs * build.num_warps, masked, programs * block * _ELEMENT_BYTES, rows)
+    masked = 1 - family.key / (setting.block * -(-family.key // setting.block))
+    loaded = programs * (family.key if setting.keeps else setting.block) * _ELEMENT_BYTES
+    return Inspected(setting, usage, programs * build.num_warps, masked, loaded, rows)
 
 
 def table(keys: tuple[int, ...] = ()) -> Iterator[str]:
@@ -126,7 +127,7 @@ def table(keys: tuple[int, ...] = ()) -> Iterator[str]:
 def describe(setting: Any) -> str:
     """A setting in words."""
     if not isinstance(setting, Setting):
-        return f"blocks of {setting[0]}, {setting[1]} warps"
+        return f"{'kept ' if setting.keeps else ''}blocks of {setting.block}, {setting.num_warps} warps"
     tile = f"{setting.block_rows} x {setting.block_width}, {setting.num_warps} warps"
     return f"{tile}, {setting.programs_per_sm} programs, {setting.stages} stages" if setting.programs_per_sm else tile
 

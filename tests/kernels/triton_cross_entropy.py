@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tolktrain_kernels import cross_entropy
+from tolktrain_kernels import cross_entropy, cross_entropy_triton
 from tolktrain_kernels.bench.elementwise_check import relative_error
 from tolktrain_kernels.bench.loss_check import QUICK_CASES, Case, deviations
 from tolktrain_kernels.bench.pooling_check import TOLERANCES
@@ -18,7 +18,7 @@ from tolktrain_kernels.cross_entropy import linear_cross_entropy
 from tolktrain_kernels.cross_entropy_triton import write_terms
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-SHAPES = [(7, 5), (199, 502), (5, 4097), (3, 4096), (2, 49152), (1, 1), (0, 502)]  # rows, vocabulary
+SHAPES = [(7, 5), (199, 502), (5, 4097), (3, 4096), (2, 49152), (3, 8192), (1, 1), (0, 502)]  # rows, vocabulary
 by_type = pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
@@ -86,6 +86,26 @@ def test_extreme_logits(vocabulary: int, dtype: torch.dtype) -> None:
     assert_exact(logits, targets)
     nll, gradient = compute(logits, targets)
     assert nll[2] == 0 and not gradient[2].any()
+
+
+def test_a_row_that_is_kept_equals_one_that_is_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ignored, extreme and invalid targets, and where the address of the logits forbids to keep them."""
+    logits, targets = make(6, 8192, torch.bfloat16)
+    logits[1] += 1e4
+    logits[2] = -torch.inf
+    logits[2, 8191] = logits[3, targets[3]] = 0.0
+    targets[2], targets[4], targets[5] = 8191, 7, 8192
+    kept = compute(logits, targets, ignored=7)
+    shifted = torch.empty(logits.numel() + 1, dtype=torch.bfloat16, device=DEVICE)[1:].view_as(logits).copy_(logits)
+    nll = torch.empty(6, device=DEVICE)
+    write_terms(shifted, targets.to(DEVICE), 7, nll, derives=True)
+    monkeypatch.setitem(cross_entropy_triton.BLOCKS, 8192, cross_entropy_triton.Setting(4096, 8))
+    streamed = compute(logits, targets, ignored=7)
+    for found in ((nll.cpu(), shifted.cpu()), streamed):
+        for one, other in zip(kept, found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert kept[0].isnan().tolist() == [False] * 5 + [True]
+    assert not kept[0][4] and not kept[1][4].any()
 
 
 def test_logits_stay_where_no_gradient_is_wanted() -> None:

@@ -20,7 +20,7 @@ from tolktrain.config.training import ParameterGroup
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.cost.step import step_flops
 from tolktrain.model.cost.work import StepCounts
-from tolktrain_kernels.cross_entropy import CHUNK_LOGITS
+from tolktrain_kernels.cross_entropy import CHUNK_LOGITS, keeps_rows
 
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "optimizer"
 _BF16, _FLOAT32 = 2, 4
@@ -158,7 +158,8 @@ class _Step:
         chunks = max(1, math.ceil(rows * ids / CHUNK_LOGITS["cuda"]))
         product = self._product(VOCABULARY_PRODUCT, rows, hidden, ids, 1 + int(to_input), chunks)
         yield Operations("text head", FORWARD, product)
-        yield self._memory("text head", FORWARD, 3 * _BF16 * rows * ids, chunks)
+        passes = 2 if self.tensor == 1 and keeps_rows(model.text_vocab_size) else 3
+        yield self._memory("text head", FORWARD, passes * _BF16 * rows * ids, chunks)
         if to_weights:
             moved = _BF16 * rows * (ids + hidden) + 2 * _FLOAT32 * ids * hidden * chunks
             width = min(rows / chunks, ids, hidden)
