@@ -81,13 +81,32 @@ class NullJobs:
             for process in processes:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
-        codes = [process.wait() for process in processes]
-        outputs, errors = (
-            [(exchange / f"{name}-{rank}").read_text(errors="replace") for rank in range(ranks)]
-            for name in ("out", "err")
-        )
-        faults = exchange / "faults"
-        return Outcome(codes, outputs, errors, faults.read_text().splitlines() if faults.exists() else [])
+        return _outcome([process.wait() for process in processes], exchange)
+
+    def run_cases(self, script: str, names: Sequence[str], ranks: int) -> dict[str, Outcome]:
+        """Run `main(NAME)` of a script of this folder for each name; each rank imports it once, and forks for each."""
+        folder = self._folder / f"cases-{self._count}"
+        cases = {}
+        for name in names:
+            exchange = folder / name
+            exchange.mkdir(parents=True)
+            cases[name] = {**environment(self._libraries, exchange, ranks), "MASTER_PORT": str(free_port())}
+        whole = self.run("forked.py", script, json.dumps(cases), ranks=ranks)
+        assert not any(whole.codes), whole
+        return {
+            name: _outcome([int((folder / name / f"code-{rank}").read_text()) for rank in range(ranks)], folder / name)
+            for name in names
+        }
+
+
+def _outcome(codes: list[int], exchange: Path) -> Outcome:
+    """From the files of a job's folder."""
+    outputs, errors = (
+        [(exchange / f"{name}-{rank}").read_text(errors="replace") for rank in range(len(codes))]
+        for name in ("out", "err")
+    )
+    faults = exchange / "faults"
+    return Outcome(codes, outputs, errors, faults.read_text().splitlines() if faults.exists() else [])
 
 
 def _wait_for(processes: Sequence[subprocess.Popen[bytes]]) -> None:

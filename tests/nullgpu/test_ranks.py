@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from null_jobs import NullJobs
+from null_jobs import NullJobs, Outcome
 
 EVEN_HEADS = [f"model.backbone.{key}" for key in ("hidden_size=512", "num_attention_heads=8", "num_key_value_heads=4")]
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -59,33 +59,39 @@ def assert_overlapped(overlapping: dict[str, Any], waiting: dict[str, Any]) -> N
     assert all(launches > waiting["backward_passes"][-1][1] - 40 for launches, _ in waiting["reductions"])
 
 
+PLANTED = {
+    "unequal_sizes": "has all-reduce of 5",
+    "unequal_kinds": "has broadcast of 4",
+    "unequal_message": "rank 0 sends 16 bytes, rank 1 receives 20",
+}
+
+
+@pytest.fixture(scope="module")
+def collectives(null_jobs: NullJobs) -> dict[str, Outcome]:
+    """All that two ranks do in collectives.py, right and wrong."""
+    return null_jobs.run_cases("collectives.py", ("messages", "groups", *PLANTED), ranks=2)
+
+
 @pytest.mark.slow
-def test_small_messages_arrive(null_jobs: NullJobs) -> None:
+def test_small_messages_arrive(collectives: dict[str, Outcome]) -> None:
     """Pipeline stages send the shapes of their tensors."""
-    assert null_jobs.run("collectives.py", "messages", ranks=2).results == [[3, 1, 4, 20], [3, 1, 4, 20]]
+    assert collectives["messages"].results == [[3, 1, 4, 20], [3, 1, 4, 20]]
 
 
 @pytest.mark.slow
-def test_groups_have_the_sizes_that_torch_asks_for(null_jobs: NullJobs) -> None:
+def test_groups_have_the_sizes_that_torch_asks_for(collectives: dict[str, Outcome]) -> None:
     """NCCL splits communicators by what all of their ranks say: because the GPU of a rank is known (`device_id`), when
     a group is made, and not at its first use. The health check does not accept sums of zeros."""
-    for part, whole, made, used, num_wrong in null_jobs.run("collectives.py", "groups", ranks=2).results:
+    for part, whole, made, used, num_wrong in collectives["groups"].results:
         assert (part, whole) == (1, 2) and num_wrong == 2**20
         assert (made, used) == (3, 0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("unequal_sizes", "has all-reduce of 5"),
-        ("unequal_kinds", "has broadcast of 4"),
-        ("unequal_message", "rank 0 sends 16 bytes, rank 1 receives 20"),
-    ],
-)
-def test_planted_differences_between_ranks_are_found(null_jobs: NullJobs, name: str, message: str) -> None:
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_differences_between_ranks_are_found(collectives: dict[str, Outcome], name: str) -> None:
     """By whichever rank comes second."""
-    outcome = null_jobs.run("collectives.py", name, ranks=2)
+    outcome, message = collectives[name], PLANTED[name]
     assert len(outcome.faults) >= 1 and message in outcome.faults[0], outcome
     assert any(text for text in outcome.last_lines)
 
