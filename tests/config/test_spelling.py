@@ -79,6 +79,10 @@ def test_fractions_that_mean_what_they_say(small: Path, written: str, value: flo
         ("evaluation.heldout_sets=(stories heldout)", '; write "[stories, heldout]", in quotes for the shell'),
         ("evaluation.heldout_sets=960", "; write \"['960']\", in quotes for the shell"),
         ("train.optimizer.betas=0.9,0.95", '; write "[0.9, 0.95]", in quotes for the shell'),
+        ("train.stages.0.mixture.text.sets=[stories, 960]", ""),
+        ("train.stages.0.mixture.text.sets=[stories]", '; write "{stories: 1}", in quotes for the shell'),
+        ("train.stages.0.mixture.text.sets='{stories: 2}'", '; write "{stories: 2}", in quotes for the shell'),
+        ("train.stages.0.mixture.text.sets={stories:2}", "; a blank is missing after the colon; write stories: 2"),
         ("train.stages.0.mixture.text.sets=stories,no", "; write \"{stories: 1, 'no': 1}\", in quotes for the shell"),
         ("evaluation.heldout_sets=[no]", "got false (written no); put it in quotes that the shell keeps: \"'no'\""),
         (

@@ -392,6 +392,11 @@ def test_notes_of_c_libraries_name_the_file(files: AudioFiles, capfd: pytest.Cap
         (b"Not Found", "text, not audio ('Not Found')"),
         (b"\x1f\x8b\x08\0\0\0\0\0", "gzip"),
         (b"PK\x03\x04\x14\0\0\0", "ZIP"),
+        (b"Rar!\x1a\x07\x01\0" + bytes(99), "RAR archive; unpack"),
+        (b"7z\xbc\xaf\x27\x1c\0\x04" + bytes(99), "7z archive; unpack"),
+        (b"\x93NUMPY\x01\0v\0{'descr': '<f4'}", "NumPy, not audio"),
+        (b"MThd\0\0\0\x06\0\x01" + bytes(99), "MIDI"),
+        (b"TTA1\x01\0\x01\0\x10\0", "True Audio, which is not decoded; convert it"),
         (b"\0\0\0\x20ftypM4A \0\0\0\0", "M4A, which is not decoded; convert it"),
         (b"\xff\xf1\x50\x80\x02\x1f\xfc" + bytes(99), "AAC"),
     ],
@@ -404,6 +409,14 @@ def test_what_is_no_audio_is_called_what_it_is(
     path.write_bytes(content)
     assert message in audio_failure(path)
     assert not capfd.readouterr().err
+
+
+def test_a_link_to_a_file_that_was_not_fetched(tmp_path: Path) -> None:
+    """As git-annex and DataLad leave them."""
+    path = tmp_path / "a.wav"
+    path.symlink_to(".git/annex/objects/MD5E-s9--0.wav")
+    assert "is a link to .git/annex/objects/MD5E-s9--0.wav, which does not exist" in audio_failure(path)
+    assert "git annex get" in audio_failure(path)
 
 
 def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:

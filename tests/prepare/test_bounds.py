@@ -210,6 +210,20 @@ def test_each_bound_has_its_reason_in_a_preparation(tmp_path: Path) -> None:
     assert "cancelling" not in {name for name, _ in found}
 
 
+@pytest.mark.parametrize("method", ["none", "given"])
+def test_a_transcript_that_nobody_can_speak(tmp_path: Path, method: str) -> None:
+    song = corpus(1, 1)[0]
+    write_corpus(tmp_path, [song])
+    write_text_tokenizer(tmp_path / "text_tokenizer")
+    words = {"words": [{"word": "do", "start": 0.0, "end": 0.5}]} if method == "given" else {}
+    texts = ("...", "\u266a \u266a", "[\u2026]", "--- !", "\U0001f600", "&", "5", "\u306f", "a...")
+    entry = {"audio": f"audio/{song.id}.wav", **words}
+    entries = [entry | {"id": text, "source": text, "text": text} for text in texts]
+    found = failures_of(tmp_path, entries, alignment={"method": method})
+    assert [name for name, reason in found if reason is Reason.TEXT] == list(texts[:5])
+    assert method == "given" or len(found) == 5
+
+
 def test_the_given_words_are_counted_where_there_is_no_text(tmp_path: Path) -> None:
     song = corpus(1, 1)[0]
     write_corpus(tmp_path, [song])

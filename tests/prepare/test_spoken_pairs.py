@@ -42,6 +42,8 @@ def test_what_is_given_as_it_is_written_matches(written: str) -> None:
         ("May 3", "may fourth"),
         ("Henry VIII", "henry the seventh"),
         ("10-20", "ten to thirty"),
+        ("a 100", "a thousand"),
+        ("100s", "thousands"),
         ("10 kg", "ten pounds"),
         ("1/2", "one third"),
         ("10:30", "ten twenty"),

@@ -104,7 +104,7 @@ def test_numbers_that_are_spoken_out() -> None:
 
 
 def test_other_characters_are_named() -> None:
-    with pytest.raises(EntryError, match="the text has '气' where the times have '天器'"):
+    with pytest.raises(EntryError, match="the text has '天气' where the times have '天器'"):
         ends_of("今天天气很好", "今天 天器 很好")
 
 

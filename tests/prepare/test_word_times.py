@@ -180,6 +180,7 @@ LISTED = [{"word": w.text, "start": w.start, "end": w.end} for w in WORDS]
         {"words": [{**item, "word": " " + item["word"], "score": 0.9} for item in LISTED]},
         {"segments": [{"words": LISTED[:1]}, {"words": LISTED[1:]}], "language": "en"},
         {"segments": [], "word_segments": LISTED},
+        {"segments": [{"text": "The sea is"}], "words": LISTED, "chunks": 3, "result": [3]},
     ],
 )
 def test_json(tmp_path: Path, content: Any) -> None:
@@ -196,6 +197,16 @@ def test_json(tmp_path: Path, content: Any) -> None:
         ({"text": "The"}, "found 'text'"),
         (3, "must be a list"),
         ({"words": [{"word": "The", "case": "not-found-in-audio"}]}, "did not find it"),
+        (
+            {"words": [{"word": "The", "start_time": 0, "end_time": 1}]},
+            "other keys than start and end: start_time, end",
+        ),
+        ({"chunks": [{"text": "The", "timestamp": [0.1, None]}]}, "must be numbers"),
+        (
+            {"segments": [{"words": LISTED}], "word_segments": [*LISTED[:-1], {**LISTED[-1], "end": 1.5}]},
+            "it lists words in word_segments and in segments, which differ",
+        ),
+        ({"words": LISTED[:1], "word_segments": LISTED}, "it lists words in words and in word_segments"),
         ([["The", 0.1]], "expected {word, start, end}"),
         ([["The", True, 1]], "must be numbers"),
         ([["The", 0, 10**400]], "must be finite"),

@@ -38,6 +38,13 @@ def fix_of(annotation: Any, given: Any, node: Located) -> str:
         return f"write {next(iter(given.values()))}"
     if isinstance(given, str) and len(given) <= _LONGEST and (entries := _as_entries(kinds, given)):
         return f"write {_for_shell(entries, node)}"
+    if (
+        isinstance(given, list)
+        and given
+        and any(map(_holds_weights, kinds))
+        and all(isinstance(one, str) for one in given)
+    ):
+        return f"write {_for_shell(_weights(given), node)}"
     if isinstance(given, (dict, list, tuple)) or given is None or (isinstance(given, str) and len(given) > _LONGEST):
         return ""
     unquoted = " without quotes" if isinstance(given, str) and not node.written else ""
@@ -46,9 +53,10 @@ def fix_of(annotation: Any, given: Any, node: Located) -> str:
     for kind in kinds:
         if get_origin(kind) is tuple and not _models([get_args(kind)[0]]):
             return f"write {_for_shell(_list(given, node.written, get_args(kind)[0]), node)}"
-        if get_origin(kind) is dict and branches(get_args(kind)[1]) == [float]:
-            entries = ", ".join(f"{_item(part)}: 1" for part in _parts(node.written or str(given)))
-            return f"write {_for_shell(f'{{{entries}}}', node)}"
+        if _holds_weights(kind):
+            text = node.written or str(given)
+            entries = text if not node.written and _is_mapping(text) else _weights(_parts(text))
+            return f"write {_for_shell(entries, node)}"
     if bool in kinds:
         meant = [word for word, spellings in _BOOLS if str(given).lower() in spellings]
         return f"write {meant[0]}{unquoted}" if meant else ""
@@ -58,6 +66,30 @@ def fix_of(annotation: Any, given: Any, node: Located) -> str:
     if str in kinds and not isinstance(given, str):
         return f"put it in quotes{in_quotes(node.written or str(given), node.origin)}"
     return ""
+
+
+def _holds_weights(kind: Any) -> bool:
+    return get_origin(kind) is dict and branches(get_args(kind)[1]) == [float]
+
+
+def _weights(names: list[str]) -> str:
+    return f"{{{', '.join(f'{_item(name)}: 1' for name in names)}}}"
+
+
+def _is_mapping(text: str) -> bool:
+    """Whether a text in quotes is a mapping without them."""
+    try:
+        return parse(text, None).is_mapping
+    except UserError:
+        return False
+
+
+def missing_blank(key: Any, given: Any) -> str:
+    """What to write instead of a key such as `train:1`, which has no value; empty if it is none."""
+    if given is not None or not isinstance(key, str) or len(key) > _LONGEST:
+        return ""
+    name, colon, value = key.partition(":")
+    return f"a blank is missing after the colon; write {name}: {value}" if colon and name and value else ""
 
 
 def _as_entries(kinds: list[Any], given: str) -> str:

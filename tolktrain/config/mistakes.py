@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from tolktrain.config.corrections import branches, fix_of
+from tolktrain.config.corrections import branches, fix_of, missing_blank
 from tolktrain.config.document import KeyPath, Located, in_quotes
 
 # What people name the key for a text, such as a path, that is no key.
@@ -125,7 +125,7 @@ def _messages(error: ErrorDetails, path: KeyPath, tree: Located, root: type[Base
     shown = _shown(given)
     if not isinstance(given, str) and _differs(node.written, given):
         shown = f"{shown} (written {node.written})"
-    fix = fix_of(annotation, given, node)
+    fix = missing_blank(path[-1], given) or fix_of(annotation, given, node)
     return [f"{where}: {dotted(path)}: expected {expected}, got {shown}{'; ' if fix else ''}{fix}"]
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,36 @@ def test_a_supervision_may_reach_out_of_its_cut_as_far_as_audio_may_be_short(
     assert not failures
     first, last = max(cut_start + begin, 0), cut_start + begin + duration
     assert (utterances[0].offset, utterances[0].duration) == (first / 1000, (last - first) / 1000)
+
+
+@pytest.mark.parametrize(
+    ("of_cut", "of_supervision", "message"),
+    [
+        ({"channel": 1}, {"channel": 0}, "is of channel 0, and its cut of channel 1"),
+        ({"channel": 0}, {"channel": 1}, "is of channel 1, and its cut of channel 0"),
+        (
+            {"channel": [1], "type": "MultiCut"},
+            {"channel": [0, 1]},
+            r"is of channel \[0, 1\], and its cut of channel \[1\]",
+        ),
+        ({}, {"recording_id": "other"}, f"is of the recording 'other', and its cut of '{BOOK}'"),
+    ],
+)
+def test_a_supervision_of_other_audio_than_its_cut_is_refused(
+    tmp_path: Path, of_cut: dict[str, Any], of_supervision: dict[str, Any], message: str
+) -> None:
+    """`lhotse.validate` refuses such cuts too, and loading a cut would give the audio of the cut."""
+    lhotse = pytest.importorskip("lhotse")
+    one = cut(0, text="PLAIN", custom={}, **of_supervision) | of_cut
+    one["recording"] |= {"channel_ids": [0, 1]}
+    one["recording"]["sources"][0] |= {"channels": [0, 1]}
+    with pytest.raises(AssertionError):
+        lhotse.validate(lhotse.serialization.deserialize_item(json.loads(json.dumps(one))))
+    utterances, failures = read(
+        write_lines(tmp_path / "c.jsonl", [one, cut(1, text="PLAIN", custom={})]), format="lhotse"
+    )
+    assert [utterance.id for utterance in utterances] == [f"{BOOK}_1"]
+    assert re.search(message, failures[0].detail) and failures[0].reason is Reason.MANIFEST
 
 
 def test_words_are_counted_from_where_the_utterance_begins(tmp_path: Path) -> None:

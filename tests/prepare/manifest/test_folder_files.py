@@ -112,6 +112,15 @@ def test_several_audio_files_of_one_name_are_refused(tmp_path: Path) -> None:
     assert counted(unused) == {"files .txt, because several audio files have the same name": (1, "x/a.txt")}
 
 
+def test_a_name_in_another_encoding(tmp_path: Path) -> None:
+    make(tmp_path, "a.wav", "a.txt", content="x")
+    for suffix in (b"wav", b"txt"):
+        os.rename(os.fsencode(tmp_path) + b"/a." + suffix, os.fsencode(tmp_path) + b"/caf\xe9." + suffix)
+    utterances, failures, _ = scan(tmp_path)
+    assert not utterances and [failure.id for failure in failures] == [r"caf\udce9.wav"]
+    assert "its name is not UTF-8; rename it" in failures[0].detail and r"caf\xe9.wav" in failures[0].detail
+
+
 def test_names_that_look_the_same_are_shown_apart(tmp_path: Path) -> None:
     make(tmp_path, "e\u0301.wav", "\xe9.wav")
     (failure,) = scan(tmp_path)[1]
@@ -190,6 +199,12 @@ def test_a_json_file_and_a_transcript_say_which_of_their_texts_is_used(tmp_path:
         ({"text": " The sea.", "segments": [SEGMENT]}, {"text", "score", "start", "end"}),
         ({"word_segments": WORDS}, {"score"}),
         (WORDS, {"score"}),
+        ([["The", 0.25, 0.5], ["sea.", 0.5, 1.125]], set()),
+        ({"task": "transcribe", "language": "english", "duration": 1.13, "text": "The sea.", "words": WORDS},
+         {"task", "language", "duration", "text", "score"}),
+        ({"result": WORDS, "text": "the sea"}, {"text", "score"}),
+        ({"text": " The sea.", "chunks": [{"text": " The", "timestamp": [0.25, 0.5]},
+          {"text": " sea.", "timestamp": [0.5, 1.125]}]}, {"text"}),
         ({"start": 0, "end": 2, "tiers": {"words": {"type": "interval", "entries": [[0.25, 0.5, "The"],
           [0.5, 1.125, "sea."], [1.125, 2, ""]]}, "phones": {"entries": []}}}, {"start", "end", "phones"}),
     ],
@@ -210,6 +225,23 @@ def test_what_whisperx_and_aligners_write_next_to_audio(
     noted = Unused()
     assert read_word_times(one.word_times, one.id, unused=noted) == EXPECTED
     assert {item.what.split("'")[1] for item in noted.take()} == keys
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"text": "Of JSON.", "words": WORDS},
+        {"text": "Of JSON.", "words": WORDS, "language": "en", "speaker": "Bob"},
+        {"text": "Of JSON.", "result": "checked twice"},
+    ],
+)
+def test_a_description_with_other_keys_is_no_output_of_a_recognizer(tmp_path: Path, described: dict[str, Any]) -> None:
+    make(tmp_path, "w.wav", "w.json", content=json.dumps(described))
+    utterances, failures, _ = scan(tmp_path)
+    assert [(one.text, one.words, one.speaker) for one in utterances] == [
+        ("Of JSON.", EXPECTED if "words" in described else None, described.get("speaker", ""))
+    ]
+    assert not failures
 
 
 def test_a_textgrid_is_preferred_to_json(tmp_path: Path) -> None:

@@ -108,6 +108,31 @@ def test_missing_values_of_pandas_are_absent(tmp_path: Path, missing: str) -> No
     assert [item.count for item in unused.take()] == ([1, 1] if missing else [])
 
 
+@pytest.mark.parametrize("missing", ["None", "NULL", "null", "N/A", "NaT", r"\N", "#N/A"])
+def test_missing_names_of_other_programs_are_absent(tmp_path: Path, missing: str) -> None:
+    path, unused = tmp_path / "t.tsv", Unused()
+    rows = [f"a.wav\tNone of it\t{missing}\t{missing}\t{missing}\t1", "b.wav\tNone\tann\tx\ty\t1"]
+    path.write_text("audio\ttext\tspeaker\tid\tsource\toffset\n" + "".join(f"{row}\n" for row in rows))
+    utterances, failures = read_manifest(config_for(path), unused)
+    assert [(one.text, one.speaker, one.id, Path(one.source).name) for one in utterances] == [
+        ("None of it", "", "a.wav@1.0", "a.wav"),
+        ("None", "ann", "x", "y"),
+    ]
+    assert not failures and len(unused.take()) == 3
+
+
+@pytest.mark.parametrize("header", ["audio\ttext", '"audio"\t"text"'])  # of Spark, and of R
+@pytest.mark.parametrize("cell", [r'"He said \"no\"."', r"He said \"no\".", r"a \" b"])
+def test_quotes_after_a_backslash_are_refused(tmp_path: Path, header: str, cell: str) -> None:
+    """What else a backslash means is different in each program that writes them."""
+    path = tmp_path / "t.tsv"
+    path.write_text(f"{header}\na.wav\tplain\nb.wav\t{cell}\n")
+    with pytest.raises(UserError, match=r"t\.tsv: line 3 has quotes after a backslash.*double the quotes"):
+        read_manifest(config_for(path))
+    path.write_text(f"{header}\na.wav\tplain\nb.wav\t" + r"C:\new \n" + "\n")
+    assert texts_of(path) == ["plain", r"C:\new \n"], "a backslash alone is text"
+
+
 def test_a_table_of_commas_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text("id,audio,text\n1,a.wav,hello\n")
     with pytest.raises(UserError, match="no column is named audio; .*; columns are separated by tabs"):

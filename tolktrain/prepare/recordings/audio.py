@@ -107,6 +107,12 @@ class AudioReader:
         """The piece as it is in the file. Resampled to `wanted_rate` it is no more than can be held."""
         path = utterance.audio
         if not os.path.isfile(path):
+            if os.path.islink(path):
+                raise EntryError(
+                    Reason.AUDIO,
+                    f"{path} is a link to {os.readlink(path)}, which does not exist or is not a file; get the file"
+                    " (git annex get, datalad get), or correct the link",
+                )
             raise EntryError(Reason.AUDIO, f"{path} {_MISSING}")
         size = os.path.getsize(path)
         if not size:
@@ -339,4 +345,6 @@ def _check_length(got: int, wanted: int | None, rate: int, utterance: Utterance)
 
 
 def _message(error: BaseException) -> str:
-    return str(error).strip() or type(error).__name__
+    text = str(error).strip() or type(error).__name__
+    # libsndfile says so of MPEG audio that libmpg123 refuses; that the file exists has been seen.
+    return "its beginning is no audio" if "is not a regular file" in text else text

@@ -18,6 +18,7 @@ from tolktrain.prepare.kind import Kind, Part, Preparation
 from tolktrain.prepare.recordings.align.ctc import CtcAligner, checked
 from tolktrain.prepare.recordings.align.given_times import align_given
 from tolktrain.prepare.recordings.align.scripts import blank_between
+from tolktrain.prepare.recordings.align.spoken_numbers import CURRENCY_SIGNS
 from tolktrain.prepare.recordings.align.units import frame_ends, unit_ends
 from tolktrain.prepare.recordings.align.word_times import Named, check_words, read_word_times
 from tolktrain.prepare.recordings.audio import AudioReader, resampled
@@ -29,6 +30,8 @@ from tolktrain.prepare.utterances import Aligned, EntryError, Failure, Reason, U
 from tolktrain.units.base import Frames, Samples, collapse
 from tolktrain.units.load import load_speech_tokenizer
 from tolktrain.units.pretrained import checked_device
+
+_SPOKEN_SIGNS = frozenset(f"&%@#+=°²³{CURRENCY_SIGNS}")  # alone, as "&" in a list of signs
 
 Outcome = Piece | EntryError
 
@@ -186,7 +189,7 @@ class RecordingsKind:
         present = [(utterance, waveform) for utterance, waveform in batch if (utterance.text or "").strip()]
         results: Iterator[Aligned | EntryError]
         if self._aligner is None:
-            results = iter([split_words(utterance.text or "") for utterance, _ in present])
+            results = iter([_attempt(_without_times, utterance) for utterance, _ in present])
         else:
             results = iter(self._forced(self._aligner, present))
         missing = _no_text() if self._needs_transcripts else Aligned((), np.zeros(0))
@@ -205,7 +208,7 @@ class RecordingsKind:
             )
         if words is None and not self._needs_transcripts:
             has_text = bool((utterance.text or "").strip())
-            return split_words(utterance.text or "") if has_text else Aligned((), np.zeros(0))
+            return _without_times(utterance) if has_text else Aligned((), np.zeros(0))
         if words is None:
             raise EntryError(
                 Reason.WORD_TIMES,
@@ -263,6 +266,15 @@ def split_words(text: str) -> Aligned:
     words = tuple(text.split())
     spaced = tuple(place > 0 or blank_between("", word) for place, word in enumerate(words))
     return Aligned(words, np.zeros(0), spaced=spaced)
+
+
+def _without_times(utterance: Utterance) -> Aligned:
+    """The words of a transcript. Raises `EntryError` if nothing of it can be spoken, as subtitles have "..." or notes
+    of music where nobody speaks."""
+    text = utterance.text or ""
+    if not any(char.isalnum() or char in _SPOKEN_SIGNS for char in text):
+        raise EntryError(Reason.TEXT, f"its transcript {text.strip()!r:.80} has no letter or digit")
+    return split_words(text)
 
 
 def _no_text() -> EntryError:

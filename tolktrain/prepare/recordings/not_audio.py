@@ -16,6 +16,10 @@ _CONTAINERS = (
     (0, b"\xfd7zXZ\0", "compressed with xz; unpack it"),
     (0, b"(\xb5/\xfd", "compressed with zstd; unpack it"),
     (0, b"BZh", "compressed with bzip2; unpack it"),
+    (0, b"Rar!", "a RAR archive; unpack it"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
+    (0, b"\x93NUMPY", "an array of NumPy, not audio"),
+    (0, b"MThd", "a MIDI file, which contains notes, not audio"),
     (0, b"%PDF", "a PDF document, not audio"),
     (0, b"\x89PNG", "an image (PNG), not audio"),
     (0, b"\xff\xd8\xff", "an image (JPEG), not audio"),
@@ -28,6 +32,8 @@ _CONTAINERS = (
     (0, b"wvpk", "WavPack, which is not decoded"),
     (0, b"MAC ", "Monkey's Audio, which is not decoded"),
     (0, b"DSD ", "DSD audio, which is not decoded"),
+    (0, b"TTA1", "True Audio, which is not decoded"),
+    (0, b".RMF", "RealMedia, which is not decoded"),
     (0, b"FLV\x01", "Flash video, which is not decoded"),
 )
 _CONVERT = "; convert it with `ffmpeg -i IN OUT.flac`"

@@ -145,6 +145,7 @@ class English:
             or self._roman(context)
             or self._day(context)
             or self._magnitude_word(context)
+            or self._round_number(context)
             or self._unit_word(context)
             or self._code(context)
             or self._fraction_word(context)
@@ -449,6 +450,15 @@ class English:
         if core not in MAGNITUDES or not _QUANTITY.search(context.before) or (context.core in UNITS and not money):
             return ()
         return said(MAGNITUDES[core], core)
+
+    def _round_number(self, context: Context) -> Readings:
+        """The 100 of "a 100 people", and hundreds written as 100s."""
+        found = re.fullmatch(r"(100|1,?000|1,?000,?000)(s?)", context.core)
+        is_counted = context.before.lower().strip(_OUTER) in ("a", "an", "another")
+        if found is None or not (found[2] or is_counted):
+            return ()
+        name = {3: "hundred", 4: "thousand", 7: "million"}[len(found[1].replace(",", ""))]
+        return said(f"{name}s") if found[2] else said(name, f"one {name}", f"a {name}")
 
     def _feet(self, found: re.Match[str]) -> Readings:
         """6'2" tall."""

@@ -92,7 +92,7 @@ def _match(written: Sequence[Written], words: Sequence[Word], language: str) -> 
     while open_states:
         if len(steps) > most_states:
             raise EntryError(
-                Reason.WORD_TIMES, f"no way to match it was found: {_difference(farthest, written, words)}"
+                Reason.WORD_TIMES, f"no way to match it was found: {_difference(farthest, steps, written, words)}"
             )
         state = open_states.pop()
         if (state.written, state.given) > (farthest.written, farthest.given):
@@ -104,7 +104,7 @@ def _match(written: Sequence[Written], words: Sequence[Word], language: str) -> 
             if following not in steps:
                 steps[following] = _Step(state, following.given - 1 if met else steps[state].last)
                 open_states.append(following)
-    raise EntryError(Reason.WORD_TIMES, _difference(farthest, written, words))
+    raise EntryError(Reason.WORD_TIMES, _difference(farthest, steps, written, words))
 
 
 def _letters_of(word: Written) -> tuple[str, ...]:
@@ -165,10 +165,18 @@ def _ends(last: _State, steps: dict[_State, _Step], ours: Sequence[tuple[str, ..
     return ends
 
 
-def _difference(farthest: _State, written: Sequence[Written], words: Sequence[Word]) -> str:
-    """The word of the text and of the times after the last place where they agree."""
+def _difference(farthest: _State, steps: dict[_State, _Step], written: Sequence[Written], words: Sequence[Word]) -> str:
+    """The words of the text and of the times after the last place where both sides end a word."""
     place = farthest.written - 1 if farthest.rest and not farthest.rest_is_given else farthest.written
     given = farthest.given - 1 if farthest.rest and farthest.rest_is_given else farthest.given
-    ours = repr(written[place].text) if place < len(written) else "no more words"
-    theirs = repr(words[given].text) if given < len(words) else "no more words"
-    return f"the text has {ours} where the times have {theirs} (word {min(place + 1, len(written))} of the text)"
+    begin = farthest
+    while begin.rest and (before := steps[begin].before) is not None:
+        begin = before
+    ours = "".join(" " * word.spaced + word.text for word in written[begin.written : place + 1]).strip()
+    theirs = " ".join(word.text for word in words[begin.given : given + 1])
+    number = min(begin.written + 1, len(written))
+    return f"the text has {_shown(ours)} where the times have {_shown(theirs)} (word {number} of the text)"
+
+
+def _shown(text: str) -> str:
+    return f"{text!r:.80}" if text else "no more words"

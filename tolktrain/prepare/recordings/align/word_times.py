@@ -42,7 +42,12 @@ _LONGEST_LINE = 1 << 22  # bytes, of CTM and .alignment.txt
 _MOST_CHANNELS = 64
 _MOST_SHOWN = 3  # ids of a file, in a message
 _UTF_8_MARK = b"\xef\xbb\xbf"
-_WORD_LISTS = frozenset(("words", "word_segments", "segments", "tiers"))  # keys of JSON files, of which one is used
+_WORD_LISTS = ("words", "word_segments")  # keys of JSON files
+_RECOGNIZED_LISTS = ("result", "chunks")  # likewise, of Vosk and transformers
+_USED_KEYS = frozenset((*_WORD_LISTS, "segments", "tiers"))
+# An object with `words` is what a recognizer heard if it has some of the first and none of the second keys.
+_OF_RECOGNIZERS = frozenset(("task", "language", "segments", "word_segments"))
+_OF_DESCRIPTIONS = frozenset(("id", "offset", "speaker", "source", "channel"))
 _WORD_KEYS = frozenset(("word", "text", "start", "end"))
 
 
@@ -145,31 +150,52 @@ def words_of(value: Any, note: Callable[[str], None]) -> tuple[Word, ...]:
     """
     if not isinstance(value, list):
         raise wrong(f"words must be a list, got {type(value).__name__}")
+    words = tuple(map(_word_of, value))
     others = dict.fromkeys(key for item in value if isinstance(item, dict) for key in item if key not in _WORD_KEYS)
     for key in others:
-        note(f"the key {key!r:.80} of words")
-    return tuple(map(_word_of, value))
+        if key != "timestamp" or any("start" in item for item in value if isinstance(item, dict)):
+            note(f"the key {key!r:.80} of words")
+    return words
 
 
 def is_word_times(value: Any) -> bool:
     """Whether the content of a JSON file is what an aligner such as WhisperX writes."""
     if isinstance(value, list):
-        return bool(value) and all(isinstance(item, dict) and item.keys() & {"word", "text"} for item in value)
-    if not isinstance(value, dict) or value.keys() & {"words", "word_times"}:
+        return _is_list_of_words(value)
+    if not isinstance(value, dict) or "word_times" in value:
         return False
+    if "words" in value:
+        return bool(value.keys() & _OF_RECOGNIZERS) and not value.keys() & _OF_DESCRIPTIONS
     segments = value.get("segments")
     return (
         isinstance(value.get("word_segments"), list)
+        or any(_is_list_of_words(value.get(key)) for key in _RECOGNIZED_LISTS)
         or (isinstance(segments, list) and all(isinstance(segment, dict) for segment in segments))
         or _json_tiers(value) is not None
     )
 
 
+def _is_list_of_words(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_timed_word, value))
+
+
+def _is_timed_word(item: Any) -> bool:
+    if isinstance(item, dict):
+        return bool(item.keys() & {"word", "text"})
+    return isinstance(item, list) and len(item) == 3 and isinstance(item[0], str)
+
+
 def _word_of(item: Any) -> Word:
     if isinstance(item, dict):
-        text = item.get("word", item.get("text"))
+        text, times = item.get("word", item.get("text")), item.get("timestamp")
+        if isinstance(times, list) and len(times) == 2 and not item.keys() & {"start", "end"}:
+            return word(text, *times)  # of transformers
         if "start" not in item or "end" not in item:
-            raise wrong(f"the word {text!r:.80} has no times; the aligner did not find it")
+            others = [key for key in item if key not in _WORD_KEYS and isinstance(key, str)]
+            raise wrong(
+                f"the word {text!r:.80} has no times; the aligner did not find it"
+                + f", or they are in other keys than start and end: {', '.join(others):.80}" * bool(others)
+            )
         return word(text, item["start"], item["end"])
     if isinstance(item, list) and len(item) == 3:
         return word(*item)
@@ -189,7 +215,11 @@ def _textgrid_words(path: str, speaker: str, note: Callable[[str], None]) -> tup
         raise wrong(f"the tier {tier.name!r:.80} has points; words need intervals")
     # Praat's intervals fill a tier to its end.
     if not tier.intervals or tier.intervals[-1][1] < tier.end - _CUT_OFF_SECONDS:
-        raise wrong("the words end before their tier does; the file is cut off")
+        end = tier.intervals[-1][1] if tier.intervals else 0.0
+        raise wrong(
+            f"the intervals end at {end:g} s, before their tier does at {tier.end:g} s; the file is cut off, or silence"
+            ' at the end was left out: write it as an interval with the text ""'
+        )
     return _interval_words(tier.intervals)
 
 
@@ -345,17 +375,14 @@ def _json_words(path: str, speaker: str, note: Callable[[str], None]) -> tuple[W
         raise wrong(f"it is not JSON ({error})") from None
     if not isinstance(content, dict):
         return words_of(content, note)
+    others = () if content.keys() & _USED_KEYS else _RECOGNIZED_LISTS
+    recognized = [key for key in others if _is_list_of_words(content.get(key))][:1]
     for key in content:
-        if key not in _WORD_LISTS:
+        if key not in _USED_KEYS and key not in recognized:
             note(f"the key {key!r:.80} in .json")
-    if "words" in content:
-        return words_of(content["words"], note)
-    segments = content.get("segments")
-    if isinstance(segments, list) and segments:
-        found_words = _segment_words(segments, note)
-        return words_of(content.get("word_segments", found_words), note)
-    if "word_segments" in content:
-        return words_of(content["word_segments"], note)
+    listed = _listed_words(content, recognized, note)
+    if listed is not None:
+        return listed
     tiers = _json_tiers(content)
     if tiers is not None:
         names = list(tiers)
@@ -365,6 +392,22 @@ def _json_words(path: str, speaker: str, note: Callable[[str], None]) -> tuple[W
         return _interval_words(entries)
     found = ", ".join(map(repr, content)) or "nothing"
     raise wrong(f"expected a list of words, or an object with words; found {found:.80}")
+
+
+def _listed_words(
+    content: dict[str, Any], recognized: Sequence[str], note: Callable[[str], None]
+) -> tuple[Word, ...] | None:
+    """The words of an object that lists them once or, as WhisperX does, twice; None if it does not list them."""
+    found = {key: words_of(content[key], note) for key in (*_WORD_LISTS, *recognized) if key in content}
+    segments = content.get("segments")
+    if isinstance(segments, list) and segments:
+        if found and not any(isinstance(one, dict) and one.get("words") for one in segments):
+            note("segments without words in .json")
+        else:
+            found["segments"] = words_of(_segment_words(segments, note), note)
+    if len(set(found.values())) > 1:
+        raise wrong(f"it lists words in {' and in '.join(found)}, which differ; leave all but one of them out")
+    return next(iter(found.values()), None)
 
 
 def _segment_words(segments: list[Any], note: Callable[[str], None]) -> list[Any]:

@@ -14,6 +14,7 @@ from tolktrain.errors import UserError
 Lines = Callable[[], Iterable[tuple[int, bytes]]]  # numbers, from 1 on, and the lines that are not empty
 
 _QUOTE = b'"'
+_BACKSLASH_QUOTE = b'\\"'
 _CELL = re.compile(rb'(?:"((?:[^"]|"")*)"|([^"\t]*))(\t|\Z)')
 _LONGEST_RECORD = 1 << 24  # bytes; one that an unclosed quote makes longer is none
 
@@ -67,9 +68,20 @@ class _Seen:
 
 
 def is_quoted(path: str, lines: Lines) -> bool:
-    """Whether the table is quoted as CSV is. Raises `UserError` if some of it is and some is not."""
+    """Whether the table is quoted as CSV is.
+
+    Raises `UserError` if some of it is and some is not, or quotes have backslashes, as R, Spark and databases write
+    them: nothing but a convention says what else a backslash means in such a file.
+    """
     if not any(_QUOTE in line for _, line in lines()):
         return False
+    escaped = next((number for number, line in lines() if _BACKSLASH_QUOTE in line), None)
+    if escaped is not None:
+        raise UserError(
+            f"{path}: line {escaped} has quotes after a backslash, which tables between tabs do not have; double the"
+            " quotes inside of cells as CSV does (pandas: no escapechar; R: qmethod='double'; Spark: escape='\"'), or"
+            " write JSON lines"
+        )
     seen = _look(lines())
     if seen.header_is_quoted:
         return True

@@ -87,6 +87,7 @@ def _read(folder: Folder, several: bool, name: str) -> tuple[Utterance | Failure
     files, unused = [], Unused()
     audio = folder.join(name)
     try:
+        _check_name(audio)
         entry: dict[str, Any] = {"id": audio, "source": folder.path if several else audio}
         for transcript in folder.beside(name, _TRANSCRIPT_SUFFIXES):
             text = _content(folder, transcript)
@@ -105,6 +106,17 @@ def _read(folder: Folder, several: bool, name: str) -> tuple[Utterance | Failure
         return utterance_of({**entry, "audio": audio}, folder.root, unused, _escaped(audio)), files, unused
     except EntryError as error:
         return Failure(_escaped(audio), error.reason, error.detail, _escaped(audio)), files, unused
+
+
+def _check_name(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise EntryError(
+            Reason.MANIFEST,
+            f"its name is not UTF-8; rename it and the files that belong to it, for example with `convmv -f latin1 -t"
+            f" utf8 --notest -r FOLDER` ({os.fsencode(path)!r:.100})",
+        ) from None
 
 
 def _described(folder: Folder, name: str, entry: dict[str, Any], unused: Unused) -> dict[str, Any]:

@@ -181,6 +181,7 @@ def _checked_entry(piece: _Piece, with_words: bool) -> dict[str, Any]:
     supervision, recording, cut = piece.supervision, piece.recording, piece.cut
     begin = supervision.start
     if cut is not None:
+        _check_belongs(supervision, recording, cut)
         # Manifests round, and codecs pad: what is a little too long for its cut is read to its end.
         beyond = max(-begin, begin + supervision.duration - cut.duration)
         if not beyond <= TOLERANCE_SECONDS + _ROUNDING:
@@ -210,6 +211,21 @@ def _checked_entry(piece: _Piece, with_words: bool) -> dict[str, Any]:
         "channel": channel,
         "words": relative_words(alignment, begin),
     }
+
+
+def _check_belongs(supervision: "SupervisionSegment", recording: "Recording", cut: "MonoCut | MultiCut") -> None:
+    """Raise `EntryError` if a supervision is of another recording or channel than its cut, which Lhotse would load."""
+    if supervision.recording_id != recording.id:
+        raise _bad(
+            f"the supervision {supervision.id!r} is of the recording {supervision.recording_id!r:.80}, and its cut of"
+            f" {recording.id!r:.80}; correct recording_id, or move the supervision to the cut of its recording"
+        )
+    of_cut, own = ({*one} if isinstance(one, list) else {one} for one in (cut.channel, supervision.channel))
+    if not own <= of_cut:
+        raise _bad(
+            f"the supervision {supervision.id!r} is of channel {supervision.channel}, and its cut of channel"
+            f" {cut.channel}; correct one of them, or move the supervision to the cut of its channel"
+        )
 
 
 def _bad(detail: str) -> EntryError:

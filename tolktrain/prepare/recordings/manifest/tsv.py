@@ -13,15 +13,18 @@ from tolktrain.prepare.unused import Unused
 from tolktrain.prepare.utterances import EntryError, Failure, Reason, Utterance
 
 _NUMBERS = ("offset", "duration", "channel")
-_MISSING = frozenset({"nan", "NaN", "<NA>"})  # as pandas writes a missing value
+_MISSING = frozenset({"nan", "NaN", "<NA>", r"\N", "#N/A"})  # as pandas, databases and spreadsheets write it
+# These are words too, so they are taken for missing values only where nobody has such a name.
+_MISSING_NAMES = _MISSING | {"None", "NULL", "null", "N/A", "NaT"}
+_OF_NAMES = frozenset({"id", "speaker", "source", "client_id", "word_times"})
 
 
 def read_tsv(manifest: Manifest) -> Iterator[Utterance | Failure]:
     """Cells between tabs; the first line names the columns.
 
     Cells are taken literally, unless the file as a whole is quoted as CSV is (`manifest/cells.py`). An empty cell is
-    absent, and so is one of text that pandas has filled with nan. Raises `UserError` if the first line names no
-    columns, or the file is quoted in part.
+    absent, and so is one that means a missing value, such as nan of pandas. Raises `UserError` if the first line names
+    no columns, or the file is quoted in part.
     """
     lines = partial(read_lines, manifest.path)
     quoted = is_quoted(manifest.path, lines)
@@ -46,7 +49,9 @@ def _entry(columns: list[str], cells: list[bytes] | None, unused: Unused, place:
         raise EntryError(Reason.MANIFEST, f"it has {len(cells)} cells; the first line names {len(columns)}")
     texts = [text_of(cell).strip() for cell in cells]
     entry: dict[str, Any] = {name: text for name, text in zip(columns, texts, strict=True) if text}
-    for name in [name for name, text in entry.items() if text in _MISSING and name not in _NUMBERS]:
+    for name in [name for name, text in entry.items() if text in (_MISSING_NAMES if name in _OF_NAMES else _MISSING)]:
+        if name in _NUMBERS:
+            continue
         unused.add(f"cells {entry.pop(name)} in the column {name!r:.80}, taken for empty", place)
     return entry | {name: _number(name, entry[name]) for name in _NUMBERS if name in entry}
 
