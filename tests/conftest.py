@@ -37,6 +37,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that tests start compiles the whole package
 os.environ["TOLKTRAIN_JOB_SECRET"] = "the secret of the jobs in the tests"  # else one would be kept in the home folder
 
+if os.environ.get("TRITON_INTERPRET") == "1":  # a process of tests/kernels/test_in_triton.py
+    sys.path.insert(0, str(Path(__file__).parent / "kernels"))
+    from faster_interpreter import replace_once_in_a_launch
+
+    replace_once_in_a_launch()
+
 # A shell that starts pytest in the background lets it ignore Ctrl-C, and so would all its processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -68,9 +74,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 # Of the files with slow tests those that take minutes, longest first.
 _LONGEST = (
-    *("launch/test_survival.py", "train/test_layouts.py", "launch/test_zombie.py", "train/test_layout_runs.py"),
-    *("nullgpu/test_steps.py", "model/test_compile.py", "nullgpu/test_ranks.py", "prepare/test_pipeline.py"),
-    "soak/test_soak.py",
+    *("launch/test_survival.py", "train/test_layouts.py", "launch/test_zombie.py", "kernels/test_in_triton.py"),
+    *("nullgpu/test_steps.py", "model/test_compile.py", "train/test_layout_runs.py", "prepare/test_pipeline.py"),
+    *("train/test_resume.py", "soak/test_soak.py", "train/test_steering.py", "train/test_full_disk.py"),
 )
 _SLOW_SECONDS = 10.0  # from which on a test should be marked
 
@@ -87,20 +93,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 _CPU_SECONDS = pytest.StashKey[float]()  # up to the end of the last file
+_NUM_MODULES = pytest.StashKey[int]()  # that were imported when garbage was last collected here
 _NUM_FILES_SHOWN = 10
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What importing the tests takes is not a cost of the first file.
-
-    All that was imported is taken out of garbage collection: a training of some steps collects six times, each of which
-    would walk through a million objects and cost as much as all its steps.
-    """
+    """What importing the tests takes is not a cost of the first file."""
     from cpu_time import cpu_seconds
 
+    _leave_out_of_collection(session.config)
+    session.config.stash[_CPU_SECONDS] = cpu_seconds()
+
+
+def _leave_out_of_collection(config: pytest.Config) -> None:
+    """Take all that exists out of garbage collection.
+
+    A training of some steps collects six times, each of which would walk through a million objects of imported
+    libraries and cost as much as all its steps.
+    """
     gc.collect()
     gc.freeze()
-    session.config.stash[_CPU_SECONDS] = cpu_seconds()
+    config.stash[_NUM_MODULES] = len(sys.modules)
 
 
 def pytest_unconfigure() -> None:
@@ -116,6 +129,8 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     try:
         yield
     finally:
+        if len(sys.modules) != item.config.stash[_NUM_MODULES]:  # most libraries are imported when they are used
+            _leave_out_of_collection(item.config)
         if nextitem is None or nextitem.path != item.path:
             total = cpu_seconds()
             item.user_properties.append(("cpu_seconds", total - item.config.stash[_CPU_SECONDS]))
