@@ -196,9 +196,9 @@ def test_an_utterance_has_no_gigabyte_of_word_times(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_doubtful_words_are_compared_for_a_bounded_time() -> None:
     """Each silence may be a word or none, and what follows fits nowhere: ways multiply."""
-    words = [Word("sil", i / 10, i / 10 + 0.1) for i in range(3_000)]
-    with pytest.raises(EntryError, match="the text has|no way to match it was found"):
-        align_given("sil " * 2_999 + "end", words, "en")
+    words = [Word("sil", i / 10, i / 10 + 0.1) for i in range(1_000)]
+    with pytest.raises(EntryError, match="no way to match it was found"):
+        align_given("sil " * 999 + "end", words, "en")
 
 
 def test_audio_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
