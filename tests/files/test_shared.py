@@ -1,6 +1,7 @@
 """Files in folders that others write to: what a stranger has put there is neither used, nor changed, nor waited for."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -265,15 +266,31 @@ def test_the_fusion_of_triton_does_not_depend_on_its_version(tmp_path: Path) -> 
         assert environ["TRITON_DEFAULT_FP_FUSION"] == given.get("TRITON_DEFAULT_FP_FUSION", "1")
 
 
+# PyTorch is imported once, but for its compiler, which chooses the folder when it is imported.
 CACHES = """
-import os
+import json, os, sys
+import torch
 from tolktrain.cluster.kernel_caches import place_kernel_caches
 from tolktrain.files.shared import enter_temporary_folder, leave_temporary_folder
-place_kernel_caches(enter_temporary_folder())
-import torch._inductor.runtime.cache_dir_utils as utils
-names = ("TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "TMPDIR")
-print(utils.cache_dir(), *(os.environ.get(name) for name in names))
-leave_temporary_folder()
+
+def show(environ):
+    os.environ.update(environ)
+    place_kernel_caches(enter_temporary_folder())
+    import torch._inductor.runtime.cache_dir_utils as utils
+    names = ("TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "TMPDIR")
+    print(utils.cache_dir(), *(os.environ.get(name) for name in names), flush=True)
+    leave_temporary_folder()
+
+assert "torch._inductor" not in sys.modules
+for environ in json.loads(sys.argv[1]):
+    process = os.fork()
+    if process == 0:
+        try:
+            show(environ)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(process, 0)[1] == 0
 """
 
 
@@ -289,19 +306,23 @@ def test_kernels_of_a_stranger_are_not_loaded(shared: Path) -> None:
     os.chown(home, USER, USER)
     environ = {"TMPDIR": str(shared), "USER": "bob", "LOGNAME": "bob"}
 
-    def places(**more: str) -> list[str]:
-        done = run_as(USER, CACHES, environ={**environ, **more})
+    def places(*variables: dict[str, str]) -> list[list[str]]:
+        done = run_as(USER, CACHES, json.dumps(variables), environ=environ)
         assert done.returncode == 0, done.stderr
-        return done.stdout.split()
+        return [line.split() for line in done.stdout.splitlines()]
 
-    inductor, triton, extensions, own = places(HOME=str(home))
+    own_home = {"HOME": str(home)}
+    at_home, in_a_job, *homeless = places(
+        own_home, {**own_home, "SLURM_JOB_ID": "7"}, {"HOME": "/nonexistent"}, {"HOME": str(shared)}
+    )
+    inductor, triton, extensions, own = at_home
     assert (inductor, triton, extensions) == (f"{home}/.cache/tolktrain/inductor", "None", "None")
     assert Path(inductor).stat().st_uid == USER
-    inductor, triton, extensions, own = places(HOME=str(home), SLURM_JOB_ID="7")
+    inductor, triton, extensions, own = in_a_job
     assert (inductor, triton, extensions) == (f"{own}/inductor", f"{own}/triton", "None")
     # Without a home folder of the user's own, everything is in the process's folder.
-    for bad in ("/nonexistent", str(shared)):
-        inductor, triton, extensions, own = places(HOME=bad)
+    assert len(homeless) == 2
+    for inductor, triton, extensions, own in homeless:
         assert (inductor, triton, extensions) == (f"{own}/inductor", f"{own}/triton", f"{own}/extensions")
         assert Path(own).parent == shared
     with contextlib.suppress(FileNotFoundError):
@@ -310,11 +331,10 @@ def test_kernels_of_a_stranger_are_not_loaded(shared: Path) -> None:
     strangers.mkdir(mode=0o777)
     os.chown(strangers, STRANGER, STRANGER)
     (home / ".cache").symlink_to(strangers)
-    inductor, *_, own = places(HOME=str(home))
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR")
+    chosen = dict(zip(names, ("/tmp/mine-4242", "/my/own", "/my/other"), strict=True))
+    (inductor, *_, own), given = places(own_home, chosen)
     assert inductor == f"{own}/inductor"
-    given = places(
-        TORCHINDUCTOR_CACHE_DIR="/tmp/mine-4242", TRITON_CACHE_DIR="/my/own", TORCH_EXTENSIONS_DIR="/my/other"
-    )
     assert given[:3] == ["/tmp/mine-4242", "/my/own", "/my/other"]
     os.rmdir("/tmp/mine-4242")
     assert not list(trap.iterdir()) and not list(strangers.iterdir())
