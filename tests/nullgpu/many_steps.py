@@ -38,6 +38,7 @@ class Job:
     config: str
     overrides: tuple[str, ...] = ()
     expandable: bool = False  # segments, as launch/pretrain.sbatch sets them
+    world_size: int = 1  # ranks; the first one is trained, the others do not exist
 
 
 @dataclass
@@ -69,6 +70,8 @@ JOBS = {
     "400m": Job(f"{BENCH}-400m.yaml"),
     "150m": Job(f"{BENCH}-150m.yaml"),
     "2b, micro batch 4": Job(f"{BENCH}-2b.yaml", ("train.micro_batch_size=4",)),
+    "8b": Job(f"{BENCH}-8b.yaml", world_size=8),
+    "cpu": Job("configs/bench/cpu.yaml"),
 }
 
 
@@ -87,7 +90,7 @@ def observe(job: Job, steps: int) -> Seen:
 
 def _train(job: Job, seen: Seen) -> None:
     torch.cuda.set_device(0)
-    dist.init_process_group("fake", rank=0, world_size=1, store=FakeStore())
+    dist.init_process_group("fake", rank=0, world_size=job.world_size, store=FakeStore())
     config = load_config(job.config, job.overrides)
     parallel = config.parallel
     layout = initialize(parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.sequence_parallel)

@@ -107,6 +107,8 @@ CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfuncti
     return OK;
 }
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
+    /* No fault: Triton tries an attribute of newer drivers, and sets the limit of shared memory if there is none. */
+    if (attribute >= CU_FUNC_ATTRIBUTE_MAX) return BAD_VALUE;
     if (attribute == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) null_allow_shared(function, value);
     return OK;
 }
