@@ -309,7 +309,7 @@ def run_forward(
         setting = choose_setting(FORWARD_SETTINGS, len(states), width, last.element_size())
         with torch.cuda.device_of(last):
             forward_kernel[(_num_programs(setting, last),)](
-                address_table(states),
+                address_table(states, states[-1].device),
                 _contiguous(static_probs),
                 None if weight is None else aligned_rows(weight),
                 _contiguous(bias),
@@ -367,8 +367,8 @@ def run_backward(
         setting = choose_setting(BACKWARD_SETTINGS, len(states), width, last.element_size())
         with torch.cuda.device_of(last):
             backward_kernel[(_num_programs(setting, last),)](
-                address_table(states),
-                address_table(d_states) if writes_states else None,
+                address_table(states, states[-1].device),
+                address_table(d_states, states[-1].device) if writes_states else None,
                 last,
                 _contiguous(static_probs),
                 None if weight is None else aligned_rows(weight),

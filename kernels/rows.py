@@ -15,8 +15,7 @@ def aligned_rows(tensor: Tensor) -> Tensor:
     return rows if rows.data_ptr() % ALIGNMENT == 0 else rows.clone()
 
 
-def address_table(tensors: Sequence[Tensor]) -> Tensor:
-    """Addresses of tensors, int64 on their device, copied asynchronously."""
-    addresses = torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
-    device = tensors[0].device
+def address_table(tensors: Sequence[Tensor | None], device: torch.device) -> Tensor:
+    """Addresses of tensors on a device, int64 there, copied asynchronously; 0 for None."""
+    addresses = torch.tensor([0 if tensor is None else tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
     return addresses.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else addresses

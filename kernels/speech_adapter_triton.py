@@ -144,7 +144,7 @@ def _embed(
                 tokens.contiguous(),
                 places,
                 aligned_rows(text_table),
-                address_table(tables),
+                address_table(tables, tables[0].device),
                 hidden,
                 packed,
                 CODEBOOKS=len(tables),

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 import torch  # noqa: E402
 
 PROGRAMS = sorted(Path(__file__).parents[1].glob("*/triton_*.py"))
-AREAS = {"interop", "kernels", "model"}
+AREAS = {"interop", "kernels", "model", "train"}
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from tolktrain_kernels.adamw_triton import BLOCK, step
+from tolktrain_kernels.adamw_triton import BLOCK, LastGradients, step, sum_squares
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -49,3 +49,35 @@ def test_a_gradient_that_is_no_number_is_not_hidden() -> None:
     master, gradient, first, second = tensors
     step(master, gradient, (first, second), low, torch.zeros((), device=DEVICE), None, 0.1, 0.1, (0.9, 0.95), 1e-8)
     assert master.isnan().tolist() == [place == 3 for place in range(8)]
+
+
+@pytest.mark.parametrize("has_sums", [False, True])
+@pytest.mark.parametrize("sizes", [(BLOCK + 8, 24, 1, 40), (16, 2 * BLOCK), (3,)])
+def test_last_gradients_are_read_where_they_are(sizes: tuple[int, ...], has_sums: bool) -> None:
+    """The norm and the update of gradients that were added before; a parameter has none, another's is no plain tensor.
+    What pads the flat tensors stays as it is."""
+    total, padding = sum(sizes), 5
+    generator = torch.Generator().manual_seed(total)
+    sums = torch.randn(total + padding, generator=generator).to(DEVICE)
+    gradients = [torch.randn(2 * size, generator=generator).bfloat16().to(DEVICE)[::2] for size in sizes]
+    given = [None if place == 1 else gradient for place, gradient in enumerate(gradients)]
+    last = LastGradients.of(sizes, torch.device(DEVICE)).at(given)
+    zeros = torch.zeros(padding, device=DEVICE)
+    added = torch.cat([*(gradient.float() * (place != 1) for place, gradient in enumerate(gradients)), zeros])
+    if has_sums:
+        added += torch.cat([sums[:total], zeros])
+    squares = sum_squares(sums if has_sums else None, last)
+    torch.testing.assert_close(squares, added.square().sum(), rtol=1e-6, atol=0)
+    room = torch.rand(3, total + padding, generator=generator).to(DEVICE)
+    found = []
+    for gradient, left in ((sums if has_sums else None, last), (added, None)):
+        master, *moments = tensors = room.clone()
+        low = torch.zeros(total + padding, device=DEVICE, dtype=torch.bfloat16)
+        updates, factor = torch.zeros((), device=DEVICE), torch.tensor(0.5, device=DEVICE)
+        step(master, gradient, tuple(moments), low, updates, factor, 0.1, 0.1, (0.9, 0.95), 1e-8, left)
+        assert updates == 1
+        found.append((tensors[:, :total], low[:total]))
+        if left is not None:
+            assert torch.equal(tensors[:, total:], room[:, total:]) and not low[total:].any()
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)

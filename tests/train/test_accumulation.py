@@ -13,8 +13,8 @@ from tolktrain.config.data import Strategy
 from tolktrain.model.architecture import Architecture
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.deepspeed import reduction, sequential
-from tolktrain.train.deepspeed.compat import accumulate_in_few_passes
+from tolktrain.train.deepspeed import sequential
+from tolktrain.train.deepspeed.bf16_update import accumulate_in_few_passes
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.resolved import ResolvedSettings
 
@@ -34,7 +34,7 @@ def engines(tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         for ours in (False, True):
             with monkeypatch.context() as patch:
                 if not ours:
-                    patch.setattr(reduction, "accumulate_in_few_passes", lambda engine: None)
+                    patch.setattr(sequential, "accumulate_in_few_passes", lambda engine: None)
                     patch.setattr(sequential, "update_in_few_passes", lambda *_: None)
                 model = SmolTolk(Architecture.from_config(config.model), seed=0)
                 settings = ResolvedSettings.of(config, model.architecture, initialize())

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.deepspeed.compat import accumulate_in_few_passes
+from tolktrain.train.deepspeed.bf16_update import accumulate_in_few_passes
 from tolktrain.train.deepspeed.reduction import BucketedReduction
 from tolktrain.train.optimizer import in_buckets
 

@@ -16,11 +16,18 @@ _FREE = {
 }
 _WRITE_ONLY = {"zero_", "fill_", "copy_", "_foreach_zero_", "_foreach_copy_"}
 _ROWS = {"embedding", "index_select", "index", "gather"}  # read as many elements as they write
-# How often arguments of Triton kernels are moved: logits three times; what AdamW changes, twice.
-_PASSES: dict[str, dict[int, float]] = {"softmax_terms_kernel": {0: 3}, "adamw_kernel": {0: 2, 2: 2, 3: 2}}
+# How often arguments of Triton kernels are moved: logits three times, or twice if they are kept; what AdamW changes,
+# twice.
+_PASSES: dict[str, dict[int, float]] = {
+    "softmax_terms_kernel": {0: 3},
+    "kept_softmax_terms_kernel": {0: 2},
+    "adamw_kernel": {0: 2, 2: 2, 3: 2},
+}
 # Kernels of which arguments are tables of addresses: of the list of tensors that the operator around the launch was
 # given, or of as many and as large ones that it makes.
 _TABLES = frozenset({"forward_kernel", "backward_kernel"})
+# Of kernels that read gradients in bf16 from a table of addresses: places of the table, and of their elements.
+_LAST_GRADIENTS = {"squares_kernel": (2, 3), "adamw_kernel": (8, 9)}
 
 
 def name_of(func: Any) -> str:
@@ -84,6 +91,9 @@ def kernel_work(name: str, arguments: Sequence[Any], around: Sequence[Any]) -> W
             key = value.data_ptr(), value.numel()
             seen[key] = seen.get(key, 0.0) or _size(value) * passes.get(place, 1)
     moved = sum(seen.values())
+    if name in _LAST_GRADIENTS:
+        addresses, size = (arguments[place] for place in _LAST_GRADIENTS[name])
+        moved += 0 if addresses is None else 2 * size
     if name in _TABLES:
         tables = [v for v in arguments if isinstance(v, Tensor) and v.dtype == torch.int64 and v.ndim == 1]
         of_one = sum(_size(tensor) for value in around if isinstance(value, list) for tensor in _on_device(value))

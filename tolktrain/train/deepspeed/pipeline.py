@@ -15,12 +15,12 @@ from tolktrain.model.loss import ComparedSums, LossCounts, loss_to_train, num_su
 from tolktrain.model.parameter_layout import parameter_views
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
+from tolktrain.train.deepspeed.bf16_update import accumulate_in_few_passes, update_in_few_passes
 from tolktrain.train.deepspeed.compat import (
     accumulated_gradient,
     after_averaging,
     mark_replicated,
     set_bounds,
-    update_in_few_passes,
     use_groups,
 )
 from tolktrain.train.deepspeed.groups import deepspeed_topology
@@ -129,7 +129,7 @@ class PipelineRunner:
         self._module = module
         self._layout = layout
         self.engine = quiet_initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
-        self.reduction = reduce_gradients(self.engine, layout, settings)
+        self.reduction = reduce_gradients(self.engine, accumulate_in_few_passes(self.engine), layout, settings)
         update_in_few_passes(self.engine, backend)
         module.ties_after_averaging = after_averaging(self.engine, self._tie)
 

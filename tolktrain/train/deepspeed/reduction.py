@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tolktrain.parallel.layout import Layout
+from tolktrain.train.deepspeed.bf16_update import Accumulation
 from tolktrain.train.deepspeed.compat import (
-    Accumulation,
     FlatGradients,
-    accumulate_in_few_passes,
     copy_each,
     flat_gradients,
     norm_of_partitions,
@@ -144,14 +143,15 @@ class BucketedReduction:
         self._missing = [len(bucket.places) for bucket in self._buckets]
 
 
-def reduce_gradients(engine: Any, layout: Layout, settings: Mapping[str, Any]) -> BucketedReduction | None:
-    """Let ZeRO 1 in bf16 accumulate in few passes and reduce in buckets; with one data rank, not at all.
+def reduce_gradients(
+    engine: Any, accumulation: Accumulation | None, layout: Layout, settings: Mapping[str, Any]
+) -> BucketedReduction | None:
+    """Let ZeRO 1 in bf16 reduce in buckets; with one data rank, not at all.
 
     Returns the reduction if there is one. Gradients are then summed over the data ranks; otherwise, averaged.
     """
     if layout.data_size == 1:
         without_averaging(engine)
-    accumulation = accumulate_in_few_passes(engine)
     if accumulation is None or layout.data_size == 1:
         return None
     return BucketedReduction(engine, accumulation, layout, settings, scatters(settings, layout))

@@ -12,7 +12,8 @@ from tolktrain.model.inputs import ModelInputs
 from tolktrain.model.loss import ComparedSums, LossCounts, loss_to_train, num_sums
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import Layout
-from tolktrain.train.deepspeed.compat import forget_releases, update_in_few_passes
+from tolktrain.train.deepspeed.bf16_update import accumulate_in_few_passes, update_in_few_passes
+from tolktrain.train.deepspeed.compat import forget_releases
 from tolktrain.train.deepspeed.groups import MegatronGroups
 from tolktrain.train.deepspeed.reduction import reduce_gradients
 from tolktrain.train.deepspeed.zero3 import announce_shared_tables, partition_parameters
@@ -100,10 +101,11 @@ class SequentialRunner:
         self.engine = quiet_initialize(
             model=module, optimizer=optimizer, config=settings, mpu=MegatronGroups(layout), dist_init_required=False
         )
-        self.reduction = reduce_gradients(self.engine, layout, settings)
+        accumulation = accumulate_in_few_passes(self.engine)
+        self.reduction = reduce_gradients(self.engine, accumulation, layout, settings)
         # This undoes DeepSpeed's average over ranks.
         self._scale = layout.data_size if self.reduction is None else 1
-        update_in_few_passes(self.engine, backend)
+        update_in_few_passes(self.engine, backend, accumulation if layout.world_size == 1 else None)
 
     def step(self, micro_batches: Sequence[ModelInputs], counts: LossCounts) -> Update:
         """Forward and backward of each micro batch, then the optimizer's step."""
