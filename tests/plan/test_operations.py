@@ -20,6 +20,7 @@ from tolktrain.plan.time import (
     computed_operations,
     estimate_step,
     rank_operations,
+    update_operations,
     with_rehearsed,
 )
 
@@ -28,15 +29,15 @@ H100 = next(device for device in ACCELERATORS if device.name == "h100")
 ALL = ("backbone", "pooling", "speech")
 
 
-def case(*overrides: str, trainable: tuple[str, ...] = ALL) -> tuple[Shape, Candidate]:
-    """One micro batch of the 150M model on one GPU."""
+def case(*overrides: str, trainable: tuple[str, ...] = ALL, num_gpus: int = 1) -> tuple[Shape, Candidate]:
+    """One micro batch of the 150M model on one GPU, if nothing else is asked for."""
     config = load_config(
         ROOT / "configs/bench/smoltolk-150m.yaml", ["train.global_batch_size=32", "deepspeed.zero_stage=1", *overrides]
     )
     architecture = Architecture.from_config(config.model)
     counts = StepCounts.average(2048, 0.459, 1.0, 60)
     shape = Shape(architecture, counts, 2048, trainable)  # type: ignore[arg-type]
-    return shape, configured_candidate(config, architecture, Cluster(1, 1))
+    return shape, configured_candidate(config, architecture, Cluster(num_gpus, num_gpus))
 
 
 def test_each_part_moves_what_was_counted() -> None:
@@ -71,6 +72,34 @@ def test_products_have_the_flops_of_the_model(trainable: tuple[str, ...]) -> Non
     assert kinds["attention"] == pytest.approx(sum(p.attention for p in parts), rel=1e-3)
     backward = sum(2.5 * p.attention for p in parts if p.to_input or p.to_weights)
     assert kinds["attention backward"] == pytest.approx(backward, rel=1e-3)
+
+
+def bytes_of_update(num_gpus: int, *overrides: str) -> dict[str, float]:
+    """Of the first rank."""
+    shape, candidate = case(*overrides, num_gpus=num_gpus)
+    return {item.part: item.work.bytes for item in update_operations(shape, candidate)}
+
+
+def test_pipeline_stages_compute_the_norm_of_whole_gradients() -> None:
+    """4 of 34 bytes of an element, which more data ranks do not divide."""
+    size, stages = "train.global_batch_size=128", "parallel.pipeline_parallel_size=2"
+    one, two = (bytes_of_update(2 * data, size, stages)["optimizer"] for data in (1, 2))
+    assert two == pytest.approx((4 + 30 / 2) / 34 * one)
+    several, more = (bytes_of_update(data, size)["optimizer"] for data in (2, 4))
+    assert more == pytest.approx(several / 2)
+
+
+def test_a_single_gpu_does_not_add_the_last_gradients() -> None:
+    """In bytes of an element: two GPUs copy and average the gradients of the first micro batch (12), and each updates
+    one half of the elements (34)."""
+    one, longer = bytes_of_update(1), bytes_of_update(1, "train.global_batch_size=96")
+    several = bytes_of_update(2, "train.global_batch_size=64")
+    element = several["gradient accumulation"] / 12
+    assert several["optimizer"] == pytest.approx(34 / 2 * element)
+    assert one["gradient accumulation"] == 0
+    assert one["optimizer"] == pytest.approx((2 + 28) * element)
+    assert longer["gradient accumulation"] == pytest.approx((6 + 10) * element)
+    assert longer["optimizer"] == pytest.approx((6 + 32) * element)
 
 
 def test_the_time_of_a_step_is_that_of_its_operations() -> None:

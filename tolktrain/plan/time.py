@@ -20,7 +20,7 @@ from tolktrain.model.cost.work import LayerCost, StepCounts
 from tolktrain.plan.assumptions import Assumptions
 from tolktrain.plan.candidates import Candidate
 
-_BF16 = 2
+_BF16, _FLOAT32 = 2, 4
 _MANY = 1 << 20  # positions, so that averages become whole counts
 INTERLEAVED_SPEECH = 0.46  # of the positions, as in `tolktrain bench`
 UPDATE_PARTS = ("gradient accumulation", "optimizer")
@@ -302,19 +302,37 @@ class _Passes:
 
 _PASSES = {
     0: _Passes(2.0, 6.0, 4.0, 4.0, 34.0, 6.0, 6.0, 6.5),  # assumed: ZeRO 0 is in the ranking of no plan
-    1: _Passes(6.0, 10.0, 6.0, 0.0, 34.0, 0.3, 6.0, 0.5),
+    1: _Passes(6.0, 10.0, 6.0, 0.0, 34.0, 0.3, 6.0, 0.5),  # several GPUs without pipeline stages
     2: _Passes(14.5, 14.0, 0.0, 4.0, 38.0, 10.0, 11.0, 22.0),
     3: _Passes(19.0, 19.5, 0.0, 4.0, 38.0, 16.5, 18.5, 18.0),  # with the copies of gathered parameters
 }
+_NORM = 4.0  # bytes of the norm, of a gradient in float32
+
+
+def _passes(candidate: Candidate) -> _Passes:
+    """Of a layout with several GPUs."""
+    passes = _PASSES[candidate.zero_stage]
+    if candidate.zero_stage == 1 and candidate.pipeline > 1:
+        # The norm is that of all gradients of the stage: tied tables need whole ones.
+        return replace(passes, whole=passes.whole + _NORM, partition=passes.partition - _NORM)
+    return passes
 
 
 def update_operations(shape: Shape, candidate: Candidate) -> list[Operations]:
     """What a step does for the gradients and the update, apart from collectives. Bytes of an element were counted on
     the null GPU."""
     sizes, data, count = _sizes(shape, candidate), candidate.data, candidate.accumulation
-    trained, passes = sizes.trained, _PASSES[candidate.zero_stage]
-    moved = trained * (passes.first + passes.later * (count - 1) + (passes.average if data > 1 else 0.0))
+    trained, passes = sizes.trained, _passes(candidate)
+    moved = passes.first + passes.later * (count - 1) + (passes.average if data > 1 else 0.0)
     launches = sizes.layers * (passes.first_launches + passes.later_launches * (count - 1))
+    if candidate.zero_stage == 1 and candidate.cluster.num_gpus == 1 and not candidate.offload:
+        # The gradients of the last micro batch are not added. Norm and update read them in bf16, and the sums of
+        # earlier ones if there are any.
+        moved -= passes.first if count == 1 else passes.later
+        launches -= sizes.layers * (passes.first_launches if count == 1 else passes.later_launches)
+        read = _BF16 + (0.0 if count == 1 else _FLOAT32)
+        passes = replace(passes, partition=passes.partition - _NORM - _FLOAT32 + 2 * read)
+    moved *= trained
     found = [Operations(UPDATE_PARTS[0], BACKWARD, Work(MEMORY, moved, launches=launches))]
     if not candidate.offload:
         updated = trained * (passes.whole + passes.partition / data)
