@@ -294,6 +294,22 @@ def test_other_names_are_explained(rename: Callable[[str], str], message: str, t
 
 
 @pytest.mark.parametrize(
+    ("rename", "added"),
+    [
+        (lambda name: f"base_model.model.{name}", []),
+        (lambda name: name.replace("q_proj.", "q_proj.base_layer."), []),
+        (lambda name: name, ["model.layers.0.self_attn.q_proj.lora_A.default.weight"]),
+        (lambda name: name, ["base_model.model.lm_head.lora_B.weight"]),
+    ],
+)
+def test_the_state_of_a_model_with_adapters(rename: Callable[[str], str], added: list[str], tmp_path: Path) -> None:
+    content = write_backbone(tmp_path)
+    renamed = {rename(name): tensor for name, tensor in content.items()}
+    write_files(tmp_path, {SINGLE: renamed | dict.fromkeys(added, next(iter(content.values())).clone())})
+    assert "a model with adapters (LoRA) was saved; merge them with peft" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("is_tied", "head", "message"),
     [
         (True, "equal", None),

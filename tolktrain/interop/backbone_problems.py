@@ -33,6 +33,8 @@ _WRAPPERS = {
 }
 _WRAPPER = re.compile("|".join(rf"(?:^|(?<=\.)){re.escape(part)}" for part in _WRAPPERS))
 
+_ADAPTED = re.compile(r"\.(base_layer|lora_[AB])\.|^base_model\.model\.")  # by peft
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,6 +50,16 @@ def refuse_quantized(tensors: TensorFolder) -> None:
                 f" {stored.dtype}); training needs the weights before quantization; take the original checkpoint in"
                 " bf16, fp16 or float32"
             )
+
+
+def refuse_adapters(tensors: TensorFolder) -> None:
+    """Raise UserError for the state of a model with adapters, whose own weights are not those it computes with."""
+    found = next((name for name in sorted(tensors) if _ADAPTED.search(name)), None)
+    if found is not None:
+        raise UserError(
+            f"{_OWNER}{tensors.stored[found].file} holds {found}: the state of a model with adapters (LoRA) was saved;"
+            " merge them with peft (merge_and_unload) and save the result"
+        )
 
 
 def refuse_missing(tensors: TensorFolder, wanted: Collection[str]) -> None:

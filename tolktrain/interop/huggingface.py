@@ -10,6 +10,7 @@ from tolktrain.config.model import ModelConfig
 from tolktrain.errors import UserError
 from tolktrain.interop.backbone_problems import (
     note_adapter,
+    refuse_adapters,
     refuse_missing,
     refuse_other_head,
     refuse_other_shape,
@@ -94,6 +95,7 @@ def _read(folder: Path, expected: Mapping[str, Shape], sizes: Architecture) -> d
     names = {canonical: checkpoint_name(canonical) for canonical in expected}
     with TensorFolder.open(folder, "model.backbone: ", "download the checkpoint again") as tensors:
         refuse_quantized(tensors)
+        refuse_adapters(tensors)
         refuse_missing(tensors, names.values())
         surplus = sorted(name for name in tensors if _is_surplus(name, names.values(), sizes.num_layers))
         if surplus:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -281,12 +282,12 @@ def test_a_supervision_may_reach_out_of_its_cut_as_far_as_audio_may_be_short(
 def test_a_supervision_of_other_audio_than_its_cut_is_refused(
     tmp_path: Path, of_cut: dict[str, Any], of_supervision: dict[str, Any], message: str
 ) -> None:
-    """`lhotse.validate` refuses such cuts too, and loading a cut would give the audio of the cut."""
+    """`lhotse.validate` refuses such a MonoCut too, and loading it would give the audio of the cut."""
     lhotse = pytest.importorskip("lhotse")
     one = cut(0, text="PLAIN", custom={}, **of_supervision) | of_cut
     one["recording"] |= {"channel_ids": [0, 1]}
     one["recording"]["sources"][0] |= {"channels": [0, 1]}
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError) if one["type"] == "MonoCut" else nullcontext():
         lhotse.validate(lhotse.serialization.deserialize_item(json.loads(json.dumps(one))))
     utterances, failures = read(
         write_lines(tmp_path / "c.jsonl", [one, cut(1, text="PLAIN", custom={})]), format="lhotse"
