@@ -1,6 +1,7 @@
 """Paths as users give them."""
 
 import argparse
+import importlib
 import os
 from pathlib import Path
 
@@ -177,6 +178,15 @@ def test_options_of_the_command_line(
     assert caught.value.code == 2
     expected = f"argument {option}: '$SCRATCH/x' contains $SCRATCH, and environment variables are expanded by the shell"
     assert expected in capsys.readouterr().err
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("program", ["ablations", "first_hour"])
+def test_options_of_the_programs_of_launch(home: Path, capsys: pytest.CaptureFixture[str], program: str) -> None:
+    module = importlib.import_module(f"tolktrain.benchmark.{program}.__main__")
+    with pytest.raises(SystemExit) as caught:
+        module.main(["--out", "$SCRATCH/x"])
+    assert caught.value.code == 2 and "--out: '$SCRATCH/x' contains $SCRATCH" in capsys.readouterr().err
     assert os.listdir() == []
 
 

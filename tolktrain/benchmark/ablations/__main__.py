@@ -26,6 +26,7 @@ from tolktrain.benchmark.ablations.sweep import (
 from tolktrain.cluster.signals import EXIT_PREEMPTED
 from tolktrain.config.load import load_config
 from tolktrain.errors import UserError
+from tolktrain.files.given import path_argument
 from tolktrain.files.reading import read_json
 from tolktrain.files.writing import replace_file
 from tolktrain.report.rundata import SWEEP_FILE
@@ -104,7 +105,9 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="launch/ablations.sh", description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder of the sweep (runs/ablations)")
+    parser.add_argument(
+        "--out", type=path_argument, default=Path("runs/ablations"), help="folder of the sweep (runs/ablations)"
+    )
     parser.add_argument(
         "--variants", type=_names, default=USUAL, metavar="NAME,...", help=f"({','.join(USUAL)}); {'full'} is compared"
     )

@@ -29,6 +29,7 @@ from tolktrain.benchmark.first_hour.schedule import DONE, Outcome, run_pieces
 from tolktrain.benchmark.first_hour.summary import summary
 from tolktrain.benchmark.versions import versions
 from tolktrain.cluster.signals import be_killed_with_parent
+from tolktrain.files.given import path_argument
 
 ROOT = Path(__file__).resolve().parents[3]  # of the repository: its configurations and tests are used
 _MODULE = "tolktrain.benchmark.first_hour"
@@ -56,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="launch/benchmark.sh", description=__doc__.partition("\n\n")[2])
     parser.add_argument("--minutes", type=float, default=60.0, help="after which everything has ended (60)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="for the results (docs/benchmarks/<date>-<device>)")
+    parser.add_argument(
+        "--out", type=path_argument, metavar="DIR", help="for the results (docs/benchmarks/<date>-<device>)"
+    )
     names = ", ".join(piece.name for piece in (*GPU_PIECES, *CPU_PIECES))
     parser.add_argument("--only", metavar="NAMES", help=f"these pieces, by commas: {names}")
     parser.add_argument(
