@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
+from audio_files import RATE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recordings import corpus, write_corpus, write_text_tokenizer
+from test_bounds import failures_of
 
 from tolktrain.config.prepare import RecordingsConfig
 from tolktrain.prepare.recordings.align.word_times import Named, check_words, read_word_times
@@ -49,6 +54,21 @@ def test_the_channel_column_selects_the_channel(tmp_path: Path, names: tuple[str
             tmp_path / "conv.ctm", CALL.format(*names), utterance
         )
     assert read_word_times(path, "conv-x", speaker=names[1]) == SECOND
+
+
+def test_the_channel_of_all_recordings_selects_the_channel(tmp_path: Path) -> None:
+    """`recordings.channel` is the channel of the audio and of its words."""
+    song = corpus(1, 1)[0]
+    write_corpus(tmp_path, [song])
+    write_text_tokenizer(tmp_path / "text_tokenizer")
+    stereo = np.stack([song.samples, 0.5 * song.samples], axis=1)
+    soundfile.write(tmp_path / "audio" / "talk.wav", stereo, RATE, subtype="FLOAT")
+    one = {"audio": "audio/talk.wav", "word_times": "talk.ctm"}
+    lines = {0: "talk A 0.1 0.2 do", 1: "talk B 0.1 0.2 re"}
+    for channels, channel, failing in (((0, 1), 0, []), ((0, 1), 1, []), ((0, 1), None, ["talk"]), ((1,), 0, ["talk"])):
+        write(tmp_path / "talk.ctm", "".join(f"{lines[place]}\n" for place in channels))
+        entries = [one | {"id": "talk", "text": "re" if channel == 1 else "do", "source": "a"}]
+        assert failures_of(tmp_path, entries, channel=channel) == [(name, Reason.WORD_TIMES) for name in failing]
 
 
 def test_words_of_one_channel_are_not_given_to_the_other(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ class RecordingsKind:
             words = read_word_times(
                 utterance.word_times,
                 utterance.id,
-                utterance.channel,
+                self._recordings.channel if utterance.channel is None else utterance.channel,
                 utterance.speaker,
                 self.unused,
                 Named(utterance.audio, utterance.offset, utterance.namesake),
