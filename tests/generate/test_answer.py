@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from tolktrain import cli
+from tolktrain.data.text_tokenizer import load_text_tokenizer
 from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.generate.answer import Answering, answer
@@ -107,6 +108,41 @@ def test_samples_seed_and_stops(tiny_run: Path, tmp_path: Path) -> None:
     limits = replace(SHORT.limits, stops=(stop,))
     stopped, _ = _answered(tiny_run, given, replace(options, num_samples=1, limits=limits, into=tmp_path / "d"))
     assert stopped[0]["text"] == whole[: whole.index(stop)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "stops", "expected"),
+    [
+        (["the bird", "a tree"], (), "the bird a tree"),
+        (["", " sang"], (), " sang"),
+        (["the bird", " sang", "", "é"], (), "the bird sang é"),
+        (["the bird", "a tree"], ("d a",), "the bir"),
+        (["the bird", "a tree"], ("tree!", "e b", "x"), "th"),
+        (["the bird"], ("birds",), "the bird"),
+    ],
+)
+def test_utterances_of_text(
+    tiny_run: Path,
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    parts: list[str],
+    stops: tuple[str, ...],
+    expected: str,
+) -> None:
+    """A blank is between them, and a text ends before a stop, both in the file and as it is shown."""
+    tokenizer = load_text_tokenizer(repository / "data" / "sample" / "text_tokenizer").tokenizer
+    ids = [token for part in parts for token in [*tokenizer.encode(part).ids, 0]]
+
+    def drawn(decoder: Any, contexts: Any, vocabulary: Any, settings: Any, limits: Any, streams: Any, note: Any) -> Any:
+        for token in ids:
+            note(0, np.array([token]))
+        return [ids]
+
+    monkeypatch.setattr("tolktrain.generate.continuation.sample_text", drawn)
+    options = replace(SHORT, limits=Limits(99, utterances=9, stops=stops), into=tmp_path / "out")
+    lines, shown = _answered(tiny_run, [request("text", "x", None, False, "x", "--text")], options)
+    assert lines[0]["text"] == expected and shown == f"x: {expected}\n"
 
 
 def test_speech_of_some_seconds(tiny_run: Path, tmp_path: Path) -> None:

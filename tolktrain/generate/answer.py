@@ -14,12 +14,12 @@ from tolktrain.data.sequences import IntArray
 from tolktrain.errors import UserError
 from tolktrain.files.printable import printable
 from tolktrain.files.writing import AppendedFile, replace_file, write_wav_pieces
-from tolktrain.generate.continuation import Continuation, Continuer, Limits, text_before
+from tolktrain.generate.continuation import Continuation, Continuer, Limits
 from tolktrain.generate.requests import Request
 from tolktrain.generate.settings import Drawing, Hearing
 from tolktrain.generate.speaker import Speaker
 from tolktrain.generate.tensor_ranks import load_part
-from tolktrain.generate.text_stream import TextStream
+from tolktrain.generate.text_stream import UtteranceStream
 from tolktrain.parallel.layout import Layout
 from tolktrain.units.base import Frames, Vocoder
 
@@ -107,17 +107,16 @@ class _Live:
         self._num_units = sizes.num_units
         self._delay = sizes.num_codebooks - 1
         self._waiting: deque[int] = deque()  # units of frames that lack codebooks
-        self._text = TextStream(continuer.text.tokenizer) if request.to == "text" else None
-        self._stops = stops
-        self._held = ""  # text that may be the begin of a stop
-        self._is_stopped = False
+        self._text = None
+        if request.to == "text":
+            self._text = UtteranceStream(continuer.text.tokenizer, continuer.vocabulary.text_eos, stops)
         self._name = f"{printable(request.name)}: "  # shown with the first position: the prompt may be refused
 
     def add(self, place: int, sample: int, column: IntArray) -> None:
         """Show what a position [K] completes."""
         self._begin()
         if self._text is not None:
-            self._tell(self._text.piece(int(column[0])), max(map(len, self._stops), default=1) - 1)
+            self._show(printable(self._text.piece(int(column[0]))))
             return
         self._waiting.append(int(column[0]))
         if len(self._waiting) > self._delay:
@@ -128,21 +127,8 @@ class _Live:
     def end(self) -> None:
         """Show the rest of the text, and end the line."""
         self._begin()
-        if self._text is not None:
-            self._tell(self._text.rest(), 0)
-        self._show("\n")
-
-    def _tell(self, piece: str, num_held: int) -> None:
-        """Show text, but hold the last characters back, and show nothing from a stop on."""
-        if self._is_stopped:
-            return
-        known = self._held + piece
-        shown = text_before(known, self._stops)
-        self._is_stopped = len(shown) < len(known)
-        if not self._is_stopped:
-            shown = known[: max(len(known) - num_held, 0)]
-        self._held = known[len(shown) :]
-        self._show(printable(shown))
+        rest = "" if self._text is None else self._text.rest()
+        self._show(f"{printable(rest)}\n")
 
     def _begin(self) -> None:
         if self._name:

@@ -19,6 +19,7 @@ from tolktrain.generate.prompts import read_waveform
 from tolktrain.generate.requests import Request
 from tolktrain.generate.sampling import Sampling, SpeechLimits, TextLimits, sample_speech, sample_text
 from tolktrain.generate.tensor_ranks import make_decoder
+from tolktrain.generate.text_stream import spelled, text_before
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.prepare.recordings.kind import split_words
 from tolktrain.units.base import SpeechTokenizer, collapse
@@ -201,7 +202,8 @@ class Continuer:
         contexts = [prompt.whole for prompt in prompts]
         texts = sample_text(decoder, contexts, vocabulary, settings, within, streams, note)
         kept = [[token for token in ids if token != vocabulary.text_eos] for ids in texts]
-        return [(text_before(tokenizer.decode(ids), limits.stops), ids) for ids in kept]
+        shown = [text_before(spelled(tokenizer, ids, vocabulary.text_eos), limits.stops) for ids in texts]
+        return list(zip(shown, kept, strict=True))
 
     def _speak(
         self, prompts: list["_Prepared"], settings: Sampling, limits: Limits, streams: Any, note: Any
@@ -328,9 +330,3 @@ class _Clock:
         first = self._begun if self._first is None else self._first
         most = max(self._counts.values(), default=0)
         return Timing(first - self._begun, self._last - self._begun, most)
-
-
-def text_before(text: str, stops: Sequence[str]) -> str:
-    """The text before the first stop in it; all of it without one."""
-    ends = [text.find(stop) for stop in stops if stop in text]
-    return text[: min(ends)] if ends else text
