@@ -3,6 +3,7 @@
 Usage: bad_ranks.py FOLDER SETS. Results go to FOLDER.
 """
 
+import gc
 import json
 import math
 import sys
@@ -128,6 +129,7 @@ def main() -> None:
         if rank == 0:
             print(f"{time.perf_counter() - started:6.2f} s  {bad.name}", flush=True)
         release_groups()
+        gc.collect()  # engines are in cycles with the groups
         dist.barrier()
     config = make_config(folder, sets)
     steps = checksums(config, ROW, data_rank=rank, data_size=2)

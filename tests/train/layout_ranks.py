@@ -3,6 +3,7 @@
 Usage: layout_ranks.py FOLDER SETS CASES; CASES is a pickled list of cases, FOLDER gets a file per case and rank.
 """
 
+import gc
 import pickle
 import sys
 import time
@@ -36,6 +37,7 @@ def main() -> None:
                 outcome = str(error)
         torch.save(outcome, folder / f"{case.name}-{dist.get_rank()}.pt")
         release_groups()
+        gc.collect()  # the engine is in cycles with the groups, whose threads would go on polling in all later cases
         dist.barrier()
         if dist.get_rank() == 0:
             print(f"{time.perf_counter() - started:6.2f} s  {case.name}", flush=True)

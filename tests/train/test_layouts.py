@@ -5,6 +5,7 @@ Worker processes train one case after the other (`layout_ranks.py`).
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,16 +75,16 @@ ROUNDED = [
     Case(pipeline=2, precision="bf16"),
 ]
 TRAPS = [
-    Case(tensor=2, sequence_parallel=True, without="sums over the tensor group"),
-    Case(pipeline=2, without="sums over tied tables"),
-    Case(data=2, without="counts of the global batch"),
-    Case(tensor=2, pipeline=2, sequence_parallel=True, without="whole activations"),
+    Case(tensor=2, sequence_parallel=True, without="sums over the tensor group", steps=1),
+    Case(pipeline=2, without="sums over tied tables", steps=1),
+    Case(data=2, without="counts of the global batch", steps=1),
+    Case(tensor=2, pipeline=2, sequence_parallel=True, without="whole activations", steps=1),
 ]
 # Three ranks, because two add up to the same in whichever order.
-THREE_REPLICAS = Case(pipeline=2, data=3, precision="bf16", overrides=("train.global_batch_size=12",))
+THREE_REPLICAS = Case(pipeline=2, data=3, precision="bf16", overrides=("train.global_batch_size=12",), steps=3)
 DIFFERENT_ORDERS = Case(pipeline=2, without="one order of samples")
 
-CASES_OF_A_PROCESS = 8
+CASES_OF_A_PROCESS = 12
 
 Outcomes = Callable[[Case], list[Outcome]]
 Reference = Callable[[Case], Outcome]
@@ -160,7 +161,7 @@ def test_without_its_cure_a_layout_goes_wrong(outcomes: Outcomes, reference: Ref
     """What the tests above would not notice, they could not prove."""
     expected = reference(case.reference)
     ranks = outcomes(case)
-    assert_same_batches(ranks, expected)
+    assert_same_batches(ranks, replace(expected, batches=expected.batches[: case.steps]))
     gradients = distances(merged(ranks, "gradients"), merged([expected], "gradients"))
     assert max(gradients.values()) > 1e-3, worst(gradients)
 
