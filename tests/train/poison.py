@@ -49,8 +49,13 @@ def make_config(folder: Path, sets: Path, *overrides: str) -> Config:
 
 def checksums(config: Config, steps: Steps, data_rank: int = 0, data_size: int = 1) -> set[int]:
     """What tells this data rank's share of the given batches."""
+    return set(located(config, steps, data_rank, data_size).values())
+
+
+def located(config: Config, steps: Steps, data_rank: int = 0, data_size: int = 1) -> dict[tuple[int, int], int]:
+    """The same by stage and step."""
     wanted = sorted(steps)
-    found = set()
+    found = {}
     for index in {stage for stage, _ in wanted}:
         loader = StageLoader(
             config,
@@ -63,8 +68,8 @@ def checksums(config: Config, steps: Steps, data_rank: int = 0, data_size: int =
         with loader:
             for step in range(1 + max(step for stage, step in wanted if stage == index)):
                 checksum = batch_checksum(next(loader))
-                found |= {checksum} if (index, step) in wanted else set()
-    assert len(found) == len(wanted)
+                found |= {(index, step): checksum} if (index, step) in wanted else {}
+    assert len(set(found.values())) == len(wanted)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from poison import JOINT, LAST, LEFT_OUT, ROW, TEXT, checksums, make_config, spoiling, without
+from poison import JOINT, LAST, LEFT_OUT, ROW, TEXT, checksums, located, make_config, spoiling, without
 from small_runs import StopAfter, read_metrics
 
 from tolktrain.checkpoint.store import read_moments, read_parameters
@@ -32,8 +32,8 @@ Spoilt = dict[tuple[int, int], float]
 
 def run(config: Config, spoilt: Spoilt, stop: StopAfter | None = None) -> int:
     """Train while these batches multiply the loss."""
-    factors = {next(iter(checksums(config, [place]))): factor for place, factor in spoilt.items()}
-    with spoiling(factors):
+    places = located(config, spoilt)
+    with spoiling({places[place]: factor for place, factor in spoilt.items()}):
         return train(config, stop)
 
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import yaml
-from poison import JOINT, ROW, checksums, make_config, spoiling, without
+from poison import JOINT, ROW, checksums, located, make_config, spoiling, without
 from small_runs import NUM_STEPS, TOKENS_PER_STEP, StopAfter, assert_close, read_metrics, small_config, write_config
 from warm import Warm, wait_for_all
 
@@ -85,11 +85,29 @@ def scheduled(table: dict[tuple[str, int], LearningRates]) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def halted(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Path:
+    """Folder of a run that was stopped after 2 of 4 steps of its second stage. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("halted")
+    assert train(small_config(folder, sets), StopAfter(5)) == 75
+    return folder
+
+
+@pytest.fixture(scope="module")
+def halted_later(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Path:
+    """Folder of a run that was stopped after 2 of 5 steps of its last stage. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("halted-later")
+    assert train(small_config(folder, sets), StopAfter(9)) == 75
+    return folder
+
+
 @pytest.mark.slow
-def test_learning_rates_and_schedule_of_the_running_stage(tmp_path: Path, sets: Path, uninterrupted: Path) -> None:
+def test_learning_rates_and_schedule_of_the_running_stage(
+    halted_later: Path, tmp_path: Path, sets: Path, uninterrupted: Path
+) -> None:
     """Compared with a run that had these learning rates from step 10 on, which are written out here. Killed after the
     change was recorded, started again, stopped and started again."""
-    assert train(small_config(tmp_path, sets), StopAfter(9)) == 75
+    shutil.copytree(halted_later / "runs", tmp_path / "runs")
     changed = small_config(
         tmp_path,
         sets,
@@ -202,10 +220,12 @@ def grown(folder: Path, sets: Path, name: str) -> Path:
 
 
 @pytest.mark.slow
-def test_later_stages_are_rewritten_and_the_running_one_ends(tmp_path: Path, sets: Path, uninterrupted: Path) -> None:
+def test_later_stages_are_rewritten_and_the_running_one_ends(
+    halted: Path, tmp_path: Path, sets: Path, uninterrupted: Path
+) -> None:
     """The adapter stage ends at once, after 2 of 4 steps; the joint stage, which has not begun, gets another mixture,
     and a stage before it. The steps that follow are those of a run that had this configuration from the beginning."""
-    assert train(small_config(tmp_path, sets), StopAfter(5)) == 75
+    shutil.copytree(halted / "runs", tmp_path / "runs")
     run_dir = tmp_path / "runs" / "small"
     for name in ("small", "reference"):
         path = write_config(tmp_path, sets, name)
@@ -239,10 +259,10 @@ def test_the_stage_that_a_run_stopped_after_grows(tmp_path: Path, sets: Path) ->
 
 @pytest.mark.slow
 def test_a_change_that_is_taken_back_leaves_no_trace(
-    tmp_path: Path, sets: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+    halted_later: Path, tmp_path: Path, sets: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the process was killed between the two files that have it."""
-    assert train(small_config(tmp_path, sets), StopAfter(9)) == 75
+    shutil.copytree(halted_later / "runs", tmp_path / "runs")
     run_dir, changed = tmp_path / "runs" / "small", small_config(tmp_path, sets, "train.optimizer.clip_grad_norm=0.01")
     for module, function in ((folder_module, "dump_config"), (run_module, "_show_header")):
         with monkeypatch.context() as patched, pytest.raises(KilledError):
@@ -264,7 +284,8 @@ def test_a_rollback_to_before_the_change(
     never had the bad data and was changed there."""
     guard = "train.guard.skip_before=3"
     changed = make_config(tmp_path, sets, guard, "train.stages.1.learning_rate=0.002")
-    with spoiling({next(iter(checksums(changed, [place]))): factor for place, factor in ROW.items()}):
+    places = located(changed, ROW)
+    with spoiling({places[place]: factor for place, factor in ROW.items()}):
         assert train(make_config(tmp_path, sets, guard), StopAfter(6)) == 75
         run_dir = tmp_path / "runs" / "small"
         assert train(changed, StopAfter(2)) == 75
@@ -283,9 +304,9 @@ def test_a_rollback_to_before_the_change(
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_moves_the_change(tmp_path: Path, sets: Path) -> None:
+def test_a_damaged_checkpoint_moves_the_change(halted_later: Path, tmp_path: Path, sets: Path) -> None:
     """The run continues from the one before, whose next step is the first one with the new value."""
-    assert train(small_config(tmp_path, sets), StopAfter(9)) == 75
+    shutil.copytree(halted_later / "runs", tmp_path / "runs")
     run_dir, changed = tmp_path / "runs" / "small", small_config(tmp_path, sets, "train.optimizer.eps=0.01")
     assert train(changed, StopAfter(1)) == 75
     shutil.rmtree(run_dir / "checkpoints" / "step-00000010")
@@ -348,14 +369,6 @@ def contents(run_dir: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in files if path.relative_to(run_dir).parts[0] not in ("lease", "logs")}
 
 
-@pytest.fixture(scope="module")
-def halted(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Path:
-    """Folder of a run that was stopped after 2 of 4 steps of its second stage. Tests must not change it."""
-    folder = tmp_path_factory.mktemp("halted")
-    assert train(small_config(folder, sets), StopAfter(5)) == 75
-    return folder
-
-
 def test_free_keys_change_nothing(halted: Path, tmp_path: Path, sets: Path, uninterrupted: Path) -> None:
     shutil.copytree(halted / "runs", tmp_path / "runs")
     overrides = [
@@ -402,8 +415,7 @@ def test_a_key_of_a_later_release_is_refused(halted: Path, tmp_path: Path, sets:
 def test_skipped_data_binds_a_stage_that_has_not_begun(tmp_path: Path, sets: Path) -> None:
     """Rolled back to before its beginning, a stage keeps the order of its data: the skipped steps are counted in it."""
     config = make_config(tmp_path, sets)
-    spoilt = {next(iter(checksums(config, [(JOINT, step)]))): float("nan") for step in (0, 1, 2)}
-    with spoiling(spoilt):
+    with spoiling(dict.fromkeys(checksums(config, [(JOINT, step) for step in (0, 1, 2)]), float("nan"))):
         assert train(config, StopAfter(5)) == 75
     other = "train.stages.1.mixture={text: {sets: {held: 1}}}"
     with pytest.raises(
