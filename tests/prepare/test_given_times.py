@@ -75,7 +75,7 @@ def test_written_words_end_with_their_last_given_word(text: str, words: str, exp
         (
             "he carried it",
             "he car- carried it",
-            "has 'carried' where the times have 'car- carried' (word 2 of the text)",
+            "the text has 'carried' where the times have 'car- carried' (word 2 of the text)",
         ),
         (None, "a <unk> b", "word 2 is '<unk>', which is not in the text"),
         (None, "sil", "there are no words"),
