@@ -78,7 +78,7 @@ def is_saved_by_transformers(folder: Path) -> bool:
         found = read_json(folder / "config.json")
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("model_type") == MODEL_TYPE
+    return isinstance(found, dict) and bool(found.get("model_type") == MODEL_TYPE)
 
 
 def architecture_from(config: Mapping[str, Any], path: Path) -> Architecture:
