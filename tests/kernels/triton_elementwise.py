@@ -23,7 +23,7 @@ from tolktrain_kernels.elementwise import add_rms_norm, fork_rms_norm, rms_norm,
 from tolktrain_kernels.elementwise_triton import rotation_setting
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-WIDE = [(1, 576), (7, 960), (2, 3, 2048), (1, 4096), (2, 6144), (7, 72), (199, 96), (1, 8192), (0, 576), (3, 6)]
+WIDE = [(1, 576), (7, 960), (2, 3, 2048), (1, 4096), (2, 6144), (7, 72), (67, 96), (1, 8192), (0, 576), (3, 6)]
 HEADS = [
     *((7, 1, 3, 3, 64), (199, 1, 1, 1, 16), (3, 2, 3, 1, 72), (2, 3, 5, 2, 128), (33, 2, 2, 4, 64), (0, 2, 3, 1, 64)),
     (1, 1, 1, 1, 2),

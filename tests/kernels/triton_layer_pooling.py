@@ -22,9 +22,9 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 SHAPES = [
     (1, 72, (1,)),
     (1, 576, (7,)),
-    (2, 96, (199,)),
+    (2, 96, (83,)),  # three programs of the selector's gradient, the last of which has few rows
     (3, 100, (4, 3)),
-    (24, 96, (7,)),
+    (24, 96, (3,)),
     (24, 2048, (2,)),
     (30, 576, (3,)),
     (32, 960, (2,)),
@@ -33,7 +33,7 @@ SHAPES = [
 ]
 # All modes where they are quick, in the interpreter, which takes a tenth of a second for each token of 30 layers.
 CASES = [("both", *shape) for shape in SHAPES]
-CASES += [(mode, *shape) for mode in ("static", "dynamic") for shape in SHAPES if shape[2] != (199,) and shape[0] < 32]
+CASES += [(mode, *shape) for mode in ("static", "dynamic") for shape in SHAPES if shape[2] != (83,) and shape[0] < 32]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
