@@ -1,6 +1,7 @@
 """Imports that are put off, with small packages made for the purpose."""
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -138,6 +139,7 @@ def test_there_is_one_way_in(repository: Path, library: str, door: str) -> None:
     assert importing == {door}
 
 
+@functools.cache
 def imported_by(source: str) -> set[str]:
     """Top-level packages that a module imports, anywhere in it."""
     found = set()

@@ -38,6 +38,7 @@ class _Finder:
 
     def __init__(self, packages: Sequence[str]) -> None:
         self._packages = packages
+        self._names: list[str] = []  # of stand-ins
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         """The specification of a stand-in, or None for a module that is not deferred."""
@@ -48,6 +49,7 @@ class _Finder:
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """A stand-in."""
+        self._names.append(spec.name)
         return _Module(spec.name, self)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -57,7 +59,8 @@ class _Finder:
         """Create no more stand-ins, and remove them from `sys.modules`. Further calls have no effect."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
-            for name, module in list(sys.modules.items()):
+            for name in self._names:
+                module = sys.modules.get(name)
                 if isinstance(module, _Module) and module._finder is self:
                     del sys.modules[name]
 
