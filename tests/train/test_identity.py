@@ -18,8 +18,6 @@ from tolktrain.data.index import read_index
 from tolktrain.errors import UserError
 from tolktrain.train.run import train
 
-pytestmark = pytest.mark.transformers
-
 
 @pytest.fixture(scope="module")
 def halted(tmp_path_factory: pytest.TempPathFactory, sets: Path) -> Path:
@@ -134,6 +132,7 @@ def with_backbone(folder: Path, sets: Path, backbone: Path | str, *overrides: st
 
 
 @pytest.mark.slow
+@pytest.mark.transformers
 def test_a_backbone_that_is_gone_moved_or_another(tmp_path: Path, sets: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The run has its weights in the checkpoint: only the architecture must be the same."""
     backbone = make_backbone(tmp_path / "backbone")
