@@ -58,6 +58,9 @@ def preload() -> None:
     import_deepspeed()
     import deepspeed.runtime.pipe.module  # noqa: F401
 
+    with contextlib.suppress(ImportError):  # else imported by the first engine of each process; a detail of its version
+        import deepspeed.module_inject.auto_ep_layer  # noqa: F401
+
     assert len(os.listdir("/proc/self/task")) == threading.active_count() == 1, "a process with threads cannot fork"
     assert not torch.distributed.is_initialized() and not torch.cuda.is_initialized()
     gc.collect()
