@@ -106,7 +106,7 @@ def kept_softmax_terms_kernel(
     pairs = base.to(tl.pointer_type(tl.int32)) + lanes
     row_pairs = ()
     for first in tl.static_range(0, VOCABULARY // 2, BLOCK // 2):
-        row_pairs += (tl.load(pairs + first),)
+        row_pairs += (tl.load(pairs + first),)  # type: ignore[assignment]
     peaks = tl.full([BLOCK // 2], -1e30, tl.float32)
     for number in tl.static_range(VOCABULARY // BLOCK):
         left, right = _halves(row_pairs[number])
