@@ -202,7 +202,7 @@ def test_a_json_file_and_a_transcript_say_which_of_their_texts_is_used(tmp_path:
         ([["The", 0.25, 0.5], ["sea.", 0.5, 1.125]], set()),
         ({"task": "transcribe", "language": "english", "duration": 1.13, "text": "The sea.", "words": WORDS},
          {"task", "language", "duration", "text", "score"}),
-        ({"result": WORDS, "text": "the sea"}, {"text", "score"}),
+        ({"result": WORDS, "text": "The sea."}, {"text", "score"}),
         ({"text": " The sea.", "chunks": [{"text": " The", "timestamp": [0.25, 0.5]},
           {"text": " sea.", "timestamp": [0.5, 1.125]}]}, {"text"}),
         ({"start": 0, "end": 2, "tiers": {"words": {"type": "interval", "entries": [[0.25, 0.5, "The"],
