@@ -255,6 +255,7 @@ def test_transformers_alone_computes_the_same(
 def _check_processor(name: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert found["ids"].tolist() == [wanted["ids"]] and found["text"] == WITH_NAME and 0 not in wanted["ids"]
     assert found["padded"].sum(dim=1).tolist() == [len(wanted["ids"]), 1]
+    assert found["questions"] == []  # whether to trust the code, which the caller has said
     assert len(np.unique(wanted["units"])) > 5  # otherwise constant units would pass
     assert found["units"].tolist() == wanted["units"].tolist(), name
     assert found["run_lengths"].tolist() == wanted["run_lengths"].tolist(), name

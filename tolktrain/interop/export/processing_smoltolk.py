@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.utils import cached_file
 
 FOLDER = "speech_tokenizer"
@@ -46,7 +46,8 @@ class SmolTolkProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *_: Any, **kwargs: Any) -> "SmolTolkProcessor":
         """Load from a folder or a hub id."""
         name, hub = str(pretrained_model_name_or_path), {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs}
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        # Not AutoTokenizer, which in version 5 asks whether to trust the folder's code once more.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name, **hub)
         config = json.loads(Path(cached_file(name, _CONFIG, **hub)).read_text(encoding="utf-8"))
         speech = SpeechUnits.load(name, hub, config.get("has_vocoder", False)) if config.get("has_speech") else None
         return cls(tokenizer, speech, voice=config.get("voice"))
