@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tolktrain.data.shared_memory import _check_owner, _exclusive, remove_stale_blocks
+from tolktrain.data.shared_memory import _check_owner, _complaint, _exclusive, _users, remove_stale_blocks
 from tolktrain.errors import UserError
 
 HOLDER = """
@@ -101,3 +101,22 @@ def test_jobs_choose_one_after_the_other() -> None:
         other.start()
         assert not entered.wait(timeout=0.5)
     assert entered.wait(timeout=300)
+
+
+def test_no_more_processes_are_asked_than_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listing what a process has mapped takes milliseconds, and a node has hundreds of them."""
+    asked: list[str] = []
+    read = Path.read_text
+
+    def counted(path: Path, **options: str) -> str:
+        asked.append(str(path))
+        return read(path, **options)
+
+    monkeypatch.setattr(Path, "read_text", counted)
+    assert _complaint(set()) is None and not asked
+    block = shared_memory.SharedMemory(name, create=True, size=64)
+    prefix = name.partition("_")[0]
+    assert _users({prefix})[prefix] == os.getpid() and asked == [f"/proc/{os.getpid()}/maps"]
+    block.close()
+    block.unlink()
+    assert prefix not in _users({prefix}) and len(asked) > 3

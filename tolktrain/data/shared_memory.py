@@ -12,7 +12,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from tolktrain.errors import UserError
@@ -85,7 +85,8 @@ def remove_lock_files(number: int) -> None:
     time.
     """
     folder = _lock_files(number)
-    if folder.name.partition("_")[0] not in _users():
+    prefix = folder.name.partition("_")[0]
+    if not is_distributed() or prefix not in _users({prefix}):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -190,7 +191,7 @@ def _check_owner(number: int) -> None:
 
 def _complaint(caches: set[str]) -> str | None:
     """The message if a running program of this user has one of the folders open; otherwise None."""
-    if not _FOLDER.is_dir():
+    if not caches or not _FOLDER.is_dir():
         return None
     for prefix, process in _users().items():
         # The block was removed meanwhile, or another program has not filled it yet.
@@ -214,7 +215,7 @@ def remove_stale_blocks() -> list[str]:
     if not _FOLDER.is_dir():
         return []
     found = [(name, match[1]) for name in os.listdir(_FOLDER) if (match := _BLOCK_NAME.fullmatch(name))]
-    used = _users() if found else {}
+    used = _users({prefix for _, prefix in found}) if found else {}
     stale = {prefix for name, prefix in found if prefix not in used and _is_own(_FOLDER / name)}
     removed = []
     for name in (name for name, prefix in found if prefix in stale):
@@ -237,12 +238,18 @@ def _is_own(path: Path) -> bool:
         return False
 
 
-def _users() -> dict[str, int]:
-    """A running process that has mapped blocks, by the prefix of the blocks."""
+def _users(sought: Set[str] | None = None) -> dict[str, int]:
+    """A running process that has mapped blocks, by the prefix of the blocks; at least the prefixes that are `sought`.
+
+    The kernel takes milliseconds to list what a process has mapped: once all that are sought were found, no more
+    processes are asked.
+    """
     mapped = re.compile(rf"{re.escape(str(_FOLDER))}/{_BLOCK_NAME.pattern}")
     users: dict[str, int] = {}
-    for process in Path("/proc").glob("[0-9]*"):
+    for process in (os.getpid(), *(int(name) for name in os.listdir("/proc") if name.isdecimal())):
+        if sought is not None and sought <= users.keys():
+            break
         with contextlib.suppress(OSError):
-            for match in mapped.finditer((process / "maps").read_text(errors="replace")):
-                users.setdefault(match[1], int(process.name))
+            for match in mapped.finditer(Path(f"/proc/{process}/maps").read_text(errors="replace")):
+                users.setdefault(match[1], process)
     return users
