@@ -3,7 +3,7 @@
 import gc
 import importlib.util
 import math
-import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import statistics
@@ -46,10 +46,17 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # a process of tests/kernels/test
 # A shell that starts pytest in the background lets it ignore Ctrl-C, and so would all its processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Processes that tests start by this server need not each import what takes seconds.
-multiprocessing.set_forkserver_preload(
-    ["tolktrain.prepare.job.pipeline", "tolktrain.cluster.watch.watchdog", "torch.distributed"]
+# Processes that tests start by this server need not each import what takes seconds. All tests of a session share it,
+# and the first one that needs it would decide what it imports: so it imports what any of them wants.
+_PRELOADED = (
+    *("tolktrain.prepare.job.pipeline", "tolktrain.cluster.watch.watchdog", "torch.distributed"),
+    *("tolktrain.data.loader", "boto3"),
 )
+_set_forkserver_preload = multiprocessing.forkserver.set_forkserver_preload
+multiprocessing.forkserver.set_forkserver_preload = lambda names: _set_forkserver_preload(
+    list(dict.fromkeys([*_PRELOADED, *names]))
+)
+multiprocessing.set_forkserver_preload([])
 
 # A shared machine is slow at times; a property does not fail for that.
 settings.register_profile("tolktrain", deadline=None)

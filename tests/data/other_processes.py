@@ -37,9 +37,7 @@ from tolktrain.vocabulary import Vocabulary
 
 def server() -> ForkServerContext:
     """Starts processes that need not import everything again."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed", "tolktrain.data.loader", "boto3"])
-    return context
+    return multiprocessing.get_context("forkserver")
 
 
 def run_processes(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
