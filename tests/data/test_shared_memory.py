@@ -9,10 +9,19 @@ from collections.abc import Iterator
 from multiprocessing import shared_memory
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tolktrain.data.shared_memory import _check_owner, _complaint, _exclusive, _users, remove_stale_blocks
+from tolktrain.data.shared_memory import (
+    _check_owner,
+    _complaint,
+    _exclusive,
+    _users,
+    own_names,
+    remove_stale_blocks,
+)
 from tolktrain.errors import UserError
+from tolktrain.libraries.streaming import array
 
 HOLDER = """
 import sys, time
@@ -49,6 +58,21 @@ def test_only_blocks_of_dead_processes_are_removed(name: str) -> None:
     removed = remove_stale_blocks()
     assert {name, lock.parent.name} <= set(removed)
     assert not Path("/dev/shm", name).exists() and not lock.parent.exists()
+
+
+def test_a_rank_waits_for_the_size_of_a_block_that_another_one_creates(name: str) -> None:
+    """`shm_open` and `ftruncate` are two calls, between which the creator may be interrupted."""
+    created = os.open(f"/dev/shm/{name}", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    timer = threading.Timer(0.3, os.ftruncate, (created, 12))
+    timer.start()
+    try:
+        with own_names():
+            found = array.SharedArray(3, np.int32, name)
+        found[1] = 5
+        assert os.pread(created, 12, 0) == bytes([0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0])
+    finally:
+        timer.join()
+        os.close(created)
 
 
 def test_lock_files_without_blocks_are_removed(name: str) -> None:

@@ -25,6 +25,7 @@ from tolktrain.libraries.streaming import (
     _get_path,
     _pack_locals,
     _unpack_locals,
+    array,
     dataset,
 )
 from tolktrain.libraries.streaming_compat import exchanged
@@ -72,7 +73,10 @@ def own_names() -> Iterator[None]:
         numbers.append(number)
         return number, block
 
-    with exchanged(dataset, get_shm_prefix=get_prefix, gettempdir=lambda: str(_lock_files(numbers[-1]))):
+    with (
+        exchanged(dataset, get_shm_prefix=get_prefix, gettempdir=lambda: str(_lock_files(numbers[-1]))),
+        exchanged(array, SharedMemory=_of_a_size),
+    ):
         yield
     for number in numbers:
         _check_owner(number)
@@ -143,6 +147,24 @@ def _attach(number: int | None) -> tuple[int, SharedMemory]:
         return number, SharedMemory(_get_path(number, LOCALS), False)
     except (AssertionError, FileNotFoundError):
         raise UserError(_NOT_SHARED) from None
+
+
+def _of_a_size(
+    name: str | None = None, create: bool | None = None, size: int = 0, auto_cleanup: bool = True
+) -> SharedMemory:
+    """Replaces the library's `SharedMemory` in its arrays, which each rank of a node creates or attaches to.
+
+    A block exists before it has a size. The library waits for 7 ms; on a busy node, the rank that creates it may be
+    interrupted for longer in between.
+    """
+    deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
+    while True:
+        try:
+            return SharedMemory(name, create, size, auto_cleanup)
+        except ValueError:  # an empty file cannot be mapped
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _exclusive() -> contextlib.AbstractContextManager[None]:

@@ -17,7 +17,7 @@ with deferred("streaming.multimodal", "streaming.text", "streaming.vision", "tra
     from streaming.base.format.mds.encodings import NDArray, Str
     from streaming.base.format.mds.reader import MDSReader
     from streaming.base.hashing import get_hash, get_hashes
-    from streaming.base.shared import SharedMemory
+    from streaming.base.shared import SharedMemory, array
     from streaming.base.shared.prefix import _get_path, _pack_locals, _unpack_locals
     from streaming.base.storage import CloudDownloader
     from streaming.base.util import bytes_to_int
@@ -42,6 +42,7 @@ __all__ = [
     "_get_path",
     "_pack_locals",
     "_unpack_locals",
+    "array",
     "bytes_to_int",
     "dataset",
     "get_hash",

@@ -25,6 +25,8 @@ STREAMING = (
     Pinned("streaming.base.dataset", "get_shm_prefix", ("streams_local", "streams_remote", "world", "retry")),
     Pinned("streaming.base.dataset", "gettempdir", ()),
     Pinned("streaming.base.dataset", "Spanner", ("shard_sizes", "span_size")),
+    # The same of the module of arrays.
+    Pinned("streaming.base.shared.array", "SharedMemory", ("name", "create", "size", "auto_cleanup")),
     # Blocks of shared memory and their names.
     Pinned(f"{_SHARED}.prefix", "_get_path", ("prefix_int", "name")),
     Pinned(f"{_SHARED}.prefix", "_pack_locals", ("dirnames", "prefix_int")),
