@@ -67,6 +67,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     speech.add_argument("--language", metavar="CODE", help="what a multilingual Whisper transcribes (en)")
     for name, (kind, _, _, text_of) in _GENERATION.items():
         speech.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text_of)
+    answers = parser.add_argument_group("answers to questions, instead of the held-out sets")
+    answers.add_argument(
+        "--answers", type=input_argument, metavar="DIR", help="questions, such as data/sample/dialogues"
+    )
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -94,7 +98,15 @@ def _evaluate(parsed: argparse.Namespace, environment: ProcessEnvironment, progr
     suite = _suite(parsed)
     names = _text_tasks(parsed)
     speech = _generation(parsed)
+    if parsed.answers is not None and (names or speech is not None or suite is not None):
+        raise UserError("--answers, --generation, benchmarks and text tasks exclude each other; evaluate one by one")
     parsed.run_directory, overrides = existing_model(parsed)
+    if parsed.answers is not None:
+        from tolktrain.evaluate.answers.run import evaluate_answers
+        from tolktrain.evaluate.answers.table import print_answers
+
+        print_answers(evaluate_answers(parsed.run_directory, Path(parsed.answers), progress, overrides))
+        return
     if names:
         from tolktrain.evaluate.text.retention import evaluate_text_tasks
         from tolktrain.evaluate.text.table import print_text_tasks

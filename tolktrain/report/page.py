@@ -1,6 +1,7 @@
 """The report as one HTML page: pictures as inline SVG, audio as data addresses, nothing loaded from anywhere."""
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -24,6 +25,7 @@ _PARTS = (
     ("resynthesis", "Prompt, from its units"),
     ("continuation", "Continuation by the model"),
 )
+_ANSWER_PARTS = (("question", "Question"), ("answer", "Spoken answer"))
 _MOST_AUDIO_BYTES = 1 << 28  # audio of a page
 
 
@@ -59,6 +61,7 @@ def render(run: RunData) -> str:
             evaluation=run.evaluation,
             samples=_samples(run),
             sampling=run.samples,
+            answers=_answers(run),
             figures=_figures(run),
             sections=result_sections(run),
             analysis=_analysis(run),
@@ -191,23 +194,34 @@ def _analysis(run: RunData) -> Row | None:
 def _samples(run: RunData) -> list[dict[str, Any]] | None:
     if run.samples is None:
         return None
-    paths = RunPaths(run.directory)
+    return _with_audio(run.samples["prompts"], _PARTS, RunPaths(run.directory).sample_index)
+
+
+def _answers(run: RunData) -> list[dict[str, Any]]:
+    if run.answers is None:
+        return []
+    return _with_audio(run.answers["samples"], _ANSWER_PARTS, RunPaths(run.directory).answers)
+
+
+def _with_audio(entries: list[Row], parts: tuple[tuple[str, str], ...], index: Path) -> list[dict[str, Any]]:
+    """The entries of a file, with the titles and the audio of their parts, which are in the folder of the file."""
     shown = []
     left = _MOST_AUDIO_BYTES
-    for prompt in run.samples["prompts"]:
+    for entry in entries:
         audio = []
-        for part, title in _PARTS:
-            content = _audio(paths, prompt["files"][part], left) if part in prompt["files"] else None
+        for part, title in parts:
+            content = _audio(index, entry["files"][part], left) if part in entry["files"] else None
             if content is not None:
                 left -= len(content)
                 audio.append((title, "data:audio/wav;base64," + base64.b64encode(content).decode("ascii")))
-        shown.append(prompt | {"audio": audio})
+        shown.append(entry | {"audio": audio})
     return shown
 
 
-def _audio(paths: RunPaths, name: object, most: int) -> bytes | None:
-    """A file of the samples, or None if it is missing. Raises `UserError` if it is another's, or larger than `most`."""
-    path = inside(paths.samples, name, paths.sample_index)
+def _audio(index: Path, name: object, most: int) -> bytes | None:
+    """A file in the folder of `index`, or None if it is missing. Raises `UserError` if it is another's, or larger than
+    `most`."""
+    path = inside(index.parent, name, index)
     if not path.exists():
         return None
     try:

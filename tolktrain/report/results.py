@@ -1,4 +1,4 @@
-"""The tables of results that a run may have: benchmarks, generated speech, text tasks, a comparison, a sweep."""
+"""The tables of results that a run may have: benchmarks, generated speech, answers, text tasks, comparison, sweep."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from tolktrain.errors import UserError
 from tolktrain.evaluate import benchmark_table
+from tolktrain.evaluate.answers import table as answers_table
 from tolktrain.evaluate.generation import table as generation_table
 from tolktrain.evaluate.text import table as text_table
 from tolktrain.report.ablations import grid, held_out_sets, sweep_picture
@@ -42,6 +43,7 @@ def result_sections(run: RunData) -> list[Section]:
     given: list[tuple[Row | None, Path, Callable[[Row], Section | None]]] = [
         (run.benchmarks, paths.benchmarks, _benchmarks),
         (run.generation, paths.generation, _generation),
+        (run.answers, paths.answers, _answers),
         (run.text_tasks, paths.text_tasks, _text_tasks),
         (run.comparison, paths.comparison, _comparison),
         (run.sweep, paths.sweep, _sweep),
@@ -82,6 +84,12 @@ def _generation(found: Row) -> Section:
         " by bootstrap over samples."
     )
     return Section("Generated speech", [table], [note, *generation_table.generation_remarks(found)])
+
+
+def _answers(found: Row) -> Section:
+    table = ResultTable(answers_table.COLUMNS, answers_table.NUM_LEFT, list(answers_table.answer_lines(found)))
+    note = f"Share of right answers to questions about a story, in percent, at step {found['step']}."
+    return Section("Answers", [table], [note, *answers_table.answer_remarks(found)])
 
 
 def _text_tasks(found: Row) -> Section | None:

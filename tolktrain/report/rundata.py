@@ -76,6 +76,7 @@ class RunData:
         text_tasks: text_tasks.json, or None.
         comparison: comparison/compare.json, or None.
         sweep: table.json of the ablations that the run is one of, or None.
+        answers: answers/answers.json, or None.
     """
 
     directory: Path
@@ -91,6 +92,7 @@ class RunData:
     text_tasks: Row | None = None
     comparison: Row | None = None
     sweep: Row | None = None
+    answers: Row | None = None
 
     @property
     def name(self) -> str:
@@ -170,6 +172,7 @@ def read_run(directory: str | Path) -> RunData:
         generation=read_product(paths.generation),
         text_tasks=read_product(paths.text_tasks),
         comparison=read_product(paths.comparison),
+        answers=read_product(paths.answers),
         sweep=read_product(paths.sweep) if (paths.sweep.parent / SWEEP_FILE).is_file() else None,
     )
 

@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from tolktrain.evaluate.answers.table import print_answers
 from tolktrain.evaluate.benchmark_table import print_benchmarks
 from tolktrain.evaluate.generation.table import print_generation
 from tolktrain.evaluate.text.table import print_text_tasks
@@ -40,6 +41,8 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
         print_benchmarks(run.benchmarks, out)
     if run.generation is not None:
         print_generation(run.generation, out)
+    if run.answers is not None:
+        print_answers(run.answers, out)
     if run.text_tasks is not None and run.text_tasks["rows"]:
         print_text_tasks(run.text_tasks, out)
     if run.evaluation is None:
@@ -119,6 +122,7 @@ def _files(run: RunData) -> list[tuple[str, Path]]:
         ("evaluation", paths.evaluation),
         ("benchmarks", paths.benchmarks),
         ("generation", paths.generation),
+        ("answers", paths.answers),
         ("text tasks", paths.text_tasks),
         ("comparison", paths.comparison.with_suffix(".html")),
         ("analysis", paths.analysis),

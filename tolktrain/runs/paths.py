@@ -111,6 +111,11 @@ class RunPaths:
         return self.root / "generation.json"
 
     @property
+    def answers(self) -> Path:
+        """Result of `tolktrain evaluate --answers`; recordings and all answers are in the same folder."""
+        return self.root / "answers" / "answers.json"
+
+    @property
     def scores(self) -> Path:
         """Folder of the score files of benchmarks (`evaluate.score_files`), text tasks and generated speech."""
         return self.root / "scores"

@@ -1,0 +1,251 @@
+"""Answers to questions: an oracle, a constant and shuffled answers, intervals, and a run from its base to its table."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_run import tiny_tree, write_run
+
+from tolktrain.cli import main
+from tolktrain.config.load import load_config
+from tolktrain.data.batch import Batch
+from tolktrain.data.turns import Turn
+from tolktrain.errors import UserError
+from tolktrain.evaluate.answers.measure import DIRECTIONS, Answers, right_answers, summarize
+from tolktrain.evaluate.answers.questions import Candidate, Question, read_questions
+from tolktrain.evaluate.answers.score import best_constant, first_candidate, likeliest, prompt, score_candidates
+from tolktrain.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(50, 0, 60, 1, ("<|user|>", "<|assistant|>"))
+USER, ASSISTANT, SWITCH = 53, 54, 52
+WORDS = ("Mia", "Tom", "Ben", "Zoe")
+
+
+def _turn(role: str, ids: list[int], units: list[int]) -> Turn:
+    rows = np.array(units, np.uint16)[:, None]
+    return Turn(role, np.array(ids, np.uint32), rows, np.ones(len(units), np.uint16))
+
+
+def _questions(count: int = 40, stories: int = 20) -> list[Question]:
+    """Candidate w of a question has the text ids [9, 10 + w] and the units [5, 20 + w] + w more."""
+    candidates = tuple(
+        Candidate(word, _turn("assistant", [9, 10 + place], [5, 20 + place, *range(30, 30 + place)]))
+        for place, word in enumerate(WORDS)
+    )
+    return [
+        Question(
+            f"q{number}",
+            "held",
+            f"story{number % stories}",
+            "hero",
+            WORDS[(number * number) % 4 if number % 3 else 0],
+            _turn("user", [1, 2, 3 + number % 5], [1, 2, 3, 4 + number % 7]),
+            candidates,
+        )
+        for number in range(count)
+    ]
+
+
+QUESTIONS = _questions()
+
+
+def _rows(batch: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Of each sequence, the tokens before the role of the assistant, and the targets that are scored."""
+    rows = []
+    scored = (batch.text_pred | batch.speech_pred).numpy()
+    for tokens, targets, is_scored in zip(
+        batch.tokens[:, 0].tolist(), batch.targets[:, 0].numpy(), scored, strict=True
+    ):
+        rows.append((tuple(tokens[: tokens.index(ASSISTANT)]), tuple(targets[is_scored].tolist())))
+    return rows
+
+
+def test_prompts_and_candidates_as_tokens() -> None:
+    question = QUESTIONS[1]
+    text, speech = (prompt(question, modality, VOCABULARY) for modality in ("text", "speech"))
+    assert text.tokens.tolist() == [[USER, 1, 2, 4, 0, ASSISTANT]] and not text.is_speech.any()
+    assert speech.tokens.tolist() == [[USER, 1, 2, 3, 5, 60, ASSISTANT]]
+    assert speech.is_speech.tolist() == [False, True, True, True, True, True, False]
+    seen = []
+
+    def nll(batch: Batch) -> np.ndarray:
+        seen.extend(_rows(batch))
+        return (batch.text_pred | batch.speech_pred).numpy() * 1.0
+
+    score_candidates([question], "speech", "speech", nll, VOCABULARY, 10_000)
+    before = (USER, 1, 2, 3, 5, 60)
+    assert sorted(seen) == [(before, (5, 20 + w, *range(30, 30 + w), 60)) for w in range(4)]
+    seen.clear()
+    score_candidates([question], "text", "text", nll, VOCABULARY, 10_000)
+    assert sorted(seen) == [((USER, 1, 2, 4, 0), (9, 10 + w, 0)) for w in range(4)]
+
+
+def _favouring(choose: Callable[[int], int], count: int = 40) -> Callable[[Batch], np.ndarray]:
+    """Likelihoods that are highest for the candidate that `choose` names, of the question whose number is counted by
+    calls of four sequences."""
+    order = itertools.count()
+    wanted: dict[int, int] = {}
+
+    def nll(batch: Batch) -> np.ndarray:
+        scored = (batch.text_pred | batch.speech_pred).numpy()
+        values = scored * 1.0
+        number = next(order)
+        wanted[number] = choose(number)
+        for place, (_, answer) in enumerate(_rows(batch)):
+            if answer[1] in (10 + wanted[number], 20 + wanted[number]):
+                values[place] *= 0.5
+        return values
+
+    return nll
+
+
+@pytest.mark.parametrize("modality", ["text", "speech"])
+def test_oracle_constant_and_shuffled_answers(modality: str) -> None:
+    shuffled = np.random.default_rng(0).permutation(len(QUESTIONS))
+    choosers = {
+        "oracle": lambda number: QUESTIONS[number].right,
+        "constant": lambda number: 0,
+        "shuffled": lambda number: QUESTIONS[shuffled[number]].right,
+    }
+    accuracies = {}
+    for name, choose in choosers.items():
+        nll = _favouring(choose)
+        scores = [
+            score_candidates([question], "speech", modality, nll, VOCABULARY, 10_000)[0] for question in QUESTIONS
+        ]
+        answers = Answers(tuple(likeliest(row) for row in scores))
+        accuracies[name] = right_answers(QUESTIONS, answers).mean()
+    share = [np.mean([question.answer == word for question in QUESTIONS]) for word in WORDS]
+    assert accuracies["oracle"] == 1.0
+    assert accuracies["constant"] == share[0] == best_constant(QUESTIONS) == max(share)
+    expected = np.mean([QUESTIONS[i].answer == QUESTIONS[j].answer for i, j in enumerate(shuffled)])
+    assert accuracies["shuffled"] == expected < 1.0
+
+
+def test_equal_scores_are_no_answer() -> None:
+    assert likeliest(np.array([-1.0, -1.0, -2.0])) is None and likeliest(np.array([-3.0, -1.0, -2.0])) == 1
+    assert right_answers(QUESTIONS[:2], Answers((None, QUESTIONS[1].right))).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [(" It is Tom.", "Tom"), ("ben and Mia", "Ben"), ("It is Miami, Zoe's", None), ("", None), ("the MIA!", "Mia")],
+)
+def test_the_answer_word_of_a_text(text: str, word: str | None) -> None:
+    place = first_candidate(text, QUESTIONS[0])
+    assert (None if place is None else WORDS[place]) == word
+
+
+def test_intervals_are_those_of_a_bootstrap_over_stories() -> None:
+    rng = np.random.default_rng(3)
+    tuned = Answers(tuple(q.right if rng.random() < 0.8 else None for q in QUESTIONS))
+    base = Answers(tuple(q.right if rng.random() < 0.3 else None for q in QUESTIONS))
+    (row,) = summarize(QUESTIONS, DIRECTIONS[0], tuned, base)
+    right = np.array([q.right == c for q, c in zip(QUESTIONS, tuned.chosen, strict=True)], float)
+    before = np.array([q.right == c for q, c in zip(QUESTIONS, base.chosen, strict=True)], float)
+    stories = [[i for i, q in enumerate(QUESTIONS) if q.group == name] for name in {q.group for q in QUESTIONS}]
+    means = []
+    for _ in range(4000):
+        drawn = np.concatenate([stories[i] for i in rng.integers(len(stories), size=len(stories))])
+        means.append((right[drawn].mean(), before[drawn].mean(), (right - before)[drawn].mean()))
+    low, high = np.quantile(np.array(means), [0.025, 0.975], axis=0)
+    found = [(row["low"], row["high"]), (row["base_low"], row["base_high"])]
+    found.append((row["difference_low"], row["difference_high"]))
+    assert np.allclose(found, np.stack([low, high], axis=1), atol=0.03)
+    assert row["accuracy"] == right.mean() and row["base"] == before.mean() and row["questions"] == 40
+    assert row["by_kind"] == {"hero": right.mean()} and row["constant"] == best_constant(QUESTIONS)
+
+
+def _instruct_tree(folder: Path, repository: Path, shipped: Path) -> dict[str, object]:
+    """The shipped stages, with a tiny model and few tokens."""
+    tree = tiny_tree(folder, repository)
+    config = load_config(shipped)
+    tree["run"]["name"] = "tuned"
+    tree["model"]["special_tokens"] = list(config.model.special_tokens)
+    names = ("stories", "dialogues", "written", "heldout_dialogues")
+    tree["data"]["sets"] = {name: {"path": config.data.sets[name].path} for name in names}
+    tree["checkpoint"] = {"init_from": str(folder / "tiny")}
+    tree["train"] |= {
+        "sequence_length": config.train.sequence_length,
+        "stages": [
+            {
+                "name": stage.name,
+                "tokens": 3 * 4 * config.train.sequence_length,
+                "learning_rate": 1e-3,
+                "mixture": {
+                    name: {"weight": entry.weight, "sets": dict(entry.sets)} for name, entry in stage.mixture.items()
+                },
+            }
+            for stage in config.train.stages
+        ],
+    }
+    tree["evaluation"] = {"train_set": "stories"}
+    return tree
+
+
+def _few_questions(folder: Path, into: Path) -> Path:
+    into.mkdir()
+    content = json.loads((folder / "questions.json").read_text())
+    content["questions"] = content["questions"][:6]
+    (into / "questions.json").write_text(json.dumps(content))
+    for name in ("heldout_stories", "candidates"):
+        (into / name).symlink_to(folder / name)
+    return into
+
+
+def test_a_run_is_tuned_from_its_base_and_answers(
+    tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped mixture trains a few steps from a tiny base, whose answers are those of the weights it began from."""
+    import yaml
+
+    base = write_run(tmp_path, tiny_tree(tmp_path, repository))
+    tree = _instruct_tree(tmp_path, repository, repository / "configs" / "quickstart-instruct.yaml")
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["train", str(tmp_path / "tuned.yaml")]) == 0
+    questions = _few_questions(repository / "data" / "sample" / "dialogues", tmp_path / "questions")
+    run = tmp_path / "tuned"
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--answers", str(questions)]) == 0
+    assert "Answers to questions" in capsys.readouterr().out
+    result = json.loads((run / "answers" / "answers.json").read_text())
+    assert result["step"] == 6 and Path(result["base"]).is_relative_to(base)
+    assert len(result["rows"]) == len(DIRECTIONS) and all("difference" in row for row in result["rows"])
+    assert result["samples"] and all(
+        (run / "answers" / entry["files"]["question"]).is_file() for entry in result["samples"]
+    )
+    lines = [json.loads(line) for line in (run / "answers" / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * len(DIRECTIONS) * 6
+    for row in result["rows"]:
+        of_row = [line for line in lines if all(line[key] == row[key] for key in ("asked_in", "answered_in", "judge"))]
+        for model, key in (("model", "accuracy"), ("base", "base")):
+            right = [line["chosen"] == line["answer"] for line in of_row if line["model"] == model]
+            assert np.mean(right) == pytest.approx(row[key])
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "Questions and answers" in page and "data:audio/wav" in page
+
+
+def test_questions_that_do_not_fit(tmp_path: Path, repository: Path) -> None:
+    folder = repository / "data" / "sample" / "dialogues"
+    vocabulary = Vocabulary(1024, 0, 500, 1, ("<|user|>", "<|assistant|>"))
+    assert len({question.kind for question in read_questions(folder, vocabulary)}) == 3
+    changed = _few_questions(folder, tmp_path / "questions")
+    content = json.loads((changed / "questions.json").read_text())
+    mistakes = (
+        ({"questions": [content["questions"][0] | {"answer": "Nobody"}]}, "no candidate of the kind"),
+        ({"questions": [content["questions"][0] | {"record": "none"}]}, "has no conversation of this id"),
+        ({"questions": [content["questions"][0] | {"set": "../x"}]}, "set"),
+        ({"candidates": {"hero": [{"word": "Mia", "utterance": 0}]}}, "at least two candidates"),
+    )
+    for change, message in mistakes:
+        (changed / "questions.json").write_text(json.dumps(content | change))
+        with pytest.raises(UserError, match=message):
+            read_questions(changed, vocabulary)
+    with pytest.raises(UserError, match="special token"):
+        prompt(read_questions(folder, vocabulary)[0], "text", Vocabulary(1024, 0, 500))
+    with pytest.raises(UserError, match=r"questions.json does not exist"):
+        read_questions(tmp_path, vocabulary)

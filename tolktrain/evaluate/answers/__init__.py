@@ -1,0 +1,1 @@
+"""How often a model answers questions about a conversation, in text and in speech."""
