@@ -1,7 +1,8 @@
 """Build the embedded corpus: `python tools/build_sample_corpus.py --output data/sample`.
 
 Stories from the grammar, spoken by espeak-ng, k-means over log-mel frames fitted on the training audio, units
-aligned with the words, MDS shards, tokenizers, prompts. The same program and libraries give the same bytes.
+aligned with the words, MDS shards, tokenizers, prompts; dialogues about short stories, with the same voices and
+tokenizers. The same program and libraries give the same bytes.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from tokenizers import Tokenizer
 
 from sample_corpus import corpus, espeak
 from sample_corpus.prompts import write_prompts
-from sample_corpus.readme import describe
+from sample_corpus.readme import describe, describe_dialogues
 from sample_corpus.spoken import SpokenPassage, make_record, speak
+from sample_corpus.spoken_dialogues import build_dialogues
 from tolktrain.data.records import DatasetInfo, TextInfo
 from tolktrain.data.text_tokenizer import END_OF_TEXT, TOKENIZER_FILE, train_tokenizer
 from tolktrain.errors import UserError
@@ -37,6 +39,7 @@ NAME = "spoken-stories"
 TEXT_FOLDER = "text_tokenizer"
 SPEECH_FOLDER = "speech_tokenizer"
 PROMPTS_FOLDER = "prompts"
+DIALOGUES_FOLDER = "dialogues"
 FIT_EVERY = 4  # frames per frame that k-means sees
 
 
@@ -84,7 +87,12 @@ def build(folder: Path, processes: int, console: Console) -> dict[str, DatasetIn
     heldout = (passage for passage in spoken if passage.passage.split == "heldout_stories")
     write_prompts(folder / PROMPTS_FOLDER, heldout, speech.sample_rate)
     write_synced(folder / "README.md", describe(infos, folder, espeak.version()).encode())
-    return infos
+    info = text_info(text, folder / TEXT_FOLDER)
+    path = folder / DIALOGUES_FOLDER
+    path.mkdir()
+    made = build_dialogues(path, text, info, speech, processes, console)
+    write_synced(path / "README.md", describe_dialogues(made, path).encode())
+    return infos | {f"{DIALOGUES_FOLDER}/{name}": found for name, found in made.items()}
 
 
 def corpus_files(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from sample_corpus import corpus, espeak
+from sample_corpus import corpus, dialogues, espeak
 from tolktrain.data.records import DatasetInfo
 
 
@@ -60,4 +60,46 @@ synthesized the audio; neither the program nor its voice data is part of this fo
 
 The same versions of eSpeak NG and of the Python packages give identical files; `--verify data/sample` rebuilds the
 corpus and compares.
+"""
+
+
+def describe_dialogues(infos: Mapping[str, DatasetInfo], folder: Path) -> str:
+    """Text of README.md for the folder of dialogues, which holds everything else."""
+    lines = [
+        "| Folder | Records | Conversations | Turns | Hours | Text ids | Units | Bytes |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, info in infos.items():
+        size = sum(path.stat().st_size for path in (folder / name).iterdir())
+        found = info.conversations
+        counts = ("–", "–") if found is None else (f"{found.num_conversations:,}", f"{found.num_turns:,}")
+        lines.append(
+            f"| `{name}` | {info.num_records:,} | {counts[0]} | {counts[1]} | {info.hours:.2f} "
+            f"| {info.num_text_tokens:,} | {info.num_units:,} | {size:,} |"
+        )
+    table = "\n".join(lines)
+    kinds = "\n".join(
+        f"- **{kind.name}**: {' '.join(kind.wordings)} {kind.answer.format('…')} ({len(kind.candidates)} words)"
+        for kind in dialogues.KINDS
+    )
+    return f"""# Spoken dialogues
+
+Questions about short stories, and their answers, in the voices and with the tokenizers of the
+[stories](../README.md). Built by the same program. Each question asks for a word of the story:
+
+{kinds}
+
+{table}
+
+- **Stories.** The first sentences of stories of the grammar, about the hero, a companion, one object and one place.
+  They are in the first turn, before the first question. `train` has a question of each kind in each dialogue. The
+  questions do not name what is asked for, so that no question or answer gives another answer away.
+- **Held out.** `heldout_stories` and `heldout_voices` have one question in each record, and three records for each
+  story. No story of `train` or `train_written` has the hero, the object and the place of one that is held out. The
+  voices of `heldout_voices` do not occur in training.
+- **Voices.** Each dialogue is spoken in one voice, the answers too. `train_written` has other stories, in text only.
+- **Candidates.** `candidates` has a record for each voice, whose utterances are the answers with each possible word.
+  `{dialogues.QUESTIONS_FILE}` lists them, and the held-out questions with their answers.
+- **Format.** Records of conversations (docs/instruct.md), packed for sequences of {dialogues.SEQUENCE_LENGTH}
+  positions. {corpus.LICENSE}, like the stories.
 """

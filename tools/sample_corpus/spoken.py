@@ -56,26 +56,46 @@ def speak(passages: Sequence[Passage], analysis: LogMelAnalysis, processes: int)
         yield SpokenPassage(passage, tuple(analyse(utterance, analysis) for utterance in utterances))
 
 
-def make_record(spoken: SpokenPassage, text: Tokenizer, speech: LogMelTokenizer) -> Record:
-    """The record of a passage. Repeats are collapsed within a sentence, never across its end."""
-    words = spoken.passage.story.words
-    text_ids, word_text_ends = encode_words(text, [word for sentence in words for word in sentence])
+def align(sentences: Sequence[SpokenSentence], speech: LogMelTokenizer) -> tuple[Frames, RunLengths, Ends]:
+    """Units of consecutive sentences, their run lengths, and where each word ends in the units.
+
+    Repeats are collapsed within a sentence, never across its end.
+    """
     units: list[Frames] = []
     runs: list[RunLengths] = []
     word_ends: list[Ends] = []
-    for sentence in spoken.sentences:
+    for sentence in sentences:
         sentence_units, sentence_runs = collapse(speech.assign(sentence.features))
         word_ends.append(unit_ends(sentence.word_frame_ends, sentence_runs) + sum(map(len, units)))
         units.append(sentence_units)
         runs.append(sentence_runs)
+    return np.concatenate(units), np.concatenate(runs), np.concatenate(word_ends).astype(np.uint32)
+
+
+def make_record(spoken: SpokenPassage, text: Tokenizer, speech: LogMelTokenizer) -> Record:
+    """The record of a passage."""
+    words = spoken.passage.story.words
+    return record_of_sentences(spoken.passage.id, spoken.passage.voice.name, words, spoken.sentences, text, speech)
+
+
+def record_of_sentences(
+    identity: str,
+    source: str,
+    words: Sequence[Sequence[str]],
+    sentences: Sequence[SpokenSentence],
+    text: Tokenizer,
+    speech: LogMelTokenizer,
+) -> Record:
+    """The record of sentences, given by their words, each of which is an utterance."""
+    text_ids, word_text_ends = encode_words(text, [word for sentence in words for word in sentence])
+    units, run_lengths, word_unit_ends = align(sentences, speech)
     last_words = np.cumsum([len(sentence) for sentence in words]) - 1
-    word_unit_ends = np.concatenate(word_ends).astype(np.uint32)
     return Record(
-        id=spoken.passage.id,
-        source=spoken.passage.voice.name,
+        id=identity,
+        source=source,
         text_ids=text_ids,
-        units=np.concatenate(units),
-        run_lengths=np.concatenate(runs),
+        units=units,
+        run_lengths=run_lengths,
         word_text_ends=word_text_ends,
         word_unit_ends=word_unit_ends,
         utterance_text_ends=word_text_ends[last_words],

@@ -22,6 +22,7 @@ from sample_corpus.beats import (
     SAD,
     TIMES,
     WEATHER,
+    Beat,
 )
 
 SENTENCES = (25, 32)
@@ -85,22 +86,27 @@ def _cast(rng: np.random.Generator) -> Cast:
     return Cast(hero, companion, helper, colour, thing, home, far, weather)
 
 
+def tell(rng: np.random.Generator, beats: Sequence[Beat]) -> tuple[Cast, tuple[str, ...]]:
+    """A cast and the sentences of the beats that are drawn, in their order."""
+    cast = _cast(rng)
+    fixed = cast.slots()
+    sentences = []
+    for beat in beats:
+        if rng.random() >= beat.share:
+            continue
+        varying = {slot: _pick(rng, options) for slot, options in VARYING.items()}
+        varying |= {slot: fixed[slot if rng.random() < FULL_NAME_SHARE else slot.lower()] for slot in "HCS"}
+        sentence = _pick(rng, beat.variants).format(**(fixed | varying))
+        sentences.append(sentence[0].upper() + sentence[1:])
+    return cast, tuple(sentences)
+
+
 def draw_story(rng: np.random.Generator) -> Story:
     """One story, drawn from `rng`; drawn again until its length is within SENTENCES and WORDS."""
     while True:
-        cast = _cast(rng)
-        fixed = cast.slots()
-        sentences = []
-        for beat in BEATS:
-            if rng.random() >= beat.share:
-                continue
-            varying = {slot: _pick(rng, options) for slot, options in VARYING.items()}
-            varying |= {slot: fixed[slot if rng.random() < FULL_NAME_SHARE else slot.lower()] for slot in "HCS"}
-            sentence = _pick(rng, beat.variants).format(**(fixed | varying))
-            sentences.append(sentence[0].upper() + sentence[1:])
-        story = Story(cast, tuple(sentences))
+        story = Story(*tell(rng, BEATS))
         num_words = sum(map(len, story.words))
-        if SENTENCES[0] <= len(sentences) <= SENTENCES[1] and WORDS[0] <= num_words <= WORDS[1]:
+        if SENTENCES[0] <= len(story.sentences) <= SENTENCES[1] and WORDS[0] <= num_words <= WORDS[1]:
             return story
 
 

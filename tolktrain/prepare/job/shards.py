@@ -186,19 +186,21 @@ def write_dataset(
     license: str,
     text: TextInfo | None,
     speech: SpeechInfo | None,
+    packing: Packing | None = None,
 ) -> DatasetInfo:
     """Check the records, write them as MDS shards with hashes, and describe them; dataset.json comes last.
 
-    All records have the same modalities. Raises `UserError` if a record does not fit the vocabularies.
+    All records have the same modalities; `packing` is that of conversations. Raises `UserError` if a record does not
+    fit the vocabularies.
     """
     assert records, "a data set has at least one record"
     for record in records:
         check_record(record, text, speech)
     first = records[0]
-    columns = columns_of(first.has_text, first.has_speech, first.is_aligned)
+    columns = columns_of(first.has_text, first.has_speech, first.is_aligned, first.kind)
     writer = ShardWriter(folder, columns)
     for record in records:
         writer.add(record)
-    info = writer.finish().describe(name=name, split=split, license=license, text=text, speech=speech)
+    info = writer.finish().describe(name=name, split=split, license=license, text=text, speech=speech, packing=packing)
     info.write(folder)
     return info
