@@ -1,5 +1,6 @@
 # make install    create .venv with all libraries; the other commands do so too
 # make pretrain   train, evaluate and sample the quickstart model
+# make instruct   tune the quickstart model on dialogues, and measure its answers
 # make test       run every test that needs no GPU
 # make test-fast  run the tests that are not marked slow: a few minutes
 # make test-failed   run the tests that failed in the last run, one at a time
@@ -11,7 +12,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install pretrain test test-fast test-failed test-transformers-5 lint format clean
+.PHONY: help install pretrain instruct test test-fast test-failed test-transformers-5 lint format clean
 
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -40,6 +41,12 @@ install: $(STAMP) $(TRANSFORMERS_5)/.installed
 
 pretrain: $(STAMP)
 	@$(call INTERRUPTIBLY,$(WITH_VENV) bash launch/pretrain.sbatch configs/quickstart.yaml)
+
+# After pretrain. A second call finds the finished run.
+instruct: $(STAMP)
+	@$(call INTERRUPTIBLY,$(WITH_VENV); bash launch/pretrain.sbatch configs/quickstart-instruct.yaml \
+		&& tolktrain evaluate runs/quickstart-instruct --answers data/sample/dialogues \
+		&& tolktrain report runs/quickstart-instruct)
 
 # Two test processes, because many tests start further processes. One file each at a time, because the tests of a file
 # share slow fixtures. tests/conftest.py puts the slowest files first.
