@@ -102,8 +102,8 @@ def _evaluate(parsed: argparse.Namespace, environment: ProcessEnvironment, progr
         raise UserError("--answers, --generation, benchmarks and text tasks exclude each other; evaluate one by one")
     parsed.run_directory, overrides = existing_model(parsed)
     if parsed.answers is not None:
-        from tolktrain.evaluate.answers.run import evaluate_answers
-        from tolktrain.evaluate.answers.table import print_answers
+        from tolktrain.evaluate.closed_answers.run import evaluate_answers
+        from tolktrain.evaluate.closed_answers.table import print_answers
 
         print_answers(evaluate_answers(parsed.run_directory, Path(parsed.answers), progress, overrides))
         return

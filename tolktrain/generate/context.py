@@ -94,7 +94,7 @@ class GrowingContexts:
         return cut
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop the other contexts."""
+        """Continue with these contexts, in this order; one that is named several times grows in several ways."""
         chosen = np.asarray(rows)
         self.lengths, self._tokens = self.lengths[chosen], self._tokens[chosen]
         self._is_speech = self._is_speech[chosen]

@@ -37,7 +37,7 @@ class Steps(Protocol):
         ...
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop the other contexts."""
+        """Continue with these contexts, in this order; one that is named several times grows in several ways."""
         ...
 
 
@@ -64,7 +64,7 @@ class Decoder(ABC):
         return self._read_last(columns, cut)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop the other contexts."""
+        """Continue with these contexts, in this order; one that is named several times grows in several ways."""
         self.contexts.keep(rows)
 
     @abstractmethod

@@ -37,7 +37,7 @@ class KeyValueCache:
         return self._keys[:, :, :num_places], self._values[:, :, :num_places]
 
     def keep(self, rows: Tensor) -> None:
-        """Drop the sequences that are not among `rows`, int64, in their order."""
+        """Continue with the sequences `rows`, int64, in this order, which may be named several times."""
         if self._keys is not None and self._values is not None:
             self._keys, self._values = self._keys.index_select(0, rows), self._values.index_select(0, rows)
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from tolktrain.errors import UserError
 from tolktrain.evaluate import benchmark_table
-from tolktrain.evaluate.answers import table as answers_table
+from tolktrain.evaluate.closed_answers import table as answers_table
 from tolktrain.evaluate.generation import table as generation_table
 from tolktrain.evaluate.text import table as text_table
 from tolktrain.report.ablations import grid, held_out_sets, sweep_picture

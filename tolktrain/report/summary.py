@@ -6,8 +6,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from tolktrain.evaluate.answers.table import print_answers
 from tolktrain.evaluate.benchmark_table import print_benchmarks
+from tolktrain.evaluate.closed_answers.table import print_answers
 from tolktrain.evaluate.generation.table import print_generation
 from tolktrain.evaluate.text.table import print_text_tasks
 from tolktrain.files.terminal import Console

@@ -1,11 +1,12 @@
 """The program that builds the corpus: a small corpus of the same kind, twice; and its messages."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sample_corpus import build as sample
-from sample_corpus import corpus
+from sample_corpus import corpus, dialogues
 from sample_corpus.corpus import Split
 from tolktrain.data.records import DatasetInfo
 from tolktrain.files.terminal import Console
@@ -17,6 +18,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "SPLITS", splits)
     monkeypatch.setattr(corpus, "NUM_UNITS", 40)
     monkeypatch.setattr(corpus, "TEXT_VOCAB_SIZE", 400)
+    few = tuple(replace(split, num_tales=2, voices=split.voices[:1]) for split in dialogues.SPLITS)
+    monkeypatch.setattr(dialogues, "SPLITS", few)
 
 
 @pytest.mark.usefixtures("speaking", "small")
@@ -27,6 +30,8 @@ def test_the_same_bytes_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert sample.main(["--verify", str(tmp_path / "one"), "--processes", "2"]) == 0
     assert "The rebuild gives the same bytes." in capsys.readouterr().out
     assert DatasetInfo.read(tmp_path / "one" / "heldout_voices").num_records == len(corpus.NEW_VOICES)
+    spoken = DatasetInfo.read(tmp_path / "one" / "dialogues" / "train").conversations
+    assert spoken is not None and spoken.num_conversations == 2
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
     (tmp_path / "one" / "README.md").write_text("changed")

@@ -1,38 +1,47 @@
 """Answers to questions: an oracle, a constant and shuffled answers, intervals, and a run from its base to its table."""
 
-import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_run import tiny_tree, write_run
 
 from tolktrain.cli import main
 from tolktrain.config.load import load_config
-from tolktrain.data.batch import Batch
+from tolktrain.data.batch import collate
+from tolktrain.data.sequences import SequenceWriter
+from tolktrain.data.strategies.base import Modality
 from tolktrain.data.turns import Turn
 from tolktrain.errors import UserError
-from tolktrain.evaluate.answers.measure import DIRECTIONS, Answers, right_answers, summarize
-from tolktrain.evaluate.answers.questions import Candidate, Question, read_questions
-from tolktrain.evaluate.answers.score import best_constant, first_candidate, likeliest, prompt, score_candidates
+from tolktrain.evaluate.closed_answers.measure import DIRECTIONS, Answers, right_answers, summarize
+from tolktrain.evaluate.closed_answers.questions import Candidate, Question, read_questions
+from tolktrain.evaluate.closed_answers.score import best_constant, first_candidate, likeliest, prompt, score_candidates
+from tolktrain.generate.context import Context
+from tolktrain.generate.tensor_ranks import make_decoder
+from tolktrain.model.architecture import Architecture
+from tolktrain.model.inputs import ModelInputs
+from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(50, 0, 60, 1, ("<|user|>", "<|assistant|>"))
-USER, ASSISTANT, SWITCH = 53, 54, 52
+USER, ASSISTANT = 53, 54
 WORDS = ("Mia", "Tom", "Ben", "Zoe")
 
 
-def _turn(role: str, ids: list[int], units: list[int]) -> Turn:
-    rows = np.array(units, np.uint16)[:, None]
+def _turn(role: str, ids: list[int], units: list[int], num_codebooks: int = 1) -> Turn:
+    """Codebook k has the units of the first one plus k."""
+    rows = np.array(units, np.uint16)[:, None] + np.arange(num_codebooks, dtype=np.uint16)
     return Turn(role, np.array(ids, np.uint32), rows, np.ones(len(units), np.uint16))
 
 
-def _questions(count: int = 40, stories: int = 20) -> list[Question]:
+def _questions(count: int = 40, stories: int = 20, num_codebooks: int = 1) -> list[Question]:
     """Candidate w of a question has the text ids [9, 10 + w] and the units [5, 20 + w] + w more."""
     candidates = tuple(
-        Candidate(word, _turn("assistant", [9, 10 + place], [5, 20 + place, *range(30, 30 + place)]))
+        Candidate(word, _turn("assistant", [9, 10 + place], [5, 20 + place, *range(30, 30 + place)], num_codebooks))
         for place, word in enumerate(WORDS)
     )
     return [
@@ -42,7 +51,7 @@ def _questions(count: int = 40, stories: int = 20) -> list[Question]:
             f"story{number % stories}",
             "hero",
             WORDS[(number * number) % 4 if number % 3 else 0],
-            _turn("user", [1, 2, 3 + number % 5], [1, 2, 3, 4 + number % 7]),
+            _turn("user", [1, 2, 3 + number % 5], [1, 2, 3, 4 + number % 7, *range(number % 3)], num_codebooks),
             candidates,
         )
         for number in range(count)
@@ -52,69 +61,64 @@ def _questions(count: int = 40, stories: int = 20) -> list[Question]:
 QUESTIONS = _questions()
 
 
-def _rows(batch: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Of each sequence, the tokens before the role of the assistant, and the targets that are scored."""
-    rows = []
-    scored = (batch.text_pred | batch.speech_pred).numpy()
-    for tokens, targets, is_scored in zip(
-        batch.tokens[:, 0].tolist(), batch.targets[:, 0].numpy(), scored, strict=True
-    ):
-        rows.append((tuple(tokens[: tokens.index(ASSISTANT)]), tuple(targets[is_scored].tolist())))
-    return rows
-
-
-def test_prompts_and_candidates_as_tokens() -> None:
+def test_prompts_as_tokens() -> None:
     question = QUESTIONS[1]
     text, speech = (prompt(question, modality, VOCABULARY) for modality in ("text", "speech"))
     assert text.tokens.tolist() == [[USER, 1, 2, 4, 0, ASSISTANT]] and not text.is_speech.any()
-    assert speech.tokens.tolist() == [[USER, 1, 2, 3, 5, 60, ASSISTANT]]
-    assert speech.is_speech.tolist() == [False, True, True, True, True, True, False]
-    seen = []
-
-    def nll(batch: Batch) -> np.ndarray:
-        seen.extend(_rows(batch))
-        return (batch.text_pred | batch.speech_pred).numpy() * 1.0
-
-    score_candidates([question], "speech", "speech", nll, VOCABULARY, 10_000)
-    before = (USER, 1, 2, 3, 5, 60)
-    assert sorted(seen) == [(before, (5, 20 + w, *range(30, 30 + w), 60)) for w in range(4)]
-    seen.clear()
-    score_candidates([question], "text", "text", nll, VOCABULARY, 10_000)
-    assert sorted(seen) == [((USER, 1, 2, 4, 0), (9, 10 + w, 0)) for w in range(4)]
+    assert speech.tokens.tolist() == [[USER, 1, 2, 3, 5, 0, 60, ASSISTANT]]
+    assert speech.is_speech.tolist() == [False, *[True] * 6, False]
 
 
-def _favouring(choose: Callable[[int], int], count: int = 40) -> Callable[[Batch], np.ndarray]:
-    """Likelihoods that are highest for the candidate that `choose` names, of the question whose number is counted by
-    calls of four sequences."""
-    order = itertools.count()
-    wanted: dict[int, int] = {}
+class Favouring:
+    """Steps whose likeliest continuation of the question number n is its candidate `choose(n)`; counts from 0 over all
+    calls."""
 
-    def nll(batch: Batch) -> np.ndarray:
-        scored = (batch.text_pred | batch.speech_pred).numpy()
-        values = scored * 1.0
-        number = next(order)
-        wanted[number] = choose(number)
-        for place, (_, answer) in enumerate(_rows(batch)):
-            if answer[1] in (10 + wanted[number], 20 + wanted[number]):
-                values[place] *= 0.5
-        return values
+    def __init__(self, choose: Callable[[int], int], answered_in: str) -> None:
+        self._choose, self._answered_in = choose, answered_in
+        self._number = 0
+        self._rows: list[tuple[list[int], list[int]]] = []  # what is wanted, and what was added
 
-    return nll
+    def begin(self, contexts: Sequence[Context]) -> torch.Tensor:
+        self._rows = []
+        for _ in contexts:
+            turn = QUESTIONS[self._number].candidates[self._choose(self._number)].turn
+            ids = turn.text_ids if self._answered_in == "text" else turn.units[:, 0]
+            eos = VOCABULARY.text_eos if self._answered_in == "text" else VOCABULARY.speech_eos
+            self._rows.append(([*ids.tolist(), eos], []))
+            self._number += 1
+        return self._logits()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._rows = [(self._rows[row][0], list(self._rows[row][1])) for row in rows]
+
+    def extend(self, columns: np.ndarray) -> torch.Tensor:
+        for (_, added), column in zip(self._rows, columns, strict=True):
+            added.append(int(column[0]))
+        return self._logits()
+
+    def _logits(self) -> torch.Tensor:
+        logits = torch.zeros(len(self._rows), VOCABULARY.speech_vocab_size)
+        for row, (wanted, added) in enumerate(self._rows):
+            if len(added) < len(wanted) and added == wanted[: len(added)]:
+                logits[row, wanted[len(added)]] = 5.0
+        return logits if self._answered_in == "text" else logits[:, None]
 
 
 @pytest.mark.parametrize("modality", ["text", "speech"])
-def test_oracle_constant_and_shuffled_answers(modality: str) -> None:
+def test_oracle_constant_and_shuffled_answers(modality: Modality) -> None:
     shuffled = np.random.default_rng(0).permutation(len(QUESTIONS))
-    choosers = {
+    choosers: dict[str, Callable[[int], int]] = {
         "oracle": lambda number: QUESTIONS[number].right,
         "constant": lambda number: 0,
         "shuffled": lambda number: QUESTIONS[shuffled[number]].right,
     }
     accuracies = {}
     for name, choose in choosers.items():
-        nll = _favouring(choose)
+        decoder = Favouring(choose, modality)
         scores = [
-            score_candidates([question], "speech", modality, nll, VOCABULARY, 10_000)[0] for question in QUESTIONS
+            row
+            for begin in range(0, len(QUESTIONS), 7)
+            for row in score_candidates(decoder, QUESTIONS[begin : begin + 7], "speech", modality, VOCABULARY)
         ]
         answers = Answers(tuple(likeliest(row) for row in scores))
         accuracies[name] = right_answers(QUESTIONS, answers).mean()
@@ -123,6 +127,72 @@ def test_oracle_constant_and_shuffled_answers(modality: str) -> None:
     assert accuracies["constant"] == share[0] == best_constant(QUESTIONS) == max(share)
     expected = np.mean([QUESTIONS[i].answer == QUESTIONS[j].answer for i, j in enumerate(shuffled)])
     assert accuracies["shuffled"] == expected < 1.0
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_codebooks": 3, "output_adapter_layers": 0}])
+@pytest.mark.parametrize(
+    ("asked_in", "answered_in"), [("text", "text"), ("speech", "text"), ("speech", "speech"), ("text", "speech")]
+)
+def test_likelihoods_are_those_of_whole_sequences(
+    changes: dict[str, Any], asked_in: Modality, answered_in: Modality
+) -> None:
+    """Questions of different lengths, and answers of different lengths: one sequence for each pair, in one pass."""
+    model = _small_model(**changes)
+    num_codebooks = model.architecture.num_codebooks
+    vocabulary = Vocabulary(50, 0, 60, num_codebooks, ("<|user|>", "<|assistant|>"))
+    questions = _questions(3, num_codebooks=num_codebooks)
+    found = score_candidates(make_decoder(model, answered_in, 100), questions, asked_in, answered_in, vocabulary)
+    for question, row in zip(questions, found, strict=True):
+        assert len(row) == len(question.candidates)
+        for candidate, value in zip(question.candidates, row, strict=True):
+            writer = SequenceWriter(vocabulary, 60)
+            for role, turn, modality in ((USER, question.asked, asked_in), (ASSISTANT, candidate.turn, answered_in)):
+                writer.special(role)
+                scored = role == ASSISTANT
+                if modality == "text":
+                    writer.text(np.append(turn.text_ids.astype(np.int64), 0), scored=scored)
+                else:
+                    eos = np.full((1, num_codebooks), 60)
+                    writer.speech(np.concatenate([turn.units.astype(np.int64), eos]), scored=scored)
+            positions = len(candidate.turn.text_ids) + 1
+            if answered_in == "speech":
+                positions = len(candidate.turn.units) + num_codebooks
+            nll = model.token_nll(ModelInputs.from_batch(collate([writer.finish("one", "answer_text")])))
+            assert value == pytest.approx(-float(nll.detach().double().sum()) / positions, abs=2e-5)
+    assert len({round(float(value), 4) for row in found for value in row}) == 12  # of 3 questions, all differ
+
+
+def _small_model(**changes: Any) -> SmolTolk:
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "ffn_hidden_size": 48,
+        "text_vocab_size": 50,
+        "rope_theta": 10_000.0,
+        "rms_norm_eps": 1e-5,
+        "tie_text_embeddings": True,
+        "initializer_range": 0.2,
+        "num_units": 60,
+        "num_codebooks": 1,
+        "input_adapter_layers": 1,
+        "output_adapter_layers": 1,
+        "layer_pooling": "both",
+        "residual": True,
+        "special_tokens": ("<|user|>", "<|assistant|>"),
+    }
+    return SmolTolk(Architecture(**(sizes | changes)), 1).eval()
+
+
+def test_a_likelihood_that_is_no_number() -> None:
+    class Broken(Favouring):
+        def _logits(self) -> torch.Tensor:
+            return super()._logits() * torch.nan
+
+    with pytest.raises(UserError, match=r"q0: .* not a finite number"):
+        score_candidates(Broken(lambda number: 0, "text"), QUESTIONS[:2], "text", "text", VOCABULARY)
 
 
 def test_equal_scores_are_no_answer() -> None:

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from tolktrain.data.sequences import IntArray
-from tolktrain.evaluate.answers.questions import Question
-from tolktrain.evaluate.answers.score import prompt
+from tolktrain.evaluate.closed_answers.questions import Question
+from tolktrain.evaluate.closed_answers.score import prompt
 from tolktrain.files.writing import write_wav_pieces
 from tolktrain.generate.continuation import Continuer
 from tolktrain.generate.sampling import Sampling, SpeechLimits, TextLimits, sample_speech, sample_text
 from tolktrain.generate.speaker import Speaker
 from tolktrain.generate.tensor_ranks import make_decoder
+from tolktrain.units.base import expand
 
 NUM_SAMPLES = 6
 _MOST_SECONDS = 6.0
@@ -51,19 +51,21 @@ def record_answers(continuer: Continuer, questions: Sequence[Question], folder: 
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for question, units, ids in zip(chosen, spoken, written, strict=True):
-        files = {
-            "question": _write(folder / f"{question.id}-question.wav", question.asked.units.astype(np.int64), speaker),
-            "answer": _write(
-                folder / f"{question.id}-answer.wav", units[units[:, 0] != vocabulary.speech_eos], speaker
-            ),
+        asked, drawn = question.asked, units[units[:, 0] != vocabulary.speech_eos]
+        audio = {
+            "question": expand(asked.units.astype(np.int64), asked.run_lengths.astype(np.int64)),
+            "answer": expand(drawn, speaker.durations.run_lengths(drawn)) if len(drawn) else drawn,
         }
+        files = {part: f"{question.id}-{part}.wav" for part, frames in audio.items() if len(frames)}
+        for part, name in files.items():
+            write_wav_pieces(folder / name, speaker.vocoder.stream(audio[part]), speaker.vocoder.sample_rate)
         entries.append(
             {
                 "id": question.id,
                 "question": _text(continuer, question.asked.text_ids.tolist()),
                 "answer": question.answer,
                 "written": _text(continuer, [token for token in ids if token != vocabulary.text_eos]),
-                "files": {name: file for name, file in files.items() if file is not None},
+                "files": files,
             }
         )
     return entries
@@ -81,16 +83,6 @@ def _choose(questions: Sequence[Question]) -> list[Question]:
         if len(chosen) == NUM_SAMPLES:
             break
     return chosen
-
-
-def _write(path: Path, units: IntArray, speaker: Speaker) -> str | None:
-    """The name of the file; None if there is nothing to hear."""
-    found = speaker.frames(units) if len(units) else None
-    if found is None:
-        return None
-    vocoder, frames = found
-    write_wav_pieces(path, vocoder.stream(frames), vocoder.sample_rate)
-    return path.name
 
 
 def _text(continuer: Continuer, ids: list[int]) -> str:

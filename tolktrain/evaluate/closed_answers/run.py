@@ -12,9 +12,9 @@ from tolktrain.cluster.environment import ProcessEnvironment
 from tolktrain.cluster.progress import Progress
 from tolktrain.config import Config
 from tolktrain.errors import UserError
-from tolktrain.evaluate.answers.measure import DIRECTIONS, MOST_WRITTEN, Answerer, Answers, summarize
-from tolktrain.evaluate.answers.questions import Question, read_questions
-from tolktrain.evaluate.answers.recorded import record_answers
+from tolktrain.evaluate.closed_answers.measure import DIRECTIONS, MOST_WRITTEN, Answerer, Answers, summarize
+from tolktrain.evaluate.closed_answers.questions import Question, read_questions
+from tolktrain.evaluate.closed_answers.recorded import record_answers
 from tolktrain.files.terminal import spinner
 from tolktrain.files.writing import replace_file
 from tolktrain.generate.continuation import Continuer
@@ -44,7 +44,7 @@ def evaluate_answers(
 
     Args:
         run_dir: run, or folder of weights, which has no base model.
-        folder: of questions (`evaluate.answers.questions`).
+        folder: of questions (`evaluate.closed_answers.questions`).
         progress: where progress is reported.
         overrides: of the configuration of a folder of weights.
 

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import numpy as np
 
 from tolktrain.data.strategies.base import Modality
-from tolktrain.evaluate.answers.questions import Question
-from tolktrain.evaluate.answers.score import best_constant, first_candidate, likeliest, prompt, score_candidates
+from tolktrain.evaluate.closed_answers.questions import Question
+from tolktrain.evaluate.closed_answers.score import best_constant, first_candidate, likeliest, prompt, score_candidates
 from tolktrain.evaluate.intervals import difference_interval, share_interval
 from tolktrain.evaluate.ngram import FloatArray
-from tolktrain.evaluate.scorer import Scorer
+from tolktrain.generate.decoding import Decoder
 from tolktrain.generate.sampling import Sampling, TextLimits, sample_text
 from tolktrain.generate.tensor_ranks import make_decoder
 from tolktrain.model.smoltolk import SmolTolk
@@ -19,7 +19,7 @@ from tolktrain.vocabulary import Vocabulary
 
 Judge = Literal["exact match", "likelihood"]
 MOST_WRITTEN = 16  # text ids of an answer
-_WRITTEN_TOGETHER = 32  # answers
+_TOGETHER = 16  # questions
 _GREEDY = Sampling(temperature=0.0, top_k=1, seed=0)
 
 
@@ -56,38 +56,36 @@ class Answerer:
         self, model: SmolTolk, vocabulary: Vocabulary, decode: Callable[[list[int]], str], window: int
     ) -> None:
         """Args: decode, turns text ids into text; window, the most positions of context."""
-        self._scorer = Scorer(model)
+        self._model = model
         self._vocabulary = vocabulary
         self._decode = decode
         self._window = window
 
     def answer(self, questions: Sequence[Question], direction: Direction, touch: Callable[[], None]) -> Answers:
-        """The answers to all questions. Raises `UserError` as `score_candidates` does."""
-        if direction.judge == "exact match":
-            return self._written(questions, direction.asked_in, touch)
-        vocabulary, batch_tokens = self._vocabulary, 8 * self._window
-        scores: list[FloatArray] = []
-        for begin in range(0, len(questions), _WRITTEN_TOGETHER):
-            part = questions[begin : begin + _WRITTEN_TOGETHER]
-            scores += score_candidates(
-                part, direction.asked_in, direction.answered_in, self._scorer.token_nll, vocabulary, batch_tokens
-            )
-            touch()
-        return Answers(tuple(likeliest(row) for row in scores))
-
-    def _written(self, questions: Sequence[Question], asked_in: Modality, touch: Callable[[], None]) -> Answers:
+        """The answers to all questions; `touch` is called from time to time. Raises `UserError` as
+        `score_candidates` does."""
+        chosen: list[int | None] = []
         texts: list[str] = []
-        for begin in range(0, len(questions), _WRITTEN_TOGETHER):
-            contexts = [
-                prompt(question, asked_in, self._vocabulary)
-                for question in questions[begin : begin + _WRITTEN_TOGETHER]
-            ]
-            decoder = make_decoder(self._scorer.model, "text", self._window)
-            written = sample_text(decoder, contexts, self._vocabulary, _GREEDY, TextLimits(MOST_WRITTEN, 1))
-            texts += [self._decode([token for token in ids if token != self._vocabulary.text_eos]) for ids in written]
+        # Questions of similar lengths together: those of a batch are padded to the longest.
+        order = sorted(range(len(questions)), key=lambda place: len(questions[place].asked.units))
+        for begin in range(0, len(order), _TOGETHER):
+            part = [questions[place] for place in order[begin : begin + _TOGETHER]]
+            decoder = make_decoder(self._model, direction.answered_in, self._window)
+            if direction.judge == "exact match":
+                written = self._written(decoder, part, direction.asked_in)
+                texts += written
+                chosen += [first_candidate(text, question) for text, question in zip(written, part, strict=True)]
+            else:
+                scores = score_candidates(decoder, part, direction.asked_in, direction.answered_in, self._vocabulary)
+                chosen += [likeliest(row) for row in scores]
             touch()
-        chosen = tuple(first_candidate(text, question) for text, question in zip(texts, questions, strict=True))
-        return Answers(chosen, tuple(texts))
+        back = np.argsort(order).tolist()
+        return Answers(tuple(chosen[place] for place in back), tuple(texts[place] for place in back if texts))
+
+    def _written(self, decoder: Decoder, questions: Sequence[Question], asked_in: Modality) -> list[str]:
+        contexts = [prompt(question, asked_in, self._vocabulary) for question in questions]
+        written = sample_text(decoder, contexts, self._vocabulary, _GREEDY, TextLimits(MOST_WRITTEN, 1))
+        return [self._decode([token for token in ids if token != self._vocabulary.text_eos]) for ids in written]
 
 
 def right_answers(questions: Sequence[Question], answers: Answers) -> FloatArray:
