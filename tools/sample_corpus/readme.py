@@ -47,6 +47,8 @@ Short stories, spoken by a synthesizer. The corpus suffices to train a small tex
   ids of a word include the space before it and the punctuation after it.
 - **Format.** MDS shards (zstd, hashes sha1 and xxh64); the columns are defined in `tolktrain/data/records.py`. One
   record is one story, and one utterance is one sentence.
+- **Dialogues.** [`dialogues/`](dialogues/README.md): questions about short stories and their answers, with the same
+  voices and tokenizers.
 
 ## Licence
 
@@ -79,7 +81,7 @@ def describe_dialogues(infos: Mapping[str, DatasetInfo], folder: Path) -> str:
         )
     table = "\n".join(lines)
     kinds = "\n".join(
-        f"- **{kind.name}**: {' '.join(kind.wordings)} {kind.answer.format('…')} ({len(kind.candidates)} words)"
+        f"- **{kind.name}** ({len(kind.candidates)} words): {' '.join(kind.wordings)} {kind.answer.format('…')[:-1]}"
         for kind in dialogues.KINDS
     )
     return f"""# Spoken dialogues
@@ -91,13 +93,16 @@ Questions about short stories, and their answers, in the voices and with the tok
 
 {table}
 
-- **Stories.** The first sentences of stories of the grammar, about the hero, a companion, one object and one place.
-  They are in the first turn, before the first question. `train` has a question of each kind in each dialogue. The
-  questions do not name what is asked for, so that no question or answer gives another answer away.
+- **Stories.** One or two sentences of the grammar, about the hero, at times a companion, one object and one place.
+  They are in the first turn, before the first question. The data for training has a question of each kind in each
+  dialogue. The questions do not name what is asked for, so that no question or answer gives another answer away.
+- **Training.** `train` has spoken questions and written answers, `train_spoken` has spoken questions and answers, and
+  `train_written` is written only. At the end of each dialogue of `train` and `train_written`, the user asks for the
+  story again, and the assistant writes it.
 - **Held out.** `heldout_stories` and `heldout_voices` have one question in each record, and three records for each
-  story. No story of `train` or `train_written` has the hero, the object and the place of one that is held out. The
-  voices of `heldout_voices` do not occur in training.
-- **Voices.** Each dialogue is spoken in one voice, the answers too. `train_written` has other stories, in text only.
+  story. No story for training has the hero, the object and the place of one that is held out. The voices of
+  `heldout_voices` do not occur in training.
+- **Voices.** Each dialogue is spoken in one voice, the answers too.
 - **Candidates.** `candidates` has a record for each voice, whose utterances are the answers with each possible word.
   `{dialogues.QUESTIONS_FILE}` lists them, and the held-out questions with their answers.
 - **Format.** Records of conversations (docs/instruct.md), packed for sequences of {dialogues.SEQUENCE_LENGTH}

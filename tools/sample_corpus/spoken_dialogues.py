@@ -16,7 +16,7 @@ from sample_corpus.dialogues import (
     Split,
     candidate_sentences,
     passages,
-    sentences_of,
+    spoken_sentences,
 )
 from sample_corpus.espeak import Voice
 from sample_corpus.spoken import SpokenSentence, align, analyse, record_of_sentences
@@ -37,20 +37,17 @@ from tolktrain.vocabulary import ROLE_TOKEN, Vocabulary
 NAME = "spoken-dialogues"
 CANDIDATES_FOLDER = "candidates"
 TOGETHER = 25  # dialogues that are spoken in one process
-WRITTEN: tuple[Strategy, ...] = ("answer_text",)
-SPOKEN: tuple[Strategy, ...] = ("answer_text", "answer_speech")
-HELDOUT: tuple[Strategy, ...] = ("answer_text", "answer_speech", "answer_interleaved", "answer_chain")
 
 
 def make_turns(
     passage: Passage, spoken: Sequence[SpokenSentence], text: Tokenizer, speech: LogMelTokenizer
 ) -> list[Turn]:
-    """The turns of a dialogue; `spoken` has its sentences, and nothing if the dialogue is written."""
+    """The turns of a dialogue; `spoken` has its `spoken_sentences`."""
     turns, place = [], 0
     for role, sentences in passage.dialogue.turns:
         words = [word for sentence in sentences for word in sentence.split(" ")]
         text_ids, word_text_ends = encode_words(text, words)
-        if not spoken:
+        if role not in passage.split.spoken_roles:
             turns.append(Turn(role, text_ids))
             continue
         units, run_lengths, word_unit_ends = align(spoken[place : place + len(sentences)], speech)
@@ -66,8 +63,7 @@ def make_records(
 
     A dialogue that does not fit into a sequence would be trained on without its story.
     """
-    strategies = HELDOUT if split.heldout else SPOKEN if split.voices else WRITTEN
-    packing = Packing("conversation", strategies, SEQUENCE_LENGTH)
+    packing = Packing("conversation", split.strategies, SEQUENCE_LENGTH)
     tokens = tuple(ROLE_TOKEN.format(role) for role in ("user", "assistant"))
     vocabulary = Vocabulary(text.vocab_size, text.eos_id, speech.num_units, 1, tokens)
     source = "written" if not split.voices else split.name
@@ -142,11 +138,11 @@ def speak_dialogues(
     for task in tasks:
         voice = made[task[0]].voice
         assert voice is not None
-        voiced.append((voice, [words for place in task for words in sentences_of(made[place].dialogue)]))
+        voiced.append((voice, [words for place in task for words in spoken_sentences(made[place])]))
     for task, utterances in zip(tasks, espeak.speak_passages(voiced, processes), strict=True):
         left = iter(utterances)
         for place in task:
-            yield place, [analyse(next(left), analysis) for _ in sentences_of(made[place].dialogue)]
+            yield place, [analyse(next(left), analysis) for _ in spoken_sentences(made[place])]
 
 
 def speak_candidates(voices: Sequence[Voice], processes: int, analysis: LogMelAnalysis) -> list[list[SpokenSentence]]:

@@ -30,6 +30,14 @@ def read_folder(folder: Path, raw: Path) -> list[Record]:
 
 
 @pytest.fixture(scope="session")
+def dialogue_records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Record]]:
+    """The committed dialogues by split, and the candidates."""
+    raw = tmp_path_factory.mktemp("raw")
+    folders = [path.parent for path in sorted((SAMPLE / "dialogues").glob("*/index.json"))]
+    return {folder.name: read_folder(folder, raw / folder.name) for folder in folders}
+
+
+@pytest.fixture(scope="session")
 def sample_records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Record]]:
     """All records of the committed corpus, by split."""
     raw = tmp_path_factory.mktemp("raw")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SAMPLE, read_folder
 
 from sample_corpus import beats, corpus
 from sample_corpus.corpus import NEW_VOICES, TRAIN_VOICES
@@ -18,6 +17,7 @@ from tolktrain.data.turns import conversations_of
 from tolktrain.units.logmel import LogMelTokenizer
 from tolktrain.units.mel import LogMelAnalysis
 
+SAMPLE = Path(__file__).parents[3] / "data" / "sample"
 FOLDER = SAMPLE / "dialogues"
 NAMES = {name for name, _ in beats.CHARACTERS}
 PLACES = {place for _, place in beats.PLACES}
@@ -26,14 +26,6 @@ PLACES = {place for _, place in beats.PLACES}
 @pytest.fixture(scope="module")
 def made() -> list[Passage]:
     return list(passages())
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Record]]:
-    """The committed dialogues by split, and the candidates."""
-    raw = tmp_path_factory.mktemp("raw")
-    names = (*(split.name for split in SPLITS), "candidates")
-    return {name: read_folder(FOLDER / name, raw / name) for name in names}
 
 
 def _words(text: str) -> list[str]:
@@ -68,6 +60,10 @@ def test_no_turn_gives_the_answer_to_another_question_away(made: list[Passage]) 
     for kind in KINDS:
         assert not closed & {word for wording in kind.wordings for word in _words(wording)}
     for passage in made:
+        again = passage.dialogue.turns[2 * len(passage.dialogue.questions) :]
+        assert passage.split.tells_again == bool(again)
+        if again:  # after all questions
+            assert again[1] == ("assistant", list(passage.dialogue.tale)) and not closed & set(_words(again[0][1][0]))
         answers = [question.word for question in passage.dialogue.questions]
         kinds = [question.kind for question in passage.dialogue.questions]
         assert len(set(kinds)) == len(kinds)
@@ -81,7 +77,9 @@ def test_what_is_held_out(made: list[Passage]) -> None:
         keys[passage.split.heldout].add(passage.dialogue.key)
     assert keys[True] and not keys[True] & keys[False]
     voices = {split.name: {voice.name for voice in split.voices} for split in SPLITS}
-    assert voices["heldout_stories"] == voices["train"] == {voice.name for voice in TRAIN_VOICES}
+    assert (
+        voices["heldout_stories"] == voices["train"] == voices["train_spoken"] == {voice.name for voice in TRAIN_VOICES}
+    )
     assert voices["heldout_voices"] == {voice.name for voice in NEW_VOICES} and not voices["train_written"]
     stories = "\n".join(passage.story.text for passage in corpus.passages())
     assert not any(" ".join(passage.dialogue.tale) in stories for passage in made if passage.split.heldout)
@@ -95,31 +93,36 @@ def test_answers_are_balanced(made: list[Passage]) -> None:
         assert max(counts.values()) / sum(counts.values()) < 2 / len(kind.candidates)
 
 
-def test_records_hold_the_dialogues(made: list[Passage], records: dict[str, list[Record]]) -> None:
+def test_records_hold_the_dialogues(made: list[Passage], dialogue_records: dict[str, list[Record]]) -> None:
     tokenizer = load_tokenizer(SAMPLE / "text_tokenizer")
     for split in SPLITS:
         info = DatasetInfo.read(FOLDER / split.name)
         assert info.conversations is not None and info.conversations.sequence_length == SEQUENCE_LENGTH
         expected = [passage for passage in made if passage.split == split]
         found = []
-        for record in records[split.name]:
+        for record in dialogue_records[split.name]:
             record.check(1024, 500)
             found += conversations_of(record)
         assert len(found) == len(expected) == info.conversations.num_conversations
         for passage, conversation in zip(expected, found, strict=True):
             turns = [(turn.role, tokenizer.decode(turn.text_ids.tolist())) for turn in conversation]
             assert turns == [(role, " " + " ".join(sentences)) for role, sentences in passage.dialogue.turns]
-            assert all(turn.has_speech == turn.is_aligned == bool(split.voices) for turn in conversation)
+            speaks = {"train_written": (), "train": ("user",)}.get(split.name, ("user", "assistant"))
+            assert all(turn.has_speech == turn.is_aligned == (turn.role in speaks) for turn in conversation)
         if split.heldout:
-            pairs = [(record.id, record.source) for record in records[split.name]]
+            pairs = [(record.id, record.source) for record in dialogue_records[split.name]]
             assert pairs == [(passage.id, passage.voice.name) for passage in expected if passage.voice]
 
 
-def test_candidates_are_all_answers_in_all_voices(made: list[Passage], records: dict[str, list[Record]]) -> None:
+def test_candidates_are_all_answers_in_all_voices(
+    made: list[Passage], dialogue_records: dict[str, list[Record]]
+) -> None:
     tokenizer = load_tokenizer(SAMPLE / "text_tokenizer")
-    assert {record.source for record in records["candidates"]} == {v.name for v in (*TRAIN_VOICES, *NEW_VOICES)}
+    assert {record.source for record in dialogue_records["candidates"]} == {
+        v.name for v in (*TRAIN_VOICES, *NEW_VOICES)
+    }
     sentences = [sentence for _, _, sentence in candidate_sentences()]
-    for record in records["candidates"]:
+    for record in dialogue_records["candidates"]:
         parts = np.split(record.text_ids, record.utterance_text_ends[:-1].astype(np.int64))
         assert [tokenizer.decode(part.tolist()) for part in parts] == [" " + sentence for sentence in sentences]
     content = json.loads((FOLDER / "questions.json").read_text())
@@ -131,11 +134,11 @@ def test_candidates_are_all_answers_in_all_voices(made: list[Passage], records: 
 
 
 @pytest.mark.usefixtures("speaking")
-def test_speech_is_rebuilt_exactly(made: list[Passage], records: dict[str, list[Record]]) -> None:
+def test_speech_is_rebuilt_exactly(made: list[Passage], dialogue_records: dict[str, list[Record]]) -> None:
     text = load_tokenizer(SAMPLE / "text_tokenizer")
     speech = LogMelTokenizer.load(SAMPLE / "speech_tokenizer")
     task = next(task for task in speech_tasks(made) if made[task[0]].split.name == "heldout_voices")
-    committed = {record.id: record for record in records["heldout_voices"]}
+    committed = {record.id: record for record in dialogue_records["heldout_voices"]}
     for place, sentences in speak_dialogues(made, [task], 1, LogMelAnalysis()):
         turns = make_turns(made[place], sentences, text, speech)
         (expected,) = conversations_of(committed[made[place].id])
