@@ -296,7 +296,7 @@ def test_other_names_are_explained(rename: Callable[[str], str], message: str, t
 @pytest.mark.parametrize(
     ("rename", "added"),
     [
-        (lambda name: f"base_model.model.{name}", []),
+        (lambda name: f"base_model.model.{name}".replace("q_proj.", "q_proj.base_layer."), []),
         (lambda name: name.replace("q_proj.", "q_proj.base_layer."), []),
         (lambda name: name, ["model.layers.0.self_attn.q_proj.lora_A.default.weight"]),
         (lambda name: name, ["base_model.model.lm_head.lora_B.weight"]),

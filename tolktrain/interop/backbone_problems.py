@@ -33,7 +33,7 @@ _WRAPPERS = {
 }
 _WRAPPER = re.compile("|".join(rf"(?:^|(?<=\.)){re.escape(part)}" for part in _WRAPPERS))
 
-_ADAPTED = re.compile(r"\.(base_layer|lora_[AB])\.|^base_model\.model\.")  # by peft
+_ADAPTED = re.compile(r"\.(base_layer|lora_[AB])\.")  # by peft
 
 logger = logging.getLogger(__name__)
 
