@@ -70,6 +70,7 @@ def test_a_rank_waits_for_the_size_of_a_block_that_another_one_creates(name: str
             found = array.SharedArray(3, np.int32, name)
         found[1] = 5
         assert os.pread(created, 12, 0) == bytes([0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0])
+        found.shm.cleanup()  # else the block would be mapped by this process in later tests
     finally:
         timer.join()
         os.close(created)

@@ -16,6 +16,7 @@ USERS = (
     "libraries/streaming_compat.py",
     "libraries/torch_compat.py",
     "parallel/megatron_compat.py",
+    "train/deepspeed/bf16_update.py",  # its methods of DeepSpeed's optimizer, which compat.py lists
     "train/deepspeed/compat.py",
 )
 TABLE = (*DEEPSPEED, *MEGATRON, *STREAMING, *TORCH)
