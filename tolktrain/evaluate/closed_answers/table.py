@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
+from tolktrain.evaluate.terminal import print_table
 from tolktrain.files.terminal import Console
 
-COLUMNS = ("set", "question → answer", "judged by", "questions", "right, %", "base, %", "difference", "constant, %")
+COLUMNS = ("set", "question → answer", "judged by", "questions", "right, %", "base, %", "difference", "constant")
 NUM_LEFT = 3
 
 
@@ -23,7 +21,7 @@ def answer_lines(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             str(row["questions"]),
             _share(row, "accuracy", "low", "high"),
             _share(row, "base", "base_low", "base_high") if has_base else "–",
-            f"{100 * row['difference']:+.1f} ({100 * row['difference_low']:+.1f} – {100 * row['difference_high']:+.1f})"
+            f"{100 * row['difference']:+.1f} ({100 * row['difference_low']:+.1f}–{100 * row['difference_high']:+.1f})"
             if has_base
             else "–",
             f"{100 * row['constant']:.1f}",
@@ -49,17 +47,9 @@ def answer_remarks(result: Mapping[str, Any]) -> Iterator[str]:
 
 def print_answers(result: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table and the remarks."""
-    out = console or Console()
     title = "Answers to questions about a story, with 95 % intervals"
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for place, name in enumerate(COLUMNS):
-        table.add_column(name, justify="left" if place < NUM_LEFT else "right")
-    for line in answer_lines(result):
-        table.add_row(*line)
-    out.print(table)
-    for remark in answer_remarks(result):
-        out.print(remark)
+    print_table(title, COLUMNS, NUM_LEFT, answer_lines(result), answer_remarks(result), console)
 
 
 def _share(row: Mapping[str, Any], name: str, low: str, high: str) -> str:
-    return f"{100 * row[name]:.1f} ({100 * row[low]:.1f} – {100 * row[high]:.1f})"
+    return f"{100 * row[name]:.1f} ({100 * row[low]:.1f}–{100 * row[high]:.1f})"
