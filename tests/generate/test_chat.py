@@ -235,8 +235,8 @@ def test_answers_that_do_not_end_are_reported(form: Form, limits: Any, window: i
     if form == "interleaved":
         assert kinds[:4] == ["text", "speech", "text", "speech"]
         # Spans of one word each, as words are ids here; nothing that was shown is missing in the answer.
-        told = "".join(x for x in heard if isinstance(x, str) and x not in kinds)
-        assert answer.text.replace(" ", "") == told.replace(" ", "")
+        streamed = "".join(x for x in heard if isinstance(x, str) and x not in kinds)
+        assert answer.text.replace(" ", "") == streamed.replace(" ", "")
 
 
 @pytest.mark.slow

@@ -33,9 +33,9 @@ def messages() -> list[int]:
         dist.recv(received, 0)
         dist.send(received, 0)
     found = received.tolist()
-    told = torch.tensor([10 * (RANK + 1)], device=device)
-    dist.broadcast(told, 1)
-    return [*found, told.item()]
+    received = torch.tensor([10 * (RANK + 1)], device=device)
+    dist.broadcast(received, 1)
+    return [*found, received.item()]
 
 
 def num_splits() -> int:

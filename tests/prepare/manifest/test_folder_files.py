@@ -312,14 +312,14 @@ def test_no_file_is_lost(tmp_path_factory: pytest.TempPathFactory, files: list[t
     used = set(audio)
     for path in single:
         for kinds in ([".txt", ".lab"], [".textgrid", ".ctm"]):
-            beside = [
+            candidates = [
                 other
                 for other in paths
                 if key(other) == key(path) and other[len(other.rpartition(".")[0]) :].lower() in kinds
             ]
-            if beside:
+            if candidates:
                 stem = os.path.splitext(path)[0]
-                used.add(min(beside, key=lambda other: (
+                used.add(min(candidates, key=lambda other: (
                     os.path.splitext(other)[0] != stem,
                     kinds.index(os.path.splitext(other)[1].lower()),
                     os.path.splitext(other)[1] != os.path.splitext(other)[1].lower(),

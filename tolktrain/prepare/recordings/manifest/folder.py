@@ -61,7 +61,7 @@ def _why_unused(folder: Folder, used: Collection[str], name: str) -> str | None:
     if len(audio) > 1:
         return "because several audio files have the same name"
     same_kind = next((kind for kind in (_TRANSCRIPT_SUFFIXES, WORD_TIMES_SUFFIXES) if suffix in kind), (suffix,))
-    chosen = next((other for other in folder.beside(audio[0], same_kind) if other in used), None)
+    chosen = next((other for other in folder.of_same_stem(audio[0], same_kind) if other in used), None)
     if chosen is None and suffix == ".lab":
         return "because they contain times and labels, not a transcript; word times are read from .TextGrid and .ctm"
     if chosen is None:
@@ -89,13 +89,13 @@ def _read(folder: Folder, several: bool, name: str) -> tuple[Utterance | Failure
     try:
         _check_name(audio)
         entry: dict[str, Any] = {"id": audio, "source": folder.path if several else audio}
-        for transcript in folder.beside(name, _TRANSCRIPT_SUFFIXES):
+        for transcript in folder.of_same_stem(name, _TRANSCRIPT_SUFFIXES):
             text = _content(folder, transcript)
             if not _is_labels(transcript, text):
                 files.append(transcript)
                 entry["text"] = " ".join(text.split())
                 break
-        for description in folder.beside(name, (".json",))[:1]:
+        for description in folder.of_same_stem(name, (".json",))[:1]:
             files.append(description)
             entry |= _described(folder, description, entry, unused)
         if "words" not in entry and "word_times" not in entry:

@@ -53,7 +53,7 @@ class Folder:
             found.setdefault(stem_of(name), []).append(name)
         return found
 
-    def beside(self, name: str, suffixes: Collection[str]) -> list[str]:
+    def of_same_stem(self, name: str, suffixes: Collection[str]) -> list[str]:
         """The files with the stem of `name` and one of some lower-case suffixes; the most fitting first.
 
         Suffixes are in order of preference, and are met in any case. Names match if they are the same text to Unicode:
@@ -72,7 +72,7 @@ class Folder:
 
     def word_times(self, name: str) -> str | None:
         """Name of the file of word times of an audio file."""
-        return next(iter(self.beside(name, WORD_TIMES_SUFFIXES)), None)
+        return next(iter(self.of_same_stem(name, WORD_TIMES_SUFFIXES)), None)
 
     def join(self, name: str) -> str:
         """Path of one of the files, from the root."""
