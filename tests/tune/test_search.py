@@ -102,6 +102,9 @@ def test_the_known_optimum_is_found_in_few_trials() -> None:
     # Of 4 layouts x 5 sizes x 2 x up to 3 buckets.
     assert len(machine.asked) <= 24
     assert len(found.of(best, 6)) == 2 and found.noise == 0
+    assert best.name == "t 1, p 1, ZeRO 2, micro batch 8, reduce_bucket_size 8"
+    settings = {trial.setting for trial in found.trials}
+    assert len({setting.name for setting in settings}) == len(settings)
     knobs = {knob: factor for knob, _, _, factor in found.brought(best)}
     assert knobs["zero_optimization.reduce_bucket_size"] == pytest.approx(1.1025 / 1.0625)
 

@@ -19,6 +19,7 @@ class Setting:
     compile: bool = False  # the layers
     document: str = "{}"  # DeepSpeed's file, as canonical JSON
     label: str = field(default="", compare=False)  # where it comes from, if it is not of the search
+    varied: tuple[str, ...] = field(default=(), compare=False)  # entries of zero_optimization that the search changed
 
     @classmethod
     def of_entries(cls, entries: Mapping[str, Any], **values: Any) -> "Setting":
@@ -49,13 +50,15 @@ class Setting:
         parts = [f"t {self.tensor}, p {self.pipeline}, ZeRO {self.zero_stage}, micro batch {self.micro_batch_size}"]
         parts += [word for word, is_on in (("recomputed", self.recompute), ("compiled", self.compile)) if is_on]
         parts += ["offload"] if self.offload else []
+        parts += [f"{entry} {json.dumps(self.zero[entry])}" for entry in self.varied]
         return ", ".join(parts)
 
     def with_zero(self, **entries: Any) -> "Setting":
         """Another one with these entries of zero_optimization."""
         document = self.entries
         document["zero_optimization"] = {**document.get("zero_optimization", {}), **entries}
-        return replace(self, document=canonical(document), label="")
+        varied = tuple(dict.fromkeys([*self.varied, *entries]))
+        return replace(self, document=canonical(document), label="", varied=varied)
 
     def but(self, **values: Any) -> "Setting":
         """Another one with these values."""
