@@ -1,4 +1,4 @@
-"""Memory of a rank: what torch's allocator gives out at the step's three peaks, and what lies outside of it.
+"""Memory of a rank: what torch's allocator gives out at the step's peaks, and what lies outside of it.
 
 In bf16 the formulas are those of Triton's kernels and a GPU. In float32, which is for CPUs, everything that a layer
 computes is twice as large, and states are DeepSpeed's in float32.
@@ -24,7 +24,7 @@ _UNSCORED = 0.03  # of the positions of interleaved sequences: their target is a
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of the fullest rank, by what needs them, at the larger of the two peaks of a step."""
+    """Bytes of the fullest rank, by what needs them, at the largest of the peaks of a step."""
 
     states: float  # parameters, gradients, master weights and moments
     activations: float  # of the layers, for the backward pass
@@ -55,8 +55,8 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Memory of the fullest rank in a stage of the recipe.
 
-    The peaks are the end of the last forward pass, when all activations are held, the begin of its backward pass, and
-    the reduction of the gradients after it, when none are.
+    The peaks are the end of the last forward pass, when all activations are held; the begin of its backward pass; its
+    end, when a layer is recomputed beside nearly all gradients; and the reduction of the gradients after it.
 
     Args:
         shape: model, sequence length and trained groups.
@@ -119,7 +119,7 @@ def _rank_memory(
 ) -> MemoryEstimate:
     candidate = rank.candidate
     sizes = _group_sizes(rank)
-    states = (_wide_states if _is_wide(candidate) else _states)(candidate, sizes, trainable)
+    states = (_wide_states if _is_wide(candidate) else _states)(candidate, sizes, trainable, _last(rank, trainable))
     positions = candidate.micro_batch_size * sequence_length
     in_flight = min(candidate.accumulation, candidate.pipeline - rank.stage)
     adapted, texts = (1.0, 1.0) if speech_share is None else (speech_share, 1 - speech_share)
@@ -135,12 +135,15 @@ def _rank_memory(
     # longer needed.
     output = positions * width * _BF16 * rank.architecture.hidden_size / rank.slices
     left = stored + layer + output if candidate.recompute else max(0.0, stored - layer)
-    # The layer that is recomputed last, when nearly all gradients exist; with the embedding and both gradients of it.
-    last = layer + 3 * output if candidate.recompute else 0.0
+    # The embedding with both gradients of it; before them, the first layer, when nearly all gradients exist, except the
+    # table's where no head on this rank has had it before.
+    embedding = 3 * output
+    last = layer + embedding
     activations, logits, buffers = max(
         (stored, loss, always),
         (left, gradient, always + states.buckets),
-        (last, 0.0, always + states.reduction),
+        (last, 0.0, always + states.reduction - states.after_layers),
+        (embedding, 0.0, always + states.reduction),
         key=lambda peak: peak[0] + peak[1] + peak[2],
     )
     reserve = assumed.reserve * (activations + logits + carriers + buffers)
@@ -164,14 +167,22 @@ def _group_sizes(rank: _Rank) -> dict[ParameterGroup, float]:
     return sizes
 
 
+def _last(rank: _Rank, trainable: set[ParameterGroup]) -> float:
+    """Elements of this rank whose gradients arise after all layers', at the end of a backward pass."""
+    if rank.stage > 0 or rank.has_heads:
+        return 0.0
+    return sum(size for group, size in rank.layers[0].sizes.items() if group in trainable) / rank.candidate.tensor
+
+
 @dataclass(frozen=True)
 class _States:
     """Bytes of a rank that do not depend on its micro batches."""
 
     held: float  # parameters, gradients, master weights and moments
     always: float = 0.0  # buffers that are never freed
-    buckets: float = 0.0  # of gradients in a backward pass
+    buckets: float = 0.0  # of gradients, early in a backward pass
     reduction: float = 0.0  # of gradients after the last one
+    after_layers: float = 0.0  # of `reduction`, what is not there yet when the gradients of all layers are
 
 
 def _is_wide(candidate: Candidate) -> bool:
@@ -179,7 +190,9 @@ def _is_wide(candidate: Candidate) -> bool:
     return not candidate.settings.entries["bf16"]["enabled"]
 
 
-def _wide_states(candidate: Candidate, sizes: dict[ParameterGroup, float], trainable: set[ParameterGroup]) -> _States:
+def _wide_states(
+    candidate: Candidate, sizes: dict[ParameterGroup, float], trainable: set[ParameterGroup], last: float
+) -> _States:
     """Those of float32, in which ZeRO 1 to 3 keep master weights of their own. What is offloaded is the same memory."""
     elements = sum(sizes.values())
     trained = sum(size for group, size in sizes.items() if group in trainable)
@@ -187,8 +200,9 @@ def _wide_states(candidate: Candidate, sizes: dict[ParameterGroup, float], train
     if zero_stage == 0:
         return _States(_FLOAT32 * elements + (_FLOAT32 + 2 * _FLOAT32) * trained)
     updated = _MASTER_AND_MOMENTS * partition
-    gathered = _states(candidate, sizes, trainable)
-    buffers = {"always": 2 * gathered.always, "buckets": 2 * gathered.buckets, "reduction": 2 * gathered.reduction}
+    gathered = _states(candidate, sizes, trainable, last)
+    names = ("always", "buckets", "reduction", "after_layers")
+    buffers = {name: 2 * getattr(gathered, name) for name in names}
     if zero_stage == 3:
         held = _FLOAT32 * elements / candidate.data + 2 * _FLOAT32 * partition + updated
         return _States(held, **buffers)
@@ -196,7 +210,9 @@ def _wide_states(candidate: Candidate, sizes: dict[ParameterGroup, float], train
     return _States(_FLOAT32 * elements + _FLOAT32 * trained + gradients + updated, **buffers)
 
 
-def _states(candidate: Candidate, sizes: dict[ParameterGroup, float], trainable: set[ParameterGroup]) -> _States:
+def _states(
+    candidate: Candidate, sizes: dict[ParameterGroup, float], trainable: set[ParameterGroup], last: float
+) -> _States:
     elements = sum(sizes.values())
     trained = sum(size for group, size in sizes.items() if group in trainable)
     data, zero = candidate.data, candidate.settings.entries["zero_optimization"]
@@ -210,7 +226,12 @@ def _states(candidate: Candidate, sizes: dict[ParameterGroup, float], trainable:
         # replace them, one after the other, and the rank's own sums are received.
         held = _BF16 * elements + _FLOAT32 * trained + kept
         bucket = min(float(zero.get("reduce_bucket_size", OVERLAPPED_BUCKET)), trained)
-        return _States(held, reduction=_BF16 * (trained + (bucket + partition if data > 1 else 0.0)))
+        scattered = bucket + partition if data > 1 else 0.0
+        missing, first = last + scattered, 0.0
+        if data > 1 and trained - last > bucket:  # buckets are sent early in the backward pass, too
+            missing, first = last, bucket
+        reduction, missing = _BF16 * (trained + scattered), _BF16 * missing
+        return _States(held, buckets=_BF16 * first, reduction=reduction, after_layers=missing)
     if candidate.zero_stage == 2:
         held = _BF16 * elements + _FLOAT32 * partition + kept
         # With overlap_comm there are two buckets, but no second one yet where activations are most.
