@@ -4,6 +4,8 @@ In bf16 the formulas are those of Triton's kernels and a GPU. In float32, which 
 computes is twice as large, and states are DeepSpeed's in float32.
 """
 
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tolktrain.config.deepspeed import OVERLAPPED_BUCKET
@@ -119,7 +121,8 @@ def _rank_memory(
 ) -> MemoryEstimate:
     candidate = rank.candidate
     sizes = _group_sizes(rank)
-    states = (_wide_states if _is_wide(candidate) else _states)(candidate, sizes, trainable, _last(rank, trainable))
+    order = _order(rank, trainable)
+    states = (_wide_states if _is_wide(candidate) else _states)(candidate, sizes, trainable, order)
     positions = candidate.micro_batch_size * sequence_length
     in_flight = min(candidate.accumulation, candidate.pipeline - rank.stage)
     adapted, texts = (1.0, 1.0) if speech_share is None else (speech_share, 1 - speech_share)
@@ -127,24 +130,11 @@ def _rank_memory(
         texts -= _UNSCORED
     width = 2 if _is_wide(candidate) else 1  # of what is computed, in elements of bf16
     stored = in_flight * positions * width * _activations(rank, adapted)
-    layer = positions * width * activation_bytes(rank.architecture, candidate.tensor, candidate.sequence_parallel)
     carriers, always = width * _carriers(rank, sequence_length), assumed.inner_workspace_gib * 2**30 + states.always
     loss, gradient = _logits(rank, positions * texts, "backbone" in trainable) if rank.has_heads else (0.0, 0.0)
     loss, gradient = width * loss, width * gradient
-    # In the backward pass, the first layer is recomputed for the gradient of its output, or its activations are no
-    # longer needed.
-    output = positions * width * _BF16 * rank.architecture.hidden_size / rank.slices
-    left = stored + layer + output if candidate.recompute else max(0.0, stored - layer)
-    # The embedding with both gradients of it; before them, the first layer, when nearly all gradients exist, except the
-    # table's where no head on this rank has had it before.
-    embedding = 3 * output
-    last = layer + embedding
     activations, logits, buffers = max(
-        (stored, loss, always),
-        (left, gradient, always + states.buckets),
-        (last, 0.0, always + states.reduction - states.after_layers),
-        (embedding, 0.0, always + states.reduction),
-        key=lambda peak: peak[0] + peak[1] + peak[2],
+        _peaks(rank, positions * width, stored, (loss, gradient), states, always), key=lambda peak: math.fsum(peak)
     )
     reserve = assumed.reserve * (activations + logits + carriers + buffers)
     overhead = assumed.overhead_bytes(candidate.cluster.num_gpus)
@@ -167,11 +157,56 @@ def _group_sizes(rank: _Rank) -> dict[ParameterGroup, float]:
     return sizes
 
 
-def _last(rank: _Rank, trainable: set[ParameterGroup]) -> float:
-    """Elements of this rank whose gradients arise after all layers', at the end of a backward pass."""
-    if rank.stage > 0 or rank.has_heads:
-        return 0.0
-    return sum(size for group, size in rank.layers[0].sizes.items() if group in trainable) / rank.candidate.tensor
+def _peaks(
+    rank: _Rank, positions: float, stored: float, heads: tuple[float, float], states: "_States", always: float
+) -> Iterator[tuple[float, float, float]]:
+    """Bytes of activations, logits and buffers where their sum may be largest, in the order of a step.
+
+    Args:
+        rank: layout and layers.
+        positions: of a micro batch, times the width of a computed element in elements of bf16.
+        stored: activations at the end of the forward pass.
+        heads: as `_logits` returns them.
+        states: of the rank.
+        always: buffers that are never freed.
+    """
+    architecture, candidate = rank.architecture, rank.candidate
+    loss, gradient = heads
+    output = positions * _BF16 * architecture.hidden_size / rank.slices
+    layer = positions * activation_bytes(architecture, candidate.tensor, candidate.sequence_parallel)
+    yield stored, loss, always
+    # The backward pass begins: gate and up of the first layer have gradients, buckets are allocated.
+    widest = positions * _BF16 * 2 * architecture.ffn_hidden_size / candidate.tensor
+    yield stored + widest, 0.0, always + states.opened
+    # The first layer is recomputed for the gradient of its output, or its activations are no longer needed.
+    left = stored + layer + output if candidate.recompute else max(0.0, stored - layer)
+    yield left, gradient, always + states.buckets
+    if candidate.recompute:  # the pooling has given every pooled state its gradient
+        pooled = output * sum(item.kind == "backbone" for item in rank.layers) if rank.has_heads else 0.0
+        yield left + pooled, 0.0, always + states.buckets + states.early
+    # The first layer has its gradients, when nearly all others exist, except the table's where no head on this rank has
+    # had it before. Then the embedding, with both gradients of it.
+    yield layer + 3 * output, 0.0, always + states.reduction - states.after_layers
+    yield 3 * output, 0.0, always + states.reduction
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Elements whose gradients arise at the ends of a backward pass."""
+
+    early: float  # before the backbone's
+    late: float  # after those of all layers
+
+
+def _order(rank: _Rank, trainable: set[ParameterGroup]) -> _Order:
+    def trained(layers: Iterable[LayerCost]) -> float:
+        sizes = (size for layer in layers for group, size in layer.sizes.items() if group in trainable)
+        return math.fsum(sizes) / rank.candidate.tensor
+
+    backbone = [place for place, layer in enumerate(rank.layers) if layer.kind == "backbone"]
+    early = trained(rank.layers[backbone[-1] + 1 :]) if backbone else 0.0
+    late = 0.0 if rank.stage > 0 or rank.has_heads else trained(rank.layers[:1])
+    return _Order(early, late)
 
 
 @dataclass(frozen=True)
@@ -180,7 +215,9 @@ class _States:
 
     held: float  # parameters, gradients, master weights and moments
     always: float = 0.0  # buffers that are never freed
+    opened: float = 0.0  # buckets that a backward pass begins with
     buckets: float = 0.0  # of gradients, early in a backward pass
+    early: float = 0.0  # gradients of what is behind the backbone, if they are not reduced at once
     reduction: float = 0.0  # of gradients after the last one
     after_layers: float = 0.0  # of `reduction`, what is not there yet when the gradients of all layers are
 
@@ -191,7 +228,7 @@ def _is_wide(candidate: Candidate) -> bool:
 
 
 def _wide_states(
-    candidate: Candidate, sizes: dict[ParameterGroup, float], trainable: set[ParameterGroup], last: float
+    candidate: Candidate, sizes: dict[ParameterGroup, float], trainable: set[ParameterGroup], order: _Order
 ) -> _States:
     """Those of float32, in which ZeRO 1 to 3 keep master weights of their own. What is offloaded is the same memory."""
     elements = sum(sizes.values())
@@ -200,8 +237,8 @@ def _wide_states(
     if zero_stage == 0:
         return _States(_FLOAT32 * elements + (_FLOAT32 + 2 * _FLOAT32) * trained)
     updated = _MASTER_AND_MOMENTS * partition
-    gathered = _states(candidate, sizes, trainable, last)
-    names = ("always", "buckets", "reduction", "after_layers")
+    gathered = _states(candidate, sizes, trainable, order)
+    names = ("always", "opened", "buckets", "early", "reduction", "after_layers")
     buffers = {name: 2 * getattr(gathered, name) for name in names}
     if zero_stage == 3:
         held = _FLOAT32 * elements / candidate.data + 2 * _FLOAT32 * partition + updated
@@ -211,7 +248,7 @@ def _wide_states(
 
 
 def _states(
-    candidate: Candidate, sizes: dict[ParameterGroup, float], trainable: set[ParameterGroup], last: float
+    candidate: Candidate, sizes: dict[ParameterGroup, float], trainable: set[ParameterGroup], order: _Order
 ) -> _States:
     elements = sum(sizes.values())
     trained = sum(size for group, size in sizes.items() if group in trainable)
@@ -227,19 +264,26 @@ def _states(
         held = _BF16 * elements + _FLOAT32 * trained + kept
         bucket = min(float(zero.get("reduce_bucket_size", OVERLAPPED_BUCKET)), trained)
         scattered = bucket + partition if data > 1 else 0.0
-        missing, first = last + scattered, 0.0
-        if data > 1 and trained - last > bucket:  # buckets are sent early in the backward pass, too
-            missing, first = last, bucket
-        reduction, missing = _BF16 * (trained + scattered), _BF16 * missing
-        return _States(held, buckets=_BF16 * first, reduction=reduction, after_layers=missing)
+        missing, first = order.late + scattered, 0.0
+        if data > 1 and trained - order.late > bucket:  # buckets are sent early in the backward pass, too
+            missing, first = order.late, bucket
+        return _States(
+            held,
+            buckets=_BF16 * first,
+            early=_BF16 * order.early,
+            reduction=_BF16 * (trained + scattered),
+            after_layers=_BF16 * missing,
+        )
     if candidate.zero_stage == 2:
         held = _BF16 * elements + _FLOAT32 * partition + kept
-        # With overlap_comm there are two buckets, but no second one yet where activations are most.
-        buckets = _BF16 * bucket * (2 if zero.get("overlap_comm") else 1)
-        return _States(held, buckets=_BF16 * (bucket + partition), reduction=buckets + _FLOAT32 * partition)
+        # With overlap_comm there are two buckets, of which one is counted while the heads' gradients are larger.
+        opened = _BF16 * bucket * (2 if zero.get("overlap_comm") else 1)
+        reduction = opened + _FLOAT32 * partition
+        return _States(held, opened=opened, buckets=_BF16 * (bucket + partition), reduction=reduction)
     # Its bucket is one buffer. Gathered parameters are at most all of them.
     live = float(zero.get("stage3_max_live_parameters", 1e9)) + float(zero.get("stage3_prefetch_bucket_size", 5e7))
-    held = _BF16 * elements / data + (_BF16 + _FLOAT32) * partition + kept
+    gradients = 0.0 if candidate.offload else (_BF16 + _FLOAT32) * partition
+    held = _BF16 * elements / data + gradients + kept
     return _States(held, always=_BF16 * (min(live, elements) + bucket), reduction=_FLOAT32 * partition)
 
 
