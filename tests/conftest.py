@@ -39,9 +39,9 @@ os.environ["TOLKTRAIN_JOB_SECRET"] = "the secret of the jobs in the tests"  # el
 
 if os.environ.get("TRITON_INTERPRET") == "1":  # a process of tests/kernels/test_in_triton.py
     sys.path.insert(0, str(Path(__file__).parent / "kernels"))
-    from faster_interpreter import replace_once_in_a_launch
+    from faster_interpreter import make_faster
 
-    replace_once_in_a_launch()
+    make_faster()
 
 # A shell that starts pytest in the background lets it ignore Ctrl-C, and so would all its processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
