@@ -289,6 +289,12 @@ def test_a_closed_engine_leaves_nothing(make: Make, zero_stage: int) -> None:
     assert [reference() for reference in remembered] == [None] * len(remembered)
 
 
+def test_the_start_of_an_engine_collects_no_garbage(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed would do so four times and more, to print how much memory is used."""
+    monkeypatch.setattr(gc, "collect", lambda *_: pytest.fail("garbage was collected"))
+    make("train.precision=bf16", "deepspeed.zero_stage=1")
+
+
 def test_a_step_that_scores_nothing_is_refused_before_the_update_if_it_must_score(make: Make) -> None:
     batch = make_batch(MIXED)
     nothing = torch.zeros_like(batch.text_pred)

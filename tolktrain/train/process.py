@@ -20,7 +20,12 @@ from tolktrain.files.writing import AppendedFile
 from tolktrain.libraries.compiler import compiling_later
 from tolktrain.libraries.imports import deferred
 from tolktrain.parallel.layout import Layout
-from tolktrain.train.deepspeed.compat import forget_modules, forget_outputs, without_shared_memory_collectives
+from tolktrain.train.deepspeed.compat import (
+    forget_modules,
+    forget_outputs,
+    without_memory_reports,
+    without_shared_memory_collectives,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +181,7 @@ def start_deepspeed() -> ModuleType:
     own.propagate = True
     own.setLevel(logging.WARNING)
     own.addFilter(_concerns_users)
+    without_memory_reports()
     if not deepspeed.comm.is_initialized():
         without_shared_memory_collectives(deepspeed)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)

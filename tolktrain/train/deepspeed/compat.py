@@ -35,6 +35,7 @@ _FUSED = "deepspeed.runtime.fp16.fused_optimizer:FP16_Optimizer"
 DEEPSPEED = (
     # Import and start.
     Pinned("deepspeed.ops", "__compatible_ops__"),
+    Pinned("deepspeed.runtime.bf16_optimizer", "see_memory_usage", ("message", "force")),
     Pinned("deepspeed.runtime.zero.parameter_offload", "FWD_MODULE_STACK"),
     Pinned(_COORDINATOR, _RELEASES, ("args", "kwargs")),
     # A step. `backward` (decorated) divides by the number of micro batches unless `scale_wrt_gas` is false.
@@ -291,6 +292,20 @@ def without_shared_memory_collectives(deepspeed: Any) -> None:
     Nothing else asks which operators can be built, and to find out about all of them would start the compiler.
     """
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+
+
+def without_memory_reports() -> None:
+    """Let DeepSpeed's optimizer for bf16 not print how much memory is used: it does so two times, and two times for
+    each group of parameters, and each time collects garbage, which can take a second. The peak begins anew there, as
+    it does with the prints."""
+    from deepspeed.runtime import bf16_optimizer
+
+    bf16_optimizer.see_memory_usage = _begin_peak
+
+
+def _begin_peak(message: str, force: bool = False) -> None:
+    if force and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def fragment_range(parameter: nn.Parameter) -> tuple[int, int]:
