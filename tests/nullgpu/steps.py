@@ -176,10 +176,12 @@ def resident_bytes() -> int:
 
 def main(cases: list[dict[str, Any]]) -> None:
     """Run the cases."""
-    gc.collect()
-    gc.freeze()  # what was imported need not be walked through after each case
-    found = []
+    num_modules, found = 0, []
     for given in cases:
+        if len(sys.modules) != num_modules:  # what was imported need not be walked through after each case
+            gc.collect()
+            gc.freeze()
+            num_modules = len(sys.modules)
         case, done = Case(**given), Done()
         try:
             run(case, done)
