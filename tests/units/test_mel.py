@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tolktrain.errors import UserError
-from tolktrain.units.mel import LogMelAnalysis
+from tolktrain.units.mel import LogMelAnalysis, mel_filters
 
 
 def _sweep(seconds: float, rate: int = 16_000) -> np.ndarray:
@@ -30,6 +30,15 @@ def test_frames_are_librosas(window: int) -> None:
     expected = np.log(np.maximum(mels.T, analysis.floor))[: len(frames)]
     assert frames.shape == (25, 80)
     assert np.abs(frames - expected).max() <= 0.0051
+
+
+@pytest.mark.parametrize("rate", [1_000, 8_000, 16_000, 22_050, 44_100])
+@pytest.mark.parametrize(("window", "num_mels"), [(400, 40), (640, 80), (2048, 128), (64, 80)])
+@pytest.mark.filterwarnings("ignore:Empty filters")
+def test_filters_are_librosas(rate: int, window: int, num_mels: int) -> None:
+    """To the last bit: units of an existing tokenizer do not change."""
+    expected = librosa.filters.mel(sr=rate, n_fft=window, n_mels=num_mels, dtype=np.float64)
+    assert np.array_equal(mel_filters(rate, window, num_mels), expected)
 
 
 def _in_one_piece(analysis: LogMelAnalysis, samples: np.ndarray) -> np.ndarray:
@@ -80,9 +89,12 @@ def test_audio_from_frames_has_their_spectrum() -> None:
 
 
 def test_without_librosa(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Audio cannot be made; features do not need it."""
     monkeypatch.setitem(sys.modules, "librosa", None)
+    analysis = LogMelAnalysis()
+    frames = analysis.features(np.zeros(640, np.float32))
     with pytest.raises(UserError, match=r"pip install 'tolktrain\[audio\]'"):
-        LogMelAnalysis().features(np.zeros(640, np.float32))
+        analysis.invert(frames)
 
 
 def test_stereo_is_refused() -> None:
