@@ -8,7 +8,7 @@ import os
 import signal
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 _CPU_SECONDS = pytest.StashKey[float]()  # up to the end of the last file
 _NUM_MODULES = pytest.StashKey[int]()  # that were imported when garbage was last collected here
 _NUM_FILES_SHOWN = 10
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect no garbage meanwhile: importing all tests makes millions of objects and hardly any garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

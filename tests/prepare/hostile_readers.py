@@ -21,7 +21,6 @@ import pyarrow.parquet
 import soundfile
 from recordings import write_text_tokenizer
 
-from tolktrain.config.document import read_document
 from tolktrain.config.load import load_config, load_prepare_config
 from tolktrain.config.prepare import RecordingsConfig, TextConfig
 from tolktrain.data.text_tokenizer import load_text_tokenizer
@@ -49,6 +48,7 @@ class Reader:
     good: bytes
     read: Callable[[Path], object]
     other_files: tuple[tuple[str, bytes], ...] = ()  # other files that it needs
+    mutations: int = MUTATIONS
 
 
 def manifest(kind: str) -> Callable[[Path], object]:
@@ -145,9 +145,9 @@ def packed(content: bytes) -> bytes:
 
 def readers(folder: Path) -> Iterator[Reader]:
     """All of them; `folder` is for making good files."""
-    yield Reader("prepare.yaml", PREPARE, load_prepare_config)
+    # Every configuration is read by `read_document` first, so that it needs no reader of its own.
+    yield Reader("prepare.yaml", PREPARE, load_prepare_config, mutations=2 * MUTATIONS)
     yield Reader("train.yaml", b"run: {name: a, seed: 1}\nbase: []\n", load_config)
-    yield Reader("config.yaml", PREPARE, read_document)
     yield Reader("m.jsonl", as_jsonl({**ENTRY, "words": TIMES}), manifest("jsonl"))
     yield Reader("auto.jsonl", as_jsonl(ENTRY), manifest("auto"))
     yield Reader("m.jsonl.gz", gzip.compress(as_jsonl(ENTRY)), manifest("jsonl"))
@@ -239,7 +239,7 @@ def contents(reader: Reader) -> Iterator[tuple[str, bytes]]:
         yield "cut off", good[:-9]
     if reader.file.endswith(".zst"):
         yield "zstd bomb", packed(bytes(200 << 20))
-    for number in range(MUTATIONS):
+    for number in range(reader.mutations):
         changed = bytearray(good)
         for _ in range(rng.randint(1, 6)):
             place = rng.randrange(len(changed) + 1)
