@@ -1,15 +1,18 @@
 """Runs on a pretended cluster that continue until something happens to them."""
 
+import contextlib
+import json
 import os
+import re
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 from minislurm import FINISHED, Cluster
-from small_runs import read_metrics, write_config
+from small_runs import write_config
 from warm import Warm, is_client
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "pretrain.sbatch"
@@ -17,12 +20,29 @@ NO_GPUS = "--gpus-per-node=0"  # the tests need none
 TIMEOUT_SECONDS = 300
 
 
-def wait_until(condition: Callable[[], bool], what: Callable[[], str], interval: float = 0.1) -> None:
-    """Wait for a condition; `what` describes the state of things when it does not come."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+def wait_until(
+    condition: Callable[[], bool],
+    what: Callable[[], str],
+    interval: float = 0.1,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Wait for a condition; `what` describes the state of things when it does not come.
+
+    `check`, which may fail and may be expensive, is called once a second meanwhile.
+    """
+    begun = checked = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, what()
+        now = time.monotonic()
+        assert now < begun + TIMEOUT_SECONDS, what()
+        if now >= checked + 1:
+            check()
+            checked = now
         time.sleep(interval)
+
+
+def text_of(output: Path) -> str:
+    """What a job has written so far."""
+    return output.read_text() if output.exists() else ""
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,12 @@ class Rank:
     def go_on(self) -> None:
         """Let them run again."""
         self._send(signal.SIGCONT)
+
+    def is_signalled(self, number: signal.Signals) -> bool:
+        """Whether a signal waits for the rank's own process, which is held, to run again."""
+        status = Path(f"/proc/{self.pids[0]}/status").read_text()
+        (pending,) = re.findall(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)
+        return bool(int(pending, 16) >> (number - 1) & 1)
 
     def _send(self, number: signal.Signals) -> None:
         for pid in self.pids:
@@ -71,23 +97,26 @@ class LongRun:
     @property
     def text(self) -> str:
         """What its jobs have written."""
-        return self.output.read_text() if self.output.exists() else ""
+        return text_of(self.output)
 
     @property
     def step(self) -> int:
         """The latest step in its metrics."""
-        latest: int = read_metrics(self.path)[-1]["step"]
+        latest: int = json.loads((self.path / "metrics.jsonl").read_text().splitlines()[-1])["step"]
         return latest
 
     def wait_for_step(self, number: int, step: int, launched: int) -> int:
         """Wait until jobs were launched so often and the last one has come so far; returns the latest step."""
 
-        def there() -> bool:
+        def goes_on() -> None:
             assert self._cluster.job(number).state not in FINISHED, self.text
+
+        def there() -> bool:
             _, *launches = self.text.split(f"layout: {self._num_ranks} processes")
             return len(launches) == launched and "  step " in launches[-1] and self.step >= step
 
-        wait_until(there, lambda: f"{self._cluster.job(number)}\n{self.text}")
+        wait_until(there, lambda: f"{self._cluster.job(number)}\n{self.text}", check=goes_on)
+        goes_on()
         return self.step
 
     def rank(self, job: int, rank: int) -> Rank:
@@ -96,6 +125,20 @@ class LongRun:
         own = [pid for pid, parent in parents.items() if parent not in parents]
         assert len(own) == 1, parents
         return Rank((own[0], *(pid for pid in parents if pid != own[0])))
+
+    @contextlib.contextmanager
+    def held(self, job: int) -> Iterator[list[Rank]]:
+        """Let time stand still for all ranks of the job.
+
+        While a test waits for Slurm, they would otherwise do hundreds of steps, all of which come again in the run that
+        it is compared with.
+        """
+        ranks = [self.rank(job, rank) for rank in range(self._num_ranks)]
+        for rank in ranks:
+            rank.pause()
+        yield ranks
+        for rank in ranks:
+            rank.go_on()
 
     def has_ranks(self, job: int, restarts: int) -> bool:
         """Whether ranks have been started since the job was requeued for the last time of so many."""

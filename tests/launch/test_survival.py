@@ -1,13 +1,14 @@
 """One run through everything that happens to long runs, compared with one to which nothing happened."""
 
 import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from long_runs import LongRun, wait_until
+from long_runs import LongRun, text_of, wait_until
 from minislurm import Cluster, Job, running_cluster
 from small_runs import read_metrics, write_sets
 from warm import Warm
@@ -60,9 +61,12 @@ class Disturbed:
 
     def refuses_a_second_job(self) -> None:
         output = self.run.output.with_name("second")
-        second = self.run.submit(1, "parallel.tensor_parallel_size=1", tasks=1, output=output)
+        with self.run.held(self.number):
+            second = self.run.submit(1, "parallel.tensor_parallel_size=1", tasks=1, output=output)
+            watching = "to see whether another training of this run lives"
+            wait_until(lambda: watching in text_of(output), lambda: text_of(output))
         assert self.cluster.end_of(second) == Job("FAILED", "2:0", num_restarts=0), output.read_text()
-        assert "another training of this run" in output.read_text()
+        assert "another training of this run is active" in output.read_text()
         self.run.wait_for_step(self.number, self.run.step + 1, self.launched)
 
     def loses_a_node_in_mid_step(self) -> None:
@@ -93,7 +97,9 @@ class Disturbed:
         # In less than the 5 minutes of --signal, so that Slurm signals it when it looks next.
         elapsed = self.cluster.run("squeue", "--noheader", "--format=%M", f"--jobs={self.number}").stdout
         minutes = int(elapsed.split(":")[0])
-        self._set_limit(minutes + 3)
+        with self.run.held(self.number) as ranks:
+            self._set_limit(minutes + 3)
+            wait_until(lambda: all(rank.is_signalled(signal.SIGUSR1) for rank in ranks), lambda: self.run.text)
         wait_until(lambda: self.cluster.job(self.number).state == "PENDING", lambda: self.run.text)
         self._set_limit(600)
 
