@@ -1,4 +1,8 @@
-"""One command line under torchrun, under srun on two nodes and through the launch script: the same run."""
+"""One command line under torchrun, under srun on two nodes and through the launch script: the same run.
+
+The ranks of the script's job are processes with imports of their own, which the archive of an environment needs; those
+of the other launchers are forked. Under torchrun such processes train in tests/train/test_distributed.py.
+"""
 
 import re
 import subprocess
@@ -55,18 +59,20 @@ def assert_same_run(run: Path, expected: Path, num_ranks: int = 4) -> None:
     assert len(list((run / "logs").iterdir())) == num_ranks
 
 
-def test_torchrun(tmp_path: Path, sets: Path, alone: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
-    command = ["-m", "tolktrain", "train", str(write_config(tmp_path, sets)), *LAYOUT]
+def test_torchrun(warm: Warm, tmp_path: Path, sets: Path, alone: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", "--no-python"]
+    python = str(warm.python_for_launchers() / "python")
+    command = [python, "-m", "tolktrain", "train", str(write_config(tmp_path, sets)), *LAYOUT]
     done = subprocess.run([*launcher, *command], capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same_run(tmp_path / "runs" / "small", alone)
 
 
-def test_srun_on_two_nodes(cluster: Cluster, tmp_path: Path, sets: Path, alone: Path) -> None:
+def test_srun_on_two_nodes(warm: Warm, cluster: Cluster, tmp_path: Path, sets: Path, alone: Path) -> None:
     """Each with an address of its own, and a tensor group on each: a pipeline over the network between them."""
     command = ["python", "-m", "tolktrain", "train", str(write_config(tmp_path, sets)), *LAYOUT]
-    done = cluster.run("srun", "--nodes=2", "--ntasks-per-node=2", *command, timeout=500)
+    with_forks = replace(cluster, programs=warm.python_for_launchers())
+    done = with_forks.run("srun", "--nodes=2", "--ntasks-per-node=2", *command, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tensor 2 (sequence parallel), pipeline 2, data 1" in done.stdout
     assert_same_run(tmp_path / "runs" / "small", alone)
