@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,10 +44,9 @@ from tolktrain.checkpoint.store import read_moments, read_parameters  # noqa: E4
 
 INTERVAL = 3
 STEPS = (10, 10, 20)
-NUM_STEPS = sum(STEPS)
 TOKENS_PER_STEP = 256
-CHANGES_OF_A_RUN = 350  # of files, about, of which one is chosen to kill before
-SECONDS_OF_A_RUN = 6.0
+CHANGES_OF_A_STEP = 9  # of files, about; before one of those of a run it is killed
+SECONDS_OF_A_STEP, SECONDS_OF_A_START = 0.11, 1.5
 TIMEOUT = 600.0
 
 
@@ -66,7 +66,9 @@ class Findings:
 class Run:
     """A run that is disturbed."""
 
-    def __init__(self, folder: Path, sets: Path, warm: Warm, ranks: int, background: bool) -> None:
+    def __init__(
+        self, folder: Path, sets: Path, warm: Warm, ranks: int, background: bool, steps: Sequence[int]
+    ) -> None:
         self.folder = folder / "runs" / "small"
         self.ranks = ranks
         self.background = background
@@ -75,7 +77,7 @@ class Run:
         self._read = 0
         self._sound: list[int] = []  # steps of the checkpoints that were complete when they were last looked at
         config = write_config(folder, sets)
-        stages = [f"train.stages.{i}.tokens={steps * TOKENS_PER_STEP}" for i, steps in enumerate(STEPS)]
+        stages = [f"train.stages.{i}.tokens={count * TOKENS_PER_STEP}" for i, count in enumerate(steps)]
         settings = [f"checkpoint.every_steps={INTERVAL}", "checkpoint.keep_last=2", "train.validation.every_steps=20"]
         settings += [f"checkpoint.background={str(background).lower()}", "train.micro_batch_size=4"]
         self.arguments = ["train", str(config), "--skip-health-check", *stages, *settings]
@@ -142,10 +144,10 @@ def assert_sound(folder: Path) -> None:
         assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["size"], entry["sha256"]), found[name]
 
 
-def assert_same(run: Path, expected: Path) -> None:
-    """Two runs are the same, bit for bit."""
+def assert_same(run: Path, expected: Path, num_steps: int) -> None:
+    """Two runs of so many steps are the same, bit for bit."""
     assert read_metrics(run) == read_metrics(expected)
-    name = f"checkpoints/step-{NUM_STEPS:08d}"
+    name = f"checkpoints/step-{num_steps:08d}"
     ours, theirs = ((read_parameters(path / name), *read_moments(path / name)) for path in (run, expected))
     for found, wanted in zip(ours, theirs, strict=True):
         assert found.keys() == wanted.keys()
@@ -153,15 +155,16 @@ def assert_same(run: Path, expected: Path) -> None:
 
 
 class Soak:
-    """Everything, with one source of chance."""
+    """Everything, with one source of chance, and as many steps in each of a run's three stages as `steps` says."""
 
-    def __init__(self, warm: Warm, folder: Path, seed: int) -> None:
+    def __init__(self, warm: Warm, folder: Path, seed: int, steps: Sequence[int] = STEPS) -> None:
         self.findings = Findings()
         self._folder = folder
         self._random = random.Random(seed)
         self._sets = folder / "sets"
         write_sets(self._sets)
         self._warm = warm
+        self._steps = steps
         self._expected: dict[int, Path] = {}
 
     def kill(self, count: int, ranks: int, background: bool) -> None:
@@ -181,13 +184,14 @@ class Soak:
         latest = reached = 0
         while self.findings.kills < goal:
             at_change = self._random.random() < 0.5
-            change = self._random.randint(1, CHANGES_OF_A_RUN) if at_change else None
+            change = self._random.randint(1, CHANGES_OF_A_STEP * sum(self._steps)) if at_change else None
             victim = self._random.randrange(ranks)
             if victim and change is not None:
                 change = 1 + change // 12  # ranks other than the first write little
             started = run.start(change, victim)
             if not at_change:
-                time.sleep(self._random.uniform(0.2, SECONDS_OF_A_RUN * ranks))
+                seconds = SECONDS_OF_A_START + SECONDS_OF_A_STEP * sum(self._steps)
+                time.sleep(self._random.uniform(0.2, seconds * ranks))
                 started[victim].kill()
             codes = run.wait(started)
             reached = self._check(run, latest, reached)
@@ -200,7 +204,7 @@ class Soak:
         self._check(run, latest, reached)
         assert codes == [0] * ranks, (codes, run.log.read_text()[-3000:])
         run.look()
-        assert_same(run.folder, expected)
+        assert_same(run.folder, expected, sum(self._steps))
         self.findings.runs += 1
         shutil.rmtree(run.log.parent)
 
@@ -230,7 +234,7 @@ class Soak:
         kilobytes = self._random.randint(200, 2500)
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], check=True)
         try:
-            run = Run(folder, self._sets, self._warm, ranks, background)
+            run = Run(folder, self._sets, self._warm, ranks, background, self._steps)
             run.log = self._folder / "full-disk.log"
             run.log.write_text("")
             codes = run.wait(run.start())
@@ -243,13 +247,14 @@ class Soak:
             codes = run.wait(run.start())
             assert codes == [0] * ranks, run.log.read_text()[-3000:]
             run.look()
-            assert_same(run.folder, expected)
+            assert_same(run.folder, expected, sum(self._steps))
             self.findings.full_disks += 1
         finally:
             subprocess.run(["umount", folder], check=True)
 
     def _new_run(self, ranks: int, background: bool) -> Run:
-        return Run(Path(tempfile.mkdtemp(dir=self._folder)), self._sets, self._warm, ranks, background)
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        return Run(folder, self._sets, self._warm, ranks, background, self._steps)
 
     def _undisturbed(self, ranks: int) -> Path:
         if ranks not in self._expected:
@@ -264,7 +269,7 @@ def report(findings: Findings, seed: int, seconds: float) -> str:
     lines = [
         "# Kills and full disks\n",
         f"`python {' '.join(sys.argv)}`, seed {seed}, {seconds / 60:.0f} minutes.\n",
-        f"- {findings.kills} kills in {findings.runs} runs of {NUM_STEPS} steps, a checkpoint every {INTERVAL}"
+        f"- {findings.kills} kills in {findings.runs} runs of {sum(STEPS)} steps, a checkpoint every {INTERVAL}"
         " steps. Metrics and last checkpoint of each run are bitwise identical to those of an undisturbed run.",
         f"- {findings.unfinished} of the kills left unfinished files (N is a number):",
         *[f"    - {count} times {name}" for name, count in findings.during.most_common()],

@@ -13,11 +13,13 @@ from warm import Warm
 
 pytestmark = pytest.mark.slow
 
+STEPS = (5, 5, 10)  # in each stage: half as many as of the runs that are killed by the hundred
+
 
 @pytest.fixture(scope="module")
 def soak(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Soak:
     """Runs with their processes."""
-    return Soak(warm, tmp_path_factory.mktemp("soak"), seed=6)
+    return Soak(warm, tmp_path_factory.mktemp("soak"), seed=6, steps=STEPS)
 
 
 @pytest.mark.parametrize(
