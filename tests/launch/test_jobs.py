@@ -1,10 +1,11 @@
 """Arrays, chains and early signals on a real Slurm, with a stand-in for the training, which takes a moment to start."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from long_runs import NO_GPUS, SCRIPT, wait_until
+from long_runs import NO_GPUS, SCRIPT, text_of, wait_until
 from minislurm import Cluster, Job
 
 CHAIN = SCRIPT.with_name("chain.sh")
@@ -25,11 +26,10 @@ sys.exit("fail=1" in words)
 """
 
 
-@pytest.fixture
-def stand_in(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a `python` that only waits, or fails, as its overrides say."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("bin")
     (folder / "python").write_text(STAND_IN)
     (folder / "python").chmod(0o755)
     return folder
@@ -46,58 +46,84 @@ def run(cluster: Cluster, stand_in: Path, *command: str) -> list[int]:
     ]
 
 
-@pytest.mark.slow
-def test_a_signal_while_the_ranks_start_is_not_lost(cluster: Cluster, tmp_path: Path, stand_in: Path) -> None:
-    """It would end a rank that has no handler yet, and the job would have failed."""
-    output = tmp_path / "output"
-    (number,) = run(
-        cluster, stand_in, "sbatch", "--parsable", *ONE_TASK, f"--output={output}", str(SCRIPT), "a.yaml", "wait=1"
-    )
-    wait_until(lambda: output.exists() and "starting" in output.read_text(), lambda: str(cluster.job(number)), 0.01)
-    cluster.run("scancel", "--batch", "--signal=USR1", str(number)).check_returncode()
-    assert cluster.end_of(number) == Job("COMPLETED", "0:0", num_restarts=1), output.read_text()
-
-
-@pytest.mark.slow
-def test_a_sweep_whose_last_task_is_stopped(cluster: Cluster, tmp_path: Path, stand_in: Path) -> None:
-    """The number of that task is the array's: to requeue by it would start all tasks again."""
-    lines = tmp_path / "rates.txt"
-    lines.write_text("rate=1 wait=1\nrate=2\nrate=3 wait=1\n")
-    (array,) = run(
-        *(cluster, stand_in, "sbatch", "--parsable", "--array=1-3", *ONE_TASK, f"--output={tmp_path}/output-%a"),
-        *(str(SCRIPT), "--sweep", str(lines), "a.yaml"),
-    )
-
-    def texts() -> list[str]:
-        return [path.read_text() for path in sorted(tmp_path.glob("output-*"))]
-
-    wait_until(
-        lambda: sum("starting" in text for text in texts()) == 3 and "trained" in texts()[1], lambda: str(texts())
-    )
-    assert cluster.run("scontrol", "show", "job", "-o", f"{array}_3").stdout.startswith(f"JobId={array} ")
-    cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_3").check_returncode()
-    wait_until(lambda: "trained" in texts()[2], lambda: str(texts()))
-    first, second, third = texts()
-    assert [text.count("starting") for text in (first, second, third)] == [1, 1, 2]
-    assert "trained" not in first
-    assert "-m tolktrain train a.yaml rate=2 run.name='rates-2' 0" in second
-    cluster.run("scancel", str(array)).check_returncode()
-
-
 def chain(output: Path, *groups: str) -> list[str]:
     return ["bash", str(CHAIN), "a.yaml", *ONE_TASK, f"--output={output}", *groups]
 
 
-@pytest.mark.slow
-def test_a_chain_waits_for_a_job_that_is_requeued(cluster: Cluster, tmp_path: Path, stand_in: Path) -> None:
-    output = tmp_path / "output"
+@dataclass(frozen=True)
+class Stopped:
+    """A job, an array and a chain, each of which was signalled once. All write to files of a folder."""
+
+    folder: Path
+    job: int
+    array: int
+    chain: tuple[int, int]
+
+    def output(self, name: str) -> str:
+        """What one of them has written."""
+        return text_of(self.folder / name)
+
+    def num_starts(self, *names: str) -> int:
+        """How often they have begun to start ranks."""
+        return sum(self.output(name).count("starting") for name in names)
+
+
+TASKS = ("output-1", "output-2", "output-3")  # of the array
+
+
+@pytest.fixture(scope="module")
+def stopped(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, stand_in: Path) -> Stopped:
+    """Together, since Slurm holds what is requeued for seconds before it starts again."""
+    folder = tmp_path_factory.mktemp("stopped")
+    sbatch = ("sbatch", "--parsable", *ONE_TASK)
+
+    def stop(number: int | str, output: Path) -> None:
+        """Before the ranks have a handler, if they have just begun to start."""
+        wait_until(lambda: "starting" in text_of(output), lambda: str(cluster.run("squeue")), 0.01)
+        cluster.run("scancel", "--batch", "--signal=USR1", str(number)).check_returncode()
+
+    (job,) = run(cluster, stand_in, *sbatch, f"--output={folder}/job", str(SCRIPT), "a.yaml", "wait=1")
+    stop(job, folder / "job")
     groups = ["--job-name=long", "seed='a b'", "--", "text", "wait=1", "--", "joint", "--ntasks-per-node=2", "x=2"]
-    first, second = run(cluster, stand_in, *chain(output, *groups))
-    wait_until(lambda: output.exists() and "starting" in output.read_text(), lambda: str(cluster.job(first)))
-    cluster.run("scancel", "--batch", "--signal=USR1", str(first)).check_returncode()
-    assert cluster.end_of(second) == Job("COMPLETED", "0:0", num_restarts=0), output.read_text()
+    first, second = run(cluster, stand_in, *chain(folder / "chain", *groups))
+    stop(first, folder / "chain")
+    (folder / "rates.txt").write_text("rate=1 wait=1\nrate=2\nrate=3 wait=1\n")
+    (array,) = run(
+        *(cluster, stand_in, *sbatch, "--array=1-3", f"--output={folder}/output-%a"),
+        *(str(SCRIPT), "--sweep", f"{folder}/rates.txt", "a.yaml"),
+    )
+    stopped = Stopped(folder, job, array, (first, second))
+    wait_until(
+        lambda: stopped.num_starts(*TASKS) == 3 and "trained" in stopped.output(TASKS[1]),
+        lambda: str([stopped.output(name) for name in TASKS]),
+    )
+    assert cluster.run("scontrol", "show", "job", "-o", f"{array}_3").stdout.startswith(f"JobId={array} ")
+    stop(f"{array}_3", folder / TASKS[2])
+    return stopped
+
+
+@pytest.mark.slow
+def test_a_signal_while_the_ranks_start_is_not_lost(cluster: Cluster, stopped: Stopped) -> None:
+    """It would end a rank that has no handler yet, and the job would have failed."""
+    assert cluster.end_of(stopped.job) == Job("COMPLETED", "0:0", num_restarts=1), stopped.output("job")
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_last_task_is_stopped(cluster: Cluster, stopped: Stopped) -> None:
+    """The number of that task is the array's: to requeue by it would start all tasks again."""
+    wait_until(lambda: "trained" in stopped.output(TASKS[2]), lambda: stopped.output(TASKS[2]))
+    assert [stopped.num_starts(name) for name in TASKS] == [1, 1, 2]
+    assert "trained" not in stopped.output(TASKS[0])
+    assert "-m tolktrain train a.yaml rate=2 run.name='rates-2' 0" in stopped.output(TASKS[1])
+    cluster.run("scancel", str(stopped.array)).check_returncode()
+
+
+@pytest.mark.slow
+def test_a_chain_waits_for_a_job_that_is_requeued(cluster: Cluster, stopped: Stopped) -> None:
+    first, second = stopped.chain
+    assert cluster.end_of(second) == Job("COMPLETED", "0:0", num_restarts=0), stopped.output("chain")
     assert cluster.job(first) == Job("COMPLETED", "0:0", num_restarts=1)
-    trained = [line for line in output.read_text().splitlines() if line.startswith("trained")]
+    trained = [line for line in stopped.output("chain").splitlines() if line.startswith("trained")]
     common = "trained -m tolktrain train a.yaml seed='a b'"
     early = "evaluation.after_training=false wait=1 train.last_stage=text run.name='long'"
     assert trained == [f"{common} {early} 1", *[f"{common} x=2 train.last_stage=joint run.name='long' 0"] * 2]
