@@ -2,14 +2,13 @@
 
 import json
 import string
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from s3_server import S3Server
+from warm import Warm
 
 from tolktrain.config.data import DatasetConfig
 from tolktrain.config.root import CheckpointConfig, Config, RunConfig
@@ -85,13 +84,18 @@ def test_refused_before_anything_is_written(s3_server: S3Server, bucket: str, fo
 
 
 @pytest.mark.slow
-def test_a_set_is_prepared_and_inspected_under_an_odd_address(s3_server: S3Server, bucket: str, tmp_path: Path) -> None:
+def test_a_set_is_prepared_and_inspected_under_an_odd_address(
+    warm: Warm, s3_server: S3Server, bucket: str, tmp_path: Path
+) -> None:
     """Every object is below the folder as it was written, each under its own key."""
     from tolktrain.data.text_tokenizer import train_tokenizer
 
     def tolktrain(*arguments: str) -> int:
         """In a process of its own: processes that an earlier test has started do not know this server."""
-        return subprocess.run([sys.executable, "-m", "tolktrain", *arguments], cwd=tmp_path, check=False).returncode
+        process = warm.start("-m", "tolktrain", *arguments, folder=tmp_path)
+        code = process.wait(300)
+        print(process.output, process.errors)
+        return code
 
     texts = [f"The {word} fox jumps over the lazy dog. " * 8 for word in ("quick", "slow", "brown", "red")]
     (tmp_path / "tok").mkdir()

@@ -81,6 +81,19 @@ def test_aws_endpoint_url_is_honoured(s3_server: S3Server, bucket: str, monkeypa
     assert open_storage(bucket).read("a") == b"a"
 
 
+def test_a_second_storage_does_not_read_the_descriptions_of_services_again(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take a tenth of a second."""
+
+    def fail(_: object, path: str) -> None:
+        raise AssertionError(f"{path} is read again")
+
+    open_storage(bucket).write("a", b"a")
+    monkeypatch.setattr("botocore.loaders.JSONFileLoader.load_file", fail)
+    assert open_storage(bucket).read("a") == b"a"
+
+
 @pytest.mark.parametrize("address", ["ftp://host/folder", "s3:///folder", "azure://account/container"])
 def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(UserError, match=f"'{address}' "):

@@ -4,15 +4,17 @@ The environment variables of boto3 apply, `S3_ENDPOINT_URL`, `S3_CANNED_ACL` (of
 `MOSAICML_STREAMING_AWS_REQUESTER_PAYS` (buckets, with commas between them, where the reader pays).
 """
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import botocore.session  # type: ignore[import-untyped]
 from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]
 from boto3.session import Session  # type: ignore[import-untyped]
-from botocore import UNSIGNED  # type: ignore[import-untyped]
+from botocore import UNSIGNED
 from botocore.config import Config  # type: ignore[import-untyped]
 from botocore.exceptions import (  # type: ignore[import-untyped]
     ClientError,
@@ -21,6 +23,7 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
     ParamValidationError,
     PartialCredentialsError,
 )
+from botocore.loaders import Loader, create_loader  # type: ignore[import-untyped]
 
 from tolktrain.files.address import Address
 from tolktrain.files.bounded import Bounded, too_large
@@ -56,7 +59,7 @@ class S3Client(Client):
         self._read_options = {"RequestPayer": "requester"} if pays else {}
 
     def _connect(self, config: Config) -> Any:
-        client = Session().client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
+        client = _session().client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
         client.meta.events.register_last("after-call.s3.HeadObject", _refuse_large)
         return client
 
@@ -109,7 +112,7 @@ class GoogleByS3Client(S3Client):
     def _connect(self, config: Config) -> Any:
         # Google's server does not take the checksums that boto3 adds.
         plain = Config(request_checksum_calculation="when_required", response_checksum_validation="when_required")
-        client = Session().client(
+        client = _session().client(
             "s3",
             config=config.merge(plain),
             region_name="auto",
@@ -119,6 +122,20 @@ class GoogleByS3Client(S3Client):
         )
         client.meta.events.register_last("after-call.s3.HeadObject", _refuse_large)
         return client
+
+
+def _session() -> Session:
+    """A session of its own, for the environment as it is now, with descriptions of Amazon's services from a cache."""
+    core = botocore.session.get_session()
+    session = Session(botocore_session=core)
+    core.register_component("data_loader", _descriptions(core.get_config_variable("data_path")))
+    return session
+
+
+@functools.cache
+def _descriptions(path: str | None) -> Loader:
+    """The large files that describe Amazon's services. Each session would read them again, for a tenth of a second."""
+    return create_loader(path)
 
 
 def _write_options() -> dict[str, str]:
