@@ -52,7 +52,7 @@ class Done:
     allocated: list[int] = field(default_factory=list)  # bytes that torch has allocated after each step
     peak: int = 0  # of the steps, bytes
     reserved: list[int] = field(default_factory=list)  # bytes by the allocator after each step
-    num_remembered: int = 0  # entries of ZeRO 3's cache after the last step
+    num_remembered: int = 0  # entries of ZeRO 3's cache after the engine is closed
     counted: list[dict[str, Any]] = field(
         default_factory=list
     )  # part, direction, bytes, FLOPs and launches of the step
@@ -125,11 +125,11 @@ def run(case: Case, done: Done) -> None:
         done.num_compared += compared.num_calls
         done.allocated.append(torch.cuda.memory_allocated())
         done.reserved.append(torch.cuda.memory_reserved())
-    done.num_remembered = release_cache().cache_info().currsize
     done.peak, done.resident = torch.cuda.max_memory_allocated(), resident_bytes()
     if case.counts:
         count(rehearsal, done)
     rehearsal.engine.close()
+    done.num_remembered = release_cache().cache_info().currsize
 
 
 def note_reductions(rehearsal: Rehearsal, done: Done) -> None:

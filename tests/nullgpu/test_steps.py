@@ -88,8 +88,7 @@ def done(null_jobs: NullJobs) -> dict[str, Done]:
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("planted")])
 def test_steps_wait_nowhere_in_forward_and_backward(done: dict[str, Done], name: str) -> None:
-    """The case would have failed. Nothing is left on the GPU after the engine is closed, and in
-    ZeRO 3's cache after a step."""
+    """The case would have failed. After the engine is closed, nothing is left on the GPU and in ZeRO 3's cache."""
     assert len(done[name]["steps"]) == CASES[name].get("steps", 2)
     assert all(step["launches"] > 200 for step in done[name]["steps"])
     assert done[name]["left"] < 2**20

@@ -12,6 +12,7 @@ import pytest
 import torch
 from small_runs import MIXED, RATES, VOCABULARY, Memory, assembled, cut_batch, make_batch, small_config, tensors_of
 from torch import Tensor
+from torch.nn import functional
 
 from tolktrain.config import Config
 from tolktrain.config.data import Strategy
@@ -24,6 +25,7 @@ from tolktrain.model.loss import StepResult, loss_from_sums
 from tolktrain.model.parameter_layout import canonical_state, load_canonical
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
+from tolktrain.train.deepspeed.compat import release_cache
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.determinism import set_determinism
 from tolktrain.train.resolved import ResolvedSettings
@@ -293,6 +295,38 @@ def test_the_start_of_an_engine_collects_no_garbage(make: Make, monkeypatch: pyt
     """DeepSpeed would do so four times and more, to print how much memory is used."""
     monkeypatch.setattr(gc, "collect", lambda *_: pytest.fail("garbage was collected"))
     make("train.precision=bf16", "deepspeed.zero_stage=1")
+
+
+def test_zero_3_remembers_what_to_release_until_the_order_of_modules_may_change(make: Make) -> None:
+    """To find it out again in each step would take a time that grows with the square of the number of layers."""
+    engine, _ = make("deepspeed.zero_stage=3")
+
+    def looked_up() -> tuple[int, int]:
+        cache = release_cache().cache_info()
+        return cache.misses, cache.currsize
+
+    batch = make_batch(MIXED)
+    for _ in range(2):  # the first one records the order
+        engine.train_step([batch], RATES)
+    misses, size = looked_up()
+    for _ in range(2):
+        engine.train_step([batch], RATES)
+        assert looked_up() == (misses, size) and misses > 0
+    engine.loss_sums([batch])
+    assert looked_up() == (0, 0)
+    for _ in range(3):
+        engine.train_step([batch], RATES)
+    assert looked_up() == (misses, size)
+    engine.close()
+    assert looked_up() == (0, 0)
+
+
+def test_a_closed_engine_of_zero_3_leaves_the_linear_function_as_it_was(make: Make) -> None:
+    before = functional.linear
+    engine, _ = make("deepspeed.zero_stage=3")
+    assert functional.linear is not before
+    engine.close()
+    assert functional.linear is before
 
 
 def test_a_step_that_scores_nothing_is_refused_before_the_update_if_it_must_score(make: Make) -> None:

@@ -5,6 +5,7 @@ import os
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,9 +39,9 @@ class Layout:
     data_rank: int
     sequence_parallel: bool
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
-        """The device of this process."""
+        """The device of this process. Asked for many times in a step, and torch looks for drivers each time."""
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
     @property

@@ -24,6 +24,7 @@ from tolktrain.train.deepspeed.compat import (
     forget_modules,
     forget_outputs,
     without_memory_reports,
+    without_ranges_on_cpu,
     without_shared_memory_collectives,
 )
 
@@ -184,5 +185,6 @@ def start_deepspeed() -> ModuleType:
     without_memory_reports()
     if not deepspeed.comm.is_initialized():
         without_shared_memory_collectives(deepspeed)
+        without_ranges_on_cpu()
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     return deepspeed

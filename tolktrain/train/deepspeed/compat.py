@@ -38,6 +38,9 @@ DEEPSPEED = (
     Pinned("deepspeed.runtime.bf16_optimizer", "see_memory_usage", ("message", "force")),
     Pinned("deepspeed.runtime.zero.parameter_offload", "FWD_MODULE_STACK"),
     Pinned(_COORDINATOR, _RELEASES, ("args", "kwargs")),
+    Pinned("deepspeed.utils.nvtx", "enable_nvtx"),
+    Pinned("deepspeed.runtime.zero.linear", "zero3_linear_wrap", ("input", "weight", "bias")),
+    Pinned(f"{_PARTITIONED}:InsertPostInitMethodToModuleSubClasses", "linear_bk", "assigned"),
     # A step. `backward` (decorated) divides by the number of micro batches unless `scale_wrt_gas` is false.
     Pinned(_ENGINE, "backward"),
     Pinned(_ENGINE, "get_global_grad_norm", ("self",)),
@@ -249,11 +252,12 @@ def forget_skipped_gradients(engine: Any) -> None:
 
 
 def forget_modules(module: nn.Module) -> None:
-    """Remove a model from ZeRO 3's stack of modules and its cache, which would keep all of its states in memory."""
+    """Remove a model from ZeRO 3's stack of modules and its cache, which would keep all of its states in memory, and
+    undo what ZeRO 3 has replaced."""
     from deepspeed.runtime.zero import parameter_offload
 
     forget_releases()
-
+    restore_linear()
     gone = set(map(id, module.modules()))
     stack = parameter_offload.FWD_MODULE_STACK
     stack[:] = [module for module in stack if id(module) not in gone]
@@ -273,9 +277,32 @@ def expect_shape(engine: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Non
 
 
 def forget_releases() -> None:
-    """Clear ZeRO 3's cache of what to release after each module in each step: it is never used in a later step, would
-    grow for as long as the process runs, and holds every engine there was."""
+    """Clear ZeRO 3's cache of what to release after each module of a step. It holds for one order of modules only, and
+    keeps every engine there was in memory.
+
+    Each entry is found by a walk through the modules of the rest of the step, so a step without the cache takes a time
+    that grows with the square of the number of layers.
+    """
     release_cache().cache_clear()
+
+
+def restore_linear() -> None:
+    """Undo the replacement of `torch.nn.functional.linear` by ZeRO 3, which DeepSpeed leaves in place for good: for all
+    later engines of this process, and for the evaluation after training. It takes several times as long to call."""
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
+
+    if functional.linear is zero3_linear_wrap:
+        functional.linear = InsertPostInitMethodToModuleSubClasses.linear_bk
+
+
+def without_ranges_on_cpu() -> None:
+    """Let DeepSpeed not mark its functions as ranges for a GPU's profiler if there is no GPU: under ZeRO 3, it calls
+    hundreds of functions per module."""
+    from deepspeed.utils import nvtx
+
+    if not torch.cuda.is_available():
+        nvtx.enable_nvtx = False
 
 
 def release_cache() -> Any:

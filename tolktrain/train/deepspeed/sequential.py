@@ -121,16 +121,14 @@ class SequentialRunner:
         # Before the update: that waits for the norm anyway, and the next step is launched while the GPU still updates.
         read_sums = start_reading(reduce_sums(sums, self._layout))
         norm, skipped = self._update()
-        update = Update(read_sums(), norm, skipped)
-        if self._partitions_parameters:
-            forget_releases()
-        return update
+        return Update(read_sums(), norm, skipped)
 
     def evaluate(self, micro_batches: Sequence[ModelInputs]) -> Tensor:
         """Sums of the micro batches, as `zero_sums`, without training."""
         sums = zero_sums(micro_batches, self._layout.device)
         for inputs in micro_batches:
             sums += self._model(inputs).detached()
+        self._forget_order()
         return sums
 
     def log_probs(self, micro_batches: Sequence[ModelInputs]) -> list[Tensor]:
@@ -140,7 +138,14 @@ class SequentialRunner:
             sums = self._model(inputs)
             assert isinstance(sums, ComparedSums)
             found.append(sums.log_probs)
+        self._forget_order()
         return found
+
+    def _forget_order(self) -> None:
+        """After forward passes without backward ones: from the next step on, ZeRO 3 records the order of modules
+        again, and what it remembers is of the last one."""
+        if self._partitions_parameters:
+            forget_releases()
 
     def _update(self) -> tuple[float, bool]:
         if self._clip_grad_norm is None:
