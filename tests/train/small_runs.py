@@ -107,7 +107,7 @@ def write_config(folder: Path, sets: Path, name: str = "small") -> Path:
             "sequence_length": SEQUENCE_LENGTH,
             "precision": "fp32",
             "stages": stages,
-            "validation": {"every_steps": 5, "sequences": 9, "sets": ["held"]},
+            "validation": {"every_steps": 5, "sequences": 5, "sets": ["held"]},
             "log_every_steps": 1,
             "cpu_threads": 1,
         },

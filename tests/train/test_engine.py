@@ -4,7 +4,7 @@ import gc
 import math
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tolktrain.model.loss import StepResult, loss_from_sums
 from tolktrain.model.parameter_layout import canonical_state, load_canonical
 from tolktrain.model.smoltolk import SmolTolk
 from tolktrain.parallel.layout import initialize
-from tolktrain.train.deepspeed.compat import release_cache
+from tolktrain.train.deepspeed.compat import release_cache, restore_linear
 from tolktrain.train.deepspeed.engine import Engine
 from tolktrain.train.determinism import set_determinism
 from tolktrain.train.resolved import ResolvedSettings
@@ -35,7 +35,7 @@ Make = Callable[..., tuple[Engine, Config]]
 
 
 @pytest.fixture
-def make(tmp_path: Path, sets: Path) -> Make:
+def make(tmp_path: Path, sets: Path) -> Iterator[Make]:
     """Makes an engine for the last stage (everything trained) with a micro batch of 8 unless overridden."""
 
     def make(*overrides: str, stage: int = 2, model: SmolTolk | None = None) -> tuple[Engine, Config]:
@@ -45,7 +45,8 @@ def make(tmp_path: Path, sets: Path) -> Make:
         settings = ResolvedSettings.of(config, model.architecture, initialize())
         return Engine(model, config.train.stages[stage], config, initialize(), settings), config
 
-    return make
+    yield make
+    restore_linear()  # tests need not close their engines
 
 
 def halves(strategies: list[Strategy], count: int, seed: int = 0) -> list[Batch]:
