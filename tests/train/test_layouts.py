@@ -19,6 +19,7 @@ from warm import Warm
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-5  # relative
+MARGIN = 1e-6  # of a margin of preferences near zero, which is a difference of sums that float32 holds to 1e-6 at best
 UPDATE = RATES.backbone  # the largest change of an element by a step of Adam
 RECOMPUTED = ("train.activation_checkpointing=layers",)
 
@@ -143,7 +144,7 @@ def test_a_layout_computes_what_one_process_computes(outcomes: Outcomes, referen
     for rank in ranks:
         assert rank.losses == pytest.approx(expected.losses, rel=TOLERANCE)
         assert rank.grad_norms == pytest.approx(expected.grad_norms, rel=TOLERANCE)
-        assert rank.validation == pytest.approx(expected.validation, rel=TOLERANCE)
+        assert rank.validation == pytest.approx(expected.validation, rel=TOLERANCE, abs=MARGIN)
     for kind in ("gradients", "parameters"):
         found = distances(merged(ranks, kind), merged([expected], kind), UPDATE if kind == "parameters" else 0.0)
         assert max(found.values()) < TOLERANCE, (kind, worst(found))
