@@ -48,9 +48,9 @@ instruct: $(STAMP)
 		&& tolktrain evaluate runs/quickstart-instruct --answers data/sample/dialogues \
 		&& tolktrain report runs/quickstart-instruct)
 
-# Two test processes, because many tests start further processes. One file each at a time, because the tests of a file
-# share slow fixtures. tests/conftest.py puts the slowest files first.
-PYTEST := pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
+# Three test processes for two cores, because many tests wait, and others start further processes. One file each at a
+# time, because the tests of a file share slow fixtures. tests/conftest.py puts the slowest files first.
+PYTEST := pytest -q -rs -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP) $(TRANSFORMERS_5)/.installed
 	@$(WITH_VENV) $(PYTEST)
