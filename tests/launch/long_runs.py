@@ -121,7 +121,7 @@ class LongRun:
 
     def rank(self, job: int, rank: int) -> Rank:
         """The processes of a rank of the job that runs."""
-        parents = dict(_processes({f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}"}))
+        parents = dict(self._processes(job, f"SLURM_PROCID={rank}"))
         own = [pid for pid, parent in parents.items() if parent not in parents]
         assert len(own) == 1, parents
         return Rank((own[0], *(pid for pid in parents if pid != own[0])))
@@ -142,7 +142,11 @@ class LongRun:
 
     def has_ranks(self, job: int, restarts: int) -> bool:
         """Whether ranks have been started since the job was requeued for the last time of so many."""
-        return any(_processes({f"SLURM_JOB_ID={job}", f"SLURM_RESTART_COUNT={restarts}"}))
+        return any(self._processes(job, f"SLURM_RESTART_COUNT={restarts}"))
+
+    def _processes(self, job: int, variable: str) -> Iterable[tuple[int, int]]:
+        # Tests that run at the same time have clusters of their own, in each of which the first job is number 1.
+        return _processes({f"MINISLURM_DIR={self._cluster.folder}", f"SLURM_JOB_ID={job}", variable})
 
     def unfinished_saves(self) -> list[Path]:
         """Checkpoints that are being written, other than old ones that are being removed."""

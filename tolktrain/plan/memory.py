@@ -129,7 +129,7 @@ def _rank_memory(
     if speech_share and texts:
         texts -= _UNSCORED
     width = 2 if _is_wide(candidate) else 1  # of what is computed, in elements of bf16
-    stored = in_flight * positions * width * _activations(rank, adapted)
+    stored = in_flight * positions * width * _activations(rank, adapted, trainable)
     carriers, always = width * _carriers(rank, sequence_length), assumed.inner_workspace_gib * 2**30 + states.always
     loss, gradient = _logits(rank, positions * texts, "backbone" in trainable) if rank.has_heads else (0.0, 0.0)
     loss, gradient = width * loss, width * gradient
@@ -287,14 +287,20 @@ def _states(
     return _States(held, always=_BF16 * (min(live, elements) + bucket), reduction=_FLOAT32 * partition)
 
 
-def _activations(rank: _Rank, adapted: float) -> float:
+def _activations(rank: _Rank, adapted: float, trainable: set[ParameterGroup]) -> float:
     """Bytes for each position of a micro batch that the rank's layers keep; `adapted` of them in the input adapter."""
-    candidate = rank.candidate
-    kept = activation_bytes(rank.architecture, candidate.tensor, candidate.sequence_parallel, candidate.recompute)
-    rows = {"input adapter": adapted, "backbone": 1.0, "output adapter": 1.0}
-    counts = [rows[layer.kind] for layer in rank.layers if layer.kind in rows]
+    architecture, candidate = rank.architecture, rank.candidate
+
+    def kept(is_frozen: bool) -> float:
+        tensor, sequence_parallel = candidate.tensor, candidate.sequence_parallel
+        return activation_bytes(architecture, tensor, sequence_parallel, candidate.recompute, is_frozen)
+
+    # ZeRO 3's own linear function keeps its input in any case.
+    backbone = kept("backbone" not in trainable and candidate.zero_stage < 3)
+    rows = {"input adapter": adapted * kept(False), "backbone": backbone, "output adapter": kept(False)}
     # Embedding, residual, pooled states and the heads' inputs: a few states more.
-    return sum(counts) * kept + 4 * _BF16 * rank.architecture.hidden_size / rank.slices
+    states = 4 * _BF16 * architecture.hidden_size / rank.slices
+    return math.fsum(rows.get(layer.kind, 0.0) for layer in rank.layers) + states
 
 
 def _carriers(rank: _Rank, sequence_length: int) -> float:

@@ -4,7 +4,11 @@ from tolktrain.model.architecture import Architecture
 
 
 def activation_bytes(
-    architecture: Architecture, tensor_size: int = 1, sequence_parallel: bool = False, recompute: bool = False
+    architecture: Architecture,
+    tensor_size: int = 1,
+    sequence_parallel: bool = False,
+    recompute: bool = False,
+    is_frozen: bool = False,
 ) -> float:
     """Bytes in bf16 that the backward pass of one transformer layer needs of each position, on each tensor rank.
 
@@ -24,10 +28,12 @@ def activation_bytes(
         tensor_size: tensor ranks, which split everything except the 4 D.
         sequence_parallel: whether they split those too.
         recompute: whether the backward pass recomputes the layer; then only one layer at a time needs the rest.
+        is_frozen: whether gradients pass through the layer and its parameters get none.
     """
     slices = tensor_size if sequence_parallel else 1
     if recompute:
         return 2 * architecture.hidden_size / slices
     apart = architecture.query_width if architecture.query_width > architecture.key_width else 0
     heads = 4 * (architecture.query_width + architecture.key_width + architecture.num_attention_heads) + 2 * apart
-    return 8 * architecture.hidden_size / slices + (heads + 6 * architecture.ffn_hidden_size) / tensor_size
+    inputs, inner = (4, 4) if is_frozen else (8, 6)
+    return inputs * architecture.hidden_size / slices + (heads + inner * architecture.ffn_hidden_size) / tensor_size
