@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import atexit
 import gc
 import importlib.util
 import math
@@ -132,14 +133,13 @@ def _leave_out_of_collection(config: pytest.Config) -> None:
     A training of some steps collects six times, each of which would walk through a million objects of imported
     libraries and cost as much as all its steps.
     """
+    if _NUM_MODULES not in config.stash:
+        # Python's end takes down all modules; else bindings to C++ would report leaks below the summary. No earlier,
+        # because pytest collects garbage when it ends.
+        atexit.register(gc.unfreeze)
     gc.collect()
     gc.freeze()
     config.stash[_NUM_MODULES] = len(sys.modules)
-
-
-def pytest_unconfigure() -> None:
-    """Let Python's end take down all modules; else bindings to C++ would report leaks below the summary."""
-    gc.unfreeze()
 
 
 def pytest_runtest_setup() -> None:
