@@ -1,4 +1,4 @@
-"""`tolktrain prepare` that comes to a place and stays there: PLACE HOW MARKER CONFIG [GRACE_SECONDS].
+"""`tolktrain prepare` that comes to a place and stays there: PLACE HOW MARKER prepare CONFIG [GRACE_SECONDS].
 
 Its processes import this file too, and are as stuck.
 """
@@ -61,7 +61,7 @@ def _stuck(*_: object, **__: object) -> None:
 
 
 setattr(*PLACES[sys.argv[1]], _stuck)
-if len(sys.argv) > 5:
-    StopRequest.raised = partialmethod(StopRequest.raised, float(sys.argv[5]))  # type: ignore[assignment]
+if len(sys.argv) > 6:
+    StopRequest.raised = partialmethod(StopRequest.raised, float(sys.argv[6]))  # type: ignore[assignment]
 if __name__ == "__main__":
-    sys.exit(main(["prepare", sys.argv[4]]))
+    sys.exit(main(sys.argv[4:6]))

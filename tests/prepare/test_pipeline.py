@@ -1,5 +1,6 @@
 """Preparations as a whole: what comes out, whoever does it, and whatever ends it on the way."""
 
+import contextlib
 import io
 import json
 import os
@@ -27,6 +28,7 @@ from recordings import (
     write_text_tokenizer,
 )
 from small_disk import MakeDisk
+from warm import Warm, WarmProcess
 
 from tolktrain import cli
 from tolktrain.cluster.signals import StopRaised
@@ -122,21 +124,27 @@ def test_a_second_run_changes_nothing(songs: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_random_instants(songs: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_at_random_instants(warm: Warm, songs: Path, whole: Path, tmp_path: Path) -> None:
     settings = configuration(songs, songs / "manifest.jsonl", tmp_path / "output", processes=2)
     file = tmp_path / "prepare.yaml"
     file.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "tolktrain", "prepare", str(file)]
+    command = ["-m", "tolktrain", "prepare", str(file)]
     rng, kills = random.Random(0), 0
     for parts in (0, 2):
         # Where imports take how long differs, so the kill waits for a number of finished parts, then for an instant.
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        process: WarmProcess | subprocess.Popen[bytes]
+        if parts:
+            process = warm.start(*command, new_session=True)
+        else:  # one that may still be importing
+            real = [sys.executable, *command]
+            process = subprocess.Popen(real, stdout=subprocess.DEVNULL, start_new_session=True)
         while process.poll() is None and len(list(tmp_path.glob("output/parts/*"))) < parts:
             time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.3 if parts else 3))
-        os.killpg(process.pid, signal.SIGKILL)
+        time.sleep(rng.uniform(0, 0.1 if parts else 3))
+        with contextlib.suppress(ProcessLookupError):  # it has done all
+            os.killpg(process.pid, signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = warm.run(*command)
     assert done.returncode == 0, done.stderr
     assert kills and files_of(tmp_path / "output") == files_of(whole)
 

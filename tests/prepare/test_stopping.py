@@ -1,5 +1,6 @@
 """A preparation that is asked to stop ends soon, wherever it is, and continues to the same bytes."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -8,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -51,6 +51,26 @@ def do(warm: Warm, command: list[str]) -> None:
     assert process.wait(600) == 0, process.errors
 
 
+class RealProcess:
+    """A new interpreter in a session of its own; like a warm process otherwise."""
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        self._output, self._errors = folder / "real.out", folder / "real.err"
+        command = [sys.executable, *arguments]
+        with open(self._output, "wb") as output, open(self._errors, "wb") as errors:
+            self._process = subprocess.Popen(command, stdout=output, stderr=errors, start_new_session=True)
+        self.pid, self.poll, self.wait = self._process.pid, self._process.poll, self._process.wait
+        self.send_signal = self._process.send_signal
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    @property
+    def errors(self) -> str:
+        return self._errors.read_text()
+
+
 def _is_gone(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
@@ -90,21 +110,20 @@ def test_it_ends_wherever_it_is(
     marker = tmp_path / "stuck"
     # A process that hangs does not hold up this one.
     ends_by_itself = way in ("waiting", "busy") or place == "part"
-    stuck = [sys.executable, str(PROGRAM), place, way, str(marker), command[-1], *([] if ends_by_itself else ["1"])]
-    streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(stuck, text=True, start_new_session=True, **streams)
+    stuck = [str(PROGRAM), place, way, str(marker), *command[-2:], *([] if ends_by_itself else ["1"])]
+    # Where its own processes get the signal too, it is a real one, with a real forkserver.
+    process = RealProcess(stuck, tmp_path) if place == "part" else warm.start(*stuck, new_session=True)
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert process.poll() is None and marker.exists(), process.communicate()[1]
+    assert process.poll() is None and marker.exists(), process.errors
     time.sleep(0.2)  # for the call in C that follows
     process.send_signal(number)
     try:
-        output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
-        assert process.returncode == 75, errors
-        assert "Traceback" not in errors
-        assert (f"stopped by {number.name}; the same command continues" in output) == ends_by_itself
-        assert ("still busy" in errors) != ends_by_itself
+        assert process.wait(TIMEOUT_SECONDS) == 75, process.errors
+        assert "Traceback" not in process.errors
+        assert (f"stopped by {number.name}; the same command continues" in process.output) == ends_by_itself
+        assert ("still busy" in process.errors) != ends_by_itself
         while (left := group_of(process.pid)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not left, "processes outlive the one that started them"
@@ -129,16 +148,16 @@ def test_at_random_instants(warm: Warm, songs: Path, whole: Path, tmp_path: Path
     rng, codes = random.Random(0), []
     for is_second in (False, True):
         before = len(list(tmp_path.glob("output/parts/*")))
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+        # The first one may still be importing.
+        process = warm.start(*command[1:], new_session=True) if is_second else RealProcess(command[1:], tmp_path)
         # The second one has made a part, so it has its handlers, however long it takes to start.
         while is_second and process.poll() is None and len(list(tmp_path.glob("output/parts/*"))) <= before:
             time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.3 if is_second else 3))
-        if process.poll() is None:
+        time.sleep(rng.uniform(0, 0.1 if is_second else 3))
+        with contextlib.suppress(ProcessLookupError):  # it has done all
             os.killpg(process.pid, signal.SIGTERM)
-        errors = process.communicate(timeout=TIMEOUT_SECONDS)[1]
-        codes.append(process.returncode)
+        codes.append(process.wait(TIMEOUT_SECONDS))
         # Before the handlers are there, TERM has the meaning that the system gives it.
-        assert codes[-1] in (0, 75) or codes == [-signal.SIGTERM], errors
+        assert codes[-1] in (0, 75) or codes == [-signal.SIGTERM], process.errors
     do(warm, command)
     assert 75 in codes and files_of(tmp_path / "output") == files_of(whole)

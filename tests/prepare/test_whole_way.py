@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -58,12 +56,12 @@ def settings_of(spoken: Spoken, folder: Path, output: str) -> dict[str, Any]:
 def command_of(folder: Path, settings: dict[str, Any], *options: str) -> list[str]:
     file = folder / f"{settings['output'].rsplit('/', 1)[1]}.yaml"
     file.write_text(yaml.safe_dump(settings))
-    return [sys.executable, "-m", "tolktrain", "prepare", str(file), *options]
+    return ["-m", "tolktrain", "prepare", str(file), *options]
 
 
 def started(warm: Warm, command: list[str]) -> WarmProcess:
-    """The command without the interpreter, whose imports a warm process has made."""
-    return warm.start(*command[1:], new_session=True)
+    """The command, in a process whose imports a warm one has made."""
+    return warm.start(*command, new_session=True)
 
 
 def has_ended(process: WarmProcess) -> None:
@@ -71,13 +69,11 @@ def has_ended(process: WarmProcess) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(spoken: Spoken, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(warm: Warm, spoken: Spoken, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus prepared by one process into a folder."""
     folder = tmp_path_factory.mktemp("alone")
     write_words_tokenizer(folder / "text_tokenizer", spoken.texts)
-    command = command_of(folder, settings_of(spoken, folder, str(folder / "output")))
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    has_ended(started(warm, command_of(folder, settings_of(spoken, folder, str(folder / "output")))))
     return folder
 
 

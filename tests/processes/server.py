@@ -33,6 +33,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TextIO, cast
 
+from forked_forkserver import keep_a_forkserver
+
 MESSAGE_BYTES = 1 << 17
 PADDING = "WARM_PADDING"  # makes room in /proc/self/environ for those of processes
 # Variables that are read when libraries are imported, which is before a process gets its own.
@@ -202,6 +204,8 @@ def become(order: Order, streams: list[int]) -> Callable[[], object]:
     np.random.seed()
     torch.default_generator.seed()
     first, *rest = order["arguments"]
+    if "prepare" in rest:  # the verb, which has its work done by processes of a forkserver
+        keep_a_forkserver()
     if first == "-m":
         sys.argv, sys.path[0] = rest, order["folder"]
         return partial(runpy.run_module, rest[0], run_name="__main__", alter_sys=True)
