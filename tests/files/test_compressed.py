@@ -13,13 +13,19 @@ import pytest
 
 from tolktrain.files.compressed import TooLargeError, read_unpacked
 
+
+def _preset(content: bytes) -> int:
+    """The usual one takes seconds for noise."""
+    return lzma.PRESET_DEFAULT if len(content) < 2_000_000 else 0
+
+
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "plain": bytes,
     "zlib": zlib.compress,
     "gzip": gzip.compress,
     "bz2": bz2.compress,
-    "xz": lzma.compress,
-    "lzma": lambda content: lzma.compress(content, lzma.FORMAT_ALONE),
+    "xz": lambda content: lzma.compress(content, preset=_preset(content)),
+    "lzma": lambda content: lzma.compress(content, lzma.FORMAT_ALONE, preset=_preset(content)),
 }
 
 
