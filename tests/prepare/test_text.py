@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
@@ -356,12 +356,11 @@ def after_texts(family: str, kept: int, proven: bool) -> SegmentedEncoder:
     kept=st.sampled_from([2, 200_000]),
     proven=st.booleans(),
 )
+@example(texts=["<s> 0", "0 </s>", "0 \u2581", "\u2581 0"], kept=200_000, proven=True)  # after what gets a blank more
 @settings(max_examples=60)
 @pytest.mark.slow
 def test_kept_words_give_the_ids_of_the_whole(family: str, texts: list[str], kept: int, proven: bool) -> None:
     tokenizer = made(family)
-    # Those that mark the beginning of words do so once more for a mark or a special token that is in the text itself.
-    proven = proven and family not in ("llama2", "unigram")
     encoder = copy.deepcopy(after_texts(family, kept, proven), {id(tokenizer): tokenizer})
     expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     assert [ids.tolist() for ids in encoder.encode(texts)] == expected

@@ -18,6 +18,7 @@ from tolktrain.files.reading import TABLE_BYTES, file_sha256, read_bytes, read_j
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
 _LONE_BLANK = re.compile(r"(?<=\S) (?=\S)")
+_BLANK_MARK = "\u2581"  # of SentencePiece
 _BLANK_AFTER = re.compile(r"\S ")
 _ENOUGH_FOR_PROOF = 1000  # ids
 # Of these at least one forms no token with what follows it.
@@ -186,6 +187,7 @@ class SegmentedEncoder:
         self._tokenizer = tokenizer
         self._longest = longest_segment
         self._keeps_blank = _first_word_needs_blank(tokenizer)
+        self._between_words = _LONE_BLANK if self._keeps_blank else _blanks_that_are_added_back(tokenizer)
         self._words_kept = words_kept
         self._kept: dict[str, list[int]] = {}
         self._separable = _words_are_encoded_apart(tokenizer)
@@ -217,7 +219,7 @@ class SegmentedEncoder:
         return [np.concatenate([next(ids) for _ in parts]) for parts in segments]
 
     def _encode_words(self, text: str) -> npt.NDArray[np.uint32]:
-        first, *words = _LONE_BLANK.split(text)
+        first, *words = self._between_words.split(text)
         if self._keeps_blank:
             words = [f" {word}" for word in words]
         unknown = list({word for word in words if word not in self._kept})
@@ -228,6 +230,10 @@ class SegmentedEncoder:
         self._kept.update(zip(unknown, (encoding.ids for encoding in encodings[1:]), strict=True))
         ids = chain(encodings[0].ids, chain.from_iterable(map(self._kept.__getitem__, words)))
         return np.fromiter(ids, np.uint32)
+
+    def _last_blank(self, text: str, begin: int, end: int) -> int:
+        """Position of the last single blank between two words; `end` if there is none."""
+        return max((match.start() for match in self._between_words.finditer(text, begin, end)), default=end)
 
     def ends_line(self) -> npt.NDArray[np.bool_]:
         """Whether the text of each id ends with a line end."""
@@ -241,7 +247,7 @@ class SegmentedEncoder:
         """Segments of the text. A blank between two words begins the next segment, or is added by the tokenizer."""
         begin = 0
         while len(text) - begin > self._longest:
-            end = _last_blank(text, begin + self._longest - self._longest // 8, begin + self._longest)
+            end = self._last_blank(text, begin + self._longest - self._longest // 8, begin + self._longest)
             yield text[begin:end]
             begin = end if self._keeps_blank or text[end] != " " else end + 1
         yield text[begin:]
@@ -256,9 +262,15 @@ def _words_are_encoded_apart(tokenizer: Tokenizer) -> bool:
     return not any(_BLANK_AFTER.search(tokenizer.decode([token], skip_special_tokens=False)) for token in ids)
 
 
-def _last_blank(text: str, begin: int, end: int) -> int:
-    """Position of the last single blank between two words; `end` if there is none."""
-    return max((match.start() for match in _LONE_BLANK.finditer(text, begin, end)), default=end)
+def _blanks_that_are_added_back(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """The single blanks between two words that a tokenizer puts before the second word, if that is encoded alone.
+
+    It puts none before the mark that stands for its blanks, and what follows an added token gets one more.
+    """
+    apart = [_BLANK_MARK, *(token.content for token in tokenizer.get_added_tokens_decoder().values())]
+    escaped = [re.escape(content) for content in apart if content]
+    after = "".join(f"(?<!{content})" for content in escaped)
+    return re.compile(f"{after}{_LONE_BLANK.pattern}(?!{'|'.join(escaped)})")
 
 
 def _first_word_needs_blank(tokenizer: Tokenizer) -> bool:
