@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import annotated_types
@@ -207,6 +208,7 @@ def known_keys_of(kinds: Sequence[Any]) -> list[str]:
     return [key for kind in kinds if (model := model_in(kind)) is not None for key in model.model_fields]
 
 
+@lru_cache(maxsize=1024)  # a configuration is searched for all its texts, whenever it is read
 def annotation_at(root: type[BaseModel], path: KeyPath) -> Any:
     """The type that belongs at `path`; None when the path leads nowhere."""
     annotation: Any = root
