@@ -54,7 +54,7 @@ def preference_figures(result: PreferenceResult) -> Line:
 
 def memory_gib() -> float:
     """Peak memory of this rank so far: of its GPU, or of the process without a GPU. In GiB."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # `is_available` loads a library each time where there is no GPU
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # given in KiB
 
@@ -64,4 +64,4 @@ def memory_reserved_gib() -> float | None:
 
     This, and not what was allocated, must fit into the GPU, together with the CUDA context and NCCL's buffers.
     """
-    return torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else None
+    return torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_initialized() else None
