@@ -46,7 +46,7 @@ INTERVAL = 3
 STEPS = (10, 10, 20)
 TOKENS_PER_STEP = 256
 CHANGES_OF_A_STEP = 9  # of files, about; before one of those of a run it is killed
-SECONDS_OF_A_STEP, SECONDS_OF_A_START = 0.11, 1.5
+SECONDS_OF_A_STEP, SECONDS_OF_A_START = 0.05, 0.3
 TIMEOUT = 600.0
 
 

@@ -13,7 +13,7 @@ from warm import Warm
 
 pytestmark = pytest.mark.slow
 
-STEPS = (5, 5, 10)  # in each stage: half as many as of the runs that are killed by the hundred
+STEPS = (4, 4, 6)  # in each stage: a third of those of the runs that are killed by the hundred
 
 
 @pytest.fixture(scope="module")
