@@ -4,8 +4,7 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from other_processes import come_and_go, open_used_cache, run_processes, run_ran
 from ports import free_port
 from s3_server import S3Server
 from stages import NUM_CANONICAL_NODES, global_batches, stage_loader
+from warm import Warm
 
 from tolktrain.config import Config
 from tolktrain.data import mixture
@@ -125,13 +125,15 @@ time.sleep(600)
 
 
 @contextlib.contextmanager
-def living_run(config: Config) -> Iterator[Path]:
+def living_run(warm: Warm, config: Config) -> Iterator[Path]:
     """A block of the shared memory of another run."""
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), config.model_dump_json()]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = warm.start("-c", KILLED, Path(__file__).parent, config.model_dump_json(), new_session=True)
     try:
-        assert process.stdout is not None
-        block = Path("/dev/shm", f"{int(process.stdout.readline()):06}_locals")
+        deadline = time.monotonic() + 300
+        while not process.output.endswith("\n"):
+            assert process.poll() is None and time.monotonic() < deadline, process.errors
+            time.sleep(0.01)
+        block = Path("/dev/shm", f"{int(process.output):06}_locals")
         assert block.exists()
         yield block
     finally:
@@ -151,8 +153,8 @@ def cached(tmp_path: Path, stories: Path, make_config: MakeConfig) -> Config:
 
 
 @pytest.mark.slow
-def test_a_cache_in_use_is_refused(tmp_path: Path, cached: Config) -> None:
-    with living_run(cached):
+def test_a_cache_in_use_is_refused(warm: Warm, tmp_path: Path, cached: Config) -> None:
+    with living_run(warm, cached):
         port = free_port()
         ranks = [server().Process(target=open_used_cache, args=(rank, port, cached, tmp_path)) for rank in range(2)]
         for rank in ranks:
@@ -165,9 +167,9 @@ def test_a_cache_in_use_is_refused(tmp_path: Path, cached: Config) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_does_not_block_the_next(cached: Config) -> None:
+def test_a_killed_run_does_not_block_the_next(warm: Warm, cached: Config) -> None:
     with contextlib.ExitStack() as held:
-        with living_run(cached) as block:
+        with living_run(warm, cached) as block:
             held.enter_context(_exclusive())  # else the next job of another test may remove the block
             inode = block.stat().st_ino
         assert block.exists()

@@ -107,7 +107,7 @@ def write_config(folder: Path, sets: Path, name: str = "small") -> Path:
             "sequence_length": SEQUENCE_LENGTH,
             "precision": "fp32",
             "stages": stages,
-            "validation": {"every_steps": 5, "sequences": 5, "sets": ["held"]},
+            "validation": {"every_steps": 5, "sequences": 3, "sets": ["held"]},
             "log_every_steps": 1,
             "cpu_threads": 1,
         },
@@ -119,7 +119,7 @@ def write_config(folder: Path, sets: Path, name: str = "small") -> Path:
     path = folder / f"{name}.yaml"
     # Two ranks may write it at once.
     own = path.with_suffix(f".{os.getpid()}")
-    own.write_text(yaml.safe_dump(tree))
+    own.write_text(yaml.dump(tree, Dumper=yaml.CSafeDumper))
     return own.replace(path)
 
 

@@ -21,7 +21,7 @@ from tolktrain.train.run import train
 
 pytestmark = pytest.mark.slow
 
-VALIDATED = ("train.validation.strategies=[preference]", "train.validation.sets=[held]")
+VALIDATED = ("train.validation.strategies=[preference]", "train.validation.sets=[held]", "train.validation.sequences=5")
 
 
 def tuned(folder: Path, sets: Path, *overrides: str) -> Config:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_runs import NUM_STEPS, StopAfter, read_metrics, small_config, write_config
+from small_runs import NUM_STEPS, TOKENS_PER_STEP, StopAfter, read_metrics, small_config, write_config
 from warm import Warm
 
 from tolktrain import cli
@@ -90,15 +90,17 @@ def test_ended_after_a_stage_and_extended(tmp_path: Path, sets: Path, uninterrup
     ids=["ZeRO 0 with accumulation", "ZeRO 3", "ZeRO 3 in bf16"],
 )
 def test_other_settings(tmp_path: Path, sets: Path, overrides: tuple[str, ...]) -> None:
-    """Stopped with a frozen backbone, and with everything trained."""
-    overrides += ("train.max_steps=9",)
+    """Stopped with a frozen backbone, and with everything trained, in stages of 1, 2 and 2 steps."""
+    overrides += tuple(f"train.stages.{i}.tokens={count * TOKENS_PER_STEP}" for i, count in enumerate((1, 2, 2)))
     whole = small_config(tmp_path, sets, *overrides, name="whole")
     assert train(whole) == 0
     config = small_config(tmp_path, sets, *overrides, name="parts")
-    assert train(config, StopAfter(5)) == 75 and train(config, StopAfter(3)) == 75 and train(config) == 0
+    assert train(config, StopAfter(2)) == 75 and train(config, StopAfter(2)) == 75 and train(config) == 0
     whole_dir, run_dir = tmp_path / "runs" / "whole", tmp_path / "runs" / "parts"
     assert read_metrics(run_dir) == read_metrics(whole_dir)
-    ours, theirs = (read_parameters(d / "checkpoints" / "step-00000009") for d in (run_dir, whole_dir))
+    stages = [line["stage"] for line in read_metrics(run_dir) if "loss" in line]
+    assert stages == ["text", "adapter", "adapter", "joint", "joint"]
+    ours, theirs = (read_parameters(d / "checkpoints" / "step-00000005") for d in (run_dir, whole_dir))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
