@@ -158,7 +158,7 @@ def test_a_number_is_read_as_python_reads_it_or_refused(text: str) -> None:
         assert value == float(text)
 
 
-@given(st.one_of(PLAIN, st.sampled_from(["None", "none", "nil", "no", "2024-01-01", ".5e3", "=", "~"])))
+@given(st.one_of(PLAIN, st.sampled_from(["None", "none", "nil", "no", "2024-01-01", ".5e3", "=", "~", "a\u0085b"])))
 def test_text_is_written_so_that_it_is_read_back(text: str) -> None:
     written = write_document({"a": text, text: 1})
     assert parse(written, Path("a.yaml")).plain() == {"a": text, text: 1} or text == "a"

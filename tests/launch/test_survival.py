@@ -17,7 +17,7 @@ from tolktrain.checkpoint.store import read_moments, read_parameters, step_name
 
 pytestmark = pytest.mark.slow
 
-EVERY = 5  # steps between checkpoints, and between validations
+EVERY = 3  # steps between checkpoints, and between validations
 OVERRIDES = [
     *("parallel.tensor_parallel_size=2", f"checkpoint.every_steps={EVERY}"),
     *(f"train.validation.every_steps={EVERY}", "train.validation.sequences=4"),

@@ -14,7 +14,7 @@ from tolktrain.checkpoint.store import read_moments, read_parameters, step_name
 
 pytestmark = pytest.mark.slow
 
-EVERY = 5  # steps between checkpoints, and between validations
+EVERY = 3  # steps between checkpoints, and between validations
 OVERRIDES = [
     *("train.validation.sequences=4", f"train.validation.every_steps={EVERY}", f"checkpoint.every_steps={EVERY}"),
 ]

@@ -9,7 +9,8 @@ Per connection, one process. It is sent what to run, as JSON, with three descrip
 signal for the process, and the end of the connection is SIGKILL.
 
 The process runs in the namespaces of whoever asked. It differs from one that was started as usual in its command line,
-in the seed of hashes, which all processes of a server share, and in that modules are not taken down at its end.
+in the seed of hashes, which all processes of a server share, and in that neither modules nor what libraries have made
+when they were imported is taken down at its end.
 """
 
 import atexit
@@ -28,6 +29,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -65,6 +67,9 @@ def preload() -> None:
 
     assert len(os.listdir("/proc/self/task")) == threading.active_count() == 1, "a process with threads cannot fork"
     assert not torch.distributed.is_initialized() and not torch.cuda.is_initialized()
+    for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
+        # At its end a process would take all operators out of torch, which takes as long as three forks.
+        finalizer.atexit = False
     gc.collect()
     gc.freeze()  # else the collector would write to, and so copy, all memory in every process
 

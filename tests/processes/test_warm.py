@@ -38,6 +38,7 @@ ENDS = {
     "signal": "import os; print('words', flush=True); os.kill(os.getpid(), 15)",
     "at once": "import os; print('lost'); os._exit(5)",
     "at exit": "import atexit; atexit.register(print, 'last'); print('words'); raise SystemExit(None)",
+    "finalizer": "import weakref, json; weakref.finalize(json, print, 'last'); print('words')",
     "thread": "import threading, time; threading.Thread(target=lambda: [time.sleep(0.1), print('late')]).start()",
     "pickles": "import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))) is A, __name__)",
 }
