@@ -145,3 +145,5 @@ def test_no_more_processes_are_asked_than_needed(name: str, monkeypatch: pytest.
     block.close()
     block.unlink()
     assert prefix not in _users({prefix}) and len(asked) > 3
+    distances = [abs(int(Path(path).parts[2]) - os.getpid()) for path in asked[1:]]
+    assert distances == sorted(distances), "ranks of a job, which are started together, are asked before others"

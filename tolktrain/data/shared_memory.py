@@ -264,11 +264,13 @@ def _users(sought: Set[str] | None = None) -> dict[str, int]:
     """A running process that has mapped blocks, by the prefix of the blocks; at least the prefixes that are `sought`.
 
     The kernel takes milliseconds to list what a process has mapped: once all that are sought were found, no more
-    processes are asked.
+    processes are asked. Those that were started at about the same time come first, as the ranks of a job are.
     """
     mapped = re.compile(rf"{re.escape(str(_FOLDER))}/{_BLOCK_NAME.pattern}")
     users: dict[str, int] = {}
-    for process in (os.getpid(), *(int(name) for name in os.listdir("/proc") if name.isdecimal())):
+    own = os.getpid()
+    processes = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    for process in sorted(processes, key=lambda number: abs(number - own)):
         if sought is not None and sought <= users.keys():
             break
         with contextlib.suppress(OSError):
