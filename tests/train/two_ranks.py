@@ -3,6 +3,7 @@
 Usage: two_ranks.py FOLDER SETS. Results go to FOLDER.
 """
 
+import gc
 import json
 import sys
 from dataclasses import asdict
@@ -47,8 +48,11 @@ def main() -> None:
     folder, sets = Path(sys.argv[1]), Path(sys.argv[2])
     layout = initialize()
     torch.set_num_threads(1)
-    for name in ENGINE_CASES:
+    for number, name in enumerate(ENGINE_CASES):
         run_engine(folder, sets, name)
+        if not number:
+            gc.collect()
+            gc.freeze()  # all is imported: else each later collection would walk through a million objects of libraries
     config = small_config(folder, sets, "train.micro_batch_size=2")
     codes = [train(config, StopAfter(6 if layout.rank == 1 else 10**6))]
     stopped = small_runs.read_metrics(folder / "runs" / "small")[-1]["step"]
