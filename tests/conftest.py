@@ -145,7 +145,8 @@ def _leave_out_of_collection(config: pytest.Config) -> None:
 def pytest_runtest_setup() -> None:
     """Signals do what they do at the start of a process; commands that tests call here leave their handlers."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -28,6 +28,7 @@ set -euo pipefail
 DIR=${MINISLURM_DIR:-/tmp/minislurm}
 NET=10.213.0 # seen inside the cluster's own network only
 HEAD_IP=$NET.250
+MAC=02:00:0a:d5:00
 SELF=$(readlink -f "$0")
 export SLURM_CONF=$DIR/slurm.conf
 
@@ -124,7 +125,7 @@ machine() { # The first process of a machine. /proc is still the host's, so that
     ip link set lo up
     if [ "$name" = head ]; then
         mount --bind "$DIR/hosts" /etc/hosts
-        ip link add br0 type bridge
+        ip link add br0 address "$MAC:fa" type bridge
         ip addr add "$HEAD_IP/24" dev br0
         ip link set br0 up
         munged --force --key-file="$DIR/munge/key" --socket="$DIR/munge/sock" --pid-file="$DIR/munge/pid" \
@@ -136,6 +137,8 @@ machine() { # The first process of a machine. /proc is still the host's, so that
         nsenter --net="$headns" ip link del "$name" 2>/dev/null || true
         nsenter --net="$headns" ip link add "$name" type veth peer name eth0 netns 1 # 1 is this process
         nsenter --net="$headns" ip link set "$name" master br0 up
+        # A machine keeps its hardware address: the others would go on sending to the one that they know, for half a minute.
+        ip link set eth0 address "$MAC:$(printf %02x "${name#node}")"
         ip addr add "$NET.${name#node}/24" dev eth0
         ip link set eth0 up
         mount -t tmpfs tmpfs /dev/shm
