@@ -26,8 +26,8 @@ Passages = dict[str, Passage]
 
 
 @pytest.fixture(scope="module")
-def told() -> Passages:
-    """All passages, by id, as the program tells them."""
+def by_id() -> Passages:
+    """All passages, by id, as the program builds them."""
     return {passage.id: passage for passage in corpus.passages()}
 
 
@@ -77,7 +77,7 @@ def test_shards_are_compressed_hashed_and_without_pickles(sample_records: Record
             assert "xxh64" in shard["zip_data"]["hashes"]
 
 
-def test_every_record_is_valid_and_tells_its_story(sample_records: Records, told: Passages) -> None:
+def test_every_record_is_valid_and_tells_its_story(sample_records: Records, by_id: Passages) -> None:
     tokenizer = load_tokenizer(SAMPLE / TEXT_FOLDER)
     seen = []
     for split, records in sample_records.items():
@@ -85,19 +85,19 @@ def test_every_record_is_valid_and_tells_its_story(sample_records: Records, told
         assert info.text is not None and info.speech is not None
         for record in records:
             record.check(info.text.vocab_size, info.speech.num_units)
-            passage = told[record.id]
+            passage = by_id[record.id]
             seen.append(record.id)
             assert (passage.split, passage.voice.name) == (split, record.source)
             assert tokenizer.decode(record.text_ids.tolist()) == " " + passage.story.text
             assert len(record.word_text_ends) == sum(map(len, passage.story.words))
             assert len(record.utterance_text_ends) == len(passage.story.sentences)
-    assert sorted(seen) == sorted(told)
+    assert sorted(seen) == sorted(by_id)
 
 
-def test_each_words_ids_are_its_own(sample_records: Records, told: Passages) -> None:
+def test_each_words_ids_are_its_own(sample_records: Records, by_id: Passages) -> None:
     tokenizer = load_tokenizer(SAMPLE / TEXT_FOLDER)
     for record in sample_records["heldout_stories"]:
-        words = [word for sentence in told[record.id].story.words for word in sentence]
+        words = [word for sentence in by_id[record.id].story.words for word in sentence]
         parts = np.split(record.text_ids, record.word_text_ends[:-1].astype(np.int64))
         assert [tokenizer.decode(part.tolist()) for part in parts] == [" " + word for word in words]
 
@@ -115,9 +115,9 @@ def test_heldout_texts_are_new(sample_records: Records) -> None:
     assert not train & set(heldout) and len(set(heldout)) == len(heldout)
 
 
-def test_heldout_casts_are_new(told: Passages) -> None:
-    train = {passage.story.cast for passage in told.values() if passage.split == "train"}
-    heldout = [passage.story.cast for passage in told.values() if passage.split != "train"]
+def test_heldout_casts_are_new(by_id: Passages) -> None:
+    train = {passage.story.cast for passage in by_id.values() if passage.split == "train"}
+    heldout = [passage.story.cast for passage in by_id.values() if passage.split != "train"]
     assert not train & set(heldout)
 
 
@@ -129,7 +129,7 @@ def test_durations_are_plausible(sample_records: Records) -> None:
     assert 3 <= words.mean() <= 8 and words.max() <= 40
 
 
-def test_prompts_are_sentences_of_heldout_records(sample_records: Records, told: Passages) -> None:
+def test_prompts_are_sentences_of_heldout_records(sample_records: Records, by_id: Passages) -> None:
     folder = SAMPLE / PROMPTS_FOLDER
     prompts = json.loads((folder / "prompts.json").read_text())
     records = {record.id: record for record in sample_records["heldout_stories"]}
@@ -139,7 +139,7 @@ def test_prompts_are_sentences_of_heldout_records(sample_records: Records, told:
     for prompt in prompts:
         record = records[prompt["record"]]
         first, last = prompt["words"]
-        words = [word for sentence in told[record.id].story.words for word in sentence]
+        words = [word for sentence in by_id[record.id].story.words for word in sentence]
         assert " ".join(words[first:last]) == prompt["text"]
         assert record.word_unit_ends[last - 1] == record.utterance_unit_ends[prompt["utterance"]]
         start = int(record.word_unit_ends[first - 1])
@@ -162,11 +162,11 @@ def test_units_become_audio_that_has_the_same_units() -> None:
 
 @pytest.mark.usefixtures("speaking")
 @pytest.mark.parametrize("split", ["train", "heldout_stories", "heldout_voices"])
-def test_records_are_rebuilt_exactly(split: str, sample_records: Records, told: Passages) -> None:
+def test_records_are_rebuilt_exactly(split: str, sample_records: Records, by_id: Passages) -> None:
     text = load_tokenizer(SAMPLE / TEXT_FOLDER)
     speech = LogMelTokenizer.load(SAMPLE / SPEECH_FOLDER)
     committed = {record.id: record for record in sample_records[split]}
-    chosen: list[Passage] = [passage for passage in told.values() if passage.split == split][3:5]
+    chosen: list[Passage] = [passage for passage in by_id.values() if passage.split == split][3:5]
     for spoken in speak(chosen, LogMelAnalysis(), processes=1):
         record = make_record(spoken, text, speech)
         for name, value in committed[record.id].to_sample().items():
