@@ -60,17 +60,14 @@ def slowest_by_definition(times: Sequence[OwnTime], step_seconds: float) -> Slow
         for rank in times
     }
 
-    def computing(time: OwnTime) -> float:
-        return least[time.rank]
-
     found = []
     for time in times:
         others = [other for other in times if other.stage == time.stage and other.rank != time.rank]
         if others:
-            compute = computing(time)
-            usual = median(other.data + computing(other) for other in others)
+            compute = least[time.rank]
+            usual = median(other.data + least[other.rank] for other in others)
             beyond_data = time.data - median(other.data for other in others)
-            slow_data = beyond_data >= compute - median(map(computing, others))
+            slow_data = beyond_data >= compute - median(least[other.rank] for other in others)
             group = [time.rank, *(o.rank for o in others if o.waits_with == time.waits_with and not slow_data)]
             part = "waiting for data" if slow_data else "computing"
             share = (time.data + compute - usual) / max(step_seconds, 1e-9)
